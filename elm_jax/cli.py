@@ -1,0 +1,213 @@
+"""The `elm` command: flags, gin and exit statuses, and nothing else."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from elm_jax import commands
+from elm_jax.errors import ElmError
+
+GIN_PREFIX = "--gin."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns 0 done, 1 the run failed, 2 wrong input, 143 stopped by SIGTERM."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser()
+    known, bindings = _take_gin_bindings(argv)
+    arguments = parser.parse_args(known)
+    if bindings and not getattr(arguments, "takes_gin", False):
+        parser.error(f"`elm {arguments.verb}` takes no gin bindings: {bindings[0]}")
+    arguments.gin_bindings = bindings
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    for noisy in ("absl", "jax", "orbax", "tensorflow", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        return arguments.run(arguments) or 0
+    except ElmError as error:
+        print(f"elm {arguments.verb}: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f"elm {arguments.verb}: interrupted; start again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits off ``--gin.NAME=VALUE`` (or ``--gin.NAME VALUE``), as T5X users write it."""
+    known, bindings, position = [], [], 0
+    while position < len(argv):
+        word = argv[position]
+        if word.startswith(GIN_PREFIX):
+            binding = word.removeprefix(GIN_PREFIX)
+            if "=" not in binding and position + 1 < len(argv):
+                position += 1
+                binding = f"{binding}={argv[position]}"
+            bindings.append(binding)
+        else:
+            known.append(word)
+        position += 1
+    return known, bindings
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; each verb's help ends with an example that works."""
+    parser = argparse.ArgumentParser(
+        prog="elm", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Expert language models: train, route, merge and evaluate per-task T5 experts.",
+        epilog="example:\n  elm demo --workdir demo        the whole story on embedded tasks, in minutes")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_runs(verbs)
+    _add_library(verbs)
+    _add_tools(verbs)
+    _add_tasks(verbs)
+    return parser
+
+
+def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: str,
+          run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=summary, epilog=f"example:\n  {example}",
+                              formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _takes_gin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gin_file", action="append", required=True, metavar="FILE",
+                        help="gin file; may be given again, later files win")
+    parser.add_argument("--gin_search_paths", default="", metavar="DIR,DIR",
+                        help="more folders in which gin files are looked up")
+    parser.add_argument("--gin.NAME", dest="_gin_help", metavar="VALUE",
+                        help="binds a macro or a parameter; strings need their own quotes")
+    parser.set_defaults(takes_gin=True)
+
+
+def _add_runs(verbs: argparse._SubParsersAction) -> None:
+    demo = _verb(verbs, "demo", "The whole study on the embedded tasks, with report.",
+                 "elm demo --workdir demo", commands.demo)
+    demo.add_argument("--workdir", required=True, metavar="DIR")
+    train = _verb(
+        verbs, "train", "Trains one expert, the multitask baseline, or a small base.",
+        "elm train --gin_file gin/runs/train_prompt_expert.gin --gin.MODEL_DIR=\"'runs/ag'\" "
+        "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\" --gin.TASK=\"'ag_news__classify'\"",
+        commands.train)
+    _takes_gin(train)
+    study = _verb(
+        verbs, "study", "Trains, builds, routes, merges, evaluates and reports; resumable.",
+        "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --gin.WORKDIR=\"'p3'\"",
+        commands.study)
+    _takes_gin(study)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--module", action="append", metavar="NAME",
+                        help="task registry to import (default: elm_jax.tasks and elm_jax.tasks.embedded)")
+    parser.add_argument("--prepared", metavar="DIR", help="folder of prepared arrays (no TensorFlow needed)")
+
+
+def _add_library(verbs: argparse._SubParsersAction) -> None:
+    library = verbs.add_parser("library", help="The expert library: build, add, remove, list, verify.")
+    actions = library.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = _verb(actions, "build", "Builds a library of finished experts.",
+                  "elm library build --library lib --base runs/base/base runs/*/expert",
+                  commands.library_build)
+    add = _verb(actions, "add", "Adds experts to a library.",
+                "elm library add --library lib --base runs/base/base runs/new/expert", commands.library_add)
+    remove = _verb(actions, "remove", "Removes experts by their ids.",
+                   "elm library remove --library lib ag_news__classify", commands.library_remove)
+    listing = _verb(actions, "list", "Lists the experts of a library.",
+                    "elm library list --library lib", commands.library_list)
+    verify = _verb(actions, "verify", "Reads every expert and key back and checks them.",
+                   "elm library verify --library lib", commands.library_verify)
+    for parser in (build, add, remove, listing, verify):
+        parser.add_argument("--library", required=True, metavar="DIR")
+    for parser in (build, add):
+        parser.add_argument("--base", required=True, metavar="DIR", help="base of the experts")
+        parser.add_argument("--seed", type=int, default=0, help="of the draw of instances")
+        parser.add_argument("experts", nargs="+", metavar="EXPERT_DIR")
+        _add_data(parser)
+    build.add_argument("--instances", type=int, default=100, metavar="S", help="keys of each expert")
+    build.add_argument("--text_format", default="choice_instance")
+    build.add_argument("--encoder", default="auto", help="auto, minilm or tfidf")
+    remove.add_argument("experts", nargs="+", metavar="ID")
+    for parser in (listing, verify):
+        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_tools(verbs: argparse._SubParsersAction) -> None:
+    route = _verb(verbs, "route", "Which expert of a library suits a task.",
+                  "elm route --library lib --task super_glue_rte__can_we_infer --queries 32 --top_k 3",
+                  commands.route)
+    route.add_argument("--library", required=True, metavar="DIR")
+    target = route.add_mutually_exclusive_group(required=True)
+    target.add_argument("--task", metavar="NAME", help="registered task")
+    target.add_argument("--examples", metavar="FILE", help='JSON lines with a field "inputs"')
+    route.add_argument("--split", default="validation")
+    route.add_argument("--queries", type=int, default=32, metavar="Q")
+    route.add_argument("--top_k", type=int, default=3, metavar="K")
+    route.add_argument("--encoder_dir", metavar="DIR", help="folder of the encoder's weights")
+    route.add_argument("--seed", type=int, default=0)
+    route.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _add_data(route)
+    merge = _verb(verbs, "merge", "Merges experts by averaging their parameters.",
+                  "elm merge --method mean --weights 0.5,0.5 --output merged runs/a/expert runs/b/expert",
+                  commands.merge)
+    merge.add_argument("--method", default="mean")
+    merge.add_argument("--weights", metavar="W,W,...", help="one a expert, normalised to sum 1")
+    merge.add_argument("--output", required=True, metavar="DIR")
+    merge.add_argument("--id", metavar="NAME", help="name of the merged expert")
+    merge.add_argument("--library", metavar="DIR", help="merge the best experts of a library for --task")
+    merge.add_argument("--task", metavar="NAME")
+    merge.add_argument("--top_k", type=int, default=3, metavar="K")
+    merge.add_argument("--queries", type=int, default=32, metavar="Q")
+    merge.add_argument("experts", nargs="*", metavar="EXPERT_DIR")
+    _add_data(merge)
+    evaluate = _verb(
+        verbs, "evaluate", "Scores a base and experts on tasks: accuracy by rank, ROUGE-L.",
+        "elm evaluate --base runs/base/base --expert runs/ag/expert --task ag_news__classify "
+        "--output results/results.jsonl", commands.evaluate)
+    evaluate.add_argument("--base", required=True, metavar="DIR")
+    evaluate.add_argument("--expert", action="append", default=[], metavar="DIR",
+                          help="expert; may be given again; none scores the base itself")
+    evaluate.add_argument("--task", action="append", required=True, metavar="NAME",
+                          help="task or mixture; may be given again")
+    evaluate.add_argument("--output", required=True, metavar="FILE", help="results.jsonl")
+    evaluate.add_argument("--split", default="validation")
+    evaluate.add_argument("--max_rows", type=int, default=300)
+    evaluate.add_argument("--source_length", type=int, default=512)
+    evaluate.add_argument("--max_new_tokens", type=int, default=128)
+    evaluate.add_argument("--mesh_data", type=int, default=-1)
+    evaluate.add_argument("--mesh_model", type=int, default=1)
+    _add_data(evaluate)
+    report = _verb(verbs, "report", "Writes the report of a study's results again.",
+                   "elm report demo/results", commands.report)
+    report.add_argument("results", metavar="RESULTS_DIR")
+
+
+def _add_tasks(verbs: argparse._SubParsersAction) -> None:
+    tasks = verbs.add_parser("tasks", help="Registered tasks: list, show, prepare.")
+    actions = tasks.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = _verb(actions, "list", "Lists tasks and mixtures.", "elm tasks list", commands.tasks_list)
+    listing.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    show = _verb(actions, "show", "Rendered inputs, targets, choices and token counts of a task.",
+                 "elm tasks show ag_news__classify --rows 2", commands.tasks_show)
+    show.add_argument("name", metavar="NAME")
+    show.add_argument("--split", default="validation")
+    show.add_argument("--rows", type=int, default=3)
+    show.add_argument("--base", metavar="DIR", help="count tokens in this base's vocabulary")
+    show.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    prepare = _verb(actions, "prepare", "Tokenises tasks once, for machines without TensorFlow.",
+                    "elm tasks prepare --base runs/base/base --prepared arrays ag_news__classify",
+                    commands.tasks_prepare)
+    prepare.add_argument("names", nargs="+", metavar="NAME")
+    prepare.add_argument("--base", required=True, metavar="DIR", help="whose vocabulary is used")
+    prepare.add_argument("--split", action="append", help="default: train and validation")
+    prepare.add_argument("--max_rows", type=int)
+    for parser in (listing, show, prepare):
+        _add_data(parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""What each verb of the command line does: reads flags, calls one workflow, prints its result."""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from elm_jax import config as config_lib
+from elm_jax import sharding, storage
+from elm_jax.errors import InputError, describe
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
+from elm_jax.experts.base import load_base
+from elm_jax.experts.encoders import MiniLMEncoder
+from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.overlay import load_expert
+from elm_jax.workflows import build_library, run_record
+from elm_jax.workflows import evaluate as evaluating
+from elm_jax.workflows import merge as merging
+from elm_jax.workflows import report as reporting
+from elm_jax.workflows import route as routing
+from elm_jax.workflows import study as studying
+from elm_jax.workflows import tasks as task_tools
+from elm_jax.workflows.pretrain import pretrain
+from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.train import train as train_expert
+
+logger = logging.getLogger(__name__)
+STOPPED = 128 + signal.SIGTERM
+DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """`elm demo`: the study of ``gin/studies/demo.gin`` in a folder of its own."""
+    return _study(["studies/demo.gin"], [f"WORKDIR={arguments.workdir!r}"], [])
+
+
+def study(arguments: argparse.Namespace) -> int:
+    """`elm study`: a whole study from gin."""
+    return _study(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
+
+
+def _study(files: list[str], bindings: list[str], paths: list[str]) -> int:
+    config_lib.parse(files, bindings, paths)
+    config = config_lib.build("study")
+    storage.write_text(storage.as_path(config.workdir) / "config.gin", config_lib.operative())
+    outcome = studying.run_study(config)
+    if outcome is None:
+        logger.info("stopped by SIGTERM; the same command goes on from here")
+        return STOPPED
+    outcome.print_table(Console())
+    print(f"report: {outcome.report_path}")
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """`elm train`: an expert, or a base if the config binds ``pretrain``."""
+    counter = run_record.CompileCounter()
+    config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
+    name = "pretrain" if config_lib.is_bound("pretrain") else "train"
+    config = config_lib.build(name)
+    folder = storage.as_path(config.model_dir)
+    storage.write_text(folder / "config.gin", config_lib.operative())
+    if name == "pretrain":
+        stopped, result = pretrain(config) is None, folder / "base"
+    else:
+        stopped, result = train_expert(config).stopped, folder / "expert"
+    logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
+    if stopped:
+        logger.info("stopped by SIGTERM; the same command goes on from here")
+        return STOPPED
+    print(result)
+    return 0
+
+
+def library_build(arguments: argparse.Namespace) -> None:
+    """`elm library build`."""
+    library = build_library.build_library(
+        arguments.library, arguments.experts, _task_data(arguments), encoder=arguments.encoder,
+        text_format=arguments.text_format, instances_per_expert=arguments.instances, seed=arguments.seed)
+    print(f"{len(library)} experts, {len(library.instances)} keys, encoder {library.encoder.name}")
+
+
+def library_add(arguments: argparse.Namespace) -> None:
+    """`elm library add`."""
+    library = ExpertLibrary.open(arguments.library)
+    build_library.add_experts(library, arguments.experts, _task_data(arguments), arguments.seed)
+    print(f"{len(library)} experts, {len(library.instances)} keys")
+
+
+def library_remove(arguments: argparse.Namespace) -> None:
+    """`elm library remove`."""
+    library = ExpertLibrary.open(arguments.library)
+    library.remove(arguments.experts)
+    print(f"{len(library)} experts, {len(library.instances)} keys")
+
+
+def library_list(arguments: argparse.Namespace) -> None:
+    """`elm library list`."""
+    library = ExpertLibrary.open(arguments.library)
+    if arguments.json:
+        _print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
+                     "experts": library.facts["experts"]})
+        return
+    table = Table("expert", "kind", "dataset", "tasks", "keys", "steps",
+                  title=f"{library.encoder.name}, {library.text_format}")
+    for entry in library.entries.values():
+        card = entry.card
+        table.add_row(card.id, card.kind, card.dataset or "several", str(len(card.tasks)),
+                      str(entry.num_keys), str(card.training.get("steps", "")))
+    Console().print(table)
+
+
+def library_verify(arguments: argparse.Namespace) -> int:
+    """`elm library verify`: status 1 if a fault was found."""
+    library = ExpertLibrary.open(arguments.library)
+    faults = library.verify()
+    if arguments.json:
+        _print_json({"experts": len(library), "faults": faults})
+    else:
+        print("\n".join(faults) or f"{len(library)} experts are whole")
+    return 1 if faults else 0
+
+
+def route(arguments: argparse.Namespace) -> None:
+    """`elm route`."""
+    encoder = MiniLMEncoder.from_folder(arguments.encoder_dir) if arguments.encoder_dir else None
+    library = ExpertLibrary.open(arguments.library, encoder)
+    decision = _decide(library, arguments)
+    if arguments.json:
+        _print_json(decision.to_dict())
+        return
+    table = Table("rank", "expert", "votes", "similarity",
+                  title=f"{decision.num_queries} queries, {decision.text_format}, {decision.encoder}")
+    for rank, row in enumerate(decision.ranking, start=1):
+        style = "bold" if rank <= arguments.top_k else None
+        table.add_row(str(rank), row.expert, str(row.votes), f"{row.mean_similarity:.3f}", style=style)
+    Console().print(table)
+
+
+def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
+    if getattr(arguments, "examples", None):
+        instances = routing.read_examples(arguments.examples)
+    else:
+        instances = task_tools.routing_instances(
+            arguments.task, getattr(arguments, "split", "validation"), arguments.queries,
+            modules=_modules(arguments), prepared_dir=arguments.prepared, seed=getattr(arguments, "seed", 0))
+    return routing.route(library, instances, num_queries=arguments.queries)
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    """`elm merge`: given experts, or the best of a library for a task."""
+    weights = None
+    if arguments.weights:
+        try:
+            weights = [float(word) for word in arguments.weights.split(",")]
+        except ValueError as error:
+            raise InputError(describe("--weights are not numbers", got=arguments.weights,
+                                      expected="numbers separated by commas")) from error
+    common = {"method": arguments.method, "weights": weights, "expert_id": arguments.id,
+              "output": arguments.output}
+    if arguments.library:
+        if not arguments.task or arguments.experts:
+            raise InputError(describe("Merging from a library needs --task and no expert folders",
+                                      got=f"--task {arguments.task}, {len(arguments.experts)} folders"))
+        library = ExpertLibrary.open(arguments.library)
+        merged = merging.merge(library, decision=_decide(library, arguments), top_k=arguments.top_k, **common)
+    else:
+        merged = merging.merge([load_expert(folder) for folder in arguments.experts], **common)
+    for parent in merged.card.parents:
+        print(f"{parent['weight']:.4f}  {parent['id']}")
+    print(merged.path)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """`elm evaluate`: appends rows to results.jsonl; rows that are there already are kept."""
+    counter = run_record.CompileCounter()
+    base = load_base(arguments.base)
+    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), arguments.prepared)
+    tasks = list(dict.fromkeys(task for name in arguments.task for task in data.tasks_of(name)))
+    experts = [load_expert(folder) for folder in arguments.expert] or [None]
+    output = storage.as_path(arguments.output)
+    store = ResultsStore(output.parent, output.name)
+    settings = EvaluationSettings(source_length=arguments.source_length,
+                                  max_new_tokens=arguments.max_new_tokens)
+    evaluating.evaluate_models(
+        [evaluating.model_of(base, expert) for expert in experts], lambda _: tasks, data, base, store,
+        settings, mesh=sharding.make_mesh(arguments.mesh_data, arguments.mesh_model),
+        split=arguments.split, max_rows=arguments.max_rows)
+    table = Table("expert", "task", "metric", "value", "95% interval", "n")
+    for row in store.rows():
+        interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"
+        table.add_row(row["expert"], row["task"], row["metric"], f"{100 * row['value']:.2f}", interval,
+                      str(row["num_instances"]))
+    Console().print(table)
+    logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """`elm report`."""
+    outcome = reporting.write_report(arguments.results)
+    outcome.print_table(Console())
+    print(f"report: {outcome.report_path}")
+
+
+def tasks_list(arguments: argparse.Namespace) -> None:
+    """`elm tasks list`."""
+    listing = task_tools.list_tasks(_modules(arguments))
+    if arguments.json:
+        _print_json(listing)
+        return
+    table = Table("task or mixture", "dataset", "template", "role", "kind")
+    for row in listing["tasks"]:
+        table.add_row(row["name"], row["dataset"], repr(row["template"]), row["role"], row["kind"])
+    for name, members in listing["mixtures"].items():
+        table.add_row(name, f"mixture of {len(members)}", "", "", "")
+    Console().print(table)
+
+
+def tasks_show(arguments: argparse.Namespace) -> None:
+    """`elm tasks show NAME`."""
+    vocabulary = load_base(arguments.base).vocabulary if arguments.base else None
+    rows = task_tools.show_task(arguments.name, arguments.split, arguments.rows,
+                                modules=_modules(arguments), vocabulary=vocabulary)
+    if arguments.json:
+        _print_json({"task": arguments.name, "split": arguments.split, "rows": rows})
+        return
+    for row in rows:
+        print("\n".join(f"{name}: {value}" for name, value in row.items()) + "\n")
+
+
+def tasks_prepare(arguments: argparse.Namespace) -> None:
+    """`elm tasks prepare`: prepared arrays of tasks or mixtures."""
+    if not arguments.prepared:
+        raise InputError(describe("--prepared names no folder", cure="give --prepared DIR"))
+    base = load_base(arguments.base)
+    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), arguments.prepared)
+    start, count = time.monotonic(), 0
+    for name in arguments.names:
+        for task in data.tasks_of(name):
+            for split in arguments.split or ("train", "validation"):
+                rows = len(data.split(task, split, arguments.max_rows))
+                print(f"{task} {split}: {rows} rows")
+                count += 1
+    logger.info("prepared %d splits in %.1f s", count, time.monotonic() - start)
+
+
+def _modules(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(arguments.module or DEFAULT_MODULES)
+
+
+def _task_data(arguments: argparse.Namespace) -> TaskData:
+    base = load_base(arguments.base)
+    return TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), arguments.prepared)
+
+
+def _paths(arguments: argparse.Namespace) -> list[str]:
+    return [path for path in arguments.gin_search_paths.split(",") if path]
+
+
+def _print_json(value: object) -> None:
+    json.dump(value, sys.stdout, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+

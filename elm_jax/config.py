@@ -1,0 +1,115 @@
+"""Gin at the edge: search paths, configurables, and the checks that gin itself does not make.
+
+The workflows know nothing of gin. This module registers their config dataclasses under short names,
+reads the user's files and bindings, builds a config with no arguments given in Python (they would
+override gin silently), and refuses macros that nothing used.
+"""
+
+import logging
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import gin
+from elm_jax.errors import InputError, describe, nearest_names
+from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.workflows.pretrain import PretrainConfig
+from elm_jax.workflows.study_config import StageSettings, StudyConfig
+from elm_jax.workflows.train import TrainConfig
+
+CONFIGURABLES: dict[str, type] = {
+    "T5Config": T5Config,
+    "AdapterConfig": AdapterConfig,
+    "OptimizerConfig": OptimizerConfig,
+    "StageSettings": StageSettings,
+    "train": TrainConfig,
+    "pretrain": PretrainConfig,
+    "study": StudyConfig,
+}
+_BUILDERS = {name: gin.external_configurable(cls, name=name) for name, cls in CONFIGURABLES.items()}
+_MACRO_LINE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*) = ", re.MULTILINE)
+
+
+def search_paths(extra: Sequence[str] = ()) -> list[str]:
+    """Folders in which gin files are looked up: the user's, the current one, a checkout's, the package's."""
+    package = pathlib.Path(__file__).resolve().parent
+    return [*extra, "", str(package.parent / "gin"), str(package / "gin")]
+
+
+def gin_folder() -> pathlib.Path:
+    """The folder of the gin files that come with the program."""
+    for folder in search_paths()[-2:]:
+        if (pathlib.Path(folder) / "runs").is_dir():
+            return pathlib.Path(folder)
+    raise InputError(describe("The gin files that come with elm_jax are missing",
+                              expected=search_paths()[-2:], cure="install the package again"))
+
+
+def parse(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str] = ()) -> None:
+    """Reads gin files, then single bindings (``NAME=VALUE``); later ones win.
+
+    Raises:
+        InputError: a file that is not found, a line that gin refuses, an unknown configurable.
+    """
+    gin.clear_config()
+    for path in reversed(search_paths(paths)):
+        if path:
+            gin.add_config_file_search_path(path)
+    logging.disable(logging.ERROR)  # gin logs every place where a file is not
+    try:
+        gin.parse_config_files_and_bindings(
+            [strip_root(file) for file in files], list(bindings), finalize_config=False)
+    except (ValueError, OSError, SyntaxError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise InputError(describe(
+            "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip(),
+            cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\"")) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def strip_root(file: str) -> str:
+    """``gin/runs/x.gin`` also names the file that came with the package, outside of a checkout."""
+    if not pathlib.Path(file).exists() and file.startswith("gin/"):
+        return file.removeprefix("gin/")
+    return file
+
+
+def is_bound(name: str) -> bool:
+    """Whether the parsed config binds any parameter of the configurable `name`."""
+    return re.search(rf"^(?:[\w/]+/)?{re.escape(name)}\.\w+ =", gin.config_str(), re.MULTILINE) is not None
+
+
+def build(name: str) -> Any:
+    """Builds one config from what was parsed, then refuses unused macros.
+
+    Raises:
+        InputError: a required macro is missing, a value is out of range, a macro is not used.
+    """
+    try:
+        config = _BUILDERS[name]()
+    except InputError:
+        raise
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InputError(describe("The config is not complete or not valid", where=name,
+                                  got=str(error).strip().split("\n")[0])) from error
+    check_macros()
+    return config
+
+
+def check_macros() -> None:
+    """Raises InputError if a macro is set that nothing used: gin would ignore it silently."""
+    given = set(_MACRO_LINE.findall(gin.config_str()))
+    used = set(_MACRO_LINE.findall(gin.operative_config_str()))
+    for macro in sorted(given - used):
+        near = nearest_names(macro, used)
+        raise InputError(describe(
+            f"{macro} is set but nothing uses it", where="gin config",
+            expected=f"a macro that the config reads; nearest: {', '.join(near)}",
+            cure=f"Did you mean {near[0]}?" if near else None))
+
+
+def operative() -> str:
+    """The config as it was used, for ``config.gin`` in the run folder."""
+    return gin.operative_config_str()

@@ -1,0 +1,219 @@
+"""Where a training stream stands: batches as a pure function of (seed, step).
+
+A stream has no state that a run would have to save: whoever knows the step knows the position, so a
+run that was killed resumes with exactly the rows that it would have seen.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from elm_jax.data import batches
+from elm_jax.errors import InputError, describe
+from elm_jax.types import Batch
+
+_CACHED_EPOCHS = 2
+_SHUFFLE, _SUBSET = 0, 1  # first word after the seed, so that the two kinds of draw never coincide
+
+Value = TypeVar("Value")
+
+
+class ExampleSource(Protocol):
+    """What a stream reads from: a fixed number of examples with random access."""
+
+    def __len__(self) -> int:
+        """Number of examples an epoch."""
+
+    def example(self, index: int, epoch: int = 0) -> batches.Example:
+        """Example `index` of an epoch: inputs i32[n], targets i32[m], EOS included."""
+
+
+class MixtureSource:
+    """Several sources one after the other, each with at most `caps[k]` examples an epoch.
+
+    A source larger than its cap gives another seeded subset every epoch.
+
+    Args:
+        sources: what is mixed.
+        caps: one limit for each source, or one for all; None for no limit.
+        seed: of the subsets.
+    """
+
+    def __init__(
+        self, sources: Sequence[ExampleSource], caps: Sequence[int | None] | int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if caps is None or isinstance(caps, int):
+            caps = [caps] * len(sources)
+        wrong_cap = any(cap is not None and cap < 1 for cap in caps)
+        if not sources or len(caps) != len(sources) or wrong_cap:
+            raise InputError(
+                describe("Mixture is wrong", got=f"{len(sources)} sources, caps {list(caps)}",
+                         expected="at least one source, and one positive cap (or None) for each")
+            )
+        self.sources = list(sources)
+        self.seed = seed
+        self.sizes = [
+            len(source) if cap is None else min(len(source), cap)
+            for source, cap in zip(sources, caps, strict=True)
+        ]
+        self._ends = np.cumsum(self.sizes)
+        self._subsets: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, index: int, epoch: int) -> tuple[int, int]:
+        """(number of the source, index inside it) of mixture example `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        inside = index - (int(self._ends[number - 1]) if number else 0)
+        if self.sizes[number] < len(self.sources[number]):
+            inside = int(self._subset(number, epoch)[inside])
+        return number, inside
+
+    def example(self, index: int, epoch: int = 0) -> batches.Example:
+        """Example `index` of an epoch: inputs i32[n], targets i32[m]."""
+        number, inside = self.locate(index, epoch)
+        return self.sources[number].example(inside, epoch)
+
+    def _subset(self, number: int, epoch: int) -> np.ndarray:
+        def draw() -> np.ndarray:
+            order = _permutation(len(self.sources[number]), self.seed, _SUBSET, epoch, number)
+            return order[: self.sizes[number]]
+
+        return _cached(self._subsets, (number, epoch), draw, _CACHED_EPOCHS * len(self.sources))
+
+
+class TrainStream:
+    """Random access to the batches of an endless, shuffled, optionally packed training stream.
+
+    Epochs follow one another without a gap: a batch may hold the last rows of one epoch and the
+    first of the next, so all batches are full. Every epoch has every example exactly once.
+
+    Args:
+        source: the examples.
+        batch_size: B, rows of a (global) batch.
+        lengths: ``{'inputs': S, 'targets': T}``.
+        seed: of the order; batches are a pure function of (seed, step).
+        pack: whether several examples may share a row.
+        shuffle: whether each epoch has an order of its own, or all the order of the source.
+    """
+
+    def __init__(
+        self, source: ExampleSource, *, batch_size: int, lengths: batches.Lengths, seed: int,
+        pack: bool, shuffle: bool = True,
+    ) -> None:
+        batches.check_lengths(lengths)
+        if len(source) < 1 or batch_size < 1:
+            raise InputError(
+                describe("Training stream is empty",
+                         got=f"{len(source)} examples, batch_size={batch_size}",
+                         expected="at least one example and one row")
+            )
+        self.source = source
+        self.batch_size = batch_size
+        self.lengths = dict(lengths)
+        self.seed = seed
+        self.pack = pack
+        self.shuffle = shuffle
+        self._rows: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+        self._first_rows = [0]  # number of the first row of each epoch, in the endless stream
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0; keys as in `batches`."""
+        groups = [self._row(number) for number in self._row_numbers(step)]
+        rows = [[self.source.example(index, epoch) for index in row] for epoch, row in groups]
+        if self.pack:
+            return batches.make_packed_batch(rows, self.lengths, self.batch_size)
+        return batches.make_batch([row[0] for row in rows], self.lengths, self.batch_size)
+
+    def examples(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, example index) of everything in the batch of a step, in row order."""
+        groups = (self._row(number) for number in self._row_numbers(step))
+        return [(epoch, int(index)) for epoch, row in groups for index in row]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps until every example of the first epoch was seen (rounded up)."""
+        return self.steps_for(1)
+
+    def steps_for(self, epochs: int) -> int:
+        """Steps until every example was seen `epochs` times (rounded up)."""
+        return -(-self._first_row(epochs) // self.batch_size)
+
+    def facts(self) -> dict[str, Any]:
+        """What fixes the order of the stream; a resumed run must find the same."""
+        return {
+            "num_examples": len(self.source), "batch_size": self.batch_size,
+            "lengths": dict(self.lengths), "seed": self.seed, "pack": self.pack,
+            "shuffle": self.shuffle, "first_batch": self._digest(0),
+        }
+
+    def _digest(self, step: int) -> str:
+        """Hash of one batch's contents: another source of the same size is noticed."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.batch(step).items()):
+            digest.update(json.dumps([name, array.shape]).encode() + array.tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    def _row_numbers(self, step: int) -> range:
+        if step < 0:
+            raise IndexError(f"step {step} is negative")
+        return range(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def _row(self, number: int) -> tuple[int, np.ndarray]:
+        """(epoch, example indices) of a row of the endless stream."""
+        if not self.pack:
+            epoch, inside = divmod(number, len(self.source))
+            return epoch, self._order(epoch)[inside : inside + 1]
+        while self._first_rows[-1] <= number:
+            self._first_row(len(self._first_rows))
+        epoch = int(np.searchsorted(self._first_rows, number, side="right")) - 1
+        return epoch, self._packed(epoch)[number - self._first_rows[epoch]]
+
+    def _first_row(self, epoch: int) -> int:
+        """Number of an epoch's first row; packed, it needs the packing of all earlier epochs."""
+        if not self.pack:
+            return epoch * len(self.source)
+        while len(self._first_rows) <= epoch:
+            last = len(self._first_rows) - 1
+            self._first_rows.append(self._first_rows[-1] + len(self._packed(last)))
+        return self._first_rows[epoch]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        def draw() -> np.ndarray:
+            if not self.shuffle:
+                return np.arange(len(self.source))
+            return _permutation(len(self.source), self.seed, _SHUFFLE, epoch)
+
+        return draw() if self.pack else _cached(self._rows, epoch, draw, _CACHED_EPOCHS)
+
+    def _packed(self, epoch: int) -> list[np.ndarray]:
+        def draw() -> list[np.ndarray]:
+            order = self._order(epoch)
+            pairs = (self.source.example(int(index), epoch) for index in order)
+            sizes = ((len(inputs), len(targets)) for inputs, targets in pairs)
+            return [order[row] for row in batches.pack_rows(sizes, self.lengths)]
+
+        return _cached(self._rows, epoch, draw, _CACHED_EPOCHS)
+
+
+def _permutation(size: int, *words: int) -> np.ndarray:
+    """A permutation of range(size), i64[size], that depends on the words only."""
+    return np.random.default_rng([word % 2**63 for word in words]).permutation(size)
+
+
+def _cached(cache: OrderedDict, key: Any, make: Any, limit: int) -> Any:
+    """cache[key], made if missing; the entry that was asked for longest ago is dropped."""
+    if key not in cache:
+        cache[key] = make()
+        while len(cache) > limit:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]

@@ -1,0 +1,332 @@
+"""SeqIO: prompted tasks as SeqIO tasks and mixtures, and those as prepared arrays.
+
+The only module that imports SeqIO and TensorFlow. After `import_tasks` (or the import of
+``elm_jax.tasks.for_seqio``) ``seqio.get_mixture_or_task(name).get_dataset(...)`` works as usual. A
+SeqIO task's features name their vocabulary when the task is registered, ours is known when it runs:
+the features hold a `RunVocabulary`, which stands for the one in use.
+"""
+
+import contextlib
+import contextvars
+import functools
+import logging
+import os
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+from rouge_score import rouge_scorer
+
+from elm_jax.data import registry
+from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.registry import (  # the registry's functions are this module's too
+    add_mixture,
+    add_prompted_task,
+    describe_task,
+    mixture_names,
+    mixture_rates,
+    mixture_tasks,
+    task_names,
+)
+from elm_jax.data.vocabulary import EOS_ID, EXTRA_IDS, UNK_ID, Vocabulary
+from elm_jax.errors import InputError, describe
+
+__all__ = [
+    "RunVocabulary", "add_mixture", "add_prompted_task", "describe_task", "import_tasks",
+    "mixture_names", "mixture_rates", "mixture_tasks", "prepare", "register", "task_names",
+    "use_vocabulary",
+]
+
+logger = logging.getLogger(__name__)
+
+VOCABULARY_VARIABLE = "ELM_VOCABULARY"
+_vocabulary_path: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "elm_jax_vocabulary_path", default=None)
+
+
+@contextlib.contextmanager
+def use_vocabulary(path: str) -> Iterator[None]:
+    """Within the block, the SeqIO tasks' features use the SentencePiece model at `path`."""
+    token = _vocabulary_path.set(str(path))
+    try:
+        yield
+    finally:
+        _vocabulary_path.reset(token)
+
+
+@functools.cache
+def _seqio_vocabulary(path: str) -> seqio.SentencePieceVocabulary:
+    Vocabulary.load(path)  # a missing file, or other special ids, is a clear error here
+    return seqio.SentencePieceVocabulary(path, extra_ids=EXTRA_IDS)
+
+
+class RunVocabulary(seqio.Vocabulary):
+    """The vocabulary in use: of `use_vocabulary`, else of the variable ELM_VOCABULARY."""
+
+    @property
+    def actual(self) -> seqio.SentencePieceVocabulary:
+        """The SentencePiece vocabulary that this one stands for.
+
+        Raises:
+            InputError: none is in use.
+        """
+        path = _vocabulary_path.get() or os.environ.get(VOCABULARY_VARIABLE)
+        if not path:
+            raise InputError(describe(
+                "No vocabulary is in use", where="features of a SeqIO task",
+                cure=f"set {VOCABULARY_VARIABLE} to a SentencePiece model, or read the data set "
+                "within pipeline.use_vocabulary(path)"))
+        return _seqio_vocabulary(path)
+
+    @property
+    def bos_id(self) -> int:
+        """None in T5's vocabularies, which SentencePiece writes as -1."""
+        return -1
+
+    @property
+    def eos_id(self) -> int:
+        """T5's end of sequence."""
+        return EOS_ID
+
+    @property
+    def unk_id(self) -> int:
+        """T5's unknown piece."""
+        return UNK_ID
+
+    @property
+    def extra_ids(self) -> int:
+        """Number of sentinels."""
+        return EXTRA_IDS
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces and sentinels."""
+        return self.actual.vocab_size
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.actual.vocab_size
+
+    def _encode(self, s: str) -> Sequence[int]:
+        return self.actual.encode(s)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.actual.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        return self.actual.encode_tf(s)
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return self.actual.decode_tf(ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunVocabulary)
+
+    def __hash__(self) -> int:
+        return hash(RunVocabulary)
+
+    def __str__(self) -> str:
+        return "RunVocabulary()"
+
+
+_ROW_SPEC = {
+    "inputs": tf.TensorSpec([], tf.string),
+    "targets": tf.TensorSpec([], tf.string),
+    "choices": tf.TensorSpec([None], tf.string),
+    "index": tf.TensorSpec([], tf.int64),
+}
+
+
+def _dataset_fn(split: str, shuffle_files: bool, seed: int | None = None, *, name: str) -> Any:
+    """Rendered rows of a task as a tf.data set, in the source's order."""
+    del shuffle_files, seed  # SeqIO shuffles the rows themselves
+    task = registry.get_task(name)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for index, rendered in task.render_rows(split):
+            choices = rendered.choices if task.kind == "rank" else ()
+            yield {"inputs": rendered.inputs, "targets": rendered.targets,
+                   "choices": np.array(choices, dtype=object), "index": index}
+
+    return tf.data.Dataset.from_generator(rows, output_signature=_ROW_SPEC)
+
+
+@seqio.map_over_dataset
+def _tokenize_choices(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Encodes the answer choices, each ended by EOS.
+
+    ``choices`` string[C] becomes ``choices`` i32[sum of lengths], ``choice_lengths`` i32[C] and
+    ``choices_pretokenized`` string[C].
+    """
+    choices = example["choices"]
+    tokens = RunVocabulary().encode_tf(choices)
+    tokens = tf.concat([tokens, tf.fill([tokens.nrows(), 1], EOS_ID)], axis=1)
+    return {
+        **example,
+        "choices": tf.cast(tokens.flat_values, tf.int32),
+        "choice_lengths": tf.cast(tokens.row_lengths(), tf.int32),
+        "choices_pretokenized": choices,
+    }
+
+
+def _postprocess(output: str, **_: Any) -> str:
+    """Text as it is compared: without white space around it."""
+    return output.strip()
+
+
+def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Share of the predictions, in percent, that equal the target but for case and punctuation."""
+    def plain(text: str) -> str:
+        kept = text.lower().translate(str.maketrans("", "", string.punctuation))
+        return " ".join(kept.split())
+
+    hits = [plain(target) == plain(prediction)
+            for target, prediction in zip(targets, predictions, strict=True)]
+    return {"accuracy": 100.0 * float(np.mean(hits))}
+
+
+def rouge_l(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Mean ROUGE-L F1 in percent (rouge_score, with stemmer)."""
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    scores = [scorer.score(target, prediction)["rougeL"].fmeasure
+              for target, prediction in zip(targets, predictions, strict=True)]
+    return {"rouge_l": 100.0 * float(np.mean(scores))}
+
+
+def _seqio_task(task: registry.PromptedTask) -> None:
+    feature = seqio.Feature(vocabulary=RunVocabulary(), add_eos=True)
+    seqio.TaskRegistry.add(
+        task.name,
+        source=_TaskSource(task),
+        preprocessors=[seqio.preprocessors.tokenize, _tokenize_choices,
+                       seqio.preprocessors.append_eos],
+        output_features={"inputs": feature, "targets": feature},
+        postprocess_fn=_postprocess,
+        metric_fns=[accuracy if task.kind == "rank" else rouge_l],
+    )
+
+
+class _TaskSource(seqio.FunctionDataSource):
+    """A FunctionDataSource that counts its rows when it is asked."""
+
+    def __init__(self, task: registry.PromptedTask):
+        super().__init__(functools.partial(_dataset_fn, name=task.name), splits=task.splits)
+        self._task = task
+
+    def num_input_examples(self, split: str) -> int:
+        """Number of rows before rendering."""
+        return self._task.num_rows(split)
+
+
+def register() -> None:
+    """Puts every registered task and mixture that has data into SeqIO's registries.
+
+    May be called again after more were added or the data folder changed; mixtures are then made
+    anew from the tasks that have data now.
+    """
+    known = set(seqio.TaskRegistry.names())
+    available = set(task_names(available_only=True))
+    for name in sorted(available - known):
+        _seqio_task(registry.get_task(name))
+    for name in mixture_names():
+        mixture = registry.get_mixture(name)
+        tasks = [task for task in mixture.tasks if task in available]
+        if name in seqio.MixtureRegistry.names():
+            seqio.MixtureRegistry.remove(name)
+        if tasks:
+            rate = _rate_of(name)
+            seqio.MixtureRegistry.add(name, [(task, rate) for task in tasks])
+
+
+def _rate_of(mixture: str) -> Callable[[seqio.Task], float]:
+    """A SeqIO rate that counts the mixture's rows once, when it is first asked."""
+    rates = functools.cache(lambda: mixture_rates(mixture))
+    return lambda task: rates()[task.name]
+
+
+def import_tasks(module_names: Sequence[str]) -> None:
+    """Imports registries by name and puts what they add into SeqIO's registries.
+
+    Raises:
+        InputError: there is no such module.
+    """
+    registry.import_tasks(module_names)
+    register()
+
+
+def prepare(
+    task: str, split: str, vocabulary: str, *, max_rows: int | None = None, seed: int = 0
+) -> PreparedSplit:
+    """Tokenises a task's split through its SeqIO task.
+
+    Args:
+        task: name of a registered task.
+        split: one of its splits.
+        vocabulary: path of the SentencePiece model.
+        max_rows: a random subset of at most so many rows, in the source's order.
+        seed: of the subset.
+
+    Returns:
+        The rows in the source's order, untrimmed.
+
+    Raises:
+        InputError: no such task or split, no data, a template that does not fit the rows, or no row
+            left after rendering.
+    """
+    facts = registry.get_task(task)
+    facts.check_split(split)
+    if max_rows is not None and max_rows < 1:
+        raise InputError(describe("max_rows is not a number of rows", where=task, got=max_rows))
+    template = facts.load_template()
+    if task not in seqio.TaskRegistry.names():
+        _seqio_task(facts)
+    num_source = len(facts.read_rows(split))
+    with use_vocabulary(vocabulary):
+        rows = [_prepared_row(example) for example in _examples(task, split)]
+    if not rows:
+        raise InputError(describe(f"Task {task} has no row left after rendering",
+                                  where=f"split {split}", got=f"{num_source} rows, all skipped"))
+    num_dropped = num_source - len(rows)
+    if max_rows is not None and max_rows < len(rows):
+        kept = np.random.default_rng(seed).permutation(len(rows))[:max_rows]
+        rows = [rows[index] for index in np.sort(kept)]
+    logger.info("prepared %s %s: %d rows, %d dropped", task, split, len(rows), num_dropped)
+    info = {
+        "dataset": facts.dataset, "config": facts.config, "template": facts.template,
+        "kind": facts.kind, "role": facts.role,
+        "choices_expression": template.answer_choices,
+        "vocabulary": Vocabulary.load(vocabulary).fingerprint,
+        "num_source": num_source, "num_dropped": num_dropped,
+        "max_rows": max_rows, "seed": seed,
+    }
+    return PreparedSplit.from_rows(task, split, info, rows)
+
+
+def _examples(task: str, split: str) -> Iterator[dict[str, Any]]:
+    """The SeqIO task's examples as numpy; an InputError from the source comes out as itself."""
+    data = seqio.get_mixture_or_task(task).get_dataset(
+        sequence_length=None, split=split, shuffle=False)
+    try:
+        yield from data.as_numpy_iterator()
+    except tf.errors.OpError:
+        # tf.data turns the source's own error into a string: rendering again raises the original.
+        for _ in registry.get_task(task).render_rows(split):
+            pass
+        raise
+
+
+def _prepared_row(example: Mapping[str, Any]) -> dict[str, Any]:
+    ends = np.cumsum(example["choice_lengths"])[:-1]
+    choices = np.split(example["choices"], ends) if len(example["choice_lengths"]) else []
+    return {
+        "inputs": example["inputs"], "targets": example["targets"], "choices": choices,
+        "text": {
+            "inputs": example["inputs_pretokenized"].decode(),
+            "targets": example["targets_pretokenized"].decode(),
+            "choices": [choice.decode() for choice in example["choices_pretokenized"]],
+            "index": int(example["index"]),
+        },
+    }

@@ -1,0 +1,242 @@
+"""Prepared splits: a task's rows, tokenised once, as flat arrays that need no TensorFlow to read.
+
+This is the door between SeqIO and the rest of the program. A folder holds
+
+```
+info.json      schema version, name, split, info
+tokens.npy     i32[tokens]         all sequences of all rows, one after another
+sequences.npy  i64[sequences + 1]  where each one starts; per row inputs, targets, choices
+rows.npy       i64[rows + 1]       where each row starts in sequences
+labels.npy     i32[rows]           index of the right choice, -1 if the row has none
+texts.npy      u8[bytes]           one JSON object per row: inputs, targets, choices, index
+text_ends.npy  i64[rows + 1]       where each row starts in texts
+```
+
+and a commit marker, written last. Local arrays are memory-mapped.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe
+
+SCHEMA_VERSION = 1
+KINDS = ("rank", "generation")
+TEXT_KEYS = ("inputs", "targets", "choices", "index")
+_ARRAYS = {
+    "tokens": np.int32, "sequences": np.int64, "rows": np.int64, "labels": np.int32,
+    "texts": np.uint8, "text_ends": np.int64,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSplit:
+    """One task and split: untrimmed tokens, every sequence ended by EOS, and the rendered texts.
+
+    Attributes:
+        name: registered name of the task.
+        split: ``train`` or ``validation``.
+        info: facts of the task: ``dataset``, ``config``, ``template``, ``kind`` (``rank`` or
+            ``generation``), ``choices_expression``, ``vocabulary`` (a fingerprint), ``num_dropped``
+            and others.
+        arrays: the arrays of the module's docstring, by name.
+    """
+
+    name: str
+    split: str
+    info: dict[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+    @classmethod
+    def from_rows(
+        cls, name: str, split: str, info: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
+    ) -> "PreparedSplit":
+        """Packs rows into flat arrays.
+
+        Args:
+            name: registered name of the task.
+            split: ``train`` or ``validation``.
+            info: see the class; must hold ``kind``.
+            rows: each ``{"inputs": i32[n], "targets": i32[n], "choices": [i32[n], ...], "text":
+                {"inputs": str, "targets": str, "choices": [str, ...], "index": int}}``. Rows of a
+                generation task may leave out ``choices``. ``label`` may be given; without it, it is
+                the place of the target's text among the choices' texts, -1 if it is not there.
+
+        Raises:
+            InputError: no such kind, an empty sequence, or choices whose tokens and texts differ
+                in number.
+        """
+        if info.get("kind") not in KINDS:
+            raise InputError(describe("A prepared split needs a kind", where=f"{name} {split}",
+                                      got=info.get("kind"), expected=" or ".join(KINDS)))
+        tokens: list[np.ndarray] = []
+        ends, row_ends, labels, texts, text_ends = [0], [0], [], bytearray(), [0]
+        for number, row in enumerate(rows):
+            where = f"{name} {split}, row {number}"
+            text = _check_text(row["text"], where)
+            choices = list(row.get("choices", ()))
+            if len(choices) != len(text["choices"]):
+                raise InputError(describe(
+                    "Choices differ in number", where=where,
+                    got=f"{len(choices)} as tokens, {len(text['choices'])} as text"))
+            for sequence in (row["inputs"], row["targets"], *choices):
+                sequence = np.asarray(sequence, np.int32)
+                if sequence.ndim != 1 or not sequence.size:
+                    raise InputError(describe("A token sequence is empty or not flat", where=where,
+                                              got=f"shape {sequence.shape}"))
+                tokens.append(sequence)
+                ends.append(ends[-1] + sequence.size)
+            row_ends.append(row_ends[-1] + 2 + len(choices))
+            labels.append(_label(row, text, where))
+            texts += json.dumps(text, ensure_ascii=False).encode()
+            text_ends.append(len(texts))
+        arrays = {
+            "tokens": np.concatenate(tokens) if tokens else np.zeros(0), "sequences": ends,
+            "rows": row_ends, "labels": labels, "texts": np.frombuffer(bytes(texts), np.uint8),
+            "text_ends": text_ends,
+        }
+        arrays = {key: np.asarray(value, _ARRAYS[key]) for key, value in arrays.items()}
+        return cls(name, split, dict(info), arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays["labels"])
+
+    @property
+    def kind(self) -> str:
+        """``rank`` or ``generation``."""
+        return self.info["kind"]
+
+    def _sequence(self, position: int) -> np.ndarray:
+        ends = self.arrays["sequences"]
+        return np.asarray(self.arrays["tokens"][ends[position]:ends[position + 1]])
+
+    def _row(self, index: int) -> tuple[int, int]:
+        """First and behind-last sequence of a row."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {self.name} {self.split}, which has {len(self)} rows")
+        first, end = self.arrays["rows"][index:index + 2]
+        return int(first), int(end)
+
+    def inputs(self, index: int) -> np.ndarray:
+        """Input tokens of a row, i32[n], ended by EOS, untrimmed."""
+        return self._sequence(self._row(index)[0])
+
+    def targets(self, index: int) -> np.ndarray:
+        """Target tokens of a row, i32[n], ended by EOS, untrimmed."""
+        return self._sequence(self._row(index)[0] + 1)
+
+    def choices(self, index: int) -> list[np.ndarray]:
+        """Tokens of each answer choice, each i32[n] ended by EOS; none for a generation task."""
+        first, end = self._row(index)
+        return [self._sequence(position) for position in range(first + 2, end)]
+
+    def label(self, index: int) -> int:
+        """Index of the right choice, -1 if there is none."""
+        self._row(index)
+        return int(self.arrays["labels"][index])
+
+    def text(self, index: int) -> dict[str, Any]:
+        """The row as text: ``inputs``, ``targets``, ``choices``, and ``index`` in the source."""
+        self._row(index)
+        start, end = self.arrays["text_ends"][index:index + 2]
+        return json.loads(self.arrays["texts"][start:end].tobytes())
+
+    def example(self, index: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of a row: the protocol of a source of training examples."""
+        del epoch  # a prepared row is the same in every epoch
+        return self.inputs(index), self.targets(index)
+
+    def routing_instance(self, index: int) -> dict[str, Any]:
+        """What the router embeds of a row: ``source``, ``choices_expression`` and ``labels``."""
+        text = self.text(index)
+        return {
+            "source": text["inputs"],
+            "choices_expression": self.info.get("choices_expression"),
+            "labels": text["choices"],
+        }
+
+    def save(self, folder: storage.PathLike) -> None:
+        """Writes the split; the commit marker comes last."""
+        folder = storage.begin(folder)
+        for key in _ARRAYS:
+            buffer = io.BytesIO()
+            np.save(buffer, self.arrays[key], allow_pickle=False)
+            with storage.guard_writes(folder):
+                (folder / f"{key}.npy").write_bytes(buffer.getvalue())
+        storage.write_json(folder / "info.json", {
+            "schema_version": SCHEMA_VERSION, "name": self.name, "split": self.split,
+            "num_rows": len(self), "info": self.info,
+        })
+        storage.commit(folder)
+
+    @classmethod
+    def open(cls, folder: storage.PathLike) -> "PreparedSplit":
+        """Opens what `save` wrote, memory-mapped on a local disk.
+
+        Raises:
+            InputError: no prepared split, a half-written one, or arrays that do not fit each other.
+        """
+        folder = storage.require_committed(folder, "prepared split")
+        head = storage.read_json(
+            folder / "info.json", kind="prepared split", schema_version=SCHEMA_VERSION)
+        arrays = {key: _load(folder / f"{key}.npy", dtype) for key, dtype in _ARRAYS.items()}
+        _check_arrays(arrays, head["num_rows"], folder)
+        return cls(head["name"], head["split"], head["info"], arrays)
+
+
+def _check_text(text: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if sorted(text) != sorted(TEXT_KEYS):
+        raise InputError(describe("A row's text has other fields", where=where, got=sorted(text),
+                                  expected=sorted(TEXT_KEYS)))
+    return {**text, "choices": list(text["choices"]), "index": int(text["index"])}
+
+
+def _label(row: Mapping[str, Any], text: Mapping[str, Any], where: str) -> int:
+    choices = text["choices"]
+    if "label" not in row:
+        return choices.index(text["targets"]) if text["targets"] in choices else -1
+    label = int(row["label"])
+    if not -1 <= label < len(choices):
+        raise InputError(describe("A label is not the index of a choice", where=where, got=label,
+                                  expected=f"-1 to {len(choices) - 1}"))
+    return label
+
+
+def _load(path: Any, dtype: type) -> np.ndarray:
+    try:
+        if storage.is_local(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            array = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(describe("An array of the prepared split cannot be read", where=path,
+                                  got=error, cure="prepare the split again")) from error
+    if array.dtype != dtype or array.ndim != 1:
+        raise InputError(describe("An array of the prepared split has another type", where=path,
+                                  got=f"{array.dtype}{list(array.shape)}",
+                                  expected=f"flat {np.dtype(dtype)}"))
+    return array
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], num_rows: int, folder: Any) -> None:
+    """Checks that the arrays' lengths and offsets fit each other."""
+    chain = (("sequences", "tokens", None), ("rows", "sequences", num_rows),
+             ("text_ends", "texts", num_rows))
+    for offsets, target, count in chain:
+        behind = len(arrays[target]) - (target == "sequences")
+        values = arrays[offsets]
+        whole = len(values) > 0 and values[0] == 0 and values[-1] == behind
+        if not whole or (np.diff(values) < 0).any() or count not in (None, len(values) - 1):
+            raise InputError(describe("The arrays of a prepared split do not fit each other",
+                                      where=f"{folder}: {offsets} against {target}",
+                                      cure="prepare the split again"))
+    if len(arrays["labels"]) != num_rows:
+        raise InputError(describe("The arrays of a prepared split do not fit each other",
+                                  where=f"{folder}: labels", got=len(arrays["labels"]),
+                                  expected=num_rows))

@@ -1,0 +1,169 @@
+"""Pretraining objectives over raw passages: span corruption and prefix language modelling.
+
+Sources: Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4 (spans of mean length 3
+over 15% of the tokens, each replaced by one sentinel); prefix LM: the same, section 3.2.1.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from elm_jax.errors import InputError, describe
+
+EOS_ID = 1
+NOISE_DENSITY = 0.15
+MEAN_SPAN_LENGTH = 3.0
+MIN_CHUNK = 8
+"""Chunks of fewer tokens are left out: nothing can be learnt from them."""
+
+
+class TextVocabulary(Protocol):
+    """What is asked of a vocabulary here."""
+
+    size: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without EOS."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingSource:
+    """Examples for pretraining, one a chunk of a passage, other noise in every epoch.
+
+    Attributes:
+        chunks: i32[n] token ids of each chunk, without EOS.
+        vocab_size: with extra ids; sentinel k is ``vocab_size - 1 - k``.
+        prefix_lm_share: share of chunks that become prefix-LM examples, drawn anew every epoch.
+        seed: of the noise.
+    """
+
+    chunks: tuple[np.ndarray, ...]
+    vocab_size: int
+    prefix_lm_share: float
+    seed: int
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], vocabulary: TextVocabulary, *, chunk_length: int,
+                   prefix_lm_share: float, seed: int) -> "PretrainingSource":
+        """Tokenises passages and cuts them into chunks; a chunk never spans two passages.
+
+        Raises:
+            InputError: no passage gives a chunk of enough tokens.
+        """
+        chunks = []
+        for text in texts:
+            ids = vocabulary.encode(" ".join(text.split()))
+            for start in range(0, len(ids), chunk_length):
+                chunk = np.asarray(ids[start:start + chunk_length], np.int32)
+                if len(chunk) >= MIN_CHUNK:
+                    chunks.append(chunk)
+        if not chunks:
+            raise InputError(describe("No passage is long enough to pretrain on",
+                                      expected=f"passages of {MIN_CHUNK} tokens or more"))
+        return cls(tuple(chunks), vocabulary.size, prefix_lm_share, seed)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def example(self, index: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """(inputs i32[n], targets i32[m]), both EOS-terminated: a function of (seed, epoch, index)."""
+        rng = np.random.default_rng((self.seed, epoch, index))
+        chunk = self.chunks[index]
+        if rng.random() < self.prefix_lm_share:
+            return prefix_lm(chunk, rng)
+        return span_corruption(chunk, noise_mask(len(chunk), rng), self.vocab_size)
+
+
+def prefix_lm(chunk: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Splits a chunk at a uniformly drawn point into input and target; neither is empty."""
+    cut = int(rng.integers(1, len(chunk)))
+    return _with_eos(chunk[:cut]), _with_eos(chunk[cut:])
+
+
+def noise_mask(length: int, rng: np.random.Generator, density: float = NOISE_DENSITY,
+               mean_span: float = MEAN_SPAN_LENGTH) -> np.ndarray:
+    """Random spans: bool[length], True where a token is to be predicted.
+
+    ``round(length * density)`` tokens (at least 1, at most length - 1) are noise, in
+    ``round(noise / mean_span)`` spans (at least 1); lengths of noise and of kept spans are uniformly
+    random compositions; the sequence starts with a kept span.
+    """
+    noise = min(max(round(length * density), 1), length - 1)
+    spans = max(round(noise / mean_span), 1)
+    spans = min(spans, length - noise)
+    kept_lengths = _composition(length - noise, spans, rng)
+    noise_lengths = _composition(noise, spans, rng)
+    lengths = np.stack([kept_lengths, noise_lengths], axis=1).reshape(-1)
+    return np.repeat(np.tile([False, True], spans), lengths)
+
+
+def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """`total` as an ordered sum of `parts` positive integers, uniformly at random."""
+    cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], cuts, [total]]))
+
+
+def span_corruption(chunk: np.ndarray, mask: np.ndarray,
+                    vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Replaces each noise span by one sentinel; the target lists sentinels and spans.
+
+    Args:
+        chunk: i32[n].
+        mask: bool[n], True where a token is noise.
+        vocab_size: with extra ids; sentinels count down from ``vocab_size - 1``.
+
+    Returns:
+        (inputs, targets), EOS-terminated, e.g. ``a b <0> e </s>`` and ``<0> c d </s>``.
+    """
+    starts = mask & ~np.concatenate([[False], mask[:-1]])
+    sentinels = vocab_size - np.cumsum(starts)
+    inputs = np.where(starts, sentinels, chunk)[~mask | starts]
+    numbers = np.flatnonzero(mask)
+    targets: list[int] = []
+    for position in numbers:
+        if starts[position]:
+            targets.append(int(sentinels[position]))
+        targets.append(int(chunk[position]))
+    return _with_eos(inputs), _with_eos(np.asarray(targets))
+
+
+def _with_eos(tokens: np.ndarray) -> np.ndarray:
+    return np.append(tokens, EOS_ID).astype(np.int32)
+
+
+def check_overlap(passages: Sequence[str], forbidden: Iterable[str], words: int = 12) -> dict[int, str]:
+    """Which passages hold forbidden text.
+
+    Args:
+        passages: what pretraining sees.
+        forbidden: texts that it must not see: prompted inputs, answers, rows of unseen data sets.
+        words: length of the runs of words that are compared, lower case, without punctuation. A
+            forbidden text of fewer words must be a whole passage to count.
+
+    Returns:
+        Passage number -> the first shared run of words.
+    """
+    runs: dict[tuple[str, ...], str] = {}
+    for text in forbidden:
+        found = _words(text)
+        if len(found) < words:
+            runs[tuple(found)] = text
+        for start in range(len(found) - words + 1):
+            runs[tuple(found[start:start + words])] = text
+    overlaps = {}
+    for number, passage in enumerate(passages):
+        found = _words(passage)
+        candidates = [tuple(found)] + [
+            tuple(found[start:start + words]) for start in range(len(found) - words + 1)]
+        shared = next((run for run in candidates if run and run in runs), None)
+        if shared is not None:
+            overlaps[number] = " ".join(shared)
+    return overlaps
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())

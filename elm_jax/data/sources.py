@@ -1,0 +1,172 @@
+"""Rows of data sets as JSON lines, in the layout of a data folder.
+
+```
+ELM_DATA_DIR/<dataset>[/<config>]/{train,validation}.jsonl[.gz]   one JSON object a line, UTF-8
+ELM_DATA_DIR/<dataset>/<config>.jsonl[.gz]                        split ``test``, if it is the only
+ELM_DATA_DIR/<dataset>[/<config>]/templates.yaml
+ELM_DATA_DIR/index.json                                           optional facts of each data set
+```
+"""
+
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe
+
+DATA_DIR_VARIABLE = "ELM_DATA_DIR"
+_SUFFIXES = (".jsonl.gz", ".jsonl")
+
+
+def data_dir() -> epath.Path | None:
+    """The data folder that the environment names, None if it names none."""
+    value = os.environ.get(DATA_DIR_VARIABLE)
+    return storage.as_path(value) if value else None
+
+
+def find_file(dataset: str, config: str | None, split: str) -> epath.Path | None:
+    """The file of a split below the data folder, None if there is none."""
+    folder = data_dir()
+    if folder is None:
+        return None
+    stems = [f"{dataset}/{config}/{split}" if config else f"{dataset}/{split}"]
+    if config and split == "test":
+        stems.append(f"{dataset}/{config}")
+    for stem in stems:
+        for suffix in _SUFFIXES:
+            path = folder / f"{stem}{suffix}"
+            if path.exists():
+                return path
+    return None
+
+
+def read_rows(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
+    """All rows of a split, in the file's order.
+
+    Raises:
+        InputError: no data folder, no such file, or a line that is not a whole JSON object.
+    """
+    path = find_file(dataset, config, split)
+    if path is None:
+        name = f"{dataset}/{config}" if config else dataset
+        raise InputError(describe(
+            f"There are no {split} rows of {name}",
+            where=f"{DATA_DIR_VARIABLE}={os.environ.get(DATA_DIR_VARIABLE, '')}",
+            expected=f"a file {name}/{split}.jsonl.gz below the data folder",
+            cure=f"set {DATA_DIR_VARIABLE} to a folder that has the data set"))
+    return list(read_lines(path))
+
+
+def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON-lines file (gzip by its suffix ``.gz``).
+
+    Raises:
+        InputError: with file and line: the file is missing or empty, its gzip stream breaks off, or
+            a line is empty, half written, not JSON, not UTF-8, or not an object.
+    """
+    path = storage.as_path(path)
+    if not path.exists():
+        raise InputError(describe("Data file does not exist", where=path))
+    raw = io.BytesIO(path.read_bytes())
+    stream = gzip.GzipFile(fileobj=raw) if str(path).endswith(".gz") else raw
+    number = 0
+    while True:
+        where = f"{path}, line {number + 1}"
+        try:
+            line = stream.readline()
+        except (EOFError, OSError, zlib.error) as error:
+            raise InputError(describe("Data file is cut off or damaged", where=where, got=error,
+                                      cure="fetch or write the file again")) from error
+        if not line:
+            break
+        number += 1
+        yield _parse(line, where)
+    if number == 0:
+        raise InputError(describe("Data file is empty", where=f"{path}, line 1", got="no rows"))
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    if not line.strip():
+        raise InputError(describe("Line is empty", where=where, expected="one JSON object"))
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(describe("Line is not UTF-8", where=where, got=error)) from error
+    except json.JSONDecodeError as error:
+        rule = "Line is not valid JSON" if line.endswith(b"\n") else "Line is half written"
+        start = line[:80].decode("utf-8", "replace").rstrip()
+        raise InputError(describe(rule, where=where, got=f"{start!r} ({error.msg})")) from error
+    if not isinstance(row, dict):
+        raise InputError(describe("Line is not a JSON object", where=where,
+                                  got=type(row).__name__, expected="an object of fields"))
+    return row
+
+
+def read_index() -> dict[tuple[str, str | None], dict[str, Any]]:
+    """Facts of each data set below the data folder, by name and config; empty without an index.
+
+    Raises:
+        InputError: the index is not a JSON list of objects with ``name`` and ``config``.
+    """
+    folder = data_dir()
+    if folder is None or not (folder / "index.json").exists():
+        return {}
+    path = folder / "index.json"
+    try:
+        entries = json.loads(storage.read_text(path))
+        return {(entry["name"], entry["config"]): entry for entry in entries}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(describe("The index of the data folder is damaged", where=path, got=error,
+                                  expected="a JSON list of objects with name and config")) from error
+
+
+def num_rows(dataset: str, config: str | None, split: str) -> int:
+    """Number of rows of a split: from the index, or by reading the file."""
+    entry = read_index().get((dataset, config))
+    if entry is not None and split in entry.get("splits", {}):
+        return int(entry["splits"][split])
+    return len(read_rows(dataset, config, split))
+
+
+def read_passages(
+    dataset: str, config: str | None, fields: Sequence[str], split: str = "train"
+) -> Iterator[str]:
+    """Raw passages of a training data set, each once, in the file's order.
+
+    Args:
+        dataset: name of the data set.
+        config: its config, None without one.
+        fields: fields to join, a line each, into one passage; a field may hold a text or a list
+            of texts. Which fields of which data set are raw passages: ``tasks/passages.py``.
+        split: never a split that anything is evaluated on.
+
+    Raises:
+        InputError: a row lacks a field, or holds something else than text in it.
+    """
+    seen = set()
+    for number, row in enumerate(read_rows(dataset, config, split), start=1):
+        passage = "\n".join(_field_text(row, field, f"{dataset} {split}, row {number}")
+                            for field in fields).strip()
+        if passage and passage not in seen:
+            seen.add(passage)
+            yield passage
+
+
+def _field_text(row: dict[str, Any], field: str, where: str) -> str:
+    if field not in row:
+        raise InputError(describe("A row lacks the passage's field", where=where, got=field,
+                                  expected=f"one of {', '.join(sorted(row))}"))
+    value = row[field]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
+    raise InputError(describe("A passage's field does not hold text", where=where,
+                              got=f"{field}: {type(value).__name__}"))

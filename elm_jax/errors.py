@@ -1,0 +1,72 @@
+"""Errors that a user reads: what, where, got, expected, cure.
+
+`InputError` (exit status 2) is for a wrong command line, config or input; `RunError` (exit status 1)
+for a run that failed although its input was right. The command line prints both without a traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class ElmError(Exception):
+    """Base of all errors that elm_jax raises on purpose."""
+
+    exit_status = 1
+
+
+class InputError(ElmError):
+    """The command line, the config or an input file is wrong."""
+
+    exit_status = 2
+
+
+class RunError(ElmError):
+    """The run failed: a loss that is not finite, a full disk, a lost process."""
+
+    exit_status = 1
+
+
+def describe(
+    what: str, *, where: Any = None, got: Any = None, expected: Any = None, cure: str | None = None
+) -> str:
+    """Words one error message.
+
+    Args:
+        what: the rule that was broken, a full sentence without its full stop.
+        where: file, line, leaf or argument.
+        got: the value that was found.
+        expected: the value, or the rule, that was expected.
+        cure: what the reader can do about it.
+
+    Returns:
+        One line per part that is given: ``what``, then ``where``, ``got``, ``expected`` and ``cure``.
+    """
+    lines = [what]
+    for label, value in (("where", where), ("got", got), ("expected", expected), ("cure", cure)):
+        if value is not None:
+            lines.append(f"  {label}: {value}")
+    return "\n".join(lines)
+
+
+def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The `count` names most like `name`, nearest first (difflib's ratio, then the alphabet)."""
+
+    def distance(other: str) -> tuple[float, str]:
+        return -difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio(), other
+
+    return sorted(names, key=distance)[:count]
+
+
+def unknown_name(kind: str, name: str, names: Iterable[str], where: Any = None) -> InputError:
+    """The error for a name that does not exist; it gives the three nearest names that do."""
+    names = list(names)
+    near = nearest_names(name, names)
+    return InputError(
+        describe(
+            f"Unknown {kind} {name!r}",
+            where=where,
+            expected=f"one of {len(names)} known names; nearest: {', '.join(near)}" if near
+            else f"a known name, but no {kind} is known at all",
+        )
+    )

@@ -1,0 +1,33 @@
+"""Greedy generation as text."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from elm_jax import sharding
+from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.models.decode import greedy
+from elm_jax.models.t5 import T5Network
+from elm_jax.types import Array, Params
+
+
+def generate(
+    network: T5Network, params: Params, inputs: Array, *, max_new_tokens: int,
+    vocabulary: Vocabulary, mesh: Mesh,
+) -> list[str]:
+    """The most likely token at every step, as one text a row.
+
+    `greedy` is jitted at module level: networks of equal config share one program for each shape.
+
+    Args:
+        network: static.
+        params: of that network, on the mesh.
+        inputs: i32[B, S], padded with 0, on the mesh.
+        max_new_tokens: most tokens of a text, EOS included.
+        vocabulary: turns tokens into text.
+        mesh: on which `params` and `inputs` lie.
+    """
+    tokens = greedy(network, params, inputs, max_length=max_new_tokens)
+    # Whole on every device, so that every process of a pod can read it.
+    whole = np.asarray(jax.device_put(tokens, sharding.replicated(mesh)))
+    return [vocabulary.decode(row) for row in whole]

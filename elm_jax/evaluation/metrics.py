@@ -1,0 +1,135 @@
+"""Metrics with their 95% intervals. All values are fractions, 0 to 1; differences are -1 to 1.
+
+A share has Wilson's interval; means and paired differences have the normal approximation's.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from elm_jax.errors import InputError, describe
+
+Z95 = 1.959963984540054
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95% interval.
+
+    Attributes:
+        value: the mean.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        n: number of instances behind it.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def accuracy(correct: Sequence[float]) -> Estimate:
+    """Share of right answers, with Wilson's score interval (no continuity correction).
+
+    Args:
+        correct: 0 or 1 an instance.
+
+    Raises:
+        InputError: no instance, or a value that is neither 0 nor 1.
+
+    Source: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
+    """
+    values = _values(correct, "correct")
+    if not np.isin(values, (0, 1)).all():
+        raise InputError(describe("Right or wrong is 1 or 0", got=values[~np.isin(values, (0, 1))][0]))
+    count = len(values)
+    share, square = values.mean(), Z95**2
+    centre = (share + square / (2 * count)) / (1 + square / count)
+    half = Z95 / (1 + square / count) * math.sqrt(
+        share * (1 - share) / count + square / (4 * count**2))
+    return Estimate(float(share), max(0.0, float(centre - half)), min(1.0, float(centre + half)), count)
+
+
+def mean_with_interval(values: Sequence[float]) -> Estimate:
+    """Mean with the normal interval; of one value the interval is that value alone.
+
+    Raises:
+        InputError: no value.
+    """
+    values = _values(values, "values")
+    half = Z95 * math.sqrt(_variance_of_mean(values))
+    mean = float(values.mean())
+    return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def paired_difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Mean of ``values - others``, instance by instance, with the normal interval of that mean.
+
+    Args:
+        values: f64[n], one an instance.
+        others: f64[n], of the same instances in the same order.
+
+    Raises:
+        InputError: no instance, or two numbers of instances.
+    """
+    return mean_with_interval(_differences(values, others, "paired_difference"))
+
+
+def macro_paired_difference(tasks: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Estimate:
+    """Mean over tasks of each task's paired difference; every task counts the same.
+
+    The instances of each task are a stratum of their own: the variance is the sum of the tasks'
+    variances over the square of their number, and the interval is normal.
+
+    Args:
+        tasks: (values, others) of each, as `paired_difference` takes them.
+
+    Raises:
+        InputError: no task, or one whose pairs do not fit.
+    """
+    pairs = [_differences(values, others, f"task {number}")
+             for number, (values, others) in enumerate(tasks)]
+    mean = float(_values([pair.mean() for pair in pairs], "tasks").mean())
+    half = Z95 * math.sqrt(sum(_variance_of_mean(pair) for pair in pairs)) / len(pairs)
+    return Estimate(mean, mean - half, mean + half, sum(len(pair) for pair in pairs))
+
+
+def rouge_l(prediction: str, target: str) -> float:
+    """ROUGE-L F1 with Porter stemming, by the rouge_score package.
+
+    Source: Lin 2004, https://aclanthology.org/W04-1013.
+    """
+    return float(_scorer().score(target, prediction)["rougeL"].fmeasure)
+
+
+@functools.lru_cache(maxsize=1)
+def _scorer() -> Any:
+    from rouge_score import rouge_scorer  # late: brings nltk and absl with it
+
+    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def _values(values: Sequence[float], where: str) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or not array.size:
+        raise InputError(describe("A metric needs one value an instance", where=where,
+                                  got=f"shape {array.shape}", expected="at least one instance"))
+    return array
+
+
+def _differences(values: Sequence[float], others: Sequence[float], where: str) -> np.ndarray:
+    left, right = _values(values, where), _values(others, where)
+    if left.shape != right.shape:
+        raise InputError(describe("Only values of the same instances can be compared", where=where,
+                                  got=f"{len(left)} and {len(right)} instances"))
+    return left - right
+
+
+def _variance_of_mean(values: np.ndarray) -> float:
+    """Of one value it cannot be estimated, and is 0."""
+    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0

@@ -1,0 +1,123 @@
+"""The templates of a report's page: Markdown, and HTML that needs nothing beside it."""
+
+ABOUT_TABLE = """\
+Accuracy by rank classification and ROUGE-L, in percent. A data set's value is the mean over its
+prompts; a mean is over data sets. The last column is the unseen mean minus the multitask
+baseline's, with the 95% interval of the paired difference."""
+
+ABOUT_ROWS = """\
+Best single expert and oracle are chosen on the very scores that they show, so they are biased
+upwards; their split-half rows are chosen on one half of the instances and scored on the other, in
+both directions. Random expert is the mean over all {{ num_experts }} experts. RoE picks from the library of prompt experts; oracle and best single are among all
+experts. Dataset experts merged: the mean of all of them. The ROUGE-L columns are of generative
+tasks, seen and unseen."""
+
+ABOUT_INTERVALS = """\
+95% intervals of the same cells, by the normal approximation over instances. The prompts of a data
+set share their instances, which the interval respects."""
+
+ABOUT_ROUTING = """\
+Share of tasks that are sent to an expert of the same data set, {{ num_queries }} queries a task
+from the validation split; random pick is the share that chance would send there."""
+
+MARKDOWN = """\
+# {{ title }}
+
+{% for line in summary %}{{ line }}
+
+{% endfor %}
+## Results
+
+""" + ABOUT_TABLE + """
+
+{{ table(results) }}
+
+""" + ABOUT_ROWS + """
+
+""" + ABOUT_INTERVALS + """
+
+{{ table(intervals) }}
+
+![Unseen mean]({{ bars }})
+
+## Experts by tasks
+
+![Experts by tasks]({{ heat_map }})
+
+## Experts on their own tasks
+
+{{ beats }}
+
+{{ table(own) }}
+
+Dataset experts on validation rows of all prompts of their data set:
+
+{{ table(own_datasets) }}
+
+## Routing
+
+""" + ABOUT_ROUTING + """
+
+{{ table(routing) }}
+
+Decisions for the unseen tasks:
+
+{{ table(decisions) }}
+
+## Time and programs
+
+{{ table(stages) }}
+
+{{ programs }}
+
+{{ versions }}
+"""
+
+HTML = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1b2733; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #d7dee5; text-align: right;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #7c8b99; }
+tbody tr:hover { background: #f3f6f9; }
+img { max-width: 100%; height: auto; }
+.note { color: #51606e; max-width: 60rem; }
+</style></head><body>
+<h1>{{ title }}</h1>
+{% for line in summary %}<p>{{ line }}</p>
+{% endfor %}
+{% macro show(grid) %}<table><thead><tr>{% for name in grid.columns %}<th>{{ name }}</th>
+{%- endfor %}</tr></thead>
+<tbody>{% for row in grid.rows %}<tr>{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table>{% endmacro %}
+<h2>Results</h2>
+<p class="note">""" + ABOUT_TABLE + """</p>
+{{ show(results) }}
+<p class="note">""" + ABOUT_ROWS + """</p>
+<p class="note">""" + ABOUT_INTERVALS + """</p>
+{{ show(intervals) }}
+<p><img alt="Unseen mean of every row" src="{{ bars }}"></p>
+<h2>Experts by tasks</h2>
+<p><img alt="Heat map of experts by tasks" src="{{ heat_map }}"></p>
+<h2>Experts on their own tasks</h2>
+<p>{{ beats }}</p>
+{{ show(own) }}
+<p class="note">Dataset experts on validation rows of all prompts of their data set:</p>
+{{ show(own_datasets) }}
+<h2>Routing</h2>
+<p class="note">""" + ABOUT_ROUTING + """</p>
+{{ show(routing) }}
+<p class="note">Decisions for the unseen tasks.</p>
+{{ show(decisions) }}
+<h2>Time and programs</h2>
+{{ show(stages) }}
+<p>{{ programs }}</p>
+<p class="note">{{ versions }}</p>
+</body></html>
+"""

@@ -1,0 +1,95 @@
+"""The pictures of a report: the heat map of experts by tasks, and the bars of the unseen mean."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from elm_jax.evaluation.study_table import chosen_on_the_test
+
+COLOURS = {"reference": "#9aa5b1", "choice of experts": "#3d6f9e", "chosen on these scores": "#d9a441"}
+
+
+def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, base: np.ndarray,
+             seen: Mapping[str, Sequence[str]]) -> bytes:
+    """PNG of the matrix: numbers are percent, colours the difference from the base.
+
+    Args:
+        experts: row names.
+        tasks: column names.
+        values: f64[len(experts), len(tasks)], fractions.
+        base: f64[len(tasks)], the base's own values.
+        seen: expert -> the tasks that it was trained on; their cells are framed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    difference = 100 * (values - base[None])
+    limit = max(1.0, float(np.abs(difference).max()))
+    figure = Figure(figsize=(3.5 + 0.42 * len(tasks), 3.2 + 0.27 * len(experts)))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    picture = axes.imshow(difference, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    for row, expert in enumerate(experts):
+        for column, task in enumerate(tasks):
+            strong = abs(difference[row, column]) > 0.65 * limit
+            axes.text(column, row, f"{100 * values[row, column]:.0f}", ha="center", va="center",
+                      fontsize=7, color="white" if strong else "black")
+            if task in seen.get(expert, ()):
+                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=1.6))
+    axes.set_xticks(range(len(tasks)), [_short(task) for task in tasks], rotation=60, ha="right",
+                    rotation_mode="anchor", fontsize=7)
+    axes.set_yticks(range(len(experts)), [_short(expert) for expert in experts], fontsize=7)
+    low, high = 100 * values.min(), 100 * values.max()
+    axes.set_title(f"Experts (rows) on tasks (columns), percent from {low:.0f} to {high:.0f}; colour: "
+                   f"difference from the base; frame: trained on this task", fontsize=9)
+    bar = figure.colorbar(picture, ax=axes, fraction=0.025, pad=0.01)
+    bar.set_label("points above the base", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return _png(figure)
+
+
+def bars(rows: Sequence[Mapping[str, Any]], column: str, chance: float | None) -> bytes:
+    """PNG of one column of the table as bars with 95% intervals; chance is a dashed line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    estimates = [row["values"][column] for row in rows]
+    value = np.asarray([100 * estimate["value"] for estimate in estimates])
+    errors = np.asarray([[100 * (e["value"] - e["low"]) for e in estimates],
+                         [100 * (e["high"] - e["value"]) for e in estimates]])
+    figure = Figure(figsize=(8, 1.1 + 0.38 * len(rows)))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = [COLOURS["reference"] if row["name"] in ("base", "multitask", "random expert") else
+               COLOURS["chosen on these scores"] if chosen_on_the_test(row["name"]) else
+               COLOURS["choice of experts"] for row in rows]
+    axes.barh(range(len(rows)), value, xerr=errors, color=colours, height=0.65,
+              error_kw={"lw": 1, "capsize": 2})
+    for place, (number, error) in enumerate(zip(value, errors[1], strict=True)):
+        axes.text(number + error + 0.6, place, f"{number:.1f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [_short(row["name"], 60) for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, min(108.0, 1.12 * (value + errors[1]).max() + 2))
+    handles = [Patch(color=colour, label=label) for label, colour in COLOURS.items()]
+    if chance is not None:
+        handles.append(axes.axvline(100 * chance, ls="--", lw=1, color="black",
+                                    label=f"chance {100 * chance:.1f}"))
+    axes.legend(handles=handles, fontsize=7, ncols=4, frameon=False, loc="lower center",
+                bbox_to_anchor=(0.5, 1.0))
+    axes.set_xlabel(f"{column}, percent, with 95% interval", fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    return _png(figure)
+
+
+def _short(name: str, length: int = 38) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    return buffer.getvalue()

@@ -1,0 +1,339 @@
+"""The table of a study: rows of models and of ways to choose among experts, columns of tasks.
+
+All numbers come from per-instance values (1 or 0 for a classification, ROUGE-L for a generation), so
+every row can be compared with every other instance by instance. Values are fractions.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from elm_jax.errors import InputError, describe
+
+Z95 = 1.959963984540054
+SPLIT_SEED = 0
+SINGLE_VARIANCE = 1.0
+"""Of one instance's value, whose variance cannot be estimated: more than any fraction can have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One expert on one task.
+
+    Attributes:
+        values: f64[n], one an instance.
+        indices: i64[n], the instances' places in the source, ascending.
+        metric: ``accuracy`` or ``rouge_l``.
+        dataset: of the task.
+        chance: expected accuracy of guessing, None for ROUGE-L.
+    """
+
+    values: np.ndarray
+    indices: np.ndarray
+    metric: str
+    dataset: str
+    chance: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95% interval (normal approximation over instances)."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON form."""
+        return dataclasses.asdict(self)
+
+
+Matrix = Mapping[tuple[str, str], Cell]
+"""(expert, task) -> its cell."""
+Row = dict[str, Cell]
+"""task -> the cell that a row of the table uses."""
+
+
+def cell_of(matrix: Matrix, expert: str, task: str) -> Cell:
+    """A cell of the matrix; a missing one is an InputError that names it."""
+    if (expert, task) not in matrix:
+        raise InputError(describe("A cell of the expert x task matrix is missing",
+                                  where=f"expert {expert}, task {task}",
+                                  cure="run the study again: it evaluates what is missing"))
+    return matrix[expert, task]
+
+
+def stacked(matrix: Matrix, experts: Sequence[str], task: str) -> tuple[Cell, np.ndarray]:
+    """One task's values under several experts: the first one's cell, and f64[E, n].
+
+    Raises:
+        InputError: a cell is missing, or an expert was scored on other instances than the first.
+    """
+    cells = [cell_of(matrix, expert, task) for expert in experts]
+    for expert, cell in zip(experts, cells, strict=True):
+        if not np.array_equal(cell.indices, cells[0].indices):
+            raise InputError(describe(
+                "Experts were not scored on the same instances", where=f"task {task}",
+                got=f"{len(cell.indices)} instances of {expert}",
+                expected=f"the {len(cells[0].indices)} of {experts[0]}",
+                cure="evaluate them again with one setting of max_rows"))
+    return cells[0], np.stack([cell.values for cell in cells])
+
+
+def oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> Row:
+    """For each task the expert that is best on it by its own score; of equal ones the first."""
+    row = {}
+    for task in tasks:
+        cell, values = stacked(matrix, experts, task)
+        best = int(values.mean(axis=1).argmax())
+        row[task] = dataclasses.replace(cell, values=values[best])
+    return row
+
+
+def split_half_oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> Row:
+    """The oracle without its bias: chosen on one half of the instances, scored on the other.
+
+    Both directions are used, so every instance is scored once, by the expert chosen on the other
+    half. The halves are drawn by a fixed seed.
+    """
+    row = {}
+    for task in tasks:
+        cell, values = stacked(matrix, experts, task)
+        first = np.zeros(values.shape[1], bool)
+        order = np.random.default_rng(SPLIT_SEED).permutation(values.shape[1])
+        first[order[: values.shape[1] // 2]] = True
+        scored = np.zeros(values.shape[1])
+        for half in (first, ~first):
+            if half.all():  # one instance: nothing to choose by, so every expert is as likely
+                scored = values.mean(axis=0)
+            elif half.any():
+                scored[half] = values[int(values[:, ~half].mean(axis=1).argmax())][half]
+        row[task] = dataclasses.replace(cell, values=scored)
+    return row
+
+
+def random_expert_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> Row:
+    """Expectation over an expert picked at random: the mean over all of them, instance by instance."""
+    row = {}
+    for task in tasks:
+        cell, values = stacked(matrix, experts, task)
+        row[task] = dataclasses.replace(cell, values=values.mean(axis=0))
+    return row
+
+
+def best_single(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> str:
+    """The one expert whose mean over the data sets of `tasks` is best (chosen on the test itself)."""
+    means = [macro_mean({task: cell_of(matrix, expert, task) for task in tasks}).value
+             for expert in experts]
+    return experts[int(np.argmax(means))]
+
+
+def split_half_single_row(matrix: Matrix, experts: Sequence[str], chosen_on: Sequence[str],
+                          tasks: Sequence[str]) -> Row:
+    """The best single expert without its bias: chosen on one half of the instances, scored on the other.
+
+    The prompts of a data set share their halves: else an instance would help to choose by one prompt
+    and be scored by another. On tasks that nothing is chosen on, the two chosen experts' mean.
+
+    Args:
+        matrix: complete for `experts` and `tasks`.
+        experts: to choose from.
+        chosen_on: tasks of the choice.
+        tasks: of the row; holds `chosen_on`.
+    """
+    first = _dataset_halves({task: cell_of(matrix, experts[0], task) for task in chosen_on})
+    chosen = [best_single(_restrict(matrix, experts, half), experts, chosen_on)
+              for half in (first, {task: ~mask for task, mask in first.items()})]
+    row = {}
+    for task in tasks:
+        cell, values = stacked(matrix, chosen, task)
+        mean = values.mean(axis=0)
+        row[task] = dataclasses.replace(
+            cell, values=np.where(first[task], values[1], values[0]) if task in first else mean)
+    return row
+
+
+def _dataset_halves(row: Row) -> dict[str, np.ndarray]:
+    """Task -> bool[n], True in the first half of its data set's instances, drawn by a fixed seed."""
+    by_dataset: dict[str, set[int]] = {}
+    for cell in row.values():
+        by_dataset.setdefault(cell.dataset, set()).update(int(index) for index in cell.indices)
+    halves = {}
+    for dataset, indices in by_dataset.items():
+        order = np.random.default_rng(SPLIT_SEED).permutation(sorted(indices))
+        halves[dataset] = order[: (len(order) + 1) // 2]
+    return {task: np.isin(cell.indices, halves[cell.dataset]) for task, cell in row.items()}
+
+
+def _restrict(matrix: Matrix, experts: Sequence[str], keep: Mapping[str, np.ndarray]) -> Matrix:
+    """The cells of some tasks, with the kept instances only; a task that keeps none keeps all."""
+    cells = {}
+    for task, mask in keep.items():
+        _, values = stacked(matrix, experts, task)
+        mask = mask if mask.any() else np.ones_like(mask)
+        for expert, own in zip(experts, values, strict=True):
+            cell = matrix[expert, task]
+            cells[expert, task] = dataclasses.replace(
+                cell, values=own[mask], indices=cell.indices[mask])
+    return cells
+
+
+def instance_means(row: Row) -> dict[str, np.ndarray]:
+    """Data set -> f64[n], each instance's mean over the prompts that it was asked with."""
+    by_dataset: dict[str, dict[int, list[float]]] = {}
+    for cell in row.values():
+        instances = by_dataset.setdefault(cell.dataset, {})
+        for index, value in zip(cell.indices, cell.values, strict=True):
+            instances.setdefault(int(index), []).append(float(value))
+    return {dataset: np.asarray([np.mean(instances[index]) for index in sorted(instances)])
+            for dataset, instances in by_dataset.items()}
+
+
+def macro_mean(row: Row) -> Estimate:
+    """Mean over data sets of the mean over their tasks, with its interval.
+
+    The prompts of a data set share their instances, so the variance is that of the instances' means.
+    """
+    if not row:
+        return Estimate(math.nan, math.nan, math.nan)
+    prompts: dict[str, list[float]] = {}
+    for cell in row.values():
+        prompts.setdefault(cell.dataset, []).append(float(cell.values.mean()))
+    value = float(np.mean([np.mean(means) for means in prompts.values()]))
+    return _interval(value, instance_means(row))
+
+
+def paired_difference(row: Row, other: Row) -> Estimate:
+    """Macro mean of `row` minus that of `other`, with the interval of the paired difference.
+
+    Raises:
+        InputError: the rows were not scored on the same instances of the same tasks.
+    """
+    difference = {}
+    for task, cell in row.items():
+        against = other.get(task)
+        if against is None or not np.array_equal(cell.indices, against.indices):
+            raise InputError(describe("Rows were not scored on the same instances", where=task))
+        difference[task] = dataclasses.replace(cell, values=cell.values - against.values)
+    return macro_mean(difference)
+
+
+def _interval(value: float, instances: Mapping[str, np.ndarray]) -> Estimate:
+    variance = sum(values.var(ddof=1) / len(values) if len(values) > 1 else SINGLE_VARIANCE
+                   for values in instances.values()) / len(instances) ** 2
+    half = Z95 * math.sqrt(variance)
+    return Estimate(value, value - half, value + half)
+
+
+def chance_of(row: Row) -> float:
+    """Expected accuracy of guessing, averaged as `macro_mean` averages."""
+    by_dataset: dict[str, list[float]] = {}
+    for cell in row.values():
+        by_dataset.setdefault(cell.dataset, []).append(cell.chance or 0.0)
+    return float(np.mean([np.mean(values) for values in by_dataset.values()])) if by_dataset else math.nan
+
+
+def rows_of_study(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Row]:
+    """All rows of the table, in the order in which they are shown."""
+    experts = [expert["id"] for expert in facts["experts"]]
+    tasks = [*facts["seen_tasks"], *facts["unseen_tasks"], *facts["generative_tasks"]]
+    unseen = [task for task in facts["unseen_tasks"]
+              if cell_of(matrix, experts[0], task).metric == "accuracy"]
+    if not unseen:
+        raise InputError(describe("A study's table needs unseen tasks that are classified by rank",
+                                  got=f"{len(facts['unseen_tasks'])} unseen tasks, none of that kind",
+                                  expected="at least one in unseen_tasks"))
+
+    def of(expert: str) -> Row:
+        return {task: cell_of(matrix, expert, task) for task in tasks}
+
+    decisions = facts["decisions"]
+    single = best_single(matrix, experts, unseen)
+    return {
+        "base": of(facts["base"]),
+        "multitask": of(facts["multitask"]),
+        f"best single expert ({single})": of(single),
+        "split-half best single expert": split_half_single_row(matrix, experts, unseen, tasks),
+        "RoE top-1": {task: cell_of(matrix, decisions[task]["top_k"][0], task) for task in tasks},
+        f"RoE top-{len(decisions[tasks[0]]['top_k'])} merged": {
+            task: cell_of(matrix, decisions[task]["merged"], task) for task in tasks},
+        "dataset experts merged": of(facts["merged_datasets"]),
+        "oracle": oracle_row(matrix, experts, tasks),
+        "split-half oracle": split_half_oracle_row(matrix, experts, tasks),
+        "random expert": random_expert_row(matrix, experts, tasks),
+    }
+
+
+def chosen_on_the_test(name: str) -> bool:
+    """Whether a row of the table was picked by the scores that it shows, and so is biased upwards."""
+    return name == "oracle" or name.startswith("best single expert (")
+
+
+def select(row: Row, tasks: Sequence[str], metric: str) -> Row:
+    """The part of a row that belongs to some tasks and one metric."""
+    return {task: row[task] for task in tasks if row[task].metric == metric}
+
+
+def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
+    """The table as data.
+
+    Returns:
+        ``columns`` (names) and ``rows``: ``{name, values (column -> Estimate dict or None),
+        difference (unseen mean minus the multitask baseline's, an Estimate dict)}``; ``chance`` by
+        column; ``own`` (each expert on its own tasks against the base).
+
+    Raises:
+        InputError: a cell of the matrix is missing; it is named.
+    """
+    rows = rows_of_study(facts, matrix)
+    groups = column_groups(facts, rows["base"])
+    baseline = select(rows["multitask"], facts["unseen_tasks"], "accuracy")
+    table = []
+    for name, row in rows.items():
+        unseen = select(row, facts["unseen_tasks"], "accuracy")
+        table.append({
+            "name": name,
+            "values": {column: macro_mean(select(row, tasks, metric)).to_dict()
+                       for column, (tasks, metric) in groups.items()},
+            "difference": paired_difference(unseen, baseline).to_dict(),
+        })
+    chance = {column: chance_of(select(rows["base"], tasks, metric)) if metric == "accuracy" else None
+              for column, (tasks, metric) in groups.items()}
+    return {"columns": list(groups), "rows": table, "chance": chance, "own": own_tasks(facts, matrix)}
+
+
+def column_groups(facts: Mapping[str, Any], row: Row) -> dict[str, tuple[list[str], str]]:
+    """Column -> (tasks, metric): seen mean, each unseen data set, unseen mean, ROUGE-L."""
+    groups: dict[str, tuple[list[str], str]] = {"seen mean": (list(facts["seen_tasks"]), "accuracy")}
+    for task in facts["unseen_tasks"]:
+        groups.setdefault(row[task].dataset, ([], "accuracy"))[0].append(task)
+    groups["unseen mean"] = (list(facts["unseen_tasks"]), "accuracy")
+    groups["seen ROUGE-L"] = (list(facts["seen_tasks"]), "rouge_l")
+    groups["ROUGE-L"] = (list(facts["generative_tasks"]), "rouge_l")
+    return {name: group for name, group in groups.items() if select(row, *group)}
+
+
+def own_tasks(facts: Mapping[str, Any], matrix: Matrix) -> list[dict[str, Any]]:
+    """Each prompt expert on its own task against the base, and each dataset expert on its prompts."""
+    found = []
+    for expert in facts["experts"]:
+        if expert["kind"] == "prompt":
+            task = expert["tasks"][0]
+            own, base = ({task: cell_of(matrix, name, task)} for name in (expert["id"], facts["base"]))
+            difference = paired_difference(own, base)
+            found.append({
+                "expert": expert["id"], "kind": "prompt", "task": task, "metric": own[task].metric,
+                "value": macro_mean(own).to_dict(), "base": macro_mean(base).to_dict(),
+                "difference": difference.to_dict(), "chance": own[task].chance,
+                "beats_base": difference.low > 0})
+            continue
+        for task in expert["tasks"]:
+            own = {task: cell_of(matrix, expert["id"], task)}
+            found.append({
+                "expert": expert["id"], "kind": expert["kind"], "task": task,
+                "metric": own[task].metric, "value": macro_mean(own).to_dict(),
+                "chance": own[task].chance})
+    return found

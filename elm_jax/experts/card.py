@@ -1,0 +1,91 @@
+"""The card of an expert: what it is, where it comes from, which base it fits."""
+
+import dataclasses
+import datetime
+from typing import Any
+
+from elm_jax.errors import InputError, describe
+
+SCHEMA_VERSION = 1
+KINDS = ("prompt", "dataset", "multitask", "merged")
+FORMS = ("adapter", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertCard:
+    """What an expert is.
+
+    Attributes:
+        id: name of the expert, unique in a library.
+        kind: ``prompt`` (adapters and norms of one task), ``dataset`` (all leaves, all prompts of one
+            dataset), ``multitask`` (all leaves, all training tasks) or ``merged``.
+        form: ``adapter`` if the overlay is adapters (and norms), ``full`` if it is every leaf. Only
+            overlays of one form can be merged.
+        base: ``{'name', 'fingerprint'}`` of the base that the overlay belongs on.
+        network: the network's config as a plain dictionary, adapters included.
+        tasks: names of the tasks that it was trained on.
+        templates: the templates' own names, one a task, as promptsource spells them.
+        training: steps, examples, seed, config digest.
+        metrics: figures measured after training, by name.
+        parents: for a merged expert ``[{'id', 'weight'}]``, else empty.
+        method: the merging method, else None.
+        created: UTC time, ISO 8601.
+    """
+
+    id: str
+    kind: str
+    form: str
+    base: dict[str, str]
+    network: dict[str, Any]
+    tasks: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    dataset: str | None = None
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    parents: tuple[dict[str, Any], ...] = ()
+    method: str | None = None
+    created: str = dataclasses.field(default_factory=lambda: utc_now())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "templates", tuple(self.templates))
+        object.__setattr__(self, "parents", tuple(self.parents))
+        if not self.id or "/" in self.id:
+            raise InputError(describe("An expert's id is a file name", got=repr(self.id)))
+        if self.kind not in KINDS:
+            raise InputError(describe("Unknown kind of expert", where=self.id, got=self.kind, expected=KINDS))
+        if self.form not in FORMS:
+            raise InputError(describe("Unknown form of overlay", where=self.id, got=self.form, expected=FORMS))
+        if not isinstance(self.base, dict) or "fingerprint" not in self.base:
+            raise InputError(describe("The card names no base", where=self.id, got=self.base,
+                                      expected="{'name': ..., 'fingerprint': 'sha256:...'}"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as stored in ``expert.json``."""
+        fields = dataclasses.asdict(self)
+        for name in ("tasks", "templates", "parents"):
+            fields[name] = list(fields[name])
+        return {"schema_version": SCHEMA_VERSION, **fields}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any], where: Any = None) -> "ExpertCard":
+        """Inverse of `to_dict`.
+
+        Raises:
+            InputError: a field is missing or unknown (all are named).
+        """
+        value = {name: field for name, field in value.items() if name != "schema_version"}
+        known = {field.name for field in dataclasses.fields(cls)}
+        required = {"id", "kind", "form", "base", "network"}
+        missing, unknown = sorted(required - value.keys()), sorted(value.keys() - known)
+        if missing or unknown:
+            raise InputError(
+                describe("The expert's card is not valid", where=where,
+                         got=f"missing {missing}, unknown {unknown}", expected=sorted(known))
+            )
+        return cls(**value)
+
+
+def utc_now() -> str:
+    """The time now, UTC, ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

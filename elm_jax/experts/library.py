@@ -1,0 +1,181 @@
+"""The expert library: experts, embedded training instances of each (the keys), and one text format.
+
+On disk: ``library.json`` names the newest ``keys/<revision>/`` and every expert under ``experts/<id>/``.
+A change writes what is new beside what stands, then ``library.json``, then removes what nothing names,
+so that an interrupted change leaves the library as it was.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.encoders import load_encoder, save_encoder
+from elm_jax.experts.overlay import Expert, copy_expert, load_expert
+from elm_jax.routing.embed import Encoder
+from elm_jax.routing.index import KeyIndex
+from elm_jax.routing.text import RoutingInstance, format_text
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LibraryEntry:
+    """One expert of a library: its card and how many keys it has."""
+
+    card: ExpertCard
+    num_keys: int
+
+
+class ExpertLibrary:
+    """Reads like a mapping from an expert's id to its entry; `load` reads the expert itself."""
+
+    def __init__(self, path: storage.PathLike, facts: dict[str, Any], encoder: Encoder,
+                 index: KeyIndex, instances: list[dict[str, Any]]) -> None:
+        self.path = storage.as_path(path)
+        self.facts = facts
+        self.encoder = encoder
+        self.index = index
+        self.instances = instances
+        self.entries = {
+            value["card"]["id"]: LibraryEntry(ExpertCard.from_dict(value["card"], where=path),
+                                              value["num_keys"])
+            for value in facts["experts"]}
+
+    @classmethod
+    def open(cls, path: storage.PathLike, encoder: Encoder | None = None) -> "ExpertLibrary":
+        """Opens a library.
+
+        Args:
+            path: the library's folder.
+            encoder: the encoder to query with; by default the one that the library names.
+
+        Raises:
+            InputError: no library here, another schema, or keys made by another encoder.
+        """
+        path = storage.as_path(path)
+        facts = storage.read_json(path / "library.json", kind="library", schema_version=SCHEMA_VERSION)
+        encoder = encoder or load_encoder(facts["encoder"], path / "encoder")
+        index = KeyIndex.open(path / "keys" / facts["keys"], encoder)
+        instances = storage.read_jsonl(path / "keys" / facts["keys"] / "instances.jsonl")
+        return cls(path, facts, encoder, index, instances)
+
+    @classmethod
+    def create(cls, path: storage.PathLike, encoder: Encoder, text_format: str,
+               instances_per_expert: int) -> "ExpertLibrary":
+        """Starts an empty library in memory; it is on disk from the first `add` on."""
+        path = storage.as_path(path)
+        if (path / "library.json").exists():
+            raise InputError(describe("There is a library here already", where=path,
+                                      cure="use `elm library add`, or another folder"))
+        facts = {"schema_version": SCHEMA_VERSION, "encoder": {"name": encoder.name,
+                 "fingerprint": encoder.fingerprint}, "text_format": text_format,
+                 "instances_per_expert": instances_per_expert, "keys": None, "revision": 0, "experts": []}
+        return cls(path, facts, encoder, KeyIndex.empty(encoder, text_format), [])
+
+    @property
+    def text_format(self) -> str:
+        """Format of keys and queries, one of `routing.text.FORMATS`."""
+        return self.facts["text_format"]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __contains__(self, expert_id: str) -> bool:
+        return expert_id in self.entries
+
+    def __getitem__(self, expert_id: str) -> LibraryEntry:
+        if expert_id not in self.entries:
+            raise unknown_name("expert", expert_id, self.entries, where=self.path)
+        return self.entries[expert_id]
+
+    def load(self, expert_id: str) -> Expert:
+        """Reads an expert, checked against its fingerprint."""
+        self[expert_id]
+        return load_expert(self.path / "experts" / expert_id)
+
+    def add(self, experts: Mapping[str, Sequence[RoutingInstance]]) -> None:
+        """Adds experts with the instances that become their keys.
+
+        Args:
+            experts: from an expert's folder to its training instances, at most
+                `instances_per_expert` of which the caller has drawn.
+
+        Raises:
+            InputError: an expert is there already, or belongs to another base than the others.
+        """
+        cards = {folder: load_expert(folder).card for folder in experts}
+        for folder, card in cards.items():
+            self._check_new(card, folder, list(cards.values()))
+        index, rows, entries = self.index, list(self.instances), list(self.facts["experts"])
+        for folder, instances in experts.items():
+            card = cards[folder]
+            if not instances:
+                raise InputError(describe("An expert needs instances for its keys", where=folder))
+            copy_expert(folder, self.path / "experts" / card.id)
+            texts = [format_text(instance, self.text_format) for instance in instances]
+            index = index.add(card.id, self.encoder.embed(texts))
+            rows += [{"expert": card.id, **dataclasses.asdict(instance)} for instance in instances]
+            entries.append({"card": card.to_dict(), "num_keys": len(instances)})
+        self._write(index, rows, entries)
+
+    def remove(self, expert_ids: Sequence[str]) -> None:
+        """Removes experts and their keys."""
+        for expert_id in expert_ids:
+            self[expert_id]
+        index = self.index
+        for expert_id in expert_ids:
+            index = index.remove(expert_id)
+        rows = [row for row in self.instances if row["expert"] not in expert_ids]
+        entries = [entry for entry in self.facts["experts"] if entry["card"]["id"] not in expert_ids]
+        self._write(index, rows, entries)
+
+    def verify(self) -> list[str]:
+        """Reads every expert and key back. Returns the faults found, in words; none means whole."""
+        faults = []
+        for expert_id, entry in self.entries.items():
+            try:
+                card = self.load(expert_id).card
+            except InputError as error:
+                faults.append(f"{expert_id}: {error}")
+                continue
+            if card != entry.card:
+                faults.append(f"{expert_id}: its card is not the one that the library lists")
+            count = self.index.count(expert_id)
+            if count != entry.num_keys:
+                faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")
+        return faults
+
+    def _check_new(self, card: ExpertCard, folder: Any, added: list[ExpertCard]) -> None:
+        if card.id in self.entries or sum(other.id == card.id for other in added) > 1:
+            raise InputError(describe("The library has an expert of this name already", where=folder,
+                                      got=card.id, cure="remove it first, or give another id"))
+        others = [entry.card for entry in self.entries.values()] + added
+        for other in others:
+            if other.base["fingerprint"] != card.base["fingerprint"]:
+                raise InputError(describe(
+                    "The expert belongs to another base than the library's experts", where=folder,
+                    got=card.base, expected=f"{other.base} as {other.id}"))
+
+    def _write(self, index: KeyIndex, rows: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
+        before, revision = self.facts["keys"], self.facts["revision"] + 1
+        name = f"{revision:06d}"
+        folder = storage.begin(self.path / "keys" / name)
+        index.save(folder)
+        storage.append_jsonl(folder / "instances.jsonl", rows)
+        storage.commit(folder)
+        if before is None:
+            save_encoder(self.encoder, self.path / "encoder")
+        facts = {**self.facts, "keys": name, "revision": revision, "experts": entries}
+        storage.write_json(self.path / "library.json", facts)
+        if before is not None:
+            storage.remove(self.path / "keys" / before)
+        gone = self.entries.keys() - {entry["card"]["id"] for entry in entries}
+        for expert_id in gone:
+            storage.remove(self.path / "experts" / expert_id)
+        self.__init__(self.path, facts, self.encoder, index, rows)

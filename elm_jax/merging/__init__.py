@@ -1,0 +1,1 @@
+"""Merging: arithmetic on overlays of one shape."""

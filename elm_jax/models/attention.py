@@ -1,0 +1,148 @@
+"""Multi-head attention of T5: no scaling of the logits, biases added, softmax in float32."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elm_jax.models.layers import Dense, Initializer, fan_in_normal
+from elm_jax.types import Array
+
+KeysValues = tuple[Array, Array]
+"""Keys and values, each f[B, S, H, K]."""
+
+
+def _query_init(head_dim: int) -> Initializer:
+    """T5 leaves out the division of the logits by sqrt(K); its initial queries carry it instead."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        return fan_in_normal(key, shape, dtype) * head_dim**-0.5
+
+    return init
+
+
+@jax.custom_vjp
+def add_bias(logits: Array, bias: Array) -> Array:
+    """``logits + bias`` for a bias that instances, and maybe heads or queries, share.
+
+    Its gradient sums over the instances by a product with ones. XLA's CPU backend takes 25 ms for
+    f32[8, 6, 256, 256] by a reduction of the first axis, and 0.6 ms by the product.
+
+    Args:
+        logits: f32[B, H, L, S].
+        bias: f32, each axis as in `logits` or 1.
+
+    Returns:
+        f32[B, H, L, S].
+    """
+    return logits + bias
+
+
+def _add_bias_forward(logits: Array, bias: Array) -> tuple[Array, Array]:
+    return logits + bias, bias
+
+
+def _add_bias_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
+    shared = [axis for axis in range(1, 4) if bias.shape[axis] != gradient.shape[axis]]
+    total = gradient
+    if bias.shape[0] != gradient.shape[0]:
+        ones = jnp.ones(gradient.shape[0], gradient.dtype)
+        total = jnp.einsum("b,bhqs->hqs", ones, gradient, precision=jax.lax.Precision.HIGHEST)[None]
+    return gradient, total.sum(axis=shared, keepdims=True)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+@jax.checkpoint
+def attend(
+    queries: Array, keys: Array, values: Array, biases: tuple[Array, ...], keep: Array | None
+) -> Array:
+    """``softmax(q k + biases) v``, without T5's missing division by sqrt(K).
+
+    The gradient computes the probabilities f[B, H, L, S] again: that costs one product of queries and
+    keys, and spares the largest array of a layer from being kept until the backward pass.
+
+    Args:
+        queries: f[B, L, H, K].
+        keys: f[B, S, H, K].
+        values: f[B, S, H, K].
+        biases: f32, each broadcastable to [B, H, L, S].
+        keep: dropout of the probabilities, f[B, H, 1, S], or None.
+
+    Returns:
+        f[B, L, H, K].
+    """
+    logits = jnp.einsum("bqhk,bshk->bhqs", queries, keys, preferred_element_type=jnp.float32)
+    for bias in biases:
+        logits = add_bias(logits, bias)
+    # The normaliser divides the mixed values [B, L, H, K], not the probabilities [B, H, L, S].
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    normaliser = jnp.moveaxis(weights.sum(axis=-1, keepdims=True), 1, 2)
+    weights = weights.astype(values.dtype)
+    if keep is not None:
+        weights = weights * keep
+    mixed = jnp.einsum("bhqs,bshk->bqhk", weights, values, preferred_element_type=jnp.float32)
+    return (mixed / normaliser).astype(values.dtype)
+
+
+class Attention(nn.Module):
+    """Attention whose keys and values can be computed apart from its queries.
+
+    Attributes:
+        emb_dim: D.
+        num_heads: H.
+        head_dim: K.
+        dropout_rate: of the probabilities; one draw for all queries of a head, as in T5X.
+        dtype: of the computation.
+    """
+
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """Creates the four projections."""
+        joined = self.num_heads * self.head_dim
+        axes = ("embed", "joined_kv")
+        self.query = Dense(joined, axes, self.dtype, _query_init(self.head_dim))
+        self.key = Dense(joined, axes, self.dtype, fan_in_normal)
+        self.value = Dense(joined, axes, self.dtype, fan_in_normal)
+        self.out = Dense(self.emb_dim, ("joined_kv", "embed"), self.dtype, fan_in_normal)
+
+    def keys_values(self, x: Array) -> KeysValues:
+        """f[B, S, D] -> keys and values f[B, S, H, K]."""
+        return self._heads(self.key(x)), self._heads(self.value(x))
+
+    def __call__(
+        self, x: Array, keys_values: KeysValues, biases: tuple[Array, ...], deterministic: bool
+    ) -> Array:
+        """Attends from the queries of `x`.
+
+        Args:
+            x: f[N, L, D]. N is B, or ``B * C`` when the C choices of an instance share the keys:
+                they then go through as one query axis ``C * L``, and no key is repeated.
+            keys_values: two f[B, S, H, K].
+            biases: f32, each broadcastable to [B, H, C * L, S]; added to the logits.
+            deterministic: no dropout.
+
+        Returns:
+            f[N, L, D].
+        """
+        keys, values = keys_values
+        queries = self.query(x).reshape(keys.shape[0], -1, self.num_heads, self.head_dim)
+        keep = None
+        if not deterministic and self.dropout_rate > 0.0:
+            keep = self._keep(queries.shape[0], keys.shape[1])
+        mixed = attend(queries, keys, values, biases, keep)
+        return self.out(mixed.reshape(*x.shape[:-1], self.num_heads * self.head_dim))
+
+    def _heads(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+
+    def _keep(self, batch: int, length: int) -> Array:
+        """Factors of the keys, f[B, H, 1, S]: 0, or ``1 / (1 - rate)``."""
+        shape = (batch, self.num_heads, 1, length)
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.dropout_rate, shape)
+        return keep.astype(self.dtype) / (1.0 - self.dropout_rate)

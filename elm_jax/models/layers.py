@@ -1,0 +1,282 @@
+"""Layers of T5: dense, RMS norm, embedding, relative position bias, feed-forward, dropout.
+
+Every layer keeps float32 parameters, computes in `dtype`, and names its parameters' logical axes
+with `param_with_axes`, as T5X's minimal T5 does.
+
+Source: Raffel et al., https://arxiv.org/abs/1910.10683.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.partitioning import param_with_axes
+
+from elm_jax.types import Array
+
+RMS_EPSILON = 1e-6
+MASKED = -1e10
+"""Added to a masked attention logit. Finite, so that a row without any key stays finite."""
+
+Initializer = Callable[..., Array]
+fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "linear": lambda x: x,
+    "relu": jax.nn.relu,
+}
+
+
+class Dense(nn.Module):
+    """``y = x W (+ b)``: f[..., I] -> f[..., O], kernel f32[I, O].
+
+    Attributes:
+        features: output size O.
+        axes: logical axes of the kernel; a bias has the second one.
+        dtype: of the computation.
+        kernel_init: initialiser of the kernel.
+        use_bias: adds a bias that starts at zero.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype
+    kernel_init: Initializer = fan_in_truncated
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Applies the layer to the last axis."""
+        kernel = param_with_axes(
+            "kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32, axes=self.axes
+        )
+        # One row a token: XLA's CPU backend copies the gradient of a product of three axes into
+        # transposed order, and computes all elementwise parts of it once more for that.
+        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        y = jnp.dot(rows, kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = param_with_axes(
+                "bias", nn.initializers.zeros, (self.features,), jnp.float32, axes=self.axes[1:]
+            )
+            y = y + bias.astype(self.dtype)[None, :]
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class RMSNorm(nn.Module):
+    """``y = x / sqrt(mean(x^2) + 1e-6) * scale`` in float32, without mean or bias.
+
+    Source: Zhang and Sennrich, https://arxiv.org/abs/1910.07467.
+
+    Attributes:
+        dtype: of the result.
+    """
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """f[..., D] -> dtype[..., D]."""
+        scale = param_with_axes(
+            "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
+        )
+        return _normalise(x, scale).astype(self.dtype)
+
+
+@jax.checkpoint
+def _normalise(x: Array, scale: Array) -> Array:
+    """f[..., D], f32[D] -> f32[..., D]; its gradient keeps the input only."""
+    x = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + RMS_EPSILON)
+    return x * inverse * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
+
+
+class Embed(nn.Module):
+    """Token embedding f32[V, D], looked up by gather, and the head that is tied to it.
+
+    Attributes:
+        num_embeddings: rows V.
+        features: width D.
+        dtype: of the looked-up rows.
+    """
+
+    num_embeddings: int
+    features: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """Creates the table."""
+        self.embedding = param_with_axes(
+            "embedding", nn.initializers.normal(stddev=1.0),
+            (self.num_embeddings, self.features), jnp.float32, axes=("vocab", "embed"),
+        )
+
+    def __call__(self, tokens: Array) -> Array:
+        """i32[...] -> dtype[..., D]. A token outside of the vocabulary gives NaN, never a guess."""
+        return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+
+    def attend(self, x: Array) -> Array:
+        """Tied head: f[..., D] -> f32[..., V], scaled by ``D ** -0.5``."""
+        scaled = x.astype(jnp.float32) * self.features**-0.5
+        return jnp.einsum("...d,vd->...v", scaled, self.embedding)
+
+
+def distance_buckets(distances: np.ndarray, *, bidirectional: bool, num_buckets: int,
+                     max_distance: int) -> np.ndarray:
+    """Bucket of each relative position (key minus query).
+
+    Half of the buckets (of one direction) hold one distance each, the others grow logarithmically
+    up to `max_distance`; all that is farther shares the last one. A causal bias has one direction
+    only, and keys that lie ahead fall into bucket 0.
+
+    Args:
+        distances: int[...], key position minus query position.
+        bidirectional: the encoder's rule: the upper half of the buckets is for keys ahead.
+        num_buckets: of both directions together.
+        max_distance: where the last bucket begins.
+
+    Returns:
+        i32[...] in ``[0, num_buckets)``.
+
+    Source: https://arxiv.org/abs/1910.10683, section 2.1.
+    """
+    behind = -np.asarray(distances, np.int64)
+    offset = np.zeros_like(behind)
+    if bidirectional:
+        num_buckets //= 2
+        offset = np.where(behind < 0, num_buckets, 0)
+        behind = np.abs(behind)
+    behind = np.maximum(behind, 0)
+    exact = num_buckets // 2
+    growth = np.log(np.maximum(behind, exact) / exact) / np.log(max_distance / exact)
+    # The tolerance keeps a distance on a border, 8 * 16 ** (3 / 4) say, on its upper side.
+    far = exact + np.floor(growth * (num_buckets - exact) + 1e-6).astype(np.int64)
+    bucket = np.where(behind < exact, behind, np.minimum(far, num_buckets - 1))
+    return (offset + bucket).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+    """Bias of attention logits by relative position, shared by all layers of one stack.
+
+    Attributes:
+        num_heads: heads H.
+        num_buckets: buckets of `distance_buckets`.
+        max_distance: as in `distance_buckets`.
+        bidirectional: True in the encoder.
+    """
+
+    num_heads: int
+    num_buckets: int
+    max_distance: int
+    bidirectional: bool
+
+    def setup(self) -> None:
+        """Creates the table f32[H, buckets]."""
+        self.rel_embedding = param_with_axes(
+            "rel_embedding", nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+            (self.num_heads, self.num_buckets), jnp.float32, axes=("heads", "relpos_buckets"),
+        )
+
+    def __call__(self, length: int, positions: Array | None = None) -> Array:
+        """Bias of a square of queries and keys.
+
+        Args:
+            length: L of queries and of keys.
+            positions: i32[B, L]; None counts 0, 1, ... L-1, which is cheaper, and within the
+                segments of a packed row gives the same.
+
+        Returns:
+            f32[1, H, L, L], or f32[B, H, L, L] with positions; queries before keys.
+        """
+        return self._from_index(length) if positions is None else self._from_positions(positions)
+
+    def _from_index(self, length: int) -> Array:
+        """A Toeplitz matrix without gather: its gradient is a sum, not a scatter."""
+        # Relative position m at index m, and -m at index 2L - m.
+        distances = (np.arange(2 * length) + length) % (2 * length) - length
+        diagonals = self._bias_at(distances)
+        # Rows of 2L repeated and cut to rows of 2L - 1 move by one a row.
+        tiled = jnp.tile(diagonals, (1, length))[:, : length * (2 * length - 1)]
+        return tiled.reshape(1, self.num_heads, length, 2 * length - 1)[..., :length]
+
+    def _from_positions(self, positions: Array) -> Array:
+        reach = self.max_distance
+        distance = jnp.expand_dims(positions, 1) - jnp.expand_dims(positions, 2)
+        index = jnp.clip(distance, -reach, reach) + reach
+        bias = jnp.take(self._bias_at(np.arange(-reach, reach + 1)), index, axis=1, mode="clip")
+        return jnp.moveaxis(bias, 0, 1)
+
+    def _bias_at(self, distances: np.ndarray) -> Array:
+        """int[N] -> f32[H, N], by a small matrix product."""
+        buckets = distance_buckets(
+            distances, bidirectional=self.bidirectional, num_buckets=self.num_buckets,
+            max_distance=self.max_distance,
+        )
+        one_hot = (np.arange(self.num_buckets)[:, None] == buckets[None, :]).astype(np.float32)
+        return jnp.dot(self.rel_embedding, one_hot, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _activate(names: tuple[str, ...], parts: list[Array]) -> Array:
+    """Product of the activations. Its gradient computes them again: that is cheaper than to keep
+    the five values of GELU's derivative, each f[B, L, F], for every layer.
+    """
+    return functools.reduce(
+        jnp.multiply,
+        [ACTIVATION_FUNCTIONS[name](part) for name, part in zip(names, parts, strict=True)],
+    )
+
+
+class Mlp(nn.Module):
+    """Feed-forward: ``act(x wi) wo``, or gated ``(act_0(x wi_0) * act_1(x wi_1)) wo``.
+
+    Source of the gated kind: Shazeer, https://arxiv.org/abs/2002.05202.
+
+    Attributes:
+        emb_dim: D.
+        mlp_dim: hidden width F.
+        activations: one or two names of `ACTIVATION_FUNCTIONS`.
+        dropout_rate: of the hidden layer.
+        dtype: of the computation.
+    """
+
+    emb_dim: int
+    mlp_dim: int
+    activations: tuple[str, ...]
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        """f[B, L, D] -> f[B, L, D]."""
+        gated = len(self.activations) > 1
+        parts = [
+            Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=f"wi_{index}" if gated else "wi")(x)
+            for index in range(len(self.activations))
+        ]
+        hidden = _activate(self.activations, parts)
+        hidden = Dropout(self.dropout_rate, name="dropout")(hidden, deterministic)
+        return Dense(self.emb_dim, ("mlp", "embed"), self.dtype, name="wo")(hidden)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is shared by all positions: axis -2 has one draw, as in T5X.
+
+    Attributes:
+        rate: share of the features that are set to zero.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        """f[..., L, F] -> f[..., L, F], scaled by ``1 / (1 - rate)``; itself when deterministic."""
+        if deterministic or self.rate == 0.0:
+            return x
+        shape = (*x.shape[:-2], 1, x.shape[-1])
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
+        return x * (keep.astype(x.dtype) / (1.0 - self.rate))

@@ -1,0 +1,305 @@
+"""A BERT-type sentence encoder in Flax: mean of the last hidden states, at unit length.
+
+Reads the folder layout of sentence-transformers by shape and name; everything is float32.
+Source: Devlin et al., https://arxiv.org/abs/1810.04805; Reimers and Gurevych,
+https://arxiv.org/abs/1908.10084; https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from elm_jax import storage, trees
+from elm_jax.errors import InputError, describe
+from elm_jax.types import Array, FlatParams, Params
+
+CONFIG_FILE = "config.json"
+LENGTH_FILE = "sentence_bert_config.json"
+POOLING_FILE = "1_Pooling/config.json"
+WEIGHTS_FILE = "model.safetensors"
+UNUSED_TENSORS = ("embeddings.position_ids", "pooler.dense.bias", "pooler.dense.weight")
+"""May lie in the file: mean pooling uses neither BERT's pooler nor stored positions 0, 1, 2 ..."""
+SUPPORTED = {
+    CONFIG_FILE: {
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+    },
+    POOLING_FILE: {
+        "pooling_mode_mean_tokens": True,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+    },
+}
+"""Config values of the one kind of encoder that is computed here. A key may be left out."""
+MASKED = -1e10
+"""Attention logit of a padding key. Finite, so that a row without any token stays finite."""
+HIGHEST = jax.lax.Precision.HIGHEST
+"""Accelerators would multiply in bfloat16 or TF32; routing is float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceEncoderConfig:
+    """Sizes of the encoder, named as in the folder's configs (hashable, a static argument).
+
+    Attributes:
+        vocab_size: V.
+        hidden_size: D, also the size of an embedding.
+        num_hidden_layers: L.
+        num_attention_heads: H, divides D.
+        intermediate_size: F.
+        max_position_embeddings: rows of the position table.
+        type_vocab_size: rows of the segment table, of which the first is used.
+        layer_norm_eps: of every layer norm.
+        max_seq_length: longest text in tokens, its two special ones included.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    max_seq_length: int
+
+    def __post_init__(self) -> None:
+        """Raises InputError for values that no such network can have."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not field.type or not value > 0:
+                raise InputError(
+                    describe(
+                        "Sentence encoder config value is out of range",
+                        where=field.name,
+                        got=repr(value),
+                        expected=f"a positive {field.type.__name__}",
+                    )
+                )
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                describe(
+                    "The encoder's heads do not divide its hidden size",
+                    where="hidden_size",
+                    got=self.hidden_size,
+                    expected=f"a multiple of {self.num_attention_heads}",
+                )
+            )
+        if not 2 <= self.max_seq_length <= self.max_position_embeddings:
+            raise InputError(
+                describe(
+                    "The encoder's longest text does not fit its position table",
+                    where="max_seq_length",
+                    got=self.max_seq_length,
+                    expected=f"2 to {self.max_position_embeddings}",
+                )
+            )
+
+
+class SentenceEncoder(nn.Module):
+    """Token ids i32[B, S] and mask [B, S] (1 token, 0 padding) -> unit vectors f32[B, D].
+
+    A row without any token is a row of zeros.
+    """
+
+    config: SentenceEncoderConfig
+
+    @nn.compact
+    def __call__(self, tokens: Array, mask: Array) -> Array:
+        """Embeds padded rows; what stands where the mask is 0 does not matter."""
+        config = self.config
+        embed = functools.partial(nn.Embed, features=config.hidden_size)
+        positions = jnp.arange(tokens.shape[1])
+        x = embed(config.vocab_size, name="word_embeddings")(tokens)
+        x = x + embed(config.max_position_embeddings, name="position_embeddings")(positions)[None]
+        x = x + embed(config.type_vocab_size, name="token_type_embeddings")(jnp.zeros_like(tokens))
+        x = _norm(config, "embeddings_norm")(x)
+        for number in range(config.num_hidden_layers):
+            x = EncoderLayer(config, name=f"layers_{number}")(x, mask)
+        weights = mask.astype(jnp.float32)[..., None]
+        mean = (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1e-9)
+        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each followed by its residual sum and layer norm."""
+
+    config: SentenceEncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array) -> Array:
+        """f32[B, S, D] and mask [B, S] -> f32[B, S, D]."""
+        config = self.config
+        head_size = config.hidden_size // config.num_attention_heads
+
+        def split_heads(name: str) -> Array:
+            flat = _dense(config.hidden_size, name)(x)
+            return flat.reshape(*x.shape[:2], config.num_attention_heads, head_size)
+
+        query, key, value = (split_heads(name) for name in ("query", "key", "value"))
+        logits = jnp.einsum("bqhk,bshk->bhqs", query * head_size**-0.5, key, precision=HIGHEST)
+        visible = mask.astype(bool)[:, None, None, :]
+        weights = jax.nn.softmax(jnp.where(visible, logits, MASKED), axis=-1)
+        attended = jnp.einsum("bhqs,bshk->bqhk", weights, value, precision=HIGHEST)
+        attended = _dense(config.hidden_size, "attention_output")(attended.reshape(x.shape))
+        x = _norm(config, "attention_norm")(x + attended)
+        hidden = _dense(config.intermediate_size, "intermediate")(x)
+        hidden = _dense(config.hidden_size, "output")(jax.nn.gelu(hidden, approximate=False))
+        return _norm(config, "output_norm")(x + hidden)
+
+
+def _dense(features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, name=name, precision=HIGHEST)
+
+
+def _norm(config: SentenceEncoderConfig, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=name)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(config: SentenceEncoderConfig, params: Params, tokens: Array, mask: Array) -> Array:
+    """Jitted `SentenceEncoder`: one program for each shape [B, S]."""
+    return SentenceEncoder(config).apply({"params": params}, tokens, mask)
+
+
+def load_sentence_encoder(folder: storage.PathLike) -> tuple[SentenceEncoderConfig, Params]:
+    """Reads the configs and ``model.safetensors`` of a sentence-transformers folder.
+
+    Raises:
+        InputError: a file is missing or unreadable, the encoder is of another kind, or tensors are
+            missing, unexpected or misshaped (all are listed).
+    """
+    folder = storage.as_path(folder)
+    files = {name: _read_json(folder / name) for name in (CONFIG_FILE, LENGTH_FILE, POOLING_FILE)}
+    config = _config(files, folder)
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = safetensors.numpy.load(path.read_bytes())
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(
+            describe("The encoder's weights cannot be read", where=path, got=str(error))
+        ) from error
+    return config, params_from_tensors(tensors, config, path)
+
+
+def params_from_tensors(
+    tensors: Mapping[str, np.ndarray], config: SentenceEncoderConfig, where: Any
+) -> Params:
+    """BERT's tensors, by their names in the file, as parameters of `SentenceEncoder`.
+
+    Args:
+        tensors: float32 arrays; linear weights are [outputs, inputs] in the file.
+        config: sizes of the encoder.
+        where: the file, for errors.
+
+    Raises:
+        InputError: lists every tensor that is missing, unexpected, misshaped or not float32.
+    """
+    names = tensor_names(config)
+    shapes = _shapes(config)
+    known = {*names.values(), *UNUSED_TENSORS}
+    faults = [f"unexpected {name}" for name in sorted(tensors.keys() - known)]
+    flat: FlatParams = {}
+    for leaf, name in names.items():
+        if name not in tensors:
+            faults.append(f"missing {name}")
+            continue
+        turned = leaf.endswith("/kernel")
+        flat[leaf] = tensors[name].T if turned else tensors[name]
+        if flat[leaf].shape != shapes[leaf] or flat[leaf].dtype != np.float32:
+            expected = list(shapes[leaf][::-1] if turned else shapes[leaf])
+            got = f"{tensors[name].dtype}{list(tensors[name].shape)}"
+            faults.append(f"misshaped {name}: {got}, expected float32{expected}")
+    if faults:
+        raise InputError(
+            describe(
+                "The encoder's weights do not fit its config",
+                where=where,
+                got="\n    ".join([f"{len(faults)} faults", *faults]),
+            )
+        )
+    return trees.unflatten(flat)
+
+
+def _shapes(config: SentenceEncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Path of each leaf -> its shape, as `SentenceEncoder` itself makes it."""
+    row = jnp.zeros((1, 2), jnp.int32)
+    shaped = jax.eval_shape(SentenceEncoder(config).init, jax.random.key(0), row, row)
+    return {path: leaf.shape for path, leaf in trees.flatten(shaped["params"]).items()}
+
+
+def tensor_names(config: SentenceEncoderConfig) -> dict[str, str]:
+    """Path of each leaf here -> name of its tensor in the file."""
+    names = {
+        f"{name}/embedding": f"embeddings.{name}.weight"
+        for name in ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    }
+    norms = {"embeddings_norm": "embeddings.LayerNorm"}
+    layers = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "attention_output": "attention.output.dense",
+        "intermediate": "intermediate.dense",
+        "output": "output.dense",
+    }
+    for number in range(config.num_hidden_layers):
+        ours, theirs = f"layers_{number}", f"encoder.layer.{number}"
+        for name, tensor in layers.items():
+            names[f"{ours}/{name}/kernel"] = f"{theirs}.{tensor}.weight"
+            names[f"{ours}/{name}/bias"] = f"{theirs}.{tensor}.bias"
+        norms[f"{ours}/attention_norm"] = f"{theirs}.attention.output.LayerNorm"
+        norms[f"{ours}/output_norm"] = f"{theirs}.output.LayerNorm"
+    for ours, theirs in norms.items():
+        names[f"{ours}/scale"], names[f"{ours}/bias"] = f"{theirs}.weight", f"{theirs}.bias"
+    return names
+
+
+def _config(files: Mapping[str, dict[str, Any]], folder: Any) -> SentenceEncoderConfig:
+    """The config out of the folder's JSON files, once they say that the encoder is of our kind."""
+    for name, wanted in SUPPORTED.items():
+        for key, value in wanted.items():
+            if files[name].get(key, value) != value:
+                raise InputError(
+                    describe(
+                        "The sentence encoder is of a kind that is not supported",
+                        where=f"{folder}/{name}: {key}",
+                        got=files[name][key],
+                        expected=value,
+                        cure="use all-MiniLM-L6-v2",
+                    )
+                )
+    values = {**files[CONFIG_FILE], **files[LENGTH_FILE]}
+    fields = [field.name for field in dataclasses.fields(SentenceEncoderConfig)]
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise InputError(
+            describe("The encoder's config lacks values", where=folder, got=f"no {missing}")
+        )
+    return SentenceEncoderConfig(**{name: values[name] for name in fields})
+
+
+def _read_json(path: storage.PathLike) -> dict[str, Any]:
+    """A JSON object of another program, which has no schema version."""
+    try:
+        values = json.loads(storage.read_text(path))
+    except ValueError as error:
+        raise InputError(
+            describe("The encoder's config is not valid JSON", where=path, got=str(error))
+        ) from error
+    if not isinstance(values, dict):
+        raise InputError(
+            describe("The encoder's config is not a JSON object", where=path, got=values)
+        )
+    return values

@@ -1,0 +1,337 @@
+"""The T5 encoder-decoder as Flax modules, with the parameter tree of T5X's minimal T5.
+
+`t5.T5Network` is the door to it. Biases of attention (relative positions, masks) are computed once
+a stack and shared by its layers.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elm_jax.models.adapter import Adapter
+from elm_jax.models.attention import Attention, KeysValues
+from elm_jax.models.layers import (
+    MASKED,
+    Dense,
+    Dropout,
+    Embed,
+    Mlp,
+    RelativePositionBias,
+    RMSNorm,
+)
+from elm_jax.models.t5_config import T5Config
+from elm_jax.types import Array
+
+Cache = dict[str, Any]
+Biases = tuple[Array, ...]
+
+
+def mask_bias(allowed: Array) -> Array:
+    """bool[...] -> f32[...]: 0 where a key may be attended, else a large negative number."""
+    return jnp.where(allowed, jnp.float32(0.0), jnp.float32(MASKED))
+
+
+def key_mask(tokens: Array, query_segments: Array | None, key_segments: Array | None) -> Array:
+    """Keys that are no padding and, in packed rows, of the query's own segment.
+
+    Args:
+        tokens: i32[B, S] of the keys.
+        query_segments: i32[B, L], or None.
+        key_segments: i32[B, S], or None.
+
+    Returns:
+        bool[B, 1, 1, S], or bool[B, 1, L, S] when packed.
+    """
+    allowed = (tokens > 0)[:, None, None, :]
+    if query_segments is None or key_segments is None:
+        return allowed
+    return allowed & same_segment(query_segments, key_segments)
+
+
+def same_segment(query_segments: Array, key_segments: Array) -> Array:
+    """i32[B, L], i32[B, S] -> bool[B, 1, L, S]."""
+    return query_segments[:, None, :, None] == key_segments[:, None, None, :]
+
+
+def causal_mask(length: int) -> Array:
+    """bool[1, 1, L, L]: query before key on the axes, no key ahead of its query."""
+    index = jnp.arange(length)
+    return (index[:, None] >= index[None, :])[None, None]
+
+
+def _norm(config: T5Config) -> RMSNorm:
+    return RMSNorm(config.activation_dtype)
+
+
+def _attention(config: T5Config) -> Attention:
+    return Attention(
+        config.emb_dim, config.num_heads, config.head_dim, config.dropout_rate,
+        config.activation_dtype,
+    )
+
+
+def _mlp(config: T5Config) -> Mlp:
+    return Mlp(
+        config.emb_dim, config.mlp_dim, config.mlp_activations, config.dropout_rate,
+        config.activation_dtype,
+    )
+
+
+def _adapter(config: T5Config) -> Adapter:
+    return Adapter(config.bottleneck, config.activation_dtype)
+
+
+def _relative_bias(config: T5Config, bidirectional: bool) -> RelativePositionBias:
+    return RelativePositionBias(
+        config.num_heads, config.relative_attention_num_buckets,
+        config.relative_attention_max_distance, bidirectional,
+    )
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward: norm, sub-layer, (adapter,) dropout, residual add."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Names the sub-layers as T5X does."""
+        self.pre_attention_layer_norm = _norm(self.config)
+        self.attention = _attention(self.config)
+        self.pre_mlp_layer_norm = _norm(self.config)
+        self.mlp = _mlp(self.config)
+        self.dropout = Dropout(self.config.dropout_rate)
+        if self.config.adapter is not None:
+            self.attention_adapter = _adapter(self.config)
+            self.mlp_adapter = _adapter(self.config)
+
+    def __call__(self, x: Array, biases: Biases, deterministic: bool) -> Array:
+        """f[B, S, D] -> f[B, S, D]."""
+        normed = self.pre_attention_layer_norm(x)
+        y = self.attention(normed, self.attention.keys_values(normed), biases, deterministic)
+        if self.config.adapter is not None:
+            y = self.attention_adapter(y)
+        x = x + self.dropout(y, deterministic)
+        y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
+        if self.config.adapter is not None:
+            y = self.mlp_adapter(y)
+        return x + self.dropout(y, deterministic)
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention (never an adapter) and feed-forward."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Names the sub-layers as T5X does."""
+        self.pre_self_attention_layer_norm = _norm(self.config)
+        self.self_attention = _attention(self.config)
+        self.pre_cross_attention_layer_norm = _norm(self.config)
+        self.encoder_decoder_attention = _attention(self.config)
+        self.pre_mlp_layer_norm = _norm(self.config)
+        self.mlp = _mlp(self.config)
+        self.dropout = Dropout(self.config.dropout_rate)
+        if self.config.adapter is not None:
+            self.self_attention_adapter = _adapter(self.config)
+            self.mlp_adapter = _adapter(self.config)
+
+    def __call__(
+        self, x: Array, encoded: Array, self_biases: Biases, cross_biases: Biases,
+        deterministic: bool,
+    ) -> Array:
+        """x f[N, T, D], encoded f[B, S, D] -> f[N, T, D]; N is B, or B * C with C choices each."""
+        normed = self.pre_self_attention_layer_norm(x)
+        keys_values = self.self_attention.keys_values(normed)
+        cross_keys_values = self.cross_keys_values(encoded)
+        return self._sublayers(
+            x, normed, keys_values, cross_keys_values, self_biases, cross_biases, deterministic
+        )
+
+    def cross_keys_values(self, encoded: Array) -> KeysValues:
+        """f[B, S, D] -> keys and values of cross-attention, f[B, S, H, K] each."""
+        return self.encoder_decoder_attention.keys_values(encoded)
+
+    def step(
+        self, x: Array, cache: Cache, index: Array, self_biases: Biases, cross_biases: Biases
+    ) -> tuple[Array, Cache]:
+        """One position: x f[B, 1, D] at `index` -> f[B, 1, D] and this layer's cache with it."""
+        normed = self.pre_self_attention_layer_norm(x)
+        keys, values = self.self_attention.keys_values(normed)
+        keys = jax.lax.dynamic_update_slice_in_dim(cache["self_key"], keys, index, axis=1)
+        values = jax.lax.dynamic_update_slice_in_dim(cache["self_value"], values, index, axis=1)
+        cross = (cache["cross_key"], cache["cross_value"])
+        y = self._sublayers(x, normed, (keys, values), cross, self_biases, cross_biases, True)
+        return y, {**cache, "self_key": keys, "self_value": values}
+
+    def _sublayers(
+        self, x: Array, normed: Array, keys_values: KeysValues, cross_keys_values: KeysValues,
+        self_biases: Biases, cross_biases: Biases, deterministic: bool,
+    ) -> Array:
+        y = self.self_attention(normed, keys_values, self_biases, deterministic)
+        if self.config.adapter is not None:
+            y = self.self_attention_adapter(y)
+        x = x + self.dropout(y, deterministic)
+        y = self.encoder_decoder_attention(
+            self.pre_cross_attention_layer_norm(x), cross_keys_values, cross_biases, deterministic
+        )
+        x = x + self.dropout(y, deterministic)
+        y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
+        if self.config.adapter is not None:
+            y = self.mlp_adapter(y)
+        return x + self.dropout(y, deterministic)
+
+
+class Encoder(nn.Module):
+    """Stack of encoder layers with one shared relative position bias."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Creates the layers ``layers_0`` and so on."""
+        self.relpos_bias = _relative_bias(self.config, bidirectional=True)
+        self.layers = [EncoderLayer(self.config) for _ in range(self.config.num_encoder_layers)]
+        self.encoder_norm = _norm(self.config)
+        self.dropout = Dropout(self.config.dropout_rate)
+
+    def __call__(
+        self, x: Array, allowed: Array, positions: Array | None, deterministic: bool
+    ) -> Array:
+        """Embedded f[B, S, D], key mask bool[B, 1, 1 or S, S] -> f[B, S, D]."""
+        biases = (self.relpos_bias(x.shape[1], positions), mask_bias(allowed))
+        x = self.dropout(x, deterministic)
+        for layer in self.layers:
+            x = layer(x, biases, deterministic)
+        return self.dropout(self.encoder_norm(x), deterministic)
+
+
+class Decoder(nn.Module):
+    """Stack of decoder layers with one shared relative position bias, and the untied head."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Creates the layers ``layers_0`` and so on."""
+        self.relpos_bias = _relative_bias(self.config, bidirectional=False)
+        self.layers = [DecoderLayer(self.config) for _ in range(self.config.num_decoder_layers)]
+        self.decoder_norm = _norm(self.config)
+        self.dropout = Dropout(self.config.dropout_rate)
+        if not self.config.logits_via_embedding:
+            self.logits_dense = Dense(
+                self.config.vocab_size, ("embed", "vocab"), jnp.dtype("float32")
+            )
+
+    def __call__(
+        self, x: Array, encoded: Array, self_allowed: Array, cross_allowed: Array,
+        positions: Array | None, deterministic: bool,
+    ) -> Array:
+        """Embedded f[N, T, D] -> f[N, T, D], no head yet; N is B, or B * C with C choices each."""
+        self_biases = (self.relpos_bias(x.shape[1], positions), mask_bias(self_allowed))
+        cross_biases = (mask_bias(cross_allowed),)
+        x = self.dropout(x, deterministic)
+        for layer in self.layers:
+            x = layer(x, encoded, self_biases, cross_biases, deterministic)
+        return self.dropout(self.decoder_norm(x), deterministic)
+
+    def head(self, x: Array) -> Array:
+        """Untied head: f[..., D] -> f32[..., V]."""
+        return self.logits_dense(x)
+
+    def init_cache(self, encoded: Array, cross_allowed: Array, max_length: int) -> Cache:
+        """Cache of `step`: empty self-attention, and all that does not change from step to step."""
+        config = self.config
+        shape = (encoded.shape[0], max_length, config.num_heads, config.head_dim)
+        layers = {}
+        for index, layer in enumerate(self.layers):
+            cross_key, cross_value = layer.cross_keys_values(encoded)
+            layers[f"layers_{index}"] = {
+                "self_key": jnp.zeros(shape, config.activation_dtype),
+                "self_value": jnp.zeros(shape, config.activation_dtype),
+                "cross_key": cross_key,
+                "cross_value": cross_value,
+            }
+        return {
+            "index": jnp.zeros((), jnp.int32),
+            "self_bias": self.relpos_bias(max_length) + mask_bias(causal_mask(max_length)),
+            "cross_bias": mask_bias(cross_allowed),
+            "layers": layers,
+        }
+
+    def step(self, x: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Embedded f[B, 1, D] at ``cache['index']`` -> f[B, 1, D] and the next cache."""
+        index = cache["index"]
+        row = jax.lax.dynamic_slice_in_dim(cache["self_bias"], index, 1, axis=2)
+        layers = {}
+        for number, layer in enumerate(self.layers):
+            name = f"layers_{number}"
+            x, layers[name] = layer.step(
+                x, cache["layers"][name], index, (row,), (cache["cross_bias"],)
+            )
+        return self.decoder_norm(x), {**cache, "index": index + 1, "layers": layers}
+
+
+class Transformer(nn.Module):
+    """Embedding, encoder, decoder, head."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Creates the three parts."""
+        config = self.config
+        self.token_embedder = Embed(config.vocab_size, config.emb_dim, config.activation_dtype)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def __call__(
+        self, encoder_input_tokens: Array, decoder_input_tokens: Array,
+        encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
+        encoder_positions: Array | None = None, decoder_positions: Array | None = None,
+        deterministic: bool = True,
+    ) -> Array:
+        """i32[B, S] and i32[B, T] -> logits f32[B, T, V]."""
+        encoded = self.encode(
+            encoder_input_tokens, encoder_segment_ids, encoder_positions, deterministic
+        )
+        self_allowed = causal_mask(decoder_input_tokens.shape[1])
+        if decoder_segment_ids is not None:
+            self_allowed = self_allowed & same_segment(decoder_segment_ids, decoder_segment_ids)
+        y = self.decoder(
+            self.token_embedder(decoder_input_tokens), encoded, self_allowed,
+            key_mask(encoder_input_tokens, decoder_segment_ids, encoder_segment_ids),
+            decoder_positions, deterministic,
+        )
+        return self.head(y)
+
+    def encode(
+        self, tokens: Array, segment_ids: Array | None = None, positions: Array | None = None,
+        deterministic: bool = True,
+    ) -> Array:
+        """i32[B, S] -> f[B, S, D]."""
+        allowed = key_mask(tokens, segment_ids, segment_ids)
+        return self.encoder(self.token_embedder(tokens), allowed, positions, deterministic)
+
+    def choice_logits(self, inputs: Array, choice_tokens: Array) -> Array:
+        """inputs i32[B, S], decoder inputs i32[B, C, T] -> logits f32[B, C, T, V]."""
+        batch, choices, length = choice_tokens.shape
+        encoded = self.encode(inputs)
+        y = self.decoder(
+            self.token_embedder(choice_tokens.reshape(batch * choices, length)), encoded,
+            causal_mask(length), key_mask(inputs, None, None), None, True,
+        )
+        return self.head(y).reshape(batch, choices, length, self.config.vocab_size)
+
+    def head(self, y: Array) -> Array:
+        """f[..., D] -> f32[..., V]."""
+        if self.config.logits_via_embedding:
+            return self.token_embedder.attend(y)
+        return self.decoder.head(y)
+
+    def init_cache(self, encoded: Array, inputs: Array, max_length: int) -> Cache:
+        """Cache for `decode_step`: encoded f[B, S, D], inputs i32[B, S] for the mask."""
+        return self.decoder.init_cache(encoded, key_mask(inputs, None, None), max_length)
+
+    def decode_step(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
+        """i32[B] -> logits f32[B, V] of the next token, and the cache after it."""
+        y, cache = self.decoder.step(self.token_embedder(token[:, None]), cache)
+        return self.head(y)[:, 0], cache

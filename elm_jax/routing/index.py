@@ -1,0 +1,305 @@
+"""The keys of a library, and the nearest key of each query: in NumPy and in JAX, decided alike.
+
+Two similarities within `TIE` of each other are a tie, and a tie goes to the lowest key. The band is
+wider than the rounding of a float32 dot product of unit vectors, so that equal keys tie wherever
+they stand and whatever computes them; it is far narrower than a difference that means something.
+"""
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elm_jax import storage, trees
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.routing.embed import Encoder, check_encoder
+from elm_jax.routing.text import FORMATS
+from elm_jax.types import Array
+
+SCHEMA_VERSION = 1
+TIE = 1e-5
+"""Similarities (cosines) that differ by no more are equal."""
+CHUNK = 16_384
+"""Keys compared at once: Q x CHUNK similarities are in memory, never Q x N."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeyIndex:
+    """Embedded training instances, N keys of K dimensions, each belonging to one expert.
+
+    Attributes:
+        keys: f32[N, K], unit rows (zero for a text of which the encoder knows nothing).
+        owners: i32[N], position in `experts` of each key's expert; every expert has a key.
+        experts: E ids, in the order in which they were added: the order of the library.
+        encoder: name of the encoder that made the keys.
+        encoder_fingerprint: of everything its embeddings depend on.
+        text_format: of the keys' texts, one of `routing.text.FORMATS`.
+        instances_per_expert: S, how many keys an expert was to have; None if that was not fixed.
+    """
+
+    keys: np.ndarray
+    owners: np.ndarray
+    experts: tuple[str, ...]
+    encoder: str
+    encoder_fingerprint: str
+    text_format: str
+    instances_per_expert: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError if the parts do not fit each other."""
+        if self.text_format not in FORMATS:
+            raise unknown_name("text format", self.text_format, FORMATS)
+        check_rows(self.keys, self.keys.shape[-1], "keys")
+        number = len(self.experts)
+        fits = self.owners.shape == self.keys.shape[:1] and self.owners.dtype == np.int32
+        if not fits or not np.array_equal(np.unique(self.owners), np.arange(number)):
+            raise InputError(
+                describe(
+                    "Keys and experts do not fit each other",
+                    got=f"{len(self.keys)} keys, {number} experts, owners "
+                    f"{self.owners.dtype}{list(self.owners.shape)}",
+                    expected="one int32 owner a key, and a key for every expert",
+                )
+            )
+        if len(set(self.experts)) != number:
+            raise InputError(describe("The index has an expert twice", got=self.experts))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def empty(
+        cls, encoder: Encoder, text_format: str, instances_per_expert: int | None = None
+    ) -> "KeyIndex":
+        """An index without keys."""
+        return cls(
+            np.zeros((0, encoder.dimension), np.float32),
+            np.zeros(0, np.int32),
+            (),
+            encoder.name,
+            encoder.fingerprint,
+            text_format,
+            instances_per_expert,
+        )
+
+    def add(self, expert: str, keys: np.ndarray) -> "KeyIndex":
+        """A new index with one more expert, whose keys f32[S, K] come after all others.
+
+        Raises:
+            InputError: the expert is there already, or has no keys, or they are not unit rows of K.
+        """
+        if expert in self.experts:
+            raise InputError(describe("The index has this expert already", got=expert))
+        keys = np.asarray(keys, np.float32)
+        check_rows(keys, self.keys.shape[1], expert)
+        if not len(keys):
+            raise InputError(describe("An expert needs instances for its keys", where=expert))
+        owners = np.full(len(keys), len(self.experts), np.int32)
+        return dataclasses.replace(
+            self,
+            keys=np.concatenate([self.keys, keys]),
+            owners=np.concatenate([self.owners, owners]),
+            experts=(*self.experts, expert),
+        )
+
+    def remove(self, expert: str) -> "KeyIndex":
+        """A new index without an expert and its keys. Inverse of `add` of the last expert."""
+        if expert not in self.experts:
+            raise unknown_name("expert", expert, self.experts)
+        position = self.experts.index(expert)
+        kept = self.owners != position
+        owners = self.owners[kept]
+        return dataclasses.replace(
+            self,
+            keys=self.keys[kept],
+            owners=owners - (owners > position).astype(np.int32),
+            experts=self.experts[:position] + self.experts[position + 1 :],
+        )
+
+    def count(self, expert: str) -> int:
+        """Number of keys of an expert; 0 if it is not there."""
+        if expert not in self.experts:
+            return 0
+        return int((self.owners == self.experts.index(expert)).sum())
+
+    def digest(self) -> str:
+        """Hash of the keys and their owners."""
+        return trees.fingerprint({"keys": self.keys, "owners": self.owners})
+
+    def save(self, folder: storage.PathLike) -> None:
+        """Writes ``keys.npz`` and ``index.json``; the folder's commit marker is the caller's."""
+        folder = storage.as_path(folder)
+        buffer = io.BytesIO()
+        np.savez(buffer, keys=self.keys, owners=self.owners)
+        with storage.guard_writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "keys.npz").write_bytes(buffer.getvalue())
+        storage.write_json(
+            folder / "index.json",
+            {
+                "schema_version": SCHEMA_VERSION,
+                "experts": list(self.experts),
+                "encoder": self.encoder,
+                "encoder_fingerprint": self.encoder_fingerprint,
+                "text_format": self.text_format,
+                "instances_per_expert": self.instances_per_expert,
+                "digest": self.digest(),
+            },
+        )
+
+    @classmethod
+    def open(cls, folder: storage.PathLike, encoder: Encoder) -> "KeyIndex":
+        """Reads an index back, for queries made by `encoder`.
+
+        Raises:
+            InputError: the folder is not whole, its files do not belong together, or its keys were
+                made by another encoder.
+        """
+        folder = storage.require_committed(folder, "index of keys")
+        facts = storage.read_json(
+            folder / "index.json", kind="index of keys", schema_version=SCHEMA_VERSION
+        )
+        try:
+            check_encoder(encoder, facts["encoder"], facts["encoder_fingerprint"], folder)
+            data = io.BytesIO((folder / "keys.npz").read_bytes())
+            with np.load(data, allow_pickle=False) as arrays:
+                index = cls(
+                    arrays["keys"],
+                    arrays["owners"],
+                    tuple(facts["experts"]),
+                    facts["encoder"],
+                    facts["encoder_fingerprint"],
+                    facts["text_format"],
+                    facts["instances_per_expert"],
+                )
+            written = facts["digest"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(
+                describe(
+                    "The keys cannot be read",
+                    where=folder,
+                    got=repr(error),
+                    cure="build the library again",
+                )
+            ) from error
+        if index.digest() != written:
+            raise InputError(
+                describe(
+                    "The keys are not those that were written",
+                    where=folder,
+                    got=index.digest(),
+                    expected=written,
+                    cure="build the library again",
+                )
+            )
+        return index
+
+
+def check_rows(rows: np.ndarray, dimension: int, where: str) -> None:
+    """Raises InputError unless rows are f32[n, K], each of unit length or zero."""
+    if rows.ndim != 2 or rows.shape[1] != dimension or rows.dtype != np.float32:
+        raise InputError(
+            describe(
+                "Embeddings have the wrong shape",
+                where=where,
+                got=f"{rows.dtype}{list(rows.shape)}",
+                expected=f"float32[n, {dimension}]",
+            )
+        )
+    norms = np.linalg.norm(rows, axis=1)
+    wrong = np.flatnonzero(~((np.abs(norms - 1) < 1e-3) | (norms == 0)))
+    if len(wrong):
+        raise InputError(
+            describe(
+                "An embedding is not of unit length",
+                where=f"{where}, row {wrong[0]}",
+                got=f"length {norms[wrong[0]]}",
+                expected="1, or 0 for a text of which nothing is known",
+            )
+        )
+
+
+def best_per_expert(queries: np.ndarray, index: KeyIndex, *, chunk: int = CHUNK) -> np.ndarray:
+    """Similarity of each query f32[Q, K] with the nearest key of each expert, f32[Q, E]."""
+    best = np.full((len(queries), len(index.experts)), -np.inf, np.float32)
+    for start in range(0, len(index.keys), chunk):
+        block = queries @ index.keys[start : start + chunk].T
+        owners = index.owners[start : start + chunk]
+        for expert in np.unique(owners):
+            own = block[:, owners == expert].max(axis=1)
+            best[:, expert] = np.maximum(best[:, expert], own)
+    return best
+
+
+def nearest_numpy(
+    queries: np.ndarray, keys: np.ndarray, *, chunk: int = CHUNK
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest key of each query by dot product; of those that tie, the first.
+
+    Args:
+        queries: f32[Q, K].
+        keys: f32[N, K], N of 1 or more.
+        chunk: keys compared at once.
+
+    Returns:
+        (i32[Q] positions, f32[Q] largest similarities).
+    """
+    best = np.full(len(queries), -np.inf, np.float32)
+    for start in range(0, len(keys), chunk):
+        best = np.maximum(best, (queries @ keys[start : start + chunk].T).max(axis=1))
+    # A second pass, because which keys tie with the best is known only after the first.
+    position = np.full(len(queries), -1, np.int32)
+    for start in range(0, len(keys), chunk):
+        ties = queries @ keys[start : start + chunk].T >= (best - np.float32(TIE))[:, None]
+        found = (position < 0) & ties.any(axis=1)
+        position[found] = start + ties[found].argmax(axis=1)
+    return position, best
+
+
+def nearest_jax(
+    queries: np.ndarray, keys: np.ndarray, *, chunk: int = CHUNK
+) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest_numpy` computed by JAX, on whatever device there is."""
+    count = len(keys)
+    chunk = min(chunk, count)
+    padded = jnp.pad(jnp.asarray(keys), ((0, -count % chunk), (0, 0)))
+    groups = padded.reshape(-1, chunk, padded.shape[1])
+    position, best = jax.device_get(_nearest(jnp.asarray(queries), groups, jnp.int32(count)))
+    return position, best
+
+
+@jax.jit
+def _nearest(queries: Array, groups: Array, count: Array) -> tuple[Array, Array]:
+    """f32[Q, K] and G groups of P keys f32[G, P, K], the first `count` true -> i32[Q], f32[Q]."""
+    places = jnp.arange(groups.shape[0] * groups.shape[1], dtype=jnp.int32)
+    places = places.reshape(groups.shape[:2])
+
+    def similarities(group: Array, place: Array) -> Array:
+        block = jnp.dot(queries, group.T, precision=jax.lax.Precision.HIGHEST)
+        return jnp.where((place < count)[None], block, -jnp.inf)
+
+    def best_step(best: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
+        return jnp.maximum(best, similarities(*group).max(axis=1)), None
+
+    start = jnp.full(len(queries), -jnp.inf, jnp.float32)
+    best, _ = jax.lax.scan(best_step, start, (groups, places))
+
+    def position_step(position: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
+        ties = similarities(*group) >= (best - jnp.float32(TIE))[:, None]
+        found = (position < 0) & ties.any(axis=1)
+        return jnp.where(found, group[1][ties.argmax(axis=1)], position), None
+
+    start = jnp.full(len(queries), -1, jnp.int32)
+    position, _ = jax.lax.scan(position_step, start, (groups, places))
+    return position, best
+
+
+NEAREST: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
+    "numpy": nearest_numpy,
+    "jax": nearest_jax,
+}
+"""Ways to find the nearest key; all decide alike."""

@@ -1,0 +1,128 @@
+"""From queries to a routing decision: nearest key, one vote a query, a ranking of ALL experts.
+
+One decision is made for each target task; nothing is carried over from one task to the next.
+Source: Jang et al., https://arxiv.org/abs/2302.03202, section 3.2 (Retrieval of Experts).
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.routing.index import NEAREST, TIE, KeyIndex, best_per_expert, check_rows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertVotes:
+    """One line of a ranking.
+
+    Attributes:
+        expert: id.
+        votes: number of queries whose nearest key is the expert's.
+        best_similarity: of any query with any of its keys.
+        mean_similarity: mean over queries of the similarity with its nearest key.
+    """
+
+    expert: str
+    votes: int
+    best_similarity: float
+    mean_similarity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutingDecision:
+    """All experts of a library for one target task, best first.
+
+    Attributes:
+        ranking: every expert, also those without votes.
+        num_queries: Q, the queries at hand; a task with fewer rows has fewer.
+        text_format: of keys and queries.
+        encoder: its name.
+    """
+
+    ranking: tuple[ExpertVotes, ...]
+    num_queries: int
+    text_format: str
+    encoder: str
+
+    def top(self, count: int) -> list[str]:
+        """Ids of the best experts; few votes never make them fewer.
+
+        Raises:
+            InputError: the library has fewer.
+        """
+        if not 1 <= count <= len(self.ranking):
+            raise InputError(
+                describe(
+                    "top_k does not fit the library",
+                    got=count,
+                    expected=f"1 to {len(self.ranking)} experts",
+                )
+            )
+        return [line.expert for line in self.ranking[:count]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "num_queries": self.num_queries,
+            "text_format": self.text_format,
+            "encoder": self.encoder,
+            "ranking": [dataclasses.asdict(line) for line in self.ranking],
+        }
+
+
+def decide(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> RoutingDecision:
+    """Ranks the experts of an index for one task.
+
+    Order: more votes first; among equal votes (above zero) the expert whose first won query comes
+    first, which no two experts share; then the experts without votes, the larger mean similarity
+    first; of those within `TIE` of each other, the one that joined the library first.
+    A query of zeros, a text of which the encoder knows nothing, is near to nothing: no vote.
+
+    Args:
+        queries: f32[Q, K], unit rows, in the task's own order.
+        index: keys of the library.
+        backend: ``numpy`` or ``jax``; both decide the same.
+
+    Raises:
+        InputError: no keys, no queries, queries that are not unit rows of K, or no such backend.
+    """
+    if backend not in NEAREST:
+        raise unknown_name("routing backend", backend, NEAREST)
+    if not len(index):
+        raise InputError(describe("The library has no keys", cure="add experts to it first"))
+    queries = np.asarray(queries, np.float32)
+    check_rows(queries, index.keys.shape[1], "queries")
+    if not len(queries):
+        raise InputError(describe("Routing needs at least one query"))
+    voting = queries.any(axis=1)
+    if not voting.all():
+        logger.warning(
+            "%d of %d queries are near to nothing: no vote", (~voting).sum(), len(voting)
+        )
+    winners = index.owners[NEAREST[backend](queries, index.keys)[0]][voting]
+    votes = np.bincount(winners, minlength=len(index.experts))
+    similarities = best_per_expert(queries, index)
+    best, mean = similarities.max(axis=0), similarities.mean(axis=0, dtype=np.float64)
+    ranking = tuple(
+        ExpertVotes(index.experts[e], int(votes[e]), float(best[e]), float(mean[e]))
+        for e in _ranked(winners, votes, mean)
+    )
+    return RoutingDecision(ranking, len(queries), index.text_format, index.encoder)
+
+
+def _ranked(winners: np.ndarray, votes: np.ndarray, mean: np.ndarray) -> list[int]:
+    """Positions of the experts, best first; arguments i32[queries that vote], i64[E], f64[E]."""
+    seen = list(dict.fromkeys(winners.tolist()))  # in the order of each one's first won query
+    order = sorted(seen, key=lambda expert: -votes[expert])  # stable
+    left = [expert for expert in range(len(votes)) if votes[expert] == 0]
+    while left:
+        largest = max(mean[expert] for expert in left)
+        following = next(expert for expert in left if mean[expert] >= largest - TIE)
+        order.append(following)
+        left.remove(following)
+    return order

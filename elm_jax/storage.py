@@ -1,0 +1,263 @@
+"""The one layer through which files are read and written, local or bucket by URI prefix.
+
+Buckets have no atomic rename, so nothing relies on one: a folder is whole when, and only when, its
+commit marker, written last, is there. `begin` removes the marker before anything else is touched.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from elm_jax import trees
+from elm_jax.errors import InputError, RunError, describe
+from elm_jax.types import Params
+
+MARKER = "COMMITTED.json"
+PathLike = str | os.PathLike
+
+
+def as_path(path: PathLike) -> epath.Path:
+    """A path of the store that the URI's prefix names (none: the local disk)."""
+    return epath.Path(path).expanduser() if "://" not in str(path) else epath.Path(path)
+
+
+def is_local(path: PathLike) -> bool:
+    """Whether the path lies on the local disk rather than in a bucket."""
+    return "://" not in str(path)
+
+
+@contextmanager
+def guard_writes(path: PathLike) -> Iterator[None]:
+    """Turns a full or read-only disk into one clear RunError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise RunError(
+                describe(
+                    "Cannot write",
+                    where=path,
+                    got=os.strerror(error.errno),
+                    cure="free space or choose another folder, then start again: "
+                    "what was committed before is kept",
+                )
+            ) from error
+        raise
+
+
+def read_text(path: PathLike) -> str:
+    """Reads a UTF-8 file; a missing one is an InputError."""
+    path = as_path(path)
+    if not path.exists():
+        raise InputError(describe("File does not exist", where=path))
+    return path.read_text(encoding="utf-8")
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Writes a UTF-8 file whole: on a local disk through a temporary file beside it."""
+    path = as_path(path)
+    with guard_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_local(path):
+            path.write_text(text, encoding="utf-8")
+            return
+        temporary = f"{path}.tmp-{os.getpid()}"
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            raise
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes one JSON value, indented, with sorted keys left as given."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike, *, kind: str, schema_version: int) -> dict[str, Any]:
+    """Reads a JSON object and checks its ``schema_version``.
+
+    Raises:
+        InputError: the file is missing, is not a JSON object, or has another schema version.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            describe(f"The {kind} is not valid JSON", where=f"{path}, line {error.lineno}", got=error.msg)
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(
+            describe(f"The {kind} is not a JSON object", where=path, got=type(value).__name__)
+        )
+    found = value.get("schema_version")
+    if found != schema_version:
+        raise InputError(
+            describe(
+                f"The {kind} has a schema version that this program does not read",
+                where=path, got=found, expected=schema_version,
+                cure="write it again with this version of elm_jax",
+            )
+        )
+    return value
+
+
+def append_jsonl(path: PathLike, rows: list[dict[str, Any]]) -> None:
+    """Appends rows to a JSON-lines file; a half-written last line is cut off first."""
+    path = as_path(path)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with guard_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_local(path):
+            before = path.read_text(encoding="utf-8") if path.exists() else ""
+            path.write_text(before[: before.rfind("\n") + 1] + text, encoding="utf-8")
+            return
+        with open(path, "ab+") as file:
+            _cut_half_line(file)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _cut_half_line(file: Any) -> None:
+    """Truncates an open local file after its last line end."""
+    end = file.seek(0, os.SEEK_END)
+    position = end
+    while position > 0:
+        step = min(65536, position)
+        file.seek(position - step)
+        found = file.read(step).rfind(b"\n")
+        if found >= 0:
+            position = position - step + found + 1
+            break
+        position -= step
+    if position != end:
+        file.truncate(position)
+    file.seek(0, os.SEEK_END)
+
+
+def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
+    """Reads JSON lines that this program appended; a half-written last line is dropped.
+
+    Raises:
+        InputError: a line other than the last is not JSON.
+    """
+    path = as_path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise InputError(
+                describe("Line is not valid JSON", where=f"{path}, line {number}", got=line[:80])
+            ) from error
+    return rows
+
+
+def begin(folder: PathLike) -> epath.Path:
+    """Starts writing a folder: takes the marker away first, then everything else."""
+    folder = as_path(folder)
+    with guard_writes(folder):
+        (folder / MARKER).unlink(missing_ok=True)
+        if folder.exists():
+            folder.rmtree()
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def commit(folder: PathLike, info: dict[str, Any] | None = None) -> None:
+    """Says that the folder is whole: writes the marker, last of all."""
+    write_json(as_path(folder) / MARKER, {"schema_version": 1, **(info or {})})
+
+
+def is_committed(folder: PathLike) -> bool:
+    """Whether the folder's commit marker is there."""
+    return (as_path(folder) / MARKER).exists()
+
+
+def require_committed(folder: PathLike, what: str) -> epath.Path:
+    """The folder as a path, if it is there and whole.
+
+    Raises:
+        InputError: the folder is missing, or was left half written.
+    """
+    folder = as_path(folder)
+    if not folder.exists():
+        raise InputError(describe(f"There is no {what} here", where=folder))
+    if not is_committed(folder):
+        raise InputError(
+            describe(
+                f"The {what} is not whole: its writing was interrupted, or this is another kind of folder",
+                where=folder, expected=f"a file {MARKER}, which is written last",
+                cure=f"write the {what} again",
+            )
+        )
+    return folder
+
+
+def remove(folder: PathLike) -> None:
+    """Removes a folder, marker first, so that a half-removed one never looks whole."""
+    folder = as_path(folder)
+    (folder / MARKER).unlink(missing_ok=True)
+    if folder.exists():
+        folder.rmtree()
+
+
+def save_tree(folder: PathLike, tree: Params) -> None:
+    """Writes a tree of arrays with Orbax into `folder` (which must not exist yet)."""
+    folder = as_path(folder)
+    with guard_writes(folder), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.resolve() if is_local(folder) else folder, tree)
+        checkpointer.wait_until_finished()
+
+
+def restore_tree(folder: PathLike, like: Params | None = None) -> Params:
+    """Reads a tree that `save_tree` wrote.
+
+    Args:
+        folder: the Orbax folder.
+        like: tree of `jax.ShapeDtypeStruct` (with shardings, to restore onto a mesh). Without it
+            every leaf comes back as a numpy array of the shape and dtype on disk.
+
+    Raises:
+        InputError: no readable checkpoint, or the leaf whose presence, shape or dtype differs.
+    """
+    folder = as_path(folder)
+    if not folder.exists():
+        raise InputError(describe("There are no weights here", where=folder))
+    folder = folder.resolve() if is_local(folder) else folder
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            on_disk = checkpointer.metadata(folder).item_metadata.tree
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            describe("The weights cannot be read", where=folder, got=str(error)[:300])
+        ) from error
+    if like is None:
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), on_disk)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(folder, restore_args=restore_args)
+    difference = trees.first_difference(on_disk, like)
+    if difference:
+        raise InputError(
+            describe("The weights do not fit", where=folder, got=f"leaf {difference} (disk against wanted)")
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder, like)

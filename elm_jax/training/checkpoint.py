@@ -1,0 +1,204 @@
+"""Checkpoints of a training state: asynchronous, the last n kept, never half read.
+
+``<run>/checkpoints/<step>/state`` is written by Orbax with its commit-file protocol (no rename, so
+buckets work); ``<step>/COMMITTED.json``, written after it, says that the step is whole and holds
+the facts of the run. The frozen base is not part of a checkpoint.
+"""
+
+import errno
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from elm_jax import storage, trees
+from elm_jax.errors import InputError, RunError, describe
+from elm_jax.training.state import TrainState
+
+_LOG = logging.getLogger(__name__)
+_SCHEMA_VERSION = 1
+_STATE = "state"
+_FULL = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted")
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use it as a context manager: leaving it waits for the last save.
+
+    Args:
+        run_dir: the run's folder, local or bucket.
+        facts: JSON values that a resumed run must share, for example the config's digest.
+        keep: how many whole checkpoints stay, at least 1.
+    """
+
+    def __init__(self, run_dir: storage.PathLike, facts: dict[str, Any], keep: int = 2) -> None:
+        if keep < 1:
+            raise InputError(describe("keep must be at least 1", got=keep))
+        folder = storage.as_path(run_dir) / "checkpoints"
+        # Orbax wants absolute local paths.
+        self.folder = folder.resolve() if storage.is_local(folder) else folder
+        self.facts = facts
+        self.keep = keep
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.StandardCheckpointHandler(),
+            temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath,
+        )
+        # One thread of ours behind Orbax's: the marker is written after Orbax's last byte.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._saving: Future | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        except RunError:
+            if error is None:
+                raise
+            _LOG.exception("The last checkpoint was not written")
+        finally:
+            self._thread.shutdown()
+            self._checkpointer.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, rising. Half-written ones are not listed."""
+        if not self.folder.exists():
+            return []
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(
+            int(name) for name in names
+            if name.isdecimal() and storage.is_committed(self.folder / name)
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Starts saving; returns when the state is copied, so that its buffers may be donated.
+
+        Raises:
+            RunError: this save could not start, or the one before it failed, as on a full disk.
+        """
+        self.wait()
+        step = int(state.step)
+        target = self.folder / str(step)
+        leaves = _leaf_facts(state)
+        with self._guard(target):
+            if jax.process_index() == 0:
+                storage.begin(target)
+            _barrier(f"begin checkpoint {step}")
+            self._checkpointer.save(target / _STATE, args=ocp.args.StandardSave(state))
+        self._saving = self._thread.submit(self._finish, target, leaves)
+
+    def wait(self) -> None:
+        """Waits until the save under way is whole.
+
+        Raises:
+            RunError: it failed.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest whole checkpoint, or None if there is none.
+
+        Args:
+            like: abstract state (ShapeDtypeStruct with shardings) of the present run; the mesh may
+                be another than that which saved.
+
+        Raises:
+            InputError: the checkpoint is another run's: names the first leaf or fact that differs.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        source = self.folder / str(steps[-1])
+        self._check(source, like)
+        _LOG.info("Restoring step %d from %s", steps[-1], source)
+        return self._checkpointer.restore(source / _STATE, args=ocp.args.StandardRestore(like))
+
+    def _check(self, source: epath.Path, like: TrainState) -> None:
+        marker = storage.read_json(
+            source / storage.MARKER, kind="checkpoint", schema_version=_SCHEMA_VERSION
+        )
+        for kind, saved, wanted in (
+            ("leaf", marker["leaves"], _leaf_facts(like)),
+            ("setting", marker["facts"], _as_text(self.facts)),
+        ):
+            for name in sorted(saved.keys() | wanted.keys()):
+                if saved.get(name) != wanted.get(name):
+                    raise InputError(
+                        describe(
+                            f"The checkpoint is of another run: {kind} {name!r} differs",
+                            where=source, got=saved.get(name, "missing"),
+                            expected=wanted.get(name, "missing"),
+                            cure="choose an empty run folder, or go back to its first config",
+                        )
+                    )
+
+    def _finish(self, target: epath.Path, leaves: dict[str, str]) -> None:
+        """In the thread: waits for Orbax, writes the marker, drops old checkpoints."""
+        with self._guard(target):
+            self._checkpointer.wait_until_finished()
+            if jax.process_index() != 0:
+                return
+            storage.commit(
+                target, {"schema_version": _SCHEMA_VERSION, "step": int(target.name),
+                         "leaves": leaves, "facts": _as_text(self.facts)},
+            )
+            for step in self.steps()[: -self.keep]:
+                storage.remove(self.folder / str(step))
+
+    def _guard(self, target: epath.Path) -> "_SaveGuard":
+        return _SaveGuard(target)
+
+
+class _SaveGuard:
+    """Turns whatever a full disk looks like, through Orbax and TensorStore, into a RunError."""
+
+    def __init__(self, target: epath.Path) -> None:
+        self._target = target
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, Exception) or isinstance(error, RunError):
+            return
+        number = getattr(error, "errno", None)
+        text = str(error).lower()
+        known = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+        if known or any(word in text for word in _FULL) or isinstance(error, OSError):
+            raise RunError(
+                describe("Cannot write the checkpoint", where=self._target, got=str(error)[:300],
+                         cure="free space, then start again: earlier checkpoints are kept")
+            ) from error
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _leaf_facts(state: TrainState) -> dict[str, str]:
+    """'dtype[shape]' of every leaf of the overlay and of the optimiser's state, by path."""
+    facts = {
+        path: f"{leaf.dtype.name}{list(leaf.shape)}"
+        for path, leaf in trees.flatten(state.overlay).items()
+    }
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]:
+        facts[f"opt_state{jax.tree_util.keystr(keys)}"] = f"{leaf.dtype.name}{list(leaf.shape)}"
+    return facts
+
+
+def _as_text(facts: dict[str, Any]) -> dict[str, str]:
+    return {name: repr(value) for name, value in facts.items()}

@@ -1,0 +1,335 @@
+"""The training loop: the only place where steps meet clocks, signals and disks.
+
+Step n is dispatched before the metrics of step n - 1 are read, and the next batch is made while the
+devices work.
+"""
+
+import dataclasses
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from elm_jax import sharding, trees
+from elm_jax.errors import InputError, RunError, describe
+from elm_jax.models.t5 import T5Network
+from elm_jax.training import state as states
+from elm_jax.training.checkpoint import Checkpoints
+from elm_jax.training.losses import LossConfig
+from elm_jax.training.metrics import MetricsLog, Progress
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.state import TrainState
+from elm_jax.training.step import compile_step, make_spec, num_programs
+from elm_jax.types import Array, Batch, Params
+
+_LOG = logging.getLogger(__name__)
+
+
+class Stream(Protocol):
+    """What a run trains on; `data.cursor.TrainStream` is one."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, a pure function of the step."""
+
+    def facts(self) -> dict[str, Any]:
+        """What fixes the order of the stream."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How long a run is and what it leaves on disk.
+
+    Attributes:
+        train_steps: number of updates in all, over every session of the run.
+        seed: of dropout.
+        num_microbatches: parts into which a batch is cut to save memory.
+        run_dir: folder of checkpoints and metrics; None keeps everything in memory.
+        checkpoint_every: steps between checkpoints; one more is saved at the end.
+        keep: how many checkpoints stay.
+        log_every: steps between rows of metrics.
+        tensorboard: whether to write TensorBoard files too.
+        config_digest: of the run's whole config; a run folder is resumed by the same one only.
+        name: what the progress line says; None for no line.
+    """
+
+    train_steps: int
+    seed: int = 0
+    num_microbatches: int = 1
+    run_dir: str | None = None
+    checkpoint_every: int = 1000
+    keep: int = 2
+    log_every: int = 1
+    tensorboard: bool = False
+    config_digest: str = ""
+    name: str | None = "train"
+
+    def __post_init__(self) -> None:
+        least = {"train_steps": 1, "seed": 0, "num_microbatches": 1, "checkpoint_every": 1,
+                 "keep": 1, "log_every": 1}
+        for field, low in least.items():
+            value = getattr(self, field)
+            if type(value) is not int or value < low or value >= 2**31:
+                raise InputError(
+                    describe("Training setting is wrong", where=f"RunConfig.{field}",
+                             got=repr(value), expected=f"an integer, at least {low}")
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a session of training gives.
+
+    Attributes:
+        overlay: the trained leaves, on the mesh.
+        step: finished updates.
+        metrics: the last step's row; empty if nothing was left to do and no row is on disk.
+        rows: all rows of metrics, of earlier sessions too if there is a run folder.
+        stopped: whether SIGTERM ended the session before `train_steps`.
+        num_programs: training steps compiled by this process so far.
+    """
+
+    overlay: Params
+    step: int
+    metrics: Mapping[str, float]
+    rows: list[dict[str, float]]
+    stopped: bool
+    num_programs: int
+
+
+def train_overlay(
+    network: T5Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
+    *, train_steps: int, seed: int, mesh: Mesh, run_dir: str | None = None,
+    checkpoint_every: int = 1000, keep: int = 2, num_microbatches: int = 1, log_every: int = 1,
+    tensorboard: bool = False, config_digest: str = "", name: str | None = "train",
+    loss: LossConfig | None = None,
+) -> FitResult:
+    """`fit` with its settings as plain arguments; see `RunConfig` and `fit`."""
+    run = RunConfig(
+        train_steps=train_steps, seed=seed, num_microbatches=num_microbatches,
+        run_dir=None if run_dir is None else str(run_dir), checkpoint_every=checkpoint_every,
+        keep=keep, log_every=log_every, tensorboard=tensorboard, config_digest=config_digest,
+        name=name,
+    )
+    return fit(network, optimizer, base, overlay, stream, run, mesh, loss)
+
+
+def fit(
+    network: T5Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
+    run: RunConfig, mesh: Mesh, loss: LossConfig | None = None,
+) -> FitResult:
+    """Trains the overlay's leaves on a stream; resumes if the run folder has a checkpoint.
+
+    Args:
+        network: of the base with the overlay.
+        optimizer: optimiser and learning rate.
+        base: parameters; those that the overlay replaces are not used, the others stay frozen.
+        overlay: leaves to train, float32; left untouched.
+        stream: batches.
+        run: length, seed, folder.
+        mesh: axes ('data', 'model').
+        loss: smoothing and z-loss; plain cross-entropy by default.
+
+    Raises:
+        InputError: base and overlay are not the network's parameters; a checkpoint of another run.
+        RunError: a loss that is not finite; a full disk.
+    """
+    loss = LossConfig() if loss is None else loss
+    trained = trees.flatten(overlay)
+    frozen, _ = trees.split(base, lambda path: path not in trained)
+    _check_params(network, frozen, overlay)
+    placed = sharding.put_tree(frozen, states.shardings_of_params(network, frozen, mesh))
+    batch = stream.batch(0)
+    step_fn = compile_step(
+        make_spec(network, optimizer, loss, placed, overlay, batch, mesh, run.num_microbatches)
+    )
+    shardings = states.shardings_of_state(network, overlay, optimizer, mesh)
+
+    def advance(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return step_fn(placed, state, sharding.put_batch(batch, mesh), np.uint32(run.seed),
+                       np.int32(run.train_steps))
+
+    facts = {
+        "config_digest": run.config_digest, "seed": run.seed, "stream": stream.facts(),
+        "optimizer": dataclasses.asdict(optimizer), "loss": dataclasses.asdict(loss),
+        "num_microbatches": run.num_microbatches,
+    }
+    if optimizer.schedule != "constant":
+        facts["train_steps"] = run.train_steps
+    return _run(advance, stream, run, facts, overlay, optimizer, shardings)
+
+
+def _check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
+    difference = trees.first_difference(
+        trees.merge(frozen, overlay), network.abstract_params()
+    )
+    if difference:
+        raise InputError(
+            describe("Base and overlay are not the network's parameters", where=difference,
+                     cure="give a base and an overlay that were made for this network config")
+        )
+
+
+def _start_state(
+    overlay: Params, optimizer: OptimizerConfig, shardings: TrainState
+) -> TrainState:
+    """The state before step 1, on the mesh, sharing no buffer with the caller's overlay."""
+    placed = jax.tree.map(
+        # A copy in any case: the step donates the state's buffers.
+        lambda leaf, target: jax.device_put(jnp.array(leaf, copy=True), target, may_alias=False),
+        overlay, shardings.overlay,
+    )
+    opt_state = jax.jit(
+        lambda tree: states.create_state(tree, optimizer).opt_state,
+        out_shardings=shardings.opt_state,
+    )(placed)
+    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
+    return TrainState(step=step, overlay=placed, opt_state=opt_state)
+
+
+def _run(
+    advance: Any, stream: Stream, run: RunConfig, facts: dict[str, Any], overlay: Params,
+    optimizer: OptimizerConfig, shardings: TrainState,
+) -> FitResult:
+    """Restores, runs to `train_steps` or SIGTERM, saves."""
+    with ExitStack() as stack:
+        stop = stack.enter_context(_stop_flag())
+        saver, state = None, None
+        if run.run_dir is not None:
+            saver = stack.enter_context(Checkpoints(run.run_dir, facts, run.keep))
+            state = saver.restore(_like(overlay, optimizer, shardings))
+        if state is None:
+            state = _start_state(overlay, optimizer, shardings)
+        first = int(state.step)
+        recorder = stack.enter_context(_Recorder(run, first, saver))
+        step = first
+        batch = stream.batch(step) if step < run.train_steps else None
+        while step < run.train_steps:
+            state, metrics = advance(state, batch)
+            step += 1
+            if step < run.train_steps:
+                batch = stream.batch(step)
+            stopping = _should_stop(stop, step)
+            recorder.take(step, metrics)
+            if stopping or step == run.train_steps or step % run.checkpoint_every == 0:
+                recorder.flush()
+                if saver is not None:
+                    saver.save(state)
+            if stopping:
+                break
+        recorder.flush()
+    return FitResult(
+        overlay=state.overlay, step=step, rows=recorder.rows,
+        metrics=recorder.rows[-1] if recorder.rows else {},
+        stopped=step < run.train_steps, num_programs=num_programs(),
+    )
+
+
+def _like(overlay: Params, optimizer: OptimizerConfig, shardings: TrainState) -> TrainState:
+    return jax.tree.map(
+        lambda leaf, target: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target),
+        states.abstract_state(overlay, optimizer), shardings,
+    )
+
+
+class _Recorder:
+    """Reads metrics one step late, checks them, and passes them on."""
+
+    def __init__(self, run: RunConfig, first: int, saver: Checkpoints | None) -> None:
+        chief = jax.process_index() == 0
+        self._run = run
+        self._saver = saver
+        self._waiting: tuple[int, Mapping[str, Array]] | None = None
+        self._progress = (
+            Progress(run.name, first, run.train_steps) if run.name is not None and chief else None
+        )
+        self._log = (
+            MetricsLog(run.run_dir, first, run.tensorboard)
+            if run.run_dir is not None and chief else None
+        )
+        self.rows: list[dict[str, float]] = list(self._log.rows) if self._log else []
+
+    def __enter__(self) -> "_Recorder":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        del unused  # an error goes on; what was recorded before it is kept
+        if self._progress is not None:
+            self._progress.close()
+        if self._log is not None:
+            self._log.close()
+
+    def take(self, step: int, metrics: Mapping[str, Array]) -> None:
+        """Reads the step before, and remembers this one."""
+        self._read()
+        self._waiting = (step, metrics)
+
+    def flush(self) -> None:
+        """Reads the newest step too, and writes all rows to disk."""
+        self._read()
+        if self._log is not None:
+            self._log.flush()
+
+    def _read(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        step = waiting[0]
+        row = {name: float(value) for name, value in jax.device_get(waiting[1]).items()}
+        self._check_finite(step, row)
+        if self._progress is not None:
+            row["tokens_per_second"] = self._progress.update(step, row["loss"], row["tokens"])
+        if step % self._run.log_every == 0 or step == self._run.train_steps:
+            self.rows.append({"step": step, **row})
+            if self._log is not None:
+                self._log.add(self.rows[-1])
+
+    def _check_finite(self, step: int, row: Mapping[str, float]) -> None:
+        wrong = [name for name, value in row.items() if not math.isfinite(value)]
+        if not wrong:
+            return
+        kept = "there is no earlier checkpoint"
+        if self._saver is not None:
+            self._saver.wait()
+            steps = self._saver.steps()
+            if steps:
+                kept = f"the last good checkpoint is {self._saver.folder / str(steps[-1])}"
+        raise RunError(
+            describe(
+                f"Training left the finite numbers at step {step}", where=", ".join(wrong),
+                got=", ".join(f"{name}={row[name]}" for name in wrong),
+                cure=f"lower the learning rate or clip the gradient; {kept}",
+            )
+        )
+
+
+@contextmanager
+def _stop_flag() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, in place of ending the process at once."""
+    event = threading.Event()
+    # Signals can be caught in the main thread only; with many processes, JAX's own preemption
+    # service catches SIGTERM, and a handler of ours would take it away.
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _should_stop(event: threading.Event, step: int) -> bool:
+    if jax.process_count() > 1:
+        return multihost_utils.reached_preemption_sync_point(step)
+    if event.is_set():
+        _LOG.warning("SIGTERM: saving at step %d and stopping", step)
+    return event.is_set()

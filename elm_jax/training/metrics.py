@@ -1,0 +1,140 @@
+"""What a run tells the world: metrics.jsonl, TensorBoard, and a progress line."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe
+
+_PLAIN_SECONDS = 15.0
+_TERMINAL_SECONDS = 0.2
+
+
+class MetricsLog:
+    """Rows of metrics as JSON lines, one a step, and TensorBoard scalars beside them.
+
+    Rows are kept in memory until `flush`; a run flushes before it saves a checkpoint, so the file
+    always holds every row up to the newest checkpoint. What a killed run wrote beyond the step from
+    which it resumes is dropped, so no step is there twice.
+
+    Args:
+        run_dir: the run's folder, local or bucket.
+        first_step: rows of later steps are dropped.
+        tensorboard: whether to write ``tensorboard/`` too; needs the package tensorboardX.
+    """
+
+    def __init__(self, run_dir: storage.PathLike, first_step: int, tensorboard: bool) -> None:
+        self.path = storage.as_path(run_dir) / "metrics.jsonl"
+        self.rows = storage.read_jsonl(self.path)
+        kept = [row for row in self.rows if row["step"] <= first_step]
+        if len(kept) < len(self.rows):
+            storage.write_text(self.path, "")
+            storage.append_jsonl(self.path, kept)
+        self.rows = kept
+        self._pending: list[dict[str, Any]] = []
+        self._writer = _summary_writer(run_dir, first_step) if tensorboard else None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Takes one row with an integer `step`."""
+        self._pending.append(dict(row))
+
+    def flush(self) -> None:
+        """Writes the rows that are not on disk yet."""
+        if not self._pending:
+            return
+        storage.append_jsonl(self.path, self._pending)
+        if self._writer is not None:
+            with storage.guard_writes(self.path.parent / "tensorboard"):
+                for row in self._pending:
+                    for name, value in row.items():
+                        if name != "step":
+                            self._writer.add_scalar(f"train/{name}", value, row["step"])
+                self._writer.flush()
+        self.rows.extend(self._pending)
+        self._pending = []
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _summary_writer(run_dir: storage.PathLike, first_step: int) -> Any:
+    try:
+        import tensorboardX  # late: optional, and slow to import
+    except ImportError as error:
+        raise InputError(
+            describe("TensorBoard was asked for, but the package tensorboardX is not installed",
+                     cure="pip install tensorboardX, or train with tensorboard=False")
+        ) from error
+    logging.getLogger("tensorboardX").setLevel(logging.WARNING)
+    # File names hold whole seconds only: without the suffix a session that starts within the same
+    # second as the one before would overwrite its file.
+    return tensorboardX.SummaryWriter(
+        logdir=str(storage.as_path(run_dir) / "tensorboard"), purge_step=first_step + 1,
+        filename_suffix=f".from{first_step}",
+    )
+
+
+class Progress:
+    """One line on standard error: step, loss, tokens/s, time left.
+
+    On a terminal the line is rewritten in place; elsewhere a plain line is written now and then.
+
+    Args:
+        name: what is being trained.
+        first_step: where this session starts.
+        train_steps: where it ends.
+        stream: defaults to standard error.
+    """
+
+    def __init__(
+        self, name: str, first_step: int, train_steps: int, stream: TextIO | None = None
+    ) -> None:
+        self.name = name
+        self.first_step = first_step
+        self.train_steps = train_steps
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty()
+        self._start = self._last = time.monotonic()
+        self._tokens = 0.0
+
+    def update(self, step: int, loss: float, tokens: float) -> float:
+        """Counts one finished step, and shows it if the last line is old enough.
+
+        Returns:
+            Tokens per second since the session began.
+        """
+        now = time.monotonic()
+        self._tokens += tokens
+        elapsed = max(now - self._start, 1e-9)
+        rate = self._tokens / elapsed
+        wait = _TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS
+        if now - self._last >= wait or step == self.train_steps:
+            self._last = now
+            left = elapsed / (step - self.first_step) * (self.train_steps - step)
+            self._show(
+                f"{self.name}  step {step}/{self.train_steps}  loss {loss:.4f}  "
+                f"{rate:,.0f} tokens/s  {_clock(left)} left"
+            )
+        return rate
+
+    def close(self) -> None:
+        """Ends the line on a terminal."""
+        if self._terminal:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _show(self, line: str) -> None:
+        self._stream.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
+        self._stream.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,184 @@
+"""One training step: a pure function, and its compilation for a mesh.
+
+No clock, flag or disk here. Gradients are taken of the overlay only; XLA then drops by itself the
+part of the backward pass that only frozen weights would need.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from elm_jax import sharding, trees
+from elm_jax.errors import InputError, describe
+from elm_jax.models.t5 import T5Network
+from elm_jax.training import state as states
+from elm_jax.training.losses import LossConfig, LossSums, token_cross_entropy
+from elm_jax.training.optimizers import OptimizerConfig, learning_rate, make_optimizer
+from elm_jax.training.state import TrainState
+from elm_jax.types import Array, Batch, Params
+
+Signature = tuple[tuple[str, tuple[int, ...], str], ...]
+"""(path, shape, dtype) of every leaf, in path order: a hashable stand-in for a tree's shapes."""
+
+
+class StepSpec(NamedTuple):
+    """Everything that one compiled step depends on; equal specs share one program."""
+
+    network: T5Network
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    num_microbatches: int
+    mesh: Mesh
+    frozen: Signature
+    overlay: Signature
+    batch: Signature
+
+
+def batch_loss(
+    overlay: Params, frozen: Params, network: T5Network, loss: LossConfig, batch: Batch,
+    dropout_rng: Array,
+) -> tuple[Array, LossSums]:
+    """Sum of the token losses of a batch f32[], and all sums. Differentiable in the overlay."""
+    rng = dropout_rng if network.config.dropout_rate > 0 else None
+    logits = network.logits(trees.merge(frozen, overlay), batch, dropout_rng=rng)
+    sums = token_cross_entropy(
+        logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], loss
+    )
+    return sums.loss, sums
+
+
+def split_microbatches(batch: Batch, count: int) -> Batch:
+    """[B, ...] -> [count, B / count, ...]; row r goes to microbatch r % count.
+
+    Striding keeps every microbatch spread over all devices of the data axis without moving a row.
+    """
+    return {
+        name: jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1)
+        for name, array in batch.items()
+    }
+
+
+def train_step(
+    network: T5Network, optimizer: OptimizerConfig, loss: LossConfig, num_microbatches: int,
+    frozen: Params, state: TrainState, batch: Batch, seed: Array, train_steps: Array,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update of the overlay from one batch.
+
+    The gradient is ``sum over tokens of d loss / d overlay`` divided by the whole batch's weight,
+    so it does not depend on the number of microbatches (with dropout, its noise does).
+
+    Args:
+        network, optimizer, loss, num_microbatches: static.
+        frozen: leaves that do not train.
+        state: before the update.
+        batch: arrays [B, ...], B a multiple of `num_microbatches`; keys as in `data.batches`.
+        seed: u32[], of dropout.
+        train_steps: i32[], length of the run, for the learning rate's schedule.
+
+    Returns:
+        The state after the update, and f32[] metrics: loss (mean a token, nats), accuracy (share of
+        tokens), tokens, grad_norm (before clipping), param_norm (overlay after the update),
+        learning_rate.
+    """
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    grad_fn = jax.grad(batch_loss, has_aux=True)
+
+    def accumulate(total: tuple, part: tuple) -> tuple[tuple, None]:
+        number, rows = part
+        dropout_rng = jax.random.fold_in(rng, number)
+        found = grad_fn(state.overlay, frozen, network, loss, rows, dropout_rng)
+        return jax.tree.map(jnp.add, total, found), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (jax.tree.map(jnp.zeros_like, state.overlay), LossSums(zero, zero, zero))
+    parts = (jnp.arange(num_microbatches), split_microbatches(batch, num_microbatches))
+    (grads, sums), _ = jax.lax.scan(accumulate, start, parts)
+    weight = jnp.maximum(sums.weight, 1.0)  # a batch of padding only changes nothing
+    grads = jax.tree.map(lambda grad: grad / weight, grads)
+
+    transformation = make_optimizer(optimizer, train_steps)
+    updates, opt_state = transformation.update(grads, state.opt_state, state.overlay)
+    overlay = optax.apply_updates(state.overlay, updates)
+    metrics = {
+        "loss": sums.loss / weight,
+        "accuracy": sums.correct / weight,
+        "tokens": sums.weight,
+        "grad_norm": optax.global_norm(grads),
+        "param_norm": optax.global_norm(overlay),
+        "learning_rate": learning_rate(optimizer, state.step, train_steps),
+    }
+    return TrainState(step=state.step + 1, overlay=overlay, opt_state=opt_state), metrics
+
+
+def signature(tree: Params | Batch) -> Signature:
+    """(path, shape, dtype) of every leaf, in path order."""
+    return tuple(
+        (path, tuple(leaf.shape), np.dtype(leaf.dtype).name)
+        for path, leaf in trees.flatten(dict(tree)).items()
+    )
+
+
+def _abstract(leaves: Signature) -> Params:
+    return trees.unflatten(
+        {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in leaves}
+    )
+
+
+def make_spec(
+    network: T5Network, optimizer: OptimizerConfig, loss: LossConfig, frozen: Params,
+    overlay: Params, batch: Batch, mesh: Mesh, num_microbatches: int,
+) -> StepSpec:
+    """The spec of a step from its arguments (arrays or ShapeDtypeStruct).
+
+    Raises:
+        InputError: the batch cannot be divided into microbatches over the mesh's data axis.
+    """
+    rows, parts = next(iter(batch.values())).shape[0], mesh.shape["data"] * num_microbatches
+    if num_microbatches < 1 or rows % parts:
+        raise InputError(
+            describe(
+                "Batch size does not divide", got=rows,
+                expected=f"a multiple of {parts} = {mesh.shape['data']} devices of the mesh's data "
+                f"axis x {num_microbatches} microbatches",
+            )
+        )
+    return StepSpec(network, optimizer, loss, num_microbatches, mesh, signature(frozen),
+                    signature(overlay), signature(batch))
+
+
+@functools.lru_cache(maxsize=32)
+def compile_step(spec: StepSpec) -> jax.stages.Compiled:
+    """`train_step` compiled for a spec: ``(frozen, state, batch, seed, train_steps)``.
+
+    The state's buffers are donated. Parameters, overlay and optimiser state are split over the
+    mesh's model axis, the batch over its data axis. Specs are remembered, so that many runs of
+    equal shapes in one process compile once.
+    """
+    mesh, network = spec.mesh, spec.network
+    frozen, overlay = _abstract(spec.frozen), _abstract(spec.overlay)
+    state = states.abstract_state(overlay, spec.optimizer)
+    state_shardings = states.shardings_of_state(network, overlay, spec.optimizer, mesh)
+    whole = sharding.replicated(mesh)
+    batch: Mapping[str, jax.ShapeDtypeStruct] = _abstract(spec.batch)
+    step = jax.jit(
+        functools.partial(
+            train_step, network, spec.optimizer, spec.loss, spec.num_microbatches
+        ),
+        in_shardings=(states.shardings_of_params(network, frozen, mesh), state_shardings,
+                      {name: sharding.batch_sharding(mesh) for name in batch}, whole, whole),
+        out_shardings=(state_shardings, whole),
+        donate_argnums=1,
+    )
+    seed, train_steps = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
+    return step.lower(frozen, state, batch, seed, train_steps).compile()
+
+
+def num_programs() -> int:
+    """How many training steps this process has compiled."""
+    return compile_step.cache_info().misses

@@ -1,0 +1,87 @@
+"""Parameter trees as paths: flatten, split, merge, count, compare, fingerprint."""
+
+import hashlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from elm_jax.types import FlatParams, Params
+
+
+def flatten(tree: Params) -> FlatParams:
+    """Nested dictionary -> ``{'a/b/c': leaf}`` in sorted path order. Inverse of `unflatten`."""
+    flat: FlatParams = {}
+
+    def visit(node: object, prefix: str) -> None:
+        if isinstance(node, dict):
+            for key, child in node.items():
+                visit(child, f"{prefix}/{key}" if prefix else str(key))
+        else:
+            flat[prefix] = node
+
+    visit(tree, "")
+    return dict(sorted(flat.items()))
+
+
+def unflatten(flat: FlatParams) -> Params:
+    """``{'a/b/c': leaf}`` -> nested dictionary. Inverse of `flatten`."""
+    tree: Params = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def split(tree: Params, predicate: Callable[[str], bool]) -> tuple[Params, Params]:
+    """Splits a tree by path into (selected, rest). `merge` of the two gives the tree back."""
+    flat = flatten(tree)
+    selected = {path: leaf for path, leaf in flat.items() if predicate(path)}
+    rest = {path: leaf for path, leaf in flat.items() if path not in selected}
+    return unflatten(selected), unflatten(rest)
+
+
+def merge(base: Params, overlay: Params) -> Params:
+    """The base with the overlay's leaves replaced or added. Inverse of `split`."""
+    return unflatten({**flatten(base), **flatten(overlay)})
+
+
+def count(tree: Params) -> int:
+    """Number of parameters (elements, not leaves)."""
+    return sum(int(np.prod(leaf.shape)) for leaf in flatten(tree).values())
+
+
+def nbytes(tree: Params) -> int:
+    """Bytes of all leaves, also of abstract ones."""
+    return sum(
+        int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in flatten(tree).values()
+    )
+
+
+def fingerprint(tree: Params) -> str:
+    """SHA-256 over leaf names, shapes, dtypes and contents, independent of the order of leaves."""
+    digest = hashlib.sha256()
+    for path, leaf in flatten(tree).items():
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{path}|{array.shape}|{array.dtype.name}|".encode())
+        digest.update(array.tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def first_difference(a: Params, b: Params) -> str | None:
+    """Names the first leaf, by path, whose presence, shape or dtype differs; None if all agree."""
+    flat_a, flat_b = flatten(a), flatten(b)
+    for path in sorted(flat_a.keys() | flat_b.keys()):
+        left, right = _leaf_facts(flat_a.get(path)), _leaf_facts(flat_b.get(path))
+        if left != right:
+            return f"{path}: {left} against {right}"
+    return None
+
+
+def _leaf_facts(leaf: object) -> str:
+    if leaf is None:
+        return "missing"
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"

@@ -1,0 +1,62 @@
+"""`elm library`: experts and the training instances that stand for them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from elm_jax import storage
+from elm_jax.data.prepared import PreparedSplit
+from elm_jax.experts.encoders import make_encoder
+from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.overlay import load_expert
+from elm_jax.routing.embed import Encoder
+from elm_jax.routing.text import RoutingInstance, format_text
+from elm_jax.workflows.task_data import TaskData
+
+
+def build_library(
+    path: storage.PathLike, expert_folders: Sequence[storage.PathLike], data: TaskData, *,
+    encoder: str | Encoder = "auto", text_format: str = "choice_instance",
+    instances_per_expert: int = 100, seed: int = 0,
+) -> ExpertLibrary:
+    """Builds a library of experts, with keys drawn from their own training tasks.
+
+    Args:
+        path: folder of the new library.
+        expert_folders: finished experts of one base.
+        data: where the training instances come from.
+        encoder: ``auto``, ``minilm``, ``tfidf``, or an encoder.
+        text_format: format of keys and queries.
+        instances_per_expert: S, the number of keys of each expert.
+        seed: of the draw of instances.
+    """
+    instances = {str(folder): training_instances(folder, data, instances_per_expert, seed)
+                 for folder in expert_folders}
+    if isinstance(encoder, str):
+        texts = [format_text(instance, text_format) for rows in instances.values() for instance in rows]
+        encoder = make_encoder(encoder, texts=texts)
+    library = ExpertLibrary.create(path, encoder, text_format, instances_per_expert)
+    library.add(instances)
+    return library
+
+
+def add_experts(library: ExpertLibrary, expert_folders: Sequence[storage.PathLike], data: TaskData,
+                seed: int = 0) -> None:
+    """Adds experts to a library, with its own encoder, text format and S."""
+    count = library.facts["instances_per_expert"]
+    library.add({str(folder): training_instances(folder, data, count, seed) for folder in expert_folders})
+
+
+def training_instances(folder: storage.PathLike, data: TaskData, count: int,
+                       seed: int) -> list[RoutingInstance]:
+    """S instances of an expert's training tasks, the same number of each task (within one)."""
+    tasks = load_expert(folder).card.tasks
+    shares = [count // len(tasks) + (number < count % len(tasks)) for number in range(len(tasks))]
+    return [instance for task, share in zip(tasks, shares, strict=True) if share
+            for instance in draw_instances(data.split(task, "train"), share, seed)]
+
+
+def draw_instances(prepared: PreparedSplit, count: int, seed: int) -> list[RoutingInstance]:
+    """At most `count` instances of a split, drawn without replacement, by a fixed seed."""
+    order = np.random.default_rng(seed).permutation(len(prepared))[:count]
+    return [RoutingInstance(**prepared.routing_instance(int(index))) for index in order]

@@ -1,0 +1,103 @@
+"""`elm evaluate`: a base and experts on tasks, into ``results.jsonl`` and kept predictions."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+from jax.sharding import Mesh
+
+from elm_jax import sharding
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
+from elm_jax.experts.base import Base
+from elm_jax.experts.overlay import Expert, resolve
+from elm_jax.models.t5 import T5Network
+from elm_jax.types import Params
+from elm_jax.workflows.task_data import TaskData
+
+logger = logging.getLogger(__name__)
+BASE_ID = "base"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Something to score: a name in the results, and how to get its network and parameters."""
+
+    id: str
+    load: Callable[[], tuple[T5Network, Params]]
+
+
+def model_of(base: Base, expert: Expert | None) -> Model:
+    """A base (None) or an expert on it, as something to score."""
+    return Model(BASE_ID if expert is None else expert.card.id, lambda: resolve(base, expert))
+
+
+def evaluate_models(
+    models: Iterable[Model], tasks_of: Callable[[str], Sequence[str]], data: TaskData, base: Base,
+    store: ResultsStore, settings: EvaluationSettings, *, mesh: Mesh, split: str = "validation",
+    max_rows: int | None = None,
+) -> None:
+    """Scores every model on its tasks; what the store holds already is skipped.
+
+    Args:
+        models: scored one after another, each put onto the mesh once.
+        tasks_of: from a model's id to the tasks that it is scored on.
+        data: prepared splits.
+        base: gives the vocabulary and its fingerprint.
+        store: results and predictions on disk.
+        settings: lengths, budgets.
+        mesh: parameters are split over 'model', instances over 'data'.
+        split: of every task.
+        max_rows: a seeded random subset of at most so many rows a task.
+    """
+    models = list(models)
+    for number, model in enumerate(models, start=1):
+        pending = [task for task in tasks_of(model.id)
+                   if not store.done(model.id, task, split, settings.digest(max_rows))]
+        if not pending:
+            continue
+        start = time.monotonic()
+        network, params = model.load()
+        params = sharding.put_tree(params, sharding.tree_shardings(
+            network.logical_axes(), params, mesh))
+        for task in pending:
+            result = evaluate_task(
+                network, params, data.split(task, split, max_rows), settings=settings,
+                vocabulary=base.vocabulary, mesh=mesh, expert=model.id, base=base.fingerprint,
+                max_rows=max_rows)
+            store.append(result)
+        del params  # one model at a time on the devices
+        logger.info("evaluated %s (%d of %d) on %d tasks in %.1f s", model.id, number, len(models),
+                    len(pending), time.monotonic() - start)
+
+
+def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: TaskData | None = None,
+             settings: EvaluationSettings | None = None, mesh: Mesh | None = None,
+             split: str = "validation", max_rows: int | None = None) -> list[dict]:
+    """Result rows of one expert (None: the base itself) on tasks; nothing is written.
+
+    Args:
+        base: the base.
+        expert: an expert of that base.
+        tasks: names of tasks.
+        data: prepared splits; by default prepared through the default registries.
+        settings: lengths, budgets.
+        mesh: by default all devices on the data axis.
+        split: of every task.
+        max_rows: a seeded random subset of at most so many rows a task.
+    """
+    data = data or TaskData(base.vocabulary, base.vocabulary_path)
+    mesh = mesh or sharding.make_mesh(len(jax.devices()), 1)
+    settings = settings or EvaluationSettings()
+    network, params = resolve(base, expert)
+    params = sharding.put_tree(params, sharding.tree_shardings(network.logical_axes(), params, mesh))
+    rows: list[dict] = []
+    for task in tasks:
+        result = evaluate_task(
+            network, params, data.split(task, split, max_rows), settings=settings,
+            vocabulary=base.vocabulary, mesh=mesh,
+            expert=BASE_ID if expert is None else expert.card.id, base=base.fingerprint,
+            max_rows=max_rows)
+        rows.extend(result.rows)
+    return rows

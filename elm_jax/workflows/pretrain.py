@@ -1,0 +1,175 @@
+"""`elm train` with a `pretrain` config: a small base from raw passages.
+
+Span corruption and prefix language modelling over raw passages only, with a SentencePiece vocabulary
+trained on the same passages. Source: Raffel et al. 2020, section 3.1.4; Lester et al. 2021, section 3.1.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import logging
+
+import jax
+from jax.sharding import Mesh
+
+from elm_jax import sharding, storage, trees
+from elm_jax.data.cursor import TrainStream
+from elm_jax.data.pretraining import PretrainingSource
+from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.base import Base, load_base, save_base
+from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5_config import T5Config
+from elm_jax.training.loop import train_overlay
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.workflows import run_record
+from elm_jax.workflows.checks import check_positive
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """One pretraining run (gin: ``pretrain.*``).
+
+    Attributes:
+        model_dir: run folder; the finished base stands in its ``base/``.
+        network: sizes of the network; its `vocab_size` is the number of embedding rows.
+        passages: where raw passages come from, each ``module:function`` (called without arguments,
+            gives strings) or the path of a text file with one passage a line.
+        vocab_pieces: pieces of the SentencePiece vocabulary, without the 100 extra ids.
+        train_steps: optimiser steps.
+        batch_size: global batch size in packed rows.
+        task_feature_lengths: ``{'inputs': S, 'targets': T}``, tokens.
+        chunk_length: tokens of one piece of passage before corruption.
+        prefix_lm_share: share of prefix-LM examples; the others are span corruption.
+        optimizer: see `OptimizerConfig`.
+        dropout_rate: while pretraining.
+        random_seed: of the vocabulary, initialisation, order and noise.
+        dtype: of activations.
+        mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
+        mesh_model: size of the mesh's model axis.
+        checkpoint_period: steps between checkpoints.
+        keep_checkpoints: how many of the newest are kept.
+        log_period: steps between rows of ``metrics.jsonl``.
+        tensorboard: whether TensorBoard files are written beside them.
+    """
+
+    model_dir: str
+    network: T5Config
+    passages: tuple[str, ...]
+    vocab_pieces: int = 8000
+    train_steps: int = 1000
+    batch_size: int = 32
+    task_feature_lengths: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"inputs": 256, "targets": 128})
+    chunk_length: int = 128
+    prefix_lm_share: float = 0.5
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    dropout_rate: float = 0.0
+    random_seed: int = 0
+    dtype: str = "float32"
+    mesh_data: int = -1
+    mesh_model: int = 1
+    checkpoint_period: int = 1000
+    keep_checkpoints: int = 2
+    log_period: int = 10
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive(vocab_pieces=self.vocab_pieces, train_steps=self.train_steps,
+                       batch_size=self.batch_size, chunk_length=self.chunk_length,
+                       checkpoint_period=self.checkpoint_period, log_period=self.log_period)
+        if not 0.0 <= self.prefix_lm_share <= 1.0:
+            raise InputError(describe("Config value is out of range", where="prefix_lm_share",
+                                      got=self.prefix_lm_share, expected="0 to 1"))
+
+    def digest(self) -> str:
+        """Hash of all that decides the result."""
+        facts = dataclasses.asdict(self)
+        for name in ("model_dir", "mesh_data", "mesh_model", "log_period", "checkpoint_period",
+                     "keep_checkpoints", "tensorboard"):
+            facts.pop(name)
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None) -> Base | None:
+    """Trains the vocabulary and the base, or goes on with them; writes ``<model_dir>/base``.
+
+    Returns:
+        The base, or None if the run was stopped by SIGTERM before its end.
+    """
+    folder = storage.as_path(config.model_dir) / "base"
+    if storage.is_committed(folder):
+        return load_base(folder)
+    passages = read_passages(config.passages)
+    vocabulary_path = make_vocabulary(config, passages)
+    vocabulary = Vocabulary.load(vocabulary_path)
+    if vocabulary.size > config.network.vocab_size:
+        raise InputError(describe("The vocabulary is larger than the embedding",
+                                  got=f"{vocabulary.size} pieces with extra ids",
+                                  expected=f"at most T5Config.vocab_size = {config.network.vocab_size}"))
+    source = PretrainingSource.from_texts(
+        passages, vocabulary, chunk_length=config.chunk_length,
+        prefix_lm_share=config.prefix_lm_share, seed=config.random_seed)
+    network = T5Network(dataclasses.replace(
+        config.network, dropout_rate=config.dropout_rate, dtype=config.dtype))
+    params = network.init(jax.random.key(config.random_seed))
+    logger.info("pretraining %d parameters on %d passages", trees.count(params), len(passages))
+    stream = TrainStream(source, batch_size=config.batch_size,
+                         lengths=dict(config.task_feature_lengths), seed=config.random_seed, pack=True)
+    result = train_overlay(
+        network, config.optimizer, {}, params, stream, train_steps=config.train_steps,
+        seed=config.random_seed, mesh=mesh or sharding.make_mesh(config.mesh_data, config.mesh_model),
+        run_dir=config.model_dir, checkpoint_every=config.checkpoint_period,
+        keep=config.keep_checkpoints, num_microbatches=1, log_every=config.log_period,
+        tensorboard=config.tensorboard, name="base", config_digest=config.digest())
+    if result.stopped:
+        return None
+    save_base(folder, jax.device_get(result.overlay), config.network, vocabulary_path, {
+        "steps": result.step, "passages": len(passages), "seed": config.random_seed,
+        "config_digest": config.digest(), "versions": run_record.versions(),
+        "metrics": {name: float(value) for name, value in result.metrics.items()}})
+    return load_base(folder)
+
+
+def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.PathLike:
+    """Trains ``<model_dir>/vocabulary/vocabulary.model`` unless it is there and whole."""
+    folder = storage.as_path(config.model_dir) / "vocabulary"
+    path = folder / "vocabulary.model"
+    if not storage.is_committed(folder):
+        storage.begin(folder)
+        train_vocabulary(passages, path, config.vocab_pieces, seed=config.random_seed)
+        storage.commit(folder)
+    return path
+
+
+def read_passages(sources: tuple[str, ...]) -> list[str]:
+    """Raw passages of all sources, in order, without exact repeats.
+
+    Raises:
+        InputError: a module, function or file that does not exist, or a source without passages.
+    """
+    passages: dict[str, None] = {}
+    for source in sources:
+        found = _call(source) if ":" in source and "://" not in source else _lines(source)
+        if not found:
+            raise InputError(describe("A source of passages is empty", where=source))
+        passages.update(dict.fromkeys(found))
+    return list(passages)
+
+
+def _call(source: str) -> list[str]:
+    module_name, function_name = source.split(":", 1)
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(describe("A source of passages cannot be imported", where=source,
+                                  got=str(error), expected="module:function, or a text file")) from error
+    return list(function())
+
+
+def _lines(source: str) -> list[str]:
+    return [line.strip() for line in storage.read_text(source).splitlines() if line.strip()]

@@ -1,0 +1,94 @@
+"""`elm report`: a study's results as table, Markdown, HTML and pictures."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe
+from elm_jax.evaluation import plots, report
+from elm_jax.evaluation.evaluator import ResultsStore
+from elm_jax.evaluation.study_table import Cell, Matrix, cell_of, study_table
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOutcome:
+    """What was written, and the table for the screen."""
+
+    report_path: epath.Path
+    table: dict[str, Any]
+
+    def print_table(self, console: Console) -> None:
+        """Prints the study's table."""
+        grid = report.results_grid(self.table)
+        table = Table(*grid["columns"], title="percent; last column: paired difference, 95% interval")
+        for row in grid["rows"]:
+            table.add_row(*row)
+        console.print(table)
+        for line in (*report.summary(self.table), report.own_grids(self.table)[2]):
+            console.print(line)
+
+
+def write_report(folder: storage.PathLike, store: ResultsStore | None = None) -> ReportOutcome:
+    """Writes ``report.md``, ``report.html``, ``table.json`` and the pictures into a results folder.
+
+    Raises:
+        InputError: no study was finished here, or a cell of the matrix is missing.
+    """
+    folder = storage.as_path(folder)
+    if not (folder / "study.json").exists():
+        raise InputError(describe("There are no results of a study here", where=folder,
+                                  expected="a folder with study.json and results.jsonl"))
+    facts = storage.read_json(folder / "study.json", kind="study's facts", schema_version=1)
+    matrix = read_matrix(store or ResultsStore(folder))
+    table = study_table(facts, matrix)
+    pictures = draw(facts, matrix, table)
+    texts = report.render(facts, table, oracle_ranks(facts, matrix), pictures)
+    for name, picture in pictures.items():
+        with storage.guard_writes(folder):
+            (folder / f"{name}.png").write_bytes(picture)
+    storage.write_json(folder / "table.json", {"schema_version": 1, **table})
+    storage.write_text(folder / "report.md", texts["markdown"])
+    storage.write_text(folder / "report.html", texts["html"])
+    return ReportOutcome(folder / "report.html", table)
+
+
+def read_matrix(store: ResultsStore) -> Matrix:
+    """All cells of a results folder, with their per-instance values."""
+    matrix = {}
+    for row in store.rows():
+        predictions = store.predictions(row["expert"], row["task"], row["split"])
+        key = "correct" if row["metric"] == "accuracy" else "rouge_l"
+        matrix[row["expert"], row["task"]] = Cell(
+            np.asarray([prediction[key] for prediction in predictions], np.float64),
+            np.asarray([prediction["index"] for prediction in predictions]),
+            row["metric"], row["dataset"], row["chance"])
+    return matrix
+
+
+def draw(facts: dict[str, Any], matrix: Matrix, table: dict[str, Any]) -> dict[str, bytes]:
+    """The report's pictures as PNG, by name."""
+    experts = [expert["id"] for expert in facts["experts"]]
+    tasks = [*facts["seen_tasks"], *facts["unseen_tasks"], *facts["generative_tasks"]]
+    values = np.asarray([[cell_of(matrix, expert, task).values.mean() for task in tasks]
+                         for expert in experts])
+    base = np.asarray([cell_of(matrix, facts["base"], task).values.mean() for task in tasks])
+    seen = {expert["id"]: expert["tasks"] for expert in facts["experts"]}
+    return {"heat_map": plots.heat_map(experts, tasks, values, base, seen),
+            "bars": plots.bars(table["rows"], "unseen mean", table["chance"]["unseen mean"])}
+
+
+def oracle_ranks(facts: dict[str, Any], matrix: Matrix) -> dict[str, str]:
+    """For each unseen task, the library's best expert by its own score and its place in the routing."""
+    words = {}
+    for task in (*facts["unseen_tasks"], *facts["generative_tasks"]):
+        library = facts["library"]
+        scores = [cell_of(matrix, expert, task).values.mean() for expert in library]
+        best = library[int(np.argmax(scores))]
+        ranking = [line["expert"] for line in facts["decisions"][task]["ranking"]]
+        words[task] = f"{best} ({ranking.index(best) + 1} of {len(ranking)})"
+    return words

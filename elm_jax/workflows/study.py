@@ -1,0 +1,223 @@
+"""`elm study`: the whole chain from one config. Every stage skips what is done, so a kill costs little.
+
+base -> task arrays -> prompt experts -> dataset experts -> multitask baseline -> library -> routing ->
+merging -> evaluation (the complete matrix of experts and tasks) -> report.
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+from jax.sharding import Mesh
+
+from elm_jax import sharding, storage
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
+from elm_jax.experts.base import Base
+from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.overlay import load_expert, resolve, save_expert
+from elm_jax.workflows import merge as merging
+from elm_jax.workflows import report as reporting
+from elm_jax.workflows import run_record, study_routing
+from elm_jax.workflows.build_library import build_library
+from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_of
+from elm_jax.workflows.pretrain import PretrainConfig, pretrain
+from elm_jax.workflows.study_config import StageSettings, StudyConfig
+from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.train import TrainConfig, train
+
+logger = logging.getLogger(__name__)
+MULTITASK_ID = "multitask"
+ALL_DATASETS_ID = "merged_dataset_experts"
+
+
+class Stopped(Exception):
+    """SIGTERM ended a training run; what it had is saved."""
+
+
+class Study:
+    """The stages of one study over one work folder."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.root = storage.as_path(config.workdir)
+        self.mesh: Mesh = sharding.make_mesh(config.mesh_data, config.mesh_model)
+        self.clock = run_record.StageClock(self.root / "stages.json")
+        self.compiled = run_record.CompileCounter()
+        self.base: Base | None = None
+        self.data: TaskData | None = None
+
+    def run(self) -> reporting.ReportOutcome:
+        """All stages in order.
+
+        Raises:
+            Stopped: by SIGTERM, during training.
+        """
+        config = self.config
+        with self.clock.stage("pretrain the base"):
+            self.base = self.make_base()
+        with self.clock.stage("prepare tasks"):
+            self.data = TaskData(self.base.vocabulary, self.base.vocabulary_path, config.modules,
+                                 str(self.root / "prepared"))
+            dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
+            self.prepare(dataset_tasks)
+        with self.clock.stage("train prompt experts"):
+            prompts = [self.train_one("prompt", task, task, config.prompt) for task in config.prompt_tasks]
+        with self.clock.stage("train dataset experts"):
+            datasets = [self.train_one("dataset", f"{name}-de", name, config.dataset)
+                        for name in config.datasets]
+        with self.clock.stage("train the multitask baseline"):
+            multitask = self.train_one("multitask", MULTITASK_ID, ",".join(config.datasets),
+                                       config.multitask)
+        with self.clock.stage("build the library"):
+            library = self.make_library(prompts)
+        with self.clock.stage("route"):
+            routing = study_routing.route_study(config, library, self.data, self.root / "routing.json")
+        with self.clock.stage("merge"):
+            merged = self.merge_routed(library, routing, datasets)
+        with self.clock.stage("evaluate"):
+            store = self.evaluate(prompts + datasets, multitask, merged, dataset_tasks)
+        with self.clock.stage("report"):
+            facts = self.facts(prompts, datasets, routing, dataset_tasks)
+            storage.write_json(self.root / "results" / "study.json", facts)
+            return reporting.write_report(self.root / "results", store)
+
+    def make_base(self) -> Base:
+        """Stage: the pretrained base."""
+        config, settings = self.config, self.config.pretrain
+        base = pretrain(PretrainConfig(
+            model_dir=str(self.root / "base"), network=config.network, passages=config.passages,
+            vocab_pieces=config.vocab_pieces, train_steps=settings.train_steps,
+            batch_size=settings.batch_size, task_feature_lengths=settings.task_feature_lengths,
+            chunk_length=config.chunk_length, prefix_lm_share=config.prefix_lm_share,
+            optimizer=settings.optimizer, dropout_rate=settings.dropout_rate,
+            random_seed=config.random_seed, checkpoint_period=settings.checkpoint_period,
+        ), mesh=self.mesh)
+        if base is None:
+            raise Stopped
+        return base
+
+    def prepare(self, dataset_tasks: dict[str, list[str]]) -> None:
+        """Stage: prepared arrays of every task that will be trained on or scored."""
+        config = self.config
+        for task in self.training_tasks(dataset_tasks):
+            self.data.split(task, "train")
+            self.data.split(task, "validation", config.max_eval_rows)
+        for task in (*config.unseen_tasks, *config.generative_tasks):
+            self.data.split(task, "validation", config.max_eval_rows)
+
+    def training_tasks(self, dataset_tasks: dict[str, list[str]]) -> list[str]:
+        """Every task that something is trained on, and the held-out prompts, once."""
+        names = [*self.config.prompt_tasks, *self.config.heldout_prompts,
+                 *(task for tasks in dataset_tasks.values() for task in tasks)]
+        return list(dict.fromkeys(names))
+
+    def train_one(self, kind: str, expert_id: str, task: str, settings: StageSettings) -> Model:
+        """Stage: one expert, trained or found finished."""
+        folder = self.root / "experts" / expert_id
+        outcome = train(TrainConfig(
+            model_dir=str(folder), task=task, initial_checkpoint_path=self.base.path, kind=kind,
+            train_steps=settings.train_steps, batch_size=settings.batch_size,
+            task_feature_lengths=settings.task_feature_lengths, optimizer=settings.optimizer,
+            dropout_rate=settings.dropout_rate, random_seed=self.config.random_seed,
+            max_examples=settings.max_examples, adapter_bottleneck=self.config.adapter_bottleneck,
+            checkpoint_period=settings.checkpoint_period, keep_checkpoints=1,
+            modules=self.config.modules, prepared_dir=str(self.root / "prepared"),
+            expert_id=expert_id, tensorboard=False,
+        ), base=self.base, data=self.data, mesh=self.mesh)
+        if outcome.stopped:
+            raise Stopped
+        return self.model(expert_id, folder / "expert")
+
+    def model(self, expert_id: str, folder: storage.PathLike) -> Model:
+        """An expert on disk, loaded when it is scored."""
+        return Model(expert_id, lambda: resolve(self.base, load_expert(folder)))
+
+    def expert_folder(self, expert_id: str) -> storage.PathLike:
+        """Folder of a trained expert."""
+        return self.root / "experts" / expert_id / "expert"
+
+    def make_library(self, prompts: list[Model]) -> ExpertLibrary:
+        """Stage: the library of prompt experts, from which RoE picks."""
+        path = self.root / "library"
+        if (path / "library.json").exists():
+            return ExpertLibrary.open(path)
+        return build_library(
+            path, [self.expert_folder(model.id) for model in prompts], self.data,
+            encoder=self.config.encoder, text_format=self.config.text_format,
+            instances_per_expert=self.config.instances_per_expert, seed=self.config.random_seed)
+
+    def merge_routed(self, library: ExpertLibrary, routing: dict[str, Any],
+                     datasets: list[Model]) -> dict[str, Model]:
+        """Stage: the mean of the top k for every decision, and of all dataset experts."""
+        models = {}
+        for decision in routing["decisions"].values():
+            members = decision["top_k"]
+            name = study_routing.merged_id(members)
+            if name not in models:
+                models[name] = self.merge_once(name, [library.path / "experts" / e for e in members])
+        models[ALL_DATASETS_ID] = self.merge_once(
+            ALL_DATASETS_ID, [self.expert_folder(model.id) for model in datasets])
+        return models
+
+    def merge_once(self, name: str, folders: list[storage.PathLike]) -> Model:
+        """One merged expert, made unless it is there."""
+        folder = self.root / "merged" / name
+        if not storage.is_committed(folder):
+            save_expert(folder, merging.merge([load_expert(path) for path in folders], expert_id=name))
+        return self.model(name, folder)
+
+    def evaluate(self, experts: list[Model], multitask: Model, merged: dict[str, Model],
+                 dataset_tasks: dict[str, list[str]]) -> ResultsStore:
+        """Stage: every expert, the base and the baseline on every task; merged ones on theirs."""
+        config = self.config
+        routing = storage.read_json(self.root / "routing.json", kind="routing record", schema_version=1)
+        everything = [*config.prompt_tasks, *config.unseen_tasks, *config.generative_tasks]
+        tasks_of = {model.id: list(everything) for model in (*experts, multitask)}
+        tasks_of[BASE_ID] = list(everything)
+        tasks_of[ALL_DATASETS_ID] = list(everything)
+        for task, decision in routing["decisions"].items():
+            if task in everything:
+                tasks_of.setdefault(study_routing.merged_id(decision["top_k"]), []).append(task)
+        for name, tasks in dataset_tasks.items():  # a dataset expert on all of its own prompts
+            own = tasks_of[f"{name}-de"]
+            own.extend(task for task in tasks if task not in own)
+        store = ResultsStore(self.root / "results")
+        models = [model_of(self.base, None), multitask, *experts, *merged.values()]
+        evaluate_models(
+            models, lambda name: tasks_of.get(name, []), self.data, self.base, store,
+            EvaluationSettings(source_length=config.eval_source_length,
+                               max_new_tokens=config.max_new_tokens),
+            mesh=self.mesh, max_rows=config.max_eval_rows)
+        return store
+
+    def facts(self, prompts: list[Model], datasets: list[Model], routing: dict[str, Any],
+              dataset_tasks: dict[str, list[str]]) -> dict[str, Any]:
+        """What the report needs beside the results."""
+        config = self.config
+        cards = [load_expert(self.expert_folder(model.id)).card for model in (*prompts, *datasets)]
+        return {
+            "schema_version": 1, "title": config.title,
+            "experts": [{"id": card.id, "kind": card.kind, "dataset": card.dataset,
+                         "tasks": list(card.tasks)} for card in cards],
+            "library": [model.id for model in prompts],
+            "base": BASE_ID, "multitask": MULTITASK_ID, "merged_datasets": ALL_DATASETS_ID,
+            "seen_tasks": list(config.prompt_tasks), "unseen_tasks": list(config.unseen_tasks),
+            "generative_tasks": list(config.generative_tasks), "dataset_tasks": dataset_tasks,
+            "decisions": {task: {**decision, "merged": study_routing.merged_id(decision["top_k"])}
+                          for task, decision in routing["decisions"].items()},
+            "routing_figures": routing["figures"], "stage_seconds": dict(self.clock.seconds),
+            "programs": {"count": self.compiled.programs, "seconds": self.compiled.seconds},
+            "versions": run_record.versions(), "config": _plain(config),
+        }
+
+
+def run_study(config: StudyConfig) -> reporting.ReportOutcome | None:
+    """Runs a study to its end; None if SIGTERM stopped it (the same call goes on from there)."""
+    try:
+        return Study(config).run()
+    except Stopped:
+        return None
+
+
+def _plain(config: StudyConfig) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "workdir"}

@@ -1,0 +1,117 @@
+"""The config of a study: one gin file for the whole chain."""
+
+import dataclasses
+
+from elm_jax.errors import InputError, describe
+from elm_jax.models.t5_config import T5Config
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.workflows.checks import check_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSettings:
+    """How one kind of model is trained in a study (gin: scoped ``StageSettings``).
+
+    Attributes:
+        train_steps: optimiser steps.
+        batch_size: global batch size in packed rows.
+        task_feature_lengths: ``{'inputs': S, 'targets': T}``, tokens.
+        optimizer: see `OptimizerConfig`.
+        dropout_rate: while training.
+        max_examples: at most so many examples of each dataset an epoch; None for all.
+        checkpoint_period: steps between checkpoints.
+    """
+
+    train_steps: int
+    batch_size: int
+    task_feature_lengths: dict[str, int]
+    optimizer: OptimizerConfig
+    dropout_rate: float = 0.0
+    max_examples: int | None = None
+    checkpoint_period: int = 100
+
+    def __post_init__(self) -> None:
+        check_positive(train_steps=self.train_steps, batch_size=self.batch_size,
+                       max_examples=self.max_examples, checkpoint_period=self.checkpoint_period)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """A whole study (gin: ``study.*``).
+
+    Attributes:
+        workdir: everything the study writes.
+        title: heading of the report.
+        modules: registries to import by name.
+        passages: sources of raw passages, see `PretrainConfig.passages`.
+        network: sizes of the base.
+        vocab_pieces: pieces of its vocabulary, without the extra ids.
+        chunk_length: tokens of one pretraining chunk.
+        prefix_lm_share: share of prefix-LM examples in pretraining.
+        pretrain: settings of the base's pretraining.
+        prompt: settings of every prompt expert.
+        dataset: settings of every dataset expert.
+        multitask: settings of the multitask baseline.
+        adapter_bottleneck: width of the adapters; None for d_model // 32.
+        prompt_tasks: one prompt expert each.
+        datasets: mixtures, one dataset expert each; the multitask baseline is trained on all of them.
+        unseen_tasks: tasks of datasets that no expert saw, for accuracy.
+        generative_tasks: tasks of datasets that no expert saw, for ROUGE-L.
+        heldout_prompts: tasks of training datasets whose prompt no prompt expert saw, for routing.
+        max_eval_rows: at most so many validation rows a task.
+        eval_source_length: tokens of an input at evaluation.
+        max_new_tokens: of a generation.
+        instances_per_expert: S, keys of each expert.
+        num_queries: Q, instances of a target task that vote.
+        top_k: experts merged for RoE.
+        encoder: ``auto``, ``minilm`` or ``tfidf``.
+        text_format: of keys and queries.
+        random_seed: of everything.
+        mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
+        mesh_model: size of the mesh's model axis.
+    """
+
+    workdir: str
+    modules: tuple[str, ...]
+    passages: tuple[str, ...]
+    network: T5Config
+    pretrain: StageSettings
+    prompt: StageSettings
+    dataset: StageSettings
+    multitask: StageSettings
+    prompt_tasks: tuple[str, ...]
+    datasets: tuple[str, ...]
+    unseen_tasks: tuple[str, ...]
+    generative_tasks: tuple[str, ...]
+    title: str = "Expert language models"
+    heldout_prompts: tuple[str, ...] = ()
+    vocab_pieces: int = 8000
+    chunk_length: int = 128
+    prefix_lm_share: float = 0.5
+    adapter_bottleneck: int | None = None
+    max_eval_rows: int = 300
+    eval_source_length: int = 512
+    max_new_tokens: int = 64
+    instances_per_expert: int = 100
+    num_queries: int = 32
+    top_k: int = 3
+    encoder: str = "auto"
+    text_format: str = "choice_instance"
+    random_seed: int = 0
+    mesh_data: int = -1
+    mesh_model: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive(max_eval_rows=self.max_eval_rows, eval_source_length=self.eval_source_length,
+                       max_new_tokens=self.max_new_tokens, num_queries=self.num_queries,
+                       instances_per_expert=self.instances_per_expert, top_k=self.top_k)
+        for name in ("modules", "passages", "prompt_tasks", "datasets", "unseen_tasks",
+                     "generative_tasks", "heldout_prompts"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            values = getattr(self, name)
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise InputError(describe("A name is given twice", where=f"study.{name}", got=twice))
+        if self.top_k > len(self.prompt_tasks):
+            raise InputError(describe("top_k is larger than the number of prompt experts",
+                                      got=self.top_k, expected=f"at most {len(self.prompt_tasks)}"))

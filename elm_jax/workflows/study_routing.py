@@ -1,0 +1,102 @@
+"""The routing stage of a study: one decision a target task, and how often routing finds home."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from elm_jax import storage
+from elm_jax.data import registry
+from elm_jax.experts.encoders import find_minilm, make_encoder
+from elm_jax.experts.library import ExpertLibrary
+from elm_jax.routing.embed import Encoder
+from elm_jax.routing.index import KeyIndex
+from elm_jax.routing.text import RoutingInstance, format_text
+from elm_jax.routing.vote import RoutingDecision, decide
+from elm_jax.workflows.build_library import draw_instances
+from elm_jax.workflows.route import route
+from elm_jax.workflows.study_config import StudyConfig
+from elm_jax.workflows.task_data import TaskData
+
+
+def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,
+                path: storage.PathLike) -> dict[str, Any]:
+    """Routes every task of a study, and measures routing on tasks whose dataset is known.
+
+    Returns:
+        ``decisions``: from task to its ranking and top k. ``figures``: rows of
+        ``{encoder, text_format, queries, same_dataset, num_tasks}``, where same_dataset is the share
+        of tasks that are sent to an expert of the same dataset. Kept in `path`; read back if there.
+    """
+    path = storage.as_path(path)
+    if path.exists():
+        return storage.read_json(path, kind="routing record", schema_version=1)
+    targets = [*config.prompt_tasks, *config.unseen_tasks, *config.generative_tasks]
+    decisions = {task: route(library, queries(config, data, task), num_queries=config.num_queries)
+                 for task in targets}
+    record = {
+        "schema_version": 1,
+        "decisions": {task: {"top_k": decision.top(config.top_k), **decision.to_dict()}
+                      for task, decision in decisions.items()},
+        "figures": routing_figures(config, library, data),
+    }
+    storage.write_json(path, record)
+    return record
+
+
+def queries(config: StudyConfig, data: TaskData, task: str) -> list[RoutingInstance]:
+    """Q instances of a task's validation split, drawn by the study's seed."""
+    return draw_instances(data.split(task, "validation", config.max_eval_rows), config.num_queries,
+                          config.random_seed)
+
+
+def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData) -> list[dict[str, Any]]:
+    """Share of seen tasks, and of held-out prompts of seen datasets, that are routed home."""
+    texts = [RoutingInstance(row["source"], row["choices_expression"], tuple(row["labels"]))
+             for row in library.instances]
+    encoders: list[Encoder] = [make_encoder("tfidf", texts=[
+        format_text(instance, config.text_format) for instance in texts])]
+    if find_minilm() is not None:
+        encoders.insert(0, make_encoder("minilm", texts=()))
+    homes = {name: registry_dataset(entry.card.tasks[0]) for name, entry in library.entries.items()}
+    rows = []
+    for encoder in encoders:
+        for text_format in ("choice_instance", "instance"):
+            index = KeyIndex.empty(encoder, text_format)
+            for name in library:
+                own = [instance for instance, row in zip(texts, library.instances, strict=True)
+                       if row["expert"] == name]
+                index = index.add(name, encoder.embed([format_text(i, text_format) for i in own]))
+            for label, tasks in (("seen prompts", config.prompt_tasks),
+                                 ("prompts that no expert saw", config.heldout_prompts)):
+                if tasks:
+                    rows.append(_figure(config, data, encoder, text_format, index, homes, label, tasks))
+    for label, tasks in (("seen prompts", config.prompt_tasks),
+                         ("prompts that no expert saw", config.heldout_prompts)):
+        if tasks:
+            chance = [sum(home == registry_dataset(task) for home in homes.values()) / len(homes)
+                      for task in tasks]
+            rows.append({"encoder": "random pick", "text_format": "-", "queries": label,
+                         "same_dataset": sum(chance) / len(chance), "num_tasks": len(tasks)})
+    return rows
+
+
+def _figure(config: StudyConfig, data: TaskData, encoder: Encoder, text_format: str, index: KeyIndex,
+            homes: dict[str, str], label: str, tasks: Sequence[str]) -> dict[str, Any]:
+    hits = []
+    for task in tasks:
+        vectors = encoder.embed([format_text(i, text_format) for i in queries(config, data, task)])
+        decision: RoutingDecision = decide(vectors, index)
+        hits.append(homes[decision.ranking[0].expert] == registry_dataset(task))
+    return {"encoder": encoder.name, "text_format": text_format, "queries": label,
+            "same_dataset": sum(hits) / len(hits), "num_tasks": len(tasks)}
+
+
+def registry_dataset(task: str) -> str:
+    """The dataset (with config) that a registered task belongs to."""
+    return registry.get_task(task).dataset_name
+
+
+def merged_id(members: Sequence[str]) -> str:
+    """Name of the merged expert of a set of experts; the order does not matter to an equal mean."""
+    digest = hashlib.sha256("\n".join(sorted(members)).encode()).hexdigest()[:10]
+    return f"roe{len(members)}-{digest}"

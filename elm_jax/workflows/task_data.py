@@ -1,0 +1,109 @@
+"""Where a workflow's task data comes from: prepared arrays first, SeqIO where there are none yet.
+
+A task's split is tokenised once, through its SeqIO task, and kept as prepared arrays. Every later use,
+also on a machine without TensorFlow, reads the arrays.
+"""
+
+import dataclasses
+import logging
+import os
+
+from elm_jax import storage
+from elm_jax.data import registry
+from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.errors import InputError, describe, unknown_name
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class TaskData:
+    """Prepared splits by task name, and the registries that can make more.
+
+    Attributes:
+        vocabulary: of the base that will read the tokens.
+        vocabulary_path: its SentencePiece file, for SeqIO; None if nothing is to be prepared.
+        modules: registries to import by name before a task is prepared, e.g. ``elm_jax.tasks``.
+        prepared_dir: folder of prepared arrays, ``<task>/<split>``; None keeps them in memory only.
+    """
+
+    vocabulary: Vocabulary
+    vocabulary_path: str | None = None
+    modules: tuple[str, ...] = ("elm_jax.tasks",)
+    prepared_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        self._splits: dict[tuple[str, str, int | None], PreparedSplit] = {}
+
+    def split(self, task: str, split: str, max_rows: int | None = None) -> PreparedSplit:
+        """One task's split as prepared arrays; made, and kept, if it is not there yet.
+
+        Args:
+            task: registered name of a task (not of a mixture).
+            split: ``train`` or ``validation``.
+            max_rows: a seeded random subset of at most so many rows.
+
+        Raises:
+            InputError: no such task, no such split, or arrays of another vocabulary.
+        """
+        key = (task, split, max_rows)
+        if key not in self._splits:
+            self._splits[key] = self._open(task, split, max_rows)
+        return self._splits[key]
+
+    def _open(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
+        folder = None
+        if self.prepared_dir is not None:
+            name = split if max_rows is None else f"{split}-{max_rows}"
+            folder = storage.as_path(self.prepared_dir) / task / name
+            if storage.is_committed(folder):
+                prepared = PreparedSplit.open(folder)
+                self._check_vocabulary(prepared, folder)
+                return prepared
+        prepared = self._prepare(task, split, max_rows)
+        if folder is None:
+            return prepared
+        prepared.save(folder)
+        return PreparedSplit.open(folder)
+
+    def _prepare(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
+        registry.import_tasks(self.modules)
+        registry.get_task(task).check_split(split)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up talk is not ours
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+        try:
+            from elm_jax.data import pipeline
+        except ImportError as error:
+            raise InputError(describe(
+                "SeqIO and TensorFlow are needed to prepare a task and are not installed",
+                got=str(error),
+                cure="prepare the arrays elsewhere (`elm tasks prepare`) and give their folder "
+                "as PREPARED_DIR")) from error
+        logger.info("preparing %s %s", task, split)
+        pipeline.import_tasks(self.modules)
+        return pipeline.prepare(task, split, self.vocabulary_path, max_rows=max_rows)
+
+    def _check_vocabulary(self, prepared: PreparedSplit, folder: object) -> None:
+        found, wanted = prepared.info.get("vocabulary"), self.vocabulary.fingerprint
+        if found != wanted:
+            raise InputError(describe(
+                "Prepared arrays were made with another vocabulary", where=folder, got=found,
+                expected=wanted, cure="prepare them again, or use the base that they were made for"))
+
+    def tasks_of(self, name: str) -> list[str]:
+        """The tasks behind a name: itself if it is a task, the members if it is a mixture.
+
+        Raises:
+            InputError: there is neither a task nor a mixture of that name (the nearest are named).
+        """
+        if self.prepared_dir is not None and (storage.as_path(self.prepared_dir) / name).exists():
+            return [name]
+        registry.import_tasks(self.modules)
+        if name in registry.task_names():
+            return [name]
+        if name in registry.mixture_names():
+            return registry.mixture_tasks(name)
+        raise unknown_name("task or mixture", name,
+                           [*registry.task_names(), *registry.mixture_names()],
+                           where=", ".join(self.modules))

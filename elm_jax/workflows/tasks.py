@@ -1,0 +1,74 @@
+"""`elm tasks`: what is registered, and how a task's rows look as prompts. Needs no TensorFlow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from elm_jax import storage
+from elm_jax.data import registry
+from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.errors import InputError, describe
+from elm_jax.routing.text import RoutingInstance
+
+
+def list_tasks(modules: Sequence[str]) -> dict[str, Any]:
+    """Facts of all registered tasks, and the mixtures with their members."""
+    registry.import_tasks(modules)
+    tasks = []
+    for name in registry.task_names():
+        task = registry.get_task(name)
+        tasks.append({"name": name, "dataset": task.dataset_name, "template": task.template,
+                      "role": task.role, "kind": task.kind, "unavailable": task.why_unavailable()})
+    mixtures = {name: list(registry.get_mixture(name).tasks) for name in registry.mixture_names()}
+    return {"tasks": tasks, "mixtures": mixtures}
+
+
+def show_task(name: str, split: str, count: int, *, modules: Sequence[str],
+              vocabulary: Vocabulary | None = None) -> list[dict[str, Any]]:
+    """The first rows of a task as prompts, with token counts if a vocabulary is given.
+
+    Raises:
+        InputError: an unknown task, a split that it has not, or data that are not there.
+    """
+    registry.import_tasks(modules)
+    rows = []
+    for index, rendered in registry.get_task(name).render_rows(split):
+        row: dict[str, Any] = {"row": index, "input": rendered.inputs, "target": rendered.targets,
+                               "choices": list(rendered.choices or ()),
+                               "choices_expression": rendered.choices_expression}
+        if vocabulary is not None:
+            row["tokens"] = {"input": len(vocabulary.encode(rendered.inputs)) + 1,
+                             "target": len(vocabulary.encode(rendered.targets)) + 1}
+        rows.append(row)
+        if len(rows) == count:
+            break
+    return rows
+
+
+def routing_instances(name: str, split: str, count: int, *, modules: Sequence[str],
+                      prepared_dir: storage.PathLike | None = None, seed: int = 0,
+                      ) -> list[RoutingInstance]:
+    """At most `count` instances of a task, drawn by a fixed seed; no tokens are needed.
+
+    Args:
+        name: of the task.
+        split: to draw from.
+        count: at most so many.
+        modules: registries to import.
+        prepared_dir: read prepared arrays here instead, if the task is there.
+        seed: of the draw.
+    """
+    if prepared_dir is not None:
+        folder = storage.as_path(prepared_dir) / name / split
+        if not storage.is_committed(folder):
+            raise InputError(describe("The task is not among the prepared arrays", where=folder))
+        prepared = PreparedSplit.open(folder)
+        order = np.random.default_rng(seed).permutation(len(prepared))[:count]
+        return [RoutingInstance(**prepared.routing_instance(int(index))) for index in order]
+    registry.import_tasks(modules)
+    rendered = [row for _, row in registry.get_task(name).render_rows(split)]
+    order = np.random.default_rng(seed).permutation(len(rendered))[:count]
+    return [RoutingInstance(rendered[index].inputs, rendered[index].choices_expression,
+                            rendered[index].choices or ()) for index in order]

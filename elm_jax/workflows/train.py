@@ -1,0 +1,234 @@
+"""`elm train`: one prompt expert, one dataset expert, or the multitask baseline."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from elm_jax import sharding, storage
+from elm_jax.data.cursor import MixtureSource, TrainStream
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.base import Base, load_base
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
+from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.training.loop import FitResult, train_overlay
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.workflows import run_record
+from elm_jax.workflows.checks import check_choice, check_positive
+from elm_jax.workflows.task_data import TaskData
+
+logger = logging.getLogger(__name__)
+FORM_OF_KIND = {"prompt": "adapter", "dataset": "full", "multitask": "full"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run (gin: ``train.*``).
+
+    Attributes:
+        model_dir: run folder; the finished expert stands in its ``expert/``.
+        task: name of a task or of a mixture of tasks, or several names separated by commas.
+        kind: ``prompt``, ``dataset`` or ``multitask``.
+        initial_checkpoint_path: folder of the base.
+        train_steps: optimiser steps; give this or `epochs`.
+        epochs: passes over the data; give this or `train_steps`.
+        batch_size: global batch size, in rows (packed rows when `pack`).
+        task_feature_lengths: ``{'inputs': S, 'targets': T}``, tokens.
+        optimizer: see `OptimizerConfig`.
+        dropout_rate: of the network while training.
+        random_seed: of order, dropout and adapter initialisation.
+        pack: several examples in one row, separated by segment ids.
+        max_examples: at most so many examples of each dataset an epoch; None for all.
+        train_norms: whether the RMS norms train with the adapters.
+        adapter_bottleneck: width of the adapters; None for d_model // 32.
+        dtype: of activations; parameters are float32.
+        num_microbatches: gradient accumulation steps in one optimiser step.
+        mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
+        mesh_model: size of the mesh's model axis.
+        checkpoint_period: steps between checkpoints.
+        keep_checkpoints: how many of the newest are kept.
+        log_period: steps between rows of ``metrics.jsonl``.
+        tensorboard: whether TensorBoard files are written beside them.
+        modules: registries to import by name.
+        prepared_dir: folder of prepared arrays; None prepares in memory.
+        expert_id: name of the expert; None for the task's name.
+    """
+
+    model_dir: str
+    task: str
+    initial_checkpoint_path: str
+    kind: str = "prompt"
+    train_steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 16
+    task_feature_lengths: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"inputs": 256, "targets": 128})
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    dropout_rate: float = 0.1
+    random_seed: int = 0
+    pack: bool = True
+    max_examples: int | None = 50_000
+    train_norms: bool = True
+    adapter_bottleneck: int | None = None
+    dtype: str = "float32"
+    num_microbatches: int = 1
+    mesh_data: int = -1
+    mesh_model: int = 1
+    checkpoint_period: int = 1000
+    keep_checkpoints: int = 2
+    log_period: int = 10
+    tensorboard: bool = True
+    modules: tuple[str, ...] = ("elm_jax.tasks",)
+    prepared_dir: str | None = None
+    expert_id: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, FORM_OF_KIND)
+        check_positive(batch_size=self.batch_size, num_microbatches=self.num_microbatches,
+                       checkpoint_period=self.checkpoint_period, log_period=self.log_period,
+                       keep_checkpoints=self.keep_checkpoints,
+                       **{f"task_feature_lengths[{name!r}]": length
+                          for name, length in self.task_feature_lengths.items()})
+        if (self.train_steps is None) == (self.epochs is None):
+            raise InputError(describe("Give the length of training once", where="train",
+                                      got=f"train_steps={self.train_steps}, epochs={self.epochs}",
+                                      expected="exactly one of TRAIN_STEPS and EPOCHS"))
+        if set(self.task_feature_lengths) != {"inputs", "targets"}:
+            raise InputError(describe("TASK_FEATURE_LENGTHS names the wrong features",
+                                      got=sorted(self.task_feature_lengths),
+                                      expected=["inputs", "targets"]))
+
+    def digest(self) -> str:
+        """Hash of all that decides the result (not of where it is written or on what mesh)."""
+        facts = dataclasses.asdict(self)
+        for name in ("model_dir", "mesh_data", "mesh_model", "prepared_dir", "log_period", "tensorboard",
+                     "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints"):
+            facts.pop(name)
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOutcome:
+    """What a training run ended with: the expert, unless it was stopped before its end."""
+
+    expert: Expert | None
+    step: int
+    stopped: bool
+    metrics: dict[str, float]
+
+
+def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | None = None,
+          mesh: Mesh | None = None) -> TrainOutcome:
+    """Trains one expert, or goes on with it, and writes ``<model_dir>/expert``.
+
+    Args:
+        config: the run.
+        base: the base, if it is loaded already.
+        data: the task data, if it is there already.
+        mesh: the mesh, if there is one already.
+
+    Raises:
+        InputError: unknown task, unfit base, a run folder of another config.
+        RunError: the loss is not finite, the disk is full.
+    """
+    finished = storage.as_path(config.model_dir) / "expert"
+    base = base or load_base(config.initial_checkpoint_path)
+    if storage.is_committed(finished):
+        expert = load_expert(finished)
+        check_same_run(expert.card, config, base)
+        return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
+    data = data or task_data(config, base)
+    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
+    tasks = list(dict.fromkeys(
+        task for name in config.task.split(",") for task in data.tasks_of(name.strip())))
+    stream, rows = make_stream(config, data, tasks)
+    network_config, overlay, frozen = initial_overlay(
+        base, FORM_OF_KIND[config.kind], adapter=AdapterConfig(bottleneck=config.adapter_bottleneck),
+        train_norms=config.train_norms, seed=config.random_seed)
+    result = train_overlay(
+        T5Network(dataclasses.replace(network_config, dropout_rate=config.dropout_rate, dtype=config.dtype)),
+        config.optimizer, frozen, overlay, stream, train_steps=num_steps(config, stream),
+        seed=config.random_seed, mesh=mesh, run_dir=config.model_dir,
+        checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
+        num_microbatches=config.num_microbatches, log_every=config.log_period,
+        tensorboard=config.tensorboard, name=config.expert_id or config.task,
+        config_digest=f"{config.digest()}/{base.fingerprint}")
+    if result.stopped:
+        return TrainOutcome(None, result.step, True, dict(result.metrics))
+    card = make_card(config, base, network_config, data, tasks, result, rows)
+    expert = Expert(card, jax.device_get(result.overlay), path=str(finished))
+    save_expert(finished, expert)
+    return TrainOutcome(expert, result.step, False, card.metrics)
+
+
+def task_data(config: TrainConfig, base: Base) -> TaskData:
+    """Task data in the vocabulary of the base."""
+    if base.vocabulary is None:
+        raise InputError(describe("The base carries no vocabulary", where=base.path,
+                                  cure="give a base folder with a vocabulary.model"))
+    return TaskData(base.vocabulary, base.vocabulary_path, tuple(config.modules), config.prepared_dir)
+
+
+def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[TrainStream, int]:
+    """The training stream over all tasks, and the number of rows behind it.
+
+    `max_examples` caps a dataset, so its tasks share the cap equally.
+    """
+    splits = [data.split(task, "train") for task in tasks]
+    per_dataset: dict[str, int] = {}
+    for prepared in splits:
+        per_dataset[dataset_of(prepared)] = per_dataset.get(dataset_of(prepared), 0) + 1
+    caps = [None if config.max_examples is None
+            else max(1, config.max_examples // per_dataset[dataset_of(prepared)]) for prepared in splits]
+    source: Any = splits[0] if len(splits) == 1 and caps == [None] else MixtureSource(
+        splits, caps, seed=config.random_seed)
+    stream = TrainStream(source, batch_size=config.batch_size, lengths=dict(config.task_feature_lengths),
+                         seed=config.random_seed, pack=config.pack)
+    return stream, sum(len(prepared) for prepared in splits)
+
+
+def dataset_of(prepared: Any) -> str:
+    """``dataset`` or ``dataset/config`` of a prepared split."""
+    parts = (prepared.info["dataset"], prepared.info.get("config"))
+    return "/".join(part for part in parts if part)
+
+
+def num_steps(config: TrainConfig, stream: TrainStream) -> int:
+    """Optimiser steps of the run: as given, or epochs times the steps of the first epoch."""
+    if config.train_steps is not None:
+        return config.train_steps
+    return max(1, round(config.epochs * stream.steps_per_epoch))
+
+
+def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData, tasks: list[str],
+              result: FitResult, rows: int) -> ExpertCard:
+    """The card of a finished run."""
+    infos = [data.split(task, "train") for task in tasks]
+    datasets = sorted({dataset_of(prepared) for prepared in infos})
+    return ExpertCard(
+        id=config.expert_id or config.task, kind=config.kind, form=FORM_OF_KIND[config.kind],
+        base={"name": base.name, "fingerprint": base.fingerprint}, network=network.to_dict(),
+        tasks=tuple(tasks), templates=tuple(prepared.info["template"] for prepared in infos),
+        dataset=datasets[0] if len(datasets) == 1 else None,
+        training={"steps": result.step, "examples": rows, "seed": config.random_seed,
+                  "config_digest": config.digest(), "versions": run_record.versions()},
+        metrics={name: float(value) for name, value in result.metrics.items() if name != "step"})
+
+
+def check_same_run(card: ExpertCard, config: TrainConfig, base: Base) -> None:
+    """Raises InputError if the finished expert in the run folder is another run's."""
+    found = (card.training.get("config_digest"), card.base["fingerprint"])
+    wanted = (config.digest(), base.fingerprint)
+    if found != wanted:
+        raise InputError(describe(
+            "The run folder holds a finished expert of another config or base", where=config.model_dir,
+            got=f"config digest {found[0]}, base {found[1]}",
+            expected=f"config digest {wanted[0]}, base {wanted[1]}",
+            cure="give another MODEL_DIR, or remove this one"))

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Environment with the test extras, lint, import layers, tests. Safe to run again.
+#   bash launch/test.sh [pytest arguments]     (default: everything that is not marked slow)
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$ROOT"
+# PyTorch (the reference of many tests) comes first, from the CPU build where pip knows of one.
+ensure_environment test torch==2.13.0 -e ".[test]"
+if [ ! -f "$VENV/.elm_promptsource" ]; then
+  # promptsource pins old dependencies and Python; its templates and its renderer need none of them.
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    --ignore-requires-python promptsource==0.2.3
+  touch "$VENV/.elm_promptsource"
+fi
+echo "== lint" >&2
+"$VENV/bin/ruff" check .
+echo "== import layers" >&2
+"$VENV/bin/lint-imports"
+echo "== tests" >&2
+export HF_HUB_OFFLINE=1 TF_CPP_MIN_LOG_LEVEL=3
+if [ "$#" -eq 0 ]; then
+  set -- -m "not slow" -n 2 -q
+fi
+exec "$VENV/bin/python" -m pytest "$@"

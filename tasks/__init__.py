@@ -1,0 +1,8 @@
+"""All task registries but the embedded one: importing this package registers facts, and reads nothing.
+
+A module of tasks of one's own may be named beside it wherever task modules are asked for.
+"""
+
+from elm_jax.tasks import bigbench, generative, t0_eval, t0_train
+
+__all__ = ["bigbench", "generative", "t0_eval", "t0_train"]

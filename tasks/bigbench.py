@@ -1,0 +1,63 @@
+"""BIG-bench tasks, for evaluation only (the makers ask that their data stay out of training).
+
+The input is ELM.md's: ``{task_prefix}\\nQ: {input}\\n choice: {c} ...\\nA: ``, with the task file's own
+prefixes where it gives them. The only split is called ``test``.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from elm_jax import storage
+from elm_jax.data import registry, sources
+from elm_jax.data.templates import PromptTemplate
+from elm_jax.errors import InputError, describe
+
+RANKED = (
+    "code_line_description", "conceptual_combinations", "hindu_knowledge", "known_unknowns",
+    "language_identification", "logic_grid_puzzle", "logical_deduction", "misconceptions",
+    "movie_dialog_same_or_different", "novel_concepts", "strategyqa",
+    "vitaminc_fact_verification", "winowhy",
+)
+"""Tasks with choices. Of ELM.md's 13, formal_fallacies_syllogisms_negation has no data here, and
+novel_concepts, in which several choices can be right, is none of them."""
+GENERATED = ("linguistics_puzzles",)
+
+_DEFAULTS = {"task_prefix": "", "example_input_prefix": "\nQ: ", "choice_prefix": "\n choice: ",
+             "example_output_prefix": "\nA: "}
+_INPUT = ("{{task_prefix}}{{example_input_prefix}}{{input}}"
+          "{% for choice in choices %}{{choice_prefix}}{{choice}}{% endfor %}"
+          "{{example_output_prefix}}|||{{target}}")
+RANKING = PromptTemplate(name="bigbench", jinja=_INPUT, metrics=("Accuracy",),
+                         answer_choices='{{choices | join("|||")}}')
+GENERATION = PromptTemplate(name="bigbench", jinja=_INPUT, answer_choices=None, metrics=("ROUGE",))
+
+
+@functools.cache
+def _settings(path: str) -> dict[str, dict[str, Any]]:
+    return storage.read_plain_json(path)
+
+
+def _adapt(row: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """A row's prefixes, input, choices and target (the first of the best choices)."""
+    settings = _settings(str(sources.data_dir() / "bigbench" / "tasks.json"))
+    key = f"{task}/{row['subtask']}" if "subtask" in row else task
+    if key not in settings:
+        raise InputError(describe("A BIG-bench task has no settings", where="bigbench/tasks.json",
+                                  got=key))
+    prefixes = {name: settings[key].get(name, value) for name, value in _DEFAULTS.items()}
+    if task in GENERATED:
+        return {**prefixes, "input": row["input"], "choices": [], "target": row["target"]}
+    scores = row["target_scores"]
+    return {**prefixes, "input": row["input"], "choices": list(scores),
+            "target": max(scores, key=scores.__getitem__)}
+
+
+TASKS = [
+    registry.add_prompted_task(
+        "bigbench", task, RANKING if task in RANKED else GENERATION,
+        kind="rank" if task in RANKED else "generation", role="bigbench", splits=("test",),
+        truncate=False, adapt=functools.partial(_adapt, task=task))
+    for task in RANKED + GENERATED
+]
+registry.add_mixture("bigbench", TASKS)

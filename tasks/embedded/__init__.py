@@ -1,0 +1,52 @@
+"""Small tasks that come with the package: English from a grammar, of fixed seeds, with no data folder.
+
+Adds a task for each prompt, a mixture for each data set, and ``embedded_train`` for all training
+tasks. Of the unseen data sets, as of all unseen ones, only validation rows are registered.
+"""
+
+import functools
+import os
+
+from elm_jax.tasks.embedded.datasets import TRAIN, UNSEEN, passages, rows
+
+from elm_jax.data import registry
+
+__all__ = ["TRAIN_TASKS", "UNSEEN_TASKS", "passages", "rows"]
+
+TEMPLATE_FOLDER = os.path.join(os.path.dirname(__file__), "templates")
+
+_KINDS = {"mini_data_to_text": "generation", "mini_headline": "generation",
+          "mini_extraction": "generation", "mini_note": "generation"}
+"""The data sets whose prompts ask for a text; all others rank choices."""
+PROMPTS: dict[str, tuple[str, str]] = {
+    "mini_topic": ("which section", "about what"),
+    "mini_review": ("writer feeling", "good or bad"),
+    "mini_question": ("asks for", "what kind of answer"),
+    "mini_entailment": ("does it follow", "must be true"),
+    "mini_reading": ("pick the answer", "read and answer"),
+    "mini_data_to_text": ("describe the record", "fields to sentence"),
+    "mini_headline": ("write a headline", "title of the report"),
+    "mini_extraction": ("find the words", "question first"),
+    "mini_emotion": ("how does the writer feel", "name the emotion"),
+    "mini_product": ("which department", "what is sold"),
+    "mini_ending": ("choose the ending", "what happens next"),
+    "mini_paraphrase": ("same meaning", "say the same"),
+    "mini_note": ("sum up", "main point"),
+}
+"""The two prompts of each data set, by their templates' names."""
+
+
+def _add(dataset: str, role: str, splits: tuple[str, ...]) -> list[str]:
+    tasks = [
+        registry.add_prompted_task(
+            dataset, None, template, kind=_KINDS.get(dataset, "rank"), role=role, splits=splits,
+            rows=functools.partial(rows, dataset), template_folder=TEMPLATE_FOLDER)
+        for template in PROMPTS[dataset]]
+    registry.add_mixture(dataset, tasks)
+    return tasks
+
+
+TRAIN_TASKS = tuple(
+    task for name in TRAIN for task in _add(name, "train", ("train", "validation")))
+UNSEEN_TASKS = tuple(task for name in UNSEEN for task in _add(name, "unseen", ("validation",)))
+registry.add_mixture("embedded_train", TRAIN_TASKS)

@@ -1,0 +1,119 @@
+"""Storage: nothing half written is ever taken for whole."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from elm_jax import sharding, storage
+from elm_jax.errors import InputError, RunError
+
+
+def test_a_folder_is_whole_only_with_its_marker(tmp_path):
+    folder = storage.begin(tmp_path / "x")
+    (folder / "part").write_text("half")
+    with pytest.raises(InputError, match="not whole"):
+        storage.require_committed(folder, "thing")
+    storage.commit(folder)
+    assert storage.require_committed(folder, "thing") == folder
+
+
+def test_begin_takes_the_marker_away_before_anything_else(tmp_path, monkeypatch):
+    folder = storage.begin(tmp_path / "x")
+    storage.commit(folder)
+
+    def power_cut(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(folder), "rmtree", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        storage.begin(folder)
+    assert not storage.is_committed(folder)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="There is no expert here"):
+        storage.require_committed(tmp_path / "none", "expert")
+
+
+def test_a_half_written_line_is_dropped_and_cut_off(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    storage.append_jsonl(path, [{"a": 1}, {"a": 2}])
+    with open(path, "a") as file:
+        file.write('{"a": 3, "b')
+    assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    storage.append_jsonl(path, [{"a": 4}])
+    assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}, {"a": 4}]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a":\n{"a": 3}\n')
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 2"):
+        storage.read_jsonl(path)
+
+
+def test_schema_version_is_checked(tmp_path):
+    path = tmp_path / "card.json"
+    storage.write_json(path, {"schema_version": 7})
+    with pytest.raises(InputError, match=r"got: 7\n  expected: 1"):
+        storage.read_json(path, kind="card", schema_version=1)
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"not valid JSON\n  where: .*line 1"):
+        storage.read_json(path, kind="card", schema_version=1)
+
+
+def test_tree_comes_back_whole_and_onto_a_mesh(tmp_path):
+    tree = {"a": {"b": np.arange(12, dtype=np.float32).reshape(4, 3)}, "c": np.ones(8, np.int32)}
+    storage.save_tree(tmp_path / "weights", tree)
+    back = storage.restore_tree(tmp_path / "weights")
+    assert np.array_equal(back["a"]["b"], tree["a"]["b"]) and back["c"].dtype == np.int32
+    mesh = sharding.make_mesh(4, 2)
+    target = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target), tree)
+    split = storage.restore_tree(tmp_path / "weights", like)
+    assert split["a"]["b"].sharding == target
+    assert np.array_equal(np.asarray(split["a"]["b"]), tree["a"]["b"])
+
+
+def test_weights_that_do_not_fit_name_the_leaf(tmp_path):
+    storage.save_tree(tmp_path / "weights", {"a": np.ones((2, 3), np.float32)})
+    with pytest.raises(InputError, match=r"leaf a: float32\[2, 3\] against float32\[2, 4\]"):
+        storage.restore_tree(tmp_path / "weights", {"a": jax.ShapeDtypeStruct((2, 4), np.float32)})
+    with pytest.raises(InputError, match="no weights here"):
+        storage.restore_tree(tmp_path / "nothing")
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path):
+    """A process whose files may not grow past 4 kB meets the kernel's own error."""
+    path = tmp_path / "value.json"
+    storage.write_json(path, {"schema_version": 1})
+    program = (
+        "import resource, signal\n"
+        "from elm_jax import storage\n"
+        "from elm_jax.errors import RunError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n"
+        f"    storage.write_text({str(path)!r}, 'x' * 100000)\n"
+        "except RunError as error:\n"
+        "    print(error)\n")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "Cannot write" in result.stdout and str(path) in result.stdout, result.stderr
+    assert storage.read_json(path, kind="value", schema_version=1) == {"schema_version": 1}
+    assert os.listdir(tmp_path) == ["value.json"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
+
+
+def test_read_only_place_is_a_run_error(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(RunError, match="No space left"):
+        storage.write_text(tmp_path / "x", "text")
+    assert os.listdir(tmp_path) == []
