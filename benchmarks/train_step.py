@@ -19,11 +19,13 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from elm_jax import trees
 from elm_jax.models import AdapterConfig, T5Config, T5Network
+from elm_jax.training.losses import LossConfig, token_cross_entropy
 from elm_jax.types import Batch, Params
 
 BATCH, SOURCE, TARGET = 8, 256, 32
@@ -47,10 +49,10 @@ def make_batch() -> dict[str, np.ndarray]:
 
 def cross_entropy(network: T5Network, params: Params, batch: Batch) -> jax.Array:
     """Mean loss of a token, f32[]."""
-    logits = network.logits(params, batch)
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch["decoder_target_tokens"]
-    ).mean()
+    targets = batch["decoder_target_tokens"]
+    weights = jnp.ones(targets.shape, jnp.float32)
+    sums = token_cross_entropy(network.logits(params, batch), targets, weights, LossConfig())
+    return sums.loss / sums.weight
 
 
 def overlay_step(
@@ -109,7 +111,7 @@ def transformers_peer(config: T5Config, batch: Batch) -> tuple[Callable[[], floa
         loss = model(input_ids=inputs, attention_mask=mask, labels=labels).loss
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return run, sum(weight.numel() for weight in model.parameters())
 

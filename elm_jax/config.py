@@ -5,7 +5,6 @@ reads the user's files and bindings, builds a config with no arguments given in 
 override gin silently), and refuses macros that nothing used.
 """
 
-import logging
 import pathlib
 import re
 from collections.abc import Sequence
@@ -29,6 +28,9 @@ CONFIGURABLES: dict[str, type] = {
     "study": StudyConfig,
 }
 _BUILDERS = {name: gin.external_configurable(cls, name=name) for name, cls in CONFIGURABLES.items()}
+# gin also takes `models/tiny.gin` for a file in a Python package `models`, and fails if any folder of
+# that name can be imported: only files are files here.
+gin.config._FILE_READERS[:] = gin.config._FILE_READERS[:1]
 _MACRO_LINE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*) = ", re.MULTILINE)
 
 
@@ -57,7 +59,6 @@ def parse(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str] = 
     for path in reversed(search_paths(paths)):
         if path:
             gin.add_config_file_search_path(path)
-    logging.disable(logging.ERROR)  # gin logs every place where a file is not
     try:
         gin.parse_config_files_and_bindings(
             [strip_root(file) for file in files], list(bindings), finalize_config=False)
@@ -65,8 +66,6 @@ def parse(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str] = 
         raise InputError(describe(
             "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip(),
             cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\"")) from error
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def strip_root(file: str) -> str:

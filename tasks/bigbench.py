@@ -5,6 +5,7 @@ prefixes where it gives them. The only split is called ``test``.
 """
 
 import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,11 @@ GENERATION = PromptTemplate(name="bigbench", jinja=_INPUT, answer_choices=None, 
 
 @functools.cache
 def _settings(path: str) -> dict[str, dict[str, Any]]:
-    return storage.read_plain_json(path)
+    try:
+        return json.loads(storage.read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(describe("The settings of BIG-bench are not valid JSON",
+                                  where=f"{path}, line {error.lineno}", got=error.msg)) from error
 
 
 def _adapt(row: Mapping[str, Any], task: str) -> dict[str, Any]:

@@ -116,8 +116,24 @@ class RunVocabulary(seqio.Vocabulary):
     def _decode(self, ids: Sequence[int]) -> str:
         return self.actual.decode(ids)
 
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        return self.actual.encode_tf(s)
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
+        """Encodes string[] to i32[n], or string[N] to ragged i32[N, None].
+
+        With the sentencepiece library and not with TensorFlow Text, whose other version of it breaks
+        ties between equally likely pieces in another way: a text has one tokenisation everywhere.
+        """
+        encode = self.actual.encode  # now: the function runs in threads that know no context
+
+        def encode_all(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            ids = [encode(text.decode()) for text in texts]
+            flat = np.array([token for sequence in ids for token in sequence], np.int32)
+            return flat, np.array([len(sequence) for sequence in ids], np.int64)
+
+        flat, lengths = tf.numpy_function(
+            encode_all, [tf.reshape(s, [-1])], [tf.int32, tf.int64], stateful=False)
+        flat.set_shape([None])
+        lengths.set_shape([None])
+        return flat if s.shape.rank == 0 else tf.RaggedTensor.from_row_lengths(flat, lengths)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         return self.actual.decode_tf(ids)

@@ -1,7 +1,9 @@
 """Pretraining objectives over raw passages: span corruption and prefix language modelling.
 
-Sources: Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4 (spans of mean length 3
-over 15% of the tokens, each replaced by one sentinel); prefix LM: the same, section 3.2.1.
+Sources: Raffel et al. 2020, https://arxiv.org/abs/1910.10683: sections 3.1.4 (15% of the tokens are
+noise, each run of it is replaced by one sentinel), 3.3.4 (spans of mean length 3) and 3.3.1 (prefix
+LM). Both in one run, for a base that can be prompted: the LM adaptation of Lester et al. 2021,
+https://arxiv.org/abs/2104.08691, section 2.2, done from the start.
 """
 
 import dataclasses
@@ -18,6 +20,8 @@ NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
 MIN_CHUNK = 8
 """Chunks of fewer tokens are left out: nothing can be learnt from them."""
+MAX_CHUNK = 2000
+"""Tokens whose noise spans take up T5's 100 sentinels."""
 
 
 class TextVocabulary(Protocol):
@@ -52,8 +56,13 @@ class PretrainingSource:
         """Tokenises passages and cuts them into chunks; a chunk never spans two passages.
 
         Raises:
-            InputError: no passage gives a chunk of enough tokens.
+            InputError: no passage gives a chunk of enough tokens, or a number is out of range.
         """
+        for what, value, low, high in (("chunk_length", chunk_length, MIN_CHUNK, MAX_CHUNK),
+                                       ("prefix_lm_share", prefix_lm_share, 0, 1)):
+            if not low <= value <= high:
+                raise InputError(describe("A pretraining setting is out of range", where=what,
+                                          got=value, expected=f"{low} to {high}"))
         chunks = []
         for text in texts:
             ids = vocabulary.encode(" ".join(text.split()))
@@ -141,8 +150,9 @@ def check_overlap(passages: Sequence[str], forbidden: Iterable[str], words: int 
     Args:
         passages: what pretraining sees.
         forbidden: texts that it must not see: prompted inputs, answers, rows of unseen data sets.
-        words: length of the runs of words that are compared, lower case, without punctuation. A
-            forbidden text of fewer words must be a whole passage to count.
+        words: length of the runs of words that are compared, whatever their case, white space and
+            punctuation. A forbidden text of fewer words must be a whole passage to count: short
+            answers stand in any text.
 
     Returns:
         Passage number -> the first shared run of words.
@@ -166,4 +176,4 @@ def check_overlap(passages: Sequence[str], forbidden: Iterable[str], words: int 
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
+    return re.findall(r"\w+", text.casefold())

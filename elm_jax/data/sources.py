@@ -123,8 +123,9 @@ def read_index() -> dict[tuple[str, str | None], dict[str, Any]]:
         entries = json.loads(storage.read_text(path))
         return {(entry["name"], entry["config"]): entry for entry in entries}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(describe("The index of the data folder is damaged", where=path, got=error,
-                                  expected="a JSON list of objects with name and config")) from error
+        raise InputError(describe(
+            "The index of the data folder is damaged", where=path, got=error,
+            expected="a JSON list of objects with name and config")) from error
 
 
 def num_rows(dataset: str, config: str | None, split: str) -> int:

@@ -1,4 +1,4 @@
-"""One expert on one task: batches in length buckets, scores or generations, rows with intervals."""
+"""One expert on one task: batches in length buckets, scores or generations, a row with its interval."""
 
 import dataclasses
 import hashlib
@@ -7,21 +7,27 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from elm_jax import sharding
-from elm_jax.data.batches import make_choice_batch, pad, trim
+from elm_jax.data.batches import choose_bucket, make_choice_batch, pad, trim
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
-from elm_jax.errors import InputError, describe
-from elm_jax.evaluation import metrics, rank
+from elm_jax.errors import InputError, RunError, describe
+from elm_jax.evaluation import generate, metrics, rank
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Params
 
-__all__ = ["EvaluationSettings", "ResultsStore", "TaskResult", "evaluate_task"]
+__all__ = ["EvaluationSettings", "ResultsStore", "TaskResult", "compiled_programs", "evaluate_task"]
+
+CHOICE_TOKEN_COST = 4
+"""What a token of a choice counts in the token budget: its logits are as long as the vocabulary."""
+SMALLEST_CHOICE_BUCKET = 2
+SCORE_DIGITS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +37,32 @@ class EvaluationSettings:
     Attributes:
         source_length: tokens of an input; longer ones are cut there, EOS kept.
         max_new_tokens: of a generation, EOS included.
-        tokens_per_batch: most input tokens, and most choice tokens, of one batch a device.
-        smallest_source: shortest length bucket of inputs; the others are its doubles.
-        smallest_target: shortest length bucket of choices; the others are its doubles.
+        tokens_per_batch: most input tokens of one batch on one part of the mesh's data axis; a
+            choice's token counts `CHOICE_TOKEN_COST` of them. One instance always goes through.
+        source_buckets: row lengths of inputs, rising; those above `source_length` are not used.
+        target_buckets: row lengths of choices, rising; a longer choice, which is never cut, gets
+            the next power of two.
     """
 
     source_length: int = 512
     max_new_tokens: int = 128
     tokens_per_batch: int = 8192
-    smallest_source: int = 64
-    smallest_target: int = 8
+    source_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    target_buckets: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not int or value < 1:
-                raise InputError(describe("Evaluation setting is wrong", where=field.name,
-                                          got=repr(value), expected="an integer above 0"))
+        for name in ("source_length", "max_new_tokens", "tokens_per_batch"):
+            if not _is_count(getattr(self, name)):
+                raise InputError(describe("Evaluation setting is wrong", where=name,
+                                          got=repr(getattr(self, name)),
+                                          expected="an integer above 0"))
+        for name in ("source_buckets", "target_buckets"):
+            buckets = tuple(getattr(self, name))
+            rising = all(map(_is_count, buckets)) and list(buckets) == sorted(set(buckets))
+            if not buckets or not rising:
+                raise InputError(describe("Evaluation setting is wrong", where=name, got=buckets,
+                                          expected="rising integers above 0"))
+            object.__setattr__(self, name, buckets)  # gin gives lists, which cannot be hashed
 
     def digest(self, max_rows: int | None) -> str:
         """Hash of what can change a number: not of buckets and batch sizes, which cannot."""
@@ -55,20 +70,28 @@ class EvaluationSettings:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Shape of one batch: B instances of S tokens, C choices of T tokens (0 in a generation)."""
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
-    rows: int
+
+@dataclasses.dataclass(frozen=True, order=True)
+class BatchShape:
+    """Shape of one batch: S input tokens, C choices of T tokens (both 0 in a generation), B rows."""
+
     source: int
     choices: int
     target: int
+    rows: int
+
+    def holds(self, other: "BatchShape") -> bool:
+        """Whether an instance of the other shape fits into a row of this one."""
+        return (self.source >= other.source and self.choices >= other.choices
+                and self.target >= other.target)
 
 
 def evaluate_task(
     network: T5Network, params: Params, split: PreparedSplit, *, settings: EvaluationSettings,
     vocabulary: Vocabulary, mesh: Mesh, expert: str, base: str, max_rows: int | None = None,
-    model: str | None = None,
 ) -> TaskResult:
     """Scores one model on one task.
 
@@ -82,102 +105,155 @@ def evaluate_task(
         expert: id, for the row.
         base: fingerprint of the base, for the row.
         max_rows: with which the split was prepared, for the row.
-        model: fingerprint of what was scored, for the row.
 
     Returns:
-        A row and the predictions, in the order of the split, whatever the batches were.
+        A row and the predictions, in the order of the instances' indices, whatever the batches were.
+
+    Raises:
+        InputError: the split has no rows, or a row to rank has no choices.
+        RunError: scores are not numbers.
     """
+    if not len(split):
+        raise InputError(describe("There is nothing to evaluate", where=f"{split.name} {split.split}",
+                                  got="no rows"))
     start = time.monotonic()
-    run = _rank if split.kind == "rank" else _generate
-    predictions = run(network, params, split, settings, vocabulary, mesh)
     ranked = split.kind == "rank"
-    values = [prediction["correct" if ranked else "rouge_l"] for prediction in predictions]
-    low, high = (metrics.wilson_interval(sum(values), len(values)) if ranked
-                 else metrics.mean_interval(values))
-    chance = float(np.mean([1 / len(p["scores"]) for p in predictions])) if ranked else None
-    dataset = "/".join(part for part in (split.info["dataset"], split.info.get("config")) if part)
+    if ranked:
+        predictions = _rank(network, params, split, settings, mesh)
+        estimate = metrics.accuracy([found["correct"] for found in predictions])
+        chance = float(np.mean([1 / len(found["scores"]) for found in predictions]))
+    else:
+        predictions = _generate(network, params, split, settings, mesh, vocabulary)
+        estimate = metrics.mean_with_interval([found["rouge_l"] for found in predictions])
+        chance = None
+    parts = (split.info["dataset"], split.info.get("config"))
     row = {
-        "schema_version": SCHEMA_VERSION, "expert": expert, "base": base, "model": model,
-        "task": split.name, "dataset": dataset, "template": split.info["template"],
+        "schema_version": SCHEMA_VERSION, "expert": expert, "base": base, "task": split.name,
+        "dataset": "/".join(part for part in parts if part), "template": split.info["template"],
         "split": split.split, "metric": "accuracy" if ranked else "rouge_l",
-        "value": float(np.mean(values)), "num_instances": len(values), "ci95_low": low,
-        "ci95_high": high, "chance": chance, "seconds": time.monotonic() - start,
-        "settings": settings.digest(max_rows), "max_rows": max_rows}
+        "value": estimate.value, "num_instances": estimate.n, "ci95_low": estimate.low,
+        "ci95_high": estimate.high, "chance": chance, "seconds": time.monotonic() - start,
+        "settings": settings.digest(max_rows), "max_rows": max_rows,
+    }
     return TaskResult([row], predictions)
 
 
 def _rank(network: T5Network, params: Params, split: PreparedSplit, settings: EvaluationSettings,
-          vocabulary: Vocabulary, mesh: Mesh) -> list[dict[str, Any]]:
-    del vocabulary  # choices are known as text
-    choices = [split.choices(index) for index in range(len(split))]
-    found: dict[int, dict[str, Any]] = {}
-    for shape, rows in plan_batches(split, choices, settings, mesh.shape["data"]):
+          mesh: Mesh) -> list[dict[str, Any]]:
+    choices = [split.choices(number) for number in range(len(split))]
+    found: list[dict[str, Any]] = []
+    for shape, numbers in plan_batches(split, choices, settings, mesh.shape["data"]):
         batch = make_choice_batch(
-            [split.inputs(row) for row in rows], [choices[row] for row in rows],
+            [split.inputs(number) for number in numbers], [choices[number] for number in numbers],
             source_length=shape.source, target_length=shape.target, num_choices=shape.choices,
             batch_size=shape.rows)
         placed = sharding.put_batch({name: batch[name] for name in ("inputs", "choices")}, mesh)
-        scores = np.asarray(rank.score_choices(network, params, placed["inputs"], placed["choices"]))
-        best = rank.predict(scores, np.asarray(batch["choice_mask"]))
-        for line, row in enumerate(rows):
-            text = split.text(row)
-            found[row] = {
-                "index": text["index"], "prediction": text["choices"][best[line]],
-                "target": text["targets"], "correct": int(best[line] == split.label(row)),
-                "scores": [round(float(score), 5) for score in scores[line, :len(choices[row])]]}
-    return [found[row] for row in range(len(split))]
+        scores = rank.score_choices(network, params, placed["inputs"], placed["choices"])
+        # Whole on every device, so that every process of a pod can read it.
+        scores = np.asarray(jax.device_put(scores, sharding.replicated(mesh)))[:len(numbers)]
+        _check_scores(scores, split)
+        best = rank.predict(scores, np.asarray([len(choices[number]) for number in numbers]))
+        for number, own, place in zip(numbers, scores, best, strict=True):
+            text = split.text(number)
+            found.append({
+                "index": text["index"], "prediction": text["choices"][place],
+                "target": text["targets"], "correct": int(place == split.label(number)),
+                "scores": [round(float(score), SCORE_DIGITS) for score in own[:len(choices[number])]],
+            })
+    return sorted(found, key=lambda one: one["index"])
 
 
-def _generate(network: T5Network, params: Params, split: PreparedSplit, settings: EvaluationSettings,
-              vocabulary: Vocabulary, mesh: Mesh) -> list[dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    for shape, rows in plan_batches(split, None, settings, mesh.shape["data"]):
-        inputs = [trim(split.inputs(row), shape.source) for row in rows]
-        inputs += [np.ones(1, np.int32)] * (shape.rows - len(rows))
+def _check_scores(scores: np.ndarray, split: PreparedSplit) -> None:
+    if not np.isfinite(scores).all():
+        raise RunError(describe(
+            "Scores are not finite", where=f"task {split.name}, {split.split}",
+            cure="look at the expert's weights: its training or merging made NaN or infinity"))
+
+
+def _generate(network: T5Network, params: Params, split: PreparedSplit,
+              settings: EvaluationSettings, mesh: Mesh, vocabulary: Vocabulary
+              ) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for shape, numbers in plan_batches(split, None, settings, mesh.shape["data"]):
+        inputs = [trim(split.inputs(number), shape.source) for number in numbers]
+        # Copies of a real row, not empty ones: decoding goes on until the last row has ended.
+        inputs += inputs[:1] * (shape.rows - len(numbers))
         placed = sharding.put_batch({"inputs": pad(inputs, shape.source)}, mesh)
-        tokens = np.asarray(greedy(network, params, placed["inputs"], max_length=settings.max_new_tokens))
-        for line, row in enumerate(rows):
-            text = split.text(row)
-            prediction = vocabulary.decode([int(token) for token in tokens[line]])
-            found[row] = {"index": text["index"], "prediction": prediction, "target": text["targets"],
-                          "rouge_l": metrics.rouge_l(prediction, text["targets"])}
-    return [found[row] for row in range(len(split))]
+        texts = generate.generate(
+            network, params, placed["inputs"], max_new_tokens=settings.max_new_tokens,
+            vocabulary=vocabulary, mesh=mesh)
+        for number, prediction in zip(numbers, texts, strict=False):
+            text = split.text(number)
+            found.append({"index": text["index"], "prediction": prediction,
+                          "target": text["targets"],
+                          "rouge_l": metrics.rouge_l(prediction, text["targets"])})
+    return sorted(found, key=lambda one: one["index"])
 
 
 def plan_batches(
     split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]] | None,
     settings: EvaluationSettings, data_axis: int,
-) -> Iterator[tuple[Shape, list[int]]]:
-    """Groups rows by the shape of their bucket, so that a run meets a handful of shapes.
+) -> Iterator[tuple[BatchShape, list[int]]]:
+    """Groups a split's rows into batches of few shapes, shortest inputs first.
 
-    Lengths and numbers of choices go up in powers of two. The number of rows of a shape follows from
-    the token budget: it is a multiple of the mesh's data axis.
+    The number of rows of a shape follows from the token budget alone, so a run meets one program a
+    bucket. What is left over of a bucket goes along in the half-empty batch of a larger one.
+
+    Args:
+        split: whose rows to group.
+        choices: of every row; None for a generation.
+        settings: buckets and budget.
+        data_axis: size of the mesh's data axis, of which the rows are a multiple.
+
+    Yields:
+        A shape and at most that many numbers of rows; every row comes once.
+
+    Raises:
+        InputError: a row to rank has no choices.
     """
-    groups: dict[tuple[int, int, int], list[int]] = {}
-    for row in range(len(split)):
-        source = min(_bucket(len(split.inputs(row)), settings.smallest_source), settings.source_length)
-        number, target = 0, 0
-        if choices is not None:
-            number = _bucket(len(choices[row]), 2)
-            target = _bucket(max(len(choice) for choice in choices[row]), settings.smallest_target)
-        groups.setdefault((source, number, target), []).append(row)
-    for (source, number, target), rows in sorted(groups.items()):
-        largest = max(source, number * target, 1)
-        size = max(1, settings.tokens_per_batch // largest) * data_axis
-        shape = Shape(size, source, number, target)
-        for start in range(0, len(rows), size):
-            yield shape, rows[start:start + size]
+    groups: dict[BatchShape, list[int]] = {}
+    order = sorted(range(len(split)), key=lambda number: (len(split.inputs(number)), number))
+    for number in order:
+        own = None if choices is None else choices[number]
+        if own is not None and not own:
+            raise InputError(describe("A row has no choices to rank", got=f"row {number}",
+                                      where=f"{split.name} {split.split}"))
+        groups.setdefault(_shape_of(len(split.inputs(number)), own, settings, data_axis),
+                          []).append(number)
+    for shape in sorted(groups):
+        left = len(groups[shape]) % shape.rows
+        for larger in groups:
+            free = -len(groups[larger]) % larger.rows
+            if left and larger != shape and larger.holds(shape) and left <= free:
+                groups[larger] += groups[shape][-left:]
+                del groups[shape][-left:]
+                break
+    for shape, numbers in sorted(groups.items()):
+        for start in range(0, len(numbers), shape.rows):
+            yield shape, numbers[start:start + shape.rows]
 
 
-def _bucket(length: int, smallest: int) -> int:
-    bucket = smallest
-    while bucket < length:
-        bucket *= 2
-    return bucket
+def _shape_of(length: int, choices: Sequence[np.ndarray] | None, settings: EvaluationSettings,
+              data_axis: int) -> BatchShape:
+    limit = settings.source_length
+    buckets = [bucket for bucket in settings.source_buckets if bucket < limit]
+    source = choose_bucket(length, [*buckets, limit], cut=True)
+    number = target = 0
+    if choices is not None:
+        number = _power_of_two(len(choices), SMALLEST_CHOICE_BUCKET)
+        longest = max(len(choice) for choice in choices)
+        largest = settings.target_buckets[-1]
+        target = (choose_bucket(longest, settings.target_buckets) if longest <= largest
+                  else _power_of_two(longest, 1))
+    tokens = max(source, CHOICE_TOKEN_COST * number * target)
+    rows = max(1, settings.tokens_per_batch // tokens) * data_axis
+    return BatchShape(source, number, target, rows)
+
+
+def _power_of_two(value: int, smallest: int) -> int:
+    return max(smallest, 1 << (value - 1).bit_length())
 
 
 def compiled_programs() -> int:
     """How many scoring and decoding programs this process holds."""
     return rank.score_choices._cache_size() + greedy._cache_size()
-
-

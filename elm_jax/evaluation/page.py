@@ -8,9 +8,9 @@ baseline's, with the 95% interval of the paired difference."""
 ABOUT_ROWS = """\
 Best single expert and oracle are chosen on the very scores that they show, so they are biased
 upwards; their split-half rows are chosen on one half of the instances and scored on the other, in
-both directions. Random expert is the mean over all {{ num_experts }} experts. RoE picks from the library of prompt experts; oracle and best single are among all
-experts. Dataset experts merged: the mean of all of them. The ROUGE-L columns are of generative
-tasks, seen and unseen."""
+both directions. Random expert is the mean over all {{ num_experts }} experts. RoE picks from the
+library of prompt experts; oracle and best single are among all experts. Dataset experts merged:
+the mean of all of them. The ROUGE-L columns are of generative tasks, seen and unseen."""
 
 ABOUT_INTERVALS = """\
 95% intervals of the same cells, by the normal approximation over instances. The prompts of a data

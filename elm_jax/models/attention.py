@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from elm_jax.models.layers import Dense, Initializer, fan_in_normal
+from elm_jax.models.recompute import recomputed
 from elm_jax.types import Array
 
 KeysValues = tuple[Array, Array]
@@ -53,7 +54,7 @@ def _add_bias_backward(bias: Array, gradient: Array) -> tuple[Array, Array]:
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
-@jax.checkpoint
+@recomputed(num_tied=3)
 def attend(
     queries: Array, keys: Array, values: Array, biases: tuple[Array, ...], keep: Array | None
 ) -> Array:

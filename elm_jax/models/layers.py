@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.partitioning import param_with_axes
 
+from elm_jax.models.recompute import recomputed
 from elm_jax.types import Array
 
 RMS_EPSILON = 1e-6
@@ -87,7 +88,7 @@ class RMSNorm(nn.Module):
         return _normalise(x, scale).astype(self.dtype)
 
 
-@jax.checkpoint
+@recomputed(num_tied=1)
 def _normalise(x: Array, scale: Array) -> Array:
     """f[..., D], f32[D] -> f32[..., D]; its gradient keeps the input only."""
     x = x.astype(jnp.float32)
@@ -220,15 +221,18 @@ class RelativePositionBias(nn.Module):
         return jnp.dot(self.rel_embedding, one_hot, precision=jax.lax.Precision.HIGHEST)
 
 
-@functools.partial(jax.checkpoint, static_argnums=0)
-def _activate(names: tuple[str, ...], parts: list[Array]) -> Array:
-    """Product of the activations. Its gradient computes them again: that is cheaper than to keep
-    the five values of GELU's derivative, each f[B, L, F], for every layer.
+def activate(names: tuple[str, ...], parts: list[Array]) -> Array:
+    """Product of the activations, each f[B, L, F].
+
+    Its gradient computes them again: GELU's derivative would keep several values a layer else.
     """
-    return functools.reduce(
-        jnp.multiply,
-        [ACTIVATION_FUNCTIONS[name](part) for name, part in zip(names, parts, strict=True)],
-    )
+
+    def product(*parts: Array) -> Array:
+        functions = [ACTIVATION_FUNCTIONS[name] for name in names]
+        activated = [function(part) for function, part in zip(functions, parts, strict=True)]
+        return functools.reduce(jnp.multiply, activated)
+
+    return recomputed(num_tied=len(parts))(product)(*parts)
 
 
 class Mlp(nn.Module):
@@ -258,7 +262,7 @@ class Mlp(nn.Module):
             Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=f"wi_{index}" if gated else "wi")(x)
             for index in range(len(self.activations))
         ]
-        hidden = _activate(self.activations, parts)
+        hidden = activate(self.activations, parts)
         hidden = Dropout(self.dropout_rate, name="dropout")(hidden, deterministic)
         return Dense(self.emb_dim, ("mlp", "embed"), self.dtype, name="wo")(hidden)
 

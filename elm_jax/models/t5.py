@@ -114,8 +114,10 @@ class T5Network:
         logits = self._module.apply(
             {"params": params}, inputs, shift_right(targets), method="choice_logits"
         )
-        # The token's logit minus the normaliser: no second array of the size of the logits.
-        token_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        # The token's logit minus the normaliser: no second array of the size of the logits. The
+        # logit is a masked sum, not a gather: that stays local where V is split over the mesh.
+        hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 3) == targets[..., None]
+        token_logits = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
         log_probs = token_logits - jax.nn.logsumexp(logits, axis=-1)
         return jnp.where(targets != PADDING_ID, log_probs, 0.0)
 

@@ -8,6 +8,7 @@ from typing import Any
 from elm_jax.tasks.embedded import news, opinions, pairs, raw_text, reading, writing
 from elm_jax.tasks.embedded.draw import Draw
 
+from elm_jax.data.pretraining import check_overlap
 from elm_jax.errors import InputError, describe, unknown_name
 
 Row = dict[str, Any]
@@ -88,7 +89,7 @@ def rows(dataset: str, split: str) -> list[Row]:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text."""
-    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part]
+    return [part for part in re.split(r'(?<=[.!?])\s+|(?<=[.!?]")\s+(?=[A-Z])', text.strip()) if part]
 
 
 def texts(row: Mapping[str, Any]) -> list[str]:
@@ -101,11 +102,18 @@ def texts(row: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _held_out() -> set[str]:
-    """Every sentence of a row that anything is evaluated on."""
+def held_out() -> list[str]:
+    """The texts of every row that anything is evaluated on: validation rows, and all unseen rows."""
     held = [row for name in TRAIN for row in rows(name, "validation")]
     held += [row for name in UNSEEN for split in NUM_ROWS for row in rows(name, split)]
-    return {sentence for row in held for text in texts(row) for sentence in sentences(text)}
+    return [text for row in held for text in texts(row)]
+
+
+def _holds_one_of(text: str, whole: frozenset[tuple[str, ...]]) -> bool:
+    """Whether sentences of a text, one after another, are one of these texts."""
+    parts = sentences(text)
+    return any(tuple(parts[start:end]) in whole
+               for start in range(len(parts)) for end in range(start + 1, len(parts) + 1))
 
 
 def _passage(draw: Draw) -> str:
@@ -126,20 +134,20 @@ def _passage(draw: Draw) -> str:
 
 @functools.cache
 def _all_passages() -> tuple[str, ...]:
-    held = _held_out()
-    found: dict[str, None] = {}
-    attempt = 0
-    while len(found) < NUM_PASSAGES:
-        text = _passage(Draw("passages", attempt))
-        attempt += 1
-        if not held.intersection(sentences(text)):
-            found[text] = None
-    return tuple(found)
+    # Single sentences without a name or number stand in rows and passages alike, as "It was worth
+    # every penny." does in reviews: a passage that has one must stay, or the base never reads reviews.
+    whole = frozenset(tuple(sentences(text)) for name in MAIN_FIELDS for split in NUM_ROWS
+                      for row in rows(name, split) for text in texts(row))
+    drawn = dict.fromkeys(_passage(Draw("passages", attempt)) for attempt in range(2 * NUM_PASSAGES))
+    candidates = [text for text in drawn if not _holds_one_of(text, whole)]
+    overlaps = check_overlap(candidates, held_out())
+    return tuple(text for number, text in enumerate(candidates) if number not in overlaps)[:NUM_PASSAGES]
 
 
 def passages() -> list[str]:
     """Raw passages for pretraining, from a stream of draws of their own.
 
-    None holds a sentence of a validation row, or of any row of an unseen data set.
+    None holds a whole text of any row, and none shares twelve words in a row with a validation row
+    or with any row of an unseen data set.
     """
     return list(_all_passages())

@@ -44,7 +44,7 @@ def facts_and_matrix(num_instances: int = 40, seed: int = 0, gain: float = 0.4,
     }
     rng = np.random.default_rng(seed)
     ids = ["base", "multitask", "merged_dataset_experts", *(expert["id"] for expert in experts),
-           *{entry["merged"] for entry in decisions.values()}]
+           *sorted({entry["merged"] for entry in decisions.values()})]
     own = {expert["id"]: expert["tasks"] for expert in experts}
     matrix = {(name, task): cell(rng, task, gain * (task in own.get(name, ())), num_instances)
               for name in ids for task in tasks}

@@ -1,0 +1,79 @@
+"""Rules of the repository that no linter knows."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from elm_jax import config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "elm_jax").rglob("*.py"))
+GIN_FILES = sorted((ROOT / "gin").rglob("*.gin"))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_elm_jax_never_imports_the_task_registries():
+    found = {path.name for path in SOURCES for name in imported(path) if name.startswith("elm_jax.tasks")}
+    assert found == set()
+
+
+def test_only_the_data_door_imports_tensorflow_and_seqio():
+    found = {path.name for path in SOURCES for name in imported(path)
+             if name.split(".")[0] in ("tensorflow", "seqio", "tensorflow_datasets")}
+    assert found == {"pipeline.py"}
+
+
+def test_only_config_imports_gin():
+    found = {path.name for path in SOURCES for name in imported(path) if name.split(".")[0] == "gin"}
+    assert found == {"config.py"}
+
+
+def test_nothing_read_from_disk_is_run():
+    words = re.compile(r"\bpickle\b(?!\.$)|allow_pickle=True|\beval\(|\bexec\(|yaml\.load\(|yaml\.unsafe")
+    calls = {path.name: words.findall(re.sub(r'""".*?"""|#.*', "", path.read_text(), flags=re.DOTALL))
+             for path in SOURCES}
+    found = {name: hits for name, hits in calls.items() if hits}
+    assert all(name == "templates.py" for name in found), found
+
+
+def test_the_gin_folder_never_hides_gin():
+    assert not list((ROOT / "gin").rglob("__init__.py"))
+
+
+def test_import_needs_no_tensorflow():
+    program = ("import elm_jax, elm_jax.cli, sys\n"
+               "assert 'tensorflow' not in sys.modules and 'seqio' not in sys.modules\n"
+               "assert 'matplotlib' not in sys.modules and 'sklearn' not in sys.modules\n")
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("path", GIN_FILES, ids=lambda path: str(path.relative_to(ROOT / "gin")))
+def test_every_gin_file_parses(path):
+    config.parse([str(path)], [])
+
+
+@pytest.mark.parametrize("path", [path for path in GIN_FILES if path.parent.name == "models"],
+                         ids=lambda path: path.stem)
+def test_every_size_builds(path):
+    config.parse([str(path)], [])
+    assert config.build("T5Config").emb_dim >= 128
+
+
+@pytest.mark.parametrize("path", [path for path in GIN_FILES if path.parent.name != "models"],
+                         ids=lambda path: path.stem)
+def test_required_macros_are_never_bound_again(path):
+    text = path.read_text()
+    for macro in re.findall(r"^(\w+) = %gin\.REQUIRED", text, re.MULTILINE):
+        assert len(re.findall(rf"^{macro} = ", text, re.MULTILINE)) == 1, macro

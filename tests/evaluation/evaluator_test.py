@@ -1,0 +1,250 @@
+"""One expert on one task: the same numbers on every mesh, in any order, at any batch size."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from rouge_score import rouge_scorer
+from tiny_model import (
+    generation_rows, network, parameters, rank_rows, split_of, tokens, vocabulary,
+)
+
+from elm_jax import sharding, trees
+from elm_jax.data.batches import make_choice_batch, trim
+from elm_jax.data.prepared import PreparedSplit
+from elm_jax.errors import InputError, RunError
+from elm_jax.evaluation import evaluator, rank
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
+from elm_jax.evaluation.results import TaskResult
+
+SETTINGS = EvaluationSettings(
+    source_length=24, max_new_tokens=6, tokens_per_batch=512, source_buckets=(12, 64),
+    target_buckets=(4, 8))
+ONE_SHAPE = dataclasses.replace(SETTINGS, source_buckets=(24,), target_buckets=(16,))
+NETWORK = network()
+
+
+def evaluate(split: PreparedSplit, settings: EvaluationSettings = SETTINGS, data: int = 1,
+             model: int = 1, params: dict | None = None) -> TaskResult:
+    mesh = sharding.make_mesh(data, model)
+    params = parameters(NETWORK) if params is None else params
+    params = sharding.put_tree(params, sharding.tree_shardings(
+        NETWORK.logical_axes(), params, mesh))
+    return evaluate_task(NETWORK, params, split, settings=settings, vocabulary=vocabulary(),
+                         mesh=mesh, expert="mine", base="sha256:abc", max_rows=30)
+
+
+def assert_same(found: TaskResult, expected: TaskResult) -> None:
+    for one, other in zip(found.predictions, expected.predictions, strict=True):
+        assert {**one, "scores": None} == {**other, "scores": None}
+        if "scores" in one:
+            np.testing.assert_allclose(one["scores"], other["scores"], rtol=0, atol=1e-5)
+    assert {**found.rows[0], "seconds": 0} == {**expected.rows[0], "seconds": 0}
+
+
+@pytest.fixture(scope="module")
+def ranked() -> TaskResult:
+    return evaluate(split_of(rank_rows(), "rank"), ONE_SHAPE)
+
+
+@pytest.fixture(scope="module")
+def generated() -> TaskResult:
+    return evaluate(split_of(generation_rows(), "generation"), ONE_SHAPE)
+
+
+def test_predictions_are_those_of_each_instance_alone(ranked: TaskResult) -> None:
+    rows = rank_rows()
+    for row, found in list(zip(rows, ranked.predictions, strict=True))[:8]:
+        batch = make_choice_batch([row["inputs"]], [row["choices"]], source_length=24,
+                                  target_length=16, num_choices=16, batch_size=1)
+        scores = np.asarray(rank.score_choices(
+            NETWORK, parameters(NETWORK), batch["inputs"], batch["choices"]))[0]
+        np.testing.assert_allclose(found["scores"], scores[:len(row["choices"])], atol=1e-5, rtol=0)
+        best = int(scores[:len(row["choices"])].argmax())
+        text = row["text"]
+        assert found["index"] == text["index"]
+        assert (found["prediction"], found["target"]) == (text["choices"][best], text["targets"])
+        assert found["correct"] == int(text["choices"][best] == text["targets"])
+
+
+def test_row_of_a_ranked_task(ranked: TaskResult) -> None:
+    correct = [found["correct"] for found in ranked.predictions]
+    assert 0 < sum(correct) < len(correct) == 30
+    row = dict(ranked.rows[0])
+    assert row.pop("seconds") > 0
+    assert 0 <= row.pop("ci95_low") < row["value"] < row.pop("ci95_high") <= 1
+    assert row == {
+        "schema_version": 1, "expert": "mine", "base": "sha256:abc", "task": "toys_small__ask_it",
+        "dataset": "toys/small", "template": "ask it", "split": "validation", "metric": "accuracy",
+        "value": np.mean(correct), "num_instances": 30,
+        "chance": pytest.approx(np.mean([1 / len(row["choices"]) for row in rank_rows()])),
+        "settings": ONE_SHAPE.digest(30), "max_rows": 30}
+
+
+def test_row_of_a_generation_task(generated: TaskResult) -> None:
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    for found, row in zip(generated.predictions, generation_rows(), strict=True):
+        assert found["target"] == row["text"]["targets"]
+        assert found["rouge_l"] == scorer.score(found["target"], found["prediction"])["rougeL"].fmeasure
+    row = generated.rows[0]
+    assert len({found["prediction"] for found in generated.predictions}) > 2
+    assert (row["metric"], row["chance"], row["num_instances"]) == ("rouge_l", None, 14)
+    assert row["value"] == pytest.approx(np.mean([one["rouge_l"] for one in generated.predictions]))
+    assert row["ci95_low"] <= row["value"] <= row["ci95_high"]
+
+
+@pytest.mark.parametrize(("data", "model"), [(1, 1), (8, 1), (4, 2), (2, 4)])
+def test_meshes_give_the_same_numbers(
+    data: int, model: int, ranked: TaskResult, generated: TaskResult
+) -> None:
+    assert_same(evaluate(split_of(rank_rows(), "rank"), SETTINGS, data, model), ranked)
+    assert_same(evaluate(split_of(generation_rows(), "generation"), SETTINGS, data, model), generated)
+
+
+def test_order_does_not_matter(ranked: TaskResult, generated: TaskResult) -> None:
+    order = np.random.default_rng(1).permutation
+    rows, sources = rank_rows(), generation_rows()
+    assert_same(evaluate(split_of([rows[at] for at in order(30)], "rank")), ranked)
+    assert_same(evaluate(split_of([sources[at] for at in order(14)], "generation")), generated)
+
+
+@pytest.mark.parametrize("budget", [1, 100_000])
+def test_budget_does_not_matter(budget: int, ranked: TaskResult, generated: TaskResult) -> None:
+    settings = dataclasses.replace(ONE_SHAPE, tokens_per_batch=budget)
+    assert_same(evaluate(split_of(rank_rows(), "rank"), settings), ranked)
+    assert_same(evaluate(split_of(generation_rows(), "generation"), settings), generated)
+
+
+def test_choices_longer_than_every_bucket_are_not_cut() -> None:
+    rng = np.random.default_rng(3)
+    stem = rng.integers(2, 60, 17).astype(np.int32)
+    choices = [np.append(stem, [last, 1]).astype(np.int32) for last in range(5, 12)]
+    choices.append(np.array([7, 1], np.int32))
+    names = [f"n{number}" for number in range(8)]
+    rows = [{"inputs": tokens(rng, 5, 9), "targets": choices[0], "choices": choices,
+             "text": {"inputs": "q", "targets": "n0", "choices": names, "index": 0}}]
+    settings = dataclasses.replace(SETTINGS, target_buckets=(4,))
+    scores = evaluate(split_of(rows, "rank"), settings).predictions[0]["scores"]
+    # Choices that differ in their last word only: cut, they would be the same.
+    assert len(scores) == len(set(scores)) == 8
+    batch = make_choice_batch([rows[0]["inputs"]], [choices], source_length=9, target_length=19,
+                              num_choices=8, batch_size=1)
+    whole = rank.score_choices(NETWORK, parameters(NETWORK), batch["inputs"], batch["choices"])
+    np.testing.assert_allclose(scores, whole[0], rtol=0, atol=1e-5)
+
+
+def test_inputs_are_cut_to_the_source_length_with_eos(ranked: TaskResult) -> None:
+    rows = rank_rows()
+    long = [at for at, row in enumerate(rows) if len(row["inputs"]) > 24]
+    assert long
+    cut = [{**row, "inputs": trim(row["inputs"], 24)} for row in rows]
+    assert_same(evaluate(split_of(cut, "rank"), ONE_SHAPE), ranked)
+    longer = evaluate(split_of(rows, "rank"), dataclasses.replace(ONE_SHAPE, source_length=40))
+    assert longer.predictions[long[0]]["scores"] != pytest.approx(
+        ranked.predictions[long[0]]["scores"], abs=1e-3)
+
+
+def test_equal_choices_are_a_tie_that_the_first_wins_in_any_batch() -> None:
+    rng = np.random.default_rng(0)
+    rows = rank_rows(12)
+    for row in rows:
+        row["choices"] = [tokens(rng, 4, 4)] * len(row["choices"])
+    for settings in (SETTINGS, ONE_SHAPE):
+        found = evaluate(split_of(rows, "rank"), settings).predictions
+        assert {one["prediction"] for one in found} == {"choice 0"}
+
+
+@pytest.mark.parametrize("data_axis", [1, 4])
+@pytest.mark.parametrize("kind", ["rank", "generation"])
+def test_plan_holds_every_row_once_in_few_shapes(kind: str, data_axis: int) -> None:
+    rows = rank_rows(200) if kind == "rank" else generation_rows(200)
+    split = split_of(rows, kind)
+    choices = [split.choices(at) for at in range(200)] if kind == "rank" else None
+    batches = list(evaluator.plan_batches(split, choices, SETTINGS, data_axis))
+    assert sorted(row for _, numbers in batches for row in numbers) == list(range(200))
+    shapes = {shape for shape, _ in batches}
+    # 2 lengths of inputs; at most 4 numbers (2, 4, 8, 16) and 3 lengths (4, 8, 16) of choices.
+    assert len({(shape.source, shape.choices, shape.target) for shape in shapes}) == len(shapes)
+    assert len(shapes) <= (24 if kind == "rank" else 2)
+    for shape, numbers in batches:
+        assert 1 <= len(numbers) <= shape.rows
+        assert shape.rows % data_axis == 0
+        share = shape.rows // data_axis
+        cost = share * max(shape.source, 4 * shape.choices * shape.target)
+        assert cost <= SETTINGS.tokens_per_batch or share == 1
+        for number in numbers:
+            assert min(len(split.inputs(number)), SETTINGS.source_length) <= shape.source <= 24
+            if choices:
+                assert len(choices[number]) <= shape.choices
+                assert max(map(len, choices[number])) <= shape.target
+    # What is left over of a bucket joins a larger one where there is room.
+    alone = sum(-(-count // shape.rows) for shape, count in _counts(split, choices, data_axis))
+    assert len(batches) < alone if kind == "rank" and data_axis == 4 else len(batches) <= alone
+
+
+def _counts(split: PreparedSplit, choices: list | None, data_axis: int) -> list[tuple]:
+    counts: dict = {}
+    for at in range(len(split)):
+        shape = evaluator._shape_of(len(split.inputs(at)), choices and choices[at], SETTINGS, data_axis)
+        counts[shape] = counts.get(shape, 0) + 1
+    return list(counts.items())
+
+
+def test_a_second_model_compiles_nothing(ranked: TaskResult, generated: TaskResult) -> None:
+    splits = split_of(rank_rows(), "rank"), split_of(generation_rows(), "generation")
+    before = evaluator.compiled_programs()
+    other = parameters(NETWORK, 1)
+    found = [evaluate(split, ONE_SHAPE, params=other) for split in splits]
+    assert evaluator.compiled_programs() == before
+    assert found[0].predictions != ranked.predictions
+    assert found[1].predictions != generated.predictions
+
+
+def test_settings_digest_is_of_what_can_change_a_number() -> None:
+    digest = SETTINGS.digest(30)
+    assert dataclasses.replace(SETTINGS, tokens_per_batch=1, target_buckets=(2,)).digest(30) == digest
+    assert ONE_SHAPE.digest(30) == digest
+    others = {SETTINGS.digest(None), SETTINGS.digest(31),
+              dataclasses.replace(SETTINGS, source_length=25).digest(30),
+              dataclasses.replace(SETTINGS, max_new_tokens=7).digest(30)}
+    assert len(others | {digest}) == 5
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("source_length", 0), ("max_new_tokens", -1), ("tokens_per_batch", 1.5), ("source_buckets", ()),
+    ("target_buckets", (8, 4)), ("target_buckets", (4, 4)), ("source_buckets", (0, 4)),
+])
+def test_wrong_settings_are_named(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"Evaluation setting is wrong(.|\n)*{name}"):
+        EvaluationSettings(**{name: value})
+
+
+def test_lists_of_buckets_are_taken() -> None:
+    assert EvaluationSettings(source_buckets=[4, 8]) == EvaluationSettings(source_buckets=(4, 8))
+
+
+def test_nothing_to_evaluate_is_an_error() -> None:
+    with pytest.raises(InputError, match="nothing to evaluate(.|\n)*toys_small__ask_it"):
+        evaluate(split_of([], "rank"))
+    row = rank_rows(1)[0]
+    row.update(choices=[], text={**row["text"], "choices": []}, label=-1)
+    with pytest.raises(InputError, match="no choices(.|\n)*row 0"):
+        evaluate(split_of([row], "rank"))
+
+
+def test_scores_that_are_no_numbers_stop_the_run() -> None:
+    flat = dict(trees.flatten(parameters(NETWORK)))
+    flat["decoder/decoder_norm/scale"] = np.full_like(flat["decoder/decoder_norm/scale"], np.nan)
+    with pytest.raises(RunError, match="not finite(.|\n)*toys_small__ask_it"):
+        evaluate(split_of(rank_rows(), "rank"), ONE_SHAPE, params=trees.unflatten(flat))
+
+
+def test_store_keeps_a_real_result(ranked: TaskResult, tmp_path: object) -> None:
+    store = ResultsStore(tmp_path)
+    store.append(ranked)
+    again = ResultsStore(tmp_path)
+    assert again.rows() == ranked.rows
+    assert again.done("mine", "toys_small__ask_it", "validation", SETTINGS.digest(30))
+    values = again.values("mine", "toys_small__ask_it")
+    assert values.mean() == ranked.rows[0]["value"]
+    assert again.predictions("mine", "toys_small__ask_it") == ranked.predictions

@@ -1,0 +1,48 @@
+"""Scoring against one full forward pass a choice."""
+
+import jax
+import numpy as np
+import pytest
+from tiny_model import network, parameters, rank_rows
+
+from elm_jax.data.batches import make_choice_batch, shift_right
+from elm_jax.evaluation import rank
+from elm_jax.models.t5 import T5Network
+
+
+def full_pass_score(net: T5Network, params: dict, inputs: np.ndarray, choice: np.ndarray) -> float:
+    """Sum of the log-probabilities of a choice's tokens, by one pass without any padding."""
+    logits = net.logits(params, {"encoder_input_tokens": inputs[None],
+                                 "decoder_input_tokens": shift_right(choice[None])})
+    log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)[0]
+    return float(log_probs[np.arange(len(choice)), choice].sum())
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_scores_equal_a_full_forward_pass_a_choice(adapter: bool) -> None:
+    net = network(adapter)
+    params = parameters(net)
+    rows = rank_rows(3)
+    batch = make_choice_batch([row["inputs"] for row in rows], [row["choices"] for row in rows],
+                              source_length=48, target_length=16, num_choices=16, batch_size=4)
+    scores = np.asarray(rank.score_choices(net, params, batch["inputs"], batch["choices"]))
+    assert scores.shape == (4, 16)
+    for number, row in enumerate(rows):
+        expected = [full_pass_score(net, params, row["inputs"], one) for one in row["choices"]]
+        np.testing.assert_allclose(scores[number, :len(expected)], expected, rtol=0, atol=1e-4)
+
+
+def test_networks_of_equal_config_share_a_program() -> None:
+    inputs, choices = np.full((2, 7), 5, np.int32), np.full((2, 3, 5), 6, np.int32)
+    before = rank.score_choices._cache_size()
+    rank.score_choices(network(), parameters(network(), 0), inputs, choices)
+    rank.score_choices(network(), parameters(network(), 1), inputs, choices)
+    assert rank.score_choices._cache_size() == before + 1
+
+
+def test_prediction_takes_the_first_of_equals_and_no_padding() -> None:
+    scores = np.array([[-5.0, -2.0, 0.0], [-3.0, -3.0, -3.0], [-40.00002, -40.0, -50.0],
+                       [-40.1, -40.0, -50.0], [-9.0, 0.0, 0.0]], np.float32)
+    found = rank.predict(scores, np.array([2, 3, 3, 3, 1]))
+    assert found.tolist() == [1, 0, 0, 1, 0]
+    assert found.dtype == np.int32

@@ -1,0 +1,95 @@
+"""Results on disk: resumable, newest row first, predictions before the row."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from elm_jax import storage
+from elm_jax.errors import InputError
+from elm_jax.evaluation.results import ResultsStore, TaskResult
+
+
+def result(expert: str = "one", task: str = "toys__ask", value: float = 0.5, digest: str = "aaa",
+           metric: str = "accuracy") -> TaskResult:
+    row = {"schema_version": 1, "expert": expert, "task": task, "split": "validation",
+           "metric": metric, "value": value, "settings": digest}
+    field = "correct" if metric == "accuracy" else "rouge_l"
+    scores = [1, 0] if metric == "accuracy" else [value, 0.25]
+    return TaskResult([row], [{"index": 4 * number, "prediction": f"line\nümlaut\u2028 {number}",
+                               "target": "x", field: one} for number, one in enumerate(scores)])
+
+
+def test_what_was_appended_is_there_after_a_restart(tmp_path: pathlib.Path) -> None:
+    store = ResultsStore(tmp_path / "results")
+    assert store.rows() == []
+    assert not store.done("one", "toys__ask", "validation", "aaa")
+    first, second = result(), result("two", metric="rouge_l", value=0.75)
+    store.append(first)
+    store.append(second)
+    for opened in (store, ResultsStore(tmp_path / "results")):
+        assert opened.rows() == [first.rows[0], second.rows[0]]
+        assert opened.predictions("one", "toys__ask") == first.predictions
+        assert opened.values("one", "toys__ask").tolist() == [1.0, 0.0]
+        assert opened.values("two", "toys__ask").tolist() == [0.75, 0.25]
+        assert opened.values("two", "toys__ask").dtype == np.float64
+        assert opened.done("one", "toys__ask", "validation", "aaa")
+        for other in (("three", "toys__ask", "validation", "aaa"), ("one", "x", "validation", "aaa"),
+                      ("one", "toys__ask", "train", "aaa"), ("one", "toys__ask", "validation", "b")):
+            assert not opened.done(*other)
+
+
+def test_the_newest_row_counts(tmp_path: pathlib.Path) -> None:
+    store = ResultsStore(tmp_path, "mine.jsonl")
+    for one in (result(value=0.1), result("two"), result(value=0.9, digest="bbb")):
+        store.append(one)
+    opened = ResultsStore(tmp_path, "mine.jsonl")
+    assert [(row["expert"], row["value"]) for row in opened.rows()] == [("one", 0.9), ("two", 0.5)]
+    assert opened.done("one", "toys__ask", "validation", "bbb")
+    assert not opened.done("one", "toys__ask", "validation", "aaa")
+
+
+def test_a_half_written_line_is_dropped_and_written_again(tmp_path: pathlib.Path) -> None:
+    store = ResultsStore(tmp_path)
+    store.append(result())
+    store.append(result("two"))
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:-20])  # killed while the second row was written
+    again = ResultsStore(tmp_path)
+    assert [row["expert"] for row in again.rows()] == ["one"]
+    assert not again.done("two", "toys__ask", "validation", "aaa")
+    again.append(result("two"))
+    assert store.path.read_bytes() == whole
+
+
+def test_killed_between_predictions_and_row_is_not_done(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ResultsStore(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "append_jsonl", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.append(result())
+    opened = ResultsStore(tmp_path)
+    assert not opened.done("one", "toys__ask", "validation", "aaa")
+    assert len(opened.predictions("one", "toys__ask")) == 2
+
+
+def test_a_row_without_predictions_is_not_done(tmp_path: pathlib.Path) -> None:
+    store = ResultsStore(tmp_path)
+    store.append(result())
+    (tmp_path / "predictions/one/toys__ask.validation.jsonl").unlink()
+    assert not store.done("one", "toys__ask", "validation", "aaa")
+    with pytest.raises(InputError, match="no predictions"):
+        store.predictions("one", "toys__ask")
+
+
+def test_foreign_rows_are_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "results.jsonl").write_text(json.dumps({"schema_version": 7}) + "\n")
+    with pytest.raises(InputError, match="schema version(.|\n)*line 1(.|\n)*got: 7"):
+        ResultsStore(tmp_path)

@@ -1,0 +1,176 @@
+"""The study's table against brute-force loops, and what it must refuse."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from synthetic_study import facts_and_matrix
+
+from elm_jax.errors import InputError
+from elm_jax.evaluation import study_table as tables
+from elm_jax.evaluation.study_table import Cell
+
+
+def random_matrix(num_experts: int, num_instances: int, seed: int, rate: float = 0.5) -> dict:
+    rng = np.random.default_rng(seed)
+    return {(f"e{number}", task): Cell((rng.random(num_instances) < rate).astype(float),
+                                       np.arange(num_instances), "accuracy", task[0], 0.5)
+            for number in range(num_experts) for task in ("a__1", "a__2", "b__1")}
+
+
+EXPERTS = [f"e{number}" for number in range(6)]
+TASKS = ["a__1", "a__2", "b__1"]
+
+
+def test_oracle_equals_a_loop() -> None:
+    matrix = random_matrix(6, 31, seed=3)
+    row = tables.oracle_row(matrix, EXPERTS, TASKS)
+    for task in TASKS:
+        best = max(float(np.mean(matrix[expert, task].values)) for expert in EXPERTS)
+        assert row[task].values.mean() == best
+
+
+def test_of_equal_experts_the_oracle_takes_the_first() -> None:
+    values = [[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
+    matrix = {(f"e{n}", "a__1"): Cell(np.asarray(v), np.arange(2), "accuracy", "a", 0.5)
+              for n, v in enumerate(values)}
+    np.testing.assert_array_equal(
+        tables.oracle_row(matrix, EXPERTS[:3], ["a__1"])["a__1"].values, [0.0, 1.0])
+
+
+def test_split_half_oracle_equals_a_loop_over_both_directions() -> None:
+    matrix = random_matrix(6, 31, seed=4)
+    row = tables.split_half_oracle_row(matrix, EXPERTS, TASKS)
+    for task in TASKS:
+        order = [int(i) for i in np.random.default_rng(tables.SPLIT_SEED).permutation(31)]
+        halves = (order[:15], order[15:])
+        expected = [0.0] * 31
+        for chooser, scored in (halves, halves[::-1]):
+            means = [sum(matrix[expert, task].values[i] for i in chooser) / len(chooser)
+                     for expert in EXPERTS]
+            winner = EXPERTS[means.index(max(means))]
+            for i in scored:
+                expected[i] = matrix[winner, task].values[i]
+        assert row[task].values.tolist() == expected
+
+
+def test_on_noise_the_oracle_is_biased_and_the_split_half_one_is_not() -> None:
+    oracle, honest = [], []
+    for seed in range(60):
+        matrix = random_matrix(12, 60, seed)
+        names = [f"e{number}" for number in range(12)]
+        oracle.append(tables.oracle_row(matrix, names, TASKS)["b__1"].values.mean())
+        honest.append(tables.split_half_oracle_row(matrix, names, TASKS)["b__1"].values.mean())
+    assert np.mean(oracle) > 0.58
+    assert abs(np.mean(honest) - 0.5) < 0.02  # 60 studies of 60 instances: standard error 0.008
+
+
+def test_split_half_oracle_of_one_instance_chooses_nothing() -> None:
+    matrix = {(f"e{n}", "a__1"): Cell(np.asarray([float(n == 1)]), np.arange(1), "accuracy", "a", 0.5)
+              for n in range(4)}
+    row = tables.split_half_oracle_row(matrix, EXPERTS[:4], ["a__1"])
+    assert row["a__1"].values.tolist() == [0.25]
+
+
+def test_split_half_single_expert_is_not_biased_by_prompts_that_share_instances() -> None:
+    """A second prompt repeats the noise of some instances: halves drawn by prompt would leak it."""
+    kept = np.flatnonzero(np.random.default_rng(1).random(60) < 0.75)
+    values = []
+    for seed in range(60):
+        matrix = random_matrix(12, 60, seed)
+        names = [f"e{number}" for number in range(12)]
+        for name in names:
+            matrix[name, "a__2"] = dataclasses.replace(
+                matrix[name, "a__1"], values=matrix[name, "a__1"].values[kept], indices=kept)
+        row = tables.split_half_single_row(matrix, names, TASKS[:2], TASKS)
+        values.append(row["a__1"].values.mean())
+    assert abs(np.mean(values) - 0.5) < 0.02
+
+
+def test_split_half_single_expert_finds_a_truly_better_one() -> None:
+    matrix = random_matrix(5, 200, seed=0)
+    for task in TASKS:
+        matrix["e3", task] = dataclasses.replace(matrix["e3", task], values=np.ones(200))
+    row = tables.split_half_single_row(matrix, EXPERTS[:5], TASKS[:2], TASKS)
+    assert all(row[task].values.mean() == 1.0 for task in TASKS)
+
+
+def test_random_expert_is_the_exact_mean() -> None:
+    matrix = random_matrix(6, 31, seed=5)
+    row = tables.random_expert_row(matrix, EXPERTS, TASKS)
+    expected = sum(float(matrix[expert, "b__1"].values.mean()) for expert in EXPERTS) / 6
+    assert row["b__1"].values.mean() == pytest.approx(expected, abs=1e-12)
+
+
+def test_macro_mean_is_over_prompts_then_data_sets() -> None:
+    row = {name: Cell(np.full(4, value), np.arange(4), "accuracy", name[0], 0.5)
+           for name, value in (("a__1", 0.2), ("a__2", 0.4), ("b__1", 0.9))}
+    assert tables.macro_mean(row).value == pytest.approx((0.3 + 0.9) / 2)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        shared = rng.random(80)  # the prompts of a data set see the same instances
+        row = {f"a__{prompt}": Cell((shared < 0.7).astype(float), np.arange(80), "accuracy", "a", 0.5)
+               for prompt in range(3)}
+        row["b__1"] = Cell((rng.random(80) < 0.5).astype(float), np.arange(80), "accuracy", "b", 0.5)
+        estimate = tables.macro_mean(row)
+        covered += estimate.low <= 0.6 <= estimate.high
+    assert 0.91 < covered / 300 < 0.985
+
+
+def test_paired_difference_is_narrower_than_unpaired_and_exact() -> None:
+    rng = np.random.default_rng(0)
+    base = (rng.random(300) < 0.5).astype(float)
+    better = np.where(rng.random(300) < 0.1, 1.0, base)
+    row, other = ({"a__1": Cell(values, np.arange(300), "accuracy", "a", 0.5)}
+                  for values in (better, base))
+    estimate = tables.paired_difference(row, other)
+    assert estimate.value == pytest.approx(float((better - base).mean()))
+    half = 1.959963984540054 * (better - base).std(ddof=1) / np.sqrt(300)
+    assert estimate.high - estimate.value == pytest.approx(half)
+    assert half < 0.5 * (tables.macro_mean(row).high - tables.macro_mean(row).value)
+
+
+def test_a_missing_cell_is_named() -> None:
+    facts, matrix = facts_and_matrix(10)
+    del matrix["trec-de", "super_glue_cb__gpt_3_style"]
+    with pytest.raises(InputError, match=r"(?s)missing.*expert trec-de, task super_glue_cb__gpt_3_style"):
+        tables.study_table(facts, matrix)
+
+
+def test_experts_scored_on_other_instances_are_refused() -> None:
+    facts, matrix = facts_and_matrix(10)
+    key = ("trec-de", "super_glue_cb__gpt_3_style")
+    matrix[key] = dataclasses.replace(matrix[key], indices=matrix[key].indices + 1)
+    with pytest.raises(InputError, match=r"(?s)same instances.*super_glue_cb__gpt_3_style"):
+        tables.study_table(facts, matrix)
+
+
+def test_a_study_without_unseen_classification_is_refused() -> None:
+    facts, matrix = facts_and_matrix(10)
+    with pytest.raises(InputError, match="unseen tasks that are classified by rank"):
+        tables.study_table({**facts, "unseen_tasks": []}, matrix)
+
+
+def test_rows_and_columns_are_those_of_the_issue() -> None:
+    facts, matrix = facts_and_matrix(10)
+    table = tables.study_table(facts, matrix)
+    names = [row["name"] for row in table["rows"]]
+    assert names[:2] == ["base", "multitask"] and names[2].startswith("best single expert (")
+    assert names[3:] == ["split-half best single expert", "RoE top-1", "RoE top-3 merged",
+                         "dataset experts merged", "oracle", "split-half oracle", "random expert"]
+    assert table["columns"] == ["seen mean", "super_glue_cb", "super_glue_copa", "super_glue_rte",
+                                "winogrande_winogrande_xl", "anli_r1", "unseen mean", "seen ROUGE-L",
+                                "ROUGE-L"]
+    assert table["rows"][1]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_roe_rows_follow_the_decisions() -> None:
+    facts, matrix = facts_and_matrix(10)
+    rows = tables.rows_of_study(facts, matrix)
+    for task, decision in facts["decisions"].items():
+        assert rows["RoE top-1"][task] is matrix[decision["top_k"][0], task]
+        assert rows["RoE top-3 merged"][task] is matrix[decision["merged"], task]

@@ -1,0 +1,101 @@
+"""The library: add and remove are inverse, an interrupted change leaves it as it was."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tiny_study as tiny
+
+from elm_jax import storage
+from elm_jax.errors import InputError
+from elm_jax.experts.library import ExpertLibrary
+from elm_jax.routing.embed import TfidfEncoder
+from elm_jax.workflows.build_library import add_experts, training_instances
+from elm_jax.workflows.route import read_examples, route
+
+
+@pytest.fixture
+def library(world, tmp_path):
+    shutil.copytree(world.folder / "library", tmp_path / "library")
+    return ExpertLibrary.open(tmp_path / "library")
+
+
+def test_what_is_opened_is_what_was_built(world, library):
+    assert list(library) == [tiny.TOPIC, tiny.REVIEW] and len(library.instances) == 80
+    assert np.array_equal(library.index.keys, world.library.index.keys)
+    assert library.verify() == []
+    assert library.load(tiny.TOPIC).card == world.topic.card
+
+
+def test_remove_undoes_add(world, library):
+    keys = library.index.keys
+    add_experts(library, [world.folder / "dataset"], world.data)
+    assert len(library) == 3 and ExpertLibrary.open(library.path).verify() == []
+    library.remove(["topic-de"])
+    again = ExpertLibrary.open(library.path)
+    assert list(again) == [tiny.TOPIC, tiny.REVIEW] and np.array_equal(again.index.keys, keys)
+    assert not (library.path / "experts" / "topic-de").exists()
+
+
+def test_keys_of_a_dataset_expert_come_from_all_its_prompts(world):
+    instances = training_instances(world.folder / "dataset", world.data, 11, seed=0)
+    assert len(instances) == 11
+    assert len({instance.choices_expression for instance in instances}) == 2
+
+
+def test_an_interrupted_add_leaves_the_library_as_it_was(world, library, monkeypatch):
+    def power_cut(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "commit", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        add_experts(library, [world.folder / "dataset"], world.data)
+    monkeypatch.undo()
+    again = ExpertLibrary.open(library.path)
+    assert list(again) == [tiny.TOPIC, tiny.REVIEW] and again.verify() == []
+    add_experts(again, [world.folder / "dataset"], world.data)
+    assert again.verify() == []
+
+
+def test_damage_is_found(library):
+    shutil.rmtree(library.path / "experts" / tiny.TOPIC / "weights")
+    faults = ExpertLibrary.open(library.path).verify()
+    assert len(faults) == 1 and tiny.TOPIC in faults[0]
+
+
+def test_the_same_expert_twice_and_an_unknown_one_are_refused(world, library):
+    with pytest.raises(InputError, match="already"):
+        add_experts(library, [world.folder / "topic"], world.data)
+    with pytest.raises(InputError, match=f"nearest: {tiny.TOPIC}"):
+        library["mini_topic__about_wat"]
+
+
+def test_another_encoder_is_refused(library):
+    other = TfidfEncoder.fit(["one two three", "two three four", "five six"])
+    with pytest.raises(InputError, match="made by another encoder"):
+        ExpertLibrary.open(library.path, other)
+
+
+def test_routing_sends_a_task_home(world, library):
+    for task in (tiny.TOPIC, tiny.REVIEW):
+        split = world.data.split(task, "validation")
+        texts = [split.text(row)["inputs"] for row in range(32)]
+        decision = route(library, texts, num_queries=32)
+        assert decision.ranking[0].expert == task and decision.num_queries == 32
+        assert sum(line.votes for line in decision.ranking) == 32
+
+
+def test_fewer_instances_than_queries_mean_fewer_votes(library):
+    decision = route(library, ["The coach left the team.", "A new film."], num_queries=32)
+    assert decision.num_queries == 2
+    with pytest.raises(InputError, match="at least one instance"):
+        route(library, [])
+
+
+def test_examples_from_a_file(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"inputs": "a b", "choices": ["x", "y"]}\n{"input": "c"}\n')
+    with pytest.raises(InputError, match=r"x\.jsonl, line 2"):
+        read_examples(path)
+    path.write_text('{"inputs": "a b", "choices": ["x", "y"]}\n')
+    assert read_examples(path)[0].labels == ("x", "y")

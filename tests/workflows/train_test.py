@@ -1,0 +1,91 @@
+"""Training through the workflow: what an expert is, and what stops a run before it starts."""
+
+import numpy as np
+import pytest
+import tiny_study as tiny
+
+from elm_jax import trees
+from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
+from elm_jax.errors import InputError
+from elm_jax.experts.overlay import load_expert, resolve
+
+
+def changed_leaves(base, params):
+    flat, before = trees.flatten(params), trees.flatten(base.params)
+    return {path for path in before if not np.array_equal(flat[path], before[path])}
+
+
+def test_a_prompt_expert_is_its_adapters_and_norms(world):
+    network, params = resolve(world.base, world.topic)
+    overlay = set(trees.flatten(world.topic.overlay))
+    adapters = {path for path in overlay if "_adapter/" in path}
+    norms = {path for path in trees.flatten(world.base.params) if path.endswith("norm/scale")}
+    assert overlay == adapters | norms and len(adapters) == 4 * 4
+    assert changed_leaves(world.base, params) == norms
+    assert network.config.adapter.bottleneck == 4
+
+
+def test_norms_are_a_switch(world, tmp_path):
+    expert = tiny.make_expert(world.base, tmp_path / "x", train_norms=False)
+    assert all("_adapter/" in path for path in trees.flatten(expert.overlay))
+    assert changed_leaves(world.base, resolve(world.base, expert)[1]) == set()
+
+
+def test_a_dataset_expert_is_every_leaf_of_the_base(world):
+    _, params = resolve(world.base, world.dataset)
+    assert trees.first_difference(params, world.base.params) is None
+    assert changed_leaves(world.base, params) == set(trees.flatten(world.base.params))
+    assert set(world.dataset.card.tasks) == {"mini_topic__about_what", "mini_topic__which_section"}
+
+
+def test_the_card_says_what_was_done(world):
+    card = load_expert(world.folder / "topic").card
+    assert (card.kind, card.form, card.dataset) == ("prompt", "adapter", "mini_topic")
+    assert card.training["steps"] == 3 and card.training["examples"] == 600
+    assert card.base["fingerprint"] == trees.fingerprint(world.base.params)
+    assert card.templates == ("about_what",)
+
+
+def test_a_finished_run_is_not_trained_again(world):
+    again = tiny.make_expert(world.base, world.folder / "topic")
+    assert trees.fingerprint(again.overlay) == trees.fingerprint(world.topic.overlay)
+
+
+def test_a_run_folder_of_another_config_is_refused(world):
+    with pytest.raises(InputError, match="finished expert of another config"):
+        tiny.make_expert(world.base, world.folder / "topic", random_seed=1)
+
+
+def test_an_unknown_task_names_the_three_nearest(world, tmp_path):
+    with pytest.raises(InputError, match=r"mini_topic__about_wat.*\n.*\n?.*mini_topic__about_what"):
+        tiny.make_expert(world.base, tmp_path / "x", task="mini_topic__about_wat")
+
+
+def test_an_expert_of_another_base_is_refused(world):
+    with pytest.raises(InputError, match="belongs to another base"):
+        resolve(world.other_base, world.topic)
+
+
+def test_prepared_arrays_of_another_vocabulary_are_refused(world):
+    data = tiny.make_data(world.base, world.folder)
+    data.vocabulary = Vocabulary.load(write_vocabulary(world.folder))
+    with pytest.raises(InputError, match="another vocabulary"):
+        data.split(tiny.TOPIC, "train")
+
+
+def write_vocabulary(folder):
+    path = folder / "other.model"
+    train_vocabulary(["another text of quite other words", "to be cut into pieces"] * 20, path, 40, seed=0)
+    return path
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"epochs": 1.0}, "exactly one of TRAIN_STEPS and EPOCHS"),
+    ({"kind": "promt"}, "prompt"),
+    ({"batch_size": 0}, "batch_size"),
+    ({"task_feature_lengths": {"inputs": 8}}, "TASK_FEATURE_LENGTHS"),
+])
+def test_a_wrong_config_is_refused_before_anything_is_read(world, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        tiny.train_config(world.base, tmp_path / "x", **changes)
+    assert not (tmp_path / "x").exists()
