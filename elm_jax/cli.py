@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bindings and not getattr(arguments, "takes_gin", False):
         parser.error(f"`elm {arguments.verb}` takes no gin bindings: {bindings[0]}")
     arguments.gin_bindings = bindings
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    for noisy in ("absl", "jax", "orbax", "tensorflow", "matplotlib"):
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
+    for noisy in ("absl", "jax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "seqio"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         return arguments.run(arguments) or 0

@@ -72,7 +72,8 @@ def leaf_sharding(
     """Sharding of one parameter; a dimension that its mesh axis does not divide stays whole."""
     table = dict(rules)
     if len(axes) != len(shape):
-        raise InputError(describe("Logical axes do not fit the shape", got=f"{tuple(axes)} for {tuple(shape)}"))
+        raise InputError(describe("Logical axes do not fit the shape",
+                                  got=f"{tuple(axes)} for {tuple(shape)}"))
     spec: list[str | None] = []
     for name, size in zip(axes, shape, strict=True):
         if name not in table:

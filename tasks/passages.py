@@ -6,9 +6,12 @@ explanation, a summary, or a row of an unseen or generative data set.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from elm_jax.data import sources, templates
+from elm_jax.tasks import bigbench, t0_eval, t0_train
+
+from elm_jax.data import pretraining, sources, templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +43,41 @@ PASSAGES = (
 )
 
 
-def read_passages() -> Iterator[str]:
+def candidates() -> Iterator[str]:
     """Raw passages of all data sets of the table that have train rows below the data folder."""
     for field in PASSAGES:
         if sources.find_file(field.dataset, field.config, "train") is not None:
             yield from sources.read_passages(field.dataset, field.config, field.fields)
+
+
+def held_out() -> Iterator[str]:
+    """Texts of every row that anything is evaluated on, as far as there are data.
+
+    These are all rows of the unseen and BIG-bench data sets, and the validation rows of the training
+    data sets.
+    """
+    held = [(dataset.name, dataset.config, split)
+            for datasets, splits in ((t0_eval.DATASETS, ("train", "validation")),
+                                     (t0_train.DATASETS, ("validation",)))
+            for dataset in datasets for split in splits]
+    held += [("bigbench", task, "test") for task in bigbench.RANKED + bigbench.GENERATED]
+    for dataset, config, split in held:
+        if sources.find_file(dataset, config, split) is not None:
+            for row in sources.read_rows(dataset, config, split):
+                yield from _texts(row)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts within a row's value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
+
+
+def read_passages() -> list[str]:
+    """Raw passages for pretraining: the candidates that share no twelve words in a row with `held_out`."""
+    found = list(candidates())
+    overlaps = pretraining.check_overlap(found, held_out())
+    return [passage for number, passage in enumerate(found) if number not in overlaps]

@@ -55,7 +55,8 @@ class ExpertCard:
         if self.kind not in KINDS:
             raise InputError(describe("Unknown kind of expert", where=self.id, got=self.kind, expected=KINDS))
         if self.form not in FORMS:
-            raise InputError(describe("Unknown form of overlay", where=self.id, got=self.form, expected=FORMS))
+            raise InputError(describe("Unknown form of overlay", where=self.id, got=self.form,
+                                      expected=FORMS))
         if not isinstance(self.base, dict) or "fingerprint" not in self.base:
             raise InputError(describe("The card names no base", where=self.id, got=self.base,
                                       expected="{'name': ..., 'fingerprint': 'sha256:...'}"))

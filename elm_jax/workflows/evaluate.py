@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 from jax.sharding import Mesh
 
-from elm_jax import sharding
+from elm_jax import sharding, storage, trees
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
 from elm_jax.experts.base import Base
-from elm_jax.experts.overlay import Expert, resolve
+from elm_jax.experts.card import SCHEMA_VERSION
+from elm_jax.experts.overlay import Expert, load_expert, resolve
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Params
 from elm_jax.workflows.task_data import TaskData
@@ -22,15 +23,38 @@ BASE_ID = "base"
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Something to score: a name in the results, and how to get its network and parameters."""
+    """Something to score.
+
+    Attributes:
+        id: its name in the results.
+        fingerprint: of its weights, so that a model trained again is scored again.
+        load: gives its network and parameters.
+    """
 
     id: str
+    fingerprint: str
     load: Callable[[], tuple[T5Network, Params]]
 
 
 def model_of(base: Base, expert: Expert | None) -> Model:
     """A base (None) or an expert on it, as something to score."""
-    return Model(BASE_ID if expert is None else expert.card.id, lambda: resolve(base, expert))
+    if expert is None:
+        return Model(BASE_ID, base.fingerprint, lambda: resolve(base, None))
+    return Model(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert))
+
+
+def model_in(base: Base, expert_id: str, folder: storage.PathLike) -> Model:
+    """An expert on disk as something to score; its weights are read when its turn comes."""
+    card = storage.read_json(storage.as_path(folder) / "expert.json", kind="expert's card",
+                             schema_version=SCHEMA_VERSION)
+    return Model(expert_id, card["overlay_fingerprint"], lambda: resolve(base, load_expert(folder)))
+
+
+def is_done(store: ResultsStore, model: Model, task: str, split: str, digest: str) -> bool:
+    """Whether the store holds this very model's result on the task, with these settings."""
+    return store.done(model.id, task, split, digest) and any(
+        row["model"] == model.fingerprint for row in store.rows()
+        if (row["expert"], row["task"], row["split"]) == (model.id, task, split))
 
 
 def evaluate_models(
@@ -54,7 +78,7 @@ def evaluate_models(
     models = list(models)
     for number, model in enumerate(models, start=1):
         pending = [task for task in tasks_of(model.id)
-                   if not store.done(model.id, task, split, settings.digest(max_rows))]
+                   if not is_done(store, model, task, split, settings.digest(max_rows))]
         if not pending:
             continue
         start = time.monotonic()
@@ -66,7 +90,8 @@ def evaluate_models(
                 network, params, data.split(task, split, max_rows), settings=settings,
                 vocabulary=base.vocabulary, mesh=mesh, expert=model.id, base=base.fingerprint,
                 max_rows=max_rows)
-            store.append(result)
+            rows = [{**row, "model": model.fingerprint} for row in result.rows]
+            store.append(dataclasses.replace(result, rows=rows))
         del params  # one model at a time on the devices
         logger.info("evaluated %s (%d of %d) on %d tasks in %.1f s", model.id, number, len(models),
                     len(pending), time.monotonic() - start)

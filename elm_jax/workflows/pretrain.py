@@ -1,7 +1,7 @@
 """`elm train` with a `pretrain` config: a small base from raw passages.
 
 Span corruption and prefix language modelling over raw passages only, with a SentencePiece vocabulary
-trained on the same passages. Source: Raffel et al. 2020, section 3.1.4; Lester et al. 2021, section 3.1.
+trained on the same passages. Sources: Raffel et al. 2020, section 3.1.4; Lester et al. 2021, section 2.2.
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ class PretrainConfig:
         passages: where raw passages come from, each ``module:function`` (called without arguments,
             gives strings) or the path of a text file with one passage a line.
         vocab_pieces: pieces of the SentencePiece vocabulary, without the 100 extra ids.
+        character_coverage: share of the passages' characters that get pieces of their own.
         train_steps: optimiser steps.
         batch_size: global batch size in packed rows.
         task_feature_lengths: ``{'inputs': S, 'targets': T}``, tokens.
@@ -60,6 +61,7 @@ class PretrainConfig:
     network: T5Config
     passages: tuple[str, ...]
     vocab_pieces: int = 8000
+    character_coverage: float = 0.9995
     train_steps: int = 1000
     batch_size: int = 32
     task_feature_lengths: dict[str, int] = dataclasses.field(
@@ -141,7 +143,8 @@ def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.Path
     path = folder / "vocabulary.model"
     if not storage.is_committed(folder):
         storage.begin(folder)
-        train_vocabulary(passages, path, config.vocab_pieces, seed=config.random_seed)
+        train_vocabulary(passages, path, config.vocab_pieces, seed=config.random_seed,
+                         character_coverage=config.character_coverage)
         storage.commit(folder)
     return path
 

@@ -14,12 +14,12 @@ from elm_jax import sharding, storage
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.experts.overlay import load_expert, resolve, save_expert
+from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.workflows import merge as merging
 from elm_jax.workflows import report as reporting
 from elm_jax.workflows import run_record, study_routing
 from elm_jax.workflows.build_library import build_library
-from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_of
+from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_in, model_of
 from elm_jax.workflows.pretrain import PretrainConfig, pretrain
 from elm_jax.workflows.study_config import StageSettings, StudyConfig
 from elm_jax.workflows.task_data import TaskData
@@ -86,7 +86,8 @@ class Study:
         config, settings = self.config, self.config.pretrain
         base = pretrain(PretrainConfig(
             model_dir=str(self.root / "base"), network=config.network, passages=config.passages,
-            vocab_pieces=config.vocab_pieces, train_steps=settings.train_steps,
+            vocab_pieces=config.vocab_pieces, character_coverage=config.character_coverage,
+            train_steps=settings.train_steps,
             batch_size=settings.batch_size, task_feature_lengths=settings.task_feature_lengths,
             chunk_length=config.chunk_length, prefix_lm_share=config.prefix_lm_share,
             optimizer=settings.optimizer, dropout_rate=settings.dropout_rate,
@@ -130,7 +131,7 @@ class Study:
 
     def model(self, expert_id: str, folder: storage.PathLike) -> Model:
         """An expert on disk, loaded when it is scored."""
-        return Model(expert_id, lambda: resolve(self.base, load_expert(folder)))
+        return model_in(self.base, expert_id, folder)
 
     def expert_folder(self, expert_id: str) -> storage.PathLike:
         """Folder of a trained expert."""
@@ -185,7 +186,7 @@ class Study:
         models = [model_of(self.base, None), multitask, *experts, *merged.values()]
         evaluate_models(
             models, lambda name: tasks_of.get(name, []), self.data, self.base, store,
-            EvaluationSettings(source_length=config.eval_source_length,
+            EvaluationSettings(source_length=config.eval_source_length, tokens_per_batch=4096,
                                max_new_tokens=config.max_new_tokens),
             mesh=self.mesh, max_rows=config.max_eval_rows)
         return store

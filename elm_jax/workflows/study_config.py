@@ -46,6 +46,7 @@ class StudyConfig:
         passages: sources of raw passages, see `PretrainConfig.passages`.
         network: sizes of the base.
         vocab_pieces: pieces of its vocabulary, without the extra ids.
+        character_coverage: see `PretrainConfig`.
         chunk_length: tokens of one pretraining chunk.
         prefix_lm_share: share of prefix-LM examples in pretraining.
         pretrain: settings of the base's pretraining.
@@ -86,6 +87,7 @@ class StudyConfig:
     title: str = "Expert language models"
     heldout_prompts: tuple[str, ...] = ()
     vocab_pieces: int = 8000
+    character_coverage: float = 0.9995
     chunk_length: int = 128
     prefix_lm_share: float = 0.5
     adapter_bottleneck: int | None = None

@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from elm_jax import storage
 from elm_jax.data import registry
 from elm_jax.experts.encoders import find_minilm, make_encoder
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.routing.embed import Encoder
+from elm_jax.routing.embed import Encoder, TfidfEncoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide
@@ -53,19 +55,18 @@ def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData)
     """Share of seen tasks, and of held-out prompts of seen datasets, that are routed home."""
     texts = [RoutingInstance(row["source"], row["choices_expression"], tuple(row["labels"]))
              for row in library.instances]
-    encoders: list[Encoder] = [make_encoder("tfidf", texts=[
-        format_text(instance, config.text_format) for instance in texts])]
-    if find_minilm() is not None:
+    encoders: list[Encoder] = [library.encoder]
+    if library.encoder.name != TfidfEncoder.name:
+        encoders.append(make_encoder("tfidf", texts=[
+            format_text(instance, config.text_format) for instance in texts]))
+    elif find_minilm() is not None:
         encoders.insert(0, make_encoder("minilm", texts=()))
+    encoders = [RememberingEncoder(encoder) for encoder in encoders]
     homes = {name: registry_dataset(entry.card.tasks[0]) for name, entry in library.entries.items()}
     rows = []
     for encoder in encoders:
         for text_format in ("choice_instance", "instance"):
-            index = KeyIndex.empty(encoder, text_format)
-            for name in library:
-                own = [instance for instance, row in zip(texts, library.instances, strict=True)
-                       if row["expert"] == name]
-                index = index.add(name, encoder.embed([format_text(i, text_format) for i in own]))
+            index = index_of(library, texts, encoder, text_format)
             for label, tasks in (("seen prompts", config.prompt_tasks),
                                  ("prompts that no expert saw", config.heldout_prompts)):
                 if tasks:
@@ -78,6 +79,35 @@ def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData)
             rows.append({"encoder": "random pick", "text_format": "-", "queries": label,
                          "same_dataset": sum(chance) / len(chance), "num_tasks": len(tasks)})
     return rows
+
+
+class RememberingEncoder:
+    """An encoder that embeds no text twice: held-out and seen prompts share library and queries."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.name, self.fingerprint = encoder.name, encoder.fingerprint
+        self.dimension, self._encoder = encoder.dimension, encoder
+        self._rows: dict[str, np.ndarray] = {}
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit rows f32[N, K]."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._rows]
+        if new:
+            self._rows.update(zip(new, self._encoder.embed(new), strict=True))
+        return np.stack([self._rows[text] for text in texts])
+
+
+def index_of(library: ExpertLibrary, texts: Sequence[RoutingInstance], encoder: Encoder,
+             text_format: str) -> KeyIndex:
+    """The library's own keys, or its instances embedded by another encoder or in another format."""
+    if (encoder.fingerprint, text_format) == (library.encoder.fingerprint, library.text_format):
+        return library.index
+    index = KeyIndex.empty(encoder, text_format)
+    for name in library:
+        own = [instance for instance, row in zip(texts, library.instances, strict=True)
+               if row["expert"] == name]
+        index = index.add(name, encoder.embed([format_text(i, text_format) for i in own]))
+    return index
 
 
 def _figure(config: StudyConfig, data: TaskData, encoder: Encoder, text_format: str, index: KeyIndex,

@@ -129,6 +129,11 @@ SCENES = (
 _WHO = frozenset(("person", "person2", "person3"))
 _WHERE = frozenset(("outdoors", "building", "building2", "town", "town2"))
 _WHEN = frozenset(("day", "year"))
+_SORTS = {
+    "person": "who", "job": "who", "town": "where", "building": "where", "outdoors": "where",
+    "day": "when", "year": "when", "object": "what", "food": "what",
+    "animal": "what", "small": "how many", "color": "which color"}
+"""What sort of question the words of a list answer."""
 _SPANS = {"who": _WHO, "where": _WHERE, "when": _WHEN}
 
 
@@ -157,13 +162,27 @@ def _full(slot: str, slots: dict[str, str], text: str) -> str:
 
 
 def reading_row(draw: Draw, turn: int) -> dict[str, object]:
-    """A row of ``mini_reading``: ``passage``, ``question``, ``choices`` (three), ``answer``."""
+    """A row of ``mini_reading``: ``passage``, ``question``, ``choices`` (three), ``answer``.
+
+    In two rows of three the wrong choices are words of the passage that answer another sort of
+    question, which a small model can learn; in the others they are of the answer's own sort.
+    """
     del turn
     scene = draw.pick(SCENES)
     slots: dict[str, str] = {}
     text = passage(draw, scene, slots)
     question = draw.pick(_answerable(scene.questions, slots))
     right = slots[question.answer]
+    alike, unlike = _same_sort(draw, question, slots, text), _other_sorts(draw, question, slots)
+    asked = draw.bind(draw.pick(question.frames), _WORDS, slots)
+    unlike = [word for word in unlike if word.removeprefix("the ") not in asked]
+    wrong = unlike[:2] if draw.chance(0.67) and len(unlike) > 1 else alike
+    return {"passage": text, "question": asked, "choices": draw.shuffled([right, *wrong]),
+            "answer": right}
+
+
+def _same_sort(draw: Draw, question: Question, slots: dict[str, str], text: str) -> list[str]:
+    """Two wrong answers of the right one's sort; in every other row one stands in the passage."""
     taken = set(slots.values())
     strangers = [word for word in _WORDS[question.sort]
                  if word not in taken and word.removeprefix("the ") not in text]
@@ -171,9 +190,17 @@ def reading_row(draw: Draw, turn: int) -> dict[str, object]:
     rivals = [slots[rival] for rival in question.rivals if rival in slots]
     if rivals and draw.chance(0.5):
         wrong[0] = draw.pick(rivals)
-    asked = draw.bind(draw.pick(question.frames), _WORDS, slots)
-    return {"passage": text, "question": asked, "choices": draw.shuffled([right, *wrong]),
-            "answer": right}
+    return wrong
+
+
+def _other_sorts(draw: Draw, question: Question, slots: dict[str, str]) -> list[str]:
+    """Words of the passage, one of each sort but the answer's, in random order."""
+    found: dict[str, str] = {}
+    for slot in draw.shuffled(tuple(slots)):
+        sort = _SORTS.get(slot.rstrip("0123456789"))
+        if sort and sort != _SORTS[question.sort]:
+            found.setdefault(sort, slots[slot])
+    return list(found.values())
 
 
 def extraction_row(draw: Draw, turn: int) -> dict[str, str]:

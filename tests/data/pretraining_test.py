@@ -254,6 +254,11 @@ def test_embedded_passages_hold_no_row_prompt_or_answer():
                 if len(text.split()) > 5 and " ".join(text.split()).casefold() in whole]
 
 
+RAW_FIELDS = {"text", "context", "content", "dialogue", "document", "sentence1", "background",
+              "situation", "support"}
+"""Fields that hold text as it was found; no question, choice, answer, summary or explanation."""
+
+
 @pytest.fixture
 def real_passages(monkeypatch):
     folder = os.environ.get(
@@ -281,6 +286,8 @@ def test_real_passages_are_of_training_data_sets_only(real_passages):
     held = {(dataset, config) for dataset, config, _ in available("unseen", "generative", "bigbench")}
     used = {(field.dataset, field.config) for field in real_passages}
     assert used <= train and not used & held
+    for field in passages.PASSAGES:
+        assert set(field.fields) <= RAW_FIELDS, field
 
 
 def test_real_passages_hold_no_row_of_an_unseen_data_set(real_passages):

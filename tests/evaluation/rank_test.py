@@ -5,30 +5,34 @@ import numpy as np
 import pytest
 from tiny_model import network, parameters, rank_rows
 
-from elm_jax.data.batches import make_choice_batch, shift_right
+from elm_jax.data.batches import make_choice_batch, pad, shift_right
 from elm_jax.evaluation import rank
 from elm_jax.models.t5 import T5Network
 
 
-def full_pass_score(net: T5Network, params: dict, inputs: np.ndarray, choice: np.ndarray) -> float:
-    """Sum of the log-probabilities of a choice's tokens, by one pass without any padding."""
-    logits = net.logits(params, {"encoder_input_tokens": inputs[None],
-                                 "decoder_input_tokens": shift_right(choice[None])})
-    log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)[0]
-    return float(log_probs[np.arange(len(choice)), choice].sum())
+def full_pass_scores(
+    net: T5Network, params: dict, inputs: np.ndarray, choices: list[np.ndarray]
+) -> list[float]:
+    """Sums of log-probabilities by plain forward passes, each choice with inputs of its own."""
+    targets = pad(choices, 12)
+    logits = jax.jit(net.logits)(params, {
+        "encoder_input_tokens": np.repeat(inputs[None], len(choices), axis=0),
+        "decoder_input_tokens": shift_right(targets)})
+    log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
+    return [log_probs[number, np.arange(len(one)), one].sum() for number, one in enumerate(choices)]
 
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_scores_equal_a_full_forward_pass_a_choice(adapter: bool) -> None:
     net = network(adapter)
     params = parameters(net)
-    rows = rank_rows(3)
+    rows = rank_rows(2)
     batch = make_choice_batch([row["inputs"] for row in rows], [row["choices"] for row in rows],
                               source_length=48, target_length=16, num_choices=16, batch_size=4)
     scores = np.asarray(rank.score_choices(net, params, batch["inputs"], batch["choices"]))
     assert scores.shape == (4, 16)
     for number, row in enumerate(rows):
-        expected = [full_pass_score(net, params, row["inputs"], one) for one in row["choices"]]
+        expected = full_pass_scores(net, params, row["inputs"], row["choices"])
         np.testing.assert_allclose(scores[number, :len(expected)], expected, rtol=0, atol=1e-4)
 
 

@@ -91,5 +91,5 @@ def test_a_row_without_predictions_is_not_done(tmp_path: pathlib.Path) -> None:
 
 def test_foreign_rows_are_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "results.jsonl").write_text(json.dumps({"schema_version": 7}) + "\n")
-    with pytest.raises(InputError, match="schema version(.|\n)*line 1(.|\n)*got: 7"):
+    with pytest.raises(InputError, match=r"schema version(.|\n)*line 1(.|\n)*got: 7"):
         ResultsStore(tmp_path)

@@ -7,7 +7,15 @@ import pytest
 import scipy.special
 import torch
 import transformers
-from hf_weights import GENERATIONS, hf_config, hf_logits, padded_tokens, peer, small_config
+from hf_weights import (
+    GENERATIONS,
+    hf_config,
+    hf_logits,
+    padded_tokens,
+    params_from_hf,
+    peer,
+    small_config,
+)
 
 from elm_jax import errors, sharding, trees
 from elm_jax.models import AdapterConfig, T5Config, T5Network, shift_right
@@ -63,6 +71,34 @@ def test_long_inputs_equal_transformers(network: T5Network) -> None:
              "decoder_input_tokens": padded_tokens(rng, (200, 160), 50)}
     expected = hf_logits(model, batch["encoder_input_tokens"], batch["decoder_input_tokens"])
     np.testing.assert_allclose(logits_of(network, params, batch), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("generation", ["t5_1_0_tied", "t5_1_1_untied"])
+def test_gradients_equal_transformers(generation: str) -> None:
+    """Every leaf: several layers have gradients written by hand."""
+    config = small_config(generation)
+    model, params = peer(config)
+    batch = make_batch()
+    targets = batch["decoder_target_tokens"]
+
+    def loss(params: dict) -> jax.Array:
+        log_probs = jax.nn.log_softmax(T5Network(config).logits(params, batch))
+        hit = jax.nn.one_hot(targets, config.vocab_size) * (targets > 0)[..., None]
+        return -(log_probs * hit).sum() / (targets > 0).sum()
+
+    labels = torch.tensor(np.where(targets > 0, targets, -100)).long()
+    inputs = torch.tensor(batch["encoder_input_tokens"]).long()
+    model(input_ids=inputs, attention_mask=(inputs > 0).long(), labels=labels).loss.backward()
+    state = {name: weight.grad for name, weight in model.named_parameters()}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        weight.data = state.get(name, weight.grad)
+    expected = trees.flatten(params_from_hf(model, config))
+    for path, gradient in trees.flatten(jax.jit(jax.grad(loss))(params)).items():
+        scale = np.abs(expected[path]).max()
+        assert scale > 0.0, path
+        np.testing.assert_allclose(
+            gradient, expected[path], rtol=0, atol=2e-5 * max(scale, 1.0), err_msg=path
+        )
 
 
 def test_init_has_the_structure_of_the_peer_and_is_deterministic(network: T5Network,

@@ -8,9 +8,9 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-import tiny_study as tiny  # noqa: E402
+import tiny_study as tiny
 
-from elm_jax.workflows.build_library import build_library  # noqa: E402
+from elm_jax.workflows.build_library import build_library
 
 
 @dataclasses.dataclass

@@ -1,0 +1,254 @@
+"""The registry knows tasks by name without data, and serves those that have some."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from elm_jax.tasks import bigbench, facts, generative, passages, t0_eval, t0_train
+
+from elm_jax.data import pretraining, registry, sources, templates
+from elm_jax.data.templates import PromptTemplate
+from elm_jax.errors import InputError
+
+DATA = pathlib.Path(os.environ.get("ELM_DATA_DIR")
+                    or pathlib.Path(__file__).parents[3] / "shared" / "data")
+needs_data = pytest.mark.skipif(not (DATA / "index.json").exists(),
+                                reason="no data folder: set ELM_DATA_DIR")
+ASK = PromptTemplate("Ask", "{{text}} ||| {{answer_choices[label]}}", "no ||| yes", ("Accuracy",))
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """An empty registry for one test."""
+    monkeypatch.setattr(registry, "_TASKS", {})
+    monkeypatch.setattr(registry, "_MIXTURES", {})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> pathlib.Path:
+    monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
+    (tmp_path / "toys").mkdir()
+    return tmp_path
+
+
+def write_rows(folder: pathlib.Path, split: str, rows: list[dict]) -> None:
+    (folder / "toys" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def add(template: PromptTemplate = ASK, **changes: object) -> str:
+    return registry.add_prompted_task(
+        "toys", None, template, **{"kind": "rank", "role": "train", **changes})
+
+
+def test_rows_are_rendered_in_order_and_skipped_rows_left_out(own_registry, folder):
+    rows = [{"text": f"t{number}", "label": number % 2} for number in range(4)]
+    write_rows(folder, "train", [*rows, {"text": "", "label": 1}])
+    task = registry.get_task(add())
+    found = list(task.render_rows("train"))
+    assert [(index, rendered.inputs, rendered.targets) for index, rendered in found] == [
+        (0, "t0", "no"), (1, "t1", "yes"), (2, "t2", "no"), (3, "t3", "yes")]
+    assert task.num_rows("train") == 5
+    assert found[0][1].choices == ("no", "yes")
+
+
+def test_rank_rows_need_a_right_choice(own_registry, folder):
+    write_rows(folder, "train", [{"text": "a", "label": 0}, {"text": "b", "label": 1}])
+    odd = PromptTemplate("Odd", "{{text}} ||| {{'no' if label else 'maybe'}}", "no ||| yes")
+    ranked = registry.get_task(add(odd))
+    assert [index for index, _ in ranked.render_rows("train")] == [1]
+    free = registry.get_task(registry.add_prompted_task(
+        "toys", "free", odd, kind="generation", role="train",
+        rows=lambda split: sources.read_rows("toys", None, split)))
+    assert [index for index, _ in free.render_rows("train")] == [0, 1]
+
+
+def test_lacking_field_is_named_with_its_row(own_registry, folder):
+    write_rows(folder, "train", [{"text": "a", "label": 0}, {"body": "b", "label": 1}])
+    with pytest.raises(InputError, match=r"(?s)'Ask'.*toys train, row 2.*missing text.*body, label"):
+        list(registry.get_task(add()).render_rows("train"))
+
+
+def test_adapted_rows(own_registry, folder):
+    write_rows(folder, "train", [{"body": "a", "right": True}])
+    task = registry.get_task(
+        add(adapt=lambda row: {"text": row["body"], "label": int(row["right"])}))
+    assert next(task.render_rows("train"))[1].targets == "yes"
+
+
+def test_unknown_names_give_the_three_nearest(own_registry):
+    for letter in "abcde":
+        add(PromptTemplate(f"ask {letter}", "a ||| b", None))
+    with pytest.raises(InputError, match=r"nearest: toys__ask_b, toys__ask_\w, toys__ask_\w$"):
+        registry.get_task("toys__ask_bb")
+    registry.add_mixture("toys", registry.task_names())
+    with pytest.raises(InputError, match=r"(?s)Unknown mixture 'toy'.*nearest: toys$"):
+        registry.mixture_tasks("toy")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"kind": "ranks"}, r"Unknown kind of a task 'ranks'(?s:.*)nearest: rank"),
+    ({"role": "seen"}, r"Unknown role of a task 'seen'"),
+    ({}, r"(?s)name toys__ask is taken.*'ASK'.*'Ask'"),
+])
+def test_bad_tasks_are_refused(own_registry, change, message):
+    if not change:
+        add()
+    with pytest.raises(InputError, match=message):
+        add(PromptTemplate("ASK", "a ||| b", None), **change)
+
+
+def test_bad_mixtures_are_refused(own_registry):
+    task = add()
+    for tasks, cap, message in (([], 1, "needs tasks"), ([task], 0, "cap"), (["x"], 1, "Unknown")):
+        with pytest.raises(InputError, match=message):
+            registry.add_mixture("toys", tasks, dataset_cap=cap)
+    registry.add_mixture("toys", [task])
+    with pytest.raises(InputError, match="taken"):
+        registry.add_mixture("toys", [task])
+
+
+def test_split_must_be_one_of_the_task(own_registry):
+    task = registry.get_task(add(splits=("validation",)))
+    with pytest.raises(InputError, match=r"(?s)no split 'train'.*validation"):
+        task.read_rows("train")
+
+
+def test_availability_follows_data_and_index(own_registry, folder):
+    task, other = add(), add(PromptTemplate("Other", "{{title}} ||| b", None))
+    registry.add_mixture("toys", [task, other])
+    assert registry.task_names() == [task, other]
+    assert registry.task_names(available_only=True) == []
+    with pytest.raises(InputError, match=r"(?s)no data for any task of mixture toys.*ELM_DATA_DIR"):
+        registry.mixture_tasks("toys")
+    write_rows(folder, "train", [{"text": "a", "label": 0}])
+    assert registry.mixture_tasks("toys") == [task, other]
+    (folder / "index.json").write_text(json.dumps([{
+        "name": "toys", "config": None, "splits": {"train": 9}, "unusable_templates": ["Other"]}]))
+    assert registry.mixture_tasks("toys") == [task]
+    assert "lack a field" in registry.describe_task(other)["unavailable"]
+
+
+def test_mixture_rates_share_the_cap_of_a_data_set(own_registry):
+    def rows(count: int) -> registry.RowReader:
+        return lambda split: [{"text": "a", "label": 0}] * count
+
+    names = [
+        registry.add_prompted_task(dataset, None, PromptTemplate(own, "a ||| b", None),
+                                   kind="generation", role="train", rows=rows(count))
+        for dataset, own, count in (("big", "x", 90), ("big", "y", 20), ("tiny", "x", 30))]
+    registry.add_mixture("all", names, dataset_cap=60)
+    assert registry.mixture_rates("all") == {"big__x": 30.0, "big__y": 20.0, "tiny__x": 30.0}
+
+
+def test_unknown_registry_module_is_one_clear_error():
+    with pytest.raises(InputError, match="no_such_module cannot be imported"):
+        registry.import_tasks(["no_such_module"])
+
+
+def test_tables_agree_with_elm_md():
+    prompts = {templates.dataset_name(dataset.name, dataset.config): len(dataset.templates)
+               for dataset in t0_train.DATASETS}
+    assert len(prompts) == 37  # ELM.md's 36, and HotpotQA in KILT's form
+    # ELM.md counts 6 prompts of hotpot_qa/fullwiki; promptsource has 8.
+    assert sum(prompts.values()) - prompts["kilt_tasks_hotpotqa"] == 296 - 6 + 8
+    assert prompts["cosmos_qa"] == 13 and prompts["trec"] == 18 and prompts["wiki_bio"] == 1
+    assert len(t0_eval.DATASETS) == 11
+    assert len(t0_eval.PUBLISHED) == 113 and len(set(t0_eval.PUBLISHED)) == 113
+    assert set(t0_eval.PUBLISHED) <= set(registry.task_names(role="unseen"))
+    assert {registry.get_task(name).kind for name in t0_eval.PUBLISHED} == {"rank"}
+    assert "imdb__sentiment_with_choices_" in registry.get_mixture("t0_train").tasks
+    assert all(registry.get_task(name).role == "train" for name in t0_train.TASKS)
+
+
+def test_unseen_data_sets_offer_no_training_rows():
+    for name in t0_eval.TASKS:
+        assert registry.get_task(name).splits == ("validation",)
+    seen = {(dataset.name, dataset.config) for dataset in t0_train.DATASETS}
+    assert not seen & {(dataset.name, dataset.config) for dataset in t0_eval.DATASETS}
+
+
+def test_own_templates_are_those_of_the_table():
+    own = {dataset.name: dataset for dataset in generative.DATASETS if dataset.name != "esnli"}
+    assert set(os.listdir(facts.TEMPLATE_FOLDER)) == set(own)
+    for name, dataset in own.items():
+        found = templates.find_templates(name, None, [facts.TEMPLATE_FOLDER])
+        assert set(found) == set(dataset.templates)
+
+
+def test_importing_the_tables_reads_nothing_and_needs_no_tensorflow(tmp_path):
+    code = (
+        "import sys, builtins\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, args: opened.append(str(args[0]))"
+        " if event == 'open' else None)\n"
+        "import elm_jax.tasks\n"
+        "from elm_jax.data import registry\n"
+        "assert len(registry.task_names()) > 400\n"
+        "assert not {'tensorflow', 'seqio', 'promptsource'} & set(sys.modules)\n"
+        "assert not [p for p in opened if p.endswith(('.yaml', '.jsonl', '.gz', 'index.json'))]\n")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path,
+                   env={**os.environ, "ELM_DATA_DIR": str(DATA)})
+
+
+@needs_data
+def test_every_pair_of_the_data_folder_is_served(monkeypatch):
+    monkeypatch.setenv("ELM_DATA_DIR", str(DATA))
+    entries = [entry for entry in json.loads((DATA / "index.json").read_text())
+               if entry["role"] != "bbh"]
+    served = {(task.dataset, task.config, task.template)
+              for task in map(registry.get_task, registry.task_names(available_only=True))}
+    for entry in entries:
+        key = (entry["name"], entry["config"])
+        if entry["templates"]:
+            usable = set(templates.find_templates(*key, [DATA]))
+            usable -= set(entry.get("unusable_templates", ()))
+            assert usable == {name for *found, name in served if tuple(found) == key}, key
+        else:
+            assert key in {found[:2] for found in served}, key
+    assert len(registry.task_names(available_only=True)) >= 282
+
+
+@needs_data
+def test_every_served_task_renders_and_is_of_its_template_s_kind(monkeypatch):
+    monkeypatch.setenv("ELM_DATA_DIR", str(DATA))
+    # The reader of whole files is replaced: some rows of each are enough.
+    monkeypatch.setattr(sources, "read_rows", lambda *name: [
+        row for row, _ in zip(sources.read_lines(sources.find_file(*name)), range(500),
+                              strict=False)])
+    names = t0_train.TASKS + t0_eval.TASKS + generative.TASKS + bigbench.TASKS
+    for name in sorted(set(names) & set(registry.task_names(available_only=True))):
+        task = registry.get_task(name)
+        for split in task.splits[-1:]:
+            assert next(task.render_rows(split), None), name
+        unlike = {"imdb__negation_template_for_positive_and_negative"}
+        assert (task.load_template().kind == task.kind) != (name in unlike), name
+
+
+@needs_data
+def test_template_that_the_rows_do_not_fit_is_a_clear_error(monkeypatch):
+    monkeypatch.setenv("ELM_DATA_DIR", str(DATA))
+    task = registry.get_task("dbpedia_14__given_a_choice_of_categories_")
+    with pytest.raises(InputError, match=r"(?s)'given_a_choice_of_categories '.*missing title"):
+        next(task.render_rows("train"))
+
+
+def test_passages_come_from_training_data_sets_only():
+    training = {(dataset.name, dataset.config) for dataset in t0_train.DATASETS}
+    assert {(field.dataset, field.config) for field in passages.PASSAGES} <= training
+    answers = {"label", "answer", "answers", "target", "summary", "question", "choices", "correct_answer"}
+    assert not answers & {name for field in passages.PASSAGES for name in field.fields}
+
+
+@needs_data
+def test_passages_hold_no_text_that_is_evaluated_on(monkeypatch):
+    monkeypatch.setenv("ELM_DATA_DIR", str(DATA))
+    found = passages.read_passages()
+    assert len(found) > 19_000
+    held = set(passages.held_out())
+    assert not held & set(found)
+    # A look at part of both, by another way: no twelve words in a row are shared.
+    unseen = [text for text in list(held)[::40] if len(text) > 60]
+    assert not pretraining.check_overlap(found[::5], unseen)
