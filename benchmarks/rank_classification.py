@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from train_step import BATCH, SMALL, SOURCE, in_turn, report
+from train_step import BATCH, SMALL, SOURCE, add_flags, in_turn, report
 
 from elm_jax.models import T5Config, T5Network
 from elm_jax.types import Params
@@ -125,7 +125,7 @@ def log_probs(logits: object, targets: object) -> np.ndarray:
 def main() -> None:
     """Parses the flags, checks that the scores agree, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="counted runs of each")
+    add_flags(parser)
     flags = parser.parse_args()
     params = jax.device_get(jax.jit(T5Network(SMALL).init)(jax.random.key(0)))
     model = transformers_model(SMALL, params)
@@ -139,7 +139,8 @@ def main() -> None:
         np.testing.assert_allclose(values, scores["elm_jax"], rtol=1e-4, atol=1e-3, err_msg=name)
     print(f"{BATCH} instances x {CHOICES} choices of up to {LENGTH} tokens, source {SOURCE}; "
           "scores agree")
-    report(in_turn(runs, flags.rounds), "transformers, full passes")
+    seconds = in_turn(runs, flags.rounds, flags.processor_time)
+    report(seconds, "transformers, full passes")
 
 
 if __name__ == "__main__":

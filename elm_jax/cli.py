@@ -90,7 +90,7 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
     demo.add_argument("--workdir", required=True, metavar="DIR")
     train = _verb(
         verbs, "train", "Trains one expert, the multitask baseline, or a small base.",
-        "elm train --gin_file gin/runs/train_prompt_expert.gin --gin.MODEL_DIR=\"'runs/ag'\" "
+        "elm train --gin_file gin/experts/prompt.gin --gin.MODEL_DIR=\"'runs/ag'\" "
         "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\" --gin.TASK=\"'ag_news__classify'\"",
         commands.train)
     _takes_gin(train)

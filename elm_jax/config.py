@@ -31,6 +31,7 @@ _BUILDERS = {name: gin.external_configurable(cls, name=name) for name, cls in CO
 # gin also takes `models/tiny.gin` for a file in a Python package `models`, and fails if any folder of
 # that name can be imported: only files are files here.
 gin.config._FILE_READERS[:] = gin.config._FILE_READERS[:1]
+_REQUIRED_LINE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*) = %(?:gin\.)?REQUIRED$", re.MULTILINE)
 _MACRO_LINE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*) = ", re.MULTILINE)
 
 
@@ -86,6 +87,11 @@ def build(name: str) -> Any:
     Raises:
         InputError: a required macro is missing, a value is out of range, a macro is not used.
     """
+    missing = _REQUIRED_LINE.findall(gin.config_str())
+    if missing:
+        raise InputError(describe("The config leaves out what it requires", where="gin config",
+                                  got=f"no {', no '.join(sorted(missing))}",
+                                  cure=f"add --gin.{sorted(missing)[0]}=..."))
     try:
         config = _BUILDERS[name]()
     except InputError:

@@ -50,7 +50,7 @@ def test_an_unknown_task_is_status_2_and_names_three(capsys):
 
 def test_an_unused_macro_is_status_2_with_the_nearest(capsys, world, tmp_path):
     status, _, err = run(
-        capsys, "train", "--gin_file", "gin/runs/train_prompt_expert.gin",
+        capsys, "train", "--gin_file", "gin/experts/prompt.gin",
         f"--gin.MODEL_DIR='{tmp_path / 'run'}'", f"--gin.INITIAL_CHECKPOINT_PATH='{world.base.path}'",
         f"--gin.TASK='{tiny.TOPIC}'", "--gin.BATCHSIZE=4")
     assert status == 2 and "BATCHSIZE is set but nothing uses it" in err
@@ -64,15 +64,16 @@ def test_an_unused_macro_is_status_2_with_the_nearest(capsys, world, tmp_path):
 ])
 def test_a_wrong_binding_is_status_2(capsys, world, tmp_path, binding, words):
     status, _, err = run(
-        capsys, "train", "--gin_file", "runs/train_prompt_expert.gin",
+        capsys, "train", "--gin_file", "experts/prompt.gin",
         f"--gin.MODEL_DIR='{tmp_path / 'run'}'", f"--gin.INITIAL_CHECKPOINT_PATH='{world.base.path}'",
         f"--gin.TASK='{tiny.TOPIC}'", f"--gin.{binding}")
     assert status == 2 and words in err and "Traceback" not in err and not (tmp_path / "run").exists()
 
 
 def test_a_missing_macro_is_status_2(capsys):
-    status, _, err = run(capsys, "train", "--gin_file", "runs/train_prompt_expert.gin")
-    assert status == 2 and "elm train:" in err and "Traceback" not in err
+    status, _, err = run(capsys, "train", "--gin_file", "experts/prompt.gin")
+    assert status == 2 and "no INITIAL_CHECKPOINT_PATH, no MODEL_DIR, no TASK" in err
+    assert "Traceback" not in err
 
 
 def test_library_route_merge_evaluate(capsys, world, tmp_path):

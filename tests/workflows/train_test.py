@@ -43,7 +43,7 @@ def test_the_card_says_what_was_done(world):
     assert (card.kind, card.form, card.dataset) == ("prompt", "adapter", "mini_topic")
     assert card.training["steps"] == 3 and card.training["examples"] == 600
     assert card.base["fingerprint"] == trees.fingerprint(world.base.params)
-    assert card.templates == ("about_what",)
+    assert card.templates == ("about what",)
 
 
 def test_a_finished_run_is_not_trained_again(world):
@@ -75,7 +75,7 @@ def test_prepared_arrays_of_another_vocabulary_are_refused(world):
 
 def write_vocabulary(folder):
     path = folder / "other.model"
-    train_vocabulary(["another text of quite other words", "to be cut into pieces"] * 20, path, 40, seed=0)
+    train_vocabulary(["another text of quite other words", "to be cut into pieces"] * 20, path, 24, seed=0)
     return path
 
 
