@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from elm_jax import storage
@@ -25,9 +27,16 @@ class ReportOutcome:
     def print_table(self, console: Console) -> None:
         """Prints the study's table."""
         grid = report.results_grid(self.table)
-        table = Table(*grid["columns"], title="percent; last column: paired difference, 95% interval")
-        for row in grid["rows"]:
-            table.add_row(*row)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False,
+                      title="percent; last column: paired difference, 95% interval")
+        for number, name in enumerate(grid["columns"]):
+            outer = number in (0, len(grid["columns"]) - 1)
+            table.add_column(name, justify="right" if number else "left", no_wrap=outer,
+                             overflow="fold", width=None if outer else 6)
+        for name, *values in grid["rows"]:
+            table.add_row(name.split(" (")[0], *values)
+        natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+        console.width = max(console.width, natural)  # a narrower one would cut numbers
         console.print(table)
         for line in (*report.summary(self.table), report.own_grids(self.table)[2]):
             console.print(line)
