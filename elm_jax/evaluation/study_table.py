@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from elm_jax.errors import InputError, describe
+from elm_jax.evaluation.metrics import Z95
 
-Z95 = 1.959963984540054
 SPLIT_SEED = 0
 SINGLE_VARIANCE = 1.0
 """Of one instance's value, whose variance cannot be estimated: more than any fraction can have."""
