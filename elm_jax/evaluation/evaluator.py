@@ -18,11 +18,10 @@ from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.evaluation import generate, metrics, rank
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
-from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Params
 
-__all__ = ["EvaluationSettings", "ResultsStore", "TaskResult", "compiled_programs", "evaluate_task"]
+__all__ = ["EvaluationSettings", "ResultsStore", "TaskResult", "evaluate_task"]
 
 CHOICE_TOKEN_COST = 4
 """What a token of a choice counts in the token budget: its logits are as long as the vocabulary."""
@@ -252,8 +251,3 @@ def _shape_of(length: int, choices: Sequence[np.ndarray] | None, settings: Evalu
 
 def _power_of_two(value: int, smallest: int) -> int:
     return max(smallest, 1 << (value - 1).bit_length())
-
-
-def compiled_programs() -> int:
-    """How many scoring and decoding programs this process holds."""
-    return rank.score_choices._cache_size() + greedy._cache_size()

@@ -1,6 +1,6 @@
-"""Metrics with their 95% intervals. All values are fractions, 0 to 1; differences are -1 to 1.
+"""Metrics with their 95% intervals. All values are fractions, 0 to 1.
 
-A share has Wilson's interval; means and paired differences have the normal approximation's.
+A share has Wilson's interval; a mean has the normal approximation's.
 """
 
 import dataclasses
@@ -67,38 +67,6 @@ def mean_with_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, len(values))
 
 
-def paired_difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
-    """Mean of ``values - others``, instance by instance, with the normal interval of that mean.
-
-    Args:
-        values: f64[n], one an instance.
-        others: f64[n], of the same instances in the same order.
-
-    Raises:
-        InputError: no instance, or two numbers of instances.
-    """
-    return mean_with_interval(_differences(values, others, "paired_difference"))
-
-
-def macro_paired_difference(tasks: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Estimate:
-    """Mean over tasks of each task's paired difference; every task counts the same.
-
-    The instances of each task are a stratum of their own: the variance is the sum of the tasks'
-    variances over the square of their number, and the interval is normal.
-
-    Args:
-        tasks: (values, others) of each, as `paired_difference` takes them.
-
-    Raises:
-        InputError: no task, or one whose pairs do not fit.
-    """
-    pairs = [_differences(values, others, f"task {number}")
-             for number, (values, others) in enumerate(tasks)]
-    mean = float(_values([pair.mean() for pair in pairs], "tasks").mean())
-    half = Z95 * math.sqrt(sum(_variance_of_mean(pair) for pair in pairs)) / len(pairs)
-    return Estimate(mean, mean - half, mean + half, sum(len(pair) for pair in pairs))
-
-
 def rouge_l(prediction: str, target: str) -> float:
     """ROUGE-L F1 with Porter stemming, by the rouge_score package.
 
@@ -120,14 +88,6 @@ def _values(values: Sequence[float], where: str) -> np.ndarray:
         raise InputError(describe("A metric needs one value an instance", where=where,
                                   got=f"shape {array.shape}", expected="at least one instance"))
     return array
-
-
-def _differences(values: Sequence[float], others: Sequence[float], where: str) -> np.ndarray:
-    left, right = _values(values, where), _values(others, where)
-    if left.shape != right.shape:
-        raise InputError(describe("Only values of the same instances can be compared", where=where,
-                                  got=f"{len(left)} and {len(right)} instances"))
-    return left - right
 
 
 def _variance_of_mean(values: np.ndarray) -> float:

@@ -7,12 +7,13 @@ every row can be compared with every other instance by instance. Values are frac
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.metrics import Z95
+from elm_jax.evaluation.metrics import Z95, Estimate
 
 SPLIT_SEED = 0
 SINGLE_VARIANCE = 1.0
@@ -36,19 +37,6 @@ class Cell:
     metric: str
     dataset: str
     chance: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95% interval (normal approximation over instances)."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, float]:
-        """JSON form."""
-        return dataclasses.asdict(self)
 
 
 Matrix = Mapping[tuple[str, str], Cell]
@@ -198,7 +186,7 @@ def macro_mean(row: Row) -> Estimate:
     The prompts of a data set share their instances, so the variance is that of the instances' means.
     """
     if not row:
-        return Estimate(math.nan, math.nan, math.nan)
+        return Estimate(math.nan, math.nan, math.nan, 0)
     prompts: dict[str, list[float]] = {}
     for cell in row.values():
         prompts.setdefault(cell.dataset, []).append(float(cell.values.mean()))
@@ -225,7 +213,7 @@ def _interval(value: float, instances: Mapping[str, np.ndarray]) -> Estimate:
     variance = sum(values.var(ddof=1) / len(values) if len(values) > 1 else SINGLE_VARIANCE
                    for values in instances.values()) / len(instances) ** 2
     half = Z95 * math.sqrt(variance)
-    return Estimate(value, value - half, value + half)
+    return Estimate(value, value - half, value + half, sum(map(len, instances.values())))
 
 
 def chance_of(row: Row) -> float:
@@ -296,9 +284,9 @@ def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
         unseen = select(row, facts["unseen_tasks"], "accuracy")
         table.append({
             "name": name,
-            "values": {column: macro_mean(select(row, tasks, metric)).to_dict()
+            "values": {column: asdict(macro_mean(select(row, tasks, metric)))
                        for column, (tasks, metric) in groups.items()},
-            "difference": paired_difference(unseen, baseline).to_dict(),
+            "difference": asdict(paired_difference(unseen, baseline)),
         })
     chance = {column: chance_of(select(rows["base"], tasks, metric)) if metric == "accuracy" else None
               for column, (tasks, metric) in groups.items()}
@@ -326,14 +314,14 @@ def own_tasks(facts: Mapping[str, Any], matrix: Matrix) -> list[dict[str, Any]]:
             difference = paired_difference(own, base)
             found.append({
                 "expert": expert["id"], "kind": "prompt", "task": task, "metric": own[task].metric,
-                "value": macro_mean(own).to_dict(), "base": macro_mean(base).to_dict(),
-                "difference": difference.to_dict(), "chance": own[task].chance,
+                "value": asdict(macro_mean(own)), "base": asdict(macro_mean(base)),
+                "difference": asdict(difference), "chance": own[task].chance,
                 "beats_base": difference.low > 0})
             continue
         for task in expert["tasks"]:
             own = {task: cell_of(matrix, expert["id"], task)}
             found.append({
                 "expert": expert["id"], "kind": expert["kind"], "task": task,
-                "metric": own[task].metric, "value": macro_mean(own).to_dict(),
+                "metric": own[task].metric, "value": asdict(macro_mean(own)),
                 "chance": own[task].chance})
     return found

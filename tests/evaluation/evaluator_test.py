@@ -21,7 +21,9 @@ from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError
 from elm_jax.evaluation import evaluator, rank
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
+from elm_jax.evaluation.rank import score_choices
 from elm_jax.evaluation.results import TaskResult
+from elm_jax.models.decode import greedy
 
 SETTINGS = EvaluationSettings(
     source_length=24, max_new_tokens=6, tokens_per_batch=512, source_buckets=(12, 64),
@@ -198,12 +200,16 @@ def _counts(split: PreparedSplit, choices: list | None, data_axis: int) -> list[
     return list(counts.items())
 
 
+def _compiled_programs() -> int:
+    return score_choices._cache_size() + greedy._cache_size()
+
+
 def test_a_second_model_compiles_nothing(ranked: TaskResult, generated: TaskResult) -> None:
     splits = split_of(rank_rows(), "rank"), split_of(generation_rows(), "generation")
-    before = evaluator.compiled_programs()
+    before = _compiled_programs()
     other = parameters(NETWORK, 1)
     found = [evaluate(split, ONE_SHAPE, params=other) for split in splits]
-    assert evaluator.compiled_programs() == before
+    assert _compiled_programs() == before
     assert found[0].predictions != ranked.predictions
     assert found[1].predictions != generated.predictions
 

@@ -1,0 +1,80 @@
+"""What every format reads into and is written from: a model whose tensors come one at a time.
+
+Each format (hf, t5x, elm) has a reader that gives a `Model` and a writer that takes one, so that n
+formats need 2n pieces, not n². Tensors carry this program's leaf names and shapes; a reader turns its
+own names, transpositions and stacked layers into them when a tensor is asked for, and never earlier.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from elm_jax.models.t5_config import T5Config
+
+Index = tuple[slice, ...]
+"""A part of a tensor, a slice a dimension."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a tensor, as it lies on disk; the dtype has numpy's or ml_dtypes' name."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a leaf lies in a foreign checkpoint.
+
+    Attributes:
+        name: the tensor's name there.
+        transposed: whether its two dimensions are swapped against this program's.
+        layer: place in a tensor that stacks all layers; None if the tensor is the leaf's own.
+    """
+
+    name: str
+    transposed: bool = False
+    layer: int | None = None
+
+
+class Tensors(Protocol):
+    """Tensors of a checkpoint by this program's leaf paths, in this program's orientation.
+
+    Attributes:
+        specs: of every leaf, known without reading contents.
+        origins: where each leaf comes from.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    origins: Mapping[str, Origin]
+
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """A whole leaf, or a part of it (of the leaf, not of what lies on disk), in its own dtype."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A full model, its tensors not yet read.
+
+    Attributes:
+        kind: format that it was read from: ``hf``, ``t5x`` or ``elm``.
+        where: its folder, for errors and reports.
+        config: its network.
+        tensors: every leaf of that network, and no other.
+        vocabulary: serialized SentencePiece model, None if the folder carries none.
+        facts: what a format wants back when it is written again (Hugging Face's config fields that
+            this program has no use for, the step of a T5X checkpoint); JSON-ready.
+        notes: what the reader assumed or left out, a sentence each, for the report.
+    """
+
+    kind: str
+    where: str
+    config: T5Config
+    tensors: Tensors
+    vocabulary: bytes | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
