@@ -4,7 +4,6 @@ Buckets have no atomic rename, so nothing relies on one: a folder is whole when,
 commit marker, written last, is there. `begin` removes the marker before anything else is touched.
 """
 
-import errno
 import json
 import os
 from collections.abc import Iterator
@@ -17,10 +16,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from elm_jax import trees
-from elm_jax.errors import InputError, RunError, describe
+from elm_jax.errors import ElmError, InputError, RunError, describe
 from elm_jax.types import Params
 
 MARKER = "COMMITTED.json"
+_REFUSED_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted",
+                  "read-only file system", "permission denied")
 PathLike = str | os.PathLike
 
 
@@ -36,21 +37,30 @@ def is_local(path: PathLike) -> bool:
 
 @contextmanager
 def guard_writes(path: PathLike) -> Iterator[None]:
-    """Turns a full or read-only disk into one clear RunError that names the path."""
+    """Turns a full, read-only or unusable place into one clear RunError that names the path.
+
+    Orbax and TensorStore report such a disk as a ValueError or RuntimeError with the system's words in it.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-            raise RunError(
-                describe(
-                    "Cannot write",
-                    where=path,
-                    got=os.strerror(error.errno),
-                    cure="free space or choose another folder, then start again: "
-                    "what was committed before is kept",
-                )
-            ) from error
-        raise
+    except Exception as error:
+        if not _is_refused_write(error):
+            raise
+        raise RunError(
+            describe(
+                "Cannot write",
+                where=path,
+                got=str(error)[:300],
+                cure="free space or choose another folder, then start again: "
+                "what was committed before is kept",
+            )
+        ) from error
+
+
+def _is_refused_write(error: Exception) -> bool:
+    if isinstance(error, ElmError):
+        return False
+    return isinstance(error, OSError) or any(words in str(error).lower() for words in _REFUSED_WORDS)
 
 
 def read_text(path: PathLike) -> str:
@@ -243,21 +253,27 @@ def restore_tree(folder: PathLike, like: Params | None = None) -> Params:
     if not folder.exists():
         raise InputError(describe("There are no weights here", where=folder))
     folder = folder.resolve() if is_local(folder) else folder
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            on_disk = checkpointer.metadata(folder).item_metadata.tree
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            describe("The weights cannot be read", where=folder, got=str(error)[:300])
-        ) from error
+    with guard_reads(folder), ocp.PyTreeCheckpointer() as checkpointer:
+        on_disk = checkpointer.metadata(folder).item_metadata.tree
     if like is None:
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), on_disk)
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with guard_reads(folder), ocp.PyTreeCheckpointer() as checkpointer:
             return checkpointer.restore(folder, restore_args=restore_args)
     difference = trees.first_difference(on_disk, like)
     if difference:
         raise InputError(
             describe("The weights do not fit", where=folder, got=f"leaf {difference} (disk against wanted)")
         )
-    with ocp.StandardCheckpointer() as checkpointer:
+    with guard_reads(folder), ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder, like)
+
+
+@contextmanager
+def guard_reads(path: PathLike) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise for missing or damaged files into one InputError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(describe(
+            "The weights cannot be read", where=path, got=str(error)[:300],
+            cure="files are missing or damaged: fetch or write them again")) from error

@@ -6,12 +6,15 @@ explanation, a summary, or a row of an unseen or generative data set.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from elm_jax.tasks import bigbench, t0_eval, t0_train
+from elm_jax.tasks import bigbench, generative, t0_eval, t0_train
 
 from elm_jax.data import pretraining, sources, templates
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +47,29 @@ PASSAGES = (
 
 
 def candidates() -> Iterator[str]:
-    """Raw passages of all data sets of the table that have train rows below the data folder."""
+    """Raw passages of all data sets of the table that have train rows below the data folder.
+
+    Those that have none are named in the log: a base of other passages is another base.
+    """
+    missing = []
     for field in PASSAGES:
         if sources.find_file(field.dataset, field.config, "train") is not None:
             yield from sources.read_passages(field.dataset, field.config, field.fields)
+        else:
+            missing.append(field.name)
+    if missing:
+        logger.warning("no passages of %s: the data folder has no train rows of them", ", ".join(missing))
 
 
 def held_out() -> Iterator[str]:
     """Texts of every row that anything is evaluated on, as far as there are data.
 
-    These are all rows of the unseen and BIG-bench data sets, and the validation rows of the training
-    data sets.
+    These are all rows of the unseen, generative and BIG-bench data sets, and the validation rows of the
+    training data sets.
     """
     held = [(dataset.name, dataset.config, split)
             for datasets, splits in ((t0_eval.DATASETS, ("train", "validation")),
+                                     (generative.DATASETS, ("train", "validation", "test")),
                                      (t0_train.DATASETS, ("validation",)))
             for dataset in datasets for split in splits]
     held += [("bigbench", task, "test") for task in bigbench.RANKED + bigbench.GENERATED]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import re
 from typing import Any
 
 from elm_jax.errors import InputError, describe
@@ -9,6 +10,7 @@ from elm_jax.errors import InputError, describe
 SCHEMA_VERSION = 1
 KINDS = ("prompt", "dataset", "multitask", "merged")
 FORMS = ("adapter", "full")
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,10 @@ class ExpertCard:
         object.__setattr__(self, "tasks", tuple(self.tasks))
         object.__setattr__(self, "templates", tuple(self.templates))
         object.__setattr__(self, "parents", tuple(self.parents))
-        if not self.id or "/" in self.id:
-            raise InputError(describe("An expert's id is a file name", got=repr(self.id)))
+        if not isinstance(self.id, str) or not _ID.fullmatch(self.id):
+            raise InputError(describe("An expert's id becomes a folder's name", got=repr(self.id),
+                                      expected="letters, digits and _ . + - only, the first a letter, "
+                                               "a digit or _, at most 200"))
         if self.kind not in KINDS:
             raise InputError(describe("Unknown kind of expert", where=self.id, got=self.kind, expected=KINDS))
         if self.form not in FORMS:

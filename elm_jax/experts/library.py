@@ -6,6 +6,7 @@ so that an interrupted change leaves the library as it was.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from elm_jax.experts.overlay import Expert, copy_expert, load_expert
 from elm_jax.routing.embed import Encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
+
+_KEYS = re.compile(r"\d{6,}")
 
 SCHEMA_VERSION = 1
 
@@ -57,6 +60,9 @@ class ExpertLibrary:
         """
         path = storage.as_path(path)
         facts = storage.read_json(path / "library.json", kind="library", schema_version=SCHEMA_VERSION)
+        if facts["keys"] is None or not _KEYS.fullmatch(str(facts["keys"])):  # becomes a path
+            raise InputError(describe("The library's keys have no valid name", where=path / "library.json",
+                                      got=repr(facts["keys"]), expected="six digits"))
         encoder = encoder or load_encoder(facts["encoder"], path / "encoder")
         index = KeyIndex.open(path / "keys" / facts["keys"], encoder)
         instances = storage.read_jsonl(path / "keys" / facts["keys"] / "instances.jsonl")
@@ -141,7 +147,7 @@ class ExpertLibrary:
         for expert_id, entry in self.entries.items():
             try:
                 card = self.load(expert_id).card
-            except InputError as error:
+            except InputError as error:  # also of damaged files
                 faults.append(f"{expert_id}: {error}")
                 continue
             if card != entry.card:

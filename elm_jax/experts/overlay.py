@@ -59,10 +59,14 @@ def initial_overlay(
     if form == "full":
         return base.config, base.params, {}
     config = base.config.with_adapter(adapter or AdapterConfig())
-    fresh = T5Network(config).init(jax.random.key(seed))
-    adapters, _ = trees.split(fresh, is_adapter_leaf)
+    adapters = _fresh_adapters(T5Network(config), seed)
     overlay, frozen = trees.split(trees.merge(base.params, adapters), trained_leaves(form, train_norms))
     return config, overlay, frozen
+
+
+def _fresh_adapters(network: T5Network, seed: int) -> Params:
+    """Adapters alone: compiled as one program, the network's other leaves are never made."""
+    return jax.jit(lambda rng: trees.split(network.init(rng), is_adapter_leaf)[0])(jax.random.key(seed))
 
 
 def resolve(base: Base, expert: Expert | None) -> tuple[T5Network, Params]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from elm_jax.models.adapter import Adapter
 from elm_jax.models.attention import Attention, KeysValues
 from elm_jax.models.layers import (
+    LOGITS_PRECISION,
     MASKED,
     Dense,
     Dropout,
@@ -219,7 +220,8 @@ class Decoder(nn.Module):
         self.dropout = Dropout(self.config.dropout_rate)
         if not self.config.logits_via_embedding:
             self.logits_dense = Dense(
-                self.config.vocab_size, ("embed", "vocab"), jnp.dtype("float32")
+                self.config.vocab_size, ("embed", "vocab"), jnp.dtype("float32"),
+                precision=LOGITS_PRECISION,
             )
 
     def __call__(

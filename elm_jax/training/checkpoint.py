@@ -5,7 +5,6 @@ buckets work); ``<step>/COMMITTED.json``, written after it, says that the step i
 the facts of the run. The frozen base is not part of a checkpoint.
 """
 
-import errno
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -23,7 +22,6 @@ from elm_jax.training.state import TrainState
 _LOG = logging.getLogger(__name__)
 _SCHEMA_VERSION = 1
 _STATE = "state"
-_FULL = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted")
 
 
 class Checkpoints:
@@ -88,7 +86,7 @@ class Checkpoints:
         step = int(state.step)
         target = self.folder / str(step)
         leaves = _leaf_facts(state)
-        with self._guard(target):
+        with storage.guard_writes(target):
             if jax.process_index() == 0:
                 storage.begin(target)
             _barrier(f"begin checkpoint {step}")
@@ -121,7 +119,8 @@ class Checkpoints:
         source = self.folder / str(steps[-1])
         self._check(source, like)
         _LOG.info("Restoring step %d from %s", steps[-1], source)
-        return self._checkpointer.restore(source / _STATE, args=ocp.args.StandardRestore(like))
+        with storage.guard_reads(source):
+            return self._checkpointer.restore(source / _STATE, args=ocp.args.StandardRestore(like))
 
     def _check(self, source: epath.Path, like: TrainState) -> None:
         marker = storage.read_json(
@@ -144,7 +143,7 @@ class Checkpoints:
 
     def _finish(self, target: epath.Path, leaves: dict[str, str]) -> None:
         """In the thread: waits for Orbax, writes the marker, drops old checkpoints."""
-        with self._guard(target):
+        with storage.guard_writes(target):
             self._checkpointer.wait_until_finished()
             if jax.process_index() != 0:
                 return
@@ -154,34 +153,6 @@ class Checkpoints:
             )
             for step in self.steps()[: -self.keep]:
                 storage.remove(self.folder / str(step))
-
-    def _guard(self, target: epath.Path) -> "_SaveGuard":
-        return _SaveGuard(target)
-
-
-class _SaveGuard:
-    """Turns whatever a full disk looks like, through Orbax and TensorStore, into a RunError."""
-
-    def __init__(self, target: epath.Path) -> None:
-        self._target = target
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not isinstance(error, Exception) or isinstance(error, RunError):
-            return
-        number = getattr(error, "errno", None)
-        text = str(error).lower()
-        known = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-        if known or any(word in text for word in _FULL) or isinstance(error, OSError):
-            raise RunError(
-                describe("Cannot write the checkpoint", where=self._target, got=str(error)[:300],
-                         cure="free space, then start again: earlier checkpoints are kept")
-            ) from error
 
 
 def _barrier(name: str) -> None:

@@ -39,7 +39,7 @@ def merge(
     experts = list(experts)
     if len(experts) < 2:
         raise InputError(describe("Merging needs two or more experts", got=len(experts)))
-    check_one_base_and_form(experts)
+    check_alike(experts)
     methods.check_mergeable({_unique_name(e, n): trees.flatten(e.overlay) for n, e in enumerate(experts)})
     weights = methods.normalised_weights(weights, len(experts))
     overlay = methods.get_method(method)([trees.flatten(e.overlay) for e in experts], weights)
@@ -50,22 +50,29 @@ def merge(
     return merged
 
 
-def check_one_base_and_form(experts: Sequence[Expert]) -> None:
-    """Raises InputError if two experts have unlike bases, or one is adapters and one is all leaves."""
+def check_alike(experts: Sequence[Expert]) -> None:
+    """Raises InputError if two experts have unlike bases, kinds or networks."""
     first = experts[0].card
-    for other in (expert.card for expert in experts[1:]):
+    for expert in experts[1:]:
+        other = expert.card
         for what, left, right in (("base", first.base["fingerprint"], other.base["fingerprint"]),
-                                  ("kind (form of overlay)", first.form, other.form)):
+                                  ("kind", _kind(first), _kind(other)),
+                                  ("network", first.network, other.network)):
             if left != right:
                 raise InputError(describe(
                     f"Experts of unlike {what} cannot be merged", where=f"{first.id} and {other.id}",
-                    got=f"{left} and {right}", expected="the same for all",
-                    cure=_first_leaf(experts[0], next(e for e in experts if e.card is other))))
+                    got=f"{left} and {right} ({_first_leaf(experts[0], expert)})",
+                    expected="the same for all"))
 
 
-def _first_leaf(a: Expert, b: Expert) -> str | None:
+def _kind(card: ExpertCard) -> str:
+    """The kind, and of a merged expert that of its parents, which are all of one."""
+    return card.parents[0]["kind"] if card.kind == "merged" and card.parents else card.kind
+
+
+def _first_leaf(a: Expert, b: Expert) -> str:
     difference = trees.first_difference(a.overlay, b.overlay)
-    return f"first differing leaf: {difference}" if difference else None
+    return f"first differing leaf: {difference}" if difference else "their leaves have equal names and shapes"
 
 
 def _unique_name(expert: Expert, number: int) -> str:
@@ -81,5 +88,5 @@ def _card(experts: Sequence[Expert], method: str, weights: Sequence[float],
         kind="merged", form=first.form, base=dict(first.base), network=dict(first.network),
         tasks=tuple(dict.fromkeys(task for expert in experts for task in expert.card.tasks)),
         dataset=datasets.pop() if len(datasets) == 1 else None, method=method,
-        parents=tuple({"id": expert.card.id, "kind": expert.card.kind, "weight": float(weight)}
+        parents=tuple({"id": expert.card.id, "kind": _kind(expert.card), "weight": float(weight)}
                       for expert, weight in zip(experts, weights, strict=True)))

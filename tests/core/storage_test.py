@@ -109,6 +109,37 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
 
 
+def test_a_full_disk_under_orbax_is_one_clear_error_too(tmp_path):
+    """Orbax reports it as a ValueError of its own."""
+    program = (
+        "import resource, signal, sys\n"
+        "import numpy as np\n"
+        "from elm_jax import storage\n"
+        "from elm_jax.errors import RunError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))\n"
+        "values = np.random.default_rng(0).normal(size=(300, 300))\n"
+        "try:\n"
+        f"    storage.save_tree({str(tmp_path / 'weights')!r}, {{'a': values}})\n"
+        "except RunError as error:\n"
+        "    print(error)\n")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.stdout.startswith("Cannot write") and str(tmp_path) in result.stdout, result.stderr[-2000:]
+
+
+def test_damaged_weights_are_one_clear_error(tmp_path):
+    values = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
+    storage.save_tree(tmp_path / "weights", {"a": values})
+    largest = max((path for path in (tmp_path / "weights").rglob("*") if path.is_file()),
+                  key=lambda path: path.stat().st_size)
+    assert largest.stat().st_size > 100_000
+    with open(largest, "rb+") as file:
+        file.truncate(1000)
+    for like in (None, {"a": jax.ShapeDtypeStruct((300, 300), np.float32)}):
+        with pytest.raises(InputError, match="The weights cannot be read"):
+            storage.restore_tree(tmp_path / "weights", like)
+
+
 def test_read_only_place_is_a_run_error(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise OSError(28, "No space left on device")

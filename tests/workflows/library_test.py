@@ -1,5 +1,8 @@
 """The library: add and remove are inverse, an interrupted change leaves it as it was."""
 
+import dataclasses
+import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -61,6 +64,28 @@ def test_damage_is_found(library):
     shutil.rmtree(library.path / "experts" / tiny.TOPIC / "weights")
     faults = ExpertLibrary.open(library.path).verify()
     assert len(faults) == 1 and tiny.TOPIC in faults[0]
+
+
+def test_a_truncated_file_is_found(library):
+    files = pathlib.Path(library.path / "experts" / tiny.TOPIC / "weights").rglob("*")
+    largest = max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
+    with open(largest, "rb+") as file:
+        file.truncate(largest.stat().st_size // 2)
+    faults = ExpertLibrary.open(library.path).verify()
+    assert len(faults) == 1 and tiny.TOPIC in faults[0]
+
+
+@pytest.mark.parametrize("expert_id", ["..", ".", "a/b", "", "a\\b", "-x", "x" * 201])
+def test_an_id_that_would_leave_its_folder_is_refused(world, expert_id):
+    with pytest.raises(InputError, match="becomes a folder's name"):
+        dataclasses.replace(world.topic.card, id=expert_id)
+
+
+def test_keys_that_would_leave_their_folder_are_refused(library):
+    facts = json.loads((library.path / "library.json").read_text())
+    (library.path / "library.json").write_text(json.dumps({**facts, "keys": "../experts"}))
+    with pytest.raises(InputError, match="no valid name"):
+        ExpertLibrary.open(library.path)
 
 
 def test_the_same_expert_twice_and_an_unknown_one_are_refused(world, library):

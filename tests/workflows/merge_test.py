@@ -49,6 +49,19 @@ def test_experts_of_unlike_bases_are_refused(world):
         merge([world.topic, other])
 
 
+def test_experts_of_unlike_kinds_and_networks_are_refused(world):
+    def changed(**changes):
+        return dataclasses.replace(world.dataset, card=dataclasses.replace(world.dataset.card, **changes))
+
+    with pytest.raises(InputError, match=r"unlike kind(.|\n)*dataset and multitask"):
+        merge([world.dataset, changed(kind="multitask")])
+    network = {**world.dataset.card.network, "relative_attention_max_distance": 64}
+    with pytest.raises(InputError, match="unlike network"):
+        merge([world.dataset, changed(network=network)])
+    merged = merge([world.dataset, world.dataset])
+    assert merge([merged, world.dataset]).card.parents[0]["kind"] == "dataset"
+
+
 def test_adapters_of_unlike_width_are_refused_by_leaf(world, tmp_path):
     wide = tiny.make_expert(world.base, tmp_path / "x", adapter_bottleneck=8,
                             prepared_dir=str(world.folder / "prepared"))
