@@ -62,7 +62,7 @@ def train(arguments: argparse.Namespace) -> int:
     """`elm train`: an expert, or a base if the config binds ``pretrain``."""
     counter = run_record.CompileCounter()
     config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
-    name = "pretrain" if config_lib.is_bound("pretrain") else "train"
+    name = "pretrain" if config_lib.is_bound("pretrain.model_dir") else "train"
     config = config_lib.build(name)
     folder = storage.as_path(config.model_dir)
     storage.write_text(folder / "config.gin", config_lib.operative())

@@ -2,12 +2,12 @@
 
 The workflows know nothing of gin. This module registers their config dataclasses under short names,
 reads the user's files and bindings, builds a config with no arguments given in Python (they would
-override gin silently), and refuses macros that nothing used.
+override gin silently), and refuses bindings that nothing used.
 """
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gin
@@ -32,7 +32,9 @@ _BUILDERS = {name: gin.external_configurable(cls, name=name) for name, cls in CO
 # that name can be imported: only files are files here.
 gin.config._FILE_READERS[:] = gin.config._FILE_READERS[:1]
 _REQUIRED_LINE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*) = %(?:gin\.)?REQUIRED$", re.MULTILINE)
-_MACRO_LINE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*) = ", re.MULTILINE)
+_MACRO = "gin.macro"
+Binding = tuple[str, str, str]
+"""Scope (``prompt``, or none), selector of the configurable, parameter; a macro is its own scope."""
 
 
 def search_paths(extra: Sequence[str] = ()) -> list[str]:
@@ -77,15 +79,15 @@ def strip_root(file: str) -> str:
 
 
 def is_bound(name: str) -> bool:
-    """Whether the parsed config binds any parameter of the configurable `name`."""
-    return re.search(rf"^(?:[\w/]+/)?{re.escape(name)}\.\w+ =", gin.config_str(), re.MULTILINE) is not None
+    """Whether the parsed config binds the parameter `name`, e.g. ``pretrain.model_dir``."""
+    return any(_spelled(binding) == name for binding in _given())
 
 
 def build(name: str) -> Any:
-    """Builds one config from what was parsed, then refuses unused macros.
+    """Builds one config from what was parsed, then refuses unused bindings.
 
     Raises:
-        InputError: a required macro is missing, a value is out of range, a macro is not used.
+        InputError: a required macro is missing, a value is out of range, a binding is not used.
     """
     missing = _REQUIRED_LINE.findall(gin.config_str())
     if missing:
@@ -99,20 +101,54 @@ def build(name: str) -> Any:
     except (ValueError, RuntimeError, TypeError) as error:
         raise InputError(describe("The config is not complete or not valid", where=name,
                                   got=str(error).strip().split("\n")[0])) from error
-    check_macros()
+    check_bindings()
     return config
 
 
-def check_macros() -> None:
-    """Raises InputError if a macro is set that nothing used: gin would ignore it silently."""
-    given = set(_MACRO_LINE.findall(gin.config_str()))
-    used = set(_MACRO_LINE.findall(gin.operative_config_str()))
-    for macro in sorted(given - used):
-        near = nearest_names(macro, used)
+def check_bindings() -> None:
+    """Raises InputError if a macro or a parameter is bound that nothing used: gin would ignore it silently.
+
+    Unused is a macro that no value names, a parameter of something that was not built (another verb's
+    config, a misspelt scope), and one that every scope that was built binds again.
+    """
+    used = set(_used())
+    for binding in sorted(set(_given()) - used, key=lambda binding: (binding[1] != _MACRO, binding)):
+        is_macro = binding[1] == _MACRO
+        names = {_spelled(other) for other in used if (other[1] == _MACRO) == is_macro}
+        near = nearest_names(_spelled(binding), names)
         raise InputError(describe(
-            f"{macro} is set but nothing uses it", where="gin config",
-            expected=f"a macro that the config reads; nearest: {', '.join(near)}",
+            f"{_spelled(binding)} is set but nothing uses it", where="gin config",
+            expected=f"a {'macro' if is_macro else 'parameter'} that the config reads; "
+            f"nearest: {', '.join(near)}",
             cure=f"Did you mean {near[0]}?" if near else None))
+
+
+def _given() -> Iterator[Binding]:
+    """Every binding that was parsed."""
+    for (scope, selector), values in gin.config._CONFIG.items():
+        yield from ((scope, selector, name) for name in values)
+
+
+def _used() -> Iterator[Binding]:
+    """The bindings whose values came into what was built: of several scopes, the innermost that binds."""
+    given = set(_given())
+    for (scope, selector), values in gin.config._OPERATIVE_CONFIG.items():
+        parts = scope.split("/") if scope else []
+        scopes = ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
+        for name in values:
+            candidates = ((outer, selector, name) for outer in scopes)
+            winner = next((binding for binding in candidates if binding in given), None)
+            if winner is not None:
+                yield winner
+
+
+def _spelled(binding: Binding) -> str:
+    """A binding's name as a user writes it: ``MACRO``, or ``scope/configurable.parameter``."""
+    scope, selector, name = binding
+    if selector == _MACRO:
+        return scope
+    short = gin.config._REGISTRY.minimal_selector(selector)
+    return f"{scope}/{short}.{name}" if scope else f"{short}.{name}"
 
 
 def operative() -> str:

@@ -1,6 +1,10 @@
 """Checks of config values that every workflow shares."""
 
+import math
+import types
+import typing
 from collections.abc import Iterable
+from typing import Any
 
 from elm_jax.errors import InputError, describe, unknown_name
 
@@ -16,6 +20,57 @@ def check_positive(**values: int | float | None) -> None:
         if value <= 0:
             raise InputError(describe("Config value is out of range", where=name, got=value,
                                       expected="a number above 0"))
+
+
+def check_range(name: str, value: float | None, least: float, below: float = math.inf) -> None:
+    """Raises InputError if `value` is not in [least, below) (None passes)."""
+    if value is not None and not least <= value < below:
+        expected = f"at least {least}" if below == math.inf else f"from {least} to below {below}"
+        raise InputError(describe("Config value is out of range", where=name, got=value, expected=expected))
+
+
+def check_types(config: Any) -> None:
+    """Raises InputError for the first field of a config dataclass whose value is not of its declared type.
+
+    Gin passes on what it reads: ``'False'`` would be true, ``8.5`` rows would fail after the first epoch.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _fits(value, hint):
+            raise InputError(describe(
+                "Config value has the wrong type", where=f"{type(config).__name__}.{name}",
+                got=repr(value), expected=_in_words(hint)))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, member) for member in arguments)
+    if origin is tuple:  # gin files write lists as well
+        return isinstance(value, tuple | list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in value.items())
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+_WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string in quotes",
+          type(None): "None"}
+
+
+def _in_words(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_in_words(member) for member in arguments)
+    if origin is tuple:
+        return f"a tuple, each item {_in_words(arguments[0])}"
+    if origin is dict:
+        return f"a dictionary, each key {_in_words(arguments[0])}, each value {_in_words(arguments[1])}"
+    return _WORDS.get(hint) or f"@{hint.__name__}()"
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ from elm_jax.models.t5_config import T5Config
 from elm_jax.training.loop import train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows import run_record
-from elm_jax.workflows.checks import check_positive
+from elm_jax.workflows.checks import check_positive, check_types
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class PretrainConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_positive(vocab_pieces=self.vocab_pieces, train_steps=self.train_steps,
                        batch_size=self.batch_size, chunk_length=self.chunk_length,
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period)

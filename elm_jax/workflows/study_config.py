@@ -5,7 +5,7 @@ import dataclasses
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5_config import T5Config
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.workflows.checks import check_positive
+from elm_jax.workflows.checks import check_positive, check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class StageSettings:
     checkpoint_period: int = 100
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_positive(train_steps=self.train_steps, batch_size=self.batch_size,
                        max_examples=self.max_examples, checkpoint_period=self.checkpoint_period)
 
@@ -104,6 +105,7 @@ class StudyConfig:
     mesh_model: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_positive(max_eval_rows=self.max_eval_rows, eval_source_length=self.eval_source_length,
                        max_new_tokens=self.max_new_tokens, num_queries=self.num_queries,
                        instances_per_expert=self.instances_per_expert, top_k=self.top_k)

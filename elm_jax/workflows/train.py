@@ -16,11 +16,11 @@ from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
 from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.t5_config import DTYPES, AdapterConfig, T5Config
 from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows import run_record
-from elm_jax.workflows.checks import check_choice, check_positive
+from elm_jax.workflows.checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.task_data import TaskData
 
 logger = logging.getLogger(__name__)
@@ -89,10 +89,16 @@ class TrainConfig:
     expert_id: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("kind", self.kind, FORM_OF_KIND)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_range("dropout_rate", self.dropout_rate, 0, 1)
+        check_range("random_seed", self.random_seed, 0)
         check_positive(batch_size=self.batch_size, num_microbatches=self.num_microbatches,
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period,
-                       keep_checkpoints=self.keep_checkpoints,
+                       keep_checkpoints=self.keep_checkpoints, train_steps=self.train_steps,
+                       epochs=self.epochs, max_examples=self.max_examples, mesh_model=self.mesh_model,
+                       adapter_bottleneck=self.adapter_bottleneck,
                        **{f"task_feature_lengths[{name!r}]": length
                           for name, length in self.task_feature_lengths.items()})
         if (self.train_steps is None) == (self.epochs is None):

@@ -61,6 +61,8 @@ def test_an_unused_macro_is_status_2_with_the_nearest(capsys, world, tmp_path):
     ("MODEL_DIR=runs/a", "strings need their own quotes"),
     ("train.batch_sise=3", "batch_sise"),
     ("BATCH_SIZE='8'", "wrong type"),
+    ("pretrain.batch_size=4", "Did you mean train.batch_size?"),
+    ("train.pack='no'", "True or False"),
 ])
 def test_a_wrong_binding_is_status_2(capsys, world, tmp_path, binding, words):
     status, _, err = run(

@@ -1,0 +1,96 @@
+"""Gin at the edge: every binding is used or refused, and every value is of its field's type."""
+
+import pathlib
+
+import pytest
+
+from elm_jax import config
+from elm_jax.errors import InputError
+from elm_jax.models.t5_config import T5Config
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.workflows.pretrain import PretrainConfig
+from elm_jax.workflows.study_config import StageSettings
+from elm_jax.workflows.train import TrainConfig
+
+GIN = pathlib.Path(__file__).resolve().parents[2] / "gin"
+BINDINGS = {
+    "train": ["MODEL_DIR='runs/a'", "INITIAL_CHECKPOINT_PATH='base'", "TASK='ag_news__classify'"],
+    "pretrain": ["MODEL_DIR='runs/base'", "PASSAGES=('corpus.txt',)"],
+    "study": ["WORKDIR='study'"],
+}
+RUNS = [("experts/prompt.gin", "train"), ("experts/dataset.gin", "train"), ("experts/multitask.gin", "train"),
+        ("runs/pretrain.gin", "pretrain"), ("studies/demo.gin", "study"), ("studies/p3_small.gin", "study")]
+
+
+def build(file, name, *bindings):
+    config.parse([str(GIN / file)], [*BINDINGS[name], *bindings])
+    return config.build(name)
+
+
+@pytest.mark.parametrize(("file", "name"), RUNS)
+def test_every_binding_of_the_shipped_runs_is_used(file, name):
+    build(file, name)
+
+
+@pytest.mark.parametrize(("file", "name", "binding", "set_name", "nearest"), [
+    ("studies/demo.gin", "study", "promt/StageSettings.train_steps=5",
+     "promt/StageSettings.train_steps", "prompt/StageSettings.train_steps"),
+    ("studies/demo.gin", "study", "StageSettings.train_steps=5",  # every scope binds its own
+     "StageSettings.train_steps", "prompt/StageSettings.train_steps"),
+    ("studies/demo.gin", "study", "prompt/T5Config/OptimizerConfig.learning_rate=1",
+     "prompt/T5Config/OptimizerConfig.learning_rate", "prompt/OptimizerConfig.learning_rate"),
+    ("experts/prompt.gin", "train", "pretrain.batch_size=4", "pretrain.batch_size", "train.batch_size"),
+    ("experts/prompt.gin", "train", "StageSettings.max_examples=9",
+     "StageSettings.max_examples", "train.max_examples"),
+    ("runs/pretrain.gin", "pretrain", "train.train_steps=4", "train.train_steps", "pretrain.train_steps"),
+    ("studies/demo.gin", "study", "VOCABSIZE=4", "VOCABSIZE", "VOCAB_SIZE"),
+])
+def test_a_binding_that_nothing_uses_is_refused_with_the_nearest(file, name, binding, set_name, nearest):
+    with pytest.raises(InputError) as found:
+        build(file, name, binding)
+    assert str(found.value).startswith(f"{set_name} is set but nothing uses it")
+    assert f"Did you mean {nearest}?" in str(found.value)
+
+
+def test_a_scope_that_says_less_takes_the_rest_from_the_outside():
+    study = build("studies/demo.gin", "study", "StageSettings.dropout_rate=0.2",
+                  "prompt/StageSettings.dropout_rate=0.3")
+    assert (study.prompt.dropout_rate, study.multitask.dropout_rate) == (0.3, 0.2)
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ({"batch_size": 8.5}, "a whole number"),
+    ({"batch_size": True}, "a whole number"),
+    ({"train_steps": -3}, "above 0"),
+    ({"train_steps": None, "epochs": -1.0}, "above 0"),
+    ({"train_steps": None, "epochs": float("nan")}, "a finite number or None"),
+    ({"train_norms": "False"}, "True or False"),
+    ({"pack": "no"}, "True or False"),
+    ({"max_examples": "7"}, "a whole number or None"),
+    ({"max_examples": 0}, "above 0"),
+    ({"dropout_rate": 1.0}, "from 0 to below 1"),
+    ({"random_seed": -1}, "at least 0"),
+    ({"adapter_bottleneck": 0}, "above 0"),
+    ({"dtype": "float16"}, "nearest: bfloat16"),
+    ({"modules": "elm_jax.tasks"}, "a tuple, each item a string in quotes"),
+    ({"task_feature_lengths": {"inputs": 8, "targets": "4"}}, "each value a whole number"),
+    ({"optimizer": "adamw"}, "@OptimizerConfig()"),
+    ({"model_dir": None}, "a string in quotes"),
+])
+def test_every_field_of_a_training_run_has_its_type_and_range(change, expected):
+    with pytest.raises(InputError) as found:
+        TrainConfig(**{"model_dir": "runs/a", "task": "t", "initial_checkpoint_path": "base",
+                       "train_steps": 3, **change})
+    assert expected in str(found.value) and list(change)[-1] in str(found.value)
+
+
+def test_studies_and_bases_check_their_types_too():
+    with pytest.raises(InputError, match=r"StageSettings\.train_steps"):
+        StageSettings(train_steps=2.5, batch_size=4, task_feature_lengths={"inputs": 8, "targets": 8},
+                      optimizer=OptimizerConfig())
+    network = T5Config(vocab_size=128, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_encoder_layers=1,
+                       num_decoder_layers=1)
+    with pytest.raises(InputError, match=r"PretrainConfig.passages(.|\n)*a tuple, each item a string"):
+        PretrainConfig(model_dir="runs/base", network=network, passages="corpus.txt")
+    with pytest.raises(InputError, match=r"StudyConfig.top_k(.|\n)*a whole number"):
+        build("studies/demo.gin", "study", "study.top_k=2.0")
