@@ -203,7 +203,7 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
                     commands.tasks_prepare)
     prepare.add_argument("names", nargs="+", metavar="NAME")
     prepare.add_argument("--base", required=True, metavar="DIR", help="whose vocabulary is used")
-    prepare.add_argument("--split", action="append", help="default: train and validation")
+    prepare.add_argument("--split", action="append", help="may be given again; default: all that a task has")
     prepare.add_argument("--max_rows", type=int)
     for parser in (listing, show, prepare):
         _add_data(parser)

@@ -243,7 +243,7 @@ def tasks_prepare(arguments: argparse.Namespace) -> None:
     start, count = time.monotonic(), 0
     for name in arguments.names:
         for task in data.tasks_of(name):
-            for split in arguments.split or ("train", "validation"):
+            for split in arguments.split or data.splits_of(task):
                 rows = len(data.split(task, split, arguments.max_rows))
                 print(f"{task} {split}: {rows} rows")
                 count += 1

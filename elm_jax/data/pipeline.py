@@ -21,7 +21,7 @@ import tensorflow as tf
 from rouge_score import rouge_scorer
 
 from elm_jax.data import registry
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.prepared import PreparedSplit, check_max_rows
 from elm_jax.data.registry import (  # the registry's functions are this module's too
     add_mixture,
     add_prompted_task,
@@ -295,8 +295,7 @@ def prepare(
     """
     facts = registry.get_task(task)
     facts.check_split(split)
-    if max_rows is not None and max_rows < 1:
-        raise InputError(describe("max_rows is not a number of rows", where=task, got=max_rows))
+    check_max_rows(max_rows, task)
     template = facts.load_template()
     if task not in seqio.TaskRegistry.names():
         _seqio_task(facts)
@@ -307,9 +306,6 @@ def prepare(
         raise InputError(describe(f"Task {task} has no row left after rendering",
                                   where=f"split {split}", got=f"{num_source} rows, all skipped"))
     num_dropped = num_source - len(rows)
-    if max_rows is not None and max_rows < len(rows):
-        kept = np.random.default_rng(seed).permutation(len(rows))[:max_rows]
-        rows = [rows[index] for index in np.sort(kept)]
     logger.info("prepared %s %s: %d rows, %d dropped", task, split, len(rows), num_dropped)
     info = {
         "dataset": facts.dataset, "config": facts.config, "template": facts.template,
@@ -317,9 +313,10 @@ def prepare(
         "choices_expression": template.answer_choices,
         "vocabulary": Vocabulary.load(vocabulary).fingerprint,
         "num_source": num_source, "num_dropped": num_dropped,
-        "max_rows": max_rows, "seed": seed,
+        "max_rows": None, "seed": seed,
     }
-    return PreparedSplit.from_rows(task, split, info, rows)
+    prepared = PreparedSplit.from_rows(task, split, info, rows)
+    return prepared if max_rows is None else prepared.subset(max_rows, seed)
 
 
 def _examples(task: str, split: str) -> Iterator[dict[str, Any]]:

@@ -147,6 +147,18 @@ class PreparedSplit:
         start, end = self.arrays["text_ends"][index:index + 2]
         return json.loads(self.arrays["texts"][start:end].tobytes())
 
+    def subset(self, max_rows: int, seed: int = 0) -> "PreparedSplit":
+        """A random subset of at most `max_rows` rows, drawn by a fixed seed, in the source's order.
+
+        Raises:
+            InputError: `max_rows` is not a number of rows.
+        """
+        check_max_rows(max_rows, f"{self.name} {self.split}")
+        kept = np.sort(np.random.default_rng(seed).permutation(len(self))[:max_rows])
+        rows = ({"inputs": self.inputs(index), "targets": self.targets(index), "label": self.label(index),
+                 "choices": self.choices(index), "text": self.text(index)} for index in kept)
+        return self.from_rows(self.name, self.split, {**self.info, "max_rows": max_rows, "seed": seed}, rows)
+
     def example(self, index: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of a row: the protocol of a source of training examples."""
         del epoch  # a prepared row is the same in every epoch
@@ -188,6 +200,13 @@ class PreparedSplit:
         arrays = {key: _load(folder / f"{key}.npy", dtype) for key, dtype in _ARRAYS.items()}
         _check_arrays(arrays, head["num_rows"], folder)
         return cls(head["name"], head["split"], head["info"], arrays)
+
+
+def check_max_rows(max_rows: int | None, where: str) -> None:
+    """Raises InputError if a limit is given that leaves no row."""
+    if max_rows is not None and max_rows < 1:
+        raise InputError(describe("max_rows is not a number of rows", where=where, got=max_rows,
+                                  expected="at least 1"))
 
 
 def _check_text(text: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from elm_jax.data import sources, templates
@@ -258,18 +258,24 @@ def mixture_names() -> list[str]:
     return sorted(_MIXTURES)
 
 
-def mixture_tasks(name: str) -> list[str]:
+def mixture_tasks(name: str, prepared: Collection[str] = ()) -> list[str]:
     """The tasks of a mixture that the data at hand can serve; the log names how many are left out.
+
+    Args:
+        name: of the mixture.
+        prepared: tasks that need no data, since their arrays are there.
 
     Raises:
         InputError: no such mixture, or no data for any of its tasks.
     """
     mixture = get_mixture(name)
-    found = _available(mixture.tasks)
+    found = [task for task in mixture.tasks
+             if task in prepared or _TASKS[task].why_unavailable() is None]
     if not found:
         raise InputError(describe(
             f"There are no data for any task of mixture {name}", got=sources.data_dir(),
-            cure=f"set {sources.DATA_DIR_VARIABLE} to a folder that has the data sets"))
+            cure=f"set {sources.DATA_DIR_VARIABLE} to a folder that has the data sets, or give the "
+            "folder of their prepared arrays"))
     if len(found) < len(mixture.tasks):
         logger.info("mixture %s: %d of %d tasks have data", name, len(found), len(mixture.tasks))
     return found

@@ -7,6 +7,9 @@ also on a machine without TensorFlow, reads the arrays.
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
+
+from etils import epath
 
 from elm_jax import storage
 from elm_jax.data import registry
@@ -53,19 +56,31 @@ class TaskData:
         return self._splits[key]
 
     def _open(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
-        folder = None
-        if self.prepared_dir is not None:
-            name = split if max_rows is None else f"{split}-{max_rows}"
-            folder = storage.as_path(self.prepared_dir) / task / name
+        found = self._find(task, split, max_rows)
+        if found is not None:
+            return found
+        prepared = self._prepare(task, split, max_rows)
+        if self.prepared_dir is None:
+            return prepared
+        folder = self._folder(task, split, max_rows)
+        prepared.save(folder)
+        return PreparedSplit.open(folder)
+
+    def _folder(self, task: str, split: str, max_rows: int | None) -> epath.Path:
+        name = split if max_rows is None else f"{split}-{max_rows}"
+        return storage.as_path(self.prepared_dir) / task / name
+
+    def _find(self, task: str, split: str, max_rows: int | None) -> PreparedSplit | None:
+        """The arrays that are there: those of this very subset, or the whole split cut to it."""
+        if self.prepared_dir is None:
+            return None
+        for rows in dict.fromkeys((max_rows, None)):
+            folder = self._folder(task, split, rows)
             if storage.is_committed(folder):
                 prepared = PreparedSplit.open(folder)
                 self._check_vocabulary(prepared, folder)
-                return prepared
-        prepared = self._prepare(task, split, max_rows)
-        if folder is None:
-            return prepared
-        prepared.save(folder)
-        return PreparedSplit.open(folder)
+                return prepared if rows == max_rows else prepared.subset(max_rows)
+        return None
 
     def _prepare(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
         registry.import_tasks(self.modules)
@@ -77,6 +92,7 @@ class TaskData:
         except ImportError as error:
             raise InputError(describe(
                 "SeqIO and TensorFlow are needed to prepare a task and are not installed",
+                where=f"{task} {split}" + (f", at most {max_rows} rows" if max_rows else ""),
                 got=str(error),
                 cure="prepare the arrays elsewhere (`elm tasks prepare`) and give their folder "
                 "as PREPARED_DIR")) from error
@@ -91,8 +107,23 @@ class TaskData:
                 "Prepared arrays were made with another vocabulary", where=folder, got=found,
                 expected=wanted, cure="prepare them again, or use the base that they were made for"))
 
+    def splits_of(self, task: str) -> tuple[str, ...]:
+        """The splits that a registered task has."""
+        registry.import_tasks(self.modules)
+        return registry.get_task(task).splits
+
+    def _prepared_of(self, tasks: Sequence[str]) -> set[str]:
+        """Those of the tasks of which any split is there as arrays."""
+        if self.prepared_dir is None:
+            return set()
+        folders = {task: storage.as_path(self.prepared_dir) / task for task in tasks}
+        return {task for task, folder in folders.items()
+                if folder.exists() and any(storage.is_committed(split) for split in folder.iterdir())}
+
     def tasks_of(self, name: str) -> list[str]:
         """The tasks behind a name: itself if it is a task, the members if it is a mixture.
+
+        Of a mixture, the members count that have data or prepared arrays.
 
         Raises:
             InputError: there is neither a task nor a mixture of that name (the nearest are named).
@@ -103,7 +134,7 @@ class TaskData:
         if name in registry.task_names():
             return [name]
         if name in registry.mixture_names():
-            return registry.mixture_tasks(name)
+            return registry.mixture_tasks(name, self._prepared_of(registry.get_mixture(name).tasks))
         raise unknown_name("task or mixture", name,
                            [*registry.task_names(), *registry.mixture_names()],
                            where=", ".join(self.modules))

@@ -1,0 +1,72 @@
+"""Prepared arrays serve every documented use of a task's data, with no data folder and no TensorFlow."""
+
+import logging
+import types
+
+import numpy as np
+import pytest
+import tiny_study as tiny
+
+from elm_jax.data.prepared import PreparedSplit
+from elm_jax.errors import InputError
+from elm_jax.workflows import task_data
+from elm_jax.workflows.task_data import TaskData
+
+VOCABULARY = types.SimpleNamespace(fingerprint="v")
+
+
+def save_split(folder, task, split):
+    text = {"inputs": "a", "targets": "b", "choices": [], "index": 0}
+    row = {"inputs": np.array([5, 1]), "targets": np.array([6, 1]), "text": text}
+    PreparedSplit.from_rows(task, split, {"kind": "generation", "vocabulary": "v"}, [row]).save(
+        folder / task / split)
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """Neither a data folder nor a way to prepare."""
+    monkeypatch.delenv("ELM_DATA_DIR", raising=False)
+    monkeypatch.setattr(TaskData, "_prepare", lambda *_: pytest.fail("arrays that are there are not used"))
+
+
+@pytest.mark.parametrize("max_rows", [8, 149, 10_000])
+def test_a_whole_split_serves_every_subset_as_preparing_would(world, monkeypatch, max_rows):
+    made = TaskData(world.base.vocabulary, world.base.vocabulary_path, tiny.MODULES).split(
+        tiny.REVIEW, "validation", max_rows)
+    world.data.split(tiny.REVIEW, "validation")
+    monkeypatch.setattr(TaskData, "_prepare", lambda *_: pytest.fail("the whole split is not used"))
+    cut = tiny.make_data(world.base, world.folder).split(tiny.REVIEW, "validation", max_rows)
+    assert cut.info == made.info and len(cut) == min(max_rows, 150)
+    for name, values in made.arrays.items():
+        np.testing.assert_array_equal(cut.arrays[name], values, err_msg=name)
+
+
+def test_a_limit_without_rows_is_refused(world):
+    world.data.split(tiny.REVIEW, "validation")
+    with pytest.raises(InputError, match="max_rows is not a number of rows"):
+        world.data.split(tiny.REVIEW, "validation", 0)
+
+
+def test_a_mixture_is_what_is_prepared_of_it(tmp_path, no_data, caplog):
+    save_split(tmp_path, "trec__trec2", "train")
+    save_split(tmp_path, "trec__trec1", "train")
+    (tmp_path / "trec__pick_the_best_descriptor" / "train").mkdir(parents=True)  # half written
+    data = TaskData(VOCABULARY, prepared_dir=str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        tasks = data.tasks_of("trec")
+    assert sorted(tasks) == ["trec__trec1", "trec__trec2"]
+    assert "mixture trec: 2 of 18 tasks have data" in caplog.text
+    assert [len(data.split(task, "train")) for task in tasks] == [1, 1]
+
+
+def test_a_mixture_without_data_and_arrays_says_both_cures(tmp_path, no_data):
+    with pytest.raises(InputError, match=r"no data for any task of mixture trec(.|\n)*prepared arrays"):
+        TaskData(VOCABULARY, prepared_dir=str(tmp_path)).tasks_of("trec")
+
+
+def test_the_splits_of_a_task_are_its_own():
+    data = TaskData(VOCABULARY)
+    assert data.splits_of("super_glue_rte__can_we_infer") == ("validation",)
+    assert data.splits_of("ag_news__classify") == ("train", "validation")
+    bigbench = next(name for name in task_data.registry.task_names(role="bigbench"))
+    assert data.splits_of(bigbench) == ("test",)
