@@ -101,9 +101,14 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
     _takes_gin(study)
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def _add_modules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--module", action="append", metavar="NAME",
-                        help="task registry to import (default: elm_jax.tasks and elm_jax.tasks.embedded)")
+                        help="task registry to import, also from the current folder; may be given again "
+                        "(default: elm_jax.tasks and elm_jax.tasks.embedded)")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    _add_modules(parser)
     parser.add_argument("--prepared", metavar="DIR", help="folder of prepared arrays (no TensorFlow needed)")
 
 
@@ -205,8 +210,9 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
     prepare.add_argument("--base", required=True, metavar="DIR", help="whose vocabulary is used")
     prepare.add_argument("--split", action="append", help="may be given again; default: all that a task has")
     prepare.add_argument("--max_rows", type=int)
-    for parser in (listing, show, prepare):
-        _add_data(parser)
+    _add_modules(listing)
+    _add_modules(show)
+    _add_data(prepare)
 
 
 if __name__ == "__main__":

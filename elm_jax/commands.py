@@ -13,6 +13,7 @@ from rich.table import Table
 
 from elm_jax import config as config_lib
 from elm_jax import sharding, storage
+from elm_jax.data import sources
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import load_base
@@ -113,7 +114,7 @@ def library_list(arguments: argparse.Namespace) -> None:
         card = entry.card
         table.add_row(card.id, card.kind, card.dataset or "several", str(len(card.tasks)),
                       str(entry.num_keys), str(card.training.get("steps", "")))
-    Console().print(table)
+    _print_table(table)
 
 
 def library_verify(arguments: argparse.Namespace) -> int:
@@ -140,7 +141,7 @@ def route(arguments: argparse.Namespace) -> None:
     for rank, row in enumerate(decision.ranking, start=1):
         style = "bold" if rank <= arguments.top_k else None
         table.add_row(str(rank), row.expert, str(row.votes), f"{row.mean_similarity:.3f}", style=style)
-    Console().print(table)
+    _print_table(table)
 
 
 def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
@@ -197,7 +198,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"
         table.add_row(row["expert"], row["task"], row["metric"], f"{100 * row['value']:.2f}", interval,
                       str(row["num_instances"]))
-    Console().print(table)
+    _print_table(table)
     logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
 
 
@@ -214,12 +215,19 @@ def tasks_list(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(listing)
         return
-    table = Table("task or mixture", "dataset", "template", "role", "kind")
+    lacks = {row["name"]: row["unavailable"] for row in listing["tasks"]}
+    table = Table("task or mixture", "dataset", "template", "role", "kind", "lacks")
     for row in listing["tasks"]:
-        table.add_row(row["name"], row["dataset"], repr(row["template"]), row["role"], row["kind"])
+        table.add_row(row["name"], row["dataset"], repr(row["template"]), row["role"], row["kind"],
+                      row["unavailable"] or "")
     for name, members in listing["mixtures"].items():
-        table.add_row(name, f"mixture of {len(members)}", "", "", "")
-    Console().print(table)
+        missing = sum(lacks[member] is not None for member in members)
+        table.add_row(name, f"mixture of {len(members)}", "", "", "",
+                      f"{missing} of its {len(members)} tasks" if missing else "")
+    _print_table(table)
+    unserved = sum(reason is not None for reason in lacks.values())
+    logger.info("%d tasks, %d of them cannot be prepared; %s is %s", len(lacks), unserved,
+                sources.DATA_DIR_VARIABLE, sources.data_dir() or "not set")
 
 
 def tasks_show(arguments: argparse.Namespace) -> None:
@@ -261,6 +269,17 @@ def _task_data(arguments: argparse.Namespace) -> TaskData:
 
 def _paths(arguments: argparse.Namespace) -> list[str]:
     return [path for path in arguments.gin_search_paths.split(",") if path]
+
+
+def _print_table(table: Table) -> None:
+    """Prints a table with every name whole: folded in a terminal, on one line where a script reads it."""
+    console = Console()
+    for column in table.columns:
+        column.overflow = "fold"
+    if not console.is_terminal:
+        unbounded = console.options.update(max_width=100_000)
+        console.width = max(console.width, console.measure(table, options=unbounded).maximum)
+    console.print(table)
 
 
 def _print_json(value: object) -> None:

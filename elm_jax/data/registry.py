@@ -8,6 +8,9 @@ import collections
 import dataclasses
 import importlib
 import logging
+import os
+import sys
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -312,6 +315,22 @@ def describe_task(name: str) -> dict[str, Any]:
     }
 
 
+def import_module(name: str) -> types.ModuleType:
+    """Imports a module that the user names; one that is not installed may lie in the current folder.
+
+    The `elm` command does not have that folder on its path. It comes last, and only for such a name, so
+    that no file there can hide a package.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.split(".")[0] or os.getcwd() in sys.path:
+            raise
+    sys.path.append(os.getcwd())
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
 def import_tasks(module_names: Sequence[str]) -> None:
     """Imports registries by name; a second import of one does nothing.
 
@@ -320,8 +339,8 @@ def import_tasks(module_names: Sequence[str]) -> None:
     """
     for module in module_names:
         try:
-            importlib.import_module(module)
+            import_module(module)
         except ModuleNotFoundError as error:
             raise InputError(describe(f"The task registry {module} cannot be imported", got=error,
-                                      expected="a module's full name, such as elm_jax.tasks")
-                             ) from error
+                                      expected="a module's full name, such as elm_jax.tasks, or my_tasks "
+                                      "for my_tasks.py in the current folder")) from error

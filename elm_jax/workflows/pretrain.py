@@ -6,7 +6,6 @@ trained on the same passages. Sources: Raffel et al. 2020, section 3.1.4; Lester
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import logging
 
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 from elm_jax import sharding, storage, trees
 from elm_jax.data.cursor import TrainStream
 from elm_jax.data.pretraining import PretrainingSource
+from elm_jax.data.registry import import_module
 from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
@@ -168,7 +168,7 @@ def read_passages(sources: tuple[str, ...]) -> list[str]:
 def _call(source: str) -> list[str]:
     module_name, function_name = source.split(":", 1)
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        function = getattr(import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise InputError(describe("A source of passages cannot be imported", where=source,
                                   got=str(error), expected="module:function, or a text file")) from error

@@ -40,6 +40,15 @@ def test_only_config_imports_gin():
     assert found == {"config.py"}
 
 
+def test_nothing_downloads():
+    clients = {"requests", "urllib", "urllib3", "http", "httpx", "aiohttp", "socket", "ftplib",
+               "huggingface_hub", "datasets", "wget", "gdown", "pooch", "kagglehub", "transformers", "sentence_transformers"}
+    modules = [*SOURCES, *sorted((ROOT / "tasks").rglob("*.py"))]
+    found = {(path.name, name) for path in modules for name in imported(path)
+             if name.split(".")[0] in clients}
+    assert found == set()
+
+
 def test_nothing_read_from_disk_is_run():
     words = re.compile(r"\bpickle\b(?!\.$)|allow_pickle=True|\beval\(|\bexec\(|yaml\.load\(|yaml\.unsafe")
     calls = {path.name: words.findall(re.sub(r'""".*?"""|#.*', "", path.read_text(), flags=re.DOTALL))

@@ -42,6 +42,33 @@ def test_tasks_list_and_show(capsys, world):
     assert rows[0]["tokens"]["input"] == len(world.base.vocabulary.encode(rows[0]["input"])) + 1
 
 
+def test_tasks_list_says_what_each_lacks_and_cuts_no_name(capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "ag_news"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "a", "label": 1}\n')
+    (tmp_path / "index.json").write_text(json.dumps(
+        [{"name": "ag_news", "config": None, "unusable_templates": ["recommend"]}]))
+    monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "40")
+    status, out, err = run(capsys, "tasks", "list")
+    rows = {cells[1].strip(): cells[-2].strip() for line in out.splitlines()
+            if len(cells := line.split("│")) > 2}
+    listing = json.loads(run(capsys, "tasks", "list", "--json")[1])
+    assert status == 0 and set(rows) == {row["name"] for row in listing["tasks"]} | set(listing["mixtures"])
+    assert rows["ag_news__classify"] == "" and rows[tiny.TOPIC] == ""
+    assert rows["ag_news__recommend"] == "the data lack a field that the template reads"
+    assert rows["trec__trec1"] == "no data" and rows["trec"] == "18 of its 18 tasks"
+    assert rows["ag_news"] == "1 of its 7 tasks" and rows["mini_topic"] == ""
+    assert f"ELM_DATA_DIR is {tmp_path}" in err
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", tiny.TOPIC)])
+def test_flags_that_would_do_nothing_are_refused(capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["tasks", *words, "--prepared", "arrays"])
+    assert ended.value.code == 2 and "--prepared" in capsys.readouterr().err
+
+
 def test_an_unknown_task_is_status_2_and_names_three(capsys):
     status, _, err = run(capsys, "tasks", "show", "mini_topic__about_wat", *MODULE)
     assert status == 2 and "Unknown task 'mini_topic__about_wat'" in err and tiny.TOPIC in err

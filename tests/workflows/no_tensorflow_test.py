@@ -25,6 +25,11 @@ decision = elm.route(library, [split.text(row)["inputs"] for row in range(8)])
 merged = elm.merge([expert, review])
 rows = elm.evaluate(base, merged, tasks=[tiny.REVIEW], data=data, mesh=tiny.one_device())
 print(decision.ranking[0].expert, rows[0]["metric"], rows[0]["num_instances"])
+from elm_jax import cli
+status = cli.main(["evaluate", "--base", base.path, "--task", tiny.REVIEW, "--prepared", prepared,
+                   "--max_rows", "8", "--source_length", "64", "--mesh_data", "1",
+                   "--output", str(out / "results.jsonl")])
+print(status, (out / "results.jsonl").read_text().count('"num_instances": 8'))
 try:
     elm.TaskData(base.vocabulary, base.vocabulary_path, tiny.MODULES).split(tiny.TOPIC, "validation")
 except elm.InputError as error:
@@ -40,4 +45,5 @@ def test_the_chain_runs_without_tensorflow(world, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert lines[0] == f"{tiny.REVIEW} accuracy 150"
-    assert lines[1] == "SeqIO and TensorFlow are needed to prepare a task and are not installed"
+    assert lines[-2] == "0 1", "a whole prepared split serves --max_rows"
+    assert lines[-1] == "SeqIO and TensorFlow are needed to prepare a task and are not installed"
