@@ -49,7 +49,7 @@ def locate(name: storage.PathLike) -> epath.Path:
             raise InputError(describe("A model is a folder, not a file", where=folder))
         return folder
     if not _HUB_NAME.fullmatch(str(name)):
-        raise InputError(describe("There is no base model here", where=folder))
+        raise InputError(describe("There is no model here", where=folder))
     return _fetch(str(name))
 
 

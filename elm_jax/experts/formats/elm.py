@@ -150,32 +150,49 @@ class _Leaf:
 class _LeafByLeaf(ocp.type_handlers.NumpyHandler):
     """Writes leaves one after another, where Orbax's own handler takes all at once.
 
-    While a leaf is written, another thread adds it to the fingerprint.
+    Attributes:
+        order: paths in the order in which they are read and written.
+        fingerprint: grows with every leaf, in another thread while the leaf is written; None if the
+            order is not that of a fingerprint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, order: Sequence[str]) -> None:
         super().__init__(deepcopy_host_arrays=False)
-        self.fingerprint = trees.Fingerprint()
+        self.order = {path: number for number, path in enumerate(order)}
+        self.fingerprint = trees.Fingerprint() if list(order) == sorted(order) else None
 
     async def serialize(self, values: Sequence[_Leaf], infos: Sequence[Any],
                         args: Sequence[Any] | None = None) -> Sequence[Any]:
-        """Writes all leaves, in the order of the fingerprint; nothing is left to wait for."""
+        """Writes all leaves; nothing is left to wait for."""
         args = args or [ocp.SaveArgs()] * len(values)
-        in_order = sorted(range(len(values)), key=lambda number: values[number].path)
+        in_order = sorted(range(len(values)), key=lambda number: self.order[values[number].path])
         with ThreadPoolExecutor(max_workers=1) as thread:
             for number in in_order:
-                leaf = values[number]
-                array = leaf.read()
-                adding = thread.submit(streaming.add_to_fingerprint, self.fingerprint, leaf.path, array)
-                for writing in await super().serialize([array], [infos[number]], [args[number]]):
-                    writing.result()
-                adding.result()
+                await self._write(thread, values[number], infos[number], args[number])
         return []
+
+    async def _write(self, thread: ThreadPoolExecutor, leaf: _Leaf, info: Any, arg: Any) -> None:
+        """Writes one leaf. A function of its own, so that it is gone before the next is read."""
+        array = leaf.read()
+        adding = thread.submit(self._add, leaf.path, [array])
+        for writing in await super().serialize([array], [info], [arg]):
+            writing.result()
+        adding.result()
+
+    def _add(self, path: str, box: list[np.ndarray]) -> None:
+        """Empties the box, for the executor keeps its arguments a moment longer than it works."""
+        array = box.pop()
+        if self.fingerprint is not None:
+            streaming.add_to_fingerprint(self.fingerprint, path, array)
 
 
 def save_leaves(folder: epath.Path, tensors: Tensors) -> str:
-    """Writes all leaves with Orbax, one in memory at a time, and returns their fingerprint."""
-    handler = _LeafByLeaf()
+    """Writes all leaves with Orbax, one in memory at a time, and returns their fingerprint.
+
+    Leaves are read in the order of `tensors.specs`, which may be cheaper than that of the fingerprint: a
+    stack of all layers is then read once. The fingerprint is then taken from what was written.
+    """
+    handler = _LeafByLeaf(list(tensors.specs))
     registry = ocp.type_handlers.create_type_handler_registry(
         (_Leaf, handler), (jax.Array, ocp.type_handlers.ArrayHandler()))
     tree = trees.unflatten({path: _Leaf(tensors, path) for path in tensors.specs})
@@ -184,4 +201,4 @@ def save_leaves(folder: epath.Path, tensors: Tensors) -> str:
     orbax = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
     with storage.guard_writes(folder), ocp.Checkpointer(orbax) as checkpointer:
         checkpointer.save(storage.absolute(folder), args=ocp.args.PyTreeSave(tree, save_args=in_chunks))
-    return str(handler.fingerprint)
+    return str(handler.fingerprint or streaming.fingerprint(ElmTensors(folder)))
