@@ -8,6 +8,7 @@ for all of them, ``encoder/encoder/mlp/wo/kernel``, with the layer as its second
 
 import ast
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -70,7 +71,8 @@ class Tree:
     notes: tuple[str, ...]
 
 
-def leaf_shapes(config: T5Config) -> dict[str, Shape]:
+@functools.lru_cache(maxsize=4)
+def leaf_shapes(config: T5Config) -> Mapping[str, Shape]:
     """Shape of every leaf of this program's network."""
     return {path: tuple(leaf.shape) for path, leaf in
             trees.flatten(T5Network(config).abstract_params()).items()}
@@ -131,7 +133,7 @@ def read_tree(found: Mapping[str, Shape], where: object) -> Tree:
         InputError: the names are of no T5, or of both forms at once.
     """
     form = _form(found, where)
-    config = _config(found, form, where)
+    config = _config(found, form)
     leaves = leaf_shapes(config)
     held = {path: places(path, config, form) for path in leaves}
     wanted: dict[str, Shape] = {}
@@ -185,7 +187,7 @@ def _form(names: Iterable[str], where: object) -> Form:
     return Form(bool(stacked), any(name.endswith(f"/{_BIAS}") for name in (*stacked, *single)))
 
 
-def _config(found: Mapping[str, Shape], form: Form, where: object) -> T5Config:
+def _config(found: Mapping[str, Shape], form: Form) -> T5Config:
     """The network that the shapes tell of; what cannot be told, because a tensor is missing, is 1."""
     layer = r"(?:encoder|decoder)/(?:encoder|decoder|layers_\d+)"
     query = _first(found, rf"{layer}/(?:self_)?attention/query/kernel")
@@ -194,9 +196,6 @@ def _config(found: Mapping[str, Shape], form: Form, where: object) -> T5Config:
         joined *= size
     bias = _first(found, rf"(?:{layer}|encoder|decoder)/{_BIAS}")
     heads = bias[0] if bias else 1
-    if joined % heads:
-        raise InputError(describe("The heads do not divide the attention's width", where=where, got=joined,
-                                  expected=f"a multiple of {heads}, as the relative position bias says"))
     head = _first(found, "decoder/logits_dense/kernel")
     embedding = _first(found, "token_embedder/embedding") or head[::-1]
     scale = _first(found, r".*_norm/scale")

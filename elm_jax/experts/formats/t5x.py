@@ -75,7 +75,8 @@ class T5XTensors:
         if place.layer is not None:
             part = part.squeeze(convert_t5x.LAYER_AXIS)
         if split:
-            part = part.reshape(*part.shape[:joined], -1, *part.shape[joined + 2:])
+            width = (heads.stop - heads.start) * size
+            part = part.reshape(*part.shape[:joined], width, *part.shape[joined + 2:])
             part = part[(slice(None),) * joined + (slice(first, first + len(spans[joined])),)]
         return np.ascontiguousarray(part)
 
@@ -138,18 +139,12 @@ def _checked_tree(stored: Mapping[str, t5x_folders.Stored], where: epath.Path,
     checks.check_leaves("The checkpoint does not hold a T5", where, found, tree.wanted,
                         convert_t5x.shape_hint(tree, found))
     checks.check_dtypes(where, {name: array.dtype for name, array in stored.items()})
-    faults = [fault for name, array in stored.items() for fault in array.faults()
-              if not _may_be_zero(name, fault)]
+    faults = [fault for array in stored.values() for fault in array.faults()]
     if faults:
         raise InputError(describe("The checkpoint's files are not whole", where=where,
                                   got=f"{len(faults)} chunks: {', '.join(faults)}",
                                   cure="copy the checkpoint again"))
     return tree
-
-
-def _may_be_zero(name: str, fault: str) -> bool:
-    """Whether a missing chunk is no fault: older writers leave out zeros, which biases start from."""
-    return name.endswith("/bias") and fault.endswith("(missing)")
 
 
 def _cache_bytes(stored: Mapping[str, t5x_folders.Stored], tree: convert_t5x.Tree) -> int:
@@ -339,7 +334,7 @@ class _OrbaxCheckpoint:
         keys = tuple(name.split("."))
         self._tree[str(keys)] = {
             "key_metadata": [{"key": key, "key_type": 2} for key in keys],
-            "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False,
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False,
                                "write_shape": list(shape)}}
 
     def finish(self, step: int) -> None:

@@ -172,9 +172,9 @@ class Folder:
     @staticmethod
     def _value_state(tail: ts.Future) -> str:
         try:
-            return "missing" if tail.result().state == "missing" else ""
-        except _FAULTS as error:
-            return "missing" if "NOT_FOUND" in str(error) else "truncated"
+            return "" if tail.result().value else "missing"  # of a file that is gone, an empty value comes
+        except _FAULTS:
+            return "truncated"
 
     @property
     def _base(self) -> Any:
