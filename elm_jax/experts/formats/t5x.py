@@ -1,8 +1,12 @@
 """T5X's checkpoints: both of its layouts (Orbax, and zarr folders beside a msgpack file), both of its trees.
 
-Tensors are read through TensorStore when they are asked for, and written one leaf at a time. Optimizer
-state stays behind in reading; what is written restores a model's parameters and its step, so T5X starts
-training from it with ``fallback_to_scratch = True``, and infers and evaluates from it as it is.
+Tensors are read through TensorStore when they are asked for, and written one leaf at a time. The optimizer's
+state stays behind. What is written holds a model's parameters and its step: T5X infers and evaluates from
+it as it is, and starts training from it with a fresh optimizer if its gin says so::
+
+    utils.RestoreCheckpointConfig:
+      assignment_map = ((r'state/param_states/.*', None),)
+      fallback_to_scratch = True
 """
 
 import json
