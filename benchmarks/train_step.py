@@ -3,14 +3,14 @@
     python benchmarks/train_step.py [--rounds 5] [--tied]
     python benchmarks/train_step.py --memory
 
-Forward and backward pass and AdamW over all weights, float32, on the processor. Both networks have the
-same number of parameters: transformers 5 ties the head whatever its config says, so it gets one of its
-own. `--memory` compares a prompt-expert step with a full fine-tuning step by what the compiler says
-that each needs. Numbers of one machine: benchmarks/README.md.
+Forward and backward pass and AdamW over all weights, float32, on the processor; ours is the compiled step
+that `elm train` runs, its metrics included. Both networks have the same number of parameters:
+transformers 5 ties the head whatever its config says, so it gets one of its own. `--memory` compares
+a prompt expert's step with a full fine-tuning step by what the compiler says that each needs.
+Numbers of one machine: benchmarks/README.md.
 """
 
 import argparse
-import functools
 import json
 import os
 import platform
@@ -19,13 +19,15 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from elm_jax import trees
+from elm_jax import sharding, trees
+from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Config, T5Network
-from elm_jax.training.losses import LossConfig, token_cross_entropy
+from elm_jax.training.losses import LossConfig
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.state import create_state
+from elm_jax.training.step import compile_step, make_spec
 from elm_jax.types import Batch, Params
 
 BATCH, SOURCE, TARGET = 8, 256, 32
@@ -33,7 +35,8 @@ SMALL = T5Config(
     vocab_size=32128, emb_dim=512, num_heads=6, head_dim=64, mlp_dim=1024, num_encoder_layers=8,
     num_decoder_layers=8,
 )
-LEARNING_RATE = 1e-4
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
+OPTIMIZER = OptimizerConfig(name="adamw", learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
 
 def make_batch() -> dict[str, np.ndarray]:
@@ -44,45 +47,29 @@ def make_batch() -> dict[str, np.ndarray]:
         "encoder_input_tokens": rng.integers(2, SMALL.vocab_size, (BATCH, SOURCE)).astype(np.int32),
         "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
         "decoder_target_tokens": targets,
+        "decoder_loss_weights": np.ones(targets.shape, np.float32),
     }
 
 
-def cross_entropy(network: T5Network, params: Params, batch: Batch) -> jax.Array:
-    """Mean loss of a token, f32[]."""
-    targets = batch["decoder_target_tokens"]
-    weights = jnp.ones(targets.shape, jnp.float32)
-    sums = token_cross_entropy(network.logits(params, batch), targets, weights, LossConfig())
-    return sums.loss / sums.weight
-
-
-def overlay_step(
-    network: T5Network, overlay: Params, state: optax.OptState, frozen: Params, batch: Batch
-) -> tuple[Params, optax.OptState, jax.Array]:
-    """One AdamW step on the overlay's leaves; with all leaves in it, full fine-tuning."""
-
-    def loss_of(overlay: Params) -> jax.Array:
-        return cross_entropy(network, trees.merge(frozen, overlay), batch)
-
-    loss, gradient = jax.value_and_grad(loss_of)(overlay)
-    updates, state = optax.adamw(LEARNING_RATE).update(gradient, state, overlay)
-    return optax.apply_updates(overlay, updates), state, loss
+def product_step(config: T5Config, overlay: Params, frozen: Params) -> jax.stages.Compiled:
+    """The step of `elm train` for an overlay, on a mesh of one device; leaves may be abstract."""
+    return compile_step(make_spec(
+        T5Network(config), OPTIMIZER, LossConfig(), frozen, overlay, make_batch(), sharding.make_mesh(1, 1),
+        1))
 
 
 def ours(config: T5Config, batch: Batch) -> tuple[Callable[[], float], int]:
     """A function that takes one step and returns its loss, and the number of parameters."""
-    network = T5Network(config)
-    params = jax.jit(network.init)(jax.random.key(0))
-    state = optax.adamw(LEARNING_RATE).init(params)
-    step = jax.jit(functools.partial(overlay_step, network), donate_argnums=(0, 1))
+    params = jax.jit(T5Network(config).init)(jax.random.key(0))
+    step, count = product_step(config, params, {}), trees.count(params)
+    held = [create_state(params, OPTIMIZER)]
     batch = jax.device_put(batch)
-    held = [params, state]
 
     def run() -> float:
-        held[0], held[1], loss = step(held[0], held[1], {}, batch)
-        jax.block_until_ready(held)
-        return float(loss)
+        held[0], metrics = step({}, held[0], batch, np.uint32(0), np.int32(1000))
+        return float(metrics["loss"])
 
-    return run, trees.count(network.abstract_params())
+    return run, count
 
 
 def transformers_peer(config: T5Config, batch: Batch) -> tuple[Callable[[], float], int]:
@@ -99,7 +86,7 @@ def transformers_peer(config: T5Config, batch: Batch) -> tuple[Callable[[], floa
     )).train()
     if not config.logits_via_embedding:
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     inputs, labels = (
         torch.tensor(batch[name]).long()
         for name in ("encoder_input_tokens", "decoder_target_tokens")
@@ -167,20 +154,14 @@ def report(seconds: dict[str, list[float]], baseline: str) -> None:
 
 def memory(config: T5Config) -> None:
     """Prints the compiler's bytes of a prompt-expert step and of a full fine-tuning step."""
-    batch = make_batch()
-    network = T5Network(config.with_adapter(AdapterConfig()))
-    base_paths = trees.flatten(T5Network(config).abstract_params()).keys()
-    prompt = trees.split(
-        network.abstract_params(), lambda path: path.endswith("/scale") or path not in base_paths
-    )
+    with_adapters = config.with_adapter(AdapterConfig())
+    prompt = trees.split(T5Network(with_adapters).abstract_params(), trained_leaves("adapter"))
     full = (T5Network(config).abstract_params(), {})
     table = {}
     for name, net, (overlay, frozen) in (
-        ("prompt expert", network, prompt), ("full fine-tuning", T5Network(config), full)
+        ("prompt expert", with_adapters, prompt), ("full fine-tuning", config, full)
     ):
-        state = jax.eval_shape(optax.adamw(LEARNING_RATE).init, overlay)
-        step = jax.jit(functools.partial(overlay_step, net), donate_argnums=(0, 1))
-        need = step.lower(overlay, state, frozen, batch).compile().memory_analysis()
+        need = product_step(net, overlay, frozen).memory_analysis()
         table[name] = {
             "arguments": need.argument_size_in_bytes, "temporaries": need.temp_size_in_bytes,
             "total": need.argument_size_in_bytes + need.temp_size_in_bytes,

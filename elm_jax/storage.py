@@ -97,8 +97,8 @@ def write_json(path: PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: PathLike, *, kind: str, schema_version: int) -> dict[str, Any]:
-    """Reads a JSON object and checks its ``schema_version``.
+def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[str, Any]:
+    """Reads a JSON object and checks its ``schema_version`` (None: another program's, which has none).
 
     Raises:
         InputError: the file is missing, is not a JSON object, or has another schema version.
@@ -115,7 +115,7 @@ def read_json(path: PathLike, *, kind: str, schema_version: int) -> dict[str, An
             describe(f"The {kind} is not a JSON object", where=path, got=type(value).__name__)
         )
     found = value.get("schema_version")
-    if found != schema_version:
+    if schema_version is not None and found != schema_version:
         raise InputError(
             describe(
                 f"The {kind} has a schema version that this program does not read",
@@ -230,12 +230,70 @@ def remove(folder: PathLike) -> None:
         folder.rmtree()
 
 
+def check_free(folder: PathLike) -> None:
+    """Raises InputError if there is something of this name already, but for an empty folder."""
+    folder = as_path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(describe("The target exists already", where=folder,
+                                  expected="a name that is free, or an empty folder",
+                                  cure="give another name, or remove it"))
+
+
+@contextmanager
+def staged(folder: PathLike) -> Iterator[epath.Path]:
+    """A folder to write into that takes its final name when the block ends without an error.
+
+    On a local disk that is ``<folder>.partial``, renamed at the end; what an interrupted run left there
+    is removed first. Buckets cannot rename: there it is the folder itself, and whoever writes must write
+    the file without which nothing opens last.
+
+    Raises:
+        InputError: there is a folder of the final name already, and something in it.
+    """
+    check_free(folder)
+    folder = as_path(folder)
+    target = folder.parent / f"{folder.name}.partial" if is_local(folder) else folder
+    with guard_writes(folder):
+        if is_local(folder) and target.exists():
+            target.rmtree()
+        target.mkdir(parents=True, exist_ok=True)
+    try:
+        yield target
+    except BaseException:
+        if is_local(folder) and target.exists():
+            target.rmtree()
+        raise
+    if is_local(folder):
+        with guard_writes(folder):
+            if folder.exists():
+                folder.rmdir()
+            os.replace(target, folder)
+
+
 def save_tree(folder: PathLike, tree: Params) -> None:
     """Writes a tree of arrays with Orbax into `folder` (which must not exist yet)."""
     folder = as_path(folder)
     with guard_writes(folder), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.resolve() if is_local(folder) else folder, tree)
+        checkpointer.save(absolute(folder), tree)
         checkpointer.wait_until_finished()
+
+
+def absolute(folder: PathLike) -> epath.Path:
+    """The path as Orbax and TensorStore want it."""
+    folder = as_path(folder)
+    return folder.resolve() if is_local(folder) else folder
+
+
+def tree_metadata(folder: PathLike) -> Params:
+    """Shape and dtype of every leaf that `save_tree` wrote, without reading contents.
+
+    Raises:
+        InputError: no readable checkpoint.
+    """
+    if not as_path(folder).exists():
+        raise InputError(describe("There are no weights here", where=folder))
+    with guard_reads(folder), ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.metadata(absolute(folder)).item_metadata.tree
 
 
 def restore_tree(folder: PathLike, like: Params | None = None) -> Params:
@@ -249,12 +307,8 @@ def restore_tree(folder: PathLike, like: Params | None = None) -> Params:
     Raises:
         InputError: no readable checkpoint, or the leaf whose presence, shape or dtype differs.
     """
-    folder = as_path(folder)
-    if not folder.exists():
-        raise InputError(describe("There are no weights here", where=folder))
-    folder = folder.resolve() if is_local(folder) else folder
-    with guard_reads(folder), ocp.PyTreeCheckpointer() as checkpointer:
-        on_disk = checkpointer.metadata(folder).item_metadata.tree
+    on_disk = tree_metadata(folder)
+    folder = absolute(folder)
     if like is None:
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), on_disk)
         with guard_reads(folder), ocp.PyTreeCheckpointer() as checkpointer:

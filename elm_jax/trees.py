@@ -1,7 +1,7 @@
 """Parameter trees as paths: flatten, split, merge, count, compare, fingerprint."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -61,14 +61,29 @@ def nbytes(tree: Params) -> int:
     )
 
 
+class Fingerprint:
+    """A fingerprint that grows leaf by leaf, in sorted path order, and piece by piece within a leaf."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def leaf(self, path: str, shape: Sequence[int], dtype: str, pieces: Iterable[np.ndarray]) -> None:
+        """Adds one leaf, whose contents come as contiguous pieces in row-major order."""
+        self._digest.update(f"{path}|{tuple(shape)}|{dtype}|".encode())
+        for piece in pieces:
+            self._digest.update(piece.reshape(-1).view(np.uint8))
+
+    def __str__(self) -> str:
+        return f"sha256:{self._digest.hexdigest()}"
+
+
 def fingerprint(tree: Params) -> str:
     """SHA-256 over leaf names, shapes, dtypes and contents, independent of the order of leaves."""
-    digest = hashlib.sha256()
+    whole = Fingerprint()
     for path, leaf in flatten(tree).items():
-        array = np.ascontiguousarray(jax.device_get(leaf))
-        digest.update(f"{path}|{array.shape}|{array.dtype.name}|".encode())
-        digest.update(array.tobytes())
-    return f"sha256:{digest.hexdigest()}"
+        array = np.asarray(jax.device_get(leaf))
+        whole.leaf(path, array.shape, array.dtype.name, [np.ascontiguousarray(array)])
+    return str(whole)
 
 
 def first_difference(a: Params, b: Params) -> str | None:

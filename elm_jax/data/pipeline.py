@@ -31,7 +31,7 @@ from elm_jax.data.registry import (  # the registry's functions are this module'
     mixture_tasks,
     task_names,
 )
-from elm_jax.data.vocabulary import EOS_ID, EXTRA_IDS, UNK_ID, Vocabulary
+from elm_jax.data.vocabulary import EOS_ID, UNK_ID, Vocabulary
 from elm_jax.errors import InputError, describe
 
 __all__ = [
@@ -59,8 +59,8 @@ def use_vocabulary(path: str) -> Iterator[None]:
 
 @functools.cache
 def _seqio_vocabulary(path: str) -> seqio.SentencePieceVocabulary:
-    Vocabulary.load(path)  # a missing file, or other special ids, is a clear error here
-    return seqio.SentencePieceVocabulary(path, extra_ids=EXTRA_IDS)
+    ours = Vocabulary.load(path)  # a missing file, or other special ids, is a clear error here
+    return seqio.SentencePieceVocabulary(path, extra_ids=ours.added_ids)
 
 
 class RunVocabulary(seqio.Vocabulary):
@@ -98,8 +98,8 @@ class RunVocabulary(seqio.Vocabulary):
 
     @property
     def extra_ids(self) -> int:
-        """Number of sentinels."""
-        return EXTRA_IDS
+        """Number of sentinels that are not in the file."""
+        return self.actual.extra_ids
 
     @property
     def vocab_size(self) -> int:

@@ -1,11 +1,14 @@
 """SentencePiece vocabularies after T5's conventions, without TensorFlow.
 
 Padding is 0, EOS 1, unknown 2. Behind the trained pieces stand the extra ids (sentinels) in reverse
-order: sentinel 0 is the last id. Equal to ``seqio.SentencePieceVocabulary(path, extra_ids)``.
+order: sentinel 0 is the last id. Equal to ``seqio.SentencePieceVocabulary(path, extra_ids)``. T5's file
+leaves the sentinels out and they are added here; mT5's holds them itself, as its last 100 pieces.
 """
 
 import hashlib
 import io
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
@@ -25,17 +28,20 @@ class Vocabulary:
     """Text to token ids and back.
 
     Attributes:
-        extra_ids: number of sentinels behind the pieces.
+        proto: contents of the ``.model`` file.
+        extra_ids: number of sentinels at the end.
+        added_ids: how many of them are not in the file: 0 for mT5, else all.
         size: number of ids: trained pieces and sentinels.
-        fingerprint: ``sha256:...`` of the trained model and the number of sentinels.
+        fingerprint: ``sha256:...`` of the trained model and the number of sentinels added to it.
     """
 
-    def __init__(self, proto: bytes, extra_ids: int = EXTRA_IDS, where: str = "bytes"):
+    def __init__(self, proto: bytes, extra_ids: int | None = None, where: str = "bytes"):
         """Builds a vocabulary from a serialized SentencePiece model.
 
         Args:
             proto: contents of a ``.model`` file.
-            extra_ids: number of sentinels to put behind its pieces.
+            extra_ids: number of sentinels to put behind its pieces; None for T5's 100, unless the file
+                ends with sentinels of its own.
             where: name of the file, for errors.
 
         Raises:
@@ -49,6 +55,9 @@ class Vocabulary:
                 describe("Not a SentencePiece model", where=where, got=error)) from error
         if not model.pieces:
             raise InputError(describe("Not a SentencePiece model", where=where, got="no pieces"))
+        own = own_sentinels([piece.piece for piece in model.pieces])
+        if extra_ids is None:
+            extra_ids = 0 if own else EXTRA_IDS
         for number in reversed(range(extra_ids)):
             model.pieces.add(piece=f"▁{sentinel(number)}", score=0.0,
                              type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED)
@@ -59,13 +68,15 @@ class Vocabulary:
             raise InputError(describe("The vocabulary's special ids are not T5's", where=where,
                                       got=f"padding, EOS, unknown = {found}",
                                       expected=f"{(PAD_ID, EOS_ID, UNK_ID)}"))
-        self.extra_ids = extra_ids
+        self.proto = proto
+        self.added_ids = extra_ids
+        self.extra_ids = extra_ids or own
         self.size = self._processor.GetPieceSize()
         digest = hashlib.sha256(proto + b"\0extra_ids=%d" % extra_ids)
         self.fingerprint = f"sha256:{digest.hexdigest()}"
 
     @classmethod
-    def load(cls, path: storage.PathLike, extra_ids: int = EXTRA_IDS) -> "Vocabulary":
+    def load(cls, path: storage.PathLike, extra_ids: int | None = None) -> "Vocabulary":
         """Reads a ``.model`` file, local or in a bucket.
 
         Raises:
@@ -94,10 +105,28 @@ class Vocabulary:
                                       expected=f"0 to {self.extra_ids - 1}"))
         return self.size - 1 - number
 
+    def file(self) -> str:
+        """A file that holds it, for SeqIO, which reads files only; it lives as long as this process."""
+        if not hasattr(self, "_folder"):
+            self._folder = tempfile.TemporaryDirectory(prefix="elm_vocabulary_")
+        path = os.path.join(self._folder.name, "vocabulary.model")
+        if not os.path.exists(path):
+            with open(path, "wb") as file:
+                file.write(self.proto)
+        return path
+
 
 def sentinel(number: int) -> str:
     """The sentinel as T5 writes it."""
     return f"<extra_id_{number}>"
+
+
+def own_sentinels(pieces: Sequence[str]) -> int:
+    """How many sentinels stand at the end of the pieces, the last of them being sentinel 0."""
+    count = 0
+    while count < len(pieces) and pieces[-1 - count].removeprefix("▁") == sentinel(count):
+        count += 1
+    return count
 
 
 def train_vocabulary(

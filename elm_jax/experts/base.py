@@ -1,18 +1,21 @@
-"""The base: a full parameter tree with its network config and its vocabulary."""
+"""The base: a full parameter tree with its network config and its vocabulary, from a folder of any kind."""
 
 import dataclasses
 from typing import Any
 
-from elm_jax import storage, trees
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from elm_jax import sharding, storage, trees
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.card import utc_now
+from elm_jax.experts.formats import detect, elm, hf_tokenizer, streaming
+from elm_jax.experts.formats.model import Index, Model, Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
-from elm_jax.types import Params
-
-SCHEMA_VERSION = 1
-VOCABULARY_FILE = "vocabulary.model"
+from elm_jax.types import FlatParams, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +24,11 @@ class Base:
 
     Attributes:
         name: last part of its folder's name.
-        params: nested dictionary of float32 arrays, without adapters.
+        params: nested dictionary of float32 arrays, without adapters; numpy's, or jax's on a mesh.
         config: the network's config, without adapters.
         fingerprint: hash over leaf names, shapes, dtypes and contents.
         vocabulary: its SentencePiece vocabulary; None if the folder carries none.
-        vocabulary_path: where that vocabulary's file lies.
+        vocabulary_path: a file that holds it, for SeqIO.
         path: the folder it was read from.
     """
 
@@ -36,6 +39,11 @@ class Base:
     vocabulary: Vocabulary | None = None
     vocabulary_path: str | None = None
     path: str | None = None
+
+    def reference(self) -> dict[str, str]:
+        """What an expert's card says of its base; the path only helps to find it, the fingerprint counts."""
+        where = {} if self.path is None else {"path": self.path}
+        return {"name": self.name, "fingerprint": self.fingerprint, **where}
 
 
 def save_base(
@@ -52,56 +60,88 @@ def save_base(
         training: what it was trained on; kept in ``base.json``.
     """
     folder = storage.begin(folder)
-    storage.save_tree(folder / "weights", params)
-    if vocabulary_path is not None:
-        content = storage.as_path(vocabulary_path).read_bytes()
-        with storage.guard_writes(folder):
-            (folder / VOCABULARY_FILE).write_bytes(content)
-    storage.write_json(folder / "base.json", {
-        "schema_version": SCHEMA_VERSION,
-        "network": config.to_dict(),
-        "fingerprint": trees.fingerprint(params),
-        "vocabulary": None if vocabulary_path is None else VOCABULARY_FILE,
-        "training": training,
-        "created": utc_now(),
-    })
+    storage.save_tree(folder / elm.WEIGHTS, params)
+    vocabulary = None if vocabulary_path is None else storage.as_path(vocabulary_path).read_bytes()
+    elm.write_facts(folder, config, trees.fingerprint(params), vocabulary, training, {})
     storage.commit(folder)
 
 
-def load_base(folder: storage.PathLike) -> Base:
-    """Reads a base folder and checks it against its config and its fingerprint.
+def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Base:
+    """Reads a base from a folder of any kind that this program reads, or from the hub.
+
+    Args:
+        folder: of this program's own kind, of Hugging Face's or of T5X's; or a hub name, as
+            ``google/t5-v1_1-small``.
+        mesh: puts the parameters onto it as they are read: each process reads only the slices of its own
+            devices. A folder's recorded fingerprint is then believed, for nobody reads all of it; where
+            there is none, the first process reads all leaves once, one at a time, and tells the others.
+
+    Returns:
+        The base in float32, whatever lies on disk: numpy arrays, or jax arrays on the mesh.
 
     Raises:
-        InputError: the folder is not whole; a leaf does not fit the config (it is named); the
-            contents are not those that were written; the vocabulary is larger than the embedding.
+        InputError: the folder is not whole; leaves do not fit the config (all are named); the contents are
+            not those that were written; the vocabulary does not fit the embedding.
     """
-    folder = storage.require_committed(folder, "base model")
-    facts = storage.read_json(folder / "base.json", kind="base's description",
-                              schema_version=SCHEMA_VERSION)
-    config = T5Config.from_dict(facts["network"])
-    params = storage.restore_tree(folder / "weights")
-    check_fits(params, config, where=folder)
-    fingerprint = trees.fingerprint(params)
-    if fingerprint != facts["fingerprint"]:
-        raise InputError(describe("The base's weights are not those that were written", where=folder,
-                                  got=fingerprint, expected=facts["fingerprint"],
-                                  cure="fetch or train the base again"))
-    vocabulary, vocabulary_path = None, None
-    if facts["vocabulary"]:
-        vocabulary_path = folder / facts["vocabulary"]
-        vocabulary = Vocabulary.load(vocabulary_path)
-        if vocabulary.size > config.vocab_size:
-            raise InputError(describe("The vocabulary is larger than the embedding", where=folder,
-                                      got=vocabulary.size, expected=f"at most {config.vocab_size}"))
-    return Base(name=folder.name, params=params, config=config, fingerprint=fingerprint,
-                vocabulary=vocabulary, vocabulary_path=str(vocabulary_path) if vocabulary_path else None,
-                path=str(folder))
+    return base_of(detect.open_model(folder), mesh)
 
 
-def check_fits(params: Params, config: T5Config, where: Any) -> None:
-    """Raises InputError naming the first leaf that does not fit the network's config."""
-    difference = trees.first_difference(params, T5Network(config).abstract_params())
-    if difference:
-        raise InputError(describe("The base does not fit its network config", where=where,
-                                  got=f"leaf {difference} (file against config)",
-                                  cure="use the config that the base was made with"))
+def base_of(model: Model, mesh: Mesh | None = None) -> Base:
+    """The base that an opened model is (see `load_base`)."""
+    recorded = model.facts.get(elm.FACTS, {}).get("fingerprint")
+    if mesh is None:
+        params = {path: model.tensors.read(path).astype(np.float32, copy=False)
+                  for path in model.tensors.specs}
+        fingerprint = trees.fingerprint(params)
+        if recorded not in (None, fingerprint):
+            raise InputError(describe("The base's weights are not those that were written",
+                                      where=model.where, got=fingerprint, expected=recorded,
+                                      cure="fetch or train the base again"))
+    else:
+        params = read_onto(mesh, model)
+        fingerprint = recorded or _told_fingerprint(model)
+    vocabulary = None if model.vocabulary is None else Vocabulary(model.vocabulary, where=model.where)
+    return Base(name=storage.as_path(model.where).name, params=trees.unflatten(params),
+                config=model.config, fingerprint=fingerprint, vocabulary=vocabulary,
+                vocabulary_path=None if vocabulary is None else _vocabulary_file(model, vocabulary),
+                path=model.where)
+
+
+def _vocabulary_file(model: Model, vocabulary: Vocabulary) -> str:
+    """The folder's own file, or a passing one where the vocabulary came in another form."""
+    for name in (elm.VOCABULARY_FILE, hf_tokenizer.SENTENCEPIECE_FILE):
+        path = storage.as_path(model.where) / name
+        if path.exists():
+            return str(path)
+    return vocabulary.file()
+
+
+def read_onto(mesh: Mesh, model: Model) -> FlatParams:
+    """All leaves in float32 on a mesh; each process reads the slices of its own devices, each slice once."""
+    network = T5Network(model.config)
+    shardings = trees.flatten(
+        sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh))
+    return {path: _leaf_onto(model.tensors, path, shardings[path]) for path in sorted(model.tensors.specs)}
+
+
+def _leaf_onto(tensors: Tensors, path: str, where: jax.sharding.Sharding) -> jax.Array:
+    parts: dict[str, np.ndarray] = {}
+
+    def part(index: Index) -> np.ndarray:
+        if str(index) not in parts:  # devices that hold the same part share one reading
+            parts[str(index)] = tensors.read(path, index).astype(np.float32, copy=False)
+        return parts[str(index)]
+
+    return jax.make_array_from_callback(tensors.specs[path].shape, where, part)
+
+
+def _told_fingerprint(model: Model) -> str:
+    """The fingerprint, computed by the first process alone."""
+    if jax.process_count() == 1:
+        return streaming.fingerprint(model.tensors)
+    digest = np.zeros(32, np.uint8)
+    if jax.process_index() == 0:
+        text = streaming.fingerprint(model.tensors).removeprefix("sha256:")
+        digest = np.frombuffer(bytes.fromhex(text), np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(digest))
+    return f"sha256:{told.astype(np.uint8).tobytes().hex()}"

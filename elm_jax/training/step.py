@@ -98,7 +98,10 @@ def train_step(
     zero = jnp.zeros((), jnp.float32)
     start = (jax.tree.map(jnp.zeros_like, state.overlay), LossSums(zero, zero, zero))
     parts = (jnp.arange(num_microbatches), split_microbatches(batch, num_microbatches))
-    (grads, sums), _ = jax.lax.scan(accumulate, start, parts)
+    if num_microbatches == 1:  # no sum, so no second buffer of the gradient's size
+        grads, sums = grad_fn(state.overlay, frozen, network, loss, batch, jax.random.fold_in(rng, 0))
+    else:
+        (grads, sums), _ = jax.lax.scan(accumulate, start, parts)
     weight = jnp.maximum(sums.weight, 1.0)  # a batch of padding only changes nothing
     grads = jax.tree.map(lambda grad: grad / weight, grads)
 

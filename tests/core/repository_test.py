@@ -1,6 +1,7 @@
 """Rules of the repository that no linter knows."""
 
 import ast
+import configparser
 import pathlib
 import re
 import subprocess
@@ -86,3 +87,15 @@ def test_required_macros_are_never_bound_again(path):
     text = path.read_text()
     for macro in re.findall(r"^(\w+) = %gin\.REQUIRED", text, re.MULTILINE):
         assert len(re.findall(rf"^{macro} = ", text, re.MULTILINE)) == 1, macro
+
+
+def test_setup_lists_every_package():
+    """A package that setup.cfg forgets imports from a checkout, and fails from the wheel only."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    found = {".".join(path.parent.relative_to(ROOT).parts)
+             for path in (ROOT / "elm_jax").rglob("__init__.py")}
+    found |= {".".join(("elm_jax", *path.parent.relative_to(ROOT).parts))
+              for path in (ROOT / "tasks").rglob("__init__.py")}
+    assert listed == found | {"elm_jax.gin"}

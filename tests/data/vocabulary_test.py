@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax.data import vocabulary
 from elm_jax.data.vocabulary import Vocabulary
@@ -42,6 +43,24 @@ def test_equals_seqio(path):
         for _ in range(50):
             ids = [draw.randrange(ours.size + 30) for _ in range(12)]
             assert ours.decode(ids) == theirs.decode(ids)
+
+
+def test_a_file_with_its_own_sentinels_gets_no_others(path, tmp_path):
+    """As mT5's, whose last 100 pieces they are."""
+    seqio = pytest.importorskip("seqio")
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    for number in reversed(range(100)):
+        model.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=4)
+    (tmp_path / "mt5.model").write_bytes(model.SerializeToString())
+    ours, t5 = Vocabulary.load(tmp_path / "mt5.model"), Vocabulary.load(path)
+    assert (ours.size, ours.extra_ids, ours.added_ids) == (SIZE + 100, 100, 0)
+    assert (t5.size, t5.extra_ids, t5.added_ids) == (SIZE + 100, 100, 100)
+    theirs = seqio.SentencePieceVocabulary(str(tmp_path / "mt5.model"), extra_ids=0)
+    for text in [*make_texts(20, seed=2), "the <extra_id_0> market <extra_id_6> rose"]:
+        assert ours.encode(text) == theirs.encode(text) == t5.encode(text)
+    assert ours.sentinel_id(3) == SIZE + 96 == ours.encode("<extra_id_3>")[0]
+    with open(ours.file(), "rb") as file:
+        assert file.read() == ours.proto == (tmp_path / "mt5.model").read_bytes()
 
 
 def test_special_ids_are_those_of_t5(path):

@@ -1,6 +1,10 @@
 """The step: what trains, what adds up, and what lies where on the mesh."""
 
 import functools
+import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -250,3 +254,12 @@ def test_leaf_that_the_network_lacks_is_an_input_error():
         states.shardings_of_params(
             tiny_run.network(adapter=False), base(True), sharding.make_mesh(1, 1)
         )
+
+
+@pytest.mark.slow
+def test_a_prompt_experts_step_needs_at_most_half_of_full_fine_tuning():
+    """At T5 1.1 small's shapes, by the compiler's account of the step that `elm train` runs."""
+    script = pathlib.Path(__file__).parents[2] / "benchmarks" / "train_step.py"
+    done = subprocess.run([sys.executable, str(script), "--memory"], capture_output=True, text=True,
+                          timeout=900, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["ratio"] <= 0.5

@@ -1,0 +1,55 @@
+"""Checks that every reader makes before anything is written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.errors import InputError, describe
+
+FLOAT_DTYPES = ("bfloat16", "float16", "float32", "float64")
+"""What a parameter may lie on disk as."""
+_PADDING = 128
+"""Embedding rows are usually padded to a multiple of so many."""
+
+
+def check_leaves(what: str, where: Any, found: Mapping[str, Sequence[int]],
+                 wanted: Mapping[str, Sequence[int]], cure: str | None = None) -> None:
+    """Raises one InputError that lists every missing and unexpected name and every wrong shape."""
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    shapes = [f"{name}: {list(found[name])} instead of {list(wanted[name])}"
+              for name in wanted if name in found and tuple(found[name]) != tuple(wanted[name])]
+    parts = [f"{kind} ({len(names)}): {', '.join(names)}" for kind, names in
+             (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)) if names]
+    if parts:
+        raise InputError(describe(what, where=where, got="; ".join(parts), cure=cure))
+
+
+def check_dtypes(where: Any, dtypes: Mapping[str, str]) -> None:
+    """Raises InputError if a parameter is not of a floating-point type; all such are named."""
+    wrong = [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in FLOAT_DTYPES]
+    if wrong:
+        raise InputError(describe("Tensors of a type that is no parameter's", where=where,
+                                  got=", ".join(wrong), expected=", ".join(FLOAT_DTYPES)))
+
+
+def check_vocabulary(proto: bytes | None, rows: int, where: Any, added: Sequence[str] = ()) -> None:
+    """Raises InputError if a vocabulary cannot be that of an embedding of so many rows.
+
+    T5's 32,100 ids on 32,128 rows are the normal case: the rest is padding.
+
+    Args:
+        proto: serialized SentencePiece model; None passes.
+        rows: of the embedding.
+        where: for the error.
+        added: tokens with ids behind the model's own.
+    """
+    if proto is None:
+        return
+    size = Vocabulary(proto, where=str(where)).size + len(added)
+    slack = max(_PADDING, rows // 50)
+    if not rows - slack < size <= rows:
+        raise InputError(describe(
+            "The vocabulary is not that of the embedding", where=where, got=f"{size} ids, {rows} rows",
+            expected=f"at most {rows} ids and more than {rows - slack}: rows are padded a little, no more",
+            cure="give the vocabulary that the model was trained with"))

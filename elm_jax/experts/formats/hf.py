@@ -1,0 +1,197 @@
+"""Hugging Face folders of T5 models: config.json, weights in one file or in shards, the vocabulary."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax import storage, trees
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.formats import checks, hf_tokenizer, safetensors_files, streaming, torch_files
+from elm_jax.experts.formats.model import Model, Origin, TensorSpec
+from elm_jax.models import convert_hf
+from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5_config import T5Config
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+FACTS = "hf"
+"""Key of `Model.facts` under which what this program has no use for travels: ``{'config': {...},
+'generation_config': {...}}``, as the files had it."""
+DEFAULT_SHARD_BYTES = 5e9
+_WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE,
+            torch_files.SINGLE_FILE, torch_files.INDEX_FILE)
+"""In the order in which transformers looks for them."""
+
+
+def is_hf(folder: epath.Path) -> bool:
+    """Whether a folder is one of Hugging Face's: it has a config.json, which is written last."""
+    return (folder / CONFIG_FILE).exists()
+
+
+def open_hf(folder: storage.PathLike) -> Model:
+    """Opens a Hugging Face folder; the tensors are checked against the config, and not yet read.
+
+    Raises:
+        InputError: there is no such folder; its config is not a T5's; a file is truncated, damaged,
+            missing or holds code; names or shapes do not fit the config (all are listed); a copy of the
+            embedding differs from it; the vocabulary is another one's.
+    """
+    folder = storage.as_path(folder)
+    if not is_hf(folder):
+        raise InputError(describe("There is no Hugging Face model here", where=folder,
+                                  expected=f"a folder with a {CONFIG_FILE}"))
+    values = _read_json(folder / CONFIG_FILE)
+    config = convert_hf.config_from_hf(values, folder / CONFIG_FILE)
+    stored, notes = _open_weights(folder)
+    checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
+    stored, more = _without_copies(stored, values, config, folder)
+    tensors = _leaves(stored, values, config, folder)
+    found = hf_tokenizer.read_vocabulary(folder)
+    proto, added = (found.proto, found.added) if found else (None, ())
+    checks.check_vocabulary(proto, config.vocab_size, folder, added)
+    notes += more + (found.notes if found else ("The folder carries no vocabulary",))
+    kept = {"config": values}
+    if (folder / GENERATION_FILE).exists():
+        kept["generation_config"] = _read_json(folder / GENERATION_FILE)
+    return Model("hf", str(folder), config, tensors, proto, {FACTS: kept}, notes)
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    return storage.read_json(path, kind=path.name, schema_version=None)
+
+
+def _open_weights(folder: epath.Path) -> tuple[dict[str, streaming.Stored], tuple[str, ...]]:
+    file = next((name for name in _WEIGHTS if (folder / name).exists()), None)
+    if file is None:
+        raise InputError(describe("The folder holds no weights that this program reads", where=folder,
+                                  got=", ".join(sorted(path.name for path in folder.iterdir())),
+                                  expected=" or ".join(_WEIGHTS)))
+    if file in (torch_files.SINGLE_FILE, torch_files.INDEX_FILE):
+        tensors, notes = torch_files.open_tensors(folder)
+        return dict(tensors), notes
+    return dict(safetensors_files.open_tensors(folder)), ()
+
+
+def _without_copies(
+    stored: dict[str, streaming.Stored], values: Mapping[str, Any], config: T5Config, where: epath.Path,
+) -> tuple[dict[str, streaming.Stored], tuple[str, ...]]:
+    """Leaves out second copies of the embedding, which must equal it, and tensors that nobody uses."""
+    tied = (convert_hf.HF_HEAD,) if config.logits_via_embedding else ()
+    copies = [name for name in (convert_hf.HF_EMBEDDING, *convert_hf.EMBEDDING_COPIES, *tied)
+              if name in stored]
+    if not copies:
+        return stored, ()
+    embedding = stored[copies[0]]
+    for name in copies[1:]:
+        if not streaming.equal(embedding, stored[name]):
+            cure = ("set tie_word_embeddings to false in config.json if the model has a head of its own"
+                    if name == convert_hf.HF_HEAD else None)
+            raise InputError(describe(f"{name} differs from {copies[0]}, of which it should be a copy",
+                                      where=where, got=f"{list(stored[name].shape)} {stored[name].dtype}, "
+                                      f"against {list(embedding.shape)} {embedding.dtype}", cure=cure))
+    left_out = [*copies[1:], *(name for name in convert_hf.LEFTOVERS if name in stored)]
+    kept = {name: tensor for name, tensor in stored.items() if name not in (*copies, *left_out)}
+    notes = (f"Left out, as a copy of the embedding or used by nothing: {', '.join(left_out)}",)
+    return {convert_hf.HF_EMBEDDING: embedding, **kept}, notes if left_out else ()
+
+
+def _leaves(stored: Mapping[str, streaming.Stored], values: Mapping[str, Any], config: T5Config,
+            where: epath.Path) -> streaming.StoredTensors:
+    """The network's leaves among the stored tensors, checked against the config."""
+    shapes = leaf_shapes(config)
+    names = {path: convert_hf.hf_name(path) for path in shapes}
+    if convert_hf.HF_HEAD not in stored and convert_hf.may_share_head(values):
+        names[convert_hf.HEAD] = convert_hf.HfName(convert_hf.HF_EMBEDDING, True)
+    wanted = {name.name: shapes[path][::-1] if name.transposed else shapes[path]
+              for path, name in names.items()}
+    checks.check_leaves("The weights do not fit the config", where,
+                        {name: tensor.shape for name, tensor in stored.items()}, wanted,
+                        "fetch the folder again, or use the config that the weights were made with")
+    return streaming.StoredTensors(
+        {path: stored[name.name] for path, name in names.items()},
+        {path: Origin(name.name, name.transposed) for path, name in names.items()})
+
+
+def leaf_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every leaf of a network."""
+    return {path: tuple(leaf.shape)
+            for path, leaf in trees.flatten(T5Network(config).abstract_params()).items()}
+
+
+def write_hf(folder: storage.PathLike, model: Model, *,
+             max_shard_bytes: float = DEFAULT_SHARD_BYTES) -> dict[str, Origin]:
+    """Writes a Hugging Face folder as a stream; nothing stands under its name before it is whole.
+
+    Args:
+        folder: does not exist, or is empty.
+        model: without adapters.
+        max_shard_bytes: most bytes of a file of weights.
+
+    Returns:
+        The name that each leaf got. A head that is a copy of the embedding is not written.
+
+    Raises:
+        InputError: the folder is taken; the network has parts that Hugging Face's T5 has not.
+        RunError: the disk is full.
+    """
+    with storage.staged(folder) as target:
+        return write_into(target, model, max_shard_bytes)
+
+
+def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict[str, Origin]:
+    """Writes the files of a model into a folder; config.json, without which nothing opens, is the last."""
+    if model.config.adapter is not None:
+        raise InputError(describe("Hugging Face's T5 has no adapters", where=model.where,
+                                  cure="write the model without them, and the adapters beside it"))
+    kept = model.facts.get(FACTS, {})
+    values = convert_hf.config_to_hf(model.config, kept.get("config"))
+    order = list(model.tensors.specs)
+    if order == sorted(order):  # any other order is one that is cheaper to read in
+        order = convert_hf.hf_order(order)
+    if convert_hf.may_share_head(values) and _head_is_embedding(model):
+        order.remove(convert_hf.HEAD)
+    paths = {convert_hf.hf_name(path).name: path for path in order}
+    specs = {name: _turned(model.tensors.specs[path], convert_hf.hf_name(path).transposed)
+             for name, path in paths.items()}
+    if "config" not in kept:
+        values["torch_dtype"] = main_dtype(specs)
+
+    def contents(name: str) -> Iterator[np.ndarray]:
+        return streaming.pieces(model.tensors.read(paths[name]), convert_hf.hf_name(paths[name]).transposed)
+
+    safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
+    if model.vocabulary is not None:
+        hf_tokenizer.write_tokenizer(target, model.vocabulary)
+    if "generation_config" in kept:
+        storage.write_json(target / GENERATION_FILE, kept["generation_config"])
+    storage.write_json(target / CONFIG_FILE, values)
+    return {path: Origin(*convert_hf.hf_name(path)) for path in order}
+
+
+def _turned(spec: TensorSpec, transposed: bool) -> TensorSpec:
+    return TensorSpec(spec.shape[::-1], spec.dtype) if transposed else spec
+
+
+def _head_is_embedding(model: Model) -> bool:
+    """Whether an untied head still holds the embedding's values."""
+    specs = model.tensors.specs
+    if specs[convert_hf.HEAD].dtype != specs[convert_hf.EMBEDDING].dtype:
+        return False
+    rows, step = model.config.vocab_size, 4096
+    for start in range(0, rows, step):
+        part = slice(start, min(rows, start + step))
+        head = model.tensors.read(convert_hf.HEAD, (slice(None), part))
+        embedding = model.tensors.read(convert_hf.EMBEDDING, (part, slice(None)))
+        if not np.array_equal(head.T, embedding):
+            return False
+    return True
+
+
+def main_dtype(specs: Mapping[str, TensorSpec]) -> str:
+    """The dtype that most elements have."""
+    counts: dict[str, int] = {}
+    for spec in specs.values():
+        counts[spec.dtype] = counts.get(spec.dtype, 0) + int(np.prod(spec.shape, dtype=np.int64))
+    return max(counts, key=counts.__getitem__)

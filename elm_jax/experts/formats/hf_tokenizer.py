@@ -1,0 +1,208 @@
+"""Vocabularies in a Hugging Face folder: ``spiece.model`` or ``tokenizer.json`` in, both out.
+
+A ``tokenizer.json`` of a T5 is a SentencePiece model in other words: pieces with their scores and the
+normaliser's compiled character map. The two programs choose the same pieces but where two ways to cut
+a text score the same to the last digits (SentencePiece adds up in float32, tokenizers in float64), and
+Hugging Face's also reads ``</s>`` and its like in a text as special tokens.
+"""
+
+import base64
+import binascii
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from sentencepiece import sentencepiece_model_pb2
+
+from elm_jax import storage
+from elm_jax.data.vocabulary import EXTRA_IDS, Vocabulary, own_sentinels, sentinel
+from elm_jax.errors import InputError, describe
+
+SENTENCEPIECE_FILE = "spiece.model"
+TOKENIZER_FILE = "tokenizer.json"
+_SPECIAL = ("<pad>", "</s>", "<unk>")
+"""Ids 0, 1 and 2."""
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+_SPACES = ("Strip", "Replace", "Sequence", "Precompiled")
+"""Normalisers of a T5: the character map, and what SentencePiece does with spaces anyway."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundVocabulary:
+    """A folder's vocabulary.
+
+    Attributes:
+        proto: serialized SentencePiece model.
+        added: tokens that were added behind it, which a SentencePiece model cannot hold.
+        notes: for the report.
+    """
+
+    proto: bytes
+    added: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_vocabulary(folder: epath.Path) -> FoundVocabulary | None:
+    """The vocabulary of a Hugging Face folder, None if it holds none.
+
+    Raises:
+        InputError: its file is damaged, or is not that of a T5.
+    """
+    tokenizer = _read_tokenizer(folder / TOKENIZER_FILE) if (folder / TOKENIZER_FILE).exists() else None
+    notes: tuple[str, ...] = ()
+    if (folder / SENTENCEPIECE_FILE).exists():
+        proto = (folder / SENTENCEPIECE_FILE).read_bytes()
+        where = folder / SENTENCEPIECE_FILE
+    elif tokenizer is not None:
+        proto, where = to_sentencepiece(tokenizer, folder / TOKENIZER_FILE), folder / TOKENIZER_FILE
+        notes = (f"The SentencePiece model was built from {TOKENIZER_FILE}",)
+    else:
+        return None
+    vocabulary = Vocabulary(proto, where=str(where))
+    added = _added_tokens(folder, tokenizer, vocabulary.size)
+    if added:
+        notes += (f"Tokens added behind the vocabulary are left out of it: {', '.join(added)}",)
+    return FoundVocabulary(proto, added, notes)
+
+
+def _read_tokenizer(path: epath.Path) -> Mapping[str, Any]:
+    return storage.read_json(path, kind="tokenizer", schema_version=None)
+
+
+def _added_tokens(folder: epath.Path, tokenizer: Mapping[str, Any] | None, size: int) -> tuple[str, ...]:
+    """Tokens whose ids lie behind the vocabulary, in the order of their ids."""
+    by_id: dict[int, str] = {}
+    if tokenizer is not None:
+        by_id |= {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens") or ()}
+    if (folder / "added_tokens.json").exists():
+        table = storage.read_json(folder / "added_tokens.json", kind="table of added tokens",
+                                  schema_version=None)
+        by_id |= {number: token for token, number in table.items()}
+    return tuple(by_id[number] for number in sorted(by_id) if number >= size)
+
+
+def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
+    """A SentencePiece model that cuts texts as a ``tokenizer.json`` of the Unigram kind does.
+
+    Raises:
+        InputError: another kind of tokenizer, or a normaliser that SentencePiece does not have.
+    """
+    model = tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, Mapping) else None
+    if not isinstance(vocab, list) or model.get("type", "Unigram") != "Unigram" or not vocab:
+        raise InputError(describe("The tokenizer is not a T5's", where=where,
+                                  got=model.get("type") if isinstance(model, Mapping) else None,
+                                  expected="a Unigram model with pieces and scores"))
+    pieces = [(str(piece), float(score)) for piece, score in vocab]
+    found = tuple(piece for piece, _ in pieces[:3])
+    if found != _SPECIAL:
+        raise InputError(describe("The vocabulary's special ids are not T5's", where=where, got=found,
+                                  expected=_SPECIAL))
+    if own_sentinels([piece for piece, _ in pieces]) == EXTRA_IDS and pieces[-1][0] == sentinel(0):
+        pieces = pieces[:-EXTRA_IDS]  # T5's file does not hold them: whoever reads it adds them
+    proto = sentencepiece_model_pb2.ModelProto()
+    by_bytes = sum(_BYTE.fullmatch(piece) is not None for piece, _ in pieces) == 256
+    for number, (piece, score) in enumerate(pieces):
+        proto.pieces.add(piece=piece, score=score, type=_piece_type(number, piece, by_bytes))
+    trainer = proto.trainer_spec
+    trainer.model_type, trainer.vocab_size = trainer.UNIGRAM, len(pieces)
+    trainer.byte_fallback = by_bytes
+    trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = 0, 1, 2, -1
+    trainer.pad_piece, trainer.eos_piece, trainer.unk_piece = _SPECIAL
+    normalizer = proto.normalizer_spec
+    normalizer.name = "from tokenizer.json"
+    normalizer.precompiled_charsmap = _character_map(tokenizer.get("normalizer"), where)
+    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = True
+    normalizer.escape_whitespaces = True
+    return proto.SerializeToString()
+
+
+def _piece_type(number: int, piece: str, by_bytes: bool) -> int:
+    if number == 2:
+        return _Piece.UNKNOWN
+    if number < 2:
+        return _Piece.CONTROL
+    if by_bytes and _BYTE.fullmatch(piece):
+        return _Piece.BYTE
+    sentinel_piece = piece.removeprefix("▁").startswith("<extra_id_")
+    return _Piece.USER_DEFINED if sentinel_piece else _Piece.NORMAL
+
+
+def _character_map(normalizer: Any, where: Any) -> bytes:
+    """The compiled character map of a normaliser, empty if there is none."""
+    found = b""
+    for part in _parts(normalizer, "normalizers"):
+        kind = part.get("type")
+        if kind not in _SPACES:
+            raise InputError(describe("SentencePiece has no such normaliser", where=where, got=kind,
+                                      expected=", ".join(_SPACES)))
+        if kind == "Precompiled":
+            try:
+                found = base64.b64decode(part["precompiled_charsmap"] or "", validate=True)
+            except (binascii.Error, KeyError, TypeError) as error:
+                raise InputError(describe("The normaliser's character map is damaged", where=where,
+                                          got=str(error)[:200])) from error
+    return found
+
+
+def _parts(step: Any, name: str) -> list[Mapping[str, Any]]:
+    if not isinstance(step, Mapping):
+        return []
+    inner = step.get(name)
+    return [step] if inner is None else [part for each in inner for part in _parts(each, name)]
+
+
+def write_tokenizer(folder: epath.Path, proto: bytes) -> None:
+    """Writes ``spiece.model`` and the files with which ``AutoTokenizer`` gives this vocabulary's ids."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(proto)
+    added = Vocabulary(proto).added_ids
+    sentinels = [sentinel(number) for number in range(added)]
+    special = {"eos_token": _SPECIAL[1], "pad_token": _SPECIAL[0], "unk_token": _SPECIAL[2]}
+    if sentinels:
+        special["additional_special_tokens"] = sentinels
+    # transformers' own class for T5 knows no bytes for unknown characters, which mT5 has, and drops
+    # repeated spaces whatever the model says: such models need the general class.
+    general = model.trainer_spec.byte_fallback or not model.normalizer_spec.remove_extra_whitespaces
+    with storage.guard_writes(folder):
+        (folder / SENTENCEPIECE_FILE).write_bytes(proto)
+        (folder / TOKENIZER_FILE).write_text(tokenizer_json(model, sentinels), encoding="utf-8")
+    storage.write_json(folder / "special_tokens_map.json", special)
+    storage.write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast" if general else "T5Tokenizer",
+        **({} if general else {"extra_ids": added}), **special,
+        "clean_up_tokenization_spaces": False, "model_max_length": 512})
+
+
+def tokenizer_json(model: Any, sentinels: Sequence[str]) -> str:
+    """The tokenizers library's form of a SentencePiece model: cut at spaces, then the likeliest pieces.
+
+    Args:
+        model: the parsed SentencePiece model.
+        sentinels: tokens behind its pieces, sentinel 0 first.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    by_bytes = model.trainer_spec.byte_fallback
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    pieces += [(token, 0.0) for token in reversed(sentinels)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=by_bytes))
+    if model.normalizer_spec.precompiled_charsmap:
+        tokenizer.normalizer = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
+    spaces = {"replacement": "▁", "split": True,
+              "prepend_scheme": "always" if model.normalizer_spec.add_dummy_prefix else "never"}
+    once = [pre_tokenizers.WhitespaceSplit()] if model.normalizer_spec.remove_extra_whitespaces else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*once, pre_tokenizers.Metaspace(**spaces)])
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
+    ]) if by_bytes else decoders.Metaspace(**spaces)
+    end = _SPECIAL[1]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, 1)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)
+                                  for token in (*_SPECIAL, *sentinels)])
+    return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)

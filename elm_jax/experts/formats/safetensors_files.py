@@ -1,0 +1,274 @@
+"""Safetensors files: a header that is checked before it is believed, tensors read by rows, shards
+written as a stream.
+
+A file is eight bytes (the header's length), a JSON header (name -> dtype, shape, offsets) and the
+tensors' bytes. It is read with plain reads, not through a memory map: mapped pages would count as
+resident memory, and a whole model would pile up there.
+Source: https://github.com/huggingface/safetensors, "Format".
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
+import numpy as np
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.formats.model import TensorSpec
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_MAX_HEADER = 100_000_000
+"""Bytes; the library's own limit."""
+_METADATA = "__metadata__"
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+Contents = Callable[[str], Iterator[np.ndarray]]
+"""A tensor's bytes by its name, as contiguous pieces in row-major order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file (see `streaming.Stored`).
+
+    Attributes:
+        path: the file.
+        shape: of the tensor.
+        dtype: numpy's or ml_dtypes' name.
+        offset: of its first byte in the file.
+    """
+
+    path: epath.Path
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+    def fill(self, rows: np.ndarray, start: int) -> None:
+        """Reads rows from `start` on."""
+        row_bytes = math.prod(self.shape[1:]) * rows.dtype.itemsize
+        with self.path.open("rb") as file:
+            file.seek(self.offset + start * row_bytes)
+            target = memoryview(rows.reshape(-1).view(np.uint8))
+            while target:
+                count = file.readinto(target)
+                if not count:
+                    raise InputError(describe("The file has become shorter while it was read",
+                                              where=self.path))
+                target = target[count:]
+
+
+def read_header(path: storage.PathLike) -> dict[str, StoredTensor]:
+    """The tensors of one file, after every claim of its header is checked against the file.
+
+    Raises:
+        InputError: the file is truncated, or its header lies; the first fault is named.
+    """
+    path = storage.as_path(path)
+    size = path.stat().length
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER, size - 8):
+            raise _fault(path, f"a header of {length} bytes in a file of {size} bytes",
+                         "a header that lies inside the file", "truncated, or its header wrong")
+        text = file.read(length)
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (UnicodeDecodeError, json.JSONDecodeError, ValueError, RecursionError) as error:
+        raise _fault(path, str(error)[:200], "a JSON object with each name once") from error
+    if not isinstance(header, dict):
+        raise _fault(path, type(header).__name__, "a JSON object")
+    header.pop(_METADATA, None)
+    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
+    _check_layout(path, tensors, 8 + length, size)
+    return tensors
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return dict(pairs)
+
+
+def _tensor(path: epath.Path, name: str, entry: Any, start: int) -> StoredTensor:
+    where = f"{path}, tensor {name}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise _fault(where, json.dumps(entry)[:200], "dtype, shape and data_offsets")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise _fault(where, f"shape {shape}, data_offsets {offsets}", "whole numbers, none below 0")
+    if entry["dtype"] not in _DTYPES:
+        raise _fault(where, f"dtype {entry['dtype']}", f"one of {', '.join(_DTYPES)}")
+    dtype = _DTYPES[entry["dtype"]]
+    wanted = math.prod(shape) * np.dtype(dtype).itemsize
+    if offsets[1] - offsets[0] != wanted:
+        raise _fault(where, f"data_offsets {offsets}, which are {offsets[1] - offsets[0]} bytes",
+                     f"{wanted} bytes for {entry['dtype']}{shape}")
+    return StoredTensor(path, tuple(shape), dtype, start + offsets[0])
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_layout(path: epath.Path, tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
+    """Tensors must follow one another without overlap or gap, up to the end of the file."""
+    before = "the header"
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, _nbytes(item[1]))):
+        if tensor.offset != start:
+            kind = "overlaps" if tensor.offset < start else "leaves a gap to"
+            raise _fault(path, f"tensor {name} at byte {tensor.offset} {kind} {before}, "
+                         f"which ends at {start}", "tensors one behind the other")
+        start, before = start + _nbytes(tensor), name
+    if start != size:
+        raise _fault(path, f"{size} bytes", f"{start} bytes, after the header",
+                     "truncated" if size < start else "longer than its header says")
+
+
+def _nbytes(tensor: StoredTensor) -> int:
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def _fault(where: Any, got: str, expected: str, fault: str | None = None) -> InputError:
+    what = f"The safetensors file is {fault}" if fault else "The safetensors file's header is wrong"
+    return InputError(describe(what, where=where, got=got, expected=expected,
+                               cure="fetch or write the file again"))
+
+
+def read_index(path: storage.PathLike) -> dict[str, str]:
+    """A ``*.index.json``: the file's name for each tensor's name.
+
+    Raises:
+        InputError: no valid index, a file name that leads out of the folder, or files that are missing
+            (all are named).
+    """
+    path = storage.as_path(path)
+    value = storage.read_json(path, kind="index of the shards", schema_version=None)
+    table = value.get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
+        raise InputError(describe("The index of the shards has no weight_map", where=path,
+                                  expected="the name of a file for every tensor"))
+    files = dict.fromkeys(table.values())
+    outside = [file for file in files if os.path.basename(file) != file or file in ("", ".", "..")]
+    if outside:
+        raise InputError(describe("The index names files outside of its folder", where=path,
+                                  got=", ".join(outside)))
+    missing = [file for file in files if not (path.parent / file).exists()]
+    if missing:
+        raise InputError(describe("Shards are missing", where=path.parent, got=f"no {', no '.join(missing)}",
+                                  expected=f"the {len(files)} files that {path.name} names",
+                                  cure="fetch them again"))
+    return dict(table)
+
+
+def check_index(where: Any, table: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raises InputError if the shards do not hold the tensors that the index says; all are named."""
+    wrong = [f"{name} is not in {file}" for name, file in table.items() if found.get(name) != file]
+    wrong += [f"{name} in {file} is not in the index" for name, file in found.items() if name not in table]
+    if wrong:
+        raise InputError(describe("The shards and their index do not agree", where=where,
+                                  got="; ".join(wrong), cure="fetch the folder again"))
+
+
+def open_tensors(folder: storage.PathLike) -> dict[str, StoredTensor]:
+    """The tensors of ``model.safetensors``, or of the shards that its index names."""
+    folder = storage.as_path(folder)
+    if (folder / SINGLE_FILE).exists():
+        return read_header(folder / SINGLE_FILE)
+    table = read_index(folder / INDEX_FILE)
+    tensors: dict[str, StoredTensor] = {}
+    found: dict[str, str] = {}
+    for file in dict.fromkeys(table.values()):
+        for name, tensor in read_header(folder / file).items():
+            found[name], tensors[name] = file, tensor
+    check_index(folder, table, found)
+    return tensors
+
+
+def write_file(path: storage.PathLike, specs: Mapping[str, TensorSpec], contents: Contents,
+               metadata: Mapping[str, str] | None = None) -> None:
+    """Writes one file as a stream: the header first, then each tensor's pieces.
+
+    Args:
+        path: the file.
+        specs: of the tensors, in the order in which they are written.
+        contents: asked for one tensor at a time.
+        metadata: strings for the header; transformers asks for ``{'format': 'pt'}``.
+    """
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    position = 0
+    for name, spec in specs.items():
+        end = position + spec_bytes(spec)
+        header[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape),
+                        "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight
+    path = storage.as_path(path)
+    with storage.guard_writes(path), path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in specs:
+            _write_pieces(file, contents(name))
+        if storage.is_local(path):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _write_pieces(file: BinaryIO, pieces: Iterator[np.ndarray]) -> None:
+    """A function of its own, so that the last piece, and its tensor, are gone before the next is read."""
+    for piece in pieces:
+        file.write(piece.reshape(-1).view(np.uint8))
+
+
+def write_tensors(folder: storage.PathLike, specs: Mapping[str, TensorSpec], contents: Contents,
+                  max_shard_bytes: float) -> None:
+    """Writes tensors into one file, or into shards with their index, which is written last.
+
+    Args:
+        folder: exists.
+        specs: of the tensors, in order.
+        contents: asked for one tensor at a time.
+        max_shard_bytes: most bytes of tensors in a file; one larger tensor gets a file of its own.
+    """
+    folder = storage.as_path(folder)
+    shards = plan_shards(specs, max_shard_bytes)
+    if len(shards) == 1:
+        write_file(folder / SINGLE_FILE, specs, contents, {"format": "pt"})
+        return
+    table = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_file(folder / file, {name: specs[name] for name in names}, contents, {"format": "pt"})
+        table |= dict.fromkeys(names, file)
+    total = {"total_size": sum(map(spec_bytes, specs.values()))}
+    storage.write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": dict(sorted(table.items()))})
+
+
+def plan_shards(specs: Mapping[str, TensorSpec], max_shard_bytes: float) -> list[Sequence[str]]:
+    """Names by shard: in order, a new shard where the next tensor would not fit any more."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, spec in specs.items():
+        if shards[-1] and size + spec_bytes(spec) > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += spec_bytes(spec)
+    return shards
+
+
+def spec_bytes(spec: TensorSpec) -> int:
+    """Bytes of a tensor."""
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+
+

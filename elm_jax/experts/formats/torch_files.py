@@ -1,0 +1,144 @@
+"""PyTorch's checkpoint files, read with ``weights_only``: one that holds code is refused.
+
+torch is imported late, and only for such files. They are mapped, not loaded; since mapped pages count
+as resident memory once they are touched, the map is given up and made anew every `_REOPEN_BYTES`.
+"""
+
+import dataclasses
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.formats.safetensors_files import check_index, read_index
+
+SINGLE_FILE = "pytorch_model.bin"
+INDEX_FILE = "pytorch_model.bin.index.json"
+_REOPEN_BYTES = 1 << 28
+_REFUSALS = ("GLOBAL", "Unsupported operand", "Unsupported class")
+"""Words of torch's errors for a file that holds more than tensors."""
+
+
+class TorchFiles:
+    """The files of one folder, at most one of them mapped at a time.
+
+    Attributes:
+        whole: files that are read into memory as a whole: those of torch before 1.6 cannot be mapped.
+    """
+
+    def __init__(self) -> None:
+        self.whole: set[epath.Path] = set()
+        self._path: epath.Path | None = None
+        self._tensors: Mapping[str, Any] = {}
+        self._read = 0
+
+    def open(self, path: epath.Path) -> Mapping[str, Any]:
+        """The tensors of a file by name, not yet read."""
+        if path != self._path or (self._read > _REOPEN_BYTES and path not in self.whole):
+            self._tensors = {}  # first the old map goes, then the new one comes
+            if not zipfile.is_zipfile(path):
+                self.whole.add(path)
+            self._tensors = _tensors(path, load(path, mapped=path not in self.whole))
+            self._path, self._read = path, 0
+        return self._tensors
+
+    def stored(self, path: epath.Path) -> dict[str, "StoredTensor"]:
+        """The same as `streaming.Stored`."""
+        return {name: StoredTensor(self, path, name, tuple(tensor.shape),
+                                   str(tensor.dtype).removeprefix("torch."))
+                for name, tensor in self.open(path).items()}
+
+    def fill(self, path: epath.Path, name: str, rows: np.ndarray, start: int) -> None:
+        """Reads rows of one tensor."""
+        part = self.open(path)[name][start:start + len(rows)]
+        if rows.dtype.kind == "V":  # bfloat16, which torch does not give to numpy
+            part, rows = part.contiguous().view(_torch(path).uint16), rows.view(np.uint16)
+        rows[...] = part.numpy()
+        self._read += rows.nbytes
+
+
+def _tensors(path: epath.Path, value: Any) -> dict[str, Any]:
+    """Checks that what was loaded are tensors by name."""
+    torch = _torch(path)
+    wrong = "nothing" if isinstance(value, Mapping) and not value else type(value).__name__
+    if isinstance(value, Mapping) and value:
+        wrong = ", ".join(str(name) for name, tensor in value.items()
+                          if not isinstance(name, str) or not isinstance(tensor, torch.Tensor))
+    if wrong:
+        raise InputError(describe("The file holds something else than tensors by name", where=path,
+                                  got=wrong[:300]))
+    return {name: tensor.detach() for name, tensor in value.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a PyTorch file (see `streaming.Stored`)."""
+
+    files: TorchFiles
+    path: epath.Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def fill(self, rows: np.ndarray, start: int) -> None:
+        """Reads rows from `start` on."""
+        self.files.fill(self.path, self.name, rows, start)
+
+
+def load(path: storage.PathLike, mapped: bool = False) -> Any:
+    """``torch.load`` of tensors and plain containers only, onto the processor.
+
+    Raises:
+        InputError: torch is not installed; the file holds code; the file is damaged.
+    """
+    torch = _torch(path)
+    try:
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch lists none, and one class lies in a module not to be imported here
+        if not any(word in str(error) for word in _REFUSALS):
+            raise _damaged(path, error) from error
+        raise InputError(describe(
+            "The file is refused: it holds something else than tensors, which may be code", where=path,
+            got=_first_line(error), expected="what torch.load(..., weights_only=True) reads",
+            cure="fetch the model as safetensors")) from error
+
+
+def _damaged(path: Any, error: Exception) -> InputError:
+    return InputError(describe("The PyTorch file is truncated or damaged", where=path,
+                               got=_first_line(error), cure="fetch the file again"))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line]
+    named = [line for line in lines if any(word in line for word in _REFUSALS)]
+    return (named or lines or [type(error).__name__])[0][:300]
+
+
+def _torch(path: Any) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(describe("Reading this file needs PyTorch, which is not installed", where=path,
+                                  cure="pip install torch, or fetch the model as safetensors")) from error
+    return torch
+
+
+def open_tensors(folder: storage.PathLike) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """The tensors of ``pytorch_model.bin`` or of its shards, and notes on how they are read."""
+    folder = storage.as_path(folder)
+    files, table = TorchFiles(), None
+    if not (folder / SINGLE_FILE).exists():
+        table = read_index(folder / INDEX_FILE)
+    tensors: dict[str, StoredTensor] = {}
+    for name in dict.fromkeys(table.values()) if table else [SINGLE_FILE]:
+        tensors |= files.stored(folder / name)
+    if table is not None:
+        check_index(folder, table, {name: tensor.path.name for name, tensor in tensors.items()})
+    if not files.whole:
+        return tensors, ()
+    names = ", ".join(sorted(path.name for path in files.whole))
+    return tensors, (f"Written by PyTorch before 1.6, so each read into memory as a whole: {names}",)

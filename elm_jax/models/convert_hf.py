@@ -1,0 +1,226 @@
+"""This program's leaves and config in Hugging Face's words: T5 1.0, T5 1.1 and what comes of it, mT5.
+
+Pure: paths, names and dictionaries, no tensors. A Linear's weight lies there as [out, in], here as
+[in, out]. Source of the names: transformers' T5ForConditionalGeneration.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models.layers import RMS_EPSILON
+from elm_jax.models.t5_config import T5Config
+
+EMBEDDING = "token_embedder/embedding"
+HEAD = "decoder/logits_dense/kernel"
+HF_EMBEDDING = "shared.weight"
+HF_HEAD = "lm_head.weight"
+EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+"""Names under which the embedding may lie a second time, or instead of `HF_EMBEDDING`."""
+LEFTOVERS = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+"""In the first T5 checkpoints, and used by nobody: cross-attention has no position bias."""
+MODEL_TYPES = ("t5", "mt5")
+MT5_VOCAB_SIZE = 250112
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "t5": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+    "mt5": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+}
+_OPTIONAL = {"num_decoder_layers": None, "dropout_rate": 0.1, "relative_attention_num_buckets": 32,
+             "relative_attention_max_distance": 128}
+_FIELDS = {
+    "vocab_size": "vocab_size", "emb_dim": "d_model", "head_dim": "d_kv", "mlp_dim": "d_ff",
+    "num_heads": "num_heads", "num_encoder_layers": "num_layers",
+    "num_decoder_layers": "num_decoder_layers", "dropout_rate": "dropout_rate",
+    "relative_attention_num_buckets": "relative_attention_num_buckets",
+    "relative_attention_max_distance": "relative_attention_max_distance",
+}
+_ACTIVATIONS = {
+    "relu": ("relu",), "gelu_new": ("gelu",), "gated-gelu": ("gelu", "linear"),
+    "gated-gelu_new": ("gelu", "linear"), "gated-relu": ("relu", "linear"),
+}
+_FIXED = {"layer_norm_epsilon": RMS_EPSILON, "pad_token_id": 0, "eos_token_id": 1,
+          "decoder_start_token_id": 0, "is_encoder_decoder": True}
+"""What the network takes for granted; a config that leaves one out means the same."""
+
+_ATTENTIONS = {"attention": (0, "SelfAttention"), "self_attention": (0, "SelfAttention"),
+               "encoder_decoder_attention": (1, "EncDecAttention")}
+_PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_NORMS = {"pre_attention_layer_norm": 0, "pre_self_attention_layer_norm": 0,
+          "pre_cross_attention_layer_norm": 1}
+_ADAPTERS = {"attention_adapter": 0, "self_attention_adapter": 0}
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+
+
+class HfName(NamedTuple):
+    """A leaf's name over there, and whether its two dimensions are swapped."""
+
+    name: str
+    transposed: bool = False
+
+
+def hf_name(path: str) -> HfName:
+    """The Hugging Face name of a leaf.
+
+    ``encoder/layers_3/mlp/wi_0/kernel`` -> ``encoder.block.3.layer.1.DenseReluDense.wi_0.weight``,
+    transposed. Adapters, which Hugging Face's T5 has none of, get names in its manner:
+    ``encoder/layers_3/mlp_adapter/down/kernel`` -> ``encoder.block.3.layer.1.adapter.down.weight``.
+
+    Raises:
+        KeyError: no leaf of a T5 has this path.
+    """
+    if path in _TOP:
+        return _TOP[path]
+    match = _LAYER.fullmatch(path)
+    if match is None:
+        raise KeyError(path)
+    stack, number, rest = match.groups()
+    sublayer, name, transposed = _in_layer(stack, rest.split("/"))
+    return HfName(f"{stack}.block.{number}.layer.{sublayer}.{name}", transposed)
+
+
+def _in_layer(stack: str, parts: list[str]) -> tuple[int, str, bool]:
+    """(sub-layer's number, name inside it, transposed) of the parts of a path below ``layers_N``."""
+    last = 1 if stack == "encoder" else 2
+    if parts[0] in _ATTENTIONS:
+        sublayer, module = _ATTENTIONS[parts[0]]
+        return sublayer, f"{module}.{_PROJECTIONS[parts[1]]}.weight", True
+    if parts[0] == "mlp":
+        return last, f"DenseReluDense.{parts[1]}.weight", True
+    if parts[0].endswith("_adapter"):
+        kernel = parts[2] == "kernel"
+        kind = "weight" if kernel else "bias"
+        return _ADAPTERS.get(parts[0], last), f"adapter.{parts[1]}.{kind}", kernel
+    return (last if parts[0] == "pre_mlp_layer_norm" else _NORMS[parts[0]]), "layer_norm.weight", False
+
+
+_TOP = {
+    EMBEDDING: HfName(HF_EMBEDDING),
+    HEAD: HfName(HF_HEAD, True),
+    **{f"{stack}/relpos_bias/rel_embedding": HfName(
+        f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", True)
+       for stack in ("encoder", "decoder")},
+    **{f"{stack}/{stack}_norm/scale": HfName(f"{stack}.final_layer_norm.weight")
+       for stack in ("encoder", "decoder")},
+}
+
+
+def hf_order(paths: Iterable[str]) -> list[str]:
+    """Leaf paths in the order in which Hugging Face's module tree has them."""
+
+    def key(path: str) -> tuple[Any, ...]:
+        if path in (EMBEDDING, HEAD):
+            return (0 if path == EMBEDDING else 3,)
+        words = hf_name(path).name.split(".")
+        return (1 if words[0] == "encoder" else 2, *(
+            (0, int(word), "") if word.isdecimal() else (1, 0, word) for word in words))
+
+    return sorted(paths, key=key)
+
+
+def config_from_hf(values: Mapping[str, Any], where: Any = None) -> T5Config:
+    """The network of a ``config.json``.
+
+    Raises:
+        InputError: another kind of model, fields that are missing (all are named), or settings that
+            this network does not have (all are named).
+    """
+    kind = values.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise InputError(describe("This is no T5", where=where, got=f"model_type {kind!r}",
+                                  expected=" or ".join(map(repr, MODEL_TYPES))))
+    missing = [name for name in _FIELDS.values() if name not in values and name not in _OPTIONAL]
+    if missing:
+        raise InputError(describe("The config lacks fields", where=where, got=f"no {', no '.join(missing)}",
+                                  expected="the dimensions of a T5"))
+    unlike = [f"{name} {values[name]!r}" for name, wanted in _FIXED.items()
+              if values.get(name) is not None and values[name] != wanted]
+    if unlike:
+        raise InputError(describe(
+            "The config asks for what this network does not do", where=where, got=", ".join(unlike),
+            expected=", ".join(f"{name} {wanted!r}" for name, wanted in _FIXED.items())))
+    return T5Config(**{field: _value(values, name) for field, name in _FIELDS.items()},
+                    mlp_activations=_activations(values, where), logits_via_embedding=scales_logits(values))
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    value = values.get(name, _OPTIONAL.get(name))
+    return values["num_layers"] if name == "num_decoder_layers" and value is None else value
+
+
+def _activations(values: Mapping[str, Any], where: Any) -> tuple[str, ...]:
+    word = values.get("feed_forward_proj", _DEFAULTS[values["model_type"]]["feed_forward_proj"])
+    if word not in _ACTIVATIONS:
+        raise unknown_name("feed_forward_proj", str(word), _ACTIVATIONS, where)
+    return _ACTIVATIONS[word]
+
+
+def scales_logits(values: Mapping[str, Any]) -> bool:
+    """Whether the logits are the embedding's products, scaled by ``D ** -0.5``: the tied head of T5 1.0.
+
+    transformers 5 writes ``tie_word_embeddings: true`` whatever the model: it then says in
+    ``scale_decoder_outputs`` what T5 does, and never scales for mT5.
+    """
+    tied = values.get("tie_word_embeddings", _DEFAULTS[values["model_type"]]["tie_word_embeddings"])
+    if values["model_type"] == "t5":
+        return bool(values.get("scale_decoder_outputs", tied is not False))
+    return bool(tied) and not by_transformers_5(values)
+
+
+def may_share_head(values: Mapping[str, Any]) -> bool:
+    """Whether a file without a head of its own means the embedding, unscaled, as transformers 5 writes it.
+
+    In an older file the head is then missing.
+    """
+    return by_transformers_5(values) and not scales_logits(values)
+
+
+def by_transformers_5(values: Mapping[str, Any]) -> bool:
+    """Whether transformers 5 or newer wrote this config."""
+    major = str(values.get("transformers_version", "")).partition(".")[0]
+    return "scale_decoder_outputs" in values or (major.isdecimal() and int(major) >= 5)
+
+
+def config_to_hf(config: T5Config, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A ``config.json`` for the network.
+
+    Args:
+        config: without adapters, which Hugging Face's T5 has none of.
+        kept: a ``config.json`` that the model came with. Its fields stay as they are unless the network
+            is another one now, so that a config survives the way there and back unchanged.
+
+    Raises:
+        InputError: an activation that Hugging Face's T5 does not have.
+    """
+    values = dict(kept) if kept else _fresh(config)
+    for field, name in _FIELDS.items():
+        if (name not in values and name not in _OPTIONAL) or _value(values, name) != getattr(config, field):
+            values[name] = getattr(config, field)
+    if _activations(values, None) != config.mlp_activations:
+        values["feed_forward_proj"] = _feed_forward_proj(config)
+        for derived in ("dense_act_fn", "is_gated_act"):
+            values.pop(derived, None)
+    if scales_logits(values) != config.logits_via_embedding:
+        values["tie_word_embeddings"] = config.logits_via_embedding
+        values.pop("scale_decoder_outputs", None)
+    return values
+
+
+def _fresh(config: T5Config) -> dict[str, Any]:
+    untied_mt5 = config.vocab_size == MT5_VOCAB_SIZE and not config.logits_via_embedding
+    kind = "mt5" if untied_mt5 else "t5"
+    return {
+        "architectures": [f"{kind.upper()}ForConditionalGeneration"], "model_type": kind,
+        **{name: getattr(config, field) for field, name in _FIELDS.items()},
+        "feed_forward_proj": _feed_forward_proj(config), "initializer_factor": 1.0,
+        "tie_word_embeddings": config.logits_via_embedding, "use_cache": True, **_FIXED,
+    }
+
+
+def _feed_forward_proj(config: T5Config) -> str:
+    for word, activations in _ACTIVATIONS.items():
+        if activations == config.mlp_activations:
+            return word
+    raise InputError(describe("Hugging Face's T5 has no such activation", got=config.mlp_activations,
+                              expected=sorted(set(_ACTIVATIONS.values()))))

@@ -1,0 +1,278 @@
+"""Base folders written as a stream, slices, shardings, detection, and what opens nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+
+import hf_folders
+import numpy as np
+import pytest
+import torch
+
+from elm_jax import sharding, storage, trees
+from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.errors import InputError
+from elm_jax.experts.base import base_of, load_base, save_base
+from elm_jax.experts.formats import detect, elm, hf, streaming
+from elm_jax.experts.formats.model import Model
+from elm_jax.models.t5 import T5Network
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, vocabulary_proto):
+    """A Hugging Face folder in bfloat16 with a vocabulary."""
+    folder = tmp_path_factory.mktemp("source") / "t5"
+    hf_folders.publish(hf_folders.build("t5_1_1", torch.bfloat16), "t5_1_1", folder, shard_size="30KB")
+    hf_folders.add_vocabulary(folder, vocabulary_proto)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base_folder(source, tmp_path_factory):
+    """The same as a base folder, in chunks so small that every leaf has several."""
+    folder = tmp_path_factory.mktemp("base") / "t5"
+    chunk, elm.CHUNK_BYTES = elm.CHUNK_BYTES, 256
+    elm.write_elm(folder, hf.open_hf(source))
+    elm.CHUNK_BYTES = chunk
+    return folder
+
+
+def test_orbax_reads_what_is_written_leaf_by_leaf(source, base_folder):
+    restored = trees.flatten(storage.restore_tree(base_folder / "weights"))
+    opened = hf.open_hf(source)
+    assert sorted(restored) == sorted(opened.tensors.specs)
+    for path, leaf in restored.items():
+        assert leaf.dtype.name == "bfloat16"
+        np.testing.assert_array_equal(leaf.view(np.uint16), opened.tensors.read(path).view(np.uint16))
+
+
+def test_parts_of_leaves_are_parts_of_the_whole(source, base_folder):
+    for opened in (hf.open_hf(source), elm.open_elm(base_folder)):
+        for path, spec in opened.tensors.specs.items():
+            whole = opened.tensors.read(path)
+            assert (whole.shape, whole.dtype.name) == (spec.shape, spec.dtype)
+            index = tuple(slice(size // 3, size - 1) for size in spec.shape)
+            part = opened.tensors.read(path, index)
+            np.testing.assert_array_equal(part.view(np.uint16), whole[index].view(np.uint16))
+
+
+def test_the_order_of_reading_is_the_sources_and_changes_no_result(source, base_folder, tmp_path):
+    """A stack of all layers is best read layer after layer; a fingerprint goes by the alphabet."""
+    opened = hf.open_hf(source)
+    recorded = Recorded(opened.tensors)
+    order = sorted(opened.tensors.specs, key=lambda path: path[::-1])
+    recorded.specs = {path: opened.tensors.specs[path] for path in order}
+    model = Model("t5x", "nowhere", opened.config, recorded)
+    elm.write_elm(tmp_path / "elm", model)
+    assert list(recorded.parts) == order
+    assert load_base(tmp_path / "elm").fingerprint == load_base(base_folder).fingerprint
+    recorded.parts.clear()
+    hf.write_hf(tmp_path / "hf", model)
+    assert list(recorded.parts) == order
+    hf_folders.assert_same_bits(hf_folders.stored(tmp_path / "hf"), hf_folders.stored(source))
+
+
+def test_bfloat16_on_disk_is_float32_in_memory(source, base_folder, vocabulary_proto):
+    base = load_base(base_folder)
+    assert {leaf.dtype.name for leaf in trees.flatten(base.params).values()} == {"float32"}
+    assert base.fingerprint == trees.fingerprint(base.params) == load_base(source).fingerprint
+    assert base.fingerprint == streaming.fingerprint(hf.open_hf(source).tensors)
+    assert base.vocabulary.size == 312
+    for path in (base.vocabulary_path, load_base(source).vocabulary_path):
+        with open(path, "rb") as file:
+            assert file.read() == vocabulary_proto
+
+
+def test_a_vocabulary_without_a_file_gets_one(source, tmp_path, texts):
+    hf.write_hf(tmp_path / "t5", hf.open_hf(source))
+    (tmp_path / "t5" / "spiece.model").unlink()
+    base = load_base(tmp_path / "t5")
+    assert Vocabulary.load(base.vocabulary_path).encode(texts[0]) == base.vocabulary.encode(texts[0])
+
+
+class Recorded:
+    """Tensors that remember which parts were asked for."""
+
+    def __init__(self, tensors):
+        self.tensors, self.specs, self.origins = tensors, tensors.specs, tensors.origins
+        self.parts = {}
+
+    def read(self, path, index=None):
+        part = self.tensors.read(path, index)
+        self.parts.setdefault(path, []).append(part.shape)
+        return part
+
+
+@pytest.mark.parametrize("kind", ["hf", "elm"])
+def test_on_a_mesh_each_device_reads_its_slice_only(kind, source, base_folder):
+    opened = detect.open_model(source if kind == "hf" else base_folder)
+    recorded = Recorded(opened.tensors)
+    mesh = sharding.make_mesh(1, 8)
+    facts = {**opened.facts, elm.FACTS: {"fingerprint": "known"}}  # so that nobody reads all for it
+    base = base_of(Model(opened.kind, opened.where, opened.config, recorded, None, facts), mesh)
+    network = T5Network(opened.config)
+    wanted = trees.flatten(sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh))
+    split = 0
+    for path, leaf in trees.flatten(base.params).items():
+        assert leaf.sharding == wanted[path] and leaf.dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(leaf), opened.tensors.read(path).astype(np.float32))
+        parts = {tuple(shard.data.shape) for shard in leaf.addressable_shards}
+        assert set(recorded.parts[path]) == parts
+        shared = leaf.sharding.is_fully_replicated
+        assert len(recorded.parts[path]) == (1 if shared else 8), "each part is read once"
+        split += not shared
+    assert split > 10 and base.fingerprint == "known"
+
+
+@pytest.mark.parametrize("kind", ["hf", "elm"])
+def test_one_leaf_at_a_time(kind, source, base_folder, tmp_path):
+    """Whatever is written, and read, no second leaf is in memory: the bound does not grow with the model."""
+    opened = detect.open_model(source if kind == "elm" else base_folder)
+    alive, most = set(), []
+
+    class Counted(Recorded):
+        def read(self, path, index=None):
+            array = super().read(path, index)
+            alive.add(path)
+            most.append(len(alive))
+            weakref.finalize(array, alive.discard, path)
+            return array
+
+    model = Model(opened.kind, opened.where, opened.config, Counted(opened.tensors))
+    (hf.write_hf if kind == "hf" else elm.write_elm)(tmp_path / "out", model)
+    assert len(most) == len(opened.tensors.specs) and max(most) == 1
+
+
+def test_a_sharded_base_has_the_fingerprint_of_a_whole_one(source, base_folder):
+    mesh = sharding.make_mesh(2, 4)
+    whole = load_base(source).fingerprint
+    assert load_base(source, mesh=mesh).fingerprint == whole == load_base(base_folder, mesh=mesh).fingerprint
+
+
+def test_facts_of_a_base_survive_another_pass(base_folder, tmp_path):
+    elm.write_elm(tmp_path / "again", elm.open_elm(base_folder))
+    old, new = (json.loads((folder / "base.json").read_text())
+                for folder in (base_folder, tmp_path / "again"))
+    assert {**old, "created": None} == {**new, "created": None}
+    assert old["training"] == {"converted_from": "hf"} and old["facts"]["hf"]["config"]["d_model"] == 24
+
+
+def test_a_base_that_was_saved_whole_opens_the_same(base_folder, source, tmp_path):
+    """save_base writes all leaves at once, in compressed chunks: the older way, and training's."""
+    base = load_base(base_folder)
+    save_base(tmp_path / "saved", base.params, base.config, base.vocabulary_path, {"steps": 3})
+    opened = detect.open_model(tmp_path / "saved")
+    assert opened.facts["elm"]["training"] == {"steps": 3}
+    part = opened.tensors.read("decoder/logits_dense/kernel", (slice(3, 9), slice(100, 200)))
+    np.testing.assert_array_equal(part, base.params["decoder"]["logits_dense"]["kernel"][3:9, 100:200])
+    assert load_base(tmp_path / "saved").fingerprint == base.fingerprint
+
+
+def test_casting_rounds_and_there_and_back_is_the_same(source):
+    tensors = hf.open_hf(source).tensors
+    wide = streaming.CastTensors(tensors, "float32")
+    narrow = streaming.CastTensors(wide, "bfloat16")
+    for path in tensors.specs:
+        assert wide.specs[path].dtype == "float32" == wide.read(path).dtype.name
+        np.testing.assert_array_equal(narrow.read(path).view(np.uint16), tensors.read(path).view(np.uint16))
+
+
+# What a folder is, and what is none.
+
+
+@pytest.mark.parametrize("make", [lambda folder: None, lambda folder: (folder / "notes.txt").write_text("x")])
+def test_folders_of_nothing_say_what_is_there(tmp_path, make):
+    make(tmp_path)
+    with pytest.raises(InputError, match=r"no model that this program reads(.|\n)*(empty folder|notes.txt)"):
+        detect.open_model(tmp_path)
+
+
+def test_a_file_is_no_folder(source):
+    with pytest.raises(InputError, match="folder, not a file"):
+        detect.open_model(source / "config.json")
+
+
+def test_a_missing_path(tmp_path):
+    with pytest.raises(InputError, match="There is no model here"):
+        detect.open_model(tmp_path / "nowhere")
+
+
+def test_hub_names(source, tmp_path, monkeypatch):
+    """Offline, a name is looked up in the hub's cache; one that is not there is one clear error."""
+    import huggingface_hub
+
+    snapshot = tmp_path / "models--some--t5" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    hf_folders.copy_of(source, snapshot)
+    (tmp_path / "models--some--t5" / "refs").mkdir()
+    (tmp_path / "models--some--t5" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert load_base("some/t5").fingerprint == load_base(source).fingerprint
+    with pytest.raises(InputError, match=r"hub does not give such a model(.|\n)*some/other"):
+        load_base("some/other")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match="need the package huggingface_hub"):
+        load_base("some/t5")
+
+
+def test_a_base_whose_leaves_are_damaged(base_folder, tmp_path):
+    spoilt = hf_folders.copy_of(base_folder, tmp_path / "spoilt")
+    files = sorted((spoilt / "weights").rglob("d/*"), key=lambda path: path.stat().st_size)
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(InputError, match="weights cannot be read"):
+        load_base(spoilt)
+
+
+def test_missing_leaves_and_wrong_shapes_of_a_base_are_all_named(base_folder, tmp_path):
+    spoilt = hf_folders.copy_of(base_folder, tmp_path / "spoilt")
+    text = (spoilt / "base.json").read_text()
+    (spoilt / "base.json").write_text(text.replace('"mlp_dim": 40', '"mlp_dim": 48')
+                                      .replace('"num_encoder_layers": 2', '"num_encoder_layers": 3'))
+    words = r"missing \(9\): encoder/layers_2(.|\n)*wrong shape \(15\)"
+    with pytest.raises(InputError, match=words) as caught:
+        load_base(spoilt)
+    assert "decoder/layers_2/mlp/wo/kernel: [40, 24] instead of [48, 24]" in str(caught.value)
+
+
+WRITE = """
+import sys, time
+from elm_jax.experts.formats import elm, hf, streaming
+opened = hf.open_hf(sys.argv[1])
+read, count = streaming.StoredTensors.read, [0]
+def slowly(self, path, index=None):
+    count[0] += 1
+    if count[0] == 40:
+        print("half", flush=True)
+        time.sleep(60)
+    return read(self, path, index)
+streaming.StoredTensors.read = slowly
+{"hf": lambda: hf.write_hf(sys.argv[3], opened, max_shard_bytes=30000),
+ "elm": lambda: elm.write_elm(sys.argv[3], opened)}[sys.argv[2]]()
+"""
+
+
+@pytest.mark.parametrize("kind", ["hf", "elm"])
+def test_a_killed_conversion_leaves_nothing_that_opens(kind, source, tmp_path):
+    target = tmp_path / "out"
+    writing = subprocess.Popen([sys.executable, "-c", WRITE, str(source), kind, str(target)],
+                               stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert writing.stdout.readline() == "half\n"
+    time.sleep(0.2)
+    os.kill(writing.pid, signal.SIGKILL)
+    writing.wait()
+    assert not target.exists()
+    left = tmp_path / "out.partial"
+    assert left.exists() and any(left.rglob("*"))
+    with pytest.raises(InputError):
+        load_base(left)
+    # The next attempt does not stumble over what is left.
+    opened = hf.open_hf(source)
+    (hf.write_hf if kind == "hf" else elm.write_elm)(target, opened)
+    assert not left.exists() and load_base(target).fingerprint == load_base(source).fingerprint

@@ -1,0 +1,140 @@
+"""Vocabularies in and out of Hugging Face folders: the ids are those of transformers' AutoTokenizer."""
+
+import io
+import json
+
+import pytest
+import sentencepiece
+import transformers
+from sentencepiece import sentencepiece_model_pb2
+
+from elm_jax import storage
+from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.errors import InputError
+from elm_jax.experts.formats import checks, hf_tokenizer
+
+ODD = ["", " ", "  two  spaces\tand\nlines ", "Café ﬁne ½ full　width Ａ", "字 is unknown 😀",
+       "zero\u200bwidth", "the <extra_id_0> came <extra_id_99>", "<extra_id_3> <extra_id_4>"]
+
+
+def as_mt5(texts):
+    """A model as mT5's: bytes for unknown characters, its own sentinels as the last 100 pieces."""
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=buffer, vocab_size=600, model_type="unigram", pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True, minloglevel=2, num_threads=1,
+        user_defined_symbols=[f"▁<extra_id_{number}>" for number in range(99, -1, -1)])
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(buffer.getvalue())
+    pieces = sorted(model.pieces, key=lambda piece: "extra_id" in piece.piece)
+    pieces = [sentencepiece_model_pb2.ModelProto.SentencePiece.FromString(piece.SerializeToString())
+              for piece in pieces]
+    del model.pieces[:]
+    model.pieces.extend(pieces)
+    return model.SerializeToString()
+
+
+@pytest.fixture(scope="module", params=["t5", "mt5"])
+def written(request, vocabulary_proto, texts, tmp_path_factory):
+    """A folder with a vocabulary's files, and the vocabulary."""
+    proto = vocabulary_proto if request.param == "t5" else as_mt5(texts)
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "config.json").write_text(json.dumps({"model_type": request.param}))
+    hf_tokenizer.write_tokenizer(storage.as_path(folder), proto)
+    return folder, Vocabulary(proto)
+
+
+def score(vocabulary, ids):
+    return sum(vocabulary._processor.GetScore(number) for number in ids)
+
+
+def assert_same_ids(tokenizer, vocabulary, texts):
+    """Equal ids; where two ways to cut a text score alike to float32's last digits, either will do."""
+    ties = 0
+    for text in texts:
+        theirs, ours = tokenizer(text).input_ids, [*vocabulary.encode(text), 1]
+        if theirs != ours:
+            assert abs(score(vocabulary, theirs) - score(vocabulary, ours)) < 1e-4, text
+            ties += 1
+    assert ties <= len(texts) // 100
+
+
+def test_auto_tokenizer_gives_our_ids(written, texts):
+    folder, vocabulary = written
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == vocabulary.size
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+    assert_same_ids(tokenizer, vocabulary, [*texts, *ODD])
+    for number in range(100):
+        ids = tokenizer(f"<extra_id_{number}>").input_ids
+        assert ids == [vocabulary.sentinel_id(number), 1] == [vocabulary.size - 1 - number, 1]
+    text = next(text for text in texts if 2 not in vocabulary.encode(text))
+    assert tokenizer.decode(vocabulary.encode(text)) == vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_a_vocabulary_from_tokenizer_json_alone(written, texts, tmp_path):
+    folder, vocabulary = written
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+    rebuilt = Vocabulary(found.proto)
+    assert (rebuilt.size, rebuilt.added_ids) == (vocabulary.size, vocabulary.added_ids)
+    assert "built from tokenizer.json" in found.notes[0] and not found.added
+    for text in [*texts, *ODD]:
+        assert rebuilt.encode(text) == vocabulary.encode(text)
+        assert rebuilt.decode(rebuilt.encode(text)) == vocabulary.decode(vocabulary.encode(text))
+
+
+def test_a_tokenizer_json_that_transformers_wrote(vocabulary_proto, texts, tmp_path):
+    """Built by transformers from spiece.model and saved by it: the file that newer folders carry."""
+    (tmp_path / "spiece.model").write_bytes(vocabulary_proto)
+    tokenizer = transformers.T5Tokenizer.from_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "spiece.model").exists()
+    found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path / "saved"))
+    assert not found.added
+    rebuilt, ours = Vocabulary(found.proto), Vocabulary(vocabulary_proto)
+    assert rebuilt.size == ours.size
+    assert_same_ids(transformers.AutoTokenizer.from_pretrained(tmp_path / "saved"), rebuilt, [*texts, *ODD])
+    for text in [*texts, *ODD]:
+        assert rebuilt.encode(text) == ours.encode(text)
+
+
+def test_added_tokens_are_named_and_left_out(written, tmp_path):
+    folder, vocabulary = written
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<speaker>", "<listener>"])
+    tokenizer.save_pretrained(tmp_path)
+    found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+    assert found.added == ("<speaker>", "<listener>")
+    assert any("<speaker>, <listener>" in note for note in found.notes)
+    assert Vocabulary(found.proto).size == vocabulary.size
+
+
+def tokenizer_with(written, **changes):
+    return {**json.loads((written[0] / "tokenizer.json").read_text()), **changes}
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "not a T5's(.|\n)*BPE"),
+    ({"model": {"type": "Unigram", "vocab": [["<s>", 0], ["</s>", 0], ["<unk>", 0]]}}, "special ids"),
+    ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}, "Lowercase"),
+    ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "*no base64*"}}, "map is damaged"),
+])
+def test_tokenizers_that_are_not_a_t5s(written, tmp_path, changes, words):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_with(written, **changes)))
+    with pytest.raises(InputError, match=words):
+        hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+
+
+def test_a_damaged_spiece_model(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match=r"Not a SentencePiece model(.|\n)*spiece.model"):
+        hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+
+
+def test_a_vocabulary_of_another_size(vocabulary_proto):
+    for rows in (312, 320, 384, 439):
+        checks.check_vocabulary(vocabulary_proto, rows, "here")
+    for rows, added in ((311, ()), (440, ()), (32128, ()), (312, ("<speaker>",))):
+        with pytest.raises(InputError, match=f"not that of the embedding(.|\n)*{rows} rows"):
+            checks.check_vocabulary(vocabulary_proto, rows, "here", added)
