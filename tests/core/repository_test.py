@@ -43,7 +43,8 @@ def test_only_config_imports_gin():
 
 def test_nothing_downloads():
     clients = {"requests", "urllib", "urllib3", "http", "httpx", "aiohttp", "socket", "ftplib",
-               "huggingface_hub", "datasets", "wget", "gdown", "pooch", "kagglehub", "transformers", "sentence_transformers"}
+               "huggingface_hub", "datasets", "wget", "gdown", "pooch", "kagglehub", "transformers",
+               "sentence_transformers"}
     modules = [*SOURCES, *sorted((ROOT / "tasks").rglob("*.py"))]
     found = {(path.name, name) for path in modules for name in imported(path)
              if name.split(".")[0] in clients}
