@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -50,8 +51,7 @@ def study(arguments: argparse.Namespace) -> int:
 def _study(files: list[str], bindings: list[str], paths: list[str]) -> int:
     config_lib.parse(files, bindings, paths)
     config = config_lib.build("study")
-    storage.write_text(storage.as_path(config.workdir) / "config.gin", config_lib.operative())
-    outcome = studying.run_study(config)
+    outcome = studying.run_study(config, on_start=_config_writer(config.workdir))
     if outcome is None:
         logger.info("stopped by SIGTERM; the same command goes on from here")
         return STOPPED
@@ -66,18 +66,23 @@ def train(arguments: argparse.Namespace) -> int:
     config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
     name = "pretrain" if config_lib.is_bound("pretrain.model_dir") else "train"
     config = config_lib.build(name)
-    folder = storage.as_path(config.model_dir)
-    storage.write_text(folder / "config.gin", config_lib.operative())
+    folder, on_start = storage.as_path(config.model_dir), _config_writer(config.model_dir)
     if name == "pretrain":
-        stopped, result = pretrain(config) is None, folder / "base"
+        stopped, result = pretrain(config, on_start=on_start) is None, folder / "base"
     else:
-        stopped, result = train_expert(config).stopped, folder / "expert"
+        stopped, result = train_expert(config, on_start=on_start).stopped, folder / "expert"
     logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
     if stopped:
         logger.info("stopped by SIGTERM; the same command goes on from here")
         return STOPPED
     print(result)
     return 0
+
+
+def _config_writer(folder: str) -> Callable[[], None]:
+    """Writes the operative config; called when a run starts, so that a refused one leaves no trace."""
+    text = config_lib.operative()
+    return lambda: storage.write_text(storage.as_path(folder) / "config.gin", text)
 
 
 def library_build(arguments: argparse.Namespace) -> None:

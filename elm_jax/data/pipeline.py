@@ -312,7 +312,7 @@ def prepare(
         "kind": facts.kind, "role": facts.role,
         "choices_expression": template.answer_choices,
         "vocabulary": Vocabulary.load(vocabulary).fingerprint,
-        "num_source": num_source, "num_dropped": num_dropped,
+        "source": facts.source_digest(split), "num_source": num_source, "num_dropped": num_dropped,
         "max_rows": None, "seed": seed,
     }
     prepared = PreparedSplit.from_rows(task, split, info, rows)

@@ -6,7 +6,10 @@ rows are read when somebody asks for them. `pipeline` makes SeqIO tasks and prep
 
 import collections
 import dataclasses
+import functools
+import hashlib
 import importlib
+import json
 import logging
 import os
 import sys
@@ -14,6 +17,7 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from elm_jax import storage
 from elm_jax.data import sources, templates
 from elm_jax.data.prepared import KINDS
 from elm_jax.data.templates import PromptTemplate, Rendered
@@ -113,6 +117,23 @@ class PromptedTask:
             return "the data lack a field that the template reads"
         return None
 
+    def source_digest(self, split: str) -> str:
+        """Hash of what the split is made of: its template, and the file of its rows (or the rows themselves).
+
+        Raises:
+            InputError: no such split, no template, or no data.
+        """
+        template = self.load_template()
+        digest = hashlib.sha256(json.dumps([
+            template.jinja, template.answer_choices, self.kind, self.truncate]).encode())
+        path = None if self.rows is not None else sources.find_file(self.dataset, self.config, split)
+        if path is None:
+            rows = self.read_rows(split)
+            digest.update(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
+        else:
+            digest.update(_file_digest(str(path), path.stat().length, path.stat().mtime).encode())
+        return digest.hexdigest()[:16]
+
     def render_rows(self, split: str) -> Iterator[tuple[int, Rendered]]:
         """Renders a split, row by row.
 
@@ -140,6 +161,13 @@ class PromptedTask:
             if self.kind == "rank" and rendered.targets not in (rendered.choices or ()):
                 continue
             yield index, rendered
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_digest(path: str, length: int, mtime: float) -> str:
+    """Hash of a file's bytes; length and time say when a remembered one is out of date."""
+    del length, mtime
+    return hashlib.sha256(storage.as_path(path).read_bytes()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -110,7 +110,7 @@ def train_overlay(
     *, train_steps: int, seed: int, mesh: Mesh, run_dir: str | None = None,
     checkpoint_every: int = 1000, keep: int = 2, num_microbatches: int = 1, log_every: int = 1,
     tensorboard: bool = False, config_digest: str = "", name: str | None = "train",
-    loss: LossConfig | None = None,
+    loss: LossConfig | None = None, on_start: Callable[[], None] | None = None,
 ) -> FitResult:
     """`fit` with its settings as plain arguments; see `RunConfig` and `fit`."""
     run = RunConfig(
@@ -119,12 +119,13 @@ def train_overlay(
         keep=keep, log_every=log_every, tensorboard=tensorboard, config_digest=config_digest,
         name=name,
     )
-    return fit(network, optimizer, base, overlay, stream, run, mesh, loss)
+    return fit(network, optimizer, base, overlay, stream, run, mesh, loss, on_start)
 
 
 def fit(
     network: T5Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
     run: RunConfig, mesh: Mesh, loss: LossConfig | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> FitResult:
     """Trains the overlay's leaves on a stream; resumes if the run folder has a checkpoint.
 
@@ -137,6 +138,8 @@ def fit(
         run: length, seed, folder.
         mesh: axes ('data', 'model').
         loss: smoothing and z-loss; plain cross-entropy by default.
+        on_start: called once all is checked, the run folder's checkpoint too, and before anything
+            is written.
 
     Raises:
         InputError: base and overlay are not the network's parameters; a checkpoint of another run.
@@ -164,7 +167,7 @@ def fit(
     }
     if optimizer.schedule != "constant":
         facts["train_steps"] = run.train_steps
-    return _run(advance, stream, run, facts, overlay, optimizer, shardings)
+    return _run(advance, stream, run, facts, overlay, optimizer, shardings, on_start)
 
 
 def _check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
@@ -197,7 +200,7 @@ def _start_state(
 
 def _run(
     advance: Any, stream: Stream, run: RunConfig, facts: dict[str, Any], overlay: Params,
-    optimizer: OptimizerConfig, shardings: TrainState,
+    optimizer: OptimizerConfig, shardings: TrainState, on_start: Callable[[], None] | None,
 ) -> FitResult:
     """Restores, runs to `train_steps` or SIGTERM, saves."""
     with ExitStack() as stack:
@@ -208,6 +211,8 @@ def _run(
             state = saver.restore(_like(overlay, optimizer, shardings))
         if state is None:
             state = _start_state(overlay, optimizer, shardings)
+        if on_start is not None:
+            on_start()
         first = int(state.step)
         recorder = stack.enter_context(_Recorder(run, first, saver))
         step = first

@@ -1,5 +1,6 @@
 """What a run tells the world: metrics.jsonl, TensorBoard, and a progress line."""
 
+import json
 import logging
 import sys
 import time
@@ -31,8 +32,7 @@ class MetricsLog:
         self.rows = storage.read_jsonl(self.path)
         kept = [row for row in self.rows if row["step"] <= first_step]
         if len(kept) < len(self.rows):
-            storage.write_text(self.path, "")
-            storage.append_jsonl(self.path, kept)
+            storage.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.rows = kept
         self._pending: list[dict[str, Any]] = []
         self._writer = _summary_writer(run_dir, first_step) if tensorboard else None

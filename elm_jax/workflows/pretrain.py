@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -16,6 +18,7 @@ from elm_jax import sharding, storage, trees
 from elm_jax.data.cursor import TrainStream
 from elm_jax.data.pretraining import PretrainingSource
 from elm_jax.data.registry import import_module
+from elm_jax.data.sources import DATA_DIR_VARIABLE
 from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
@@ -98,14 +101,24 @@ class PretrainConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None) -> Base | None:
+def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
+             on_start: Callable[[], None] | None = None) -> Base | None:
     """Trains the vocabulary and the base, or goes on with them; writes ``<model_dir>/base``.
+
+    Args:
+        config: the run.
+        mesh: the mesh, if there is one already.
+        on_start: called once all is checked, before training writes anything.
 
     Returns:
         The base, or None if the run was stopped by SIGTERM before its end.
+
+    Raises:
+        InputError: no passages, a vocabulary that does not fit, or a run folder of another config.
     """
     folder = storage.as_path(config.model_dir) / "base"
     if storage.is_committed(folder):
+        check_same_base(folder, config)
         return load_base(folder)
     passages = read_passages(config.passages)
     vocabulary_path = make_vocabulary(config, passages)
@@ -128,7 +141,7 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None) -> Base | None
         seed=config.random_seed, mesh=mesh or sharding.make_mesh(config.mesh_data, config.mesh_model),
         run_dir=config.model_dir, checkpoint_every=config.checkpoint_period,
         keep=config.keep_checkpoints, num_microbatches=1, log_every=config.log_period,
-        tensorboard=config.tensorboard, name="base", config_digest=config.digest())
+        tensorboard=config.tensorboard, name="base", config_digest=config.digest(), on_start=on_start)
     if result.stopped:
         return None
     save_base(folder, jax.device_get(result.overlay), config.network, vocabulary_path, {
@@ -138,15 +151,33 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None) -> Base | None
     return load_base(folder)
 
 
+def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:
+    """Raises InputError if the finished base in `folder` was pretrained with another config."""
+    facts = storage.read_json(storage.as_path(folder) / "base.json", kind="base's description",
+                              schema_version=1)
+    made_with = facts["training"].get("config_digest")
+    if made_with != config.digest():
+        raise InputError(describe("The run folder holds a base of another config", where=folder,
+                                  got=made_with, expected=config.digest(),
+                                  cure="choose an empty folder, or go back to the base's config"))
+
+
 def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.PathLike:
-    """Trains ``<model_dir>/vocabulary/vocabulary.model`` unless it is there and whole."""
+    """Trains ``<model_dir>/vocabulary/vocabulary.model`` unless it is there, whole, and made of the same."""
     folder = storage.as_path(config.model_dir) / "vocabulary"
     path = folder / "vocabulary.model"
+    made_of = run_record.digest(
+        [config.vocab_pieces, config.random_seed, config.character_coverage, passages])
     if not storage.is_committed(folder):
         storage.begin(folder)
         train_vocabulary(passages, path, config.vocab_pieces, seed=config.random_seed,
                          character_coverage=config.character_coverage)
-        storage.commit(folder)
+        storage.commit(folder, {"made_of": made_of})
+    found = storage.read_json(folder / storage.MARKER, kind="vocabulary's marker", schema_version=1)
+    if found.get("made_of") != made_of:
+        raise InputError(describe("The run folder holds a vocabulary of other passages or settings",
+                                  where=folder, got=found.get("made_of"), expected=made_of,
+                                  cure="choose an empty folder, or go back to what it was made of"))
     return path
 
 
@@ -160,7 +191,11 @@ def read_passages(sources: tuple[str, ...]) -> list[str]:
     for source in sources:
         found = _call(source) if ":" in source and "://" not in source else _lines(source)
         if not found:
-            raise InputError(describe("A source of passages is empty", where=source))
+            raise InputError(describe(
+                "A source of passages is empty", where=source,
+                got=f"{DATA_DIR_VARIABLE}={os.environ.get(DATA_DIR_VARIABLE, '')}",
+                cure=f"if it reads data sets, set {DATA_DIR_VARIABLE} to the folder that holds "
+                "them"))
         passages.update(dict.fromkeys(found))
     return list(passages)
 

@@ -1,9 +1,13 @@
 """What a run writes of itself: versions, stage times, programs compiled."""
 
+import hashlib
 import importlib.metadata
+import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -25,6 +29,34 @@ def versions() -> dict[str, str]:
     return found
 
 
+def digest(value: Any) -> str:
+    """Short hash of a JSON-ready value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class MadeOf:
+    """Remembers of what each derived artefact was made, so that it is made again when that changed.
+
+    An artefact is recorded after it is whole: what a kill leaves in between is made once more.
+    """
+
+    def __init__(self, path: storage.PathLike) -> None:
+        self.path = storage.as_path(path)
+        self.known: dict[str, str] = {}
+        if self.path.exists():
+            self.known = dict(storage.read_json(self.path, kind="record of artefacts",
+                                                schema_version=1)["made_of"])
+
+    def fits(self, name: str, value: Any) -> bool:
+        """Whether the artefact was made of this very value."""
+        return self.known.get(name) == digest(value)
+
+    def record(self, name: str, value: Any) -> None:
+        """The artefact is whole, and made of this value."""
+        self.known[name] = digest(value)
+        storage.write_json(self.path, {"schema_version": 1, "made_of": self.known})
+
+
 class CompileCounter:
     """Counts the programs that XLA compiles in this process, and the seconds that takes."""
 
@@ -40,7 +72,13 @@ class CompileCounter:
 
 
 class StageClock:
-    """Seconds of each stage of a study, kept in a file so that a restart adds to them."""
+    """Seconds of each stage of a study, kept in a file so that a restart adds to them.
+
+    The file is written while a stage goes on as well: a killed session's time counts, but for its last
+    `EVERY` seconds.
+    """
+
+    EVERY = 10.0
 
     def __init__(self, path: storage.PathLike) -> None:
         self.path = storage.as_path(path)
@@ -52,9 +90,22 @@ class StageClock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time spent inside to the stage, also when it ends by an error."""
-        start = time.monotonic()
+        start, before = time.monotonic(), self.seconds.get(name, 0.0)
+        ended = threading.Event()
+
+        def write() -> None:
+            self.seconds[name] = before + time.monotonic() - start
+            storage.write_json(self.path, {"schema_version": 1, "seconds": self.seconds})
+
+        def keep_writing() -> None:
+            while not ended.wait(self.EVERY):
+                write()
+
+        thread = threading.Thread(target=keep_writing, name="stage clock", daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-            storage.write_json(self.path, {"schema_version": 1, "seconds": self.seconds})
+            ended.set()
+            thread.join()
+            write()

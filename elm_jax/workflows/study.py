@@ -6,21 +6,22 @@ merging -> evaluation (the complete matrix of experts and tasks) -> report.
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax import sharding, storage
+from elm_jax import storage
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.workflows import merge as merging
 from elm_jax.workflows import report as reporting
-from elm_jax.workflows import run_record, study_routing
+from elm_jax.workflows import run_record, study_checks, study_routing
 from elm_jax.workflows.build_library import build_library
 from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_in, model_of
-from elm_jax.workflows.pretrain import PretrainConfig, pretrain
+from elm_jax.workflows.pretrain import PretrainConfig, check_same_base, pretrain
 from elm_jax.workflows.study_config import StageSettings, StudyConfig
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import TrainConfig, train
@@ -39,8 +40,12 @@ class Study:
 
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
+        study_checks.check(config)
         self.root = storage.as_path(config.workdir)
-        self.mesh: Mesh = sharding.make_mesh(config.mesh_data, config.mesh_model)
+        self.mesh: Mesh = study_checks.mesh_of(config)
+        if storage.is_committed(self.root / "base" / "base"):
+            check_same_base(self.root / "base" / "base", self.pretrain_config())
+        self.made_of = run_record.MadeOf(self.root / "made_of.json")
         self.clock = run_record.StageClock(self.root / "stages.json")
         self.compiled = run_record.CompileCounter()
         self.base: Base | None = None
@@ -71,20 +76,20 @@ class Study:
         with self.clock.stage("build the library"):
             library = self.make_library(prompts)
         with self.clock.stage("route"):
-            routing = study_routing.route_study(config, library, self.data, self.root / "routing.json")
+            routing = self.route(library)
         with self.clock.stage("merge"):
-            merged = self.merge_routed(library, routing, datasets)
+            merged = self.merge_routed(prompts, routing, datasets)
         with self.clock.stage("evaluate"):
-            store = self.evaluate(prompts + datasets, multitask, merged, dataset_tasks)
+            store = self.evaluate(prompts + datasets, multitask, merged, routing, dataset_tasks)
         with self.clock.stage("report"):
             facts = self.facts(prompts, datasets, routing, dataset_tasks)
             storage.write_json(self.root / "results" / "study.json", facts)
             return reporting.write_report(self.root / "results", store)
 
-    def make_base(self) -> Base:
-        """Stage: the pretrained base."""
+    def pretrain_config(self) -> PretrainConfig:
+        """How the base is pretrained."""
         config, settings = self.config, self.config.pretrain
-        base = pretrain(PretrainConfig(
+        return PretrainConfig(
             model_dir=str(self.root / "base"), network=config.network, passages=config.passages,
             vocab_pieces=config.vocab_pieces, character_coverage=config.character_coverage,
             train_steps=settings.train_steps,
@@ -92,7 +97,11 @@ class Study:
             chunk_length=config.chunk_length, prefix_lm_share=config.prefix_lm_share,
             optimizer=settings.optimizer, dropout_rate=settings.dropout_rate,
             random_seed=config.random_seed, checkpoint_period=settings.checkpoint_period,
-        ), mesh=self.mesh)
+        )
+
+    def make_base(self) -> Base:
+        """Stage: the pretrained base."""
+        base = pretrain(self.pretrain_config(), mesh=self.mesh)
         if base is None:
             raise Stopped
         return base
@@ -139,39 +148,60 @@ class Study:
 
     def make_library(self, prompts: list[Model]) -> ExpertLibrary:
         """Stage: the library of prompt experts, from which RoE picks."""
-        path = self.root / "library"
-        if (path / "library.json").exists():
+        path, config = self.root / "library", self.config
+        made_of = {"experts": {model.id: model.fingerprint for model in prompts}, "encoder": config.encoder,
+                   "text_format": config.text_format, "instances": config.instances_per_expert,
+                   "seed": config.random_seed}
+        if self.made_of.fits("library", made_of) and (path / "library.json").exists():
             return ExpertLibrary.open(path)
-        return build_library(
-            path, [self.expert_folder(model.id) for model in prompts], self.data,
-            encoder=self.config.encoder, text_format=self.config.text_format,
-            instances_per_expert=self.config.instances_per_expert, seed=self.config.random_seed)
+        if path.exists():
+            path.rmtree()
+        library = build_library(
+            path, [self.expert_folder(model.id) for model in prompts], self.data, encoder=config.encoder,
+            text_format=config.text_format, instances_per_expert=config.instances_per_expert,
+            seed=config.random_seed)
+        self.made_of.record("library", made_of)
+        return library
 
-    def merge_routed(self, library: ExpertLibrary, routing: dict[str, Any],
+    def route(self, library: ExpertLibrary) -> dict[str, Any]:
+        """Stage: a decision for every target task, and how often routing finds home."""
+        config, path = self.config, self.root / "routing.json"
+        made_of = {"library": self.made_of.known["library"], "encoder": library.encoder.fingerprint,
+                   "queries": config.num_queries, "top_k": config.top_k, "rows": config.max_eval_rows,
+                   "seed": config.random_seed, "seen": config.prompt_tasks, "unseen": config.unseen_tasks,
+                   "generative": config.generative_tasks, "heldout": config.heldout_prompts}
+        if not self.made_of.fits("routing", made_of):
+            path.unlink(missing_ok=True)
+        routing = study_routing.route_study(config, library, self.data, path)
+        self.made_of.record("routing", made_of)
+        return routing
+
+    def merge_routed(self, prompts: list[Model], routing: dict[str, Any],
                      datasets: list[Model]) -> dict[str, Model]:
         """Stage: the mean of the top k for every decision, and of all dataset experts."""
-        models = {}
+        models, by_id = {}, {model.id: model for model in prompts}
         for decision in routing["decisions"].values():
             members = decision["top_k"]
             name = study_routing.merged_id(members)
             if name not in models:
-                models[name] = self.merge_once(name, [library.path / "experts" / e for e in members])
-        models[ALL_DATASETS_ID] = self.merge_once(
-            ALL_DATASETS_ID, [self.expert_folder(model.id) for model in datasets])
+                models[name] = self.merge_once(name, [by_id[member] for member in members])
+        models[ALL_DATASETS_ID] = self.merge_once(ALL_DATASETS_ID, datasets)
         return models
 
-    def merge_once(self, name: str, folders: list[storage.PathLike]) -> Model:
-        """One merged expert, made unless it is there."""
+    def merge_once(self, name: str, members: list[Model]) -> Model:
+        """One merged expert, made unless it is there and of these very members."""
         folder = self.root / "merged" / name
-        if not storage.is_committed(folder):
-            save_expert(folder, merging.merge([load_expert(path) for path in folders], expert_id=name))
+        made_of = {model.id: model.fingerprint for model in members}
+        if not (self.made_of.fits(name, made_of) and storage.is_committed(folder)):
+            experts = [load_expert(self.expert_folder(model.id)) for model in members]
+            save_expert(folder, merging.merge(experts, expert_id=name))
+            self.made_of.record(name, made_of)
         return self.model(name, folder)
 
     def evaluate(self, experts: list[Model], multitask: Model, merged: dict[str, Model],
-                 dataset_tasks: dict[str, list[str]]) -> ResultsStore:
+                 routing: dict[str, Any], dataset_tasks: dict[str, list[str]]) -> ResultsStore:
         """Stage: every expert, the base and the baseline on every task; merged ones on theirs."""
         config = self.config
-        routing = storage.read_json(self.root / "routing.json", kind="routing record", schema_version=1)
         everything = [*config.prompt_tasks, *config.unseen_tasks, *config.generative_tasks]
         tasks_of = {model.id: list(everything) for model in (*experts, multitask)}
         tasks_of[BASE_ID] = list(everything)
@@ -212,10 +242,22 @@ class Study:
         }
 
 
-def run_study(config: StudyConfig) -> reporting.ReportOutcome | None:
-    """Runs a study to its end; None if SIGTERM stopped it (the same call goes on from there)."""
+def run_study(config: StudyConfig, *,
+              on_start: Callable[[], None] | None = None) -> reporting.ReportOutcome | None:
+    """Runs a study to its end; None if SIGTERM stopped it (the same call goes on from there).
+
+    Args:
+        config: the study.
+        on_start: called once the config is checked, before anything is written.
+
+    Raises:
+        InputError: before anything is trained, for names, sizes and a work folder that do not fit.
+    """
     try:
-        return Study(config).run()
+        study = Study(config)
+        if on_start is not None:
+            on_start()
+        return study.run()
     except Stopped:
         return None
 

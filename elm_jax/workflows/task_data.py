@@ -79,6 +79,7 @@ class TaskData:
             if storage.is_committed(folder):
                 prepared = PreparedSplit.open(folder)
                 self._check_vocabulary(prepared, folder)
+                self._check_source(prepared, folder)
                 return prepared if rows == max_rows else prepared.subset(max_rows)
         return None
 
@@ -106,6 +107,22 @@ class TaskData:
             raise InputError(describe(
                 "Prepared arrays were made with another vocabulary", where=folder, got=found,
                 expected=wanted, cure="prepare them again, or use the base that they were made for"))
+
+    def _check_source(self, prepared: PreparedSplit, folder: object) -> None:
+        """Refuses arrays of other rows or of another template, as far as the data are at hand to compare.
+
+        Arrays need no registry, so none is imported for this.
+        """
+        made_of = prepared.info.get("source")
+        if made_of is None or prepared.name not in registry.task_names():
+            return
+        task = registry.get_task(prepared.name)
+        if task.why_unavailable() is None and task.source_digest(prepared.split) != made_of:
+            raise InputError(describe(
+                "Prepared arrays were made of other rows, or with another template", where=folder,
+                got=made_of, expected=task.source_digest(prepared.split),
+                cure="prepare into another folder, or remove this one (what was trained on it is out of "
+                "date as well)"))
 
     def splits_of(self, task: str) -> tuple[str, ...]:
         """The splits that a registered task has."""

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -131,7 +132,7 @@ class TrainOutcome:
 
 
 def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | None = None,
-          mesh: Mesh | None = None) -> TrainOutcome:
+          mesh: Mesh | None = None, on_start: Callable[[], None] | None = None) -> TrainOutcome:
     """Trains one expert, or goes on with it, and writes ``<model_dir>/expert``.
 
     Args:
@@ -139,6 +140,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         base: the base, if it is loaded already.
         data: the task data, if it is there already.
         mesh: the mesh, if there is one already.
+        on_start: called once all is checked, before the run writes anything.
 
     Raises:
         InputError: unknown task, unfit base, a run folder of another config.
@@ -165,7 +167,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
         num_microbatches=config.num_microbatches, log_every=config.log_period,
         tensorboard=config.tensorboard, name=config.expert_id or config.task,
-        config_digest=f"{config.digest()}/{base.fingerprint}")
+        config_digest=f"{config.digest()}/{base.fingerprint}", on_start=on_start)
     if result.stopped:
         return TrainOutcome(None, result.step, True, dict(result.metrics))
     card = make_card(config, base, network_config, data, tasks, result, rows)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +15,16 @@ GIN = pathlib.Path(__file__).with_name("tiny_study.gin")
 pytestmark = pytest.mark.slow
 
 
-def start(workdir, log):
+def start(workdir, log, *bindings):
     environment = {**os.environ, "XLA_FLAGS": "", "ELM_DATA_DIR": ""}
     return subprocess.Popen(
-        [sys.executable, "-m", "elm_jax.cli", "study", "--gin_file", str(GIN), f"--gin.WORKDIR='{workdir}'"],
+        [sys.executable, "-m", "elm_jax.cli", "study", "--gin_file", str(GIN), f"--gin.WORKDIR='{workdir}'",
+         *bindings],
         stdout=log.open("ab"), stderr=subprocess.STDOUT, env=environment)
 
 
-def finish(workdir, log):
-    process = start(workdir, log)
+def finish(workdir, log, *bindings):
+    process = start(workdir, log, *bindings)
     assert process.wait(timeout=900) == 0, log.read_text()[-3000:]
     return json.loads((workdir / "results" / "table.json").read_text())
 
@@ -70,6 +72,18 @@ def test_killed_three_times_it_gives_the_same_table(whole, tmp_path):
     for ready in moments:
         assert kill_when(start(workdir, log), ready) == -signal.SIGKILL
     assert finish(workdir, log) == whole[1]
+
+
+def test_other_settings_in_the_same_folder_give_the_table_of_a_fresh_one(whole, tmp_path):
+    """What was made of other settings is made again, or refused; never used in silence."""
+    again, log = tmp_path / "again", tmp_path / "log"
+    shutil.copytree(whole[0], again)
+    changed = "--gin.study.instances_per_expert=4", "--gin.study.num_queries=3", "--gin.study.top_k=2"
+    assert finish(again, log, *changed) == finish(tmp_path / "fresh", log, *changed) != whole[1]
+    before = (again / "config.gin").read_text()
+    process = start(again, log, "--gin.pretrain/StageSettings.train_steps=31")
+    assert process.wait(timeout=300) == 2 and "holds a base of another config" in log.read_text()
+    assert (again / "config.gin").read_text() == before
 
 
 def test_sigterm_saves_and_the_status_says_so(tmp_path):
