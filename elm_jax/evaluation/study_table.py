@@ -169,29 +169,43 @@ def _restrict(matrix: Matrix, experts: Sequence[str], keep: Mapping[str, np.ndar
     return cells
 
 
-def instance_means(row: Row) -> dict[str, np.ndarray]:
-    """Data set -> f64[n], each instance's mean over the prompts that it was asked with."""
-    by_dataset: dict[str, dict[int, list[float]]] = {}
-    for cell in row.values():
-        instances = by_dataset.setdefault(cell.dataset, {})
-        for index, value in zip(cell.indices, cell.values, strict=True):
-            instances.setdefault(int(index), []).append(float(value))
-    return {dataset: np.asarray([np.mean(instances[index]) for index in sorted(instances)])
-            for dataset, instances in by_dataset.items()}
-
-
 def macro_mean(row: Row) -> Estimate:
-    """Mean over data sets of the mean over their tasks, with its interval.
+    """Mean over data sets of the mean over their tasks, with its 95% interval.
 
-    The prompts of a data set share their instances, so the variance is that of the instances' means.
+    Data sets are independent of each other; the prompts of one share instances (`dataset_variance`).
     """
     if not row:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    prompts: dict[str, list[float]] = {}
+    by_dataset: dict[str, list[Cell]] = {}
     for cell in row.values():
-        prompts.setdefault(cell.dataset, []).append(float(cell.values.mean()))
-    value = float(np.mean([np.mean(means) for means in prompts.values()]))
-    return _interval(value, instance_means(row))
+        by_dataset.setdefault(cell.dataset, []).append(cell)
+    value = float(np.mean([np.mean([cell.values.mean() for cell in cells])
+                           for cells in by_dataset.values()]))
+    half = Z95 * math.sqrt(sum(map(dataset_variance, by_dataset.values()))) / len(by_dataset)
+    num_instances = sum(len({int(index) for cell in cells for index in cell.indices})
+                        for cells in by_dataset.values())
+    return Estimate(value, value - half, value + half, num_instances)
+
+
+def dataset_variance(cells: Sequence[Cell]) -> float:
+    """Variance of the mean over one data set's P prompts of their means over n_p instances.
+
+    An instance counts 1 / (P n_p) for every prompt that asks it. The instances are the independent
+    units, so its departures from the prompts' means are added up before they are squared. With the
+    factor n_p / (n_p - 1) this is the textbook estimate both for prompts that ask the same instances
+    and for prompts that share none. Prompts of one instance add `SINGLE_VARIANCE`.
+    """
+    departures: dict[int, float] = {}
+    single = 0.0
+    for cell in cells:
+        count = len(cell.values)
+        if count == 1:
+            single += 1 / len(cells)
+            continue
+        weight = 1 / (len(cells) * math.sqrt(count * (count - 1)))
+        for index, departure in zip(cell.indices, cell.values - cell.values.mean(), strict=True):
+            departures[int(index)] = departures.get(int(index), 0.0) + weight * float(departure)
+    return sum(total**2 for total in departures.values()) + SINGLE_VARIANCE * single**2
 
 
 def paired_difference(row: Row, other: Row) -> Estimate:
@@ -207,13 +221,6 @@ def paired_difference(row: Row, other: Row) -> Estimate:
             raise InputError(describe("Rows were not scored on the same instances", where=task))
         difference[task] = dataclasses.replace(cell, values=cell.values - against.values)
     return macro_mean(difference)
-
-
-def _interval(value: float, instances: Mapping[str, np.ndarray]) -> Estimate:
-    variance = sum(values.var(ddof=1) / len(values) if len(values) > 1 else SINGLE_VARIANCE
-                   for values in instances.values()) / len(instances) ** 2
-    half = Z95 * math.sqrt(variance)
-    return Estimate(value, value - half, value + half, sum(map(len, instances.values())))
 
 
 def chance_of(row: Row) -> float:

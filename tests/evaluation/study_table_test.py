@@ -1,6 +1,7 @@
 """The study's table against brute-force loops, and what it must refuse."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -108,17 +109,47 @@ def test_macro_mean_is_over_prompts_then_data_sets() -> None:
     assert tables.macro_mean(row).value == pytest.approx((0.3 + 0.9) / 2)
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def shared_prompts(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Three prompts of the same 80 instances, which they answer alike."""
+    values = rng.random(80) < 0.7
+    return [(values, np.arange(80))] * 3
+
+
+def disjoint_prompts(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two prompts of 40 and 360 instances that they do not share."""
+    return [(rng.random(40) < 0.7, np.arange(40)), (rng.random(360) < 0.7, 40 + np.arange(360))]
+
+
+def overlapping_prompts(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """All of 300 instances, and 50 of them again, answered alike."""
+    values = rng.random(300) < 0.7
+    return [(values, np.arange(300)), (values[:50], np.arange(50))]
+
+
+@pytest.mark.parametrize("prompts", [shared_prompts, disjoint_prompts, overlapping_prompts])
+def test_interval_covers_the_truth_about_as_often_as_it_says(prompts: Callable) -> None:
     covered = 0
-    for seed in range(300):
+    for seed in range(400):
         rng = np.random.default_rng(seed)
-        shared = rng.random(80)  # the prompts of a data set see the same instances
-        row = {f"a__{prompt}": Cell((shared < 0.7).astype(float), np.arange(80), "accuracy", "a", 0.5)
-               for prompt in range(3)}
-        row["b__1"] = Cell((rng.random(80) < 0.5).astype(float), np.arange(80), "accuracy", "b", 0.5)
+        row = {f"a__{number}": Cell(values.astype(float), indices, "accuracy", "a", 0.5)
+               for number, (values, indices) in enumerate(prompts(rng))}
+        row["b__1"] = Cell((rng.random(400) < 0.5).astype(float), np.arange(400), "accuracy", "b", 0.5)
         estimate = tables.macro_mean(row)
         covered += estimate.low <= 0.6 <= estimate.high
-    assert 0.91 < covered / 300 < 0.985
+    assert 0.92 < covered / 400 < 0.98  # standard error 0.011
+
+
+def test_variance_equals_the_textbook_one_for_the_same_and_for_disjoint_instances() -> None:
+    rng = np.random.default_rng(0)
+    one, two = rng.random(30), rng.random(30)
+    same = [Cell(values, np.arange(30), "accuracy", "a") for values in (one, two)]
+    assert tables.dataset_variance(same) == pytest.approx(((one + two) / 2).var(ddof=1) / 30)
+    short = one[:8]
+    disjoint = [Cell(short, 50 + np.arange(8), "accuracy", "a"), same[1]]
+    expected = (short.var(ddof=1) / 8 + two.var(ddof=1) / 30) / 4
+    assert tables.dataset_variance(disjoint) == pytest.approx(expected)
+    single = [Cell(one[:1], np.arange(1), "accuracy", "a"), same[1]]
+    assert tables.dataset_variance(single) == pytest.approx((1 + two.var(ddof=1) / 30) / 4)
 
 
 def test_paired_difference_is_narrower_than_unpaired_and_exact() -> None:
