@@ -205,3 +205,55 @@ def test_roe_rows_follow_the_decisions() -> None:
     for task, decision in facts["decisions"].items():
         assert rows["RoE top-1"][task] is matrix[decision["top_k"][0], task]
         assert rows["RoE top-3 merged"][task] is matrix[decision["merged"], task]
+
+
+def test_majority_row_is_the_macro_mean_of_the_majority_answers() -> None:
+    facts, matrix = facts_and_matrix(10)
+    for prompt, right in (("gpt_3_style", 9), ("mnli_crowdsource", 7)):
+        key = ("base", f"anli_r1__{prompt}")
+        matrix[key] = dataclasses.replace(matrix[key], majority=(np.arange(10) < right).astype(float))
+    table = tables.study_table(facts, matrix)
+    assert table["majority"]["anli_r1"] == pytest.approx(0.8)
+    assert table["majority"]["unseen mean"] == pytest.approx((4 * 0.6 + 0.8) / 5)
+    assert table["majority"]["ROUGE-L"] is None
+    assert table["majority_by_position"] == ["winogrande_winogrande_xl"]
+    base = tables.select(tables.rows_of_study(facts, matrix)["base"], facts["unseen_tasks"], "accuracy")
+    expected = tables.paired_difference(base, tables.majority_row(base))
+    assert table["rows"][0]["over_majority"] == dataclasses.asdict(expected)
+
+
+def test_a_majority_answer_that_is_not_known_leaves_its_columns_empty() -> None:
+    facts, matrix = facts_and_matrix(10)
+    for name, task in list(matrix):
+        if task == "anli_r1__gpt_3_style":
+            matrix[name, task] = dataclasses.replace(matrix[name, task], majority=None)
+    table = tables.study_table(facts, matrix)
+    assert table["majority"]["anli_r1"] is None and table["majority"]["unseen mean"] is None
+    assert table["majority"]["super_glue_rte"] == pytest.approx(0.6)
+    assert {row["over_majority"] for row in table["rows"]} == {None}
+
+
+def test_an_expert_that_always_gives_the_majority_answer_does_not_beat_it() -> None:
+    """Its base is worse than that, so it beats its base: the win that a report must not sell."""
+    facts, matrix = facts_and_matrix(100)
+    lazy, good = facts["library"][:2]
+    majority = (np.arange(100) < 85).astype(float)
+    for task, own in ((lazy, majority), (good, np.ones(100))):
+        for name, values in (("base", (np.arange(100) < 70).astype(float)), (task, own)):
+            matrix[name, task] = dataclasses.replace(
+                matrix[name, task], values=values, majority=majority, constant=name == lazy)
+    own = {row["expert"]: row for row in tables.study_table(facts, matrix)["own"]}
+    assert own[lazy]["beats_base"] and not own[lazy]["beats_majority"]
+    assert own[good]["beats_base"] and own[good]["beats_majority"]
+    assert own[lazy]["constant"] and not own[good]["constant"]
+    assert own[lazy]["majority"] == pytest.approx(0.85)
+    rouge = next(row for row in own.values() if row["metric"] == "rouge_l")
+    assert rouge["majority"] is None and rouge["beats_majority"] is None
+
+
+def test_cut_inputs_are_counted_once_a_task() -> None:
+    facts, matrix = facts_and_matrix(10)
+    inputs = {row["task"]: row for row in tables.study_table(facts, matrix)["inputs"]}
+    assert len(inputs) == len({task for _, task in matrix})
+    assert inputs["winogrande_winogrande_xl__gpt_3_style"]["num_cut"] == 5
+    assert sum(row["num_cut"] for row in inputs.values()) == 10
