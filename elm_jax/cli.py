@@ -182,7 +182,8 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="task or mixture; may be given again")
     evaluate.add_argument("--output", required=True, metavar="FILE", help="results.jsonl")
     evaluate.add_argument("--split", default="validation")
-    evaluate.add_argument("--max_rows", type=int, default=300)
+    evaluate.add_argument("--max_rows", type=int, metavar="N",
+                          help="a seeded random subset of at most N rows a task (default: all rows)")
     evaluate.add_argument("--source_length", type=int, default=512)
     evaluate.add_argument("--max_new_tokens", type=int, default=128)
     evaluate.add_argument("--mesh_data", type=int, default=-1)

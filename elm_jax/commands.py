@@ -199,11 +199,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         [evaluating.model_of(base, expert) for expert in experts], lambda _: tasks, data, base, store,
         settings, mesh=sharding.make_mesh(arguments.mesh_data, arguments.mesh_model),
         split=arguments.split, max_rows=arguments.max_rows)
-    table = Table("expert", "task", "metric", "value", "95% interval", "n")
+    table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"
         table.add_row(row["expert"], row["task"], row["metric"], f"{100 * row['value']:.2f}", interval,
-                      str(row["num_instances"]))
+                      str(row["num_instances"]), str(row["max_rows"] or "all"), str(row.get("num_cut", "–")))
     _print_table(table)
     logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
 

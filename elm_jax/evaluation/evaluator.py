@@ -133,8 +133,14 @@ def evaluate_task(
         "value": estimate.value, "num_instances": estimate.n, "ci95_low": estimate.low,
         "ci95_high": estimate.high, "chance": chance, "seconds": time.monotonic() - start,
         "settings": settings.digest(max_rows), "max_rows": max_rows,
+        "source_length": settings.source_length, "num_cut": count_cut(split, settings.source_length),
     }
     return TaskResult([row], predictions)
+
+
+def count_cut(split: PreparedSplit, source_length: int) -> int:
+    """Number of rows whose input is longer than `source_length`, and so is scored without its end."""
+    return sum(len(split.inputs(number)) > source_length for number in range(len(split)))
 
 
 def _rank(network: T5Network, params: Params, split: PreparedSplit, settings: EvaluationSettings,
@@ -156,7 +162,8 @@ def _rank(network: T5Network, params: Params, split: PreparedSplit, settings: Ev
             text = split.text(number)
             found.append({
                 "index": text["index"], "prediction": text["choices"][place],
-                "target": text["targets"], "correct": int(place == split.label(number)),
+                "target": text["targets"], "label": split.label(number),
+                "correct": int(place == split.label(number)),
                 "scores": [round(float(score), SCORE_DIGITS) for score in own[:len(choices[number])]],
             })
     return sorted(found, key=lambda one: one["index"])

@@ -10,7 +10,9 @@ Best single expert and oracle are chosen on the very scores that they show, so t
 upwards; their split-half rows are chosen on one half of the instances and scored on the other, in
 both directions. Random expert is the mean over all {{ num_experts }} experts. RoE picks from the
 library of prompt experts; oracle and best single are among all experts. Dataset experts merged:
-the mean of all of them. The ROUGE-L columns are of generative tasks, seen and unseen."""
+the mean of all of them. The ROUGE-L columns are of generative tasks, seen and unseen. Majority
+answer: always the most frequent right answer of a task's scored rows, which no expert is told.
+{{- by_position }}"""
 
 ABOUT_INTERVALS = """\
 95% intervals of the same cells, by the normal approximation over instances. The prompts of a data
@@ -19,6 +21,9 @@ set share their instances, which the interval respects."""
 ABOUT_ROUTING = """\
 Share of tasks that are sent to an expert of the same data set, {{ num_queries }} queries a task
 from the validation split; random pick is the share that chance would send there."""
+
+ABOUT_MARKS = """\
+{% if legend %}{{ legend }}.{% endif %}"""
 
 MARKDOWN = """\
 # {{ title }}
@@ -40,15 +45,23 @@ MARKDOWN = """\
 
 ![Unseen mean]({{ bars }})
 
+### What was scored
+
+{{ inputs }}
+{% if worst_cut.rows %}
+{{ table(worst_cut) }}
+{% endif %}
 ## Experts by tasks
 
 ![Experts by tasks]({{ heat_map }})
 
 ## Experts on their own tasks
 
-{{ beats }}
+{{ beats }}{% if note %} {{ note }}{% endif %}
 
 {{ table(own) }}
+
+""" + ABOUT_MARKS + """
 
 Dataset experts on validation rows of all prompts of their data set:
 
@@ -103,11 +116,15 @@ img { max-width: 100%; height: auto; }
 <p class="note">""" + ABOUT_INTERVALS + """</p>
 {{ show(intervals) }}
 <p><img alt="Unseen mean of every row" src="{{ bars }}"></p>
+<h3>What was scored</h3>
+<p>{{ inputs }}</p>
+{% if worst_cut.rows %}{{ show(worst_cut) }}{% endif %}
 <h2>Experts by tasks</h2>
 <p><img alt="Heat map of experts by tasks" src="{{ heat_map }}"></p>
 <h2>Experts on their own tasks</h2>
-<p>{{ beats }}</p>
+<p>{{ beats }}{% if note %} {{ note }}{% endif %}</p>
 {{ show(own) }}
+<p class="note">""" + ABOUT_MARKS + """</p>
 <p class="note">Dataset experts on validation rows of all prompts of their data set:</p>
 {{ show(own_datasets) }}
 <h2>Routing</h2>

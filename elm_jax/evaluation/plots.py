@@ -9,6 +9,7 @@ import numpy as np
 from elm_jax.evaluation.study_table import chosen_on_the_test
 
 COLOURS = {"reference": "#9aa5b1", "choice of experts": "#3d6f9e", "chosen on these scores": "#d9a441"}
+LINES = ("--", ":")
 
 
 def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, base: np.ndarray,
@@ -51,8 +52,15 @@ def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, b
     return _png(figure)
 
 
-def bars(rows: Sequence[Mapping[str, Any]], column: str, chance: float | None) -> bytes:
-    """PNG of one column of the table as bars with 95% intervals; chance is a dashed line."""
+def bars(rows: Sequence[Mapping[str, Any]], column: str,
+         references: Mapping[str, float | None]) -> bytes:
+    """PNG of one column of the table as bars with 95% intervals.
+
+    Args:
+        rows: of the table.
+        column: of the table.
+        references: name -> value of a vertical line; None draws none. At most two.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -70,15 +78,17 @@ def bars(rows: Sequence[Mapping[str, Any]], column: str, chance: float | None) -
     axes.barh(range(len(rows)), value, xerr=errors, color=colours, height=0.65,
               error_kw={"lw": 1, "capsize": 2})
     for place, (number, error) in enumerate(zip(value, errors[1], strict=True)):
-        axes.text(number + error + 0.6, place, f"{number:.1f}", va="center", fontsize=8)
+        axes.text(number + error + 0.6, place, f"{number:.1f}", va="center", fontsize=8,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # over the lines
     axes.set_yticks(range(len(rows)), [_short(row["name"], 60) for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, min(108.0, 1.12 * (value + errors[1]).max() + 2))
     handles = [Patch(color=colour, label=label) for label, colour in COLOURS.items()]
-    if chance is not None:
-        handles.append(axes.axvline(100 * chance, ls="--", lw=1, color="black",
-                                    label=f"chance {100 * chance:.1f}"))
-    axes.legend(handles=handles, fontsize=7, ncols=4, frameon=False, loc="lower center",
+    for (name, reference), style in zip(references.items(), LINES, strict=False):
+        if reference is not None:
+            handles.append(axes.axvline(100 * reference, ls=style, lw=1, color="black",
+                                        label=f"{name} {100 * reference:.1f}"))
+    axes.legend(handles=handles, fontsize=7, ncols=5, frameon=False, loc="lower center",
                 bbox_to_anchor=(0.5, 1.0))
     axes.set_xlabel(f"{column}, percent, with 95% interval", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)

@@ -11,12 +11,22 @@ from elm_jax.evaluation.page import HTML, MARKDOWN
 from elm_jax.evaluation.study_table import chosen_on_the_test
 
 SELECTED = "chosen on these very scores"
+CONSTANT, BY_POSITION = "†", "‡"
+MARKS = {
+    CONSTANT: "one and the same answer on all of the task's rows",
+    BY_POSITION: "the position of the right choice: the choices differ from row to row",
+}
+WORST_CUT = 5
 
-def percent(estimate: Mapping[str, float] | None) -> str:
+
+def percent(estimate: Mapping[str, float]) -> str:
+    """An estimate's value as percent with one decimal; a dash where there is none."""
+    return fraction(estimate["value"])
+
+
+def fraction(value: float | None) -> str:
     """A fraction as percent with one decimal; a dash where there is none."""
-    if estimate is None or math.isnan(estimate["value"]):
-        return "–"
-    return f"{100 * estimate['value']:.1f}"
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def with_interval(estimate: Mapping[str, float], sign: bool = False) -> str:
@@ -33,9 +43,9 @@ def results_grid(table: Mapping[str, Any]) -> dict[str, Any]:
     for row in table["rows"]:
         difference = "–" if row["name"] == "multitask" else with_interval(row["difference"], sign=True)
         rows.append([row["name"], *(percent(row["values"][name]) for name in table["columns"]), difference])
-    chance = ["chance", *("–" if value is None else f"{100 * value:.1f}"
-                          for value in table["chance"].values()), ""]
-    return {"columns": columns, "rows": [*rows, chance]}
+    references = [[name, *map(fraction, table[key].values()), ""]
+                  for name, key in (("majority answer", "majority"), ("chance", "chance"))]
+    return {"columns": columns, "rows": [*rows, *references]}
 
 
 def intervals_grid(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,12 +69,20 @@ def summary(table: Mapping[str, Any]) -> list[str]:
     fair = {name: row["difference"] for name, row in rows.items() if not chosen_on_the_test(name)}
     better = [name for name, value in fair.items() if value["low"] > 0]
     worse = [name for name, value in fair.items() if value["high"] < 0]
-    lines = [f"Unseen data sets: the frozen base scores {with_interval(unseen['base'])} percent; "
-             f"guessing would give {100 * chance:.1f}."]
+    lines = [table["selection_note"]] if table["selection_note"] else []
+    lines.append(f"Unseen data sets: the frozen base scores {with_interval(unseen['base'])} percent; "
+                 f"guessing would give {100 * chance:.1f}.")
     if near:
         lines.append(f"Near chance on the unseen mean (the 95% interval covers it): {', '.join(near)}.")
     if below:
         lines.append(f"Below chance on the unseen mean, beyond the interval: {', '.join(below)}.")
+    if table["majority"]["unseen mean"] is not None:
+        above = [name for name, row in rows.items()
+                 if not chosen_on_the_test(name) and row["over_majority"]["low"] > 0]
+        lines.append(
+            f"Always giving each task's most frequent right answer would give "
+            f"{fraction(table['majority']['unseen mean'])} on the unseen mean; better than that, beyond "
+            f"the paired interval: {', '.join(above) or 'none'}.")
     lines.append(
         f"Better than the multitask baseline on the unseen mean, beyond the paired interval: "
         f"{', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}. Rows that are "
@@ -80,20 +98,76 @@ def own_grids(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     """(prompt experts, dataset experts, sentence) about experts on their own tasks."""
     prompts = [row for row in table["own"] if row["kind"] == "prompt"]
     datasets = [row for row in table["own"] if row["kind"] != "prompt"]
-    beats = sum(row["beats_base"] for row in prompts)
     return (
-        {"columns": ["prompt expert", "metric", "expert", "base", "expert – base", "chance"],
-         "rows": [[row["expert"], row["metric"], percent(row["value"]), percent(row["base"]),
-                   with_interval(row["difference"], sign=True), _chance(row)] for row in prompts]},
-        {"columns": ["dataset expert", "task", "metric", "value", "chance"],
-         "rows": [[row["expert"], row["task"], row["metric"], with_interval(row["value"]), _chance(row)]
-                  for row in datasets]},
-        f"{beats} of {len(prompts)} prompt experts beat the frozen base on their own task's validation "
-        f"rows, the 95% interval of the paired difference above zero.")
+        {"columns": ["prompt expert", "metric", "expert", "base", "expert – base", "majority", "chance"],
+         "rows": [[row["expert"], row["metric"], _marked(percent(row["value"]), row["constant"]),
+                   _marked(percent(row["base"]), row["base_constant"]),
+                   with_interval(row["difference"], sign=True), _majority(row), fraction(row["chance"])]
+                  for row in prompts]},
+        {"columns": ["dataset expert", "task", "metric", "value", "majority", "chance"],
+         "rows": [[row["expert"], row["task"], row["metric"],
+                   _marked(with_interval(row["value"]), row["constant"]), _majority(row),
+                   fraction(row["chance"])] for row in datasets]},
+        _wins(prompts))
 
 
-def _chance(row: Mapping[str, Any]) -> str:
-    return "–" if row["chance"] is None else f"{100 * row['chance']:.1f}"
+def _wins(prompts: Sequence[Mapping[str, Any]]) -> str:
+    wins = [row for row in prompts if row["beats_base"]]
+    ranked = [row for row in wins if row["metric"] == "accuracy"]
+    beats = sum(row["beats_majority"] is True for row in ranked)
+    unknown = sum(row["beats_majority"] is None for row in ranked)
+    sentence = (f"{len(wins)} of {len(prompts)} prompt experts beat the frozen base on their own task's "
+                f"validation rows, the 95% interval of the paired difference above zero.")
+    if ranked:
+        sentence += (f" Of the {len(ranked)} of them that classify, {beats} also beat the majority answer "
+                     f"in that way{f', of {unknown} it is not known' if unknown else ''}; generations "
+                     f"have none.")
+    return sentence
+
+
+def _marked(text: str, constant: bool) -> str:
+    return f"{text} {CONSTANT}" if constant else text
+
+
+def _majority(row: Mapping[str, Any]) -> str:
+    text = fraction(row["majority"])
+    return f"{text} {BY_POSITION}" if row["by_position"] and row["majority"] is not None else text
+
+
+def legend(*grids: Mapping[str, Any]) -> str:
+    """What the marks mean that the grids hold."""
+    cells = [cell for grid in grids for row in grid["rows"] for cell in row]
+    return "; ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items()
+                     if any(cell.endswith(mark) for cell in cells))
+
+
+def by_position(table: Mapping[str, Any]) -> str:
+    """Which majority answers of the table are positions."""
+    datasets = " and ".join(table["majority_by_position"])
+    return (f" The choices of {datasets} differ from row to row: there it is the position of the right "
+            f"choice." if datasets else "")
+
+
+def inputs_grid(table: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(sentence, grid of the tasks with the most cut inputs) about rows and lengths at evaluation."""
+    rows = config["max_eval_rows"]
+    sentence = (f"{'All rows' if rows is None else f'At most {rows} rows'} of a task's validation split"
+                f"{'' if rows is None else ', drawn at random with a fixed seed'}. Inputs are cut at "
+                f"{config['eval_source_length']} tokens, generations at {config['max_new_tokens']}. ")
+    known = [row for row in table["inputs"] if row["num_cut"] is not None]
+    cut = sorted((row for row in known if row["num_cut"]),
+                 key=lambda row: (-row["num_cut"] / row["num_instances"], row["task"]))
+    if len(known) < len(table["inputs"]):
+        sentence += "Cut inputs: – (results of an older version did not count them)."
+    else:
+        total, number = (sum(row[name] for row in known) for name in ("num_instances", "num_cut"))
+        sentence += (f"So {number} of {total} inputs ({100 * number / total:.1f}%), of {len(cut)} of "
+                     f"{len(known)} tasks, lost their end.")
+        sentence += f" The {min(WORST_CUT, len(cut))} tasks that lost most:" if cut else ""
+    return sentence, {"columns": ["task", "inputs", "cut", "share"],
+                      "rows": [[row["task"], str(row["num_instances"]), str(row["num_cut"]),
+                                f"{100 * row['num_cut'] / row['num_instances']:.1f}%"]
+                               for row in cut[:WORST_CUT]]}
 
 
 def markdown_table(grid: Mapping[str, Any]) -> str:
@@ -119,12 +193,15 @@ def render(facts: Mapping[str, Any], table: Mapping[str, Any], ranks: Mapping[st
         ``markdown`` (with the pictures as files beside it) and ``html`` (with the pictures inside).
     """
     own, own_datasets, beats = own_grids(table)
+    inputs, worst_cut = inputs_grid(table, facts["config"])
     seconds = facts["stage_seconds"]
     programs = facts["programs"]
     content = {
         "title": facts["title"], "summary": summary(table), "results": results_grid(table),
         "intervals": intervals_grid(table),
         "num_experts": len(facts["experts"]), "own": own, "own_datasets": own_datasets, "beats": beats,
+        "legend": legend(own, own_datasets), "by_position": by_position(table),
+        "note": table["selection_note"], "inputs": inputs, "worst_cut": worst_cut,
         "num_queries": facts["config"]["num_queries"],
         "routing": {"columns": ["keys", "text format", "queries from", "same data set", "tasks"],
                     "rows": [[row["encoder"], row["text_format"], row["queries"],

@@ -10,7 +10,10 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.errors import InputError, describe
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Since 2 a row holds ``num_cut`` and ``source_length``, a ranked prediction ``label``."""
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
+"""Rows of an older version are read for reports; a run that needs them makes them again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +51,11 @@ class ResultsStore:
         self._rows: dict[tuple[str, str, str, str], dict[str, Any]] = {}
         for number, row in enumerate(storage.read_jsonl(self.path), start=1):
             found = row.get("schema_version") if isinstance(row, dict) else None
-            if found != SCHEMA_VERSION:
+            if found not in READABLE_VERSIONS:
                 raise InputError(describe(
                     "A result row has a schema version that this program does not read",
-                    where=f"{self.path}, line {number}", got=found, expected=SCHEMA_VERSION,
+                    where=f"{self.path}, line {number}", got=found,
+                    expected=" or ".join(map(str, READABLE_VERSIONS)),
                     cure="write the results into another folder"))
             self._remember(row)
 
@@ -60,9 +64,10 @@ class ResultsStore:
         return list(self._rows.values())
 
     def done(self, expert: str, task: str, split: str, digest: str) -> bool:
-        """Whether the newest row of an expert on a task was made with the settings of this digest."""
+        """Whether the newest row of an expert on a task is of this schema and of this digest's settings."""
         return any(
-            row["settings"] == digest and self._predictions_path(expert, task, split).exists()
+            row["schema_version"] == SCHEMA_VERSION and row["settings"] == digest
+            and self._predictions_path(expert, task, split).exists()
             for key, row in self._rows.items() if key[:3] == (expert, task, split))
 
     def append(self, result: TaskResult) -> None:

@@ -30,6 +30,11 @@ class Cell:
         metric: ``accuracy`` or ``rouge_l``.
         dataset: of the task.
         chance: expected accuracy of guessing, None for ROUGE-L.
+        majority: f64[n], the values of always giving the most frequent right answer; None for ROUGE-L,
+            and where that answer is not known.
+        by_position: whether the majority answer is the position of a choice, not its text.
+        constant: whether the expert gave one and the same answer on all instances.
+        num_cut: instances whose input was cut; None where old results do not tell.
     """
 
     values: np.ndarray
@@ -37,6 +42,10 @@ class Cell:
     metric: str
     dataset: str
     chance: float | None = None
+    majority: np.ndarray | None = None
+    by_position: bool = False
+    constant: bool = False
+    num_cut: int | None = None
 
 
 Matrix = Mapping[tuple[str, str], Cell]
@@ -165,33 +174,47 @@ def _restrict(matrix: Matrix, experts: Sequence[str], keep: Mapping[str, np.ndar
         for expert, own in zip(experts, values, strict=True):
             cell = matrix[expert, task]
             cells[expert, task] = dataclasses.replace(
-                cell, values=own[mask], indices=cell.indices[mask])
+                cell, values=own[mask], indices=cell.indices[mask], majority=None)
     return cells
 
 
-def instance_means(row: Row) -> dict[str, np.ndarray]:
-    """Data set -> f64[n], each instance's mean over the prompts that it was asked with."""
-    by_dataset: dict[str, dict[int, list[float]]] = {}
-    for cell in row.values():
-        instances = by_dataset.setdefault(cell.dataset, {})
-        for index, value in zip(cell.indices, cell.values, strict=True):
-            instances.setdefault(int(index), []).append(float(value))
-    return {dataset: np.asarray([np.mean(instances[index]) for index in sorted(instances)])
-            for dataset, instances in by_dataset.items()}
-
-
 def macro_mean(row: Row) -> Estimate:
-    """Mean over data sets of the mean over their tasks, with its interval.
+    """Mean over data sets of the mean over their tasks, with its 95% interval.
 
-    The prompts of a data set share their instances, so the variance is that of the instances' means.
+    Data sets are independent of each other; the prompts of one share instances (`dataset_variance`).
     """
     if not row:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    prompts: dict[str, list[float]] = {}
+    by_dataset: dict[str, list[Cell]] = {}
     for cell in row.values():
-        prompts.setdefault(cell.dataset, []).append(float(cell.values.mean()))
-    value = float(np.mean([np.mean(means) for means in prompts.values()]))
-    return _interval(value, instance_means(row))
+        by_dataset.setdefault(cell.dataset, []).append(cell)
+    value = float(np.mean([np.mean([cell.values.mean() for cell in cells])
+                           for cells in by_dataset.values()]))
+    half = Z95 * math.sqrt(sum(map(dataset_variance, by_dataset.values()))) / len(by_dataset)
+    num_instances = sum(len({int(index) for cell in cells for index in cell.indices})
+                        for cells in by_dataset.values())
+    return Estimate(value, value - half, value + half, num_instances)
+
+
+def dataset_variance(cells: Sequence[Cell]) -> float:
+    """Variance of the mean over one data set's P prompts of their means over n_p instances.
+
+    An instance counts 1 / (P n_p) for every prompt that asks it. The instances are the independent
+    units, so its departures from the prompts' means are added up before they are squared. With the
+    factor n_p / (n_p - 1) this is the textbook estimate both for prompts that ask the same instances
+    and for prompts that share none. Prompts of one instance add `SINGLE_VARIANCE`.
+    """
+    departures: dict[int, float] = {}
+    single = 0.0
+    for cell in cells:
+        count = len(cell.values)
+        if count == 1:
+            single += 1 / len(cells)
+            continue
+        weight = 1 / (len(cells) * math.sqrt(count * (count - 1)))
+        for index, departure in zip(cell.indices, cell.values - cell.values.mean(), strict=True):
+            departures[int(index)] = departures.get(int(index), 0.0) + weight * float(departure)
+    return sum(total**2 for total in departures.values()) + SINGLE_VARIANCE * single**2
 
 
 def paired_difference(row: Row, other: Row) -> Estimate:
@@ -209,11 +232,21 @@ def paired_difference(row: Row, other: Row) -> Estimate:
     return macro_mean(difference)
 
 
-def _interval(value: float, instances: Mapping[str, np.ndarray]) -> Estimate:
-    variance = sum(values.var(ddof=1) / len(values) if len(values) > 1 else SINGLE_VARIANCE
-                   for values in instances.values()) / len(instances) ** 2
-    half = Z95 * math.sqrt(variance)
-    return Estimate(value, value - half, value + half, sum(map(len, instances.values())))
+def majority_row(row: Row) -> Row:
+    """The values of each task's most frequent right answer; tasks that have none are left out."""
+    return {task: dataclasses.replace(cell, values=cell.majority)
+            for task, cell in row.items() if cell.majority is not None}
+
+
+def majority_of(row: Row) -> float | None:
+    """Macro mean of the majority answers; None unless every task of the row has one."""
+    majority = majority_row(row)
+    return macro_mean(majority).value if row and len(majority) == len(row) else None
+
+
+def over_majority(row: Row) -> Estimate | None:
+    """Paired difference of a row and its majority answers; None unless every task has one."""
+    return None if majority_of(row) is None else paired_difference(row, majority_row(row))
 
 
 def chance_of(row: Row) -> float:
@@ -270,8 +303,11 @@ def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
 
     Returns:
         ``columns`` (names) and ``rows``: ``{name, values (column -> Estimate dict or None),
-        difference (unseen mean minus the multitask baseline's, an Estimate dict)}``; ``chance`` by
-        column; ``own`` (each expert on its own tasks against the base).
+        difference (unseen mean minus the multitask baseline's, an Estimate dict), over_majority (the
+        same against the majority answers, or None)}``; ``chance`` and ``majority`` by column;
+        ``majority_by_position`` (data sets whose majority answer is a position); ``own`` (each expert
+        on its own tasks against the base); ``inputs`` (how many of each task's were cut);
+        ``selection_note``.
 
     Raises:
         InputError: a cell of the matrix is missing; it is named.
@@ -279,6 +315,8 @@ def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
     rows = rows_of_study(facts, matrix)
     groups = column_groups(facts, rows["base"])
     baseline = select(rows["multitask"], facts["unseen_tasks"], "accuracy")
+    ranked = {column: select(rows["base"], tasks, metric)
+              for column, (tasks, metric) in groups.items() if metric == "accuracy"}
     table = []
     for name, row in rows.items():
         unseen = select(row, facts["unseen_tasks"], "accuracy")
@@ -287,10 +325,29 @@ def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
             "values": {column: asdict(macro_mean(select(row, tasks, metric)))
                        for column, (tasks, metric) in groups.items()},
             "difference": asdict(paired_difference(unseen, baseline)),
+            "over_majority": _as_dict(over_majority(unseen)),
         })
-    chance = {column: chance_of(select(rows["base"], tasks, metric)) if metric == "accuracy" else None
-              for column, (tasks, metric) in groups.items()}
-    return {"columns": list(groups), "rows": table, "chance": chance, "own": own_tasks(facts, matrix)}
+    return {
+        "columns": list(groups), "rows": table,
+        "chance": {column: chance_of(ranked[column]) if column in ranked else None for column in groups},
+        "majority": {column: majority_of(ranked[column]) if column in ranked else None
+                     for column in groups},
+        "majority_by_position": list(dict.fromkeys(
+            cell.dataset for cell in rows["base"].values() if cell.by_position)),
+        "own": own_tasks(facts, matrix), "inputs": cut_inputs(matrix),
+        "selection_note": facts["config"].get("selection_note", ""),  # old studies have none
+    }
+
+
+def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else asdict(estimate)
+
+
+def cut_inputs(matrix: Matrix) -> list[dict[str, Any]]:
+    """``{task, num_instances, num_cut}`` once a task: what is cut does not depend on the expert."""
+    tasks = {task: cell for (_, task), cell in matrix.items()}
+    return [{"task": task, "num_instances": len(cell.values), "num_cut": cell.num_cut}
+            for task, cell in tasks.items()]
 
 
 def column_groups(facts: Mapping[str, Any], row: Row) -> dict[str, tuple[list[str], str]]:
@@ -310,18 +367,23 @@ def own_tasks(facts: Mapping[str, Any], matrix: Matrix) -> list[dict[str, Any]]:
     for expert in facts["experts"]:
         if expert["kind"] == "prompt":
             task = expert["tasks"][0]
-            own, base = ({task: cell_of(matrix, name, task)} for name in (expert["id"], facts["base"]))
+            base = {task: cell_of(matrix, facts["base"], task)}
+            own = {task: cell_of(matrix, expert["id"], task)}
             difference = paired_difference(own, base)
             found.append({
-                "expert": expert["id"], "kind": "prompt", "task": task, "metric": own[task].metric,
-                "value": asdict(macro_mean(own)), "base": asdict(macro_mean(base)),
-                "difference": asdict(difference), "chance": own[task].chance,
+                **_own_row(expert, task, own), "base": asdict(macro_mean(base)),
+                "base_constant": base[task].constant, "difference": asdict(difference),
                 "beats_base": difference.low > 0})
             continue
         for task in expert["tasks"]:
-            own = {task: cell_of(matrix, expert["id"], task)}
-            found.append({
-                "expert": expert["id"], "kind": expert["kind"], "task": task,
-                "metric": own[task].metric, "value": asdict(macro_mean(own)),
-                "chance": own[task].chance})
+            found.append(_own_row(expert, task, {task: cell_of(matrix, expert["id"], task)}))
     return found
+
+
+def _own_row(expert: Mapping[str, Any], task: str, own: Row) -> dict[str, Any]:
+    cell, over = own[task], over_majority(own)
+    return {
+        "expert": expert["id"], "kind": expert["kind"], "task": task, "metric": cell.metric,
+        "value": asdict(macro_mean(own)), "constant": cell.constant, "chance": cell.chance,
+        "majority": majority_of(own), "by_position": cell.by_position,
+        "beats_majority": None if over is None else over.low > 0}

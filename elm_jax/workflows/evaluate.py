@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from elm_jax import sharding, storage, trees
+from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION
@@ -57,12 +58,40 @@ def is_done(store: ResultsStore, model: Model, task: str, split: str, digest: st
         if (row["expert"], row["task"], row["split"]) == (model.id, task, split))
 
 
+def _unlike(models: Iterable[Model]) -> list[Model]:
+    """The models without repetitions; two unlike ones of one id are an InputError."""
+    found: dict[str, Model] = {}
+    for model in models:
+        known = found.setdefault(model.id, model)
+        if known.fingerprint != model.fingerprint:
+            raise InputError(describe(
+                "Two models of unlike weights have one id, by which results are kept", where=model.id,
+                got=f"{known.fingerprint} and {model.fingerprint}",
+                cure="evaluate one of them into another folder, or give it another id"))
+    return list(found.values())
+
+
+def check_ids(models: Iterable[Model], store: ResultsStore) -> None:
+    """Raises an InputError if the store holds results of another model under the id of one of these."""
+    fingerprints = {model.id: model.fingerprint for model in models}
+    for row in store.rows():
+        wanted = fingerprints.get(row["expert"])
+        if wanted is not None and row.get("model") != wanted:
+            raise InputError(describe(
+                "These results are of another model of the same id, and would be lost",
+                where=f"{row['expert']} in {store.path}", got=row.get("model"), expected=wanted,
+                cure="give a file in another folder, or remove these results"))
+
+
 def evaluate_models(
     models: Iterable[Model], tasks_of: Callable[[str], Sequence[str]], data: TaskData, base: Base,
     store: ResultsStore, settings: EvaluationSettings, *, mesh: Mesh, split: str = "validation",
     max_rows: int | None = None,
+    replace: bool = False,
 ) -> None:
     """Scores every model on its tasks; what the store holds already is skipped.
+
+    Results are kept by the models' ids, so two models of one id never share a store.
 
     Args:
         models: scored one after another, each put onto the mesh once.
@@ -74,8 +103,15 @@ def evaluate_models(
         mesh: parameters are split over 'model', instances over 'data'.
         split: of every task.
         max_rows: a seeded random subset of at most so many rows a task.
+        replace: whether a model takes the place of another of its id in the store, as one that was
+            trained again does.
+
+    Raises:
+        InputError: two models of one id, or one of the id of another in the store without `replace`.
     """
-    models = list(models)
+    models = _unlike(models)
+    if not replace:
+        check_ids(models, store)
     for number, model in enumerate(models, start=1):
         pending = [task for task in tasks_of(model.id)
                    if not is_done(store, model, task, split, settings.digest(max_rows))]

@@ -13,6 +13,7 @@ from rich.table import Table
 from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import plots, report
+from elm_jax.evaluation.answers import read_answers
 from elm_jax.evaluation.evaluator import ResultsStore
 from elm_jax.evaluation.study_table import Cell, Matrix, cell_of, study_table
 
@@ -72,10 +73,12 @@ def read_matrix(store: ResultsStore) -> Matrix:
     for row in store.rows():
         predictions = store.predictions(row["expert"], row["task"], row["split"])
         key = "correct" if row["metric"] == "accuracy" else "rouge_l"
+        found = read_answers(predictions)
         matrix[row["expert"], row["task"]] = Cell(
             np.asarray([prediction[key] for prediction in predictions], np.float64),
             np.asarray([prediction["index"] for prediction in predictions]),
-            row["metric"], row["dataset"], row["chance"])
+            row["metric"], row["dataset"], row["chance"], majority=found.majority,
+            by_position=found.by_position, constant=found.constant, num_cut=row.get("num_cut"))
     return matrix
 
 
@@ -88,7 +91,8 @@ def draw(facts: dict[str, Any], matrix: Matrix, table: dict[str, Any]) -> dict[s
     base = np.asarray([cell_of(matrix, facts["base"], task).values.mean() for task in tasks])
     seen = {expert["id"]: expert["tasks"] for expert in facts["experts"]}
     return {"heat_map": plots.heat_map(experts, tasks, values, base, seen),
-            "bars": plots.bars(table["rows"], "unseen mean", table["chance"]["unseen mean"])}
+            "bars": plots.bars(table["rows"], "unseen mean", {
+                name: table[name]["unseen mean"] for name in ("chance", "majority")})}
 
 
 def oracle_ranks(facts: dict[str, Any], matrix: Matrix) -> dict[str, str]:

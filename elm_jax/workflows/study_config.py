@@ -43,6 +43,7 @@ class StudyConfig:
     Attributes:
         workdir: everything the study writes.
         title: heading of the report.
+        selection_note: how the tasks were chosen, where that favours a score; the report prints it.
         modules: registries to import by name.
         passages: sources of raw passages, see `PretrainConfig.passages`.
         network: sizes of the base.
@@ -86,6 +87,7 @@ class StudyConfig:
     unseen_tasks: tuple[str, ...]
     generative_tasks: tuple[str, ...]
     title: str = "Expert language models"
+    selection_note: str = ""
     heldout_prompts: tuple[str, ...] = ()
     vocab_pieces: int = 8000
     character_coverage: float = 0.9995

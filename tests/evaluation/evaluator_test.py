@@ -73,6 +73,7 @@ def test_predictions_are_those_of_each_instance_alone(ranked: TaskResult) -> Non
         assert found["index"] == text["index"]
         assert (found["prediction"], found["target"]) == (text["choices"][best], text["targets"])
         assert found["correct"] == int(text["choices"][best] == text["targets"])
+        assert text["choices"][found["label"]] == text["targets"]
 
 
 def test_row_of_a_ranked_task(ranked: TaskResult) -> None:
@@ -82,11 +83,23 @@ def test_row_of_a_ranked_task(ranked: TaskResult) -> None:
     assert row.pop("seconds") > 0
     assert 0 <= row.pop("ci95_low") < row["value"] < row.pop("ci95_high") <= 1
     assert row == {
-        "schema_version": 1, "expert": "mine", "base": "sha256:abc", "task": "toys_small__ask_it",
+        "schema_version": 2, "expert": "mine", "base": "sha256:abc", "task": "toys_small__ask_it",
         "dataset": "toys/small", "template": "ask it", "split": "validation", "metric": "accuracy",
         "value": np.mean(correct), "num_instances": 30,
         "chance": pytest.approx(np.mean([1 / len(row["choices"]) for row in rank_rows()])),
-        "settings": ONE_SHAPE.digest(30), "max_rows": 30}
+        "settings": ONE_SHAPE.digest(30), "max_rows": 30, "source_length": 24,
+        "num_cut": sum(len(row["inputs"]) > 24 for row in rank_rows())}
+    assert 0 < ranked.rows[0]["num_cut"] < 30
+
+
+def test_num_cut_counts_the_inputs_that_lost_their_end() -> None:
+    rng = np.random.default_rng(0)
+    for source_length, num_cut in ((23, 2), (24, 1), (25, 0)):
+        rows = generation_rows(3)
+        for row, length in zip(rows, (5, 24, 25), strict=True):
+            row["inputs"] = tokens(rng, length, length)
+        settings = dataclasses.replace(ONE_SHAPE, source_length=source_length)
+        assert evaluate(split_of(rows, "generation"), settings).rows[0]["num_cut"] == num_cut
 
 
 def test_row_of_a_generation_task(generated: TaskResult) -> None:
@@ -148,7 +161,10 @@ def test_inputs_are_cut_to_the_source_length_with_eos(ranked: TaskResult) -> Non
     long = [at for at, row in enumerate(rows) if len(row["inputs"]) > 24]
     assert long
     cut = [{**row, "inputs": trim(row["inputs"], 24)} for row in rows]
-    assert_same(evaluate(split_of(cut, "rank"), ONE_SHAPE), ranked)
+    found = evaluate(split_of(cut, "rank"), ONE_SHAPE)
+    assert (found.rows[0]["num_cut"], ranked.rows[0]["num_cut"]) == (0, len(long))
+    found.rows[0]["num_cut"] = len(long)
+    assert_same(found, ranked)
     longer = evaluate(split_of(rows, "rank"), dataclasses.replace(ONE_SHAPE, source_length=40))
     assert longer.predictions[long[0]]["scores"] != pytest.approx(
         ranked.predictions[long[0]]["scores"], abs=1e-3)

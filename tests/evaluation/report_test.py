@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from matplotlib import image
 from synthetic_study import facts_and_matrix
 
 from elm_jax.evaluation import report
+from elm_jax.evaluation.results import ResultsStore, TaskResult
 from elm_jax.evaluation.study_table import study_table
-from elm_jax.workflows.report import draw, oracle_ranks
+from elm_jax.workflows.report import draw, oracle_ranks, read_matrix
 
 
 class Page(html.parser.HTMLParser):
@@ -63,6 +65,7 @@ def numbers(table: dict) -> list[str]:
             found.append(report.with_interval(row["difference"], sign=True))
     for row in table["own"]:
         found.append(f"{100 * row['value']['value']:.1f}")
+    found += [f"{100 * value:.1f}" for value in table["majority"].values() if value is not None]
     return found
 
 
@@ -74,6 +77,8 @@ def test_html_opens_by_itself_and_holds_every_number(made: tuple[dict, dict, dic
     assert page.open == []
     cells = " | ".join(page.cells)
     assert [number for number in numbers(table) if number not in cells] == []
+    assert "The choices of winogrande_winogrande_xl differ from row to row" in page.text
+    assert page.text.count("Chosen after a look at <these> rows.") == 2
     assert len(page.sources) == 2 and all(s.startswith("data:image/png;base64,") for s in page.sources)
     inside = {base64.b64decode(source.split(",")[1]) for source in page.sources}
     assert inside == set(pictures.values())
@@ -87,6 +92,7 @@ def test_markdown_holds_every_number_and_names_the_picture_files(made: tuple[dic
 
 def test_what_comes_from_names_is_escaped_in_html(made: tuple[dict, dict, dict]) -> None:
     assert "Made-up &lt;study&gt;" in made[2]["html"] and "<study>" not in made[2]["html"]
+    assert "<these>" not in made[2]["html"] and "<these>" in made[2]["markdown"]
 
 
 def test_the_table_is_json(made: tuple[dict, dict, dict]) -> None:
@@ -105,12 +111,14 @@ def table_with(base: float, half: float, better: float = 0.0) -> dict:
     def row(name: str, difference: float) -> dict:
         return {"name": name, "values": {"unseen mean": {
             "value": base, "low": base - half, "high": base + half}},
-            "difference": {"value": difference, "low": difference - 0.01, "high": difference + 0.01}}
+            "difference": {"value": difference, "low": difference - 0.01, "high": difference + 0.01},
+            "over_majority": {"value": difference, "low": difference - 0.01, "high": difference + 0.01}}
 
     return {"rows": [row("base", 0.0), row("multitask", 0.0), row("RoE top-1", better),
                      row("best single expert (x)", 0.2), row("oracle", 0.3),
                      row("split-half oracle", 0.0)],
-            "columns": ["unseen mean"], "chance": {"unseen mean": 0.5}, "own": []}
+            "columns": ["unseen mean"], "chance": {"unseen mean": 0.5}, "own": [],
+            "majority": {"unseen mean": 0.58}, "selection_note": ""}
 
 
 def test_summary_says_near_chance_exactly_when_the_interval_covers_it() -> None:
@@ -125,3 +133,85 @@ def test_summary_never_counts_rows_chosen_on_the_test_as_better() -> None:
     assert "beyond the paired interval: none; worse: none" in line
     line = next(line for line in report.summary(table_with(0.6, 0.01, 0.05)) if line.startswith("Better"))
     assert "beyond the paired interval: RoE top-1; worse: none" in line
+
+
+def test_summary_compares_with_the_majority_answer() -> None:
+    line = next(line for line in report.summary(table_with(0.6, 0.01)) if line.startswith("Always"))
+    assert "58.0 on the unseen mean" in line and line.endswith("beyond the paired interval: none.")
+    line = next(line for line in report.summary(table_with(0.6, 0.01, 0.05)) if line.startswith("Always"))
+    assert line.endswith("beyond the paired interval: RoE top-1.")  # never oracle or best single expert
+    table = table_with(0.6, 0.01)
+    table["majority"]["unseen mean"] = None
+    assert not any(line.startswith("Always") for line in report.summary(table))
+
+
+def test_summary_opens_with_how_the_tasks_were_chosen() -> None:
+    assert report.summary({**table_with(0.6, 0.01), "selection_note": "By hand."})[0] == "By hand."
+    assert report.summary(table_with(0.6, 0.01))[0].startswith("Unseen data sets")
+
+
+def own_row(**changes: object) -> dict:
+    estimate = {"value": 0.85, "low": 0.8, "high": 0.9}
+    return {"expert": "lazy", "kind": "prompt", "task": "lazy", "metric": "accuracy", "value": estimate,
+            "base": {**estimate, "value": 0.81}, "difference": estimate, "chance": 0.5, "constant": False,
+            "base_constant": False, "majority": 0.85, "by_position": False, "beats_base": True,
+            "beats_majority": False, **changes}
+
+
+def test_wins_are_also_counted_against_the_majority_answer() -> None:
+    rows = [own_row(), own_row(beats_majority=True), own_row(beats_base=False, beats_majority=True),
+            own_row(metric="rouge_l", majority=None, beats_majority=None)]
+    sentence = report.own_grids({"own": rows})[2]
+    assert sentence.startswith("3 of 4 prompt experts beat the frozen base")
+    assert "Of the 2 of them that classify, 1 also beat the majority answer in that way;" in sentence
+    unknown = report.own_grids({"own": [*rows, own_row(majority=None, beats_majority=None)]})[2]
+    assert "Of the 3 of them that classify, 1 also beat the majority answer in that way, of 1 it" in unknown
+    assert report.own_grids({"own": [own_row(beats_base=False)]})[2].endswith("difference above zero.")
+
+
+def test_constant_answers_and_positions_are_marked_and_explained() -> None:
+    rows = [own_row(constant=True), own_row(base_constant=True), own_row(by_position=True),
+            own_row(kind="dataset", constant=True)]
+    prompts, datasets, _ = report.own_grids({"own": rows})
+    at = prompts["columns"].index
+    assert [row[at("expert")] for row in prompts["rows"]] == ["85.0 †", "85.0", "85.0"]
+    assert [row[at("base")] for row in prompts["rows"]] == ["81.0", "81.0 †", "81.0"]
+    assert [row[at("majority")] for row in prompts["rows"]] == ["85.0", "85.0", "85.0 ‡"]
+    assert datasets["rows"][0][datasets["columns"].index("value")] == "85.0 [80.0, 90.0] †"
+    assert "† one and the same answer" in report.legend(prompts) and "‡" in report.legend(prompts)
+    assert "‡" not in report.legend(datasets)
+    assert report.legend(report.own_grids({"own": [own_row()]})[0]) == ""
+
+
+CONFIG = {"max_eval_rows": 300, "eval_source_length": 256, "max_new_tokens": 32}
+
+
+def test_report_says_how_many_rows_and_how_many_cut_inputs() -> None:
+    inputs = [{"task": name, "num_instances": 200, "num_cut": cut}
+              for name, cut in (("a", 0), ("b", 110), ("c", 20))]
+    sentence, grid = report.inputs_grid({"inputs": inputs}, CONFIG)
+    assert "At most 300 rows" in sentence and "cut at 256 tokens" in sentence
+    assert "130 of 600 inputs (21.7%), of 2 of 3 tasks" in sentence
+    assert grid["rows"] == [["b", "200", "110", "55.0%"], ["c", "200", "20", "10.0%"]]
+    assert "All rows of" in report.inputs_grid({"inputs": inputs}, {**CONFIG, "max_eval_rows": None})[0]
+
+
+def test_old_results_that_did_not_count_cut_inputs_are_shown_as_such() -> None:
+    inputs = [{"task": "a", "num_instances": 200, "num_cut": None}]
+    sentence, grid = report.inputs_grid({"inputs": inputs}, CONFIG)
+    assert "Cut inputs: – (results of an older version" in sentence and grid["rows"] == []
+
+
+@pytest.mark.parametrize(("version", "num_cut"), [(2, {"num_cut": 1}), (1, {})])
+def test_matrix_reads_the_majority_and_cut_inputs_of_new_and_old_results(
+    version: int, num_cut: dict, tmp_path: pathlib.Path
+) -> None:
+    store = ResultsStore(tmp_path)
+    row = {"schema_version": version, "expert": "lazy", "task": "a__ask", "split": "validation",
+           "metric": "accuracy", "dataset": "a", "chance": 0.5, "settings": "x", **num_cut}
+    store.append(TaskResult([row], [
+        {"index": index, "prediction": "No", "target": target, "correct": int(target == "No"),
+         "scores": [-2.0, -1.0]} for index, target in enumerate(("No", "Yes", "No"))]))
+    cell = read_matrix(store)["lazy", "a__ask"]
+    assert cell.constant and not cell.by_position and cell.num_cut == num_cut.get("num_cut")
+    np.testing.assert_array_equal(cell.majority, [1, 0, 1])

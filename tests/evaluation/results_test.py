@@ -12,8 +12,8 @@ from elm_jax.evaluation.results import ResultsStore, TaskResult
 
 
 def result(expert: str = "one", task: str = "toys__ask", value: float = 0.5, digest: str = "aaa",
-           metric: str = "accuracy") -> TaskResult:
-    row = {"schema_version": 1, "expert": expert, "task": task, "split": "validation",
+           metric: str = "accuracy", version: int = 2) -> TaskResult:
+    row = {"schema_version": version, "expert": expert, "task": task, "split": "validation",
            "metric": metric, "value": value, "settings": digest}
     field = "correct" if metric == "accuracy" else "rouge_l"
     scores = [1, 0] if metric == "accuracy" else [value, 0.25]
@@ -89,7 +89,16 @@ def test_a_row_without_predictions_is_not_done(tmp_path: pathlib.Path) -> None:
         store.predictions("one", "toys__ask")
 
 
+def test_rows_of_the_older_schema_are_read_but_not_taken_for_done(tmp_path: pathlib.Path) -> None:
+    ResultsStore(tmp_path).append(result(version=1))
+    store = ResultsStore(tmp_path)
+    assert store.rows() == result(version=1).rows and len(store.values("one", "toys__ask")) == 2
+    assert not store.done("one", "toys__ask", "validation", "aaa")
+    store.append(result())
+    assert store.done("one", "toys__ask", "validation", "aaa")
+
+
 def test_foreign_rows_are_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "results.jsonl").write_text(json.dumps({"schema_version": 7}) + "\n")
-    with pytest.raises(InputError, match=r"schema version(.|\n)*line 1(.|\n)*got: 7"):
+    with pytest.raises(InputError, match=r"schema version(.|\n)*line 1(.|\n)*got: 7(.|\n)*1 or 2"):
         ResultsStore(tmp_path)

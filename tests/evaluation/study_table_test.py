@@ -1,6 +1,7 @@
 """The study's table against brute-force loops, and what it must refuse."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -108,17 +109,47 @@ def test_macro_mean_is_over_prompts_then_data_sets() -> None:
     assert tables.macro_mean(row).value == pytest.approx((0.3 + 0.9) / 2)
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def shared_prompts(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Three prompts of the same 80 instances, which they answer alike."""
+    values = rng.random(80) < 0.7
+    return [(values, np.arange(80))] * 3
+
+
+def disjoint_prompts(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two prompts of 40 and 360 instances that they do not share."""
+    return [(rng.random(40) < 0.7, np.arange(40)), (rng.random(360) < 0.7, 40 + np.arange(360))]
+
+
+def overlapping_prompts(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """All of 300 instances, and 50 of them again, answered alike."""
+    values = rng.random(300) < 0.7
+    return [(values, np.arange(300)), (values[:50], np.arange(50))]
+
+
+@pytest.mark.parametrize("prompts", [shared_prompts, disjoint_prompts, overlapping_prompts])
+def test_interval_covers_the_truth_about_as_often_as_it_says(prompts: Callable) -> None:
     covered = 0
-    for seed in range(300):
+    for seed in range(400):
         rng = np.random.default_rng(seed)
-        shared = rng.random(80)  # the prompts of a data set see the same instances
-        row = {f"a__{prompt}": Cell((shared < 0.7).astype(float), np.arange(80), "accuracy", "a", 0.5)
-               for prompt in range(3)}
-        row["b__1"] = Cell((rng.random(80) < 0.5).astype(float), np.arange(80), "accuracy", "b", 0.5)
+        row = {f"a__{number}": Cell(values.astype(float), indices, "accuracy", "a", 0.5)
+               for number, (values, indices) in enumerate(prompts(rng))}
+        row["b__1"] = Cell((rng.random(400) < 0.5).astype(float), np.arange(400), "accuracy", "b", 0.5)
         estimate = tables.macro_mean(row)
         covered += estimate.low <= 0.6 <= estimate.high
-    assert 0.91 < covered / 300 < 0.985
+    assert 0.92 < covered / 400 < 0.98  # standard error 0.011
+
+
+def test_variance_equals_the_textbook_one_for_the_same_and_for_disjoint_instances() -> None:
+    rng = np.random.default_rng(0)
+    one, two = rng.random(30), rng.random(30)
+    same = [Cell(values, np.arange(30), "accuracy", "a") for values in (one, two)]
+    assert tables.dataset_variance(same) == pytest.approx(((one + two) / 2).var(ddof=1) / 30)
+    short = one[:8]
+    disjoint = [Cell(short, 50 + np.arange(8), "accuracy", "a"), same[1]]
+    expected = (short.var(ddof=1) / 8 + two.var(ddof=1) / 30) / 4
+    assert tables.dataset_variance(disjoint) == pytest.approx(expected)
+    single = [Cell(one[:1], np.arange(1), "accuracy", "a"), same[1]]
+    assert tables.dataset_variance(single) == pytest.approx((1 + two.var(ddof=1) / 30) / 4)
 
 
 def test_paired_difference_is_narrower_than_unpaired_and_exact() -> None:
@@ -174,3 +205,55 @@ def test_roe_rows_follow_the_decisions() -> None:
     for task, decision in facts["decisions"].items():
         assert rows["RoE top-1"][task] is matrix[decision["top_k"][0], task]
         assert rows["RoE top-3 merged"][task] is matrix[decision["merged"], task]
+
+
+def test_majority_row_is_the_macro_mean_of_the_majority_answers() -> None:
+    facts, matrix = facts_and_matrix(10)
+    for prompt, right in (("gpt_3_style", 9), ("mnli_crowdsource", 7)):
+        key = ("base", f"anli_r1__{prompt}")
+        matrix[key] = dataclasses.replace(matrix[key], majority=(np.arange(10) < right).astype(float))
+    table = tables.study_table(facts, matrix)
+    assert table["majority"]["anli_r1"] == pytest.approx(0.8)
+    assert table["majority"]["unseen mean"] == pytest.approx((4 * 0.6 + 0.8) / 5)
+    assert table["majority"]["ROUGE-L"] is None
+    assert table["majority_by_position"] == ["winogrande_winogrande_xl"]
+    base = tables.select(tables.rows_of_study(facts, matrix)["base"], facts["unseen_tasks"], "accuracy")
+    expected = tables.paired_difference(base, tables.majority_row(base))
+    assert table["rows"][0]["over_majority"] == dataclasses.asdict(expected)
+
+
+def test_a_majority_answer_that_is_not_known_leaves_its_columns_empty() -> None:
+    facts, matrix = facts_and_matrix(10)
+    for name, task in list(matrix):
+        if task == "anli_r1__gpt_3_style":
+            matrix[name, task] = dataclasses.replace(matrix[name, task], majority=None)
+    table = tables.study_table(facts, matrix)
+    assert table["majority"]["anli_r1"] is None and table["majority"]["unseen mean"] is None
+    assert table["majority"]["super_glue_rte"] == pytest.approx(0.6)
+    assert {row["over_majority"] for row in table["rows"]} == {None}
+
+
+def test_an_expert_that_always_gives_the_majority_answer_does_not_beat_it() -> None:
+    """Its base is worse than that, so it beats its base: the win that a report must not sell."""
+    facts, matrix = facts_and_matrix(100)
+    lazy, good = facts["library"][:2]
+    majority = (np.arange(100) < 85).astype(float)
+    for task, own in ((lazy, majority), (good, np.ones(100))):
+        for name, values in (("base", (np.arange(100) < 70).astype(float)), (task, own)):
+            matrix[name, task] = dataclasses.replace(
+                matrix[name, task], values=values, majority=majority, constant=name == lazy)
+    own = {row["expert"]: row for row in tables.study_table(facts, matrix)["own"]}
+    assert own[lazy]["beats_base"] and not own[lazy]["beats_majority"]
+    assert own[good]["beats_base"] and own[good]["beats_majority"]
+    assert own[lazy]["constant"] and not own[good]["constant"]
+    assert own[lazy]["majority"] == pytest.approx(0.85)
+    rouge = next(row for row in own.values() if row["metric"] == "rouge_l")
+    assert rouge["majority"] is None and rouge["beats_majority"] is None
+
+
+def test_cut_inputs_are_counted_once_a_task() -> None:
+    facts, matrix = facts_and_matrix(10)
+    inputs = {row["task"]: row for row in tables.study_table(facts, matrix)["inputs"]}
+    assert len(inputs) == len({task for _, task in matrix})
+    assert inputs["winogrande_winogrande_xl__gpt_3_style"]["num_cut"] == 5
+    assert sum(row["num_cut"] for row in inputs.values()) == 10

@@ -33,7 +33,9 @@ def facts_and_matrix(num_instances: int = 40, seed: int = 0, gain: float = 0.4,
         "schema_version": 1, "title": "Made-up <study>", "experts": experts, "library": seen,
         "base": "base", "multitask": "multitask", "merged_datasets": "merged_dataset_experts",
         "seen_tasks": seen, "unseen_tasks": unseen, "generative_tasks": generative,
-        "decisions": decisions, "config": {"num_queries": 32},
+        "decisions": decisions, "config": {
+            "num_queries": 32, "max_eval_rows": 300, "eval_source_length": 256, "max_new_tokens": 32,
+            "selection_note": "Chosen after a look at <these> rows."},
         "routing_figures": [
             {"encoder": "minilm", "text_format": "choice_instance", "queries": "seen prompts",
              "same_dataset": 0.9375, "num_tasks": len(seen)},
@@ -61,11 +63,16 @@ def decision(task: str, library: list[str]) -> dict:
 
 
 def cell(rng: np.random.Generator, task: str, gain: float, num_instances: int) -> Cell:
-    """One made-up cell: guessing among two, plus a gain; ROUGE-L for the generative ones."""
+    """One made-up cell: guessing among two, plus a gain; ROUGE-L for the generative ones.
+
+    The first 60% of the answers are of one kind; winogrande's are positions, its inputs cut by half.
+    """
     dataset = task.split("__")[0]
     indices = np.arange(num_instances) * 3
     if dataset in ("wiki_auto", "e2e_nlg_cleaned", "common_gen"):
         return Cell(np.clip(rng.normal(0.2 + gain / 2, 0.1, num_instances), 0, 1), indices, "rouge_l",
-                    dataset)
+                    dataset, num_cut=0)
+    winogrande = dataset.startswith("winogrande")
     return Cell((rng.random(num_instances) < 0.5 + gain).astype(np.float64), indices, "accuracy", dataset,
-                0.5)
+                0.5, majority=(np.arange(num_instances) < 0.6 * num_instances).astype(np.float64),
+                by_position=winogrande, num_cut=num_instances // 2 if winogrande else 0)

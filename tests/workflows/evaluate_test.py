@@ -1,0 +1,72 @@
+"""What is scored: all rows by default, and never two models of one id in one store."""
+
+import pytest
+
+from elm_jax import cli, config
+from elm_jax.errors import InputError
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult
+from elm_jax.workflows.evaluate import Model, evaluate_models
+
+
+def model(fingerprint, log=None):
+    """A model that says when it is loaded, and then fails."""
+    def load():
+        log.append(fingerprint)
+        raise KeyError("loaded")
+
+    return Model("mine", fingerprint, load)
+
+
+def evaluate(models, store, **settings):
+    evaluate_models(models, lambda _: ["toys__ask"], None, None, store, EvaluationSettings(), mesh=None,
+                    **settings)
+
+
+def filled(folder, fingerprint):
+    """A store with one result of the id ``mine``."""
+    store = ResultsStore(folder)
+    row = {"schema_version": 2, "expert": "mine", "task": "toys__ask", "split": "validation",
+           "metric": "accuracy", "settings": EvaluationSettings().digest(None), "model": fingerprint}
+    store.append(TaskResult([row], [{"index": 0, "correct": 1}]))
+    return store
+
+
+def test_two_unlike_models_of_one_id_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"(?s)one id.*mine.*sha256:a and sha256:b"):
+        evaluate([model("sha256:a"), model("sha256:b")], ResultsStore(tmp_path))
+
+
+def test_one_model_given_twice_is_scored_once(tmp_path):
+    log = []
+    with pytest.raises(KeyError, match="loaded"):
+        evaluate([model("sha256:a", log), model("sha256:a", log)], ResultsStore(tmp_path))
+    assert log == ["sha256:a"]
+    evaluate([model("sha256:a")] * 2, filled(tmp_path, "sha256:a"))  # done: nothing is loaded
+
+
+def test_results_of_another_model_of_the_id_are_not_lost(tmp_path):
+    store = filled(tmp_path, "sha256:a")
+    before = store.path.read_bytes()
+    with pytest.raises(InputError, match=r"(?s)would be lost.*mine in .*got: sha256:a.*another folder"):
+        evaluate([model("sha256:b")], store)
+    assert store.path.read_bytes() == before
+
+
+def test_a_study_replaces_the_results_of_a_model_trained_again(tmp_path):
+    log = []
+    with pytest.raises(KeyError, match="loaded"):
+        evaluate([model("sha256:b", log)], filled(tmp_path, "sha256:a"), replace=True)
+    assert log == ["sha256:b"]
+
+
+def test_all_rows_are_scored_unless_asked_otherwise():
+    command = ["evaluate", "--base", "b", "--task", "t", "--output", "o"]
+    assert cli.make_parser().parse_args(command).max_rows is None
+    assert cli.make_parser().parse_args([*command, "--max_rows", "300"]).max_rows == 300
+
+
+def test_p3_small_says_that_its_tasks_were_chosen_after_a_trial():
+    config.parse(["gin/studies/p3_small.gin"], ["WORKDIR='p3'"])
+    study = config.build("study")
+    assert "300 validation rows of each prompt" in study.selection_note
+    assert (study.eval_source_length, study.max_eval_rows) == (256, 300)
