@@ -7,12 +7,13 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import elm, hf
+from elm_jax.experts.formats import elm, hf, t5x, t5x_folders
 from elm_jax.experts.formats.model import Model
 
 KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[[storage.PathLike], Model]]] = {
     "elm": (elm.is_elm, elm.open_elm),
     "hf": (hf.is_hf, hf.open_hf),
+    "t5x": (t5x_folders.is_t5x, t5x.open_t5x),
 }
 """By kind: whether a folder is one, and how it is opened. The first that fits is taken."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -1,0 +1,240 @@
+"""Which folder of T5X's is a checkpoint, which of several, and whether it is whole; what lies in it.
+
+A model folder holds ``checkpoint_<step>`` folders. T5X's current layout (Orbax) keeps the arrays in an item
+``state`` of the step; the older one has them in the step itself, beside a msgpack file ``checkpoint``
+that names them and holds small ones. Both give an array the name ``target.encoder.layers_0...``.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from flax import serialization
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.formats import zarr_files
+from elm_jax.experts.formats.model import Index
+
+TREE_FILE = "checkpoint"
+METADATA_FILE = "_METADATA"
+COMMIT_FILE = "commit_success.txt"
+ITEMS = ("state", "default")
+"""What the arrays' folder within a step is called: by T5X, and by Orbax where nobody named it."""
+PREFIX = "checkpoint_"
+_STEP = re.compile(rf"{PREFIX}(\d+)")
+_UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-\d+$|\.partial$")
+_TENSORFLOW = b"model_checkpoint_path"
+_SPEC_KEYS = {"driver", "kvstore", "metadata"}
+
+
+class InlineArray:
+    """An array that the msgpack file itself holds."""
+
+    def __init__(self, name: str, values: np.ndarray) -> None:
+        self.name, self.shape, self.dtype = name, tuple(values.shape), values.dtype.name
+        self.chunks, self.decoded_bytes = self.shape, 0
+        self._values = values
+
+    def read(self, index: Index | None = None) -> np.ndarray:
+        """The array or a part of it."""
+        return self._values if index is None else self._values[index]
+
+    def faults(self) -> list[str]:
+        """None: it has been read."""
+        return []
+
+
+Stored = zarr_files.ZarrArray | InlineArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of one step.
+
+    Attributes:
+        folder: of the step.
+        arrays: folder of its arrays.
+        step: from the folder's name; None if it has another.
+        notes: which of several it is.
+    """
+
+    folder: epath.Path
+    arrays: epath.Path
+    step: int | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds.
+
+    Attributes:
+        folder: of the arrays.
+        listed: name of an array (``target.encoder...``) -> its name in the folder.
+        inline: arrays that the msgpack file holds.
+    """
+
+    folder: zarr_files.Folder
+    listed: Mapping[str, str]
+    inline: Mapping[str, np.ndarray]
+
+    def open(self, names: list[str], cache_bytes: int = 0) -> dict[str, Stored]:
+        """Opens arrays of these names."""
+        folder = self.folder.with_cache(cache_bytes)
+        opened = folder.open(self.listed[name] for name in names if name not in self.inline)
+        return {name: InlineArray(name, self.inline[name]) if name in self.inline
+                else opened[self.listed[name]] for name in names}
+
+    def names(self) -> set[str]:
+        """Names of all arrays."""
+        return {*self.listed, *self.inline}
+
+
+def is_t5x(folder: epath.Path) -> bool:
+    """Whether a folder is a checkpoint of T5X, a half-written one too, or holds such."""
+    if not folder.is_dir():
+        return folder.name == TREE_FILE and folder.exists()
+    return bool(_arrays_folder(folder) or _UNFINISHED.search(folder.name)) or any(
+        _STEP.match(child.name) for child in folder.iterdir())
+
+
+def find(folder: epath.Path) -> Checkpoint:
+    """Finds the checkpoint in a folder: of T5X's model, of a step, or of a step's arrays.
+
+    Raises:
+        InputError: there is none, or it is half written.
+    """
+    if not folder.exists():
+        raise InputError(describe("There is no such folder", where=folder))
+    if not folder.is_dir():
+        folder = folder.parent
+    if _UNFINISHED.search(folder.name):
+        raise _half_written(folder, "its name is that of a folder which is still being written")
+    if _arrays_folder(folder) or _STEP.fullmatch(folder.name):
+        return _step(folder)
+    return _newest(folder)
+
+
+def contents(checkpoint: Checkpoint) -> Contents:
+    """What a checkpoint holds; reads lists and headers, and what the msgpack file holds itself."""
+    folder = zarr_files.Folder(checkpoint.arrays)
+    there = folder.names()
+    listed, inline = {name: name for name in there}, {}
+    for name, leaf in _tree(checkpoint.arrays):
+        if isinstance(leaf, np.ndarray | np.generic):
+            inline[name] = np.asarray(leaf)
+        elif isinstance(leaf, dict):
+            listed.pop(name, None)
+            stored = _stored_name(name, leaf, checkpoint.arrays)
+            if stored in there:
+                listed[name] = stored
+    return Contents(folder, listed, inline)
+
+
+def _arrays_folder(folder: epath.Path) -> epath.Path | None:
+    """The folder of a step's arrays; the step may be given, or that folder itself."""
+    marks = (zarr_files.MANIFEST, METADATA_FILE, TREE_FILE)
+    for candidate in (*(folder / item for item in ITEMS), folder):
+        if candidate.is_dir() and any((candidate / mark).exists() for mark in marks):
+            return candidate
+    return None
+
+
+def _step(folder: epath.Path) -> Checkpoint:
+    """One step's checkpoint, which must be whole."""
+    reason = _why_half_written(folder)
+    if reason:
+        raise _half_written(folder, reason)
+    arrays = _arrays_folder(folder)
+    parent = folder.parent if folder.name in ITEMS else folder
+    match = _STEP.fullmatch(parent.name)
+    return Checkpoint(parent, arrays or folder, int(match.group(1)) if match else None)
+
+
+def _newest(folder: epath.Path) -> Checkpoint:
+    """The newest whole checkpoint of a model's folder."""
+    children = [child for child in folder.iterdir() if child.name.startswith(PREFIX)]
+    steps = sorted((child for child in children if _STEP.fullmatch(child.name)),
+                   key=lambda child: int(_STEP.fullmatch(child.name).group(1)), reverse=True)
+    unfinished = {child.name: "still being written" for child in children if _UNFINISHED.search(child.name)}
+    for child in steps:
+        reason = _why_half_written(child)
+        if reason is None:
+            notes = []
+            if len(steps) > 1:
+                notes.append(f"Read {child.name}, the newest whole one of {len(steps)} checkpoints")
+            if unfinished:
+                notes.append("Left out as half written: " + ", ".join(
+                    f"{name} ({why})" for name, why in sorted(unfinished.items())))
+            return dataclasses.replace(_step(child), notes=tuple(notes))
+        unfinished[child.name] = reason
+    if unfinished:
+        raise _half_written(folder, ", ".join(f"{name}: {why}" for name, why in sorted(unfinished.items())))
+    raise InputError(describe(
+        "There is no T5X checkpoint here", where=folder,
+        got=", ".join(sorted(child.name for child in folder.iterdir())[:20]) or "an empty folder",
+        expected=f"{PREFIX}<step>/, or a step's own folder"))
+
+
+def _why_half_written(step: epath.Path) -> str | None:
+    """What a checkpoint lacks that is written last; None if it is whole."""
+    arrays = _arrays_folder(step)
+    if arrays is None:
+        return f"it has no {TREE_FILE} file, and no {ITEMS[0]} that is whole"
+    ocdbt = (arrays / zarr_files.MANIFEST).exists()
+    tree = (arrays / TREE_FILE).exists()
+    if not ocdbt and any(child.name.startswith("ocdbt.process_") for child in arrays.iterdir()):
+        return f"it has no {zarr_files.MANIFEST}"
+    if not tree and not (arrays / METADATA_FILE).exists():
+        return f"it has no {METADATA_FILE}"
+    if not storage.is_local(step) and arrays != step and not (step / COMMIT_FILE).exists():
+        return f"it has no {COMMIT_FILE}"
+    return None
+
+
+def _half_written(folder: epath.Path, reason: str) -> InputError:
+    return InputError(describe("The checkpoint is half written", where=folder, got=reason,
+                               cure="give a checkpoint that was written to its end, or copy it again"))
+
+
+def _tree(arrays: epath.Path) -> Iterator[tuple[str, Any]]:
+    """Leaves of the msgpack file, by dotted name; nothing if there is none."""
+    path = arrays / TREE_FILE
+    if not path.exists():
+        return
+    raw = path.read_bytes()
+    if raw.startswith(_TENSORFLOW):
+        raise InputError(describe("This is a checkpoint of TensorFlow, not of T5X", where=path,
+                                  cure="convert it with T5X's convert_tf_checkpoint first"))
+    try:
+        tree = serialization.msgpack_restore(raw)
+    except Exception as error:  # msgpack's and numpy's errors at damaged bytes have no common class
+        raise InputError(describe("The checkpoint's list of tensors cannot be read", where=path,
+                                  got=f"{type(error).__name__}: {error}"[:300],
+                                  cure="copy the checkpoint again")) from error
+    if not isinstance(tree, dict):
+        raise InputError(describe("The checkpoint's list of tensors is no dictionary", where=path,
+                                  got=type(tree).__name__))
+    yield from _leaves(tree.get("optimizer", tree), "")
+
+
+def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and not set(node) >= _SPEC_KEYS:
+        for key, child in node.items():
+            yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _stored_name(name: str, spec: Mapping[str, Any], where: epath.Path) -> str:
+    """Name of the folder that a leaf's TensorStore spec points to; only the name of it is believed."""
+    kvstore = spec["kvstore"] if isinstance(spec["kvstore"], dict) else {}
+    path = str(kvstore.get("path", spec.get("path", ""))).rstrip("/")
+    if not path or "/" in path or path in (".", ".."):
+        raise InputError(describe("A tensor lies outside of its checkpoint", where=f"{where}, {name}",
+                                  got=path, expected="the name of a folder in it"))
+    return path

@@ -1,0 +1,276 @@
+"""Arrays in zarr's form, in folders or in one OCDBT database, read and written through TensorStore.
+
+A folder of arrays is what Orbax and T5X write: either ``<name>/.zarray`` with the chunks beside it, or
+``manifest.ocdbt`` with all of that inside. Opening reads headers only.
+"""
+
+import functools
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.errors import InputError, RunError, describe
+from elm_jax.experts.formats import zarr_chunks
+from elm_jax.experts.formats.model import Index
+
+MANIFEST = "manifest.ocdbt"
+HEADER = ".zarray"
+CHUNK_BYTES = 1 << 26
+"""Of what is written. T5X's own aim: fits many ways to split an array over hosts."""
+_OPENED_TOGETHER = 64
+_WRITTEN_TOGETHER = 2
+_FAULTS = (ValueError, OSError, RuntimeError, KeyError)
+"""What TensorStore raises."""
+
+
+class ZarrArray:
+    """An array on disk.
+
+    Attributes:
+        name: as in its folder.
+        shape: of the array.
+        dtype: numpy's or ml_dtypes' name.
+        chunks: shape of a chunk; what is read comes in whole chunks.
+    """
+
+    def __init__(self, folder: "Folder", name: str, opened: ts.TensorStore) -> None:
+        metadata = opened.spec().to_json()["metadata"]
+        self._folder, self._opened = folder, opened
+        self._compressor = metadata.get("compressor")
+        self._separator = metadata.get("dimension_separator", ".")
+        self.name, self.shape = name, tuple(opened.shape)
+        self.dtype = opened.dtype.name
+        self.chunks = tuple(metadata["chunks"])
+
+    def read(self, index: Index | None = None) -> np.ndarray:
+        """The array or a part of it.
+
+        Args:
+            index: a slice a dimension, counted from the start; None for all of it.
+
+        Raises:
+            InputError: a chunk is missing or damaged.
+        """
+        try:
+            return (self._opened if index is None else self._opened[index]).read().result()
+        except _FAULTS as error:
+            raise InputError(describe(
+                "A tensor cannot be read", where=f"{self._folder.path}, {self.name}", got=str(error)[:300],
+                cure="copy the checkpoint again")) from error
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size of a decoded chunk."""
+        return math.prod(self.chunks) * np.dtype(self.dtype).itemsize
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Size of all chunks, decoded."""
+        return math.prod(self._grid) * self.chunk_bytes
+
+    @property
+    def _grid(self) -> list[int]:
+        return [-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True)]
+
+    def faults(self) -> list[str]:
+        """Chunks that are missing or cut short, as ``name/0.0 (missing)``; contents are not decoded."""
+        places = itertools.product(*map(range, self._grid))
+        keys = [self._separator.join(map(str, place)) or "0" for place in places]
+        found = self._folder.chunk_states(self.name, keys, self._compressor, self.chunk_bytes)
+        return [f"{self.name}/{key} ({state})" for key, state in zip(keys, found, strict=True) if state]
+
+
+class Folder:
+    """A folder of arrays.
+
+    Attributes:
+        path: the folder.
+        ocdbt: whether the arrays lie in an OCDBT database.
+    """
+
+    def __init__(self, path: epath.Path, *, ocdbt: bool | None = None, cache_bytes: int = 0) -> None:
+        """Opens no file.
+
+        Args:
+            path: the folder.
+            ocdbt: None looks whether there is a database.
+            cache_bytes: decoded chunks that are kept in memory.
+        """
+        self.path = path.resolve() if storage.is_local(path) else path
+        self.ocdbt = (path / MANIFEST).exists() if ocdbt is None else ocdbt
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+
+    def names(self) -> list[str]:
+        """Names of all arrays."""
+        if self.ocdbt:
+            return sorted(name for name, keys in self._keys.items() if HEADER in keys)
+        return sorted(child.name for child in self.path.iterdir()
+                      if child.is_dir() and (child / HEADER).exists())
+
+    def open(self, names: Iterable[str]) -> dict[str, ZarrArray]:
+        """Opens arrays that are there.
+
+        Raises:
+            InputError: headers cannot be read; all such arrays are named.
+        """
+        opened, faults = {}, []
+        for batch in _batches(names):
+            futures = {name: ts.open(self._spec(name), open=True, context=self._context) for name in batch}
+            for name, future in futures.items():
+                try:
+                    opened[name] = ZarrArray(self, name, future.result())
+                except _FAULTS as error:
+                    faults.append(f"{name}: {str(error)[:200]}")
+        if faults:
+            raise InputError(describe("Headers of tensors cannot be read", where=self.path,
+                                      got="; ".join(faults), cure="copy the checkpoint again"))
+        return opened
+
+    def with_cache(self, cache_bytes: int) -> "Folder":
+        """The same folder, keeping decoded chunks of so many bytes in memory."""
+        return Folder(self.path, ocdbt=self.ocdbt, cache_bytes=cache_bytes)
+
+    def create(self, name: str, shape: Sequence[int], dtype: str, chunks: Sequence[int]) -> "NewArray":
+        """Makes an array, to be filled."""
+        # Chunks of zeros are written too, so that a missing chunk is always a fault; without
+        # compression, as trained weights shrink little, and slowly.
+        spec = {**self._spec(name), "dtype": dtype, "store_data_equal_to_fill_value": True,
+                "metadata": {"shape": list(shape), "chunks": list(chunks), "compressor": None}}
+        where = f"{self.path}, {name}"
+        with _writing(where):
+            return NewArray(ts.open(spec, create=True, context=self._context).result(), chunks, where)
+
+    def chunk_states(self, name: str, keys: Sequence[str], compressor: Mapping[str, Any] | None,
+                     decoded_bytes: int) -> list[str]:
+        """Of each chunk: ``missing``, ``truncated``, or nothing if it seems to be whole."""
+        if not self.ocdbt:
+            return [self._file_state(name, key, compressor, decoded_bytes) for key in keys]
+        states = []
+        for batch in _batches(keys):
+            # The database knows how long a value is: its last byte is there, or the file is cut short.
+            tails = [self._store.read(f"{name}/{key}", byte_range=slice(-1, None)) for key in batch]
+            states += [self._value_state(tail) for tail in tails]
+        return states
+
+    def _file_state(self, name: str, key: str, compressor: Mapping[str, Any] | None, decoded: int) -> str:
+        path = self.path / name / key
+        if not path.exists():
+            return "missing"
+        if storage.is_local(path) and not zarr_chunks.is_whole(os.fspath(path), compressor, decoded):
+            return "truncated"
+        return ""
+
+    @staticmethod
+    def _value_state(tail: ts.Future) -> str:
+        try:
+            return "" if tail.result().value else "missing"  # of a file that is gone, an empty value comes
+        except _FAULTS:
+            return "truncated"
+
+    @property
+    def _base(self) -> Any:
+        if storage.is_local(self.path):
+            return {"driver": "file", "path": f"{self.path}/"}
+        return f"{self.path}/"
+
+    def _spec(self, name: str) -> dict[str, Any]:
+        if self.ocdbt:
+            kvstore = {"driver": "ocdbt", "base": self._base, "path": f"{name}/"}
+        elif storage.is_local(self.path):
+            kvstore = {"driver": "file", "path": f"{self.path / name}/"}
+        else:
+            kvstore = f"{self.path / name}/"
+        return {"driver": "zarr", "kvstore": kvstore}
+
+    @functools.cached_property
+    def _store(self) -> ts.KvStore:
+        return ts.KvStore.open({"driver": "ocdbt", "base": self._base}).result()
+
+    @functools.cached_property
+    def _keys(self) -> dict[str, set[str]]:
+        """Of the database: by array, names of its chunks and its header."""
+        try:
+            found: dict[str, set[str]] = {}
+            for key in self._store.list().result():
+                name, _, chunk = key.decode().rpartition("/")
+                found.setdefault(name, set()).add(chunk)
+            return found
+        except (*_FAULTS, UnicodeDecodeError) as error:
+            raise InputError(describe("The checkpoint's database cannot be read", where=self.path / MANIFEST,
+                                      got=str(error)[:300], cure="copy the checkpoint again")) from error
+
+
+class NewArray:
+    """An array that is being written."""
+
+    def __init__(self, opened: ts.TensorStore, chunks: Sequence[int], where: str) -> None:
+        self._opened, self._chunks, self._where = opened, tuple(chunks), where
+
+    def write(self, values: np.ndarray, layer: int | None = None) -> None:
+        """Writes all of the array, or one layer of a stack, chunk by chunk.
+
+        Args:
+            values: contents.
+            layer: place in the array's second dimension, whose chunks hold one layer each.
+        """
+        target, chunks = self._opened, self._chunks
+        if layer is not None:
+            target, chunks = target[:, layer], (chunks[0], *chunks[2:])
+        with _writing(self._where):
+            writing: list[ts.WriteFutures] = []
+            for box in _boxes(values.shape, chunks):
+                if len(writing) == _WRITTEN_TOGETHER:
+                    writing.pop(0).result()
+                writing.append(target[box].write(values[box]))
+            for future in writing:
+                future.result()
+
+
+def chunk_shape(shape: Sequence[int], itemsize: int, layer_axis: int | None = None) -> tuple[int, ...]:
+    """Shape of the chunks that an array is cut into: even parts of at most `CHUNK_BYTES`.
+
+    The largest dimension is divided first, so that hosts that each want a part of it read little else.
+
+    Args:
+        shape: of the array.
+        itemsize: bytes an element.
+        layer_axis: dimension that stacks layers: a chunk holds one of them.
+    """
+    chunks = [1 if axis == layer_axis else max(1, size) for axis, size in enumerate(shape)]
+    while math.prod(chunks) * itemsize > CHUNK_BYTES:
+        axis = int(np.argmax(chunks))
+        chunks[axis] //= next(number for number in range(2, chunks[axis] + 1) if chunks[axis] % number == 0)
+    return tuple(chunks)
+
+
+def _boxes(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[Index]:
+    """The parts that the chunks are, in row-major order."""
+    starts = [range(0, size, chunk) for size, chunk in zip(shape, chunks, strict=True)]
+    for corner in itertools.product(*starts):
+        yield tuple(slice(start, min(start + chunk, size))
+                    for start, chunk, size in zip(corner, chunks, shape, strict=True))
+
+
+def _batches(items: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, _OPENED_TOGETHER)):
+        yield batch
+
+
+@contextmanager
+def _writing(where: str) -> Iterator[None]:
+    """Turns TensorStore's errors into one RunError."""
+    try:
+        yield
+    except _FAULTS as error:
+        raise RunError(describe("Cannot write a tensor", where=where, got=str(error)[:300],
+                                cure="free space or choose another folder, then start again")) from error

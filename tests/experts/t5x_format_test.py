@@ -1,0 +1,531 @@
+"""T5X checkpoints read and written, against Orbax's and TensorStore's own reading and writing.
+
+What real T5X writes and restores is in t5x_real_test.py.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import t5x_checkpoints as made
+import tensorstore as ts
+from flax import serialization
+
+from elm_jax import trees
+from elm_jax.data.vocabulary import train_vocabulary
+from elm_jax.errors import InputError
+from elm_jax.experts.formats import t5x
+from elm_jax.models import convert_t5x
+from elm_jax.models.t5_config import AdapterConfig
+
+LAYOUTS = ("orbax", "zarr")
+WRITERS = {
+    "zarr": made.write_zarr,
+    "orbax": made.write_orbax,
+    "orbax_folders": lambda folder, leaves, step=7: made.write_orbax(folder, leaves, step, ocdbt=False),
+    "orbax_default": lambda folder, leaves, step=7: made.write_orbax(folder, leaves, step, item="default"),
+}
+
+
+@pytest.fixture(scope="module")
+def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, int]:
+    """A SentencePiece model, and its number of ids."""
+    path = tmp_path_factory.mktemp("vocabulary") / "v.model"
+    texts = [f"the {word} is number {number}" for number in range(50) for word in ("apple", "pear", "fig")]
+    vocabulary = train_vocabulary(texts, path, 30, seed=0)
+    return path.read_bytes(), vocabulary.size
+
+
+def write(writer: str, folder: Path, form: str, generation: str = "t5_1_1_untied", dtype: str = "float32",
+          step: int = 7) -> tuple[Path, dict[str, np.ndarray]]:
+    """A checkpoint made without this program: its step's folder, and this program's leaves in it."""
+    network = made.config(generation)
+    leaves = made.random_leaves(network, dtype)
+    return WRITERS[writer](folder, made.as_t5x(leaves, network, form), step), leaves
+
+
+@pytest.mark.parametrize("form", made.FORMS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_reads_every_layout_and_tree(tmp_path, writer, form):
+    write(writer, tmp_path, form)
+    leaves = made.random_leaves(made.config())
+    model = t5x.open_t5x(tmp_path)
+    assert model.config == made.config() and model.kind == "t5x"
+    assert model.facts == {"t5x": {"step": 7, "scanned": form == "scalable"}}
+    made.assert_same(made.read_all(model), leaves)
+    assert any("gelu x linear" in note and "128" in note for note in model.notes)
+    assert any("optimizer" in note for note in model.notes)
+    assert sum("once a layer" in note for note in model.notes) == (0 if form == "minimal" else 2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("generation", made.GENERATIONS)
+@pytest.mark.parametrize("writer", ["orbax", "zarr"])
+def test_reads_every_generation_and_dtype(tmp_path, writer, generation, dtype):
+    _, leaves = write(writer, tmp_path, "scalable", generation, dtype)
+    model = t5x.open_t5x(tmp_path)
+    assert model.config == made.config(generation)
+    made.assert_same(made.read_all(model), leaves)
+
+
+def test_reads_small_leaves_out_of_the_msgpack_file_and_several_chunks(tmp_path):
+    leaves = made.random_leaves(made.config())
+    inline = tuple(path for path in leaves if path.endswith("_norm/scale"))
+    folder = made.write_zarr(tmp_path, leaves, inline=inline, rows=7)
+    assert not (folder / "target.encoder.encoder_norm.scale").exists()
+    model = t5x.open_t5x(folder / "checkpoint")
+    made.assert_same(made.read_all(model), leaves)
+
+
+def test_reads_the_spec_of_buckets_and_of_old_tensorstore(tmp_path):
+    """Published checkpoints name a bucket that does not exist; the oldest keep the path outside."""
+    leaves = made.random_leaves(made.config())
+    folder = made.write_zarr(tmp_path, leaves)
+    contents = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    target = contents["optimizer"]["target"]
+    for name in ("encoder", "decoder"):
+        spec = target[name][f"{name}_norm"]["scale"]
+        path = spec["kvstore"].pop("path")
+        spec["kvstore"] |= {"driver": "gcs", "bucket": "t5x-dummy-bucket"}
+        (spec["kvstore"] if name == "encoder" else spec)["path"] = path
+    (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(contents))
+    made.assert_same(made.read_all(t5x.open_t5x(folder)), leaves)
+
+
+@pytest.mark.parametrize("form", made.FORMS)
+@pytest.mark.parametrize("writer", ["orbax", "zarr"])
+def test_reads_any_part_of_a_leaf(tmp_path, writer, form):
+    _, leaves = write(writer, tmp_path, form)
+    tensors = t5x.open_t5x(tmp_path).tensors
+    rng = np.random.default_rng(1)
+    for path, leaf in leaves.items():
+        for _ in range(4):
+            ends = [sorted(rng.integers(0, size + 1, 2)) for size in leaf.shape]
+            index = tuple(slice(int(start), int(stop)) for start, stop in ends)
+            part = tensors.read(path, index)
+            assert np.array_equal(part, leaf[index]), (path, index)
+        whole_but_last = tuple(slice(None, -1) for _ in leaf.shape)
+        assert np.array_equal(tensors.read(path, whole_but_last), leaf[whole_but_last])
+
+
+def test_a_slice_reads_only_its_own_chunks(tmp_path):
+    leaves = made.random_leaves(made.config())
+    folder = made.write_zarr(tmp_path, leaves, rows=6)
+    tensors = t5x.open_t5x(folder).tensors
+    kernel = "encoder/layers_1/mlp/wi_0/kernel"
+    (folder / f"target.{kernel.replace('/', '.')}" / "2.0").write_bytes(b"damaged")
+    assert np.array_equal(tensors.read(kernel, (slice(0, 12), slice(3, 5))), leaves[kernel][:12, 3:5])
+    with pytest.raises(InputError, match=r"cannot be read\n.*encoder\.layers_1\.mlp\.wi_0\.kernel"):
+        tensors.read(kernel, (slice(0, 13), slice(3, 5)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("generation", made.GENERATIONS)
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_round_trip_is_bit_identical(tmp_path, layout, scanned, generation, dtype):
+    network = made.config(generation)
+    leaves = made.random_leaves(network, dtype)
+    model = made.memory_model(network, leaves, facts={"t5x": {"step": 1100000}})
+    origins = t5x.write_t5x(tmp_path / "out", model, layout=layout, scanned=scanned)
+    read = t5x.open_t5x(tmp_path / "out", scanned=scanned)
+    assert read.config == network and read.facts["t5x"]["step"] == 1100000
+    assert read.tensors.origins == origins
+    made.assert_same(made.read_all(read), leaves)
+    assert read.where == str(tmp_path / "out" / "checkpoint_1100000")
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_orbax_itself_reads_what_is_written(tmp_path, scanned):
+    network = made.config()
+    leaves = made.random_leaves(network, "bfloat16")
+    t5x.write_t5x(tmp_path / "out", made.memory_model(network, leaves), scanned=scanned, step=3)
+    options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", read_only=True)
+    handlers = {"state": ocp.PyTreeCheckpointHandler(use_ocdbt=True)}
+    with ocp.CheckpointManager(tmp_path / "out", options=options, item_handlers=handlers) as manager:
+        assert manager.all_steps() == [3]
+        restored = manager.restore(3, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
+    assert int(restored["state"]["step"]) == 3
+    found = {path: np.asarray(leaf) for path, leaf in trees.flatten(restored["target"]).items()}
+    made.assert_same(found, made.as_t5x(leaves, network, "scalable" if scanned else "minimal"))
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_tensorstore_itself_reads_what_is_written(tmp_path, scanned):
+    network = made.config()
+    leaves = made.random_leaves(network)
+    model = made.memory_model(network, leaves)
+    t5x.write_t5x(tmp_path / "out", model, layout="zarr", scanned=scanned, step=0)
+    folder = tmp_path / "out" / "checkpoint_0"
+    contents = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    assert contents["version"] == 3 and set(contents) == {"version", "optimizer"}
+    assert contents["optimizer"]["state"]["step"].dtype == np.int32
+
+    def read(spec: dict) -> np.ndarray:
+        spec["kvstore"]["path"] = f"{folder}/{spec['kvstore']['path']}"
+        return ts.open(spec, open=True).result().read().result()
+
+    def visit(node: dict, prefix: str) -> dict[str, np.ndarray]:
+        if "driver" in node:
+            return {prefix: read(node)}
+        return {path: leaf for key, child in node.items() for path, leaf in
+                visit(child, f"{prefix}/{key}" if prefix else key).items()}
+
+    wanted = made.as_t5x(leaves, network, "scalable" if scanned else "minimal")
+    made.assert_same(visit(contents["optimizer"]["target"], ""), wanted)
+
+
+def test_a_layer_of_a_written_stack_is_a_chunk_of_its_own(tmp_path):
+    network = made.config()
+    model = made.memory_model(network, made.random_leaves(network))
+    t5x.write_t5x(tmp_path / "out", model, layout="zarr", scanned=True)
+    header = tmp_path / "out/checkpoint_0/target.decoder.decoder.mlp.wo.kernel/.zarray"
+    facts = json.loads(header.read_text())
+    assert (facts["shape"], facts["chunks"], facts["compressor"]) == ([40, 4, 24], [40, 1, 24], None)
+
+
+def test_adapters_travel(tmp_path):
+    network = dataclasses.replace(made.config(), adapter=AdapterConfig(7))
+    leaves = made.random_leaves(network)
+    leaves["encoder/layers_0/mlp_adapter/up/bias"][:] = 0  # as adapters begin
+    folder = made.write_zarr(tmp_path / "in", leaves)
+    model = t5x.open_t5x(folder)
+    assert model.config == network
+    made.assert_same(made.read_all(model), leaves)
+    for layout in LAYOUTS:
+        t5x.write_t5x(tmp_path / layout, model, layout=layout)
+        made.assert_same(made.read_all(t5x.open_t5x(tmp_path / layout)), leaves)
+
+
+def test_vocabulary_and_network_travel(tmp_path, small_vocabulary):
+    proto, pieces = small_vocabulary
+    network = dataclasses.replace(made.config(), vocab_size=pieces + 28)
+    model = made.memory_model(network, made.random_leaves(network), vocabulary=proto)
+    t5x.write_t5x(tmp_path / "out", model)
+    assert t5x.open_t5x(tmp_path / "out").vocabulary == proto
+    assert f"network.T5Config.vocab_size = {pieces + 28}" in (tmp_path / "out/network.gin").read_text()
+    (tmp_path / "out/vocabulary.model").rename(tmp_path / "elsewhere.model")
+    assert t5x.open_t5x(tmp_path / "out").vocabulary is None
+    assert t5x.open_t5x(tmp_path / "out", tmp_path / "elsewhere.model").vocabulary == proto
+    with pytest.raises(InputError, match="There is no such vocabulary"):
+        t5x.open_t5x(tmp_path / "out", tmp_path / "nowhere.model")
+
+
+def test_a_vocabulary_of_another_size_is_refused(tmp_path, small_vocabulary):
+    proto, _ = small_vocabulary
+    (tmp_path / "it.model").write_bytes(proto)
+    write("zarr", tmp_path / "in", "minimal")
+    with pytest.raises(InputError, match=r"vocabulary is not that of the embedding[^$]*50 rows"):
+        t5x.open_t5x(tmp_path / "in", tmp_path / "it.model")
+
+
+@pytest.mark.parametrize("writer", ["orbax", "zarr"])
+def test_takes_the_newest_whole_checkpoint_and_says_so(tmp_path, writer):
+    write(writer, tmp_path, "minimal", step=20)
+    step, leaves = write(writer, tmp_path, "minimal", step=100)
+    shutil.copytree(step, tmp_path / "checkpoint_300.orbax-checkpoint-tmp-17")
+    cut = tmp_path / "checkpoint_200"
+    shutil.copytree(step, cut)
+    (cut / ("checkpoint" if writer == "zarr" else "state/_METADATA")).unlink()
+    model = t5x.open_t5x(tmp_path)
+    assert model.facts["t5x"]["step"] == 100
+    made.assert_same(made.read_all(model), leaves)
+    notes = " ".join(model.notes)
+    assert "Read checkpoint_100, the newest whole one of 3" in notes
+    assert "checkpoint_200 (it has no" in notes and "tmp-17 (still being written)" in notes
+    with pytest.raises(InputError, match="half written"):
+        t5x.open_t5x(cut)
+    with pytest.raises(InputError, match="half written"):
+        t5x.open_t5x(tmp_path / "checkpoint_300.orbax-checkpoint-tmp-17")
+
+
+def test_the_folder_of_the_arrays_may_be_given(tmp_path):
+    folder, leaves = write("orbax", tmp_path, "minimal")
+    model = t5x.open_t5x(folder / "state")
+    assert model.where == str(folder) and model.facts["t5x"]["step"] == 7
+    made.assert_same(made.read_all(model), leaves)
+
+
+HALF_WRITTEN = {
+    "manifest": ("orbax", "checkpoint_7/state/manifest.ocdbt"),
+    "item": ("orbax", "checkpoint_7/state"),
+    "list": ("zarr", "checkpoint_7/checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", HALF_WRITTEN)
+def test_a_half_written_checkpoint_is_refused(tmp_path, case):
+    writer, gone = HALF_WRITTEN[case]
+    write(writer, tmp_path, "minimal")
+    path = tmp_path / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match=r"half written\n.*\n  got: checkpoint_7: it has no"):
+        t5x.open_t5x(tmp_path)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(InputError, match="There is no such folder"):
+        t5x.open_t5x(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no T5X checkpoint here[^$]*an empty folder"):
+        t5x.open_t5x(tmp_path)
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-0"')
+    with pytest.raises(InputError, match="checkpoint of TensorFlow"):
+        t5x.open_t5x(tmp_path)
+    (tmp_path / "checkpoint").write_bytes(b"\x81\xa6optimi")
+    with pytest.raises(InputError, match="list of tensors cannot be read"):
+        t5x.open_t5x(tmp_path)
+
+
+def test_a_checkpoint_of_optimizer_state_alone_is_refused(tmp_path):
+    made.write_zarr(tmp_path, {})
+    with pytest.raises(InputError, match=r"holds no parameters[^$]*state\.step[^$]*'target\.'"):
+        t5x.open_t5x(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["minimal", "scalable"])
+def test_scanned_must_be_as_said(tmp_path, form):
+    write("zarr", tmp_path, form)
+    with pytest.raises(InputError, match=r"of the other kind[^$]*got: .*scanned"):
+        t5x.open_t5x(tmp_path, scanned=form == "minimal")
+
+
+def test_scanned_names_with_unscanned_shapes_and_the_reverse(tmp_path):
+    network = made.config()
+    leaves = made.random_leaves(network)
+    stacked = made.as_t5x(leaves, network, "scalable")
+    as_if_single = {re.sub(r"^(encoder|decoder)/\1/", r"\1/layers_0/", name): leaf
+                    for name, leaf in stacked.items()}
+    made.write_zarr(tmp_path / "a", as_if_single)
+    wrong = r"wrong shape[^$]*layers_0/mlp/wo/kernel: \[40, 2, 24\][^$]*are stacked"
+    with pytest.raises(InputError, match=wrong):
+        t5x.open_t5x(tmp_path / "a")
+    single = made.as_t5x(leaves, network, "scalable_unscanned")
+    as_if_stacked = {re.sub(r"^(encoder|decoder)/layers_0/", r"\1/\1/", name): leaf
+                     for name, leaf in single.items() if not re.search("layers_[1-9]", name)}
+    made.write_zarr(tmp_path / "b", as_if_stacked)
+    with pytest.raises(InputError, match=r"wrong shape[^$]*that they are not"):
+        t5x.open_t5x(tmp_path / "b")
+    made.write_zarr(tmp_path / "c", {**single, **stacked})
+    with pytest.raises(InputError, match="mixes stacked"):
+        t5x.open_t5x(tmp_path / "c")
+
+
+@pytest.mark.parametrize("writer", ["orbax_folders", "zarr"])
+def test_all_missing_tensors_are_named_at_once(tmp_path, writer):
+    folder, _ = write(writer, tmp_path, "minimal")
+    arrays = folder if writer == "zarr" else folder / "state"
+    gone = ["token_embedder.embedding", "encoder.encoder_norm.scale", "decoder.layers_2.mlp.wi_1.kernel"]
+    for name in gone:
+        shutil.rmtree(arrays / f"target.{name}")
+    with pytest.raises(InputError) as error:
+        t5x.open_t5x(tmp_path)
+    assert "missing (3)" in str(error.value) and "wrong shape" not in str(error.value)
+    assert all(name.replace(".", "/") in str(error.value) for name in gone)
+
+
+def test_unexpected_names_and_wrong_shapes_are_named_at_once(tmp_path):
+    leaves = made.random_leaves(made.config())
+    leaves["decoder/layers_1/moe/router/kernel"] = np.ones((3, 4), np.float32)
+    leaves["encoder/layers_1/mlp/wo/kernel"] = leaves["encoder/layers_1/mlp/wo/kernel"].T.copy()
+    leaves["decoder/decoder_norm/scale"] = np.ones((23,), np.float32)
+    del leaves["decoder/layers_3/pre_mlp_layer_norm/scale"]
+    made.write_orbax(tmp_path, leaves)
+    with pytest.raises(InputError) as error:
+        t5x.open_t5x(tmp_path)
+    message = str(error.value)
+    assert "unexpected (1): decoder/layers_1/moe/router/kernel" in message
+    assert "missing (1): decoder/layers_3/pre_mlp_layer_norm/scale" in message
+    assert "encoder/layers_1/mlp/wo/kernel: [24, 40] instead of [40, 24]" in message
+    assert "decoder/decoder_norm/scale: [23] instead of [24]" in message
+
+
+def test_integers_are_no_parameters(tmp_path):
+    leaves = made.random_leaves(made.config())
+    leaves["encoder/encoder_norm/scale"] = np.ones((24,), np.uint16)
+    made.write_zarr(tmp_path, leaves)
+    with pytest.raises(InputError, match=r"encoder/encoder_norm/scale: uint16"):
+        t5x.open_t5x(tmp_path)
+
+
+def test_biases_of_single_layers_are_refused(tmp_path):
+    network = made.config()
+    stacked = made.as_t5x(made.random_leaves(network), network, "scalable")
+    stacked["decoder/decoder/relpos_bias/rel_embedding"][0, 2, 0] += 1
+    made.write_orbax(tmp_path, stacked)
+    with pytest.raises(InputError, match=r"umT5[^$]*decoder/relpos_bias[^$]*1 of 4 layers"):
+        t5x.open_t5x(tmp_path)
+
+
+@pytest.mark.parametrize("compressor", ["gzip", "zstd", "blosc"])
+def test_truncated_and_missing_chunks_are_named_at_once(tmp_path, compressor):
+    folder = made.write_zarr(tmp_path, made.random_leaves(made.config()), compressor=compressor, rows=9)
+    chunk = folder / "target.token_embedder.embedding" / "3.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    (folder / "target.encoder.layers_0.mlp.wo.kernel" / "1.0").unlink()
+    with pytest.raises(InputError, match="2 chunks") as error:
+        t5x.open_t5x(tmp_path)
+    assert "token_embedder.embedding/3.0 (truncated)" in str(error.value)
+    assert "encoder.layers_0.mlp.wo.kernel/1.0 (missing)" in str(error.value)
+
+
+@pytest.mark.parametrize("writer", ["orbax", "ours"])
+def test_a_truncated_or_missing_file_of_the_database_is_an_error(tmp_path, writer):
+    if writer == "orbax":
+        folder, _ = write("orbax", tmp_path, "minimal")
+    else:
+        network = made.config()
+        t5x.write_t5x(tmp_path / "out", made.memory_model(network, made.random_leaves(network)))
+        folder = tmp_path / "out/checkpoint_0"
+    largest = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[:len(whole) // 4])
+    with pytest.raises(InputError, match=r"(not whole|cannot be read)[^$]*(truncated|manifest\.ocdbt)"):
+        t5x.open_t5x(folder)
+    largest.unlink()
+    with pytest.raises(InputError, match=r"(not whole|cannot be read)[^$]*(missing|manifest\.ocdbt)"):
+        t5x.open_t5x(folder)
+
+
+def test_a_damaged_header_is_an_error(tmp_path):
+    folder, _ = write("zarr", tmp_path, "minimal")
+    (folder / "target.token_embedder.embedding/.zarray").write_text("{")
+    with pytest.raises(InputError, match=r"Headers[^$]*target\.token_embedder\.embedding"):
+        t5x.open_t5x(folder)
+
+
+@pytest.mark.parametrize("path", ["../other", "/etc", "..", ""])
+def test_a_spec_cannot_lead_out_of_the_checkpoint(tmp_path, path):
+    folder = made.write_zarr(tmp_path, made.random_leaves(made.config()))
+    contents = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    contents["optimizer"]["target"]["encoder"]["encoder_norm"]["scale"]["kvstore"]["path"] = path
+    (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(contents))
+    with pytest.raises(InputError, match=r"outside of its checkpoint[^$]*encoder_norm"):
+        t5x.open_t5x(folder)
+
+
+def test_a_gin_file_beside_the_checkpoint_must_agree(tmp_path):
+    write("zarr", tmp_path, "minimal")
+    gin = tmp_path / "config.gin"
+    gin.write_text("network.T5Config.num_heads = %NUM_HEADS\nnetwork.T5Config.num_heads = 3\n"
+                   "network.T5Config.mlp_activations = ['gelu', 'linear']\nnetwork.T5Config.head_dim = 5\n")
+    t5x.open_t5x(tmp_path)
+    gin.write_text("network.T5Config.num_heads = 5\nnetwork.T5Config.mlp_activations = ('silu', 'linear')\n")
+    with pytest.raises(InputError, match=r"num_heads: 5 instead of 3; mlp_activations: \('silu'"):
+        t5x.open_t5x(tmp_path)
+
+
+def test_nothing_is_written_if_something_is_wrong(tmp_path):
+    network = made.config()
+    leaves = made.random_leaves(network)
+    model = made.memory_model(network, leaves)
+    target = tmp_path / "out"
+    far = dataclasses.replace(network, relative_attention_max_distance=256)
+    half = "encoder/layers_1/mlp/wo/kernel"
+    mixed = {**leaves, half: leaves[half].astype(np.float16)}
+    lacking = {path: leaf for path, leaf in leaves.items() if "norm" not in path}
+    for wrong, options, message in (
+        (model, {"layout": "orbaks"}, "nearest: orbax"),
+        (model, {"step": -1}, "at least 0"),
+        (made.memory_model(far, leaves), {}, "up to distance 256"),
+        (made.memory_model(network, mixed), {"scanned": True}, r"dtypes[^$]*encoder/encoder/mlp/wo/kernel"),
+        (made.memory_model(network, lacking), {}, r"missing \(18\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            t5x.write_t5x(target, wrong, **options)
+        assert list(tmp_path.iterdir()) == []
+    target.mkdir()
+    (target / "something").touch()
+    with pytest.raises(InputError, match="exists already"):
+        t5x.write_t5x(target, model)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_interrupted_writing_leaves_nothing_under_the_name(tmp_path, layout, monkeypatch):
+    network = made.config()
+    model = made.memory_model(network, made.random_leaves(network))
+    read = made.MemoryTensors.read
+
+    def fail(self, path, index=None):
+        if path == "encoder/layers_1/mlp/wo/kernel":
+            raise KeyboardInterrupt
+        return read(self, path, index)
+
+    monkeypatch.setattr(made.MemoryTensors, "read", fail)
+    with pytest.raises(KeyboardInterrupt):
+        t5x.write_t5x(tmp_path / "out", model, layout=layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_disk_is_one_clear_error(tmp_path):
+    """A file-size limit stands in for a full disk."""
+    program = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import t5x_checkpoints as made
+from elm_jax.experts.formats import t5x
+from elm_jax.errors import RunError
+network = made.config()
+model = made.memory_model(network, made.random_leaves(network))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+try:
+    t5x.write_t5x({str(tmp_path / "out")!r}, model, layout="zarr")
+except RunError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert "Cannot write a tensor" in done.stdout and "target." in done.stdout, done.stderr[-2000:]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_one_leaf_is_in_memory_at_a_time(tmp_path, scanned, monkeypatch):
+    network = made.config()
+    model = made.memory_model(network, made.random_leaves(network))
+    held: list[weakref.ref] = []
+    most = 0
+    read = made.MemoryTensors.read
+
+    def watch(self, path, index=None):
+        nonlocal most
+        leaf = read(self, path, index)
+        most = max(most, sum(other() is not None for other in held))
+        held.append(weakref.ref(leaf))
+        return leaf
+
+    monkeypatch.setattr(made.MemoryTensors, "read", watch)
+    t5x.write_t5x(tmp_path / "out", model, scanned=scanned)
+    assert len(held) == len(model.tensors.specs) and most <= 1
+
+
+def test_specs_keep_the_layers_of_a_stack_together(tmp_path):
+    write("orbax", tmp_path, "scalable")
+    origins = list(t5x.open_t5x(tmp_path).tensors.origins.values())
+    names = [origin.name for origin in origins]
+    assert [name for name, _ in itertools.groupby(names)] == sorted(set(names))
+
+
+@pytest.mark.parametrize("module", ["experts.formats.t5x", "models.convert_t5x"])
+def test_tensorflow_is_not_imported(module):
+    code = (f"import sys, elm_jax.{module}; "
+            "print([name for name in ('tensorflow', 'torch', 't5x') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("form", [convert_t5x.MINIMAL, convert_t5x.SCALABLE, convert_t5x.Form(False, True)])
+def test_names_and_shapes_are_found_again(form):
+    for generation in made.GENERATIONS:
+        network = made.config(generation)
+        shapes = convert_t5x.tensor_shapes(network, form)
+        tree = convert_t5x.read_tree(shapes, "here")
+        assert (tree.config, tree.form, tree.wanted) == (network, form, shapes)
