@@ -213,7 +213,8 @@ def convert(arguments: argparse.Namespace) -> int:
     config = converting.ConvertConfig(
         source=arguments.source, source_kind=arguments.source_kind, target=arguments.target,
         target_kind=arguments.target_kind, base=arguments.base, dtype=arguments.dtype,
-        max_shard_bytes=converting.parse_size(arguments.max_shard_size), vocabulary=arguments.vocabulary,
+        max_shard_bytes=converting.parse_size(arguments.max_shard_size), layout=arguments.layout,
+        scanned=arguments.scanned, step=arguments.step, vocabulary=arguments.vocabulary,
         verify=arguments.verify)
     report = converting.convert(config)
     if arguments.json:

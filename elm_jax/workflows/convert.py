@@ -11,7 +11,7 @@ import numpy as np
 
 from elm_jax import storage, trees
 from elm_jax.errors import InputError, RunError, describe
-from elm_jax.experts.formats import adapters, detect, elm, hf, streaming
+from elm_jax.experts.formats import adapters, detect, elm, hf, streaming, t5x
 from elm_jax.experts.formats.model import Index, Origin, Tensors
 from elm_jax.experts.formats.safetensors_files import spec_bytes
 from elm_jax.experts.formats.sources import Source, open_source
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 REPORT_FILE = "conversion_report.json"
 SCHEMA_VERSION = 1
 DTYPES = ("bfloat16", "float16", "float32")
+LAYOUTS = ("orbax", "zarr")
 _PROGRESS_SECONDS = 5.0
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", re.IGNORECASE)
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "K": 1e3, "MB": 1e6, "M": 1e6, "GB": 1e9, "G": 1e9, "TB": 1e12, "T": 1e12}
@@ -40,6 +41,10 @@ class ConvertConfig:
         base: folder of an expert's base; None for the one that its card names.
         dtype: cast to this type; None keeps every tensor's own.
         max_shard_bytes: most bytes of a file of weights, for ``hf``.
+        layout: of a T5X checkpoint to write: ``orbax``, or ``zarr``, the older one.
+        scanned: whether layers are stacked, in T5X's scalable T5. For a T5X source: True or False asks for
+            that, None takes it as it is; for a T5X target, which it then speaks of: True stacks.
+        step: of a T5X checkpoint to write; None takes the source's, or 0.
         vocabulary: SentencePiece file for a source that carries none.
         verify: whether the logits of source and target are compared afterwards.
     """
@@ -51,12 +56,16 @@ class ConvertConfig:
     base: str | None = None
     dtype: str | None = None
     max_shard_bytes: float = hf.DEFAULT_SHARD_BYTES
+    layout: str = "orbax"
+    scanned: bool | None = None
+    step: int | None = None
     vocabulary: str | None = None
     verify: bool = False
 
     def __post_init__(self) -> None:
         check_choice("kind of source", self.source_kind, detect.KINDS)
         check_choice("kind of target", self.target_kind, detect.KINDS)
+        check_choice("layout", self.layout, LAYOUTS)
         check_positive(max_shard_size=self.max_shard_bytes)
         if self.dtype is not None:
             check_choice("dtype", self.dtype, DTYPES)
@@ -73,7 +82,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         RunError: the disk is full; the two models do not compute the same.
     """
     storage.check_free(config.target)
-    found = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary)
+    found = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
+                        scanned=None if config.target_kind == "t5x" else config.scanned)
     source = cast(found, config.dtype)
     start = time.monotonic()
     origins = write(watch(source), config)
@@ -114,6 +124,11 @@ def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
         return {path: Origin(path) for path in trees.flatten(expert.overlay)}
     if config.target_kind == "elm":
         return elm.write_elm(config.target, model)
+    if config.target_kind == "t5x":
+        if expert is not None:
+            model = adapters.with_overlay(model, expert, adapters=True)
+        return t5x.write_t5x(config.target, model, layout=config.layout, scanned=bool(config.scanned),
+                             step=config.step)
     if expert is not None:
         return adapters.write_hf_expert(config.target, model, expert, max_shard_bytes=config.max_shard_bytes)
     return hf.write_hf(config.target, model, max_shard_bytes=config.max_shard_bytes)

@@ -298,6 +298,45 @@ def test_training_starts_from_a_hugging_face_folder(world, exported, tmp_path):
     convert(ConvertConfig(str(tmp_path / "b"), "elm", str(tmp_path / "hf"), "hf", verify=True))
 
 
+@pytest.mark.parametrize(("layout", "scanned"), [("orbax", False), ("orbax", True), ("zarr", True)])
+def test_by_way_of_t5x(capsys, tmp_path, layout, scanned):
+    """hf -> t5x -> elm -> t5x -> hf, in T5X's layouts: every bit comes back."""
+    hf_folders.publish(hf_folders.build("t5_1_1", torch.bfloat16), "t5_1_1", tmp_path / "t5")
+    form = ["--layout", layout, "--scanned" if scanned else "--no-scanned"]
+    for number, words in enumerate([["hf", "t5x", *form, "--step", 7], ["t5x", "elm"], ["elm", "t5x", *form],
+                                    ["t5x", "hf", "--verify"]]):
+        source = tmp_path / ("t5" if number == 0 else str(number - 1))
+        status, out, err = run(capsys, "--from", words[0], "--to", words[1], source, tmp_path / str(number),
+                               *words[2:])
+        assert status == 0, err
+    assert "elm_jax against transformers" in out
+    assert (tmp_path / "2" / "checkpoint_7").exists(), "the step travels along"
+    report = json.loads((tmp_path / "1" / "conversion_report.json").read_text())
+    source = {leaf["leaf"]: leaf["source"] for leaf in report["leaves"]}["encoder/layers_1/mlp/wo/kernel"]
+    assert source.endswith("[layer 1]") is scanned and source.startswith("target.encoder.")
+    hf_folders.assert_same_bits(hf_folders.stored(tmp_path / "t5"), hf_folders.stored(tmp_path / "3"))
+
+
+def test_a_scanned_checkpoint_given_as_unscanned(capsys, exported, tmp_path):
+    convert(ConvertConfig(str(exported), "hf", str(tmp_path / "t5x"), "t5x", scanned=True))
+    status, _, err = run(capsys, "--from", "t5x", "--to", "elm", tmp_path / "t5x", tmp_path / "x",
+                         "--no-scanned")
+    assert status == 2 and "scanned" in err and not (tmp_path / "x").exists()
+    assert load_base(tmp_path / "t5x").fingerprint == load_base(exported).fingerprint
+
+
+def test_a_prompt_expert_through_t5x(world, tmp_path):
+    """A T5X checkpoint that holds adapters comes in as a prompt expert on its base."""
+    convert(ConvertConfig(str(world.folder / "topic"), "elm", str(tmp_path / "t5x"), "t5x"))
+    convert(ConvertConfig(str(tmp_path / "t5x"), "t5x", str(tmp_path / "back"), "elm", base=world.base.path))
+    back = load_expert(tmp_path / "back")
+    assert trees.fingerprint(back.overlay) == trees.fingerprint(world.topic.overlay)
+    assert back.card.network == world.topic.card.network and back.card.kind == "prompt"
+    refuse("leaves beside adapters and norms differ", tmp_path / "t5x", "t5x", tmp_path / "x", "elm",
+           base=world.other_base.path)
+    refuse("base is needed", tmp_path / "t5x", "t5x", tmp_path / "x", "elm")
+
+
 # What is refused, before anything is written.
 
 

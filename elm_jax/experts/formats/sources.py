@@ -12,8 +12,8 @@ from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.experts.formats import adapters, checks, detect, elm, original, streaming
-from elm_jax.experts.formats.model import Model, Origin, TensorSpec
-from elm_jax.experts.overlay import Expert, load_expert
+from elm_jax.experts.formats.model import Model, Origin, Tensors, TensorSpec
+from elm_jax.experts.overlay import Expert, is_norm_leaf, load_expert
 from elm_jax.models.convert_hf import hf_name
 from elm_jax.models.t5_config import T5Config
 
@@ -53,7 +53,7 @@ class Source:
 
 
 def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | None = None,
-                vocabulary: storage.PathLike | None = None) -> Source:
+                vocabulary: storage.PathLike | None = None, scanned: bool | None = None) -> Source:
     """Opens what a folder of a kind holds.
 
     Args:
@@ -61,6 +61,7 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
         name: the folder, or for ``hf`` a hub name.
         base: folder of an expert's base, of any kind; None for the one that the expert's card names.
         vocabulary: SentencePiece file for a model that carries none.
+        scanned: whether a T5X checkpoint must stack its layers; None takes either.
 
     Raises:
         InputError: the folder is of another kind; a reader finds a fault; an expert's base is not found, or
@@ -75,7 +76,7 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
                  "path": under.where}
         source = Source(str(folder), under, *original.read_original(folder, under.config, facts))
     else:
-        source = _open_model(kind, folder, base)
+        source = _open_model(kind, folder, base, {"scanned": scanned} if kind == "t5x" else {})
     return _with_vocabulary(source, vocabulary)
 
 
@@ -87,7 +88,8 @@ def expert_folder(folder: epath.Path) -> epath.Path | None:
     return None
 
 
-def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None) -> Source:
+def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
+                how: Mapping[str, Any]) -> Source:
     is_kind, open_kind = detect.KINDS[kind]
     if not is_kind(folder):
         found = [name for name, (fits, _) in detect.KINDS.items() if fits(folder)]
@@ -100,7 +102,7 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None) ->
             _check_base(expert.card, detect.open_model(base))
         origins = {path: Origin(*hf_name(path)) for path in trees.flatten(expert.overlay)}
         return Source(str(folder), open_kind(folder), expert, origins)
-    model = open_kind(folder)
+    model = open_kind(folder, **how)
     if model.config.adapter is None:
         return Source(str(folder), model)
     return Source(str(folder), model, _expert_inside(model, _needed_base(folder, base, None)),
@@ -164,16 +166,33 @@ def _check_base(card: ExpertCard, under: Model) -> None:
 
 
 def _expert_inside(model: Model, under: Model) -> Expert:
-    """The prompt expert of a checkpoint that holds adapters among the leaves of its base."""
+    """The prompt expert of a checkpoint that holds adapters among the leaves of its base.
+
+    Raises:
+        InputError: leaves that a prompt expert leaves alone are not the base's (all are named).
+    """
     specs = model.tensors.specs
+    changed = [path for path in under.tensors.specs
+               if not is_norm_leaf(path) and not _equal(model.tensors, under.tensors, path)]
+    if changed:
+        raise InputError(describe(
+            "The checkpoint is no prompt expert on this base: leaves beside adapters and norms differ",
+            where=model.where, got=", ".join(changed), expected=f"those of {under.where}",
+            cure="give the base that it was trained from"))
     own = {path: model.tensors.read(path).astype(np.float32, copy=False) for path in specs
-           if path not in under.tensors.specs or path.endswith("_norm/scale")}
+           if path not in under.tensors.specs or is_norm_leaf(path)}
     name = _NOT_IN_A_NAME.sub("_", storage.as_path(model.where).name)
     card = ExpertCard(
         id=name, kind="prompt", form="adapter", network=model.config.to_dict(),
         base={"name": storage.as_path(under.where).name, "fingerprint": fingerprint_of(under),
               "path": under.where}, training={"converted_from": model.kind})
     return Expert(card, trees.unflatten(own), path=model.where)
+
+
+def _equal(left: Tensors, right: Tensors, path: str) -> bool:
+    """Whether two models have the same values of a leaf."""
+    return path in left.specs and np.array_equal(left.read(path).astype(np.float32, copy=False),
+                                                 right.read(path).astype(np.float32, copy=False))
 
 
 def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:
