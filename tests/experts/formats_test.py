@@ -304,3 +304,10 @@ def test_a_killed_conversion_leaves_nothing_that_opens(kind, source, tmp_path):
     opened = hf.open_hf(source)
     (hf.write_hf if kind == "hf" else elm.write_elm)(target, opened)
     assert not left.exists() and load_base(target).fingerprint == load_base(source).fingerprint
+
+
+def test_a_wrong_path_below_a_folder_that_is_there_is_no_name_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match="There is no model here"):
+        detect.locate("runs/bsae")

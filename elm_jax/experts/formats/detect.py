@@ -49,7 +49,8 @@ def locate(name: storage.PathLike) -> epath.Path:
         if not folder.is_dir() and not t5x_folders.is_t5x(folder):
             raise InputError(describe("A model is a folder, not a file", where=folder))
         return folder
-    if not _HUB_NAME.fullmatch(str(name)):
+    # A wrong path below a folder that is there must not become a request to the hub.
+    if not _HUB_NAME.fullmatch(str(name)) or ("/" in str(name) and folder.parent.exists()):
         raise InputError(describe("There is no model here", where=folder))
     return _fetch(str(name))
 
@@ -58,6 +59,7 @@ def _fetch(name: str) -> epath.Path:
     """Fetches a model from the hub into its cache, or finds it there."""
     try:
         import huggingface_hub
+        import huggingface_hub.constants  # which the package does not load by itself
     except ImportError as error:
         raise InputError(describe(
             "There is no such folder, and models on the hub need the package huggingface_hub",
