@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -71,6 +72,7 @@ def test_prepared_rows_are_the_rendered_rows(names, model):
 
 def test_info_tells_what_was_prepared(names, model):
     info = pipeline.prepare(names["Which"], "validation", model).info
+    assert re.fullmatch("[0-9a-f]{16}", info.pop("source"))
     assert info == {
         "dataset": "pipeline toys", "config": None, "template": "Which", "kind": "rank",
         "role": "train", "choices_expression": RANK.answer_choices,
