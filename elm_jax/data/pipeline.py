@@ -243,27 +243,40 @@ def _seqio_task(task: registry.PromptedTask) -> None:
     )
 
 
-def evaluation_name(name: str, score_metric: ScoreMetric) -> str:
+def evaluation_name(name: str, score_metric: ScoreMetric, split: str = "validation") -> str:
     """The SeqIO task or mixture by which `name` is evaluated; registered when it is first asked for.
 
     A task of kind ``rank`` is evaluated by the scores of its answer choices: its SeqIO task
     ``<name>_score_eval`` has one example a choice, and its metric sees all of them. A task of kind
-    ``generation`` is its own evaluation, and a mixture's is the mixture of its tasks' evaluations.
+    ``generation`` is its own evaluation, and a mixture's is the mixture of its tasks' evaluations,
+    less those that have no row in the split.
 
     Args:
         name: of a registered task or mixture.
         score_metric: metric of the scored tasks, see `ScoreMetric`.
+        split: of the evaluation.
 
     Raises:
-        InputError: there is neither a task nor a mixture of that name.
+        InputError: there is neither a task nor a mixture of that name, or it has no row in the split.
     """
-    if name not in registry.mixture_names():
-        task = registry.get_task(name)
-        return _scored_task(task, score_metric) if task.kind == "rank" else name
-    evaluated = [evaluation_name(task, score_metric) for task in mixture_tasks(name)]
+    names = mixture_tasks(name) if name in registry.mixture_names() else [name]
+    tasks = [task for task in map(registry.get_task, names) if _has_rows(task, split)]
+    if not tasks:
+        raise InputError(describe(f"{name} has nothing to evaluate", where=f"split {split}"))
+    if len(tasks) < len(names):
+        logger.warning("%s: %d of %d tasks have no row in split %s", name, len(names) - len(tasks),
+                       len(names), split)
+    evaluated = [_scored_task(task, score_metric) if task.kind == "rank" else task.name for task in tasks]
+    if names == [name]:
+        return evaluated[0]
     if name + SCORED_SUFFIX not in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.add(name + SCORED_SUFFIX, evaluated, default_rate=1.0)
     return name + SCORED_SUFFIX
+
+
+def _has_rows(task: registry.PromptedTask, split: str) -> bool:
+    """Whether the split exists and a row of it is left after rendering."""
+    return split in task.splits and next(task.render_rows(split), None) is not None
 
 
 def _scored_task(task: registry.PromptedTask, score_metric: ScoreMetric) -> str:

@@ -159,7 +159,8 @@ def _end_failed_launch() -> None:
     that no longer come back once the interpreter shuts down: the process would hang, or abort.
     """
     program = getattr(sys.modules["__main__"], "__spec__", None)
-    if program is not None and program.name.startswith("t5x.") and getattr(sys, "last_value", None) is not None:
+    failed = getattr(sys, "last_value", None) is not None
+    if failed and program is not None and program.name.startswith("t5x."):
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
