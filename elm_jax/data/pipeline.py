@@ -35,14 +35,21 @@ from elm_jax.data.vocabulary import EOS_ID, UNK_ID, Vocabulary
 from elm_jax.errors import InputError, describe
 
 __all__ = [
-    "RunVocabulary", "add_mixture", "add_prompted_task", "describe_task", "import_tasks",
-    "mixture_names", "mixture_rates", "mixture_tasks", "prepare", "register", "task_names",
-    "use_vocabulary",
+    "RunVocabulary", "add_mixture", "add_prompted_task", "describe_task", "evaluation_name",
+    "import_tasks", "mixture_names", "mixture_rates", "mixture_tasks", "prepare", "register",
+    "set_vocabulary", "task_names", "use_vocabulary",
 ]
 
 logger = logging.getLogger(__name__)
 
+ScoreMetric = Callable[[Sequence[Mapping[str, Any]], Sequence[float]], dict[str, float]]
+"""Metric ``(targets, scores)``, in SeqIO's terms: a target is a choice's `CHOICE_FACTS` and its text
+under ``choice``, a score the log-probability of its tokens."""
+CHOICE_FACTS = ("index", "place", "right", "num_choices")
+"""The row's place in the source; the choice's place in the row; the right choice's; how many there are."""
 VOCABULARY_VARIABLE = "ELM_VOCABULARY"
+SCORED_SUFFIX = "_score_eval"
+"""Ends the names of the SeqIO tasks whose metric reads the scores of answer choices."""
 _vocabulary_path: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "elm_jax_vocabulary_path", default=None)
 
@@ -148,6 +155,17 @@ class RunVocabulary(seqio.Vocabulary):
         return "RunVocabulary()"
 
 
+def set_vocabulary(path: str) -> RunVocabulary:
+    """From here on, in every thread, the SeqIO tasks' features use the SentencePiece model at `path`.
+
+    Raises:
+        InputError: there is no such file, or it does not hold a fitting model.
+    """
+    _seqio_vocabulary(str(path))
+    os.environ[VOCABULARY_VARIABLE] = str(path)
+    return RunVocabulary()
+
+
 EXAMPLES_PER_BATCH = 256
 _ROW_SPEC = {
     "inputs": tf.TensorSpec([], tf.string),
@@ -224,6 +242,76 @@ def _seqio_task(task: registry.PromptedTask) -> None:
         postprocess_fn=_postprocess,
         metric_fns=[accuracy if task.kind == "rank" else rouge_l],
     )
+
+
+def evaluation_name(name: str, score_metric: ScoreMetric, split: str = "validation") -> str:
+    """The SeqIO task or mixture by which `name` is evaluated; registered when it is first asked for.
+
+    A task of kind ``rank`` is evaluated by the scores of its answer choices: its SeqIO task
+    ``<name>_score_eval`` has one example a choice, and its metric sees all of them. A task of kind
+    ``generation`` is its own evaluation, and a mixture's is the mixture of its tasks' evaluations,
+    less those that have no row in the split.
+
+    Args:
+        name: of a registered task or mixture.
+        score_metric: metric of the scored tasks, see `ScoreMetric`.
+        split: of the evaluation.
+
+    Raises:
+        InputError: there is neither a task nor a mixture of that name, or it has no row in the split.
+    """
+    names = mixture_tasks(name) if name in registry.mixture_names() else [name]
+    tasks = [task for task in map(registry.get_task, names) if _has_rows(task, split)]
+    if not tasks:
+        raise InputError(describe(f"{name} has nothing to evaluate", where=f"split {split}"))
+    if len(tasks) < len(names):
+        logger.warning("%s: %d of %d tasks have no row in split %s", name, len(names) - len(tasks),
+                       len(names), split)
+    evaluated = [_scored_task(task, score_metric) if task.kind == "rank" else task.name for task in tasks]
+    if names == [name]:
+        return evaluated[0]
+    if name + SCORED_SUFFIX not in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.add(name + SCORED_SUFFIX, evaluated, default_rate=1.0)
+    return name + SCORED_SUFFIX
+
+
+def _has_rows(task: registry.PromptedTask, split: str) -> bool:
+    """Whether the split exists and a row of it is left after rendering."""
+    return split in task.splits and next(task.render_rows(split), None) is not None
+
+
+def _scored_task(task: registry.PromptedTask, score_metric: ScoreMetric) -> str:
+    name = task.name + SCORED_SUFFIX
+    if name not in seqio.TaskRegistry.names():
+        feature = seqio.Feature(vocabulary=RunVocabulary(), add_eos=True)
+        seqio.TaskRegistry.add(
+            name,
+            source=_TaskSource(task),
+            preprocessors=[_one_example_a_choice, seqio.preprocessors.tokenize,
+                           seqio.preprocessors.append_eos],
+            output_features={"inputs": feature, "targets": feature},
+            postprocess_fn=_choice_facts,
+            metric_fns=[score_metric],
+        )
+    return name
+
+
+def _one_example_a_choice(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Every answer choice as the target of an example of its own, the row's choices in a row."""
+    def split(row: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
+        number = tf.size(row["choices"])
+        right = tf.argmax(tf.cast(row["choices"] == row["targets"], tf.int32), output_type=tf.int32)
+        return tf.data.Dataset.range(tf.cast(number, tf.int64)).map(lambda place: {
+            "inputs": row["inputs"], "targets": row["choices"][place], "index": row["index"],
+            "place": tf.cast(place, tf.int32), "right": right, "num_choices": number,
+        })
+
+    return dataset.flat_map(split)
+
+
+def _choice_facts(output: str, example: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+    """What a score metric is told of a choice."""
+    return {"choice": output, **{name: int(example[name]) for name in CHOICE_FACTS}}
 
 
 class _TaskSource(seqio.FunctionDataSource):

@@ -6,10 +6,14 @@ https://arxiv.org/abs/2302.03202, section 4.
 """
 
 import functools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Array, Params
 
@@ -48,3 +52,33 @@ def predict(scores: np.ndarray, num_choices: np.ndarray) -> np.ndarray:
     scores = np.where(real, scores, -np.inf)
     best = scores.max(axis=1, keepdims=True)
     return (scores >= best - TIE * np.maximum(1.0, np.abs(best))).argmax(axis=1).astype(np.int32)
+
+
+def accuracy_of_scores(
+    targets: Sequence[Mapping[str, Any]], scores: Sequence[float]
+) -> dict[str, float]:
+    """Share of the rows, in percent, whose right choice ranks first; SeqIO's form of a score metric.
+
+    A row of which a choice is missing, because a limit on the number of examples cut it off, does
+    not count.
+
+    Args:
+        targets: one for each choice of each row, with the row's ``index``, the choice's ``place``, the
+            ``right`` place and the row's ``num_choices``.
+        scores: the choices' log-probabilities.
+    """
+    rows: dict[int, dict[int, float]] = defaultdict(dict)
+    facts = {}
+    for target, score in zip(targets, scores, strict=True):
+        rows[target["index"]][target["place"]] = float(score)
+        facts[target["index"]] = target
+    whole = [index for index, found in rows.items() if len(found) == facts[index]["num_choices"]]
+    if not whole:
+        raise InputError(describe("No row has all its choices", got=f"{len(targets)} choices",
+                                  cure="evaluate more examples"))
+    counts = np.asarray([facts[index]["num_choices"] for index in whole])
+    table = np.zeros((len(whole), counts.max()))
+    for number, index in enumerate(whole):
+        table[number, :counts[number]] = [rows[index][place] for place in range(counts[number])]
+    right = np.asarray([facts[index]["right"] for index in whole])
+    return {"accuracy": 100.0 * float(np.mean(predict(table, counts) == right)), "rows": len(whole)}

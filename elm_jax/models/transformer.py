@@ -295,6 +295,17 @@ class Transformer(nn.Module):
         encoded = self.encode(
             encoder_input_tokens, encoder_segment_ids, encoder_positions, deterministic
         )
+        return self.decode(
+            encoded, encoder_input_tokens, decoder_input_tokens, encoder_segment_ids,
+            decoder_segment_ids, decoder_positions, deterministic,
+        )
+
+    def decode(
+        self, encoded: Array, encoder_input_tokens: Array, decoder_input_tokens: Array,
+        encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
+        decoder_positions: Array | None = None, deterministic: bool = True,
+    ) -> Array:
+        """Encoder states f[B, S, D], i32[B, S] for the mask, i32[B, T] -> logits f32[B, T, V]."""
         self_allowed = causal_mask(decoder_input_tokens.shape[1])
         if decoder_segment_ids is not None:
             self_allowed = self_allowed & same_segment(decoder_segment_ids, decoder_segment_ids)

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -220,3 +221,72 @@ def test_real_tasks_are_in_seqio_s_registry():
         "assert len(seqio.get_mixture_or_task('cosmos_qa').tasks) == 13\n")
     subprocess.run([sys.executable, "-c", code], check=True,
                    env={**os.environ, "ELM_DATA_DIR": str(data), "TF_CPP_MIN_LOG_LEVEL": "3"})
+
+
+def test_a_ranked_task_is_evaluated_choice_by_choice(names, model):
+    asked = []
+
+    def metric(targets, scores):
+        asked.append((targets, scores))
+        return {"rows": len({target["index"] for target in targets})}
+
+    name = pipeline.evaluation_name(names["Which"], metric)
+    assert name == f"{names['Which']}_score_eval"
+    with pipeline.use_vocabulary(model):
+        evaluator = seqio.Evaluator(name, seqio.EncDecFeatureConverter(pack=False), "validation",
+                                    sequence_length={"inputs": 20})
+        batch = list(evaluator.cached_model_datasets[name].as_numpy_iterator())
+        scores = [(index, float(row["decoder_target_tokens"].sum())) for index, row in batch]
+        evaluator.evaluate(compute_metrics=True, score_fn=lambda data: scores)[0].result()
+    split = pipeline.prepare(names["Which"], "validation", model)
+    found = iter(zip(*asked[0], batch, strict=True))
+    for number in range(len(split)):
+        text = split.text(number)
+        for place, choice in enumerate(split.choices(number)):
+            target, score, (_, row) = next(found)
+            assert target == {"choice": text["choices"][place], "index": text["index"], "place": place,
+                              "right": split.label(number), "num_choices": len(text["choices"])}
+            assert score == choice.sum()
+            np.testing.assert_array_equal(row["decoder_target_tokens"][:len(choice)], choice)
+            assert row["encoder_input_tokens"].shape == (20,)
+    assert next(found, None) is None
+
+
+def test_other_tasks_are_their_own_evaluation_and_mixtures_mix(names):
+    def metric(targets, scores):
+        return {}
+
+    assert pipeline.evaluation_name(names["Write"], metric) == names["Write"]
+    name = pipeline.evaluation_name("pipeline_toys", metric)
+    tasks = {task.name for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))}
+    assert tasks == {names["Write"], f"{names['Which']}_score_eval"}
+    with pytest.raises(InputError, match="Unknown task"):
+        pipeline.evaluation_name("nothing", metric)
+
+
+def test_tasks_without_a_row_are_not_evaluated(names, caplog):
+    def metric(targets, scores):
+        return {}
+
+    never = registry.add_prompted_task(
+        "never", None, PromptTemplate("Which", "{% if label > 5 %}{{words[0]}} ||| x{% endif %}", "x"),
+        kind="rank", role="train", rows=make_rows)
+    registry.add_mixture("mostly_never", [never, names["Which"]])
+    tasks = seqio.get_subtasks(seqio.get_mixture_or_task(pipeline.evaluation_name("mostly_never", metric)))
+    assert [task.name for task in tasks] == [f"{names['Which']}_score_eval"]
+    assert "1 of 2 tasks have no row" in caplog.text
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        pipeline.evaluation_name(never, metric)
+
+
+def test_a_vocabulary_set_once_serves_every_thread(names, model, monkeypatch):
+    monkeypatch.delenv(pipeline.VOCABULARY_VARIABLE, raising=False)
+    with pytest.raises(InputError, match="There is no vocabulary here"):
+        pipeline.set_vocabulary("nowhere.model")
+    found = pipeline.set_vocabulary(model)
+    encoded = []
+    thread = threading.Thread(target=lambda: encoded.append(found.encode("red house")))
+    thread.start()
+    thread.join()
+    assert encoded == [Vocabulary.load(model).encode("red house")]
+    monkeypatch.delenv(pipeline.VOCABULARY_VARIABLE)

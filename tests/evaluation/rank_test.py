@@ -6,6 +6,7 @@ import pytest
 from tiny_model import network, parameters, rank_rows
 
 from elm_jax.data.batches import make_choice_batch, pad, shift_right
+from elm_jax.errors import InputError
 from elm_jax.evaluation import rank
 from elm_jax.models.t5 import T5Network
 
@@ -50,3 +51,29 @@ def test_prediction_takes_the_first_of_equals_and_no_padding() -> None:
     found = rank.predict(scores, np.array([2, 3, 3, 3, 1]))
     assert found.tolist() == [1, 0, 0, 1, 0]
     assert found.dtype == np.int32
+
+
+def scored(rows: list[tuple[int, list[float], int]]) -> tuple[list[dict], list[float]]:
+    """Targets and scores as SeqIO hands them on, rows of (index, scores, right place)."""
+    targets = [{"index": index, "place": place, "right": right, "num_choices": len(scores), "choice": "x"}
+               for index, scores, right in rows for place in range(len(scores))]
+    return targets, [score for _, scores, _ in rows for score in scores]
+
+
+def test_accuracy_of_scores_counts_rows() -> None:
+    targets, scores = scored([(7, [-3.0, -1.0, -2.0], 1), (2, [-1.0, -5.0], 1), (4, [-2.0, -9.0], 0)])
+    order = np.random.default_rng(0).permutation(len(scores))
+    found = rank.accuracy_of_scores([targets[place] for place in order], [scores[place] for place in order])
+    assert found == {"accuracy": pytest.approx(200 / 3), "rows": 3}
+
+
+def test_a_row_that_was_cut_off_does_not_count() -> None:
+    targets, scores = scored([(0, [-1.0, -2.0], 0), (1, [-1.0, -2.0, -3.0], 2)])
+    assert rank.accuracy_of_scores(targets[:4], scores[:4]) == {"accuracy": 100.0, "rows": 1}
+    with pytest.raises(InputError, match="No row has all its choices"):
+        rank.accuracy_of_scores(targets[2:4], scores[2:4])
+
+
+def test_of_equal_scores_the_first_choice_counts() -> None:
+    targets, scores = scored([(0, [-40.0, -40.0 + 1e-5], 0), (1, [-40.0, -40.0 + 1e-5], 1)])
+    assert rank.accuracy_of_scores(targets, scores)["accuracy"] == 50.0
