@@ -26,6 +26,7 @@ from elm_jax.training.optimizers import OptimizerConfig
 
 # What is done with them.
 from elm_jax.workflows.build_library import build_library
+from elm_jax.workflows.convert import ConvertConfig, convert
 from elm_jax.workflows.evaluate import evaluate
 from elm_jax.workflows.merge import merge
 from elm_jax.workflows.pretrain import PretrainConfig, pretrain
@@ -34,9 +35,9 @@ from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import TrainConfig, train
 
 __all__ = [
-    "AdapterConfig", "Base", "ElmError", "Expert", "ExpertCard", "ExpertLibrary", "InputError",
-    "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RoutingDecision", "RoutingInstance",
+    "AdapterConfig", "Base", "ConvertConfig", "ElmError", "Expert", "ExpertCard", "ExpertLibrary",
+    "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RoutingDecision", "RoutingInstance",
     "RunError", "T5Config", "T5Network", "TaskData", "TrainConfig", "Vocabulary", "build_library",
-    "evaluate", "load_base", "load_expert", "merge", "pretrain", "resolve", "route", "save_base",
+    "convert", "evaluate", "load_base", "load_expert", "merge", "pretrain", "resolve", "route", "save_base",
     "save_expert", "train",
 ]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from elm_jax import commands
 from elm_jax.errors import ElmError
+from elm_jax.experts.formats.detect import KINDS
+from elm_jax.workflows.convert import DTYPES, LAYOUTS
 
 GIN_PREFIX = "--gin."
 
@@ -181,9 +183,34 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--mesh_data", type=int, default=-1)
     evaluate.add_argument("--mesh_model", type=int, default=1)
     _add_data(evaluate)
+    _add_convert(verbs)
     report = _verb(verbs, "report", "Writes the report of a study's results again.",
                    "elm report demo/results", commands.report)
     report.add_argument("results", metavar="RESULTS_DIR")
+
+
+def _add_convert(verbs: argparse._SubParsersAction) -> None:
+    convert = _verb(
+        verbs, "convert", "Converts models and experts between this program, Hugging Face and T5X.",
+        "elm convert --from hf --to elm models/t5-v1_1-small bases/t5-v1_1-small --verify", commands.convert)
+    kinds = tuple(KINDS)
+    convert.add_argument("--from", dest="source_kind", required=True, choices=kinds, help="kind of SRC")
+    convert.add_argument("--to", dest="target_kind", required=True, choices=kinds, help="kind of DST")
+    convert.add_argument("source", metavar="SRC", help="folder of a model or of an expert; or a hub name")
+    convert.add_argument("target", metavar="DST", help="folder to write; does not exist, or is empty")
+    convert.add_argument("--base", metavar="DIR", help="base of an expert (default: the one its card names)")
+    convert.add_argument("--dtype", choices=DTYPES, help="cast to this type (default: as it lies on disk)")
+    convert.add_argument("--max_shard_size", default="5GB", metavar="SIZE",
+                         help="most bytes of one file of weights, for hf: 5GB, 500MB (default: 5GB)")
+    convert.add_argument("--layout", default="orbax", choices=LAYOUTS,
+                         help="of a T5X checkpoint to write; zarr is the older one (default: orbax)")
+    convert.add_argument("--scanned", action=argparse.BooleanOptionalAction, default=None,
+                         help="layers are stacked (scalable T5) in the T5X checkpoint to write, else in SRC")
+    convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
+    convert.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model for a source without one")
+    convert.add_argument("--verify", action="store_true",
+                         help="compare the logits of SRC and DST; status 1 above 1e-4 (holds a whole model)")
+    convert.add_argument("--json", action="store_true", help="the report on standard output")
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:

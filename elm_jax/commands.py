@@ -20,6 +20,7 @@ from elm_jax.experts.encoders import MiniLMEncoder
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert
 from elm_jax.workflows import build_library, run_record
+from elm_jax.workflows import convert as converting
 from elm_jax.workflows import evaluate as evaluating
 from elm_jax.workflows import merge as merging
 from elm_jax.workflows import report as reporting
@@ -199,6 +200,22 @@ def evaluate(arguments: argparse.Namespace) -> None:
                       str(row["num_instances"]))
     Console().print(table)
     logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """`elm convert`: prints what was written and the largest difference, or the whole report as JSON."""
+    config = converting.ConvertConfig(
+        source=arguments.source, source_kind=arguments.source_kind, target=arguments.target,
+        target_kind=arguments.target_kind, base=arguments.base, dtype=arguments.dtype,
+        max_shard_bytes=converting.parse_size(arguments.max_shard_size), layout=arguments.layout,
+        scanned=arguments.scanned, step=arguments.step, vocabulary=arguments.vocabulary,
+        verify=arguments.verify)
+    report = converting.convert(config)
+    if arguments.json:
+        _print_json(report)
+        return 0
+    print("\n".join(converting.summary(report)))
+    return 0
 
 
 def report(arguments: argparse.Namespace) -> None:

@@ -220,6 +220,15 @@ def remove(folder: PathLike) -> None:
         folder.rmtree()
 
 
+def check_free(folder: PathLike) -> None:
+    """Raises InputError if there is something of this name already, but for an empty folder."""
+    folder = as_path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(describe("The target exists already", where=folder,
+                                  expected="a name that is free, or an empty folder",
+                                  cure="give another name, or remove it"))
+
+
 @contextmanager
 def staged(folder: PathLike) -> Iterator[epath.Path]:
     """A folder to write into that takes its final name when the block ends without an error.
@@ -231,11 +240,8 @@ def staged(folder: PathLike) -> Iterator[epath.Path]:
     Raises:
         InputError: there is a folder of the final name already, and something in it.
     """
+    check_free(folder)
     folder = as_path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(describe("The target exists already", where=folder,
-                                  expected="a name that is free, or an empty folder",
-                                  cure="give another name, or remove it"))
     target = folder.parent / f"{folder.name}.partial" if is_local(folder) else folder
     with guard_writes(folder):
         if is_local(folder) and target.exists():

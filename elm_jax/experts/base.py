@@ -40,6 +40,11 @@ class Base:
     vocabulary_path: str | None = None
     path: str | None = None
 
+    def reference(self) -> dict[str, str]:
+        """What an expert's card says of its base; the path only helps to find it, the fingerprint counts."""
+        where = {} if self.path is None else {"path": self.path}
+        return {"name": self.name, "fingerprint": self.fingerprint, **where}
+
 
 def save_base(
     folder: storage.PathLike, params: Params, config: T5Config,

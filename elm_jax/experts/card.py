@@ -21,7 +21,8 @@ class ExpertCard:
             dataset), ``multitask`` (all leaves, all training tasks) or ``merged``.
         form: ``adapter`` if the overlay is adapters (and norms), ``full`` if it is every leaf. Only
             overlays of one form can be merged.
-        base: ``{'name', 'fingerprint'}`` of the base that the overlay belongs on.
+        base: ``{'name', 'fingerprint'}`` of the base that the overlay belongs on, and perhaps the ``path``
+            where it lay.
         network: the network's config as a plain dictionary, adapters included.
         tasks: names of the tasks that it was trained on.
         templates: the templates' own names, one a task, as promptsource spells them.

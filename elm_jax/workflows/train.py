@@ -214,7 +214,7 @@ def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData
     datasets = sorted({dataset_of(prepared) for prepared in infos})
     return ExpertCard(
         id=config.expert_id or config.task, kind=config.kind, form=FORM_OF_KIND[config.kind],
-        base={"name": base.name, "fingerprint": base.fingerprint}, network=network.to_dict(),
+        base=base.reference(), network=network.to_dict(),
         tasks=tuple(tasks), templates=tuple(prepared.info["template"] for prepared in infos),
         dataset=datasets[0] if len(datasets) == 1 else None,
         training={"steps": result.step, "examples": rows, "seed": config.random_seed,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import hf_folders
 import numpy as np
@@ -57,6 +58,22 @@ def test_parts_of_leaves_are_parts_of_the_whole(source, base_folder):
             index = tuple(slice(size // 3, size - 1) for size in spec.shape)
             part = opened.tensors.read(path, index)
             np.testing.assert_array_equal(part.view(np.uint16), whole[index].view(np.uint16))
+
+
+def test_the_order_of_reading_is_the_sources_and_changes_no_result(source, base_folder, tmp_path):
+    """A stack of all layers is best read layer after layer; a fingerprint goes by the alphabet."""
+    opened = hf.open_hf(source)
+    recorded = Recorded(opened.tensors)
+    order = sorted(opened.tensors.specs, key=lambda path: path[::-1])
+    recorded.specs = {path: opened.tensors.specs[path] for path in order}
+    model = Model("t5x", "nowhere", opened.config, recorded)
+    elm.write_elm(tmp_path / "elm", model)
+    assert list(recorded.parts) == order
+    assert load_base(tmp_path / "elm").fingerprint == load_base(base_folder).fingerprint
+    recorded.parts.clear()
+    hf.write_hf(tmp_path / "hf", model)
+    assert list(recorded.parts) == order
+    hf_folders.assert_same_bits(hf_folders.stored(tmp_path / "hf"), hf_folders.stored(source))
 
 
 def test_bfloat16_on_disk_is_float32_in_memory(source, base_folder, vocabulary_proto):
@@ -111,6 +128,33 @@ def test_on_a_mesh_each_device_reads_its_slice_only(kind, source, base_folder):
     assert split > 10 and base.fingerprint == "known"
 
 
+@pytest.mark.parametrize("kind", ["hf", "elm"])
+def test_one_leaf_at_a_time(kind, source, base_folder, tmp_path, monkeypatch):
+    """Whatever is written, and read, no leaf stays in memory: the bound does not grow with the model."""
+    opened = detect.open_model(source if kind == "elm" else base_folder)
+    alive, most = set(), []
+
+    class Counted(Recorded):
+        def read(self, path, index=None):
+            array = super().read(path, index)
+            alive.add(path)
+            most.append(len(alive))
+            weakref.finalize(array, alive.discard, path)
+            return array
+
+    monkeypatch.setattr(elm, "GROUP_BYTES", 0)
+    model = Model(opened.kind, opened.where, opened.config, Counted(opened.tensors))
+    (hf.write_hf if kind == "hf" else elm.write_elm)(tmp_path / "out", model)
+    assert len(most) == len(opened.tensors.specs)
+    # TensorStore's threads let go of an array a moment after they have written it.
+    assert max(most) <= (1 if kind == "hf" else 2)
+
+
+def test_leaves_are_grouped_by_size():
+    groups = list(elm.in_groups([30, 30, 40, 10, elm.GROUP_BYTES, 5], lambda size: size))
+    assert groups == [[30, 30, 40, 10], [elm.GROUP_BYTES], [5]]
+
+
 def test_a_sharded_base_has_the_fingerprint_of_a_whole_one(source, base_folder):
     mesh = sharding.make_mesh(2, 4)
     whole = load_base(source).fingerprint
@@ -161,7 +205,7 @@ def test_a_file_is_no_folder(source):
 
 
 def test_a_missing_path(tmp_path):
-    with pytest.raises(InputError, match="There is no base model here"):
+    with pytest.raises(InputError, match="There is no model here"):
         detect.open_model(tmp_path / "nowhere")
 
 

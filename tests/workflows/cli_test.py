@@ -18,7 +18,8 @@ def run(capsys, *argv):
 
 def test_help_of_every_verb_shows_an_example(capsys):
     for words in ([], ["train"], ["study"], ["demo"], ["route"], ["merge"], ["evaluate"], ["report"],
-                  ["library", "build"], ["library", "verify"], ["tasks", "show"], ["tasks", "prepare"]):
+                  ["convert"], ["library", "build"], ["library", "verify"], ["tasks", "show"],
+                  ["tasks", "prepare"]):
         with pytest.raises(SystemExit) as ended:
             cli.main([*words, "--help"])
         assert ended.value.code == 0 and "example:\n  " in capsys.readouterr().out

@@ -10,7 +10,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import elm, hf, t5x, t5x_folders
 from elm_jax.experts.formats.model import Model
 
-KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[[storage.PathLike], Model]]] = {
+KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
     "elm": (elm.is_elm, elm.open_elm),
     "hf": (hf.is_hf, hf.open_hf),
     "t5x": (t5x_folders.is_t5x, t5x.open_t5x),
@@ -46,11 +46,11 @@ def locate(name: storage.PathLike) -> epath.Path:
     """The folder that a name stands for; a hub name is fetched."""
     folder = storage.as_path(name)
     if folder.exists():
-        if not folder.is_dir():
+        if not folder.is_dir() and not t5x_folders.is_t5x(folder):
             raise InputError(describe("A model is a folder, not a file", where=folder))
         return folder
     if not _HUB_NAME.fullmatch(str(name)):
-        raise InputError(describe("There is no base model here", where=folder))
+        raise InputError(describe("There is no model here", where=folder))
     return _fetch(str(name))
 
 

@@ -1,10 +1,10 @@
 """This program's own base folder: base.json, weights in Orbax's form, vocabulary.model, the marker.
 
 `write_elm` and Orbax's own saving of a whole tree (`storage.save_tree`) give the same kind of folder; this
-one holds one leaf at a time, cut into chunks, so that a slice can be read without the rest.
+one holds few leaves at a time and cuts them into chunks, so that a slice can be read without the rest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +20,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import utc_now
 from elm_jax.experts.formats import checks, streaming
 from elm_jax.experts.formats.model import Index, Model, Origin, Tensors, TensorSpec
+from elm_jax.experts.formats.safetensors_files import spec_bytes
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
 
@@ -31,6 +32,8 @@ FACTS = "elm"
 """Key of `Model.facts`: ``{'fingerprint': ..., 'training': ...}`` of the folder that was read."""
 CHUNK_BYTES = 1 << 25
 """Of a leaf on disk. What a reader of a slice reads too much is less than a chunk."""
+GROUP_BYTES = 1 << 26
+"""Of leaves that are in memory together while they are written, unless one alone is larger."""
 
 
 def is_elm(folder: epath.Path) -> bool:
@@ -141,41 +144,76 @@ class _Leaf:
     def __init__(self, tensors: Tensors, path: str) -> None:
         self.path = path
         self.shape, self.dtype = tensors.specs[path].shape, np.dtype(tensors.specs[path].dtype)
+        self.nbytes = spec_bytes(tensors.specs[path])
         self._tensors = tensors
 
     def read(self) -> np.ndarray:
         return self._tensors.read(self.path)
 
 
-class _LeafByLeaf(ocp.type_handlers.NumpyHandler):
-    """Writes leaves one after another, where Orbax's own handler takes all at once.
+class _FewLeavesAtATime(ocp.type_handlers.NumpyHandler):
+    """Writes a few leaves after another, where Orbax's own handler takes all at once.
 
-    While a leaf is written, another thread adds it to the fingerprint.
+    Attributes:
+        order: paths in the order in which they are read and written.
+        fingerprint: grows with every leaf, in another thread while leaves are written; None if the
+            order is not that of a fingerprint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, order: Sequence[str]) -> None:
         super().__init__(deepcopy_host_arrays=False)
-        self.fingerprint = trees.Fingerprint()
+        self.order = {path: number for number, path in enumerate(order)}
+        self.fingerprint = trees.Fingerprint() if list(order) == sorted(order) else None
 
     async def serialize(self, values: Sequence[_Leaf], infos: Sequence[Any],
                         args: Sequence[Any] | None = None) -> Sequence[Any]:
-        """Writes all leaves, in the order of the fingerprint; nothing is left to wait for."""
+        """Writes all leaves; nothing is left to wait for."""
         args = args or [ocp.SaveArgs()] * len(values)
-        in_order = sorted(range(len(values)), key=lambda number: values[number].path)
+        leaves = sorted(zip(values, infos, args, strict=True), key=lambda leaf: self.order[leaf[0].path])
         with ThreadPoolExecutor(max_workers=1) as thread:
-            for number in in_order:
-                leaf = values[number]
-                array = leaf.read()
-                adding = thread.submit(streaming.add_to_fingerprint, self.fingerprint, leaf.path, array)
-                for writing in await super().serialize([array], [infos[number]], [args[number]]):
-                    writing.result()
-                adding.result()
+            for group in in_groups(leaves, lambda leaf: leaf[0].nbytes):
+                await self._write(thread, group)
         return []
+
+    async def _write(self, thread: ThreadPoolExecutor, group: Sequence[tuple[_Leaf, Any, Any]]) -> None:
+        """Writes leaves together. A function of its own: they are gone before the next are read."""
+        leaves, infos, args = zip(*group, strict=True)
+        arrays = [leaf.read() for leaf in leaves]
+        adding = thread.submit(self._add, [leaf.path for leaf in leaves], arrays[:])
+        for writing in await super().serialize(arrays, infos, args):
+            writing.result()
+        adding.result()
+
+    def _add(self, paths: Sequence[str], arrays: list[np.ndarray]) -> None:
+        """Empties the list, for the executor keeps its arguments a moment longer than it works."""
+        for path in paths:
+            array = arrays.pop(0)
+            if self.fingerprint is not None:
+                streaming.add_to_fingerprint(self.fingerprint, path, array)
+
+
+def in_groups(leaves: Sequence[Any], size: Callable[[Any], int]) -> Iterator[list[Any]]:
+    """Neighbours that are written together: at most `GROUP_BYTES`, or one larger leaf alone.
+
+    Every writing ends with the disk's own confirmation, and a T5 has hundreds of leaves that are small.
+    """
+    group: list[Any] = []
+    for leaf in leaves:
+        if group and sum(map(size, group)) + size(leaf) > GROUP_BYTES:
+            yield group
+            group = []
+        group.append(leaf)
+    if group:
+        yield group
 
 
 def save_leaves(folder: epath.Path, tensors: Tensors) -> str:
-    """Writes all leaves with Orbax, one in memory at a time, and returns their fingerprint."""
-    handler = _LeafByLeaf()
+    """Writes all leaves with Orbax, few in memory at a time, and returns their fingerprint.
+
+    Leaves are read in the order of `tensors.specs`, which may be cheaper than that of the fingerprint: a
+    stack of all layers is then read once. The fingerprint is then taken from what was written.
+    """
+    handler = _FewLeavesAtATime(list(tensors.specs))
     registry = ocp.type_handlers.create_type_handler_registry(
         (_Leaf, handler), (jax.Array, ocp.type_handlers.ArrayHandler()))
     tree = trees.unflatten({path: _Leaf(tensors, path) for path in tensors.specs})
@@ -184,4 +222,4 @@ def save_leaves(folder: epath.Path, tensors: Tensors) -> str:
     orbax = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
     with storage.guard_writes(folder), ocp.Checkpointer(orbax) as checkpointer:
         checkpointer.save(storage.absolute(folder), args=ocp.args.PyTreeSave(tree, save_args=in_chunks))
-    return str(handler.fingerprint)
+    return str(handler.fingerprint or streaming.fingerprint(ElmTensors(folder)))

@@ -147,7 +147,9 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
                                   cure="write the model without them, and the adapters beside it"))
     kept = model.facts.get(FACTS, {})
     values = convert_hf.config_to_hf(model.config, kept.get("config"))
-    order = convert_hf.hf_order(model.tensors.specs)
+    order = list(model.tensors.specs)
+    if order == sorted(order):  # any other order is one that is cheaper to read in
+        order = convert_hf.hf_order(order)
     if convert_hf.may_share_head(values) and _head_is_embedding(model):
         order.remove(convert_hf.HEAD)
     paths = {convert_hf.hf_name(path).name: path for path in order}

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
 import numpy as np
@@ -218,11 +218,16 @@ def write_file(path: storage.PathLike, specs: Mapping[str, TensorSpec], contents
     with storage.guard_writes(path), path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in specs:
-            for piece in contents(name):
-                file.write(piece.reshape(-1).view(np.uint8))
+            _write_pieces(file, contents(name))
         if storage.is_local(path):
             file.flush()
             os.fsync(file.fileno())
+
+
+def _write_pieces(file: BinaryIO, pieces: Iterator[np.ndarray]) -> None:
+    """A function of its own, so that the last piece, and its tensor, are gone before the next is read."""
+    for piece in pieces:
+        file.write(piece.reshape(-1).view(np.uint8))
 
 
 def write_tensors(folder: storage.PathLike, specs: Mapping[str, TensorSpec], contents: Contents,

@@ -1,0 +1,154 @@
+"""Prompt experts in Hugging Face folders: the model with the expert's norms, and its adapters beside it.
+
+Hugging Face's T5 has no adapters, so they stand in a file of their own, ``adapters.safetensors``, under
+names in its manner (`convert_hf.hf_name`), and ``adapters.json`` says what they are. (``adapter_config.json``
+would make transformers ask the package peft for them, which does not know their kind, and fail.) A program
+without adapters reads the folder as a T5 with other norms; this one reads the expert back as it was.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax import storage, trees
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.formats import checks, hf, safetensors_files, streaming
+from elm_jax.experts.formats.model import Index, Model, Origin, Tensors, TensorSpec
+from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
+from elm_jax.models.convert_hf import hf_name
+from elm_jax.models.t5_config import T5Config
+from elm_jax.types import FlatParams
+
+CONFIG_FILE = "adapters.json"
+WEIGHTS_FILE = "adapters.safetensors"
+_SCHEMA_VERSION = 1
+_FORMAT = "elm_jax.adapters"
+
+
+class OverlaidTensors:
+    """`Tensors` of a base under an expert's own leaves, which replace the base's or are added."""
+
+    def __init__(self, base: Tensors, overlay: FlatParams) -> None:
+        self._base, self._own = base, streaming.ArrayTensors(trees.unflatten(overlay))
+        self.specs = dict(sorted({**base.specs, **self._own.specs}.items()))
+        self.origins = {**base.origins, **self._own.origins}
+
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """The leaf or a part of it, from the expert where it has it."""
+        return (self._own if path in self._own.specs else self._base).read(path, index)
+
+
+def is_with_adapters(folder: epath.Path) -> bool:
+    """Whether a Hugging Face folder carries an expert's adapters."""
+    return (folder / CONFIG_FILE).exists()
+
+
+def with_overlay(model: Model, expert: Expert, *, adapters: bool) -> Model:
+    """A model with an expert's norms, and with its adapters or without them."""
+    overlay = trees.flatten(expert.overlay)
+    config = T5Config.from_dict(expert.card.network)
+    if not adapters:
+        config = config.with_adapter(None)
+        overlay = {path: leaf for path, leaf in overlay.items() if not is_adapter_leaf(path)}
+    return Model(model.kind, model.where, config, OverlaidTensors(model.tensors, overlay), model.vocabulary,
+                 model.facts, model.notes)
+
+
+def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,
+                    max_shard_bytes: float = hf.DEFAULT_SHARD_BYTES) -> dict[str, Origin]:
+    """Writes a prompt expert as a Hugging Face folder with adapters beside the model.
+
+    Args:
+        folder: does not exist, or is empty.
+        model: the expert's base.
+        expert: a prompt expert on that base.
+        max_shard_bytes: most bytes of a file of the model's weights.
+
+    Returns:
+        The name that each leaf got, adapters too.
+    """
+    overlay = trees.flatten(expert.overlay)
+    paths = {hf_name(path).name: path for path in overlay if is_adapter_leaf(path)}
+    turned = {name: hf_name(path).transposed for name, path in paths.items()}
+    specs = {name: TensorSpec(_turned(overlay[path].shape, turned[name]), np.dtype(overlay[path].dtype).name)
+             for name, path in sorted(paths.items())}
+    with storage.staged(folder) as target:
+        safetensors_files.write_file(
+            target / WEIGHTS_FILE, specs,
+            lambda name: streaming.pieces(np.asarray(overlay[paths[name]]), turned[name]), {"format": "pt"})
+        storage.write_json(target / CONFIG_FILE, _description(expert, overlay))
+        written = hf.write_into(target, with_overlay(model, expert, adapters=False), max_shard_bytes)
+    return written | {path: Origin(*hf_name(path)) for path in paths.values()}
+
+
+def _description(expert: Expert, overlay: FlatParams) -> dict[str, Any]:
+    norms = any(map(is_norm_leaf, overlay))
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "format": _FORMAT,
+        "weights": WEIGHTS_FILE,
+        "bottleneck": T5Config.from_dict(expert.card.network).bottleneck,
+        "function": "y = x + up(gelu_tanh(down(x))), down and up linear with bias",
+        "place": "on the output of self-attention and of the feed-forward, in every layer of encoder and "
+                 "decoder, before that sub-layer's dropout and residual add",
+        "names": "<encoder|decoder>.block.<layer>.layer.<sub-layer>.adapter.<down|up>.<weight|bias>, "
+                 "weights as [out, in]",
+        "norms": "the expert's own, in the model's weights" if norms else "the base's",
+        "trained_norms": norms,
+        "card": expert.card.to_dict(),
+    }
+
+
+def read_hf_expert(folder: storage.PathLike) -> Expert:
+    """The prompt expert of a folder that `write_hf_expert` wrote: equal to the one that went in.
+
+    Raises:
+        InputError: a file is damaged; names or shapes do not fit the network (all are named).
+    """
+    folder = storage.as_path(folder)
+    values = storage.read_json(folder / CONFIG_FILE, kind="adapters' description", schema_version=None)
+    if (values.get("format"), values.get("schema_version")) != (_FORMAT, _SCHEMA_VERSION):
+        raise InputError(describe(
+            "These adapters are of a form that this program does not read", where=folder / CONFIG_FILE,
+            got=values.get("format"), expected=f"{_FORMAT} {_SCHEMA_VERSION}",
+            cure="remove the adapters' files to read the model alone"))
+    card_values = values.get("card")
+    card = ExpertCard.from_dict(card_values if isinstance(card_values, dict) else {}, folder / CONFIG_FILE)
+    config = T5Config.from_dict(card.network)
+    if not (folder / WEIGHTS_FILE).exists():
+        raise InputError(describe("The adapters' weights are missing", where=folder / WEIGHTS_FILE))
+    stored = safetensors_files.read_header(folder / WEIGHTS_FILE)
+    names = {path: hf_name(path) for path in hf.leaf_shapes(config) if is_adapter_leaf(path)}
+    overlay = read_named(stored, {path: (name.name, name.transposed) for path, name in names.items()},
+                         config, folder / WEIGHTS_FILE)
+    if values.get("trained_norms"):
+        tensors = hf.open_hf(folder).tensors
+        overlay |= {path: tensors.read(path).astype(np.float32, copy=False)
+                    for path in tensors.specs if is_norm_leaf(path)}
+    return Expert(card, trees.unflatten(overlay), path=str(folder))
+
+
+def read_named(stored: Mapping[str, streaming.Stored], names: Mapping[str, tuple[str, bool]],
+               config: T5Config, where: Any) -> FlatParams:
+    """Leaves of a network, in float32, by the names that they have among stored tensors.
+
+    Args:
+        stored: the tensors.
+        names: by leaf path, its name there and whether it is transposed.
+        config: whose shapes the leaves must have.
+        where: for errors.
+    """
+    shapes = hf.leaf_shapes(config)
+    checks.check_leaves("The tensors do not fit the network", where,
+                        {name: tensor.shape for name, tensor in stored.items()},
+                        {name: _turned(shapes[path], turned) for path, (name, turned) in names.items()})
+    checks.check_dtypes(where, {name: tensor.dtype for name, tensor in stored.items()})
+    return {path: streaming.read_part(stored[name], None, turned).astype(np.float32, copy=False)
+            for path, (name, turned) in sorted(names.items())}
+
+
+def _turned(shape: tuple[int, ...], transposed: bool) -> tuple[int, ...]:
+    return tuple(shape)[::-1] if transposed else tuple(shape)

@@ -1,0 +1,104 @@
+"""Prompt experts of the method's first implementation (joeljang/ELM): a file for each trained tensor.
+
+Its training writes ``<run>/adapter_params/<name>.pt`` by torch.save, a parameter a file. The name is that of
+the parameter in its T5: adapters as ``encoder.block.0.layer.1.adapter_controller.adapters.<task>.
+down_sampler.weight``, norms as in Hugging Face's T5. Its adapters compute what this program's do: with its
+published configs, gelu in tanh form, no layer norms of their own, a residual around.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax import storage, trees
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.formats import adapters, hf, torch_files
+from elm_jax.experts.formats.model import Origin
+from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
+from elm_jax.models.convert_hf import hf_name
+from elm_jax.models.t5_config import AdapterConfig, T5Config
+
+FOLDER = "adapter_params"
+_ADAPTER = re.compile(r"((?:encoder|decoder)\.block\.\d+\.layer\.\d+)\.adapter_controller\.adapters\.([^.]+)"
+                      r"\.(down|up)_sampler\.(weight|bias)")
+
+
+class LoadedTensor:
+    """A tensor in memory (see `streaming.Stored`)."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.shape, self.dtype = tuple(array.shape), array.dtype.name
+
+    def fill(self, rows: np.ndarray, start: int) -> None:
+        """Copies rows."""
+        rows[...] = self._array[start:start + len(rows)]
+
+
+def is_original(folder: epath.Path) -> bool:
+    """Whether a folder is a run of the first implementation, or its folder of adapter tensors."""
+    inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    return any("adapter_controller" in path.name for path in inside.glob("*.pt"))
+
+
+def read_original(folder: storage.PathLike, config: T5Config, base: Mapping[str, str],
+                  expert_id: str | None = None) -> tuple[Expert, dict[str, Origin]]:
+    """Reads such a folder as a prompt expert; also says where each of its leaves comes from.
+
+    Args:
+        folder: the run, or its ``adapter_params``.
+        config: of the base that the expert was trained on; the folder does not say.
+        base: that base's ``{'name', 'fingerprint'}``, for the card.
+        expert_id: name of the expert; None for the task's.
+
+    Raises:
+        InputError: a file is damaged or holds code; adapters of several tasks; names or shapes do not fit
+            the base (all are named).
+    """
+    folder = storage.as_path(folder)
+    inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    loaded = {path.name.removesuffix(".pt"): _load(path) for path in sorted(inside.glob("*.pt"))}
+    tasks = sorted({match[2] for name in loaded if (match := _ADAPTER.fullmatch(name))})
+    if len(tasks) != 1:
+        raise InputError(describe("The folder must hold the adapters of one task", where=inside,
+                                  got=", ".join(tasks) or "none", expected="one task"))
+    config = config.with_adapter(AdapterConfig(_bottleneck(loaded)))
+    names = {path: _original_name(path, tasks[0])
+             for path in hf.leaf_shapes(config) if is_adapter_leaf(path)}
+    norms = {path: tuple(hf_name(path)) for path in hf.leaf_shapes(config) if is_norm_leaf(path)}
+    if any(name in loaded for name, _ in norms.values()):
+        names |= norms  # trained all together or not at all
+    stored = {name: LoadedTensor(array) for name, array in loaded.items()}
+    overlay = adapters.read_named(stored, names, config, inside)
+    card = ExpertCard(
+        id=expert_id or tasks[0], kind="prompt", form="adapter", base=dict(base), network=config.to_dict(),
+        tasks=(tasks[0],), training={"converted_from": "joeljang/ELM"})
+    origins = {path: Origin(f"{name}.pt", transposed) for path, (name, transposed) in names.items()}
+    return Expert(card, trees.unflatten(overlay), path=str(folder)), origins
+
+
+def _load(path: epath.Path) -> np.ndarray:
+    value: Any = torch_files.load(path)
+    if not hasattr(value, "detach"):
+        raise InputError(describe("The file holds something else than one tensor", where=path,
+                                  got=type(value).__name__))
+    tensor = value.detach()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def _bottleneck(loaded: Mapping[str, np.ndarray]) -> int:
+    widths = {array.shape[0] for name, array in loaded.items()
+              if array.ndim and (match := _ADAPTER.fullmatch(name)) and match[3] == "down"}
+    return min(widths, default=1)  # all others are then wrong shapes or missing, and named as such
+
+
+def _original_name(path: str, task: str) -> tuple[str, bool]:
+    """``encoder.block.0.layer.1.adapter.down.weight`` in its words."""
+    name, transposed = hf_name(path)
+    place, rest = name.split(".adapter.")
+    part, kind = rest.split(".")
+    return f"{place}.adapter_controller.adapters.{task}.{part}_sampler.{kind}", transposed

@@ -1,0 +1,206 @@
+"""What a conversion starts from: a whole model, or an expert together with the model that it stands on."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax import storage, trees
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
+from elm_jax.experts.formats import adapters, checks, detect, elm, original, streaming
+from elm_jax.experts.formats.model import Model, Origin, Tensors, TensorSpec
+from elm_jax.experts.overlay import Expert, is_norm_leaf, load_expert
+from elm_jax.models.convert_hf import hf_name
+from elm_jax.models.t5_config import T5Config
+
+CARD_FILE = "expert.json"
+_NOT_IN_A_NAME = re.compile(r"[^\w.+-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model, or a prompt expert and the model under it.
+
+    Attributes:
+        where: the folder that was named.
+        model: the model; with `expert`, the one that its overlay goes onto.
+        expert: a prompt expert: adapters and perhaps norms.
+        expert_origins: where each leaf of the expert comes from.
+    """
+
+    where: str
+    model: Model
+    expert: Expert | None = None
+    expert_origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)
+
+    def leaves(self) -> dict[str, tuple[TensorSpec, Origin]]:
+        """Shape, dtype and place of every leaf of the model, or of the model under its expert."""
+        tensors = self.model.tensors
+        leaves = {path: (spec, tensors.origins[path]) for path, spec in tensors.specs.items()}
+        if self.expert is not None:
+            own = streaming.ArrayTensors(self.expert.overlay).specs
+            leaves |= {path: (spec, self.expert_origins[path]) for path, spec in own.items()}
+        return dict(sorted(leaves.items()))
+
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it."""
+        named = {} if self.expert is None else {"expert": self.expert.card.id}
+        return {"path": self.where, **named}
+
+
+def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | None = None,
+                vocabulary: storage.PathLike | None = None, scanned: bool | None = None) -> Source:
+    """Opens what a folder of a kind holds.
+
+    Args:
+        kind: of the folder, a key of `detect.KINDS`.
+        name: the folder, or for ``hf`` a hub name.
+        base: folder of an expert's base, of any kind; None for the one that the expert's card names.
+        vocabulary: SentencePiece file for a model that carries none.
+        scanned: whether a T5X checkpoint must stack its layers; None takes either.
+
+    Raises:
+        InputError: the folder is of another kind; a reader finds a fault; an expert's base is not found, or
+            is another one; the vocabulary does not fit.
+    """
+    folder = detect.locate(name)
+    if kind == "elm" and expert_folder(folder) is not None:
+        source = _open_expert(expert_folder(folder), base)
+    elif kind == "hf" and original.is_original(folder):
+        under = _needed_base(folder, base, None)
+        facts = {"name": storage.as_path(under.where).name, "fingerprint": fingerprint_of(under),
+                 "path": under.where}
+        source = Source(str(folder), under, *original.read_original(folder, under.config, facts))
+    else:
+        source = _open_model(kind, folder, base, {"scanned": scanned} if kind == "t5x" else {})
+    return _with_vocabulary(source, vocabulary)
+
+
+def expert_folder(folder: epath.Path) -> epath.Path | None:
+    """The folder of an expert's card: this one, or the ``expert`` of a finished run; None for neither."""
+    for place in (folder, folder / "expert"):
+        if (place / CARD_FILE).exists():
+            return place
+    return None
+
+
+def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
+                how: Mapping[str, Any]) -> Source:
+    is_kind, open_kind = detect.KINDS[kind]
+    if not is_kind(folder):
+        found = [name for name, (fits, _) in detect.KINDS.items() if fits(folder)]
+        raise InputError(describe(
+            f"The source is no {kind} folder", where=folder, got=" or ".join(found) or "none of any kind",
+            cure=f"--from {found[0]}" if found else None))
+    if kind == "hf" and adapters.is_with_adapters(folder):
+        expert = adapters.read_hf_expert(folder)
+        if base is not None:
+            _check_base(expert.card, detect.open_model(base))
+        origins = {path: Origin(*hf_name(path)) for path in trees.flatten(expert.overlay)}
+        return Source(str(folder), open_kind(folder), expert, origins)
+    model = open_kind(folder, **how)
+    if model.config.adapter is None:
+        return Source(str(folder), model)
+    return Source(str(folder), model, _expert_inside(model, _needed_base(folder, base, None)),
+                  model.tensors.origins)
+
+
+def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
+    """A prompt expert with its base, or a full expert as a model of its own."""
+    storage.require_committed(folder, "expert")
+    values = storage.read_json(folder / CARD_FILE, kind="expert's card", schema_version=SCHEMA_VERSION)
+    written = values.pop("overlay_fingerprint", None)
+    card = ExpertCard.from_dict(values, where=folder / CARD_FILE)
+    under = _needed_base(folder, base, card.base.get("path"))
+    _check_base(card, under)
+    if card.form == "adapter":
+        expert = load_expert(folder)
+        return Source(str(folder), under, expert,
+                      {path: Origin(path) for path in trees.flatten(expert.overlay)})
+    tensors, config = elm.ElmTensors(folder / elm.WEIGHTS), T5Config.from_dict(card.network)
+    elm.check_fits(tensors, config, folder)
+    found = _own_fingerprint(tensors)
+    if found != written:
+        raise InputError(describe("The expert's weights are not those that were written", where=folder,
+                                  got=found, expected=written, cure="copy or train the expert again"))
+    facts = {**under.facts, elm.FACTS: {"training": {"expert": card.to_dict()}}}
+    return Source(str(folder), dataclasses.replace(
+        under, kind="elm", where=str(folder), config=config, tensors=tensors, facts=facts))
+
+
+def _own_fingerprint(tensors: elm.ElmTensors) -> str:
+    """`trees.fingerprint` of leaves in the dtype that they have, one in memory at a time."""
+    whole = trees.Fingerprint()
+    for path, spec in sorted(tensors.specs.items()):
+        whole.leaf(path, spec.shape, spec.dtype, streaming.pieces(tensors.read(path)))
+    return str(whole)
+
+
+def _needed_base(folder: epath.Path, base: storage.PathLike | None, recorded: str | None) -> Model:
+    """The base of an expert: the one that is given, else the one that the card names."""
+    if base is None and recorded is not None and storage.as_path(recorded).exists():
+        base = recorded
+    if base is None:
+        raise InputError(describe("The expert's base is needed", where=folder,
+                                  got="no --base" + (f", and none at {recorded}" if recorded else ""),
+                                  cure="give the folder of the base with --base"))
+    return detect.open_model(base)
+
+
+def fingerprint_of(model: Model) -> str:
+    """The fingerprint that a folder records, else that of its leaves, one in memory at a time."""
+    return model.facts.get(elm.FACTS, {}).get("fingerprint") or streaming.fingerprint(model.tensors)
+
+
+def _check_base(card: ExpertCard, under: Model) -> None:
+    found = fingerprint_of(under)
+    if found != card.base["fingerprint"]:
+        raise InputError(describe("The expert belongs to another base", where=card.id,
+                                  got=f"{under.where} {found}",
+                                  expected=f"{card.base.get('name')} {card.base['fingerprint']}",
+                                  cure="give the base that this expert was trained on"))
+
+
+def _expert_inside(model: Model, under: Model) -> Expert:
+    """The prompt expert of a checkpoint that holds adapters among the leaves of its base.
+
+    Raises:
+        InputError: leaves that a prompt expert leaves alone are not the base's (all are named).
+    """
+    specs = model.tensors.specs
+    changed = [path for path in under.tensors.specs
+               if not is_norm_leaf(path) and not _equal(model.tensors, under.tensors, path)]
+    if changed:
+        raise InputError(describe(
+            "The checkpoint is no prompt expert on this base: leaves beside adapters and norms differ",
+            where=model.where, got=", ".join(changed), expected=f"those of {under.where}",
+            cure="give the base that it was trained from"))
+    own = {path: model.tensors.read(path).astype(np.float32, copy=False) for path in specs
+           if path not in under.tensors.specs or is_norm_leaf(path)}
+    name = _NOT_IN_A_NAME.sub("_", storage.as_path(model.where).name)
+    card = ExpertCard(
+        id=name, kind="prompt", form="adapter", network=model.config.to_dict(),
+        base={"name": storage.as_path(under.where).name, "fingerprint": fingerprint_of(under),
+              "path": under.where}, training={"converted_from": model.kind})
+    return Expert(card, trees.unflatten(own), path=model.where)
+
+
+def _equal(left: Tensors, right: Tensors, path: str) -> bool:
+    """Whether two models have the same values of a leaf."""
+    return path in left.specs and np.array_equal(left.read(path).astype(np.float32, copy=False),
+                                                 right.read(path).astype(np.float32, copy=False))
+
+
+def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:
+    if path is None:
+        return source
+    path = storage.as_path(path)
+    if not path.exists():
+        raise InputError(describe("There is no vocabulary here", where=path))
+    proto = path.read_bytes()
+    checks.check_vocabulary(proto, source.model.config.vocab_size, path)
+    return dataclasses.replace(source, model=dataclasses.replace(source.model, vocabulary=proto))

@@ -1,0 +1,236 @@
+"""`elm convert`: models and experts from one kind of folder into another, tensor by tensor."""
+
+import dataclasses
+import logging
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from elm_jax import storage, trees
+from elm_jax.errors import InputError, RunError, describe
+from elm_jax.experts.formats import adapters, detect, elm, hf, streaming, t5x
+from elm_jax.experts.formats.model import Index, Origin, Tensors
+from elm_jax.experts.formats.safetensors_files import spec_bytes
+from elm_jax.experts.formats.sources import Source, open_source
+from elm_jax.experts.overlay import save_expert
+from elm_jax.workflows import verify
+from elm_jax.workflows.checks import check_choice, check_positive
+
+logger = logging.getLogger(__name__)
+REPORT_FILE = "conversion_report.json"
+SCHEMA_VERSION = 1
+DTYPES = ("bfloat16", "float16", "float32")
+LAYOUTS = ("orbax", "zarr")
+_PROGRESS_SECONDS = 5.0
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", re.IGNORECASE)
+_UNITS = {"": 1, "B": 1, "KB": 1e3, "K": 1e3, "MB": 1e6, "M": 1e6, "GB": 1e9, "G": 1e9, "TB": 1e12, "T": 1e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """One conversion.
+
+    Attributes:
+        source: folder of a model or of an expert; for ``hf`` also a hub name.
+        source_kind: a key of `detect.KINDS`.
+        target: folder to write; does not exist, or is empty.
+        target_kind: a key of `detect.KINDS`.
+        base: folder of an expert's base; None for the one that its card names.
+        dtype: cast to this type; None keeps every tensor's own.
+        max_shard_bytes: most bytes of a file of weights, for ``hf``.
+        layout: of a T5X checkpoint to write: ``orbax``, or ``zarr``, the older one.
+        scanned: whether layers are stacked, in T5X's scalable T5. For a T5X source: True or False asks for
+            that, None takes it as it is; for a T5X target, which it then speaks of: True stacks.
+        step: of a T5X checkpoint to write; None takes the source's, or 0.
+        vocabulary: SentencePiece file for a source that carries none.
+        verify: whether the logits of source and target are compared afterwards.
+    """
+
+    source: str
+    source_kind: str
+    target: str
+    target_kind: str
+    base: str | None = None
+    dtype: str | None = None
+    max_shard_bytes: float = hf.DEFAULT_SHARD_BYTES
+    layout: str = "orbax"
+    scanned: bool | None = None
+    step: int | None = None
+    vocabulary: str | None = None
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("kind of source", self.source_kind, detect.KINDS)
+        check_choice("kind of target", self.target_kind, detect.KINDS)
+        check_choice("layout", self.layout, LAYOUTS)
+        check_positive(max_shard_size=self.max_shard_bytes)
+        if self.dtype is not None:
+            check_choice("dtype", self.dtype, DTYPES)
+
+
+def convert(config: ConvertConfig) -> dict[str, Any]:
+    """Converts, writes the report beside the result, and verifies if that is asked for.
+
+    Returns:
+        The report, as `REPORT_FILE` in the target holds it.
+
+    Raises:
+        InputError: a fault of the source, found before anything is written; the target is taken.
+        RunError: the disk is full; the two models do not compute the same.
+    """
+    storage.check_free(config.target)
+    found = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
+                        scanned=None if config.target_kind == "t5x" else config.scanned)
+    source = cast(found, config.dtype)
+    start = time.monotonic()
+    origins = write(watch(source), config)
+    report = make_report(found, source, config, origins, time.monotonic() - start)
+    path = storage.as_path(config.target) / REPORT_FILE
+    storage.write_json(path, report)
+    if config.verify:
+        report["verified"] = verify.compare(source, config.source_kind, config.target, config.target_kind,
+                                            as_it_lies=config.dtype is None)
+        storage.write_json(path, report)
+        check_verified(report["verified"], config.target)
+    return report
+
+
+def cast(source: Source, dtype: str | None) -> Source:
+    """The source in another floating-point type; a config.json that travels along says so too.
+
+    The leaves of a prompt expert stay as they are.
+    """
+    if dtype is None:
+        return source
+    model = source.model
+    facts = dict(model.facts)
+    kept = facts.get(hf.FACTS, {})
+    if "config" in kept:
+        named = {name: dtype for name in ("torch_dtype", "dtype") if name in kept["config"]}
+        facts[hf.FACTS] = {**kept, "config": {**kept["config"], **(named or {"torch_dtype": dtype})}}
+    return dataclasses.replace(source, model=dataclasses.replace(
+        model, tensors=streaming.CastTensors(model.tensors, dtype), facts=facts))
+
+
+def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
+    """Writes what was opened as the kind that is asked for; returns each leaf's new place."""
+    model, expert = source.model, source.expert
+    if config.target_kind == "elm" and expert is not None:
+        with storage.staged(config.target) as target:
+            save_expert(target, expert)
+        return {path: Origin(path) for path in trees.flatten(expert.overlay)}
+    if config.target_kind == "elm":
+        return elm.write_elm(config.target, model)
+    if config.target_kind == "t5x":
+        if expert is not None:
+            model = adapters.with_overlay(model, expert, adapters=True)
+        return t5x.write_t5x(config.target, model, layout=config.layout, scanned=bool(config.scanned),
+                             step=config.step)
+    if expert is not None:
+        return adapters.write_hf_expert(config.target, model, expert, max_shard_bytes=config.max_shard_bytes)
+    return hf.write_hf(config.target, model, max_shard_bytes=config.max_shard_bytes)
+
+
+def make_report(found: Source, source: Source, config: ConvertConfig, origins: Mapping[str, Origin],
+                seconds: float) -> dict[str, Any]:
+    """What went where: every leaf, and what is worth knowing of both sides.
+
+    Args:
+        found: the source as it lies on disk.
+        source: the same as it was written, cast if that was asked for.
+        config: of the conversion.
+        origins: each leaf's place in the target.
+        seconds: that it took.
+    """
+    before, specs = found.leaves(), source.leaves()
+    if source.expert is not None and config.target_kind == "elm":  # the base stays where it is
+        specs = {path: leaf for path, leaf in specs.items() if path in source.expert_origins}
+    leaves = [{
+        "leaf": path,
+        "source": _place(before[path][1]), "target": _place(origins[path]),
+        "shape": list(spec.shape), "source_dtype": before[path][0].dtype, "dtype": spec.dtype,
+        "transposed": before[path][1].transposed != origins[path].transposed,
+    } for path, (spec, _) in specs.items() if path in origins]
+    written = [specs[leaf["leaf"]][0] for leaf in leaves]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": found.facts() | {"kind": config.source_kind},
+        "target": {"path": str(config.target), "kind": config.target_kind},
+        "cast_to": config.dtype,
+        "num_leaves": len(leaves),
+        "num_parameters": sum(int(np.prod(spec.shape, dtype=np.int64)) for spec in written),
+        "num_bytes": sum(map(spec_bytes, written)),
+        "seconds": round(seconds, 3),
+        "notes": list(source.model.notes),
+        "not_written": sorted(path for path in specs if path not in origins),
+        "leaves": leaves,
+    }
+
+
+def _place(origin: Origin) -> str:
+    return origin.name if origin.layer is None else f"{origin.name}[layer {origin.layer}]"
+
+
+def parse_size(text: str) -> float:
+    """``5GB``, ``500MB``, ``30KB`` (powers of 1000) or a number of bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(describe("This is no size", got=repr(text),
+                                  expected="5GB, 500MB or a number of bytes"))
+    return float(match[1]) * _UNITS[match[2].upper()]
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """The report in a few lines."""
+    source, target = report["source"], report["target"]
+    seconds = max(report["seconds"], 1e-3)
+    lines = [f"{report['num_leaves']} leaves, {report['num_parameters']:,} parameters, "
+             f"{report['num_bytes'] / 1e9:.2f} GB from {source['kind']} to {target['kind']} "
+             f"in {seconds:.1f} s ({report['num_bytes'] / 1e6 / seconds:.0f} MB/s)"]
+    lines += [f"note: {note}" for note in report["notes"]]
+    if report["not_written"]:
+        lines.append(f"not written: {', '.join(report['not_written'])}")
+    if "verified" in report:
+        found = report["verified"]
+        lines.append(f"largest difference of the logits: {found['largest_difference']:.3g} "
+                     f"({found['source_by']} against {found['target_by']}, {found['shape']})")
+    return [*lines, f"report: {storage.as_path(target['path']) / REPORT_FILE}", str(target["path"])]
+
+
+def check_verified(verified: Mapping[str, Any], target: Any) -> None:
+    """Raises RunError if the logits differ by more than `verify.TOLERANCE`."""
+    difference = verified["largest_difference"]
+    if not difference <= verify.TOLERANCE:  # also when it is not a number
+        raise RunError(describe("The two models do not compute the same", where=target,
+                                got=f"logits that differ by {difference:.3g}",
+                                expected=f"at most {verify.TOLERANCE:g}",
+                                cure="do not use what was written; report this"))
+
+
+class Watched:
+    """`Tensors` that say how far a conversion is, at most every `_PROGRESS_SECONDS`."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors, self.specs, self.origins = tensors, tensors.specs, tensors.origins
+        self._done: dict[str, int] = {}
+        self._total = sum(map(spec_bytes, tensors.specs.values()))
+        self._told = time.monotonic()
+
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """The leaf or a part of it."""
+        array = self._tensors.read(path, index)
+        self._done[path] = spec_bytes(self.specs[path])
+        if time.monotonic() - self._told > _PROGRESS_SECONDS:
+            self._told = time.monotonic()
+            logger.info("%d of %d leaves, %.1f of %.1f GB", len(self._done), len(self.specs),
+                        sum(self._done.values()) / 1e9, self._total / 1e9)
+        return array
+
+
+def watch(source: Source) -> Source:
+    """The source with tensors that tell of their progress."""
+    model = source.model
+    return dataclasses.replace(source, model=dataclasses.replace(model, tensors=Watched(model.tensors)))
