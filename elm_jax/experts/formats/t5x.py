@@ -90,15 +90,16 @@ class T5XTensors:
         stored = self._stored[place.name]
         if place.layer is None or stored.chunks[convert_t5x.LAYER_AXIS] == 1:
             return stored
-        if self._kept is None or self._kept.name != stored.name:
-            self._kept = None  # lets go of the stack before: two do not fit into the memory together
-            self._kept = stored.keeping_chunks()
-        return self._kept
+        kept = self._kept
+        if kept is None or kept.name != stored.name:
+            kept = self._kept = None  # lets go of the stack before: two are too much for the memory
+            kept = self._kept = stored.keeping_chunks()
+        return kept
 
 
 def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None = None, *,
              scanned: bool | None = None) -> Model:
-    """Opens a T5X checkpoint; names, shapes and the presence of every chunk are checked, contents not read.
+    """Opens a T5X checkpoint; names, shapes and the length of every chunk are checked, contents not read.
 
     Args:
         folder: a model's folder (its newest whole checkpoint is taken), a ``checkpoint_<step>`` in it,
