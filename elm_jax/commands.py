@@ -15,7 +15,7 @@ from elm_jax import config as config_lib
 from elm_jax import sharding, storage
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
-from elm_jax.experts.base import load_base
+from elm_jax.experts.base import load_base, load_vocabulary
 from elm_jax.experts.encoders import MiniLMEncoder
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert
@@ -241,7 +241,7 @@ def tasks_list(arguments: argparse.Namespace) -> None:
 
 def tasks_show(arguments: argparse.Namespace) -> None:
     """`elm tasks show NAME`."""
-    vocabulary = load_base(arguments.base).vocabulary if arguments.base else None
+    vocabulary = load_vocabulary(arguments.base)[0] if arguments.base else None
     rows = task_tools.show_task(arguments.name, arguments.split, arguments.rows,
                                 modules=_modules(arguments), vocabulary=vocabulary)
     if arguments.json:
@@ -255,8 +255,7 @@ def tasks_prepare(arguments: argparse.Namespace) -> None:
     """`elm tasks prepare`: prepared arrays of tasks or mixtures."""
     if not arguments.prepared:
         raise InputError(describe("--prepared names no folder", cure="give --prepared DIR"))
-    base = load_base(arguments.base)
-    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), arguments.prepared)
+    data = _task_data(arguments)
     start, count = time.monotonic(), 0
     for name in arguments.names:
         for task in data.tasks_of(name):
@@ -272,8 +271,10 @@ def _modules(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _task_data(arguments: argparse.Namespace) -> TaskData:
-    base = load_base(arguments.base)
-    return TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), arguments.prepared)
+    vocabulary, path = load_vocabulary(arguments.base)
+    if vocabulary is None:
+        raise InputError(describe("The base carries no vocabulary", where=arguments.base))
+    return TaskData(vocabulary, path, _modules(arguments), arguments.prepared)
 
 
 def _paths(arguments: argparse.Namespace) -> list[str]:

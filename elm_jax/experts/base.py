@@ -86,6 +86,11 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Base:
     return base_of(detect.open_model(folder), mesh)
 
 
+def load_vocabulary(folder: storage.PathLike) -> tuple[Vocabulary | None, str | None]:
+    """A base's vocabulary and a file that holds it, without its parameters."""
+    return _vocabulary(detect.open_model(folder))
+
+
 def base_of(model: Model, mesh: Mesh | None = None) -> Base:
     """The base that an opened model is (see `load_base`)."""
     recorded = model.facts.get(elm.FACTS, {}).get("fingerprint")
@@ -100,20 +105,22 @@ def base_of(model: Model, mesh: Mesh | None = None) -> Base:
     else:
         params = read_onto(mesh, model)
         fingerprint = recorded or _told_fingerprint(model)
-    vocabulary = None if model.vocabulary is None else Vocabulary(model.vocabulary, where=model.where)
+    vocabulary, vocabulary_path = _vocabulary(model)
     return Base(name=storage.as_path(model.where).name, params=trees.unflatten(params),
                 config=model.config, fingerprint=fingerprint, vocabulary=vocabulary,
-                vocabulary_path=None if vocabulary is None else _vocabulary_file(model, vocabulary),
-                path=model.where)
+                vocabulary_path=vocabulary_path, path=model.where)
 
 
-def _vocabulary_file(model: Model, vocabulary: Vocabulary) -> str:
-    """The folder's own file, or a passing one where the vocabulary came in another form."""
+def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
+    """The vocabulary and its file: the folder's own, or a passing one where it came in another form."""
+    if model.vocabulary is None:
+        return None, None
+    vocabulary = Vocabulary(model.vocabulary, where=model.where)
     for name in (elm.VOCABULARY_FILE, hf_tokenizer.SENTENCEPIECE_FILE):
         path = storage.as_path(model.where) / name
-        if path.exists():
-            return str(path)
-    return vocabulary.file()
+        if path.exists() and path.read_bytes() == model.vocabulary:
+            return vocabulary, str(path)
+    return vocabulary, vocabulary.file()
 
 
 def read_onto(mesh: Mesh, model: Model) -> FlatParams:

@@ -13,7 +13,6 @@ from elm_jax import storage, trees
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.formats import adapters, detect, elm, hf, streaming, t5x
 from elm_jax.experts.formats.model import Index, Origin, Tensors
-from elm_jax.experts.formats.safetensors_files import spec_bytes
 from elm_jax.experts.formats.sources import Source, open_source
 from elm_jax.experts.overlay import save_expert
 from elm_jax.workflows import verify
@@ -162,7 +161,7 @@ def make_report(found: Source, source: Source, config: ConvertConfig, origins: M
         "cast_to": config.dtype,
         "num_leaves": len(leaves),
         "num_parameters": sum(int(np.prod(spec.shape, dtype=np.int64)) for spec in written),
-        "num_bytes": sum(map(spec_bytes, written)),
+        "num_bytes": sum(spec.nbytes for spec in written),
         "seconds": round(seconds, 3),
         "notes": list(source.model.notes),
         "not_written": sorted(path for path in specs if path not in origins),
@@ -216,13 +215,13 @@ class Watched:
     def __init__(self, tensors: Tensors) -> None:
         self._tensors, self.specs, self.origins = tensors, tensors.specs, tensors.origins
         self._done: dict[str, int] = {}
-        self._total = sum(map(spec_bytes, tensors.specs.values()))
+        self._total = sum(spec.nbytes for spec in tensors.specs.values())
         self._told = time.monotonic()
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
         """The leaf or a part of it."""
         array = self._tensors.read(path, index)
-        self._done[path] = spec_bytes(self.specs[path])
+        self._done[path] = self.specs[path].nbytes
         if time.monotonic() - self._told > _PROGRESS_SECONDS:
             self._told = time.monotonic()
             logger.info("%d of %d leaves, %.1f of %.1f GB", len(self._done), len(self.specs),

@@ -143,11 +143,31 @@ def test_one_leaf_at_a_time(kind, source, base_folder, tmp_path, monkeypatch):
             return array
 
     monkeypatch.setattr(elm, "GROUP_BYTES", 0)
+    monkeypatch.setattr(streaming, "AHEAD_BYTES", 0)
     model = Model(opened.kind, opened.where, opened.config, Counted(opened.tensors))
     (hf.write_hf if kind == "hf" else elm.write_elm)(tmp_path / "out", model)
     assert len(most) == len(opened.tensors.specs)
     # TensorStore's threads let go of an array a moment after they have written it.
     assert max(most) <= (1 if kind == "hf" else 2)
+
+
+def test_reading_ahead_keeps_the_order_and_the_bound(monkeypatch):
+    """Leaves of 40 bytes, 100 allowed: the one in hand and two that wait; a large one waits for nobody."""
+    monkeypatch.setattr(streaming, "AHEAD_BYTES", 100)
+    names = [f"{number:02}" for number in range(12)]
+    sizes = {name: 100 if name == "05" else 10 for name in names}
+    tensors = streaming.ArrayTensors({name: np.full(sizes[name], int(name), np.float32) for name in names})
+    recorded = Recorded(tensors)
+    ahead = []
+    for number, array in enumerate(streaming.read_ahead(recorded, names)):
+        time.sleep(0.02)
+        assert array[0] == number
+        ahead.append(len(recorded.parts) - number - 1)
+    assert list(recorded.parts) == names
+    assert ahead == [2, 2, 2, 1, 0, 2, 2, 2, 2, 2, 1, 0]
+    recorded.tensors = None
+    with pytest.raises(AttributeError):
+        list(streaming.read_ahead(recorded, names))
 
 
 def test_leaves_are_grouped_by_size():

@@ -63,10 +63,13 @@ def _fetch(name: str) -> epath.Path:
             "There is no such folder, and models on the hub need the package huggingface_hub",
             where=name, cure="give a folder, or pip install huggingface_hub")) from error
     try:
-        files = huggingface_hub.list_repo_files(name) if not huggingface_hub.constants.HF_HUB_OFFLINE else []
-        safe = any(file.endswith(".safetensors") and "/" not in file for file in files) or not files
-        patterns = [*_HUB_FILES, *(() if safe and files else _HUB_WEIGHTS)]
-        return storage.as_path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        files = huggingface_hub.list_repo_files(name)
+    except Exception:  # no network: what the cache holds may do
+        files = []
+    safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
+    patterns = _HUB_FILES if safe else (*_HUB_FILES, *_HUB_WEIGHTS)
+    try:
+        return storage.as_path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's, the network's and the disk's errors have no common class
         raise InputError(describe(
             "There is no such folder, and the Hugging Face hub does not give such a model", where=name,

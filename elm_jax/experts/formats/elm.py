@@ -4,6 +4,7 @@
 one holds few leaves at a time and cuts them into chunks, so that a slice can be read without the rest.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,7 +21,6 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import utc_now
 from elm_jax.experts.formats import checks, streaming
 from elm_jax.experts.formats.model import Index, Model, Origin, Tensors, TensorSpec
-from elm_jax.experts.formats.safetensors_files import spec_bytes
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
 
@@ -138,47 +138,47 @@ def write_facts(folder: epath.Path, config: T5Config, fingerprint: str, vocabula
     })
 
 
+@dataclasses.dataclass(frozen=True)
 class _Leaf:
     """A leaf that Orbax writes: its contents are read when their turn comes."""
 
-    def __init__(self, tensors: Tensors, path: str) -> None:
-        self.path = path
-        self.shape, self.dtype = tensors.specs[path].shape, np.dtype(tensors.specs[path].dtype)
-        self.nbytes = spec_bytes(tensors.specs[path])
-        self._tensors = tensors
-
-    def read(self) -> np.ndarray:
-        return self._tensors.read(self.path)
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    nbytes: int
 
 
 class _FewLeavesAtATime(ocp.type_handlers.NumpyHandler):
     """Writes a few leaves after another, where Orbax's own handler takes all at once.
 
     Attributes:
-        order: paths in the order in which they are read and written.
+        tensors: of all leaves, which are read and written in the order of its `specs`.
         fingerprint: grows with every leaf, in another thread while leaves are written; None if the
             order is not that of a fingerprint.
     """
 
-    def __init__(self, order: Sequence[str]) -> None:
+    def __init__(self, tensors: Tensors) -> None:
         super().__init__(deepcopy_host_arrays=False)
-        self.order = {path: number for number, path in enumerate(order)}
-        self.fingerprint = trees.Fingerprint() if list(order) == sorted(order) else None
+        self.tensors = tensors
+        in_order = list(tensors.specs) == sorted(tensors.specs)
+        self.fingerprint = trees.Fingerprint() if in_order else None
 
     async def serialize(self, values: Sequence[_Leaf], infos: Sequence[Any],
                         args: Sequence[Any] | None = None) -> Sequence[Any]:
         """Writes all leaves; nothing is left to wait for."""
         args = args or [ocp.SaveArgs()] * len(values)
-        leaves = sorted(zip(values, infos, args, strict=True), key=lambda leaf: self.order[leaf[0].path])
+        by_path = {leaf.path: (leaf, info, arg) for leaf, info, arg in zip(values, infos, args, strict=True)}
+        arrays = streaming.read_ahead(self.tensors, self.tensors.specs)
         with ThreadPoolExecutor(max_workers=1) as thread:
-            for group in in_groups(leaves, lambda leaf: leaf[0].nbytes):
-                await self._write(thread, group)
+            for group in in_groups([by_path[path] for path in self.tensors.specs], lambda it: it[0].nbytes):
+                await self._write(thread, group, arrays)
         return []
 
-    async def _write(self, thread: ThreadPoolExecutor, group: Sequence[tuple[_Leaf, Any, Any]]) -> None:
+    async def _write(self, thread: ThreadPoolExecutor, group: Sequence[tuple[_Leaf, Any, Any]],
+                     read: Iterator[np.ndarray]) -> None:
         """Writes leaves together. A function of its own: they are gone before the next are read."""
         leaves, infos, args = zip(*group, strict=True)
-        arrays = [leaf.read() for leaf in leaves]
+        arrays = [next(read) for _ in leaves]
         adding = thread.submit(self._add, [leaf.path for leaf in leaves], arrays[:])
         for writing in await super().serialize(arrays, infos, args):
             writing.result()
@@ -213,10 +213,11 @@ def save_leaves(folder: epath.Path, tensors: Tensors) -> str:
     Leaves are read in the order of `tensors.specs`, which may be cheaper than that of the fingerprint: a
     stack of all layers is then read once. The fingerprint is then taken from what was written.
     """
-    handler = _FewLeavesAtATime(list(tensors.specs))
+    handler = _FewLeavesAtATime(tensors)
     registry = ocp.type_handlers.create_type_handler_registry(
         (_Leaf, handler), (jax.Array, ocp.type_handlers.ArrayHandler()))
-    tree = trees.unflatten({path: _Leaf(tensors, path) for path in tensors.specs})
+    tree = trees.unflatten({path: _Leaf(path, spec.shape, np.dtype(spec.dtype), spec.nbytes)
+                            for path, spec in tensors.specs.items()})
     in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
     # Without compression, as other formats have it: trained weights shrink little, and slowly.
     orbax = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)

@@ -158,8 +158,11 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
     if "config" not in kept:
         values["torch_dtype"] = main_dtype(specs)
 
+    leaves = streaming.read_ahead(model.tensors, paths.values())
+
     def contents(name: str) -> Iterator[np.ndarray]:
-        return streaming.pieces(model.tensors.read(paths[name]), convert_hf.hf_name(paths[name]).transposed)
+        """The next leaf: names are asked for in the order of `specs`."""
+        return streaming.pieces(next(leaves), convert_hf.hf_name(paths[name]).transposed)
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
     if model.vocabulary is not None:

@@ -6,9 +6,11 @@ own names, transpositions and stacked layers into them when a tensor is asked fo
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
 import numpy as np
 
 from elm_jax.models.t5_config import T5Config
@@ -23,6 +25,11 @@ class TensorSpec:
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclasses.dataclass(frozen=True)

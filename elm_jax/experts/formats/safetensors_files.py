@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
 import numpy as np
 from etils import epath
 
@@ -208,7 +207,7 @@ def write_file(path: storage.PathLike, specs: Mapping[str, TensorSpec], contents
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     position = 0
     for name, spec in specs.items():
-        end = position + spec_bytes(spec)
+        end = position + spec.nbytes
         header[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape),
                         "data_offsets": [position, end]}
         position = end
@@ -250,7 +249,7 @@ def write_tensors(folder: storage.PathLike, specs: Mapping[str, TensorSpec], con
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_file(folder / file, {name: specs[name] for name in names}, contents, {"format": "pt"})
         table |= dict.fromkeys(names, file)
-    total = {"total_size": sum(map(spec_bytes, specs.values()))}
+    total = {"total_size": sum(spec.nbytes for spec in specs.values())}
     storage.write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": dict(sorted(table.items()))})
 
 
@@ -259,16 +258,9 @@ def plan_shards(specs: Mapping[str, TensorSpec], max_shard_bytes: float) -> list
     shards: list[list[str]] = [[]]
     size = 0
     for name, spec in specs.items():
-        if shards[-1] and size + spec_bytes(spec) > max_shard_bytes:
+        if shards[-1] and size + spec.nbytes > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += spec_bytes(spec)
+        size += spec.nbytes
     return shards
-
-
-def spec_bytes(spec: TensorSpec) -> int:
-    """Bytes of a tensor."""
-    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
-
-

@@ -18,7 +18,7 @@ from elm_jax.experts.formats.safetensors_files import check_index, read_index
 
 SINGLE_FILE = "pytorch_model.bin"
 INDEX_FILE = "pytorch_model.bin.index.json"
-_REOPEN_BYTES = 1 << 28
+_REOPEN_BYTES = 1 << 27
 _REFUSALS = ("GLOBAL", "Unsupported operand", "Unsupported class")
 """Words of torch's errors for a file that holds more than tensors."""
 
