@@ -116,6 +116,22 @@ def write_orbax(model_dir: Path, leaves: dict[str, np.ndarray], step: int = 7, *
     return model_dir / f"checkpoint_{step}"
 
 
+WRITERS = {
+    "zarr": write_zarr,
+    "orbax": write_orbax,
+    "orbax_folders": lambda folder, leaves, step=7: write_orbax(folder, leaves, step, ocdbt=False),
+    "orbax_default": lambda folder, leaves, step=7: write_orbax(folder, leaves, step, item="default"),
+}
+
+
+def write(writer: str, folder: Path, form: str, generation: str = "t5_1_1_untied", dtype: str = "float32",
+          step: int = 7) -> tuple[Path, dict[str, np.ndarray]]:
+    """A checkpoint made without this program: its step's folder, and this program's leaves in it."""
+    network = config(generation)
+    leaves = random_leaves(network, dtype)
+    return WRITERS[writer](folder, as_t5x(leaves, network, form), step), leaves
+
+
 class MemoryTensors:
     """`Tensors` that lie in memory."""
 

@@ -50,6 +50,7 @@ class T5XTensors:
         """
         self._places = {path: tree.places[path][0] for path in convert_t5x.in_cheap_order(tree)}
         self._stored, self._config = stored, tree.config
+        self._kept: t5x_folders.Stored | None = None
         shapes = convert_t5x.leaf_shapes(tree.config)
         self.specs = {path: TensorSpec(shapes[path], stored[place.name].dtype)
                       for path, place in self._places.items()}
@@ -62,7 +63,7 @@ class T5XTensors:
             InputError: a chunk is damaged.
         """
         place, shape = self._places[path], self.specs[path].shape
-        stored = self._stored[place.name]
+        stored = self._array(place)
         index = index if index is not None else (slice(None),) * len(shape)
         spans = [range(size)[part] for part, size in zip(index, shape, strict=True)]
         joined = convert_t5x.joined_axis(path)
@@ -84,10 +85,21 @@ class T5XTensors:
             part = part[(slice(None),) * joined + (slice(first, first + len(spans[joined])),)]
         return np.ascontiguousarray(part)
 
+    def _array(self, place: Place) -> t5x_folders.Stored:
+        """The tensor to read. Where chunks hold several layers, those of one stack are kept."""
+        stored = self._stored[place.name]
+        if place.layer is None or stored.chunks[convert_t5x.LAYER_AXIS] == 1:
+            return stored
+        kept = self._kept
+        if kept is None or kept.name != stored.name:
+            kept = self._kept = None  # lets go of the stack before: two are too much for the memory
+            kept = self._kept = stored.keeping_chunks()
+        return kept
+
 
 def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None = None, *,
              scanned: bool | None = None) -> Model:
-    """Opens a T5X checkpoint; names, shapes and the presence of every chunk are checked, contents not read.
+    """Opens a T5X checkpoint; names, shapes and the length of every chunk are checked, contents not read.
 
     Args:
         folder: a model's folder (its newest whole checkpoint is taken), a ``checkpoint_<step>`` in it,
@@ -110,9 +122,6 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
                                   expected=f"names that begin with {TARGET!r}"))
     stored = _by_leaf_name(contents.open(names))
     tree = _checked_tree(stored, where, scanned)
-    cache = _cache_bytes(stored, tree)
-    if cache:
-        stored = _by_leaf_name(contents.open(names, cache))
     tensors = T5XTensors(stored, tree)
     notes = (*checkpoint.notes, *tree.notes, *_check_biases(tensors, stored, tree, where),
              *_left_out(contents.names()))
@@ -149,15 +158,6 @@ def _checked_tree(stored: Mapping[str, t5x_folders.Stored], where: epath.Path,
                                   got=f"{len(faults)} chunks: {', '.join(faults)}",
                                   cure="copy the checkpoint again"))
     return tree
-
-
-def _cache_bytes(stored: Mapping[str, t5x_folders.Stored], tree: convert_t5x.Tree) -> int:
-    """Memory for the chunks of one stack, if chunks hold several layers: each layer needs all of them."""
-    if not tree.form.scanned:
-        return 0
-    axis = convert_t5x.LAYER_AXIS
-    return max((array.decoded_bytes for array in stored.values()
-                if len(array.chunks) > axis and array.chunks[axis] > 1), default=0)
 
 
 def _check_biases(tensors: T5XTensors, stored: Mapping[str, t5x_folders.Stored], tree: convert_t5x.Tree,

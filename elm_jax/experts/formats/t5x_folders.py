@@ -36,12 +36,16 @@ class InlineArray:
 
     def __init__(self, name: str, values: np.ndarray) -> None:
         self.name, self.shape, self.dtype = name, tuple(values.shape), values.dtype.name
-        self.chunks, self.decoded_bytes = self.shape, 0
+        self.chunks = self.shape
         self._values = values
 
     def read(self, index: Index | None = None) -> np.ndarray:
         """The array or a part of it."""
         return self._values if index is None else self._values[index]
+
+    def keeping_chunks(self) -> "InlineArray":
+        """The array: it is in memory anyway."""
+        return self
 
     def faults(self) -> list[str]:
         """None: it has been read."""
@@ -82,10 +86,9 @@ class Contents:
     listed: Mapping[str, str]
     inline: Mapping[str, np.ndarray]
 
-    def open(self, names: list[str], cache_bytes: int = 0) -> dict[str, Stored]:
+    def open(self, names: list[str]) -> dict[str, Stored]:
         """Opens arrays of these names."""
-        folder = self.folder.with_cache(cache_bytes)
-        opened = folder.open(self.listed[name] for name in names if name not in self.inline)
+        opened = self.folder.open(self.listed[name] for name in names if name not in self.inline)
         return {name: InlineArray(name, self.inline[name]) if name in self.inline
                 else opened[self.listed[name]] for name in names}
 

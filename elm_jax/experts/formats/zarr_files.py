@@ -28,6 +28,8 @@ CHUNK_BYTES = 1 << 26
 """Of what is written. T5X's own aim: fits many ways to split an array over hosts."""
 _OPENED_TOGETHER = 64
 _WRITTEN_TOGETHER = 2
+_CACHE_OVERHEAD = 1 << 20
+"""TensorStore counts more than the chunks; what goes over the limit is dropped at once."""
 _FAULTS = (ValueError, OSError, RuntimeError, KeyError)
 """What TensorStore raises."""
 
@@ -67,15 +69,15 @@ class ZarrArray:
                 "A tensor cannot be read", where=f"{self._folder.path}, {self.name}", got=str(error)[:300],
                 cure="copy the checkpoint again")) from error
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Size of a decoded chunk."""
-        return math.prod(self.chunks) * np.dtype(self.dtype).itemsize
+    def keeping_chunks(self) -> "ZarrArray":
+        """The same array; its chunks, once decoded, stay in memory for as long as what is returned."""
+        cache_bytes = math.prod(self._grid) * self._chunk_bytes + _CACHE_OVERHEAD
+        folder = Folder(self._folder.path, ocdbt=self._folder.ocdbt, cache_bytes=cache_bytes)
+        return folder.open([self.name])[self.name]
 
     @property
-    def decoded_bytes(self) -> int:
-        """Size of all chunks, decoded."""
-        return math.prod(self._grid) * self.chunk_bytes
+    def _chunk_bytes(self) -> int:
+        return math.prod(self.chunks) * np.dtype(self.dtype).itemsize
 
     @property
     def _grid(self) -> list[int]:
@@ -85,7 +87,7 @@ class ZarrArray:
         """Chunks that are missing or cut short, as ``name/0.0 (missing)``; contents are not decoded."""
         places = itertools.product(*map(range, self._grid))
         keys = [self._separator.join(map(str, place)) or "0" for place in places]
-        found = self._folder.chunk_states(self.name, keys, self._compressor, self.chunk_bytes)
+        found = self._folder.chunk_states(self.name, keys, self._compressor, self._chunk_bytes)
         return [f"{self.name}/{key} ({state})" for key, state in zip(keys, found, strict=True) if state]
 
 
@@ -134,10 +136,6 @@ class Folder:
             raise InputError(describe("Headers of tensors cannot be read", where=self.path,
                                       got="; ".join(faults), cure="copy the checkpoint again"))
         return opened
-
-    def with_cache(self, cache_bytes: int) -> "Folder":
-        """The same folder, keeping decoded chunks of so many bytes in memory."""
-        return Folder(self.path, ocdbt=self.ocdbt, cache_bytes=cache_bytes)
 
     def create(self, name: str, shape: Sequence[int], dtype: str, chunks: Sequence[int]) -> "NewArray":
         """Makes an array, to be filled."""
@@ -230,7 +228,8 @@ class NewArray:
             for box in _boxes(values.shape, chunks):
                 if len(writing) == _WRITTEN_TOGETHER:
                     writing.pop(0).result()
-                writing.append(target[box].write(values[box]))
+                # Nobody changes the values before all is written, so they need not be copied.
+                writing.append(target[box].write(values[box], can_reference_source_data_indefinitely=True))
             for future in writing:
                 future.result()
 
