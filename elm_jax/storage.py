@@ -21,6 +21,7 @@ from elm_jax.errors import InputError, RunError, describe
 from elm_jax.types import Params
 
 MARKER = "COMMITTED.json"
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 PathLike = str | os.PathLike
 
 
@@ -36,21 +37,27 @@ def is_local(path: PathLike) -> bool:
 
 @contextmanager
 def guard_writes(path: PathLike) -> Iterator[None]:
-    """Turns a full or read-only disk into one clear RunError that names the path."""
+    """Turns a full or read-only disk into one clear RunError that names the path.
+
+    The system says so by an error number; Orbax and TensorStore say it by the same words.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-            raise RunError(
-                describe(
-                    "Cannot write",
-                    where=path,
-                    got=os.strerror(error.errno),
-                    cure="free space or choose another folder, then start again: "
-                    "what was committed before is kept",
-                )
-            ) from error
-        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        said = [os.strerror(full) for full in _CANNOT_WRITE
+                if full == number or os.strerror(full).lower() in str(error).lower()]
+        if not said or isinstance(error, RunError):
+            raise
+        raise RunError(
+            describe(
+                "Cannot write",
+                where=path,
+                got=said[0],
+                cure="free space or choose another folder, then start again: "
+                "what was committed before is kept",
+            )
+        ) from error
 
 
 def read_text(path: PathLike) -> str:
