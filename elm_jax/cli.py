@@ -23,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"`elm {arguments.verb}` takes no gin bindings: {bindings[0]}")
     arguments.gin_bindings = bindings
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
-    for noisy in ("absl", "jax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "seqio"):
+    for noisy in ("jax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "seqio"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs an error's traceback, then raises it
     try:
         return arguments.run(arguments) or 0
     except ElmError as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -405,6 +406,56 @@ def test_a_vocabulary_for_a_model_without_one(world, tmp_path):
     refuse("no vocabulary here", tmp_path / "t5", "hf", tmp_path / "x", "elm", vocabulary="/no/file")
     opened = sources.open_source("elm", world.base.path, vocabulary=world.base.vocabulary_path)
     assert opened.model.vocabulary == world.base.vocabulary.proto
+
+
+def lying_header(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"shape":[24]', b'"shape":[25]', 1))
+
+
+def code_inside(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"shared.weight": torch.ones(2), "x": os.system}, folder / "pytorch_model.bin")
+
+
+def other_vocabulary(folder, world):
+    hf_folders.add_vocabulary(folder, world.base.vocabulary.proto)
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda folder, _: os.truncate(folder / "model.safetensors", 30_000), "truncated"),
+    (lambda folder, _: lying_header(folder), "header is wrong"),
+    (lambda folder, _: code_inside(folder), "may be code"),
+    (lambda folder, _: (folder / "config.json").write_text(json.dumps(
+        hf_folders.PUBLISHED["t5_1_1"] | {"d_ff": 48})), "do not fit the config"),
+    (other_vocabulary, "vocabulary is not that of the embedding"),
+    (lambda folder, _: (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors"),
+     "no weights that this program reads"),
+])
+def test_wrong_folders_are_status_2_and_nothing_is_written(capsys, world, tmp_path, spoil, words):
+    hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "t5")
+    spoil(tmp_path / "t5", world)
+    for kind in ("elm", "t5x", "hf"):
+        status, out, err = run(capsys, "--from", "hf", "--to", kind, tmp_path / "t5", tmp_path / "x")
+        assert status == 2 and words in err and out == "" and "Traceback" not in err
+    assert os.listdir(tmp_path) == ["t5"]
+
+
+FULL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from elm_jax import cli
+sys.exit(cli.main(["convert", "--from", "hf", "--to", sys.argv[2], sys.argv[1], sys.argv[3]]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["elm", "hf", "t5x"])
+def test_a_full_disk_is_status_1_and_leaves_nothing(tmp_path, kind):
+    hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "t5")
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "t5"), kind, str(tmp_path / "x")],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("elm convert: Cannot write"), done.stderr
+    assert "Traceback" not in done.stderr and os.listdir(tmp_path) == ["t5"]
 
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5e9), ("500mb", 5e8), ("1.5 KB", 1500), ("42", 42)])
