@@ -42,7 +42,7 @@ BOTTLENECK = 6
 LENGTHS = {"inputs": 64, "targets": 16}
 BATCH_SIZE = 8
 STEPS = 30
-LEARNING_RATE, ADAPTER_RATE = 3e-4, 1e-2
+LEARNING_RATE, ADAPTER_RATE = 3e-4, 3e-3
 """Of all weights, and of adapters and norms alone. Rounding grows from step to step, the faster the larger
 the rate: of all weights at 1e-3 to 4e-5 of the loss."""
 DATASETS = ("ag_news", "trec", "common_gen")
@@ -173,7 +173,7 @@ class World:
             "--alsologtostderr"]
         environment = {
             **os.environ, "ELM_DATA_DIR": str(self.data), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         start = time.monotonic()
         done = subprocess.run(
