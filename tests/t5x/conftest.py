@@ -8,13 +8,14 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import available
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _t5x() -> None:
-    try:
-        import t5x.train  # noqa: F401
-    except ImportError as error:
-        pytest.skip(f"T5X cannot be imported ({error}); docs/t5x.md says how to get it")
+    reason = available.why_skipped()
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
