@@ -46,10 +46,11 @@ def test_the_quickstart_installs_once_and_then_runs_the_demo(launch, tmp_path):
 def test_the_tests_install_once_and_then_lint_and_test(launch):
     calls, _ = launch("test.sh")
     assert len(installs(calls)) == 3 and ".[test]" in installs(calls)[0]
-    checks = ["ruff check .", "lint-imports", "python -m pytest -m not slow -n 2 -q"]
+    checks = ["ruff check .", "lint-imports", "python tests/t5x/available.py",
+              "python -m pytest -m not slow -n 2 -q"]
     assert calls[3:] == checks
     assert launch("test.sh")[0] == checks
-    assert launch("test.sh", "tests/core", "-x")[0] == [*checks[:2], "python -m pytest tests/core -x"]
+    assert launch("test.sh", "tests/core", "-x")[0] == [*checks[:3], "python -m pytest tests/core -x"]
 
 
 def test_an_installation_that_failed_is_not_taken_for_done(launch, tmp_path):
