@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from elm_jax import commands
 from elm_jax.errors import ElmError
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for noisy in ("jax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "seqio"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs an error's traceback, then raises it
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _without_orphaned_writes
     try:
         return arguments.run(arguments) or 0
     except ElmError as error:
@@ -36,6 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+
+
+def _without_orphaned_writes(unraisable: Any) -> None:
+    """Prints what Python cannot raise, but for writes whose fellow failed first.
+
+    On a full disk Orbax raises the first failure and closes its event loop while TensorStore still has
+    other leaves in hand; each of those would print a traceback before the one clear error.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:

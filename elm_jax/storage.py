@@ -6,6 +6,8 @@ commit marker, written last, is there. `begin` removes the marker before anythin
 
 import json
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -260,14 +262,28 @@ def staged(folder: PathLike) -> Iterator[epath.Path]:
     try:
         yield target
     except BaseException:
-        if is_local(folder) and target.exists():
-            target.rmtree()
+        if is_local(folder):
+            _remove_for_good(target)
         raise
     if is_local(folder):
         with guard_writes(folder):
             if folder.exists():
                 folder.rmdir()
             os.replace(target, folder)
+
+
+def _remove_for_good(folder: epath.Path, quiet: float = 0.5, limit: float = 10.0) -> None:
+    """Removes a folder until it stays away for `quiet` of at most `limit` seconds.
+
+    A write that Orbax gave up on may still make its files anew.
+    """
+    end = time.monotonic() + limit
+    away_since = time.monotonic()
+    while time.monotonic() < min(end, away_since + quiet):
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            away_since = time.monotonic()
+        time.sleep(0.05)
 
 
 def save_tree(folder: PathLike, tree: Params) -> None:

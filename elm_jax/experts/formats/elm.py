@@ -7,6 +7,7 @@ one holds few leaves at a time and cuts them into chunks, so that a slice can be
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -180,9 +181,14 @@ class _FewLeavesAtATime(ocp.type_handlers.NumpyHandler):
         leaves, infos, args = zip(*group, strict=True)
         arrays = [next(read) for _ in leaves]
         adding = thread.submit(self._add, [leaf.path for leaf in leaves], arrays[:])
-        for writing in await super().serialize(arrays, infos, args):
-            writing.result()
-        adding.result()
+        # One call a leaf: a call for many raises the first failure and leaves the other writes behind,
+        # which then make files in a folder that was cleaned up.
+        writings = []
+        for array, info, arg in zip(arrays, infos, args, strict=True):
+            writings += await super().serialize([array], [info], [arg])
+        with ExitStack() as waits_for_all:
+            for wait in (adding.result, *(writing.result for writing in writings)):
+                waits_for_all.callback(wait)
 
     def _add(self, paths: Sequence[str], arrays: list[np.ndarray]) -> None:
         """Empties the list, for the executor keeps its arguments a moment longer than it works."""
