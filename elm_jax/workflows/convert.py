@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import math
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -194,19 +196,32 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"not written: {', '.join(report['not_written'])}")
     if "verified" in report:
         found = report["verified"]
-        lines.append(f"largest difference of the logits: {found['largest_difference']:.3g} "
+        lines.append(f"largest difference of the logits: {found['largest_difference']:.3g}, largest logit "
+                     f"{found['largest_logit']:.3g} "
                      f"({found['source_by']} against {found['target_by']}, {found['shape']})")
     return [*lines, f"report: {storage.as_path(target['path']) / REPORT_FILE}", str(target["path"])]
 
 
 def check_verified(verified: Mapping[str, Any], target: Any) -> None:
-    """Raises RunError if the logits differ by more than `verify.TOLERANCE`."""
+    """Raises RunError if the logits differ by more than `verify.compare` allows.
+
+    A folder on a local disk then stands under ``<target>.unverified``, where no script takes it for a model.
+    """
     difference = verified["largest_difference"]
-    if not difference <= verify.TOLERANCE:  # also when it is not a number
-        raise RunError(describe("The two models do not compute the same", where=target,
-                                got=f"logits that differ by {difference:.3g}",
-                                expected=f"at most {verify.TOLERANCE:g}",
-                                cure="do not use what was written; report this"))
+    if math.isfinite(difference) and difference <= verified["tolerance"]:
+        return
+    folder = storage.as_path(target)
+    if storage.is_local(folder):
+        aside = folder.parent / f"{folder.name}.unverified"
+        if aside.exists():
+            aside.rmtree()
+        os.replace(folder, aside)
+        folder = aside
+    raise RunError(describe("The two models do not compute the same", where=folder,
+                            got=f"logits that differ by {difference:.3g}",
+                            expected=f"at most {verified['tolerance']:.3g}, where the largest logit is "
+                                     f"{verified['largest_logit']:.3g}",
+                            cure="do not use what was written; report this"))
 
 
 class Watched:

@@ -20,7 +20,9 @@ from elm_jax.types import FlatParams
 
 logger = logging.getLogger(__name__)
 TOLERANCE = 1e-4
-"""Of the logits, in float32."""
+"""Of the logits, in float32, where they are small."""
+RELATIVE_TOLERANCE = 1e-5
+"""As a share of the largest logit: float32 keeps digits, not places, and logits of hundreds are common."""
 _ROWS, _SOURCE_LENGTH, _TARGET_LENGTH = 4, 24, 12
 _SEED = 0
 Logits = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -43,7 +45,7 @@ def compare(source: Source, source_kind: str, target: str, target_kind: str, *,
         as_it_lies: whether the source was converted without a cast, so that its folder can be asked.
 
     Returns:
-        ``{'largest_difference', 'source_by', 'target_by', 'shape'}``.
+        ``{'largest_difference', 'largest_logit', 'tolerance', 'source_by', 'target_by', 'shape'}``.
     """
     inputs, decoder_inputs = tokens(source.model.config.vocab_size)
     with_adapters = source.expert is not None
@@ -57,7 +59,9 @@ def compare(source: Source, source_kind: str, target: str, target_kind: str, *,
     if target_kind == "hf" and not with_adapters:
         second, second_by = _transformers(target) or back
     found = second(inputs, decoder_inputs)
-    return {"largest_difference": float(np.abs(wanted - found).max()), "source_by": first_by,
+    largest = float(np.abs(wanted).max())
+    return {"largest_difference": float(np.abs(wanted - found).max()), "largest_logit": largest,
+            "tolerance": max(TOLERANCE, RELATIVE_TOLERANCE * largest), "source_by": first_by,
             "target_by": second_by, "shape": list(wanted.shape)}
 
 

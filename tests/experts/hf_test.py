@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 import transformers
 
-from elm_jax import trees
+from elm_jax import storage, trees
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
-from elm_jax.experts.formats import elm, hf, safetensors_files, torch_files
+from elm_jax.experts.formats import elm, hf, hf_tokenizer, safetensors_files, torch_files
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import T5Network, shift_right
 
@@ -68,6 +68,26 @@ def test_logits_and_greedy_texts_are_those_of_transformers(family, tmp_path):
     theirs = np.pad(generated[:, 1:], ((0, 0), (0, 9 - generated.shape[1])))
     np.testing.assert_array_equal(texts, theirs)
     assert len({tuple(row) for row in texts}) > 10, "the texts must differ for the comparison to say much"
+
+
+def test_a_tokenizer_of_bytes_travels_along(tmp_path):
+    """ByT5's folders have no vocabulary, only words on which class reads bytes."""
+    hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "source")
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path / "source")
+    back = there_and_back(tmp_path / "source", tmp_path)
+    text = "Zwölf Boxkämpfer 字 <extra_id_3>"
+    wanted = transformers.ByT5Tokenizer()(text).input_ids
+    assert transformers.AutoTokenizer.from_pretrained(back)(text).input_ids == wanted
+
+
+def test_added_tokens_travel_along(tmp_path, vocabulary_proto):
+    hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "source")
+    hf_tokenizer.write_tokenizer(storage.as_path(tmp_path / "source"), vocabulary_proto)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "source")
+    tokenizer.add_tokens(["<speaker>"])
+    tokenizer.save_pretrained(tmp_path / "source")
+    back = transformers.AutoTokenizer.from_pretrained(there_and_back(tmp_path / "source", tmp_path))
+    assert back("<speaker> hello").input_ids == tokenizer("<speaker> hello").input_ids
 
 
 @pytest.mark.parametrize("family", ["t5_1_0", "t5_1_1", "mt5"])

@@ -99,13 +99,19 @@ def test_a_tokenizer_json_that_transformers_wrote(vocabulary_proto, texts, tmp_p
         assert rebuilt.encode(text) == ours.encode(text)
 
 
-def test_added_tokens_are_named_and_left_out(written, tmp_path):
+def test_added_tokens_are_named_and_travel_along(written, tmp_path):
     folder, vocabulary = written
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<speaker>", "<listener>"])
     tokenizer.save_pretrained(tmp_path)
     found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
-    assert found.added == ("<speaker>", "<listener>")
+    assert found.added == {vocabulary.size: "<speaker>", vocabulary.size + 1: "<listener>"}
+    (tmp_path / "again").mkdir()
+    hf_tokenizer.write_tokenizer(storage.as_path(tmp_path / "again"), found.proto, found.added)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    text = "<speaker> hello <listener> and <extra_id_0>"
+    assert again(text).input_ids == tokenizer(text).input_ids
+    assert vocabulary.size in again(text).input_ids and len(again) == vocabulary.size + 2
     assert any("<speaker>, <listener>" in note for note in found.notes)
     assert Vocabulary(found.proto).size == vocabulary.size
 

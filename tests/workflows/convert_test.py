@@ -277,8 +277,29 @@ def test_verification_sees_a_wrong_weight(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(converting, "write", wrong)
     status, _, err = run(capsys, "--from", "hf", "--to", "elm", tmp_path / "t5", tmp_path / "elm", "--verify")
     assert status == 1 and "do not compute the same" in err and "logits that differ by" in err
-    with pytest.raises(RunError):
-        converting.check_verified({"largest_difference": float("nan")}, "here")
+    assert sorted(os.listdir(tmp_path)) == ["elm.unverified", "t5"], "it does not look finished"
+
+
+@pytest.mark.parametrize("difference", [float("nan"), float("inf"), 2e-3])
+def test_verification_is_relative_to_large_logits_and_not_to_infinite_ones(difference, tmp_path):
+    found = {"largest_difference": 1e-3, "tolerance": 1e-5 * 150, "largest_logit": 150.0}
+    converting.check_verified(found, tmp_path / "x")
+    (tmp_path / "x").mkdir()
+    limit = {"tolerance": float("inf")} if difference != 2e-3 else {}
+    with pytest.raises(RunError, match="logits that differ"):
+        converting.check_verified(found | {"largest_difference": difference, **limit}, tmp_path / "x")
+
+
+def test_correct_conversions_with_large_logits_are_verified(capsys, tmp_path):
+    """An untied head a thousand times as large: float32 then differs by more than 1e-4 in every program."""
+    model = hf_folders.build("t5_1_1")
+    with torch.no_grad():
+        model.lm_head.weight *= 1000
+    hf_folders.publish(model, "t5_1_1", tmp_path / "t5")
+    status, _, err = run(capsys, "--from", "hf", "--to", "elm", tmp_path / "t5", tmp_path / "elm", "--verify")
+    verified = json.loads((tmp_path / "elm" / converting.REPORT_FILE).read_text())["verified"]
+    assert status == 0, err
+    assert verified["largest_logit"] > 500 and 1e-4 < verified["largest_difference"] < verified["tolerance"]
 
 
 def test_without_transformers_our_own_network_verifies(tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 FACTS = "hf"
 """Key of `Model.facts` under which what this program has no use for travels: ``{'config': {...},
-'generation_config': {...}}``, as the files had it."""
+'generation_config': {...}}``, as the files had it; ``'tokenizer'``, files by name, of a folder without
+vocabulary; ``'added_tokens'``, by their ids, behind one."""
 DEFAULT_SHARD_BYTES = 5e9
 _WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE,
             torch_files.SINGLE_FILE, torch_files.INDEX_FILE)
@@ -49,10 +50,14 @@ def open_hf(folder: storage.PathLike) -> Model:
     stored, more = _without_copies(stored, values, config, folder)
     tensors = _leaves(stored, values, config, folder)
     found = hf_tokenizer.read_vocabulary(folder)
-    proto, added = (found.proto, found.added) if found else (None, ())
-    checks.check_vocabulary(proto, config.vocab_size, folder, added)
+    proto, added = (found.proto, found.added) if found else (None, {})
+    checks.check_vocabulary(proto, config.vocab_size, folder, tuple(added.values()))
     notes += more + (found.notes if found else ("The folder carries no vocabulary",))
     kept = {"config": values}
+    if found is None:
+        kept["tokenizer"] = hf_tokenizer.read_configs(folder)
+    elif added:
+        kept["added_tokens"] = {str(number): token for number, token in added.items()}
     if (folder / GENERATION_FILE).exists():
         kept["generation_config"] = _read_json(folder / GENERATION_FILE)
     return Model("hf", str(folder), config, tensors, proto, {FACTS: kept}, notes)
@@ -166,7 +171,10 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
     if model.vocabulary is not None:
-        hf_tokenizer.write_tokenizer(target, model.vocabulary)
+        behind = {int(number): token for number, token in kept.get("added_tokens", {}).items()}
+        hf_tokenizer.write_tokenizer(target, model.vocabulary, behind)
+    for name, contents_of in ({} if model.vocabulary is not None else kept.get("tokenizer", {})).items():
+        storage.write_json(target / name, contents_of)
     if "generation_config" in kept:
         storage.write_json(target / GENERATION_FILE, kept["generation_config"])
     storage.write_json(target / CONFIG_FILE, values)

@@ -23,6 +23,8 @@ from elm_jax.errors import InputError, describe
 
 SENTENCEPIECE_FILE = "spiece.model"
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""What a folder without a vocabulary, ByT5's for one, says of its tokenizer."""
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 """Ids 0, 1 and 2."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -37,12 +39,12 @@ class FoundVocabulary:
 
     Attributes:
         proto: serialized SentencePiece model.
-        added: tokens that were added behind it, which a SentencePiece model cannot hold.
+        added: tokens that were added behind it, which a SentencePiece model cannot hold, by their ids.
         notes: for the report.
     """
 
     proto: bytes
-    added: tuple[str, ...] = ()
+    added: Mapping[int, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -65,7 +67,8 @@ def read_vocabulary(folder: epath.Path) -> FoundVocabulary | None:
     vocabulary = Vocabulary(proto, where=str(where))
     added = _added_tokens(folder, tokenizer, vocabulary.size)
     if added:
-        notes += (f"Tokens added behind the vocabulary are left out of it: {', '.join(added)}",)
+        notes += ("Tokens added behind the vocabulary travel along to other Hugging Face folders; this "
+                  f"program's vocabulary does not know them: {', '.join(added.values())}",)
     return FoundVocabulary(proto, added, notes)
 
 
@@ -73,7 +76,7 @@ def _read_tokenizer(path: epath.Path) -> Mapping[str, Any]:
     return storage.read_json(path, kind="tokenizer", schema_version=None)
 
 
-def _added_tokens(folder: epath.Path, tokenizer: Mapping[str, Any] | None, size: int) -> tuple[str, ...]:
+def _added_tokens(folder: epath.Path, tokenizer: Mapping[str, Any] | None, size: int) -> dict[int, str]:
     """Tokens whose ids lie behind the vocabulary, in the order of their ids."""
     by_id: dict[int, str] = {}
     if tokenizer is not None:
@@ -82,7 +85,7 @@ def _added_tokens(folder: epath.Path, tokenizer: Mapping[str, Any] | None, size:
         table = storage.read_json(folder / "added_tokens.json", kind="table of added tokens",
                                   schema_version=None)
         by_id |= {number: token for token, number in table.items()}
-    return tuple(by_id[number] for number in sorted(by_id) if number >= size)
+    return {number: by_id[number] for number in sorted(by_id) if number >= size}
 
 
 def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
@@ -156,8 +159,24 @@ def _parts(step: Any, name: str) -> list[Mapping[str, Any]]:
     return [step] if inner is None else [part for each in inner for part in _parts(each, name)]
 
 
-def write_tokenizer(folder: epath.Path, proto: bytes) -> None:
-    """Writes ``spiece.model`` and the files with which ``AutoTokenizer`` gives this vocabulary's ids."""
+def read_configs(folder: epath.Path) -> dict[str, Any]:
+    """The contents of those of `TOKENIZER_CONFIGS` that a folder has."""
+    return {name: storage.read_json(folder / name, kind=name, schema_version=None)
+            for name in TOKENIZER_CONFIGS if (folder / name).exists()}
+
+
+def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, str] | None = None) -> None:
+    """Writes ``spiece.model`` and the files with which ``AutoTokenizer`` gives this vocabulary's ids.
+
+    Args:
+        folder: exists.
+        proto: serialized SentencePiece model.
+        behind: tokens that were added behind it, by their ids. They are written if their ids are the
+            next ones, as transformers gives them out.
+    """
+    behind = dict(behind or {})
+    if sorted(behind) != list(range(Vocabulary(proto).size, Vocabulary(proto).size + len(behind))):
+        behind = {}
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(proto)
     added = Vocabulary(proto).added_ids
@@ -170,7 +189,11 @@ def write_tokenizer(folder: epath.Path, proto: bytes) -> None:
     general = model.trainer_spec.byte_fallback or not model.normalizer_spec.remove_extra_whitespaces
     with storage.guard_writes(folder):
         (folder / SENTENCEPIECE_FILE).write_bytes(proto)
-        (folder / TOKENIZER_FILE).write_text(tokenizer_json(model, sentinels), encoding="utf-8")
+        (folder / TOKENIZER_FILE).write_text(
+            tokenizer_json(model, sentinels, [behind[number] for number in sorted(behind)]), encoding="utf-8")
+    if behind:
+        storage.write_json(folder / "added_tokens.json",
+                           {token: number for number, token in behind.items()})
     storage.write_json(folder / "special_tokens_map.json", special)
     storage.write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast" if general else "T5Tokenizer",
@@ -178,12 +201,13 @@ def write_tokenizer(folder: epath.Path, proto: bytes) -> None:
         "clean_up_tokenization_spaces": False, "model_max_length": 512})
 
 
-def tokenizer_json(model: Any, sentinels: Sequence[str]) -> str:
+def tokenizer_json(model: Any, sentinels: Sequence[str], behind: Sequence[str] = ()) -> str:
     """The tokenizers library's form of a SentencePiece model: cut at spaces, then the likeliest pieces.
 
     Args:
         model: the parsed SentencePiece model.
         sentinels: tokens behind its pieces, sentinel 0 first.
+        behind: tokens behind these, which texts are searched for as they stand.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -205,4 +229,5 @@ def tokenizer_json(model: Any, sentinels: Sequence[str]) -> str:
         single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, 1)])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)
                                   for token in (*_SPECIAL, *sentinels)])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in behind])
     return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)
