@@ -10,6 +10,7 @@ from elm_jax import commands
 from elm_jax.errors import ElmError
 from elm_jax.experts.formats.detect import KINDS
 from elm_jax.workflows.convert import DTYPES, LAYOUTS
+from elm_jax.workflows.t5x_expert import KINDS as EXPERT_KINDS
 
 GIN_PREFIX = "--gin."
 
@@ -219,19 +220,25 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     convert.add_argument("--to", dest="target_kind", required=True, choices=kinds, help="kind of DST")
     convert.add_argument("source", metavar="SRC", help="folder of a model or of an expert; or a hub name")
     convert.add_argument("target", metavar="DST", help="folder to write; does not exist, or is empty")
-    convert.add_argument("--base", metavar="DIR", help="base of an expert (default: the one its card names)")
+    convert.add_argument("--base", metavar="DIR", help="base of an expert (default: the one its card names); "
+                         "with it, a T5X run comes in as an expert")
+    convert.add_argument("--id", metavar="NAME", help="name of the expert (default: its own)")
+    convert.add_argument("--kind", choices=EXPERT_KINDS,
+                         help="of the expert that a T5X run trained (default: as its tasks tell)")
     convert.add_argument("--dtype", choices=DTYPES, help="cast to this type (default: as it lies on disk)")
     convert.add_argument("--max_shard_size", default="5GB", metavar="SIZE",
                          help="most bytes of one file of weights, for hf: 5GB, 500MB (default: 5GB)")
     convert.add_argument("--layout", default="orbax", choices=LAYOUTS,
                          help="of a T5X checkpoint to write; zarr is the older one (default: orbax)")
     convert.add_argument("--scanned", action=argparse.BooleanOptionalAction, default=None,
-                         help="layers are stacked (scalable T5) in the T5X checkpoint to write, else in SRC")
+                         help="layers are stacked (scalable T5) in the T5X checkpoint to write, else in SRC "
+                         "(default: as they lay in T5X)")
     convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
     convert.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model for a source without one")
     convert.add_argument("--verify", action="store_true",
                          help="compare the logits of SRC and DST; status 1 above 1e-4 (holds a whole model)")
     convert.add_argument("--json", action="store_true", help="the report on standard output")
+    _add_modules(convert)
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:

@@ -215,7 +215,7 @@ def convert(arguments: argparse.Namespace) -> int:
         target_kind=arguments.target_kind, base=arguments.base, dtype=arguments.dtype,
         max_shard_bytes=converting.parse_size(arguments.max_shard_size), layout=arguments.layout,
         scanned=arguments.scanned, step=arguments.step, vocabulary=arguments.vocabulary,
-        verify=arguments.verify)
+        verify=arguments.verify, expert_id=arguments.id, kind=arguments.kind, modules=_modules(arguments))
     report = converting.convert(config)
     if arguments.json:
         _print_json(report)

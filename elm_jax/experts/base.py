@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from elm_jax import sharding, storage, trees
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import detect, elm, hf_tokenizer, streaming
+from elm_jax.experts.formats import checks, detect, elm, hf_tokenizer, streaming
 from elm_jax.experts.formats.model import Index, Model, Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
@@ -23,13 +23,14 @@ class Base:
     """A frozen model that overlays are put on.
 
     Attributes:
-        name: last part of its folder's name.
+        name: what its user calls it: its folder's name, that of a T5X run above ``checkpoint_<step>``,
+            or the hub's.
         params: nested dictionary of float32 arrays, without adapters; numpy's, or jax's on a mesh.
         config: the network's config, without adapters.
         fingerprint: hash over leaf names, shapes, dtypes and contents.
         vocabulary: its SentencePiece vocabulary; None if the folder carries none.
         vocabulary_path: a file that holds it, for SeqIO.
-        path: the folder it was read from.
+        path: the folder it was read from; ``hf://`` and its name if it came from the hub.
     """
 
     name: str
@@ -80,8 +81,9 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Base:
         The base in float32, whatever lies on disk: numpy arrays, or jax arrays on the mesh.
 
     Raises:
-        InputError: the folder is not whole; leaves do not fit the config (all are named); the contents are
-            not those that were written; the vocabulary does not fit the embedding.
+        InputError: the folder is not whole, or holds an expert's adapters; leaves do not fit the config (all
+            are named); the contents are not those that were written; the vocabulary does not fit the
+            embedding.
     """
     return base_of(detect.open_model(folder), mesh)
 
@@ -93,6 +95,7 @@ def load_vocabulary(folder: storage.PathLike) -> tuple[Vocabulary | None, str | 
 
 def base_of(model: Model, mesh: Mesh | None = None) -> Base:
     """The base that an opened model is (see `load_base`)."""
+    checks.check_base(model.config, model.where)
     recorded = model.facts.get(elm.FACTS, {}).get("fingerprint")
     if mesh is None:
         params = {path: model.tensors.read(path).astype(np.float32, copy=False)
@@ -106,9 +109,9 @@ def base_of(model: Model, mesh: Mesh | None = None) -> Base:
         params = read_onto(mesh, model)
         fingerprint = recorded or _told_fingerprint(model)
     vocabulary, vocabulary_path = _vocabulary(model)
-    return Base(name=storage.as_path(model.where).name, params=trees.unflatten(params),
+    return Base(name=model.name, params=trees.unflatten(params),
                 config=model.config, fingerprint=fingerprint, vocabulary=vocabulary,
-                vocabulary_path=vocabulary_path, path=model.where)
+                vocabulary_path=vocabulary_path, path=model.address)
 
 
 def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:

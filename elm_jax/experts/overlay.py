@@ -9,6 +9,8 @@ from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
+from elm_jax.experts.formats import elm
+from elm_jax.experts.formats.model import Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import AdapterConfig, T5Config
 from elm_jax.types import Params
@@ -97,10 +99,28 @@ def resolve(base: Base, expert: Expert | None) -> tuple[T5Network, Params]:
 def save_expert(folder: storage.PathLike, expert: Expert) -> None:
     """Writes ``expert.json`` and ``weights/`` (the overlay only); the commit marker last."""
     folder = storage.begin(folder)
-    storage.save_tree(folder / "weights", expert.overlay)
-    storage.write_json(folder / "expert.json", {
-        **expert.card.to_dict(), "overlay_fingerprint": trees.fingerprint(expert.overlay)})
+    storage.save_tree(folder / elm.WEIGHTS, expert.overlay)
+    _write_card(folder, expert.card, trees.fingerprint(expert.overlay))
     storage.commit(folder)
+
+
+def save_leaves_as_expert(folder: storage.PathLike, card: ExpertCard, tensors: Tensors) -> None:
+    """As `save_expert`, for an overlay that need not fit into memory: a few leaves at a time.
+
+    Args:
+        folder: emptied first.
+        card: of the expert.
+        tensors: every leaf of the overlay, in float32.
+    """
+    folder = storage.begin(folder)
+    fingerprint = elm.save_leaves(folder / elm.WEIGHTS, tensors)
+    _write_card(folder, card, fingerprint)
+    storage.commit(folder)
+
+
+def _write_card(folder: storage.PathLike, card: ExpertCard, fingerprint: str) -> None:
+    storage.write_json(storage.as_path(folder) / "expert.json",
+                       {**card.to_dict(), "overlay_fingerprint": fingerprint})
 
 
 def load_expert(folder: storage.PathLike) -> Expert:

@@ -243,15 +243,30 @@ _GIN_LINE = re.compile(r"^(?:[\w./]+\.)?T5Config\.(\w+)\s*=\s*(.+)$", re.MULTILI
 
 
 def gin_text(config: T5Config, form: Form) -> str:
-    """The network as bindings for T5X's own module, to be included after T5X's model file."""
-    module = "t5x.examples.scalable_t5" if form.own_biases else "t5x.examples.t5"
+    """The network as bindings for the module that restores it, to be included after T5X's model file.
+
+    That is T5X's own; with adapters, which T5X's networks have not, this program's.
+    """
     values = {name: getattr(config, name) for name in _GIN_FIELDS}
-    lines = ["# The network of the checkpoint beside this file. Include it after T5X's own model file.",
-             "from __gin__ import dynamic_registration", f"from {module} import network", "",
-             "network.Transformer.config = @network.T5Config()",
-             *(f"network.T5Config.{name} = {value!r}" for name, value in values.items())]
+    if config.adapter is not None:
+        return _gin_lines("elm_jax.models", ("t5x_module", "t5_config"), "T5XTransformer", values,
+                          "t5_config.T5Config.adapter = @t5_config.AdapterConfig()",
+                          f"t5_config.AdapterConfig.bottleneck = {config.bottleneck}")
     if form.own_biases:
-        lines.append(f"network.T5Config.scan_layers = {form.scanned}")
+        return _gin_lines("t5x.examples.scalable_t5", ("network", "network"), "Transformer", values,
+                          f"network.T5Config.scan_layers = {form.scanned}")
+    return _gin_lines("t5x.examples.t5", ("network", "network"), "Transformer", values)
+
+
+def _gin_lines(package: str, modules: tuple[str, str], network: str, values: Mapping[str, object],
+               *more: str) -> str:
+    """Bindings of a network's class and of its config's, which stand in two modules of a package."""
+    of_network, of_config = modules
+    lines = ["# The network of the checkpoint beside this file. Include it after T5X's own model file.",
+             "from __gin__ import dynamic_registration",
+             *(f"from {package} import {module}" for module in dict.fromkeys(modules)), "",
+             f"{of_network}.{network}.config = @{of_config}.T5Config()",
+             *(f"{of_config}.T5Config.{name} = {value!r}" for name, value in values.items()), *more]
     return "\n".join(lines) + "\n"
 
 
@@ -262,7 +277,7 @@ def check_gin(text: str, config: T5Config, where: object) -> None:
         InputError: they contradict each other; all fields that do are listed.
     """
     wrong = []
-    for name, value in _GIN_LINE.findall(text):
+    for name, value in _GIN_LINE.findall(text.replace("\\\n", "")):
         if name not in (*_GIN_FIELDS, *_GIN_DISTANCES):
             continue
         try:

@@ -16,8 +16,8 @@ from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.formats import adapters, detect, elm, hf, streaming, t5x
 from elm_jax.experts.formats.model import Index, Origin, Tensors
 from elm_jax.experts.formats.sources import Source, open_source
-from elm_jax.experts.overlay import save_expert
-from elm_jax.workflows import verify
+from elm_jax.experts.overlay import save_expert, save_leaves_as_expert
+from elm_jax.workflows import t5x_expert, verify
 from elm_jax.workflows.checks import check_choice, check_positive
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,15 @@ class ConvertConfig:
         dtype: cast to this type; None keeps every tensor's own.
         max_shard_bytes: most bytes of a file of weights, for ``hf``.
         layout: of a T5X checkpoint to write: ``orbax``, or ``zarr``, the older one.
-        scanned: whether layers are stacked, in T5X's scalable T5. For a T5X source: True or False asks for
-            that, None takes it as it is; for a T5X target, which it then speaks of: True stacks.
+        scanned: whether layers are stacked, in T5X's scalable T5. For a T5X target, which it then speaks of:
+            None writes a model that comes from T5X as it lay there, any other unstacked. For a T5X source
+            alone: True or False asks for that, None takes it as it is.
         step: of a T5X checkpoint to write; None takes the source's, or 0.
         vocabulary: SentencePiece file for a source that carries none.
         verify: whether the logits of source and target are compared afterwards.
+        expert_id: name of the expert; None keeps its own.
+        kind: of the expert that a T5X run trained, a key of `t5x_expert.KINDS`; None tells it by its tasks.
+        modules: task registries, for the card of such an expert.
     """
 
     source: str
@@ -62,6 +66,9 @@ class ConvertConfig:
     step: int | None = None
     vocabulary: str | None = None
     verify: bool = False
+    expert_id: str | None = None
+    kind: str | None = None
+    modules: tuple[str, ...] = t5x_expert.DEFAULT_MODULES
 
     def __post_init__(self) -> None:
         check_choice("kind of source", self.source_kind, detect.KINDS)
@@ -83,9 +90,9 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         RunError: the disk is full; the two models do not compute the same.
     """
     storage.check_free(config.target)
-    found = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
-                        scanned=None if config.target_kind == "t5x" else config.scanned)
-    source = cast(found, config.dtype)
+    found = open_named(config)
+    # An expert's leaves are float32, as `elm train` saves them.
+    source = cast(found, "float32" if writes_full_expert(found, config) else config.dtype)
     start = time.monotonic()
     origins = write(watch(source), config)
     report = make_report(found, source, config, origins, time.monotonic() - start)
@@ -97,6 +104,35 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         storage.write_json(path, report)
         check_verified(report["verified"], config.target)
     return report
+
+
+def open_named(config: ConvertConfig) -> Source:
+    """The source, under the name that it is to have. A T5X checkpoint is an expert if it has a base.
+
+    Raises:
+        InputError: as `sources.open_source` and `t5x_expert.as_expert`; a name for what is no expert.
+    """
+    source = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
+                         scanned=None if config.target_kind == "t5x" else config.scanned)
+    of_t5x = config.source_kind == "t5x" and (config.base is not None or source.model.config.adapter)
+    if of_t5x:
+        naming = t5x_expert.Naming(config.expert_id, config.kind, config.modules)
+        return t5x_expert.as_expert(source, config.base, naming)
+    if config.kind is not None:
+        raise InputError(describe("--kind is for the expert that a T5X run trained", where=config.source,
+                                  cure="--from t5x, with the run's base as --base"))
+    if config.expert_id is None:
+        return source
+    if source.expert is None:
+        raise InputError(describe("--id names an expert, and this is a whole model", where=config.source,
+                                  cure="leave it out; a T5X run's expert needs --base"))
+    card = dataclasses.replace(source.expert.card, id=config.expert_id)
+    return dataclasses.replace(source, expert=dataclasses.replace(source.expert, card=card))
+
+
+def writes_full_expert(source: Source, config: ConvertConfig) -> bool:
+    """Whether the target is an expert's folder with every leaf in it."""
+    return source.card is not None and config.target_kind == "elm"
 
 
 def cast(source: Source, dtype: str | None) -> Source:
@@ -123,12 +159,16 @@ def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
         with storage.staged(config.target) as target:
             save_expert(target, expert)
         return {path: Origin(path) for path in trees.flatten(expert.overlay)}
+    if writes_full_expert(source, config):
+        with storage.staged(config.target) as target:
+            save_leaves_as_expert(target, source.card, model.tensors)
+        return {path: Origin(path) for path in model.tensors.specs}
     if config.target_kind == "elm":
         return elm.write_elm(config.target, model)
     if config.target_kind == "t5x":
         if expert is not None:
             model = adapters.with_overlay(model, expert, adapters=True)
-        return t5x.write_t5x(config.target, model, layout=config.layout, scanned=bool(config.scanned),
+        return t5x.write_t5x(config.target, model, layout=config.layout, scanned=config.scanned,
                              step=config.step)
     if expert is not None:
         return adapters.write_hf_expert(config.target, model, expert, max_shard_bytes=config.max_shard_bytes)

@@ -18,16 +18,16 @@ import jax
 import optax
 from flax import traverse_util
 
-from elm_jax import storage, trees
+from elm_jax import trees
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.rank import accuracy_of_scores
+from elm_jax.experts.formats import checks
+from elm_jax.experts.formats import t5x as t5x_format
 from elm_jax.experts.overlay import is_adapter_leaf, trained_leaves
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
 from elm_jax.types import Params
 from elm_jax.workflows.t5x_expert import (
     T5X_COMMIT,
-    Checkpoint,
-    describe_difference,
     expert_from_checkpoint,
 )
 
@@ -126,7 +126,8 @@ def start_from_base(
     Args:
         checkpoint: state dictionary of the checkpoint, whose leaves T5X has not read yet.
         state: state dictionary of the run, shapes only.
-        path: the checkpoint's folder, to compare shapes; T5X itself does so for its older layout only.
+        path: the checkpoint's folder, to compare shapes, which T5X itself does for its older layout only;
+            None compares names.
         is_resuming: whether the checkpoint is the run's own; it is then taken whole.
 
     Raises:
@@ -140,15 +141,12 @@ def start_from_base(
          if name.startswith(_PARAMETERS)} for tree in (checkpoint, state))
     adapters = {name for name in wanted if is_adapter_leaf(name)}
     needed = {name: leaf for name, leaf in wanted.items() if name not in adapters or adapters & found.keys()}
-    is_orbax = path is not None and (storage.as_path(path) / "state").exists()
-    shapes = Checkpoint(path).shapes if is_orbax else {
-        name: tuple(wanted[name].shape) if name in wanted else () for name in found}
-    difference = describe_difference(shapes, {name: tuple(leaf.shape) for name, leaf in needed.items()})
-    if difference:
-        raise InputError(describe(
-            "The checkpoint does not hold this network's base", where=path or "INITIAL_CHECKPOINT_PATH",
-            got=difference, expected=f"the {len(needed)} parameters of the base",
-            cure="give the gin file of the base's size after that of the run"))
+    shapes = t5x_format.parameter_shapes(path) if path is not None else {
+        name: wanted[name].shape if name in wanted else () for name in found}
+    checks.check_leaves(
+        "The checkpoint does not hold this network's base", path or "INITIAL_CHECKPOINT_PATH", shapes,
+        {name: leaf.shape for name, leaf in needed.items()},
+        "give the gin file of the base's size after that of the run")
     return {"target": trees.unflatten({name: found[name] for name in needed})}
 
 

@@ -17,7 +17,7 @@ from elm_jax import sharding, storage, trees
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts.base import base_of, load_base, save_base
-from elm_jax.experts.formats import detect, elm, hf, streaming
+from elm_jax.experts.formats import detect, elm, hf, sources, streaming
 from elm_jax.experts.formats.model import Model
 from elm_jax.models.t5 import T5Network
 
@@ -241,7 +241,12 @@ def test_hub_names(source, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert load_base("some/t5").fingerprint == load_base(source).fingerprint
+    base = load_base("some/t5")
+    there = load_base(source).fingerprint
+    assert (base.name, base.path, base.fingerprint) == ("some/t5", "hf://some/t5", there)
+    # What a card says of its base finds it again, where a folder's name could not be taken for the hub's.
+    assert sources.needed_base("an expert", None, base.reference()["path"]).name == "some/t5"
+    assert load_base("hf://some/t5").name == load_base(snapshot).name == "some/t5"
     with pytest.raises(InputError, match=r"hub does not give such a model(.|\n)*some/other"):
         load_base("some/other")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

@@ -34,6 +34,8 @@ PUBLISHED = {
     "mt5": {**_COMMON, "architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5",
             "feed_forward_proj": "gated-gelu", "num_decoder_layers": 3, "tie_word_embeddings": False,
             "tokenizer_class": "T5Tokenizer"},
+    "byt5": {**_T5_1_1, "num_layers": 5, "num_decoder_layers": 2, "vocab_size": 384,
+             "gradient_checkpointing": False, "tokenizer_class": "ByT5Tokenizer"},
 }
 
 

@@ -14,10 +14,16 @@ from elm_jax.experts.formats.model import Index, Model, Origin, TensorSpec
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
 
+_GATED = {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False}
 GENERATIONS = {
     "t5_1_0_tied": {"mlp_activations": ("relu",), "logits_via_embedding": True},
-    "t5_1_1_untied": {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False},
+    "t5_1_0_untied": {"mlp_activations": ("relu",), "logits_via_embedding": False},
+    "t5_1_1_untied": _GATED,
+    "t5_1_1_tied": {**_GATED, "logits_via_embedding": True},
+    "mt5": {**_GATED, "vocab_size": 90},
+    "byt5": {**_GATED, "vocab_size": 384, "num_encoder_layers": 6, "num_decoder_layers": 2},
 }
+"""LM-adapted T5, T0 and Flan-T5 are T5 1.1 with other numbers in it."""
 FORMS = {"minimal": (False, False), "scalable": (True, True), "scalable_unscanned": (False, True)}
 """By name: whether layers are stacked, whether every layer has a relative position bias."""
 HEADS = re.compile(r"attention/(query|key|value|out)/kernel$")
@@ -25,8 +31,9 @@ HEADS = re.compile(r"attention/(query|key|value|out)/kernel$")
 
 def config(generation: str = "t5_1_1_untied") -> T5Config:
     """A toy size in which no two dimensions are equal: a transposed or misplaced weight cannot pass."""
-    return T5Config(vocab_size=50, emb_dim=24, num_heads=3, head_dim=5, mlp_dim=40, num_encoder_layers=2,
-                    num_decoder_layers=4, **GENERATIONS[generation])
+    sizes = {"vocab_size": 50, "emb_dim": 24, "num_heads": 3, "head_dim": 5, "mlp_dim": 40,
+             "num_encoder_layers": 2, "num_decoder_layers": 4}
+    return T5Config(**{**sizes, **GENERATIONS[generation]})
 
 
 def random_leaves(network: T5Config, dtype: str = "float32", seed: int = 0) -> dict[str, np.ndarray]:
@@ -114,6 +121,23 @@ def write_orbax(model_dir: Path, leaves: dict[str, np.ndarray], step: int = 7, *
     with ocp.CheckpointManager(model_dir, options=options, item_handlers={item: handler}) as manager:
         manager.save(step, args=ocp.args.Composite(**{item: ocp.args.PyTreeSave(train_state(leaves, step))}))
     return model_dir / f"checkpoint_{step}"
+
+
+def read_tree(model_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """T5X's parameters by T5X's names, as Orbax's own checkpoint manager reads them.
+
+    Args:
+        model_dir: with one checkpoint.
+        step: which it must be.
+    """
+    options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", read_only=True)
+    handlers = {"state": ocp.PyTreeCheckpointHandler(use_ocdbt=True)}
+    with ocp.CheckpointManager(model_dir, options=options, item_handlers=handlers) as manager:
+        found = manager.latest_step()
+        assert manager.all_steps() == [found] and step in (None, found)
+        state = manager.restore(found, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
+    assert int(state["state"]["step"]) == found
+    return {path: np.asarray(leaf) for path, leaf in trees.flatten(state["target"]).items()}
 
 
 WRITERS = {

@@ -13,16 +13,14 @@ import weakref
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import t5x_checkpoints as made
 import tensorstore as ts
 from flax import serialization
 
-from elm_jax import trees
 from elm_jax.data.vocabulary import train_vocabulary
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import t5x
+from elm_jax.experts.formats import elm, t5x
 from elm_jax.models import convert_t5x
 from elm_jax.models.t5_config import AdapterConfig
 
@@ -45,15 +43,16 @@ def test_reads_every_layout_and_tree(tmp_path, writer, form):
     leaves = made.random_leaves(made.config())
     model = t5x.open_t5x(tmp_path)
     assert model.config == made.config() and model.kind == "t5x"
-    assert model.facts == {"t5x": {"step": 7, "scanned": form == "scalable"}}
+    scanned, own_biases = made.FORMS[form]
+    assert model.facts == {"t5x": {"step": 7, "scanned": scanned, "own_biases": own_biases}}
     made.assert_same(made.read_all(model), leaves)
     assert any("gelu x linear" in note and "128" in note for note in model.notes)
     assert any("optimizer" in note for note in model.notes)
     assert sum("once a layer" in note for note in model.notes) == (0 if form == "minimal" else 2)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("generation", made.GENERATIONS)
+@pytest.mark.parametrize(("generation", "dtype"), [
+    *((generation, "bfloat16") for generation in made.GENERATIONS), ("t5_1_1_untied", "float16")])
 @pytest.mark.parametrize("writer", ["orbax", "zarr"])
 def test_reads_every_generation_and_dtype(tmp_path, writer, generation, dtype):
     _, leaves = made.write(writer, tmp_path, "scalable", generation, dtype)
@@ -113,8 +112,8 @@ def test_a_slice_reads_only_its_own_chunks(tmp_path):
         tensors.read(kernel, (slice(0, 13), slice(3, 5)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("generation", made.GENERATIONS)
+@pytest.mark.parametrize(("generation", "dtype"), [
+    *((generation, "float32") for generation in made.GENERATIONS), ("t5_1_1_untied", "bfloat16")])
 @pytest.mark.parametrize("scanned", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_round_trip_is_bit_identical(tmp_path, layout, scanned, generation, dtype):
@@ -134,14 +133,8 @@ def test_orbax_itself_reads_what_is_written(tmp_path, scanned):
     network = made.config()
     leaves = made.random_leaves(network, "bfloat16")
     t5x.write_t5x(tmp_path / "out", made.memory_model(network, leaves), scanned=scanned, step=3)
-    options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", read_only=True)
-    handlers = {"state": ocp.PyTreeCheckpointHandler(use_ocdbt=True)}
-    with ocp.CheckpointManager(tmp_path / "out", options=options, item_handlers=handlers) as manager:
-        assert manager.all_steps() == [3]
-        restored = manager.restore(3, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
-    assert int(restored["state"]["step"]) == 3
-    found = {path: np.asarray(leaf) for path, leaf in trees.flatten(restored["target"]).items()}
-    made.assert_same(found, made.as_t5x(leaves, network, "scalable" if scanned else "minimal"))
+    wanted = made.as_t5x(leaves, network, "scalable" if scanned else "minimal")
+    made.assert_same(made.read_tree(tmp_path / "out", 3), wanted)
 
 
 @pytest.mark.parametrize("scanned", [False, True])
@@ -189,6 +182,33 @@ def test_adapters_travel(tmp_path):
     for layout in LAYOUTS:
         t5x.write_t5x(tmp_path / layout, model, layout=layout)
         made.assert_same(made.read_all(t5x.open_t5x(tmp_path / layout)), leaves)
+
+
+def test_adapters_are_restored_by_our_module(tmp_path):
+    """T5X's own networks have none, the stacked one least of all."""
+    network = dataclasses.replace(made.config(), adapter=AdapterConfig(7))
+    facts = {"t5x": {"step": 3, "scanned": True}}  # of a base that lay stacked
+    model = made.memory_model(network, made.random_leaves(network), facts=facts)
+    with pytest.raises(InputError, match=r"no adapters(.|\n)*--no-scanned"):
+        t5x.write_t5x(tmp_path / "out", model, scanned=True)
+    t5x.write_t5x(tmp_path / "out", model)
+    text = (tmp_path / "out" / "network.gin").read_text()
+    assert "t5x_module.T5XTransformer.config = @t5_config.T5Config()" in text and "t5x.examples" not in text
+    assert "t5_config.AdapterConfig.bottleneck = 7" in text
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", made.FORMS)
+def test_a_checkpoint_comes_back_as_it_lay(tmp_path, form, layout):
+    """t5x -> elm -> t5x without a word about its form: the very tree that T5X had."""
+    _, leaves = made.write(layout, tmp_path / "in", form, dtype="bfloat16")
+    elm.write_elm(tmp_path / "base", t5x.open_t5x(tmp_path / "in"))
+    t5x.write_t5x(tmp_path / "out", elm.open_elm(tmp_path / "base"))
+    made.assert_same(made.read_tree(tmp_path / "out"), made.as_t5x(leaves, made.config(), form))
+    for scanned in (True, False):
+        t5x.write_t5x(tmp_path / str(scanned), elm.open_elm(tmp_path / "base"), scanned=scanned)
+        wanted = made.as_t5x(leaves, made.config(), "scalable" if scanned else "minimal")
+        made.assert_same(made.read_tree(tmp_path / str(scanned)), wanted)
 
 
 def test_vocabulary_and_network_travel(tmp_path, small_vocabulary):
@@ -288,7 +308,7 @@ def test_a_failing_disk_is_one_clear_error(tmp_path):
 import resource, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import t5x_checkpoints as made
-from elm_jax.experts.formats import t5x
+from elm_jax.experts.formats import elm, t5x
 from elm_jax.errors import RunError
 network = made.config()
 model = made.memory_model(network, made.random_leaves(network))

@@ -17,6 +17,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import seqio
 import tensorflow as tf
 from t5x import checkpoints, partitioning, train_state, utils
@@ -30,7 +31,6 @@ from elm_jax.models.t5_config import AdapterConfig, T5Config
 from elm_jax.models.t5x_module import T5XTransformer
 from elm_jax.training.loop import train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.workflows.t5x_expert import Checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent
@@ -197,6 +197,13 @@ def seqio_batches(task: str, count: int) -> list[dict[str, np.ndarray]]:
     return list(data.take(count).as_numpy_iterator())
 
 
+def parameters(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
+    """A launch's parameters by path, as Orbax itself reads them."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        state = checkpointer.restore(checkpoint / "state")
+    return {path: np.asarray(leaf) for path, leaf in trees.flatten(state["target"]).items()}
+
+
 class Batches:
     """Batches as a stream of `elm train`'s loop."""
 
@@ -218,9 +225,8 @@ def elm_train(run: Run, task: str, optimizer: str, adapters: bool) -> tuple[np.n
     Those are in the checkpoint that T5X writes before its first step.
     """
     config = NETWORK.with_adapter(AdapterConfig(BOTTLENECK)) if adapters else NETWORK
-    checkpoint = Checkpoint(run.folder / "checkpoint_0")
-    params = trees.unflatten(dict(checkpoint.read(iter(checkpoint.shapes))))
-    overlay, frozen = trees.split(params, trained_leaves("adapter" if adapters else "full"))
+    params = parameters(run.folder / "checkpoint_0")
+    overlay, frozen = trees.split(trees.unflatten(params), trained_leaves("adapter" if adapters else "full"))
     rate = ADAPTER_RATE if adapters else LEARNING_RATE
     result = train_overlay(
         T5Network(config), OptimizerConfig(name=optimizer, learning_rate=rate), frozen, overlay,

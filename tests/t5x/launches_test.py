@@ -11,7 +11,7 @@ from elm_jax import sharding, trees
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.experts.overlay import is_adapter_leaf, is_norm_leaf, load_expert, resolve, save_expert
-from elm_jax.workflows.t5x_expert import Checkpoint, expert_from_checkpoint
+from elm_jax.workflows.t5x_expert import expert_from_checkpoint
 
 pytestmark = pytest.mark.slow
 RELATIVE = 1e-4
@@ -49,8 +49,14 @@ def prompt_run(world):
 
 def adamw_run(world):
     return succeeded(world.launch(
-        "prompt", "gin/t5x/prompt.gin", MIXTURE_OR_TASK_NAME="common_gen__example_prompt", BOTTLENECK=6,
-        INFER_EVAL="@infer_eval/DatasetConfig()"))
+        "prompt", "gin/t5x/prompt.gin", MIXTURE_OR_TASK_NAME="common_gen__example_prompt", BOTTLENECK=6))
+
+
+def written_run(world):
+    """Three steps only: after thirty the little network says the same of every input, or nothing."""
+    return succeeded(world.launch(
+        "written", "gin/t5x/prompt.gin", MIXTURE_OR_TASK_NAME="common_gen__example_prompt", BOTTLENECK=6,
+        TRAIN_STEPS=3, INFER_EVAL="@infer_eval/DatasetConfig()"))
 
 
 def test_a_dataset_expert_has_the_losses_of_elm_train(world):
@@ -93,10 +99,11 @@ def test_a_prompt_expert_by_adamw_has_the_losses_of_elm_train(world):
 
 @pytest.mark.parametrize("make", [prompt_run, adamw_run])
 def test_only_adapters_and_norms_train_and_have_optimiser_state(world, make):
+    import launches
+
     run = make(world)
     base = trees.flatten(world.base.params)
-    before, after = (dict(Checkpoint(run.folder / name).read(iter(Checkpoint(run.folder / name).shapes)))
-                     for name in ("checkpoint_0", "checkpoint_30"))
+    before, after = (launches.parameters(run.folder / name) for name in ("checkpoint_0", "checkpoint_30"))
     for path, leaf in after.items():
         trains = is_adapter_leaf(path) or is_norm_leaf(path)
         assert np.array_equal(leaf, before[path]) != trains, path
@@ -163,13 +170,13 @@ def test_ranks_are_those_of_elm_evaluate(world):
 def test_written_texts_are_those_of_elm_evaluate(world):
     from elm_jax.data import pipeline
 
-    run, name = adamw_run(world), "common_gen__example_prompt"
+    run, name = written_run(world), "common_gen__example_prompt"
     split = pipeline.prepare(name, "validation", world.base.vocabulary_path)
     longest = max(len(split.targets(number)) for number in range(len(split)))
     own = own_evaluation(world, run, name, max_new_tokens=longest)
-    theirs = [example["prediction"] for example in run.inferences(name, 30)]
+    theirs = [example["prediction"] for example in run.inferences(name, 3)]
     assert theirs == [row["prediction"].strip() for row in own.predictions]
-    assert len(set(theirs)) > 1
+    assert len(set(theirs)) > 10
     assert run.metrics(name)["rouge_l"] == pytest.approx(100 * own.rows[0]["value"], abs=1e-6)
 
 
@@ -196,8 +203,9 @@ def test_the_older_layout_of_t5x_is_a_base_too(world):
 
 
 @pytest.mark.parametrize("bindings, words", [
-    ({"T5Config__mlp_dim": 200}, "other shape: decoder/layers_0/mlp/wi_0/kernel (136, 264) for (136, 200)"),
-    ({"T5Config__num_decoder_layers": 4}, "missing: decoder/layers_3/encoder_decoder_attention/key/kernel"),
+    ({"T5Config__mlp_dim": 200}, "decoder/layers_0/mlp/wi_0/kernel: [136, 264] instead of [136, 200]"),
+    ({"T5Config__num_decoder_layers": 4},
+     "missing (14): decoder/layers_3/encoder_decoder_attention/key/kernel"),
     ({"VOCAB_SIZE": 320}, "The vocabulary is larger than the embedding"),
 ], ids=["width", "depth", "vocabulary"])
 def test_a_base_that_does_not_fit_ends_the_launch(world, bindings, words):

@@ -5,6 +5,7 @@ from typing import Any
 
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
+from elm_jax.models.t5_config import T5Config
 
 FLOAT_DTYPES = ("bfloat16", "float16", "float32", "float64")
 """What a parameter may lie on disk as."""
@@ -31,6 +32,16 @@ def check_dtypes(where: Any, dtypes: Mapping[str, str]) -> None:
     if wrong:
         raise InputError(describe("Tensors of a type that is no parameter's", where=where,
                                   got=", ".join(wrong), expected=", ".join(FLOAT_DTYPES)))
+
+
+def check_base(config: T5Config, where: Any) -> None:
+    """Raises InputError if a model cannot be a base, because it holds an expert's adapters already."""
+    if config.adapter is not None:
+        raise InputError(describe(
+            "This is no base: it holds the adapters of a prompt expert", where=where,
+            got=f"adapters of width {config.bottleneck}", expected="a model without adapters",
+            cure=f"give the base that they were trained on; `elm convert --from t5x --to elm {where} EXPERT "
+            "--base BASE` makes an expert of them"))
 
 
 def check_vocabulary(proto: bytes | None, rows: int, where: Any, added: Sequence[str] = ()) -> None:

@@ -7,7 +7,7 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import elm, hf, t5x, t5x_folders
+from elm_jax.experts.formats import elm, hf, names, t5x, t5x_folders
 from elm_jax.experts.formats.model import Model
 
 KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
@@ -26,7 +26,8 @@ def open_model(name: storage.PathLike) -> Model:
     """Opens the model in a folder of any kind that this program reads, or on the Hugging Face hub.
 
     Args:
-        name: a folder, local or in a bucket; or a hub name, ``google/t5-v1_1-small``.
+        name: a folder, local or in a bucket; or a hub name, ``google/t5-v1_1-small``, which
+            ``hf://google/t5-v1_1-small`` cannot be taken for anything else.
 
     Raises:
         InputError: there is no such folder, or nothing that this program reads is in it, or its reader
@@ -44,6 +45,8 @@ def open_model(name: storage.PathLike) -> Model:
 
 def locate(name: storage.PathLike) -> epath.Path:
     """The folder that a name stands for; a hub name is fetched."""
+    if is_on_hub(name):
+        return _fetch(str(name).removeprefix(names.HUB))
     folder = storage.as_path(name)
     if folder.exists():
         if not folder.is_dir() and not t5x_folders.is_t5x(folder):
@@ -53,6 +56,11 @@ def locate(name: storage.PathLike) -> epath.Path:
     if not _HUB_NAME.fullmatch(str(name)) or ("/" in str(name) and folder.parent.exists()):
         raise InputError(describe("There is no model here", where=folder))
     return _fetch(str(name))
+
+
+def is_on_hub(name: storage.PathLike) -> bool:
+    """Whether this is surely the hub's name of a model, and no folder's."""
+    return str(name).startswith(names.HUB)
 
 
 def _fetch(name: str) -> epath.Path:

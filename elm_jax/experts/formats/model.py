@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
 import numpy as np
 
+from elm_jax.experts.formats import names
 from elm_jax.models.t5_config import T5Config
 
 Index = tuple[slice, ...]
@@ -85,3 +86,13 @@ class Model:
     vocabulary: bytes | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What its user calls it (see `names.name_of`)."""
+        return names.name_of(self.where)
+
+    @property
+    def address(self) -> str:
+        """What finds it again (see `names.address_of`)."""
+        return names.address_of(self.where)

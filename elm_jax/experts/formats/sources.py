@@ -1,24 +1,21 @@
 """What a conversion starts from: a whole model, or an expert together with the model that it stands on."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.experts.formats import adapters, checks, detect, elm, original, streaming
-from elm_jax.experts.formats.model import Model, Origin, Tensors, TensorSpec
-from elm_jax.experts.overlay import Expert, is_norm_leaf, load_expert
+from elm_jax.experts.formats.model import Model, Origin, TensorSpec
+from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.models.convert_hf import hf_name
 from elm_jax.models.t5_config import T5Config
 
 CARD_FILE = "expert.json"
-_NOT_IN_A_NAME = re.compile(r"[^\w.+-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +27,14 @@ class Source:
         model: the model; with `expert`, the one that its overlay goes onto.
         expert: a prompt expert: adapters and perhaps norms.
         expert_origins: where each leaf of the expert comes from.
+        card: of a full expert from elsewhere, whose leaves are the model's.
     """
 
     where: str
     model: Model
     expert: Expert | None = None
     expert_origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)
+    card: ExpertCard | None = None
 
     def leaves(self) -> dict[str, tuple[TensorSpec, Origin]]:
         """Shape, dtype and place of every leaf of the model, or of the model under its expert."""
@@ -48,7 +47,8 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         """What a report says of it."""
-        named = {} if self.expert is None else {"expert": self.expert.card.id}
+        card = self.card if self.expert is None else self.expert.card
+        named = {} if card is None else {"expert": card.id}
         return {"path": self.where, **named}
 
 
@@ -71,10 +71,8 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
     if kind == "elm" and expert_folder(folder) is not None:
         source = _open_expert(expert_folder(folder), base)
     elif kind == "hf" and original.is_original(folder):
-        under = _needed_base(folder, base, None)
-        facts = {"name": storage.as_path(under.where).name, "fingerprint": fingerprint_of(under),
-                 "path": under.where}
-        source = Source(str(folder), under, *original.read_original(folder, under.config, facts))
+        under = needed_base(folder, base, None)
+        source = Source(str(folder), under, *original.read_original(folder, under.config, reference(under)))
     else:
         source = _open_model(kind, folder, base, {"scanned": scanned} if kind == "t5x" else {})
     return _with_vocabulary(source, vocabulary)
@@ -99,14 +97,10 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
     if kind == "hf" and adapters.is_with_adapters(folder):
         expert = adapters.read_hf_expert(folder)
         if base is not None:
-            _check_base(expert.card, detect.open_model(base))
+            _check_base(expert.card, needed_base(folder, base, None))
         origins = {path: Origin(*hf_name(path)) for path in trees.flatten(expert.overlay)}
         return Source(str(folder), open_kind(folder), expert, origins)
-    model = open_kind(folder, **how)
-    if model.config.adapter is None:
-        return Source(str(folder), model)
-    return Source(str(folder), model, _expert_inside(model, _needed_base(folder, base, None)),
-                  model.tensors.origins)
+    return Source(str(folder), open_kind(folder, **how))
 
 
 def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
@@ -115,7 +109,7 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
     values = storage.read_json(folder / CARD_FILE, kind="expert's card", schema_version=SCHEMA_VERSION)
     written = values.pop("overlay_fingerprint", None)
     card = ExpertCard.from_dict(values, where=folder / CARD_FILE)
-    under = _needed_base(folder, base, card.base.get("path"))
+    under = needed_base(folder, base, card.base.get("path"))
     _check_base(card, under)
     if card.form == "adapter":
         expert = load_expert(folder)
@@ -140,15 +134,27 @@ def _own_fingerprint(tensors: elm.ElmTensors) -> str:
     return str(whole)
 
 
-def _needed_base(folder: epath.Path, base: storage.PathLike | None, recorded: str | None) -> Model:
-    """The base of an expert: the one that is given, else the one that the card names."""
-    if base is None and recorded is not None and storage.as_path(recorded).exists():
-        base = recorded
+def needed_base(where: storage.PathLike, base: storage.PathLike | None, recorded: str | None) -> Model:
+    """The base of an expert: the one that is given, else the one that the card names.
+
+    Raises:
+        InputError: there is none, or what is there holds an expert's adapters.
+    """
+    if base is None and recorded is not None:
+        there = detect.is_on_hub(recorded) or storage.as_path(recorded).exists()
+        base = recorded if there else None
     if base is None:
-        raise InputError(describe("The expert's base is needed", where=folder,
+        raise InputError(describe("The expert's base is needed", where=where,
                                   got="no --base" + (f", and none at {recorded}" if recorded else ""),
                                   cure="give the folder of the base with --base"))
-    return detect.open_model(base)
+    under = detect.open_model(base)
+    checks.check_base(under.config, under.where)
+    return under
+
+
+def reference(base: Model) -> dict[str, str]:
+    """What an expert's card says of its base (see `base.Base.reference`)."""
+    return {"name": base.name, "fingerprint": fingerprint_of(base), "path": base.address}
 
 
 def fingerprint_of(model: Model) -> str:
@@ -163,36 +169,6 @@ def _check_base(card: ExpertCard, under: Model) -> None:
                                   got=f"{under.where} {found}",
                                   expected=f"{card.base.get('name')} {card.base['fingerprint']}",
                                   cure="give the base that this expert was trained on"))
-
-
-def _expert_inside(model: Model, under: Model) -> Expert:
-    """The prompt expert of a checkpoint that holds adapters among the leaves of its base.
-
-    Raises:
-        InputError: leaves that a prompt expert leaves alone are not the base's (all are named).
-    """
-    specs = model.tensors.specs
-    changed = [path for path in under.tensors.specs
-               if not is_norm_leaf(path) and not _equal(model.tensors, under.tensors, path)]
-    if changed:
-        raise InputError(describe(
-            "The checkpoint is no prompt expert on this base: leaves beside adapters and norms differ",
-            where=model.where, got=", ".join(changed), expected=f"those of {under.where}",
-            cure="give the base that it was trained from"))
-    own = {path: model.tensors.read(path).astype(np.float32, copy=False) for path in specs
-           if path not in under.tensors.specs or is_norm_leaf(path)}
-    name = _NOT_IN_A_NAME.sub("_", storage.as_path(model.where).name)
-    card = ExpertCard(
-        id=name, kind="prompt", form="adapter", network=model.config.to_dict(),
-        base={"name": storage.as_path(under.where).name, "fingerprint": fingerprint_of(under),
-              "path": under.where}, training={"converted_from": model.kind})
-    return Expert(card, trees.unflatten(own), path=model.where)
-
-
-def _equal(left: Tensors, right: Tensors, path: str) -> bool:
-    """Whether two models have the same values of a leaf."""
-    return path in left.specs and np.array_equal(left.read(path).astype(np.float32, copy=False),
-                                                 right.read(path).astype(np.float32, copy=False))
 
 
 def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:

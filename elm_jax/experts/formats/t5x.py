@@ -9,6 +9,7 @@ it as it is, and starts training from it with a fresh optimizer if its gin says 
       fallback_to_scratch = True
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from elm_jax.models.convert_t5x import Form, Place
 from elm_jax.models.t5_config import T5Config
 
 FACTS = "t5x"
-"""Key of `Model.facts`: ``{'step': 1000, 'scanned': False}``."""
+"""Key of `Model.facts`: ``{'step': 1000, 'scanned': False, 'own_biases': False}``, in which form it lay."""
 TARGET = "target."
 """What the names of a model's parameters begin with, in a checkpoint of T5X."""
 STEP = "state.step"
@@ -115,12 +116,7 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
     checkpoint = t5x_folders.find(storage.as_path(folder))
     where = checkpoint.folder
     contents = t5x_folders.contents(checkpoint)
-    names = sorted(name for name in contents.names() if name.startswith(TARGET))
-    if not names:
-        raise InputError(describe("The checkpoint holds no parameters", where=where,
-                                  got=", ".join(sorted(contents.names())[:20]) or "no tensor",
-                                  expected=f"names that begin with {TARGET!r}"))
-    stored = _by_leaf_name(contents.open(names))
+    stored = _parameters(contents, where)
     tree = _checked_tree(stored, where, scanned)
     tensors = T5XTensors(stored, tree)
     notes = (*checkpoint.notes, *tree.notes, *_check_biases(tensors, stored, tree, where),
@@ -128,12 +124,30 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
     _check_gin(tree.config, where)
     proto = _vocabulary(vocabulary_path, where)
     checks.check_vocabulary(proto, tree.config.vocab_size, vocabulary_path or where)
-    facts = {FACTS: {"step": _read_step(contents, checkpoint), "scanned": tree.form.scanned}}
+    facts = {FACTS: {"step": _read_step(contents, checkpoint), **dataclasses.asdict(tree.form)}}
     return Model("t5x", str(where), tree.config, tensors, proto, facts, notes)
 
 
-def _by_leaf_name(stored: Mapping[str, t5x_folders.Stored]) -> dict[str, t5x_folders.Stored]:
-    return {name.removeprefix(TARGET).replace(".", "/"): array for name, array in stored.items()}
+def parameter_shapes(folder: storage.PathLike) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of a checkpoint by T5X's own name, of whatever network it is.
+
+    Raises:
+        InputError: there is no checkpoint, or it is half written or holds no parameters.
+    """
+    checkpoint = t5x_folders.find(storage.as_path(folder))
+    stored = _parameters(t5x_folders.contents(checkpoint), checkpoint.folder)
+    return {name: array.shape for name, array in stored.items()}
+
+
+def _parameters(contents: t5x_folders.Contents, where: epath.Path) -> dict[str, t5x_folders.Stored]:
+    """The parameters among all tensors, by T5X's name without ``target``."""
+    names = sorted(name for name in contents.names() if name.startswith(TARGET))
+    if not names:
+        raise InputError(describe("The checkpoint holds no parameters", where=where,
+                                  got=", ".join(sorted(contents.names())[:20]) or "no tensor",
+                                  expected=f"names that begin with {TARGET!r}"))
+    opened = contents.open(names)
+    return {name.removeprefix(TARGET).replace(".", "/"): array for name, array in opened.items()}
 
 
 def _origin(place: Place) -> Origin:
@@ -213,8 +227,8 @@ def _check_gin(config: T5Config, where: epath.Path) -> None:
             convert_t5x.check_gin(storage.read_text(file), config, file)
 
 
-def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax", scanned: bool = False,
-              step: int | None = None) -> dict[str, Origin]:
+def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
+              scanned: bool | None = None, step: int | None = None) -> dict[str, Origin]:
     """Writes a model's folder with one checkpoint that T5X restores, as a stream.
 
     Nothing stands under the folder's name before it is whole. Beside the checkpoint lie the network's
@@ -224,7 +238,8 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax", 
         folder: does not exist, or is empty.
         model: dtypes on disk stay as they are.
         layout: ``orbax`` is what T5X writes today; ``zarr``, the older one, is read by T5X of any age.
-        scanned: for scalable T5, layers stacked; else for minimal T5.
+        scanned: True for scalable T5, layers stacked; False for minimal T5; None for the form in which a
+            T5X checkpoint lay that the model comes from, minimal T5 where there was none.
         step: of the checkpoint; None takes the model's own, or 0.
 
     Returns:
@@ -236,7 +251,7 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax", 
     """
     if layout not in _LAYOUTS:
         raise unknown_name("layout of T5X checkpoints", layout, _LAYOUTS)
-    form = convert_t5x.SCALABLE if scanned else convert_t5x.MINIMAL
+    form = _form(model, scanned)
     if step is None:
         step = int(model.facts.get(FACTS, {}).get("step", 0))
     _check_writable(model, form, step)
@@ -248,11 +263,26 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax", 
     return origins
 
 
+def _form(model: Model, scanned: bool | None) -> Form:
+    """The form to write: the one that is asked for, else the one that the model had in T5X."""
+    if scanned is not None:
+        return convert_t5x.SCALABLE if scanned else convert_t5x.MINIMAL
+    if model.config.adapter is not None:  # T5X's scalable network has none
+        return convert_t5x.MINIMAL
+    facts = model.facts.get(FACTS, {})
+    stacked = bool(facts.get("scanned"))
+    return Form(stacked, stacked or bool(facts.get("own_biases")))
+
+
 def _check_writable(model: Model, form: Form, step: int) -> None:
     """All that can be wrong, before anything is written."""
     config, tensors = model.config, model.tensors
     if step < 0:
         raise InputError(describe("A checkpoint's step is wrong", got=step, expected="at least 0"))
+    if config.adapter is not None and form.own_biases:
+        raise InputError(describe("T5X's scalable network has no adapters", where=model.where,
+                                  got="--scanned for a model with adapters",
+                                  cure="write its layers one by one (--no-scanned)"))
     distances = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
     if distances != (convert_t5x.BUCKETS, convert_t5x.MAX_DISTANCE):
         raise InputError(describe("T5X's networks have other relative positions", where=model.where,

@@ -101,7 +101,8 @@ def is_t5x(folder: epath.Path) -> bool:
     """Whether a folder is a checkpoint of T5X, a half-written one too, or holds such."""
     if not folder.is_dir():
         return folder.name == TREE_FILE and folder.exists()
-    return bool(_arrays_folder(folder) or _UNFINISHED.search(folder.name)) or any(
+    named_so = _STEP.fullmatch(folder.name) or _UNFINISHED.search(folder.name)
+    return bool(named_so or _arrays_folder(folder)) or any(
         _STEP.match(child.name) for child in folder.iterdir())
 
 
