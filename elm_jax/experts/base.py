@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from elm_jax import sharding, storage, trees
 from elm_jax.data.vocabulary import Vocabulary
-from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import detect, elm, hf_tokenizer, streaming
 from elm_jax.experts.formats.model import Index, Model, Tensors
 from elm_jax.models.t5 import T5Network
@@ -97,11 +96,8 @@ def base_of(model: Model, mesh: Mesh | None = None) -> Base:
     if mesh is None:
         params = {path: model.tensors.read(path).astype(np.float32, copy=False)
                   for path in model.tensors.specs}
-        fingerprint = trees.fingerprint(params)
-        if recorded not in (None, fingerprint):
-            raise InputError(describe("The base's weights are not those that were written",
-                                      where=model.where, got=fingerprint, expected=recorded,
-                                      cure="fetch or train the base again"))
+        model.check()
+        fingerprint = recorded or trees.fingerprint(params)
     else:
         params = read_onto(mesh, model)
         fingerprint = recorded or _told_fingerprint(model)

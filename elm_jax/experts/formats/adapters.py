@@ -6,6 +6,7 @@ would make transformers ask the package peft for them, which does not know their
 without adapters reads the folder as a T5 with other norms; this one reads the expert back as it was.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,8 +54,7 @@ def with_overlay(model: Model, expert: Expert, *, adapters: bool) -> Model:
     if not adapters:
         config = config.with_adapter(None)
         overlay = {path: leaf for path, leaf in overlay.items() if not is_adapter_leaf(path)}
-    return Model(model.kind, model.where, config, OverlaidTensors(model.tensors, overlay), model.vocabulary,
-                 model.facts, model.notes)
+    return dataclasses.replace(model, config=config, tensors=OverlaidTensors(model.tensors, overlay))
 
 
 def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,

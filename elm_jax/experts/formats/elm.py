@@ -21,6 +21,7 @@ from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import utc_now
 from elm_jax.experts.formats import checks, streaming
+from elm_jax.experts.formats.hashed import HashedTensors
 from elm_jax.experts.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
@@ -70,6 +71,8 @@ class ElmTensors:
 def open_elm(folder: storage.PathLike) -> Model:
     """Opens a base folder; leaves are checked against its config, and not yet read.
 
+    The model's `check` compares what was read with the fingerprint that the folder records.
+
     Raises:
         InputError: the folder is not whole; leaves do not fit the config (all are named); the
             vocabulary is larger than the embedding.
@@ -86,7 +89,11 @@ def open_elm(folder: storage.PathLike) -> Model:
             raise InputError(describe("The vocabulary is larger than the embedding", where=folder, got=size,
                                       expected=f"at most {config.vocab_size}"))
     own = {"fingerprint": facts["fingerprint"], "training": facts["training"]}
-    return Model("elm", str(folder), config, tensors, proto, {**facts.get("facts", {}), FACTS: own})
+    hashed = HashedTensors(tensors, facts["fingerprint"], folder,
+                           "The base's weights are not those that were written",
+                           "fetch or train the base again")
+    return Model("elm", str(folder), config, hashed, proto, {**facts.get("facts", {}), FACTS: own},
+                 check=hashed.check)
 
 
 def check_fits(tensors: Tensors, config: T5Config, where: Any) -> None:
@@ -110,12 +117,13 @@ def write_elm(folder: storage.PathLike, model: Model) -> dict[str, Origin]:
         Where each leaf lies now.
 
     Raises:
-        InputError: the folder is taken.
+        InputError: the folder is taken; the model is not the one that its folder records.
         RunError: the disk is full.
     """
     training = model.facts.get(FACTS, {}).get("training") or {"converted_from": model.kind}
     with storage.staged(folder) as target:
         fingerprint = save_leaves(target / WEIGHTS, model.tensors)
+        model.check()
         write_facts(target, model.config, fingerprint, model.vocabulary, training,
                     {key: value for key, value in model.facts.items() if key != FACTS})
         storage.commit(target)

@@ -12,6 +12,7 @@ from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.experts.formats import adapters, checks, detect, elm, original, streaming
+from elm_jax.experts.formats.hashed import HashedTensors
 from elm_jax.experts.formats.model import Model, Origin, Tensors, TensorSpec
 from elm_jax.experts.overlay import Expert, is_norm_leaf, load_expert
 from elm_jax.models.convert_hf import hf_name
@@ -123,21 +124,12 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
                       {path: Origin(path) for path in trees.flatten(expert.overlay)})
     tensors, config = elm.ElmTensors(folder / elm.WEIGHTS), T5Config.from_dict(card.network)
     elm.check_fits(tensors, config, folder)
-    found = _own_fingerprint(tensors)
-    if found != written:
-        raise InputError(describe("The expert's weights are not those that were written", where=folder,
-                                  got=found, expected=written, cure="copy or train the expert again"))
+    hashed = HashedTensors(tensors, str(written), folder,
+                           "The expert's weights are not those that were written",
+                           "copy or train the expert again", as_float32=False)
     facts = {**under.facts, elm.FACTS: {"training": {"expert": card.to_dict()}}}
     return Source(str(folder), dataclasses.replace(
-        under, kind="elm", where=str(folder), config=config, tensors=tensors, facts=facts))
-
-
-def _own_fingerprint(tensors: elm.ElmTensors) -> str:
-    """`trees.fingerprint` of leaves in the dtype that they have, one in memory at a time."""
-    whole = trees.Fingerprint()
-    for path, spec in sorted(tensors.specs.items()):
-        whole.leaf(path, spec.shape, spec.dtype, streaming.pieces(tensors.read(path)))
-    return str(whole)
+        under, kind="elm", where=str(folder), config=config, tensors=hashed, facts=facts, check=hashed.check))
 
 
 def _needed_base(folder: epath.Path, base: storage.PathLike | None, recorded: str | None) -> Model:
@@ -173,7 +165,8 @@ def _expert_inside(model: Model, under: Model) -> Expert:
     """
     specs = model.tensors.specs
     changed = [path for path in under.tensors.specs
-               if not is_norm_leaf(path) and not _equal(model.tensors, under.tensors, path)]
+               if not _equal(model.tensors, under.tensors, path) and not is_norm_leaf(path)]
+    under.check()
     if changed:
         raise InputError(describe(
             "The checkpoint is no prompt expert on this base: leaves beside adapters and norms differ",

@@ -231,7 +231,8 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax", 
         Where each leaf lies now.
 
     Raises:
-        InputError: the folder is taken, or T5X has no such network.
+        InputError: the folder is taken, T5X has no such network, or the model is not the one that its folder
+            records.
         RunError: the disk is full.
     """
     if layout not in _LAYOUTS:
@@ -243,6 +244,7 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax", 
     with storage.staged(folder) as target:
         checkpoint = _LAYOUTS[layout](target / f"{t5x_folders.PREFIX}{step}")
         origins = _write_leaves(checkpoint, model, form)
+        model.check()
         _write_beside(target, model, form)
         checkpoint.finish(step)
     return origins
