@@ -24,6 +24,7 @@ from elm_jax.types import Params
 MARKER = "COMMITTED.json"
 _REFUSED_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted",
                   "read-only file system", "permission denied")
+_CHUNK_BYTES = 1 << 25
 PathLike = str | os.PathLike
 
 
@@ -65,12 +66,38 @@ def _is_refused_write(error: Exception) -> bool:
     return isinstance(error, OSError) or any(words in str(error).lower() for words in _REFUSED_WORDS)
 
 
-def read_text(path: PathLike) -> str:
-    """Reads a UTF-8 file; a missing one is an InputError."""
+def require_file(path: PathLike) -> epath.Path:
+    """The path, if a file is there; InputError if there is none, or a folder."""
     path = as_path(path)
     if not path.exists():
         raise InputError(describe("File does not exist", where=path))
-    return path.read_text(encoding="utf-8")
+    if path.is_dir():
+        raise InputError(describe("A file is expected here", where=path, got="a folder"))
+    return path
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """Reads a file; a missing one, or a folder, is an InputError."""
+    return require_file(path).read_bytes()
+
+
+def read_text(path: PathLike) -> str:
+    """Reads a UTF-8 file; a missing one, or other bytes, is an InputError."""
+    try:
+        return require_file(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(describe("The file is no text", where=path,
+                                  got=f"byte {error.start} is {error.object[error.start]:#04x}",
+                                  expected="UTF-8")) from error
+
+
+def require_name(name: Any, where: Any, what: str) -> str:
+    """The name of a file in its folder; InputError for anything that leads out of it, or is no name."""
+    if (not isinstance(name, str) or name in ("", ".", "..") or "\0" in name
+            or "/" in name or os.path.basename(name) != name):
+        raise InputError(describe(f"The {what} must be the name of a file in the same folder", where=where,
+                                  got=repr(name)[:200]))
+    return name
 
 
 def write_text(path: PathLike, text: str) -> None:
@@ -112,6 +139,9 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
         raise InputError(
             describe(f"The {kind} is not valid JSON", where=f"{path}, line {error.lineno}", got=error.msg)
         ) from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
+        raise InputError(describe(f"The {kind} cannot be read as JSON", where=path,
+                                  got=str(error)[:200])) from error
     if not isinstance(value, dict):
         raise InputError(
             describe(f"The {kind} is not a JSON object", where=path, got=type(value).__name__)
@@ -290,7 +320,9 @@ def save_tree(folder: PathLike, tree: Params) -> None:
     """Writes a tree of arrays with Orbax into `folder` (which must not exist yet)."""
     folder = as_path(folder)
     with guard_writes(folder), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(absolute(folder), tree)
+        # In chunks, so that a leaf, or a part of one, can be read without a second copy of it.
+        in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+        checkpointer.save(absolute(folder), tree, save_args=in_chunks)
         checkpointer.wait_until_finished()
 
 

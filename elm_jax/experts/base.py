@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from elm_jax import sharding, storage, trees
 from elm_jax.data.vocabulary import Vocabulary
-from elm_jax.experts.formats import detect, elm, hf_tokenizer, streaming
+from elm_jax.experts.formats import base_json, detect, elm, hf_tokenizer, streaming
 from elm_jax.experts.formats.model import Index, Model, Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
@@ -61,7 +61,7 @@ def save_base(
     folder = storage.begin(folder)
     storage.save_tree(folder / elm.WEIGHTS, params)
     vocabulary = None if vocabulary_path is None else storage.as_path(vocabulary_path).read_bytes()
-    elm.write_facts(folder, config, trees.fingerprint(params), vocabulary, training, {})
+    base_json.write(folder, config, trees.fingerprint(params), vocabulary, training, {})
     storage.commit(folder)
 
 
@@ -112,7 +112,7 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
     if model.vocabulary is None:
         return None, None
     vocabulary = Vocabulary(model.vocabulary, where=model.where)
-    for name in (elm.VOCABULARY_FILE, hf_tokenizer.SENTENCEPIECE_FILE):
+    for name in (base_json.VOCABULARY_FILE, hf_tokenizer.SENTENCEPIECE_FILE):
         path = storage.as_path(model.where) / name
         if path.exists() and path.read_bytes() == model.vocabulary:
             return vocabulary, str(path)

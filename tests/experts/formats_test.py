@@ -17,7 +17,7 @@ from elm_jax import sharding, storage, trees
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts.base import base_of, load_base, save_base
-from elm_jax.experts.formats import detect, elm, hf, streaming
+from elm_jax.experts.formats import detect, elm, hf, in_flight, streaming
 from elm_jax.experts.formats.model import Model
 from elm_jax.models.t5 import T5Network
 
@@ -142,7 +142,7 @@ def test_one_leaf_at_a_time(kind, source, base_folder, tmp_path, monkeypatch):
             weakref.finalize(array, alive.discard, path)
             return array
 
-    monkeypatch.setattr(elm, "GROUP_BYTES", 0)
+    monkeypatch.setattr(in_flight, "BYTES", 0)
     monkeypatch.setattr(streaming, "AHEAD_BYTES", 0)
     model = Model(opened.kind, opened.where, opened.config, Counted(opened.tensors))
     (hf.write_hf if kind == "hf" else elm.write_elm)(tmp_path / "out", model)
@@ -168,11 +168,6 @@ def test_reading_ahead_keeps_the_order_and_the_bound(monkeypatch):
     recorded.tensors = None
     with pytest.raises(AttributeError):
         list(streaming.read_ahead(recorded, names))
-
-
-def test_leaves_are_grouped_by_size():
-    groups = list(elm.in_groups([30, 30, 40, 10, elm.GROUP_BYTES, 5], lambda size: size))
-    assert groups == [[30, 30, 40, 10], [elm.GROUP_BYTES], [5]]
 
 
 def test_a_sharded_base_has_the_fingerprint_of_a_whole_one(source, base_folder):
@@ -207,6 +202,20 @@ def test_casting_rounds_and_there_and_back_is_the_same(source):
     for path in tensors.specs:
         assert wide.specs[path].dtype == "float32" == wide.read(path).dtype.name
         np.testing.assert_array_equal(narrow.read(path).view(np.uint16), tensors.read(path).view(np.uint16))
+
+
+def test_a_cast_reads_large_leaves_in_boxes(source, base_folder, monkeypatch):
+    """Of no leaf is there more than a box in its old dtype; parts of a leaf are cast as the whole is."""
+    monkeypatch.setattr(streaming, "AHEAD_BYTES", 512)
+    for opened in (hf.open_hf(source), elm.open_elm(base_folder)):
+        recorded = Recorded(opened.tensors)
+        wide = streaming.CastTensors(recorded, "float32")
+        for path, spec in wide.specs.items():
+            whole = wide.read(path)
+            np.testing.assert_array_equal(whole, opened.tensors.read(path).astype(np.float32))
+            assert all(2 * np.prod(shape) <= 512 for shape in recorded.parts[path])
+            index = tuple(slice(size // 3, size - 1) for size in spec.shape)
+            np.testing.assert_array_equal(wide.read(path, index), whole[index])
 
 
 # What a folder is, and what is none.

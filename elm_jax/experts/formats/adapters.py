@@ -117,7 +117,10 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
             cure="remove the adapters' files to read the model alone"))
     card_values = values.get("card")
     card = ExpertCard.from_dict(card_values if isinstance(card_values, dict) else {}, folder / CONFIG_FILE)
-    config = T5Config.from_dict(card.network)
+    config = T5Config.from_dict(card.network, folder / CONFIG_FILE)
+    if config.adapter is None:
+        raise InputError(describe("The adapters' card names a network without adapters",
+                                  where=folder / CONFIG_FILE))
     if not (folder / WEIGHTS_FILE).exists():
         raise InputError(describe("The adapters' weights are missing", where=folder / WEIGHTS_FILE))
     stored = safetensors_files.read_header(folder / WEIGHTS_FILE)

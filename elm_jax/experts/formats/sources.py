@@ -122,7 +122,8 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
         expert = load_expert(folder)
         return Source(str(folder), under, expert,
                       {path: Origin(path) for path in trees.flatten(expert.overlay)})
-    tensors, config = elm.ElmTensors(folder / elm.WEIGHTS), T5Config.from_dict(card.network)
+    tensors = elm.ElmTensors(folder / elm.WEIGHTS)
+    config = T5Config.from_dict(card.network, folder / CARD_FILE)
     elm.check_fits(tensors, config, folder)
     hashed = HashedTensors(tensors, str(written), folder,
                            "The expert's weights are not those that were written",
@@ -194,6 +195,6 @@ def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:
     path = storage.as_path(path)
     if not path.exists():
         raise InputError(describe("There is no vocabulary here", where=path))
-    proto = path.read_bytes()
+    proto = storage.read_bytes(path)
     checks.check_vocabulary(proto, source.model.config.vocab_size, path)
     return dataclasses.replace(source, model=dataclasses.replace(source.model, vocabulary=proto))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from elm_jax import trees
+from elm_jax.experts.formats import boxes
 from elm_jax.experts.formats.model import Index, Origin, Tensors, TensorSpec
 
 PIECE_BYTES = 1 << 24
@@ -76,16 +77,17 @@ class CastTensors:
         self.specs = {path: TensorSpec(spec.shape, dtype) for path, spec in tensors.specs.items()}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """The leaf or a part of it, cast (rounded to nearest) in pieces."""
-        array = self._tensors.read(path, index)
-        dtype = np.dtype(self.specs[path].dtype)
-        if array.dtype == dtype:
-            return array
-        cast = np.empty(array.shape, dtype)
-        flat, step = cast.reshape(-1), 0
-        for piece in pieces(array):
-            flat[step:step + piece.size] = piece.reshape(-1).astype(dtype)
-            step += piece.size
+        """The leaf or a part of it, cast (rounded to nearest); a large one is read in boxes."""
+        found, wanted = self._tensors.specs[path], self.specs[path]
+        if found.dtype == wanted.dtype:
+            return self._tensors.read(path, index)
+        index = index if index is not None else (slice(None),) * len(found.shape)
+        spans = [range(size)[part] for part, size in zip(index, found.shape, strict=True)]
+        cast = np.empty([len(span) for span in spans], np.dtype(wanted.dtype))
+        # Boxes are long in the dimension that chunks are cut in and that rows in files are many in.
+        step = boxes.chunk_shape(found.shape, np.dtype(found.dtype).itemsize, AHEAD_BYTES)
+        for box in boxes.cut(spans, step):
+            cast[boxes.within(box, spans)] = self._tensors.read(path, box)
         return cast
 
 
@@ -104,7 +106,10 @@ def read_part(stored: Stored, index: Index | None = None, transposed: bool = Fal
     index = index if index is not None else (slice(None),) * len(shape)
     spans = [range(size)[part] for part, size in zip(index, shape, strict=True)]
     out = np.empty([len(span) for span in spans], np.dtype(stored.dtype))
-    if out.size == 0 or out.ndim == 0:
+    if out.size == 0:
+        return out
+    if out.ndim == 0:
+        stored.fill(out.reshape(1), 0)
         return out
     lying, target = (spans[::-1], out.T) if transposed else (spans, out)
     rows, inner = lying[0], tuple(slice(span.start, span.stop) for span in lying[1:])
@@ -184,6 +189,8 @@ def equal(left: Stored, right: Stored) -> bool:
     """Whether two stored tensors hold the same bits; compared piece by piece."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
+    if not left.shape:
+        return read_part(left).tobytes() == read_part(right).tobytes()
     step = _rows_a_piece(left)
     ours, theirs = (np.empty((min(left.shape[0], step), *left.shape[1:]), np.dtype(left.dtype))
                     for _ in range(2))
