@@ -4,6 +4,7 @@ Buckets have no atomic rename, so nothing relies on one: a folder is whole when,
 commit marker, written last, is there. `begin` removes the marker before anything else is touched.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -280,26 +281,60 @@ def staged(folder: PathLike) -> Iterator[epath.Path]:
     the file without which nothing opens last.
 
     Raises:
-        InputError: there is a folder of the final name already, and something in it.
+        InputError: there is a folder of the final name already, and something in it; or another process
+            is writing it.
     """
     check_free(folder)
     folder = as_path(folder)
-    target = folder.parent / f"{folder.name}.partial" if is_local(folder) else folder
-    with guard_writes(folder):
-        if is_local(folder) and target.exists():
-            target.rmtree()
-        target.mkdir(parents=True, exist_ok=True)
-    try:
-        yield target
-    except BaseException:
-        if is_local(folder):
+    if not is_local(folder):
+        with guard_writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    target = folder.parent / f"{folder.name}.partial"
+    with _alone(target):
+        check_free(folder)  # another process may have ended in the meantime
+        try:
+            with guard_writes(folder):
+                _empty(target)
+            yield target
+        except BaseException:
             _remove_for_good(target)
-        raise
-    if is_local(folder):
+            raise
         with guard_writes(folder):
             if folder.exists():
                 folder.rmdir()
             os.replace(target, folder)
+
+
+@contextmanager
+def _alone(folder: epath.Path) -> Iterator[None]:
+    """Makes a folder and holds its lock, which the system releases when this process ends in any way."""
+    with guard_writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not folder.exists() or not os.path.samestat(os.stat(folder), os.fstat(descriptor))
+        except BlockingIOError:
+            taken = True
+        except OSError:  # a file system without locks: nothing can be told
+            taken = False
+        if taken:
+            raise InputError(describe("Another process is writing this folder", where=folder,
+                                      cure="wait for it, or give another name"))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _empty(folder: epath.Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)
 
 
 def _remove_for_good(folder: epath.Path, quiet: float = 0.5, limit: float = 10.0) -> None:

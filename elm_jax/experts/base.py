@@ -1,6 +1,8 @@
 """The base: a full parameter tree with its network config and its vocabulary, from a folder of any kind."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -71,9 +73,10 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Base:
     Args:
         folder: of this program's own kind, of Hugging Face's or of T5X's; or a hub name, as
             ``google/t5-v1_1-small``.
-        mesh: puts the parameters onto it as they are read: each process reads only the slices of its own
-            devices. A folder's recorded fingerprint is then believed, for nobody reads all of it; where
-            there is none, the first process reads all leaves once, one at a time, and tells the others.
+        mesh: puts the parameters onto it as they are read: each process reads only what its own devices
+            hold (of chunked files, the chunks in which that lies). A folder's recorded fingerprint is then
+            believed, for nobody reads all of it; where there is none, the first process reads all leaves
+            once, one at a time, and tells the others.
 
     Returns:
         The base in float32, whatever lies on disk: numpy arrays, or jax arrays on the mesh.
@@ -120,7 +123,7 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
 
 
 def read_onto(mesh: Mesh, model: Model) -> FlatParams:
-    """All leaves in float32 on a mesh; each process reads the slices of its own devices, each slice once."""
+    """All leaves in float32 on a mesh; each process reads what its own devices hold, and that once."""
     network = T5Network(model.config)
     shardings = trees.flatten(
         sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh))
@@ -128,6 +131,13 @@ def read_onto(mesh: Mesh, model: Model) -> FlatParams:
 
 
 def _leaf_onto(tensors: Tensors, path: str, where: jax.sharding.Sharding) -> jax.Array:
+    shape = tensors.specs[path].shape
+    held = where.addressable_devices_indices_map(shape).values()
+    spans = _around([[range(size)[part] for part, size in zip(index, shape, strict=True)] for index in held])
+    if spans is not None:  # neighbours are read in one go: a chunk in which several lie, only once
+        read = tensors.read(path, tuple(slice(span.start, span.stop) for span in spans))
+        own = read.astype(np.float32, copy=False)
+        return jax.make_array_from_callback(shape, where, lambda index: own[_inside(index, spans)])
     parts: dict[str, np.ndarray] = {}
 
     def part(index: Index) -> np.ndarray:
@@ -135,7 +145,21 @@ def _leaf_onto(tensors: Tensors, path: str, where: jax.sharding.Sharding) -> jax
             parts[str(index)] = tensors.read(path, index).astype(np.float32, copy=False)
         return parts[str(index)]
 
-    return jax.make_array_from_callback(tensors.specs[path].shape, where, part)
+    return jax.make_array_from_callback(shape, where, part)
+
+
+def _around(parts: Sequence[Sequence[range]]) -> list[range] | None:
+    """The box around parts of a leaf, if the parts fill it; else None."""
+    box = [range(min(span.start for span in spans), max(span.stop for span in spans))
+           for spans in zip(*parts, strict=True)]
+    filled = sum(math.prod(map(len, part)) for part in set(map(tuple, parts)))
+    return box if filled == math.prod(map(len, box)) else None
+
+
+def _inside(index: Index, spans: Sequence[range]) -> Index:
+    """A part of a leaf, counted from the start of a box in it."""
+    return tuple(slice((part.start or 0) - span.start, (span.stop if part.stop is None else part.stop)
+                       - span.start) for part, span in zip(index, spans, strict=True))
 
 
 def _told_fingerprint(model: Model) -> str:

@@ -115,13 +115,16 @@ def replaced(value, place, new):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), FILES)
 def test_every_field_with_every_odd_value(spoilt, kind, name):
-    """Hundreds of files: those that open may, all others are an InputError, and nothing else."""
+    """Hundreds of files: those that open may, all others are an InputError, and nothing else.
+
+    Fields within fields get a part of the odd values each, in turn.
+    """
     path = spoilt / kind / name
     whole = json.loads(path.read_text())
     depth = 4 if name in ("base.json", "tokenizer.json") else 3
     count = refused = 0
-    for place in places(whole, depth):
-        for new in (*VALUES, ...):
+    for number, place in enumerate(places(whole, depth)):
+        for new in (*VALUES, ...) if len(place) == 1 else (*VALUES, ...)[number % 5::5]:
             path.write_text(json.dumps(replaced(whole, place, new)))
             count += 1
             refused += outcome(spoilt, kind, name) is not None

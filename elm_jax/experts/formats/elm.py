@@ -13,7 +13,7 @@ from etils import epath
 
 from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import base_json, boxes, checks, in_flight, orbax_files, streaming
+from elm_jax.experts.formats import base_json, boxes, checks, in_flight, orbax_files, streaming, zarr_files
 from elm_jax.experts.formats.hashed import HashedTensors
 from elm_jax.experts.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.models.t5 import T5Network
@@ -27,8 +27,13 @@ CHUNK_BYTES = 1 << 25
 
 
 def is_elm(folder: epath.Path) -> bool:
-    """Whether a folder is, or was going to be, a base folder of this program."""
-    return any((folder / name).exists() for name in (storage.MARKER, base_json.FILE, WEIGHTS))
+    """Whether a folder is, or was going to be, a base folder of this program.
+
+    A folder ``weights`` alone says nothing: other programs have such too. It must hold arrays as Orbax does.
+    """
+    marks = (storage.MARKER, base_json.FILE, f"{WEIGHTS}/{orbax_files.METADATA_FILE}",
+             f"{WEIGHTS}/{zarr_files.MANIFEST}")
+    return any((folder / mark).exists() for mark in marks)
 
 
 class ElmTensors:

@@ -11,7 +11,7 @@ from etils import epath
 from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
-from elm_jax.experts.formats import adapters, checks, detect, elm, original, streaming
+from elm_jax.experts.formats import adapters, boxes, checks, detect, elm, original, streaming
 from elm_jax.experts.formats.hashed import HashedTensors
 from elm_jax.experts.formats.model import Model, Origin, Tensors, TensorSpec
 from elm_jax.experts.overlay import Expert, is_norm_leaf, load_expert
@@ -184,9 +184,16 @@ def _expert_inside(model: Model, under: Model) -> Expert:
 
 
 def _equal(left: Tensors, right: Tensors, path: str) -> bool:
-    """Whether two models have the same values of a leaf."""
-    return path in left.specs and np.array_equal(left.read(path).astype(np.float32, copy=False),
-                                                 right.read(path).astype(np.float32, copy=False))
+    """Whether two models have the same values of a leaf; a large one is compared in boxes."""
+    spec = right.specs[path]
+    if path not in left.specs or left.specs[path].shape != spec.shape:
+        return False
+    step = boxes.chunk_shape(spec.shape, np.dtype(spec.dtype).itemsize, streaming.AHEAD_BYTES)
+    equal = True
+    for box in boxes.cut([range(size) for size in spec.shape], step):  # all of them: they are hashed too
+        equal &= np.array_equal(left.read(path, box).astype(np.float32, copy=False),
+                                right.read(path, box).astype(np.float32, copy=False))
+    return equal
 
 
 def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:

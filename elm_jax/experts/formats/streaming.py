@@ -5,6 +5,7 @@ happen in pieces of `PIECE_BYTES`.
 """
 
 import collections
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -33,8 +34,14 @@ class Stored(Protocol):
     shape: tuple[int, ...]
     dtype: str
 
-    def fill(self, rows: np.ndarray, start: int) -> None:
-        """Reads as many rows as `rows`, a contiguous array, has, from row `start` on."""
+    def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
+        """Reads as many rows as `rows`, a contiguous array, has, from row `start` on.
+
+        Args:
+            rows: of the tensor's other dimensions; or, of a matrix, parts of rows.
+            start: the first row.
+            column: where parts of rows begin.
+        """
         ...
 
 
@@ -100,7 +107,8 @@ def read_part(stored: Stored, index: Index | None = None, transposed: bool = Fal
         transposed: whether the two dimensions in the file are swapped.
 
     Returns:
-        A contiguous array. Only the rows that the part touches are read from the file.
+        A contiguous array. Of a vector or a matrix, only what lies in the part is read from a local file,
+        row by row where it is parts of rows; of a tensor of more dimensions, the rows that it touches.
     """
     shape = _turned(stored.shape, transposed)
     index = index if index is not None else (slice(None),) * len(shape)
@@ -116,11 +124,13 @@ def read_part(stored: Stored, index: Index | None = None, transposed: bool = Fal
     if not transposed and out.shape[1:] == stored.shape[1:]:
         stored.fill(out, rows.start)
         return out
-    buffer = np.empty((min(len(rows), _rows_a_piece(stored)), *stored.shape[1:]), out.dtype)
+    of_rows = len(inner) == 1
+    shape, column = ((len(lying[1]),), inner[0].start) if of_rows else (stored.shape[1:], 0)
+    buffer = np.empty((min(len(rows), _rows_a_piece(shape, out.dtype)), *shape), out.dtype)
     for start in range(0, len(rows), len(buffer)):
         block = buffer[:len(rows) - start]
-        stored.fill(block, rows.start + start)
-        copy(target[start:start + len(block)], block[(slice(None), *inner)])
+        stored.fill(block, rows.start + start, column)
+        copy(target[start:start + len(block)], block if of_rows else block[(slice(None), *inner)])
     return out
 
 
@@ -191,7 +201,7 @@ def equal(left: Stored, right: Stored) -> bool:
         return False
     if not left.shape:
         return read_part(left).tobytes() == read_part(right).tobytes()
-    step = _rows_a_piece(left)
+    step = _rows_a_piece(left.shape[1:], np.dtype(left.dtype))
     ours, theirs = (np.empty((min(left.shape[0], step), *left.shape[1:]), np.dtype(left.dtype))
                     for _ in range(2))
     for start in range(0, left.shape[0], step):
@@ -207,9 +217,8 @@ def _turned(shape: Sequence[int], transposed: bool) -> tuple[int, ...]:
     return tuple(shape)[::-1] if transposed else tuple(shape)
 
 
-def _rows_a_piece(stored: Stored) -> int:
-    row = int(np.prod(stored.shape[1:], dtype=np.int64)) * np.dtype(stored.dtype).itemsize
-    return max(1, PIECE_BYTES // max(1, row))
+def _rows_a_piece(row: Sequence[int], dtype: np.dtype) -> int:
+    return max(1, PIECE_BYTES // max(1, math.prod(row) * dtype.itemsize))
 
 
 def _as_integers(array: np.ndarray) -> np.ndarray:
