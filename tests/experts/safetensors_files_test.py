@@ -98,8 +98,8 @@ def test_a_slice_reads_only_its_rows(file, monkeypatch):
     tensors = streaming.StoredTensors({"leaf": safetensors_files.read_header(path)["weight"]},
                                       {"leaf": Origin("weight", transposed=True)})
     rows, fill = [], StoredTensor.fill
-    monkeypatch.setattr(StoredTensor, "fill", lambda self, into, start: (
-        rows.append((start, len(into))), fill(self, into, start))[1])
+    monkeypatch.setattr(StoredTensor, "fill", lambda self, into, start, column=0: (
+        rows.append((start, len(into))), fill(self, into, start, column))[1])
     assert tensors.read("leaf", (slice(None), slice(20, 30))).shape == (30, 10)
     assert rows == [(20, 10)]
 
