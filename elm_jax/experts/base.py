@@ -74,9 +74,9 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Base:
         folder: of this program's own kind, of Hugging Face's or of T5X's; or a hub name, as
             ``google/t5-v1_1-small``.
         mesh: puts the parameters onto it as they are read: each process reads only what its own devices
-            hold (of chunked files, the chunks in which that lies). A folder's recorded fingerprint is then
-            believed, for nobody reads all of it; where there is none, the first process reads all leaves
-            once, one at a time, and tells the others.
+            hold (of chunked files, the chunks in which that lies). A folder's recorded fingerprint is
+            believed where there are several processes, for none reads all of it; where none is recorded, the
+            first process reads all leaves once, one at a time, and tells the others.
 
     Returns:
         The base in float32, whatever lies on disk: numpy arrays, or jax arrays on the mesh.
@@ -103,6 +103,8 @@ def base_of(model: Model, mesh: Mesh | None = None) -> Base:
         fingerprint = recorded or trees.fingerprint(params)
     else:
         params = read_onto(mesh, model)
+        if jax.process_count() == 1:  # which has read all of it
+            model.check()
         fingerprint = recorded or _told_fingerprint(model)
     vocabulary, vocabulary_path = _vocabulary(model)
     return Base(name=storage.as_path(model.where).name, params=trees.unflatten(params),

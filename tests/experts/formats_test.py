@@ -186,6 +186,17 @@ def test_a_sharded_base_has_the_fingerprint_of_a_whole_one(source, base_folder):
     assert load_base(source, mesh=mesh).fingerprint == whole == load_base(base_folder, mesh=mesh).fingerprint
 
 
+def test_damaged_weights_are_seen_on_a_mesh_too(base_folder, tmp_path):
+    """Where one process reads all; several believe what is recorded."""
+    spoilt = hf_folders.copy_of(base_folder, tmp_path / "spoilt")
+    largest = max((spoilt / "weights").rglob("d/*"), key=lambda path: path.stat().st_size)
+    contents = bytearray(largest.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    largest.write_bytes(contents)
+    with pytest.raises(InputError, match="base's weights are not those that were written"):
+        load_base(spoilt, mesh=sharding.make_mesh(1, 8))
+
+
 def test_facts_of_a_base_survive_another_pass(base_folder, tmp_path):
     elm.write_elm(tmp_path / "again", elm.open_elm(base_folder))
     old, new = (json.loads((folder / "base.json").read_text())

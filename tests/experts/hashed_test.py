@@ -39,7 +39,7 @@ ONCE = {
     "whole": [(path, None) for path in LEAVES],
     "in rows": [("a/norm", (slice(0, 3),)), ("a/norm", (slice(3, 7),)), rows(0, 20), rows(20, 50),
                 rows(0, 9, "c/kernel"), ("d/scalar", None)],
-    "without small ones": [("b/kernel", None), ("d/scalar", ())],
+    "without small ones": [("b/kernel", None), ("d/scalar", None)],
 }
 AGAIN = {
     "nothing": [],
