@@ -4,6 +4,7 @@ Buckets have no atomic rename, so nothing relies on one: a folder is whole when,
 commit marker, written last, is there. `begin` removes the marker before anything else is touched.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from elm_jax.types import Params
 MARKER = "COMMITTED.json"
 _REFUSED_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted",
                   "read-only file system", "permission denied")
+_CHUNK_BYTES = 1 << 25
 PathLike = str | os.PathLike
 
 
@@ -65,12 +67,38 @@ def _is_refused_write(error: Exception) -> bool:
     return isinstance(error, OSError) or any(words in str(error).lower() for words in _REFUSED_WORDS)
 
 
-def read_text(path: PathLike) -> str:
-    """Reads a UTF-8 file; a missing one is an InputError."""
+def require_file(path: PathLike) -> epath.Path:
+    """The path, if a file is there; InputError if there is none, or a folder."""
     path = as_path(path)
     if not path.exists():
         raise InputError(describe("File does not exist", where=path))
-    return path.read_text(encoding="utf-8")
+    if path.is_dir():
+        raise InputError(describe("A file is expected here", where=path, got="a folder"))
+    return path
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """Reads a file; a missing one, or a folder, is an InputError."""
+    return require_file(path).read_bytes()
+
+
+def read_text(path: PathLike) -> str:
+    """Reads a UTF-8 file; a missing one, or other bytes, is an InputError."""
+    try:
+        return require_file(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(describe("The file is no text", where=path,
+                                  got=f"byte {error.start} is {error.object[error.start]:#04x}",
+                                  expected="UTF-8")) from error
+
+
+def require_name(name: Any, where: Any, what: str) -> str:
+    """The name of a file in its folder; InputError for anything that leads out of it, or is no name."""
+    if (not isinstance(name, str) or name in ("", ".", "..") or "\0" in name
+            or "/" in name or os.path.basename(name) != name):
+        raise InputError(describe(f"The {what} must be the name of a file in the same folder", where=where,
+                                  got=repr(name)[:200]))
+    return name
 
 
 def write_text(path: PathLike, text: str) -> None:
@@ -112,6 +140,9 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
         raise InputError(
             describe(f"The {kind} is not valid JSON", where=f"{path}, line {error.lineno}", got=error.msg)
         ) from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
+        raise InputError(describe(f"The {kind} cannot be read as JSON", where=path,
+                                  got=str(error)[:200])) from error
     if not isinstance(value, dict):
         raise InputError(
             describe(f"The {kind} is not a JSON object", where=path, got=type(value).__name__)
@@ -250,26 +281,60 @@ def staged(folder: PathLike) -> Iterator[epath.Path]:
     the file without which nothing opens last.
 
     Raises:
-        InputError: there is a folder of the final name already, and something in it.
+        InputError: there is a folder of the final name already, and something in it; or another process
+            is writing it.
     """
     check_free(folder)
     folder = as_path(folder)
-    target = folder.parent / f"{folder.name}.partial" if is_local(folder) else folder
-    with guard_writes(folder):
-        if is_local(folder) and target.exists():
-            target.rmtree()
-        target.mkdir(parents=True, exist_ok=True)
-    try:
-        yield target
-    except BaseException:
-        if is_local(folder):
+    if not is_local(folder):
+        with guard_writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    target = folder.parent / f"{folder.name}.partial"
+    with _alone(target):
+        check_free(folder)  # another process may have ended in the meantime
+        try:
+            with guard_writes(folder):
+                _empty(target)
+            yield target
+        except BaseException:
             _remove_for_good(target)
-        raise
-    if is_local(folder):
+            raise
         with guard_writes(folder):
             if folder.exists():
                 folder.rmdir()
             os.replace(target, folder)
+
+
+@contextmanager
+def _alone(folder: epath.Path) -> Iterator[None]:
+    """Makes a folder and holds its lock, which the system releases when this process ends in any way."""
+    with guard_writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not folder.exists() or not os.path.samestat(os.stat(folder), os.fstat(descriptor))
+        except BlockingIOError:
+            taken = True
+        except OSError:  # a file system without locks: nothing can be told
+            taken = False
+        if taken:
+            raise InputError(describe("Another process is writing this folder", where=folder,
+                                      cure="wait for it, or give another name"))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _empty(folder: epath.Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)
 
 
 def _remove_for_good(folder: epath.Path, quiet: float = 0.5, limit: float = 10.0) -> None:
@@ -290,7 +355,9 @@ def save_tree(folder: PathLike, tree: Params) -> None:
     """Writes a tree of arrays with Orbax into `folder` (which must not exist yet)."""
     folder = as_path(folder)
     with guard_writes(folder), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(absolute(folder), tree)
+        # In chunks, so that a leaf, or a part of one, can be read without a second copy of it.
+        in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+        checkpointer.save(absolute(folder), tree, save_args=in_chunks)
         checkpointer.wait_until_finished()
 
 

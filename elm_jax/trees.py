@@ -69,9 +69,17 @@ class Fingerprint:
 
     def leaf(self, path: str, shape: Sequence[int], dtype: str, pieces: Iterable[np.ndarray]) -> None:
         """Adds one leaf, whose contents come as contiguous pieces in row-major order."""
-        self._digest.update(f"{path}|{tuple(shape)}|{dtype}|".encode())
+        self.begin(path, shape, dtype)
         for piece in pieces:
-            self._digest.update(piece.reshape(-1).view(np.uint8))
+            self.add(piece)
+
+    def begin(self, path: str, shape: Sequence[int], dtype: str) -> None:
+        """Adds what a leaf is; its contents follow."""
+        self._digest.update(f"{path}|{tuple(shape)}|{dtype}|".encode())
+
+    def add(self, piece: np.ndarray) -> None:
+        """Adds a contiguous piece of the leaf that was begun, behind those that were added before."""
+        self._digest.update(piece.reshape(-1).view(np.uint8))
 
     def __str__(self) -> str:
         return f"sha256:{self._digest.hexdigest()}"

@@ -62,7 +62,11 @@ class Vocabulary:
             model.pieces.add(piece=f"▁{sentinel(number)}", score=0.0,
                              type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED)
         self._processor = sentencepiece.SentencePieceProcessor()
-        self._processor.LoadFromSerializedProto(model.SerializeToString())
+        try:
+            self._processor.LoadFromSerializedProto(model.SerializeToString())
+        except (RuntimeError, ValueError) as error:
+            raise InputError(describe("The vocabulary is damaged", where=where,
+                                      got=str(error)[:200])) from error
         found = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
         if found != (PAD_ID, EOS_ID, UNK_ID):
             raise InputError(describe("The vocabulary's special ids are not T5's", where=where,

@@ -1,6 +1,8 @@
 """The base: a full parameter tree with its network config and its vocabulary, from a folder of any kind."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,8 +12,7 @@ from jax.sharding import Mesh
 
 from elm_jax import sharding, storage, trees
 from elm_jax.data.vocabulary import Vocabulary
-from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import checks, detect, elm, hf_tokenizer, streaming
+from elm_jax.experts.formats import base_json, checks, detect, elm, hf_tokenizer, streaming
 from elm_jax.experts.formats.model import Index, Model, Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
@@ -63,7 +64,7 @@ def save_base(
     folder = storage.begin(folder)
     storage.save_tree(folder / elm.WEIGHTS, params)
     vocabulary = None if vocabulary_path is None else storage.as_path(vocabulary_path).read_bytes()
-    elm.write_facts(folder, config, trees.fingerprint(params), vocabulary, training, {})
+    base_json.write(folder, config, trees.fingerprint(params), vocabulary, training, {})
     storage.commit(folder)
 
 
@@ -73,9 +74,10 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Base:
     Args:
         folder: of this program's own kind, of Hugging Face's or of T5X's; or a hub name, as
             ``google/t5-v1_1-small``.
-        mesh: puts the parameters onto it as they are read: each process reads only the slices of its own
-            devices. A folder's recorded fingerprint is then believed, for nobody reads all of it; where
-            there is none, the first process reads all leaves once, one at a time, and tells the others.
+        mesh: puts the parameters onto it as they are read: each process reads only what its own devices
+            hold (of chunked files, the chunks in which that lies). A folder's recorded fingerprint is
+            believed where there are several processes, for none reads all of it; where none is recorded, the
+            first process reads all leaves once, one at a time, and tells the others.
 
     Returns:
         The base in float32, whatever lies on disk: numpy arrays, or jax arrays on the mesh.
@@ -100,13 +102,12 @@ def base_of(model: Model, mesh: Mesh | None = None) -> Base:
     if mesh is None:
         params = {path: model.tensors.read(path).astype(np.float32, copy=False)
                   for path in model.tensors.specs}
-        fingerprint = trees.fingerprint(params)
-        if recorded not in (None, fingerprint):
-            raise InputError(describe("The base's weights are not those that were written",
-                                      where=model.where, got=fingerprint, expected=recorded,
-                                      cure="fetch or train the base again"))
+        model.check()
+        fingerprint = recorded or trees.fingerprint(params)
     else:
         params = read_onto(mesh, model)
+        if jax.process_count() == 1:  # which has read all of it
+            model.check()
         fingerprint = recorded or _told_fingerprint(model)
     vocabulary, vocabulary_path = _vocabulary(model)
     return Base(name=model.name, params=trees.unflatten(params),
@@ -119,7 +120,7 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
     if model.vocabulary is None:
         return None, None
     vocabulary = Vocabulary(model.vocabulary, where=model.where)
-    for name in (elm.VOCABULARY_FILE, hf_tokenizer.SENTENCEPIECE_FILE):
+    for name in (base_json.VOCABULARY_FILE, hf_tokenizer.SENTENCEPIECE_FILE):
         path = storage.as_path(model.where) / name
         if path.exists() and path.read_bytes() == model.vocabulary:
             return vocabulary, str(path)
@@ -127,7 +128,7 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
 
 
 def read_onto(mesh: Mesh, model: Model) -> FlatParams:
-    """All leaves in float32 on a mesh; each process reads the slices of its own devices, each slice once."""
+    """All leaves in float32 on a mesh; each process reads what its own devices hold, and that once."""
     network = T5Network(model.config)
     shardings = trees.flatten(
         sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh))
@@ -135,6 +136,13 @@ def read_onto(mesh: Mesh, model: Model) -> FlatParams:
 
 
 def _leaf_onto(tensors: Tensors, path: str, where: jax.sharding.Sharding) -> jax.Array:
+    shape = tensors.specs[path].shape
+    held = where.addressable_devices_indices_map(shape).values()
+    spans = _around([[range(size)[part] for part, size in zip(index, shape, strict=True)] for index in held])
+    if spans is not None:  # neighbours are read in one go: a chunk in which several lie, only once
+        read = tensors.read(path, tuple(slice(span.start, span.stop) for span in spans))
+        own = read.astype(np.float32, copy=False)
+        return jax.make_array_from_callback(shape, where, lambda index: own[_inside(index, spans)])
     parts: dict[str, np.ndarray] = {}
 
     def part(index: Index) -> np.ndarray:
@@ -142,7 +150,21 @@ def _leaf_onto(tensors: Tensors, path: str, where: jax.sharding.Sharding) -> jax
             parts[str(index)] = tensors.read(path, index).astype(np.float32, copy=False)
         return parts[str(index)]
 
-    return jax.make_array_from_callback(tensors.specs[path].shape, where, part)
+    return jax.make_array_from_callback(shape, where, part)
+
+
+def _around(parts: Sequence[Sequence[range]]) -> list[range] | None:
+    """The box around parts of a leaf, if the parts fill it; else None."""
+    box = [range(min(span.start for span in spans), max(span.stop for span in spans))
+           for spans in zip(*parts, strict=True)]
+    filled = sum(math.prod(map(len, part)) for part in set(map(tuple, parts)))
+    return box if filled == math.prod(map(len, box)) else None
+
+
+def _inside(index: Index, spans: Sequence[range]) -> Index:
+    """A part of a leaf, counted from the start of a box in it."""
+    return tuple(slice((part.start or 0) - span.start, (span.stop if part.stop is None else part.stop)
+                       - span.start) for part, span in zip(index, spans, strict=True))
 
 
 def _told_fingerprint(model: Model) -> str:

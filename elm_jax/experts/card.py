@@ -50,6 +50,12 @@ class ExpertCard:
     created: str = dataclasses.field(default_factory=lambda: utc_now())
 
     def __post_init__(self) -> None:
+        for name in ("tasks", "templates", "parents"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise self._wrong(name, "a list")
+        for name in ("network", "training", "metrics"):
+            if not isinstance(getattr(self, name), dict):
+                raise self._wrong(name, "an object")
         object.__setattr__(self, "tasks", tuple(self.tasks))
         object.__setattr__(self, "templates", tuple(self.templates))
         object.__setattr__(self, "parents", tuple(self.parents))
@@ -62,9 +68,14 @@ class ExpertCard:
         if self.form not in FORMS:
             raise InputError(describe("Unknown form of overlay", where=self.id, got=self.form,
                                       expected=FORMS))
-        if not isinstance(self.base, dict) or "fingerprint" not in self.base:
+        if (not isinstance(self.base, dict) or "fingerprint" not in self.base
+                or not all(isinstance(value, str) for value in self.base.values())):
             raise InputError(describe("The card names no base", where=self.id, got=self.base,
                                       expected="{'name': ..., 'fingerprint': 'sha256:...'}"))
+
+    def _wrong(self, name: str, expected: str) -> InputError:
+        return InputError(describe("The expert's card is not valid", where=f"{self.id!r}, {name}"[:200],
+                                   got=repr(getattr(self, name))[:200], expected=expected))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in ``expert.json``."""
@@ -89,7 +100,11 @@ class ExpertCard:
                 describe("The expert's card is not valid", where=where,
                          got=f"missing {missing}, unknown {unknown}", expected=sorted(known))
             )
-        return cls(**value)
+        try:
+            return cls(**value)
+        except InputError as error:
+            raise InputError(describe("The expert's card is not valid", where=where,
+                                      got=str(error))) from error
 
 
 def utc_now() -> str:

@@ -40,6 +40,7 @@ _ACTIVATIONS = {
     "relu": ("relu",), "gelu_new": ("gelu",), "gated-gelu": ("gelu", "linear"),
     "gated-gelu_new": ("gelu", "linear"), "gated-relu": ("relu", "linear"),
 }
+_SWITCHES = ("tie_word_embeddings", "scale_decoder_outputs")
 _FIXED = {"layer_norm_epsilon": RMS_EPSILON, "pad_token_id": 0, "eos_token_id": 1,
           "decoder_start_token_id": 0, "is_encoder_decoder": True}
 """What the network takes for granted; a config that leaves one out means the same."""
@@ -140,8 +141,17 @@ def config_from_hf(values: Mapping[str, Any], where: Any = None) -> T5Config:
         raise InputError(describe(
             "The config asks for what this network does not do", where=where, got=", ".join(unlike),
             expected=", ".join(f"{name} {wanted!r}" for name, wanted in _FIXED.items())))
-    return T5Config(**{field: _value(values, name) for field, name in _FIELDS.items()},
-                    mlp_activations=_activations(values, where), logits_via_embedding=scales_logits(values))
+    wrong = [f"{name} {values[name]!r}"[:200] for name in _SWITCHES
+             if not isinstance(values.get(name), bool | None)]
+    if wrong:
+        raise InputError(describe("Fields of the config are wrong", where=where, got=", ".join(wrong),
+                                  expected="true or false"))
+    try:
+        return T5Config(**{field: _value(values, name) for field, name in _FIELDS.items()},
+                        mlp_activations=_activations(values, where),
+                        logits_via_embedding=scales_logits(values))
+    except InputError as error:  # it names the field, but does not know the file
+        raise InputError(describe("The config is not a T5's", where=where, got=str(error))) from error
 
 
 def _value(values: Mapping[str, Any], name: str) -> Any:
@@ -151,7 +161,7 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
 
 def _activations(values: Mapping[str, Any], where: Any) -> tuple[str, ...]:
     word = values.get("feed_forward_proj", _DEFAULTS[values["model_type"]]["feed_forward_proj"])
-    if word not in _ACTIVATIONS:
+    if not isinstance(word, str) or word not in _ACTIVATIONS:
         raise unknown_name("feed_forward_proj", str(word), _ACTIVATIONS, where)
     return _ACTIVATIONS[word]
 

@@ -282,7 +282,7 @@ def check_gin(text: str, config: T5Config, where: object) -> None:
             continue
         try:
             said = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
         said = tuple(said) if isinstance(said, list) else said
         if said != getattr(config, name):

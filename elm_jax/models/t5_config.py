@@ -77,7 +77,8 @@ class T5Config:
         if isinstance(self.mlp_activations, list):
             object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for name in _DIMENSIONS:
-            _check_int(f"T5Config.{name}", getattr(self, name))
+            _check_int(f"T5Config.{name}", getattr(self, name), _LARGEST.get(name, _LARGEST_DIMENSION))
+        _check_int("T5Config.num_heads * T5Config.head_dim", self.num_heads * self.head_dim)
         self._check_choices()
         self._check_buckets()
 
@@ -142,12 +143,29 @@ class T5Config:
         return {**dataclasses.asdict(self), "mlp_activations": list(self.mlp_activations)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "T5Config":
+    def from_dict(cls, values: Mapping[str, Any], where: Any = None) -> "T5Config":
         """Reads what `to_dict` wrote.
+
+        Args:
+            values: the fields.
+            where: the file that they come from, for the error.
 
         Raises:
             InputError: a field is unknown, missing or wrong.
         """
+        try:
+            return cls._from_dict(values)
+        except InputError as error:
+            if where is None:
+                raise
+            raise InputError(describe("The network's config is wrong", where=where,
+                                      got=str(error))) from error
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> "T5Config":
+        if not isinstance(values, Mapping):
+            raise InputError(describe("The network's config is wrong", got=repr(values)[:200],
+                                      expected="an object with the fields of a T5Config"))
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
@@ -173,16 +191,21 @@ _DIMENSIONS = (
 )
 
 
-def _check_int(where: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+_LARGEST_DIMENSION = 2**24
+_LARGEST = {"num_encoder_layers": 1024, "num_decoder_layers": 1024}
+"""A config that asks for more is damaged: the network is refused before anybody tries to build it."""
+
+
+def _check_int(where: str, value: object, largest: int = _LARGEST_DIMENSION) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
         raise InputError(
-            describe("A dimension is wrong", where=where, got=repr(value),
-                     expected="a whole number, at least 1")
+            describe("A dimension is wrong", where=where, got=repr(value)[:200],
+                     expected=f"a whole number from 1 to {largest}")
         )
 
 
 def _wrong(field: str, value: object, expected: str) -> InputError:
     return InputError(
-        describe("The network's config is wrong", where=f"T5Config.{field}", got=repr(value),
+        describe("The network's config is wrong", where=f"T5Config.{field}", got=repr(value)[:200],
                  expected=expected)
     )

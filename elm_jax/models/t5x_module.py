@@ -99,7 +99,8 @@ class T5XTransformer(nn.Module):
 
     def _step(self, encoded: Array, inputs: Array, token: Array, length: int) -> Array:
         """i32[B] -> f32[B, 1, V], the cache one position further."""
-        cache = self.network.init_cache(encoded, inputs, length)  # the same at every step: XLA hoists it
+        # Makes cross-attention's keys and values anew; whether XLA moves that out of T5X's loop is not known.
+        cache = self.network.init_cache(encoded, inputs, length)
         kept = self.get_variable(CACHE, "layers")
         cache["index"] = self.get_variable(CACHE, INDEX)
         cache["layers"] = {name: {**layer, **kept[name]} for name, layer in cache["layers"].items()}

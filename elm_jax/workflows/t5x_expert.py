@@ -14,7 +14,7 @@ from elm_jax.data import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats import checks, elm, names, streaming, t5x
+from elm_jax.experts.formats import boxes, checks, elm, names, streaming, t5x
 from elm_jax.experts.formats.model import Model, Tensors
 from elm_jax.experts.formats.sources import Source, needed_base, reference
 from elm_jax.experts.overlay import Expert, trained_leaves
@@ -108,6 +108,8 @@ def as_expert(source: Source, base: storage.PathLike | None, naming: Naming) -> 
     model = source.model
     under = needed_base(source.where, base, None)
     card, trained = expert_of(model, Ground(under.tensors, under.config, reference(under)), naming)
+    if card.form == "adapter":  # of any other it takes nothing from the base's tensors
+        under.check()
     config = T5Config.from_dict(card.network)
     # What travels beside the leaves comes from the base, where T5X keeps nothing of it.
     model = dataclasses.replace(
@@ -169,9 +171,14 @@ def _check_frozen(model: Model, base: Ground, trains: Callable[[str], bool]) -> 
 
 
 def _equal(checkpoint: Tensors, base: Tensors, path: str) -> bool:
-    """Whether a leaf is the base's, in the type in which the checkpoint keeps it."""
-    found = checkpoint.read(path)
-    return np.array_equal(np.asarray(base.read(path)).astype(found.dtype, copy=False), found)
+    """Whether a leaf is the base's, in the type in which the checkpoint keeps it; compared in boxes."""
+    spec = checkpoint.specs[path]
+    step = boxes.chunk_shape(spec.shape, np.dtype(spec.dtype).itemsize, streaming.AHEAD_BYTES)
+    for box in boxes.cut([range(size) for size in spec.shape], step):
+        found = checkpoint.read(path, box)
+        if not np.array_equal(np.asarray(base.read(path, box)).astype(found.dtype, copy=False), found):
+            return False
+    return True
 
 
 def run_facts(model: Model) -> dict[str, Any]:

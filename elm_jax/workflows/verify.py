@@ -81,6 +81,7 @@ def _ours(model: Model, expert: Expert | None) -> Logits:
         network = T5Network(dataclasses.replace(whole.config, dtype="float32"))
         params: FlatParams = {path: whole.tensors.read(path).astype(np.float32, copy=False)
                               for path in whole.tensors.specs}
+        whole.check()
         batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": decoder_inputs}
         return np.asarray(jax.jit(network.logits)(trees.unflatten(params), batch))
 

@@ -148,3 +148,42 @@ def test_read_only_place_is_a_run_error(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left"):
         storage.write_text(tmp_path / "x", "text")
     assert os.listdir(tmp_path) == []
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path):
+    """The second is refused and takes nothing away from the first; a killed one blocks nobody."""
+    with storage.staged(tmp_path / "x") as target:
+        (target / "part").write_text("first")
+        with pytest.raises(InputError, match="Another process is writing this folder"):
+            with storage.staged(tmp_path / "x"):
+                pass
+        assert (target / "part").read_text() == "first"
+    assert (tmp_path / "x" / "part").read_text() == "first" and os.listdir(tmp_path) == ["x"]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    program = ("import os, signal, sys\nfrom elm_jax import storage\n"
+               "with storage.staged(sys.argv[1]) as target:\n"
+               "    (target / 'old').mkdir()\n    os.symlink('/', target / 'link')\n"
+               "    os.kill(os.getpid(), signal.SIGKILL)\n")
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], check=False)
+    assert (tmp_path / "x.partial" / "old").exists()
+    with storage.staged(tmp_path / "x") as target:
+        assert list(target.iterdir()) == []
+    assert os.listdir(tmp_path) == ["x"] and os.path.exists("/etc")
+
+
+def test_a_folder_that_failed_is_gone(tmp_path):
+    with pytest.raises(KeyError):
+        with storage.staged(tmp_path / "x") as target:
+            (target / "part").write_text("half")
+            raise KeyError
+    assert os.listdir(tmp_path) == []
+
+
+def test_texts_that_are_none(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc\xff")
+    with pytest.raises(InputError, match=r"no text(.|\n)*byte 3 is 0xff"):
+        storage.read_text(tmp_path / "x")
+    with pytest.raises(InputError, match="a folder"):
+        storage.read_text(tmp_path)

@@ -1,6 +1,8 @@
 """Safetensors files: headers that lie, slices that read no more than they must, files the library reads."""
 
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -96,8 +98,8 @@ def test_a_slice_reads_only_its_rows(file, monkeypatch):
     tensors = streaming.StoredTensors({"leaf": safetensors_files.read_header(path)["weight"]},
                                       {"leaf": Origin("weight", transposed=True)})
     rows, fill = [], StoredTensor.fill
-    monkeypatch.setattr(StoredTensor, "fill", lambda self, into, start: (
-        rows.append((start, len(into))), fill(self, into, start))[1])
+    monkeypatch.setattr(StoredTensor, "fill", lambda self, into, start, column=0: (
+        rows.append((start, len(into))), fill(self, into, start, column))[1])
     assert tensors.read("leaf", (slice(None), slice(20, 30))).shape == (30, 10)
     assert rows == [(20, 10)]
 
@@ -150,3 +152,29 @@ def test_staged_folders(tmp_path):
         (target / "a").write_text("a")
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def bytes_read():
+    """By every read of this process."""
+    return int(pathlib.Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="counts bytes as Linux does")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_slice_reads_its_own_bytes_only(tmp_path, transposed, axis):
+    """Split eight ways along either side, as the stored tensor lies or turned round."""
+    values = np.random.default_rng(0).normal(size=(512, 1024)).astype(np.float32)
+    safetensors.numpy.save_file({"a": values}, tmp_path / "x.safetensors")
+    stored = safetensors_files.read_header(tmp_path / "x.safetensors")["a"]
+    lying = values.T if transposed else values
+    bytes_read()
+    for number in range(8):
+        index = [slice(0, size) for size in lying.shape]
+        size = lying.shape[axis] // 8
+        index[axis] = slice(number * size, (number + 1) * size)
+        before = bytes_read()
+        part = streaming.read_part(stored, tuple(index), transposed)
+        read = bytes_read() - before
+        np.testing.assert_array_equal(part, lying[tuple(index)])
+        assert values.nbytes // 8 <= read < values.nbytes // 8 + 4096

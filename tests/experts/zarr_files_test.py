@@ -10,7 +10,7 @@ import pytest
 import tensorstore as ts
 
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import zarr_chunks, zarr_files
+from elm_jax.experts.formats import boxes, in_flight, zarr_chunks, zarr_files
 
 COMPRESSORS = {
     "none": None,
@@ -49,9 +49,8 @@ def test_a_chunk_cut_anywhere_is_seen(tmp_path, compressor, contents):
 
 @pytest.mark.parametrize("shape", [(7,), (32128, 2048), (2048, 24, 5120), (24, 1), (97, 89), (8192, 8192)])
 @pytest.mark.parametrize("limit", [1 << 8, 1 << 20, 1 << 26])
-def test_chunks_are_even_parts_below_the_limit(shape, limit, monkeypatch):
-    monkeypatch.setattr(zarr_files, "CHUNK_BYTES", limit)
-    chunks = zarr_files.chunk_shape(shape, 4)
+def test_chunks_are_even_parts_below_the_limit(shape, limit):
+    chunks = boxes.chunk_shape(shape, 4, limit)
     assert all(size % chunk == 0 for size, chunk in zip(shape, chunks, strict=True))
     assert math.prod(chunks) * 4 <= limit
     if math.prod(shape) * 4 <= limit:
@@ -59,18 +58,20 @@ def test_chunks_are_even_parts_below_the_limit(shape, limit, monkeypatch):
 
 
 def test_a_stack_is_cut_between_layers():
-    assert zarr_files.chunk_shape((2048, 24, 64), 4, layer_axis=1) == (2048, 1, 64)
+    assert boxes.chunk_shape((2048, 24, 64), 4, 1 << 26, layer_axis=1) == (2048, 1, 64)
 
 
 @pytest.mark.parametrize("ocdbt", [False, True])
 def test_what_is_written_in_many_chunks_is_read(tmp_path, ocdbt, monkeypatch):
-    monkeypatch.setattr(zarr_files, "CHUNK_BYTES", 1 << 7)
+    monkeypatch.setattr(in_flight, "BYTES", 1 << 9)
     values = np.random.default_rng(1).normal(size=(12, 5, 9)).astype(np.float32)
     folder = zarr_files.Folder(tmp_path, ocdbt=ocdbt)
-    folder.create("a", values.shape, "float32", zarr_files.chunk_shape(values.shape, 4)).write(values)
-    stack = folder.create("b", values.shape, "float32", zarr_files.chunk_shape(values.shape, 4, 1))
-    for layer in (3, 0, 4, 1, 2):
-        stack.write(values[:, layer], layer)
+    single = folder.create("a", values.shape, "float32", boxes.chunk_shape(values.shape, 4, 1 << 7))
+    stack = folder.create("b", values.shape, "float32", boxes.chunk_shape(values.shape, 4, 1 << 7, 1))
+    with in_flight.Writes() as writes:
+        single.write(values, writes)
+        for layer in (3, 0, 4, 1, 2):
+            stack.write(values[:, layer], writes, layer)
     again = zarr_files.Folder(tmp_path)
     assert (again.ocdbt, again.names()) == (ocdbt, ["a", "b"])
     for array in again.open(["a", "b"]).values():
@@ -91,7 +92,7 @@ def test_memory_is_bounded_by_a_leaf(tmp_path):
     program = f"""
 import resource
 import numpy as np
-from elm_jax.experts.formats import zarr_files
+from elm_jax.experts.formats import boxes, in_flight, zarr_files
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 shape = (2048, 14, 4096)  # 32 MB a layer
@@ -99,9 +100,10 @@ before = peak()
 for ocdbt in (False, True):
     folder = zarr_files.Folder(zarr_files.epath.Path({str(tmp_path)!r}) / str(ocdbt), ocdbt=ocdbt)
     folder.path.mkdir()
-    array = folder.create("a", shape, "float32", zarr_files.chunk_shape(shape, 4, 1))
-    for layer in range(14):
-        array.write(np.full((2048, 4096), layer, np.float32), layer)
+    array = folder.create("a", shape, "float32", boxes.chunk_shape(shape, 4, 1 << 26, 1))
+    with in_flight.Writes() as writes:
+        for layer in range(14):
+            array.write(np.full((2048, 4096), layer, np.float32), writes, layer)
     read = folder.open(["a"])["a"]
     for layer in range(14):
         part = read.read((slice(0, 2048), slice(layer, layer + 1), slice(0, 4096)))

@@ -405,6 +405,60 @@ def test_a_dataset_expert_whose_weights_have_changed(world, tmp_path):
     refuse("not those that were written", folder, "elm", tmp_path / "x", "hf")
 
 
+def flip_a_bit(folder):
+    """The lowest bit of a number in the middle of the largest file: no other program would notice."""
+    largest = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+    contents = bytearray(largest.read_bytes())
+    contents[len(contents) // 8 * 4] ^= 1
+    largest.write_bytes(contents)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "more"), [
+    ("hf", {}), ("hf", {"dtype": "bfloat16"}), ("elm", {}), ("t5x", {}), ("t5x", {"scanned": True})])
+def test_a_base_with_one_bit_flipped_is_not_converted(exported, tmp_path, kind, more):
+    """Its chunks have no checksums of their own: the fingerprint has to see it, before the name is given."""
+    convert(ConvertConfig(str(exported), "hf", str(tmp_path / "base"), "elm"))
+    convert(ConvertConfig(str(tmp_path / "base"), "elm", str(tmp_path / "whole"), kind, **more))
+    flip_a_bit(tmp_path / "base")
+    refuse("base's weights are not those that were written", tmp_path / "base", "elm", tmp_path / "x", kind,
+           **more)
+    assert sorted(os.listdir(tmp_path)) == ["base", "whole"]
+
+
+def test_a_bit_flipped_is_status_2_on_the_command_line(capsys, exported, tmp_path):
+    convert(ConvertConfig(str(exported), "hf", str(tmp_path / "base"), "elm"))
+    flip_a_bit(tmp_path / "base")
+    status, out, err = run(capsys, "--from", "elm", "--to", "hf", tmp_path / "base", tmp_path / "x",
+                           "--verify")
+    assert status == 2 and out == "" and "not those that were written" in err and "Traceback" not in err
+    assert os.listdir(tmp_path) == ["base"]
+
+
+@pytest.mark.parametrize(("expert", "kind"), [("topic", "hf"), ("topic", "t5x"), ("dataset", "hf")])
+def test_an_expert_on_a_base_with_one_bit_flipped(world, exported, tmp_path, expert, kind):
+    """The base's description alone makes no base: a dataset expert needs its vocabulary only, and leaves."""
+    convert(ConvertConfig(str(exported), "hf", str(tmp_path / "base"), "elm"))
+    convert(ConvertConfig(str(world.folder / expert), "elm", str(tmp_path / "whole"), kind,
+                          base=str(tmp_path / "base")))
+    flip_a_bit(tmp_path / "base")
+    if expert == "topic":
+        refuse("weights are not those", world.folder / expert, "elm", tmp_path / "x", kind,
+               base=str(tmp_path / "base"))
+        assert sorted(os.listdir(tmp_path)) == ["base", "whole"]
+    else:
+        convert(ConvertConfig(str(world.folder / expert), "elm", str(tmp_path / "x"), kind,
+                              base=str(tmp_path / "base")))
+
+
+def test_verification_sees_a_bit_flipped_in_the_target(exported, tmp_path):
+    convert(ConvertConfig(str(exported), "hf", str(tmp_path / "base"), "elm"))
+    source = sources.open_source("hf", exported)
+    flip_a_bit(tmp_path / "base")
+    with pytest.raises(InputError, match="base's weights are not those that were written"):
+        verify.compare(source, "hf", str(tmp_path / "base"), "elm")
+
+
 def test_adapters_that_are_damaged_or_of_another_kind(world, tmp_path):
     convert(ConvertConfig(str(world.folder / "topic"), "elm", str(tmp_path / "hf"), "hf"))
     whole = safetensors.torch.load_file(tmp_path / "hf" / "adapters.safetensors")

@@ -6,6 +6,7 @@ would make transformers ask the package peft for them, which does not know their
 without adapters reads the folder as a T5 with other norms; this one reads the expert back as it was.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,8 +54,7 @@ def with_overlay(model: Model, expert: Expert, *, adapters: bool) -> Model:
     if not adapters:
         config = config.with_adapter(None)
         overlay = {path: leaf for path, leaf in overlay.items() if not is_adapter_leaf(path)}
-    return Model(model.kind, model.where, config, OverlaidTensors(model.tensors, overlay), model.vocabulary,
-                 model.facts, model.notes)
+    return dataclasses.replace(model, config=config, tensors=OverlaidTensors(model.tensors, overlay))
 
 
 def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,
@@ -117,7 +117,10 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
             cure="remove the adapters' files to read the model alone"))
     card_values = values.get("card")
     card = ExpertCard.from_dict(card_values if isinstance(card_values, dict) else {}, folder / CONFIG_FILE)
-    config = T5Config.from_dict(card.network)
+    config = T5Config.from_dict(card.network, folder / CONFIG_FILE)
+    if config.adapter is None:
+        raise InputError(describe("The adapters' card names a network without adapters",
+                                  where=folder / CONFIG_FILE))
     if not (folder / WEIGHTS_FILE).exists():
         raise InputError(describe("The adapters' weights are missing", where=folder / WEIGHTS_FILE))
     stored = safetensors_files.read_header(folder / WEIGHTS_FILE)

@@ -138,7 +138,8 @@ def write_hf(folder: storage.PathLike, model: Model, *,
         The name that each leaf got. A head that is a copy of the embedding is not written.
 
     Raises:
-        InputError: the folder is taken; the network has parts that Hugging Face's T5 has not.
+        InputError: the folder is taken; the network has parts that Hugging Face's T5 has not; the model is
+            not the one that its folder records.
         RunError: the disk is full.
     """
     with storage.staged(folder) as target:
@@ -152,8 +153,8 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
                                   cure="write the model without them, and the adapters beside it"))
     kept = model.facts.get(FACTS, {})
     values = convert_hf.config_to_hf(model.config, kept.get("config"))
-    order = list(model.tensors.specs)
-    if order == sorted(order):  # any other order is one that is cheaper to read in
+    order = list(model.tensors.specs)  # in which they are read cheapest, and checked as they are read
+    if model.kind == "hf":
         order = convert_hf.hf_order(order)
     if convert_hf.may_share_head(values) and _head_is_embedding(model):
         order.remove(convert_hf.HEAD)
@@ -170,6 +171,7 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
         return streaming.pieces(next(leaves), convert_hf.hf_name(paths[name]).transposed)
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
+    model.check()
     if model.vocabulary is not None:
         behind = {int(number): token for number, token in kept.get("added_tokens", {}).items()}
         hf_tokenizer.write_tokenizer(target, model.vocabulary, behind)

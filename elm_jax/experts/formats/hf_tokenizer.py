@@ -7,11 +7,10 @@ Hugging Face's also reads ``</s>`` and its like in a text as special tokens.
 """
 
 import base64
-import binascii
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -23,7 +22,8 @@ from elm_jax.errors import InputError, describe
 
 SENTENCEPIECE_FILE = "spiece.model"
 TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+ADDED_FILE = "added_tokens.json"
+TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", ADDED_FILE)
 """What a folder without a vocabulary, ByT5's for one, says of its tokenizer."""
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 """Ids 0, 1 and 2."""
@@ -57,7 +57,7 @@ def read_vocabulary(folder: epath.Path) -> FoundVocabulary | None:
     tokenizer = _read_tokenizer(folder / TOKENIZER_FILE) if (folder / TOKENIZER_FILE).exists() else None
     notes: tuple[str, ...] = ()
     if (folder / SENTENCEPIECE_FILE).exists():
-        proto = (folder / SENTENCEPIECE_FILE).read_bytes()
+        proto = storage.read_bytes(folder / SENTENCEPIECE_FILE)
         where = folder / SENTENCEPIECE_FILE
     elif tokenizer is not None:
         proto, where = to_sentencepiece(tokenizer, folder / TOKENIZER_FILE), folder / TOKENIZER_FILE
@@ -80,12 +80,32 @@ def _added_tokens(folder: epath.Path, tokenizer: Mapping[str, Any] | None, size:
     """Tokens whose ids lie behind the vocabulary, in the order of their ids."""
     by_id: dict[int, str] = {}
     if tokenizer is not None:
-        by_id |= {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens") or ()}
-    if (folder / "added_tokens.json").exists():
-        table = storage.read_json(folder / "added_tokens.json", kind="table of added tokens",
-                                  schema_version=None)
-        by_id |= {number: token for token, number in table.items()}
+        entries = tokenizer.get("added_tokens") or []
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise _wrong_added(folder / TOKENIZER_FILE, entries)
+        by_id |= _by_id(((entry.get("content"), entry.get("id")) for entry in entries),
+                        folder / TOKENIZER_FILE)
+    path = folder / ADDED_FILE
+    if path.exists():
+        table = storage.read_json(path, kind="table of added tokens", schema_version=None)
+        by_id |= _by_id(table.items(), path)
     return {number: by_id[number] for number in sorted(by_id) if number >= size}
+
+
+def _by_id(tokens: Iterable[tuple[Any, Any]], where: epath.Path) -> dict[int, str]:
+    """Tokens by id, from pairs of token and id that nobody has checked."""
+    by_id = {}
+    for token, number in tokens:
+        if not isinstance(token, str) or type(number) is not int:
+            raise _wrong_added(where, {token: number} if isinstance(token, str) else [token, number])
+        by_id[number] = token
+    return by_id
+
+
+def _wrong_added(where: epath.Path, got: Any) -> InputError:
+    return InputError(describe("The added tokens are wrong", where=where, got=repr(got)[:200],
+                               expected="tokens, each with the whole number that is its id",
+                               cure="fetch the file again"))
 
 
 def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
@@ -100,7 +120,7 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
         raise InputError(describe("The tokenizer is not a T5's", where=where,
                                   got=model.get("type") if isinstance(model, Mapping) else None,
                                   expected="a Unigram model with pieces and scores"))
-    pieces = [(str(piece), float(score)) for piece, score in vocab]
+    pieces = _pieces(vocab, where)
     found = tuple(piece for piece, _ in pieces[:3])
     if found != _SPECIAL:
         raise InputError(describe("The vocabulary's special ids are not T5's", where=where, got=found,
@@ -122,6 +142,20 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = True
     normalizer.escape_whitespaces = True
     return proto.SerializeToString()
+
+
+def _pieces(vocab: Sequence[Any], where: Any) -> list[tuple[str, float]]:
+    """Pieces and scores, checked."""
+    for number, entry in enumerate(vocab):
+        try:
+            piece, score = entry
+            piece.encode("utf-8")  # half a pair of surrogates, which JSON can hold, is no character
+            float(score)
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(describe("The vocabulary's pieces are wrong", where=f"{where}, piece {number}",
+                                      got=ascii(entry)[:200], expected="a text and its score",
+                                      cure="fetch the file again")) from error
+    return [(piece, float(score)) for piece, score in vocab]
 
 
 def _piece_type(number: int, piece: str, by_bytes: bool) -> int:
@@ -146,17 +180,23 @@ def _character_map(normalizer: Any, where: Any) -> bytes:
         if kind == "Precompiled":
             try:
                 found = base64.b64decode(part["precompiled_charsmap"] or "", validate=True)
-            except (binascii.Error, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:  # binascii's own is a ValueError
                 raise InputError(describe("The normaliser's character map is damaged", where=where,
                                           got=str(error)[:200])) from error
     return found
 
 
 def _parts(step: Any, name: str) -> list[Mapping[str, Any]]:
-    if not isinstance(step, Mapping):
-        return []
-    inner = step.get(name)
-    return [step] if inner is None else [part for each in inner for part in _parts(each, name)]
+    """The steps of which a step consists, those of its steps too, in order."""
+    found, waiting = [], [step]
+    while waiting:  # not a recursion: who wrote the file may have nested them a thousand deep
+        step = waiting.pop()
+        inner = step.get(name) if isinstance(step, Mapping) else []
+        if isinstance(inner, list):
+            waiting += reversed(inner)
+        else:
+            found.append(step)
+    return found
 
 
 def read_configs(folder: epath.Path) -> dict[str, Any]:

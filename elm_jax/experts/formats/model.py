@@ -7,7 +7,7 @@ own names, transpositions and stacked layers into them when a tensor is asked fo
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
@@ -77,6 +77,9 @@ class Model:
         facts: what a format wants back when it is written again (Hugging Face's config fields that
             this program has no use for, the step of a T5X checkpoint); JSON-ready.
         notes: what the reader assumed or left out, a sentence each, for the report.
+        check: raises InputError if the contents are not those of which the folder records a fingerprint. A
+            writer calls it when it has read all, before what it wrote gets its name: reading in the
+            alphabet's order then costs no second pass.
     """
 
     kind: str
@@ -86,6 +89,7 @@ class Model:
     vocabulary: bytes | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    check: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:

@@ -34,9 +34,10 @@ class LoadedTensor:
         self._array = array
         self.shape, self.dtype = tuple(array.shape), array.dtype.name
 
-    def fill(self, rows: np.ndarray, start: int) -> None:
-        """Copies rows."""
-        rows[...] = self._array[start:start + len(rows)]
+    def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
+        """Copies rows, or parts of them."""
+        part = self._array[start:start + len(rows)]
+        rows[...] = part if rows.shape == part.shape else part[:, column:column + rows.shape[1]]
 
 
 def is_original(folder: epath.Path) -> bool:

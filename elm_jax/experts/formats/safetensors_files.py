@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -52,18 +52,36 @@ class StoredTensor:
     dtype: str
     offset: int
 
-    def fill(self, rows: np.ndarray, start: int) -> None:
-        """Reads rows from `start` on."""
-        row_bytes = math.prod(self.shape[1:]) * rows.dtype.itemsize
-        with self.path.open("rb") as file:
-            file.seek(self.offset + start * row_bytes)
-            target = memoryview(rows.reshape(-1).view(np.uint8))
-            while target:
-                count = file.readinto(target)
-                if not count:
-                    raise InputError(describe("The file has become shorter while it was read",
-                                              where=self.path))
-                target = target[count:]
+    def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
+        """Reads rows from `start` on, or parts of them; in a bucket whole rows, of which there are fewer."""
+        width = math.prod(self.shape[1:])
+        if rows.size == len(rows) * width:
+            self._read([rows], start * width, rows.size)
+        elif storage.is_local(self.path):
+            self._read(rows, start * width + column, width)
+        else:
+            whole = np.empty((len(rows), width), rows.dtype)
+            self._read([whole], start * width, whole.size)
+            rows[...] = whole[:, column:column + rows.shape[1]]
+
+    def _read(self, runs: Iterable[np.ndarray], first: int, step: int) -> None:
+        """Reads contiguous runs that begin at an element and then every so many elements."""
+        # Without a buffer: one that is filled beyond a run reads what nobody asked for.
+        with _open(self.path) as file:
+            for number, run in enumerate(runs):
+                file.seek(self.offset + (first + number * step) * run.dtype.itemsize)
+                target = memoryview(run.reshape(-1).view(np.uint8))
+                while target:
+                    count = file.readinto(target)
+                    if not count:
+                        raise InputError(describe("The file has become shorter while it was read",
+                                                  where=self.path))
+                    target = target[count:]
+
+
+def _open(path: epath.Path) -> BinaryIO:
+    """Opens a file; a local one without a buffer."""
+    return open(path, "rb", buffering=0) if storage.is_local(path) else path.open("rb")
 
 
 def read_header(path: storage.PathLike) -> dict[str, StoredTensor]:
@@ -72,7 +90,7 @@ def read_header(path: storage.PathLike) -> dict[str, StoredTensor]:
     Raises:
         InputError: the file is truncated, or its header lies; the first fault is named.
     """
-    path = storage.as_path(path)
+    path = storage.require_file(path)
     size = path.stat().length
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -106,7 +124,7 @@ def _tensor(path: epath.Path, name: str, entry: Any, start: int) -> StoredTensor
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise _fault(where, f"shape {shape}, data_offsets {offsets}", "whole numbers, none below 0")
-    if entry["dtype"] not in _DTYPES:
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
         raise _fault(where, f"dtype {entry['dtype']}", f"one of {', '.join(_DTYPES)}")
     dtype = _DTYPES[entry["dtype"]]
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
@@ -158,10 +176,8 @@ def read_index(path: storage.PathLike) -> dict[str, str]:
         raise InputError(describe("The index of the shards has no weight_map", where=path,
                                   expected="the name of a file for every tensor"))
     files = dict.fromkeys(table.values())
-    outside = [file for file in files if os.path.basename(file) != file or file in ("", ".", "..")]
-    if outside:
-        raise InputError(describe("The index names files outside of its folder", where=path,
-                                  got=", ".join(outside)))
+    for file in files:
+        storage.require_name(file, path, "file that the index of the shards names")
     missing = [file for file in files if not (path.parent / file).exists()]
     if missing:
         raise InputError(describe("Shards are missing", where=path.parent, got=f"no {', no '.join(missing)}",

@@ -10,6 +10,7 @@ from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.experts.formats import adapters, checks, detect, elm, original, streaming
+from elm_jax.experts.formats.hashed import HashedTensors
 from elm_jax.experts.formats.model import Model, Origin, TensorSpec
 from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.models.convert_hf import hf_name
@@ -115,23 +116,15 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
         expert = load_expert(folder)
         return Source(str(folder), under, expert,
                       {path: Origin(path) for path in trees.flatten(expert.overlay)})
-    tensors, config = elm.ElmTensors(folder / elm.WEIGHTS), T5Config.from_dict(card.network)
+    tensors = elm.ElmTensors(folder / elm.WEIGHTS)
+    config = T5Config.from_dict(card.network, folder / CARD_FILE)
     elm.check_fits(tensors, config, folder)
-    found = _own_fingerprint(tensors)
-    if found != written:
-        raise InputError(describe("The expert's weights are not those that were written", where=folder,
-                                  got=found, expected=written, cure="copy or train the expert again"))
+    hashed = HashedTensors(tensors, str(written), folder,
+                           "The expert's weights are not those that were written",
+                           "copy or train the expert again", as_float32=False)
     facts = {**under.facts, elm.FACTS: {"training": {"expert": card.to_dict()}}}
     return Source(str(folder), dataclasses.replace(
-        under, kind="elm", where=str(folder), config=config, tensors=tensors, facts=facts))
-
-
-def _own_fingerprint(tensors: elm.ElmTensors) -> str:
-    """`trees.fingerprint` of leaves in the dtype that they have, one in memory at a time."""
-    whole = trees.Fingerprint()
-    for path, spec in sorted(tensors.specs.items()):
-        whole.leaf(path, spec.shape, spec.dtype, streaming.pieces(tensors.read(path)))
-    return str(whole)
+        under, kind="elm", where=str(folder), config=config, tensors=hashed, facts=facts, check=hashed.check))
 
 
 def needed_base(where: storage.PathLike, base: storage.PathLike | None, recorded: str | None) -> Model:
@@ -177,6 +170,6 @@ def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:
     path = storage.as_path(path)
     if not path.exists():
         raise InputError(describe("There is no vocabulary here", where=path))
-    proto = path.read_bytes()
+    proto = storage.read_bytes(path)
     checks.check_vocabulary(proto, source.model.config.vocab_size, path)
     return dataclasses.replace(source, model=dataclasses.replace(source.model, vocabulary=proto))

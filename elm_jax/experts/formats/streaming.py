@@ -5,6 +5,7 @@ happen in pieces of `PIECE_BYTES`.
 """
 
 import collections
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from elm_jax import trees
+from elm_jax.experts.formats import boxes
 from elm_jax.experts.formats.model import Index, Origin, Tensors, TensorSpec
 
 PIECE_BYTES = 1 << 24
@@ -32,8 +34,14 @@ class Stored(Protocol):
     shape: tuple[int, ...]
     dtype: str
 
-    def fill(self, rows: np.ndarray, start: int) -> None:
-        """Reads as many rows as `rows`, a contiguous array, has, from row `start` on."""
+    def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
+        """Reads as many rows as `rows`, a contiguous array, has, from row `start` on.
+
+        Args:
+            rows: of the tensor's other dimensions; or, of a matrix, parts of rows.
+            start: the first row.
+            column: where parts of rows begin.
+        """
         ...
 
 
@@ -76,16 +84,17 @@ class CastTensors:
         self.specs = {path: TensorSpec(spec.shape, dtype) for path, spec in tensors.specs.items()}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """The leaf or a part of it, cast (rounded to nearest) in pieces."""
-        array = self._tensors.read(path, index)
-        dtype = np.dtype(self.specs[path].dtype)
-        if array.dtype == dtype:
-            return array
-        cast = np.empty(array.shape, dtype)
-        flat, step = cast.reshape(-1), 0
-        for piece in pieces(array):
-            flat[step:step + piece.size] = piece.reshape(-1).astype(dtype)
-            step += piece.size
+        """The leaf or a part of it, cast (rounded to nearest); a large one is read in boxes."""
+        found, wanted = self._tensors.specs[path], self.specs[path]
+        if found.dtype == wanted.dtype:
+            return self._tensors.read(path, index)
+        index = index if index is not None else (slice(None),) * len(found.shape)
+        spans = [range(size)[part] for part, size in zip(index, found.shape, strict=True)]
+        cast = np.empty([len(span) for span in spans], np.dtype(wanted.dtype))
+        # Boxes are long in the dimension that chunks are cut in and that rows in files are many in.
+        step = boxes.chunk_shape(found.shape, np.dtype(found.dtype).itemsize, AHEAD_BYTES)
+        for box in boxes.cut(spans, step):
+            cast[boxes.within(box, spans)] = self._tensors.read(path, box)
         return cast
 
 
@@ -98,24 +107,30 @@ def read_part(stored: Stored, index: Index | None = None, transposed: bool = Fal
         transposed: whether the two dimensions in the file are swapped.
 
     Returns:
-        A contiguous array. Only the rows that the part touches are read from the file.
+        A contiguous array. Of a vector or a matrix, only what lies in the part is read from a local file,
+        row by row where it is parts of rows; of a tensor of more dimensions, the rows that it touches.
     """
     shape = _turned(stored.shape, transposed)
     index = index if index is not None else (slice(None),) * len(shape)
     spans = [range(size)[part] for part, size in zip(index, shape, strict=True)]
     out = np.empty([len(span) for span in spans], np.dtype(stored.dtype))
-    if out.size == 0 or out.ndim == 0:
+    if out.size == 0:
+        return out
+    if out.ndim == 0:
+        stored.fill(out.reshape(1), 0)
         return out
     lying, target = (spans[::-1], out.T) if transposed else (spans, out)
     rows, inner = lying[0], tuple(slice(span.start, span.stop) for span in lying[1:])
     if not transposed and out.shape[1:] == stored.shape[1:]:
         stored.fill(out, rows.start)
         return out
-    buffer = np.empty((min(len(rows), _rows_a_piece(stored)), *stored.shape[1:]), out.dtype)
+    of_rows = len(inner) == 1
+    shape, column = ((len(lying[1]),), inner[0].start) if of_rows else (stored.shape[1:], 0)
+    buffer = np.empty((min(len(rows), _rows_a_piece(shape, out.dtype)), *shape), out.dtype)
     for start in range(0, len(rows), len(buffer)):
         block = buffer[:len(rows) - start]
-        stored.fill(block, rows.start + start)
-        copy(target[start:start + len(block)], block[(slice(None), *inner)])
+        stored.fill(block, rows.start + start, column)
+        copy(target[start:start + len(block)], block if of_rows else block[(slice(None), *inner)])
     return out
 
 
@@ -184,7 +199,9 @@ def equal(left: Stored, right: Stored) -> bool:
     """Whether two stored tensors hold the same bits; compared piece by piece."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    step = _rows_a_piece(left)
+    if not left.shape:
+        return read_part(left).tobytes() == read_part(right).tobytes()
+    step = _rows_a_piece(left.shape[1:], np.dtype(left.dtype))
     ours, theirs = (np.empty((min(left.shape[0], step), *left.shape[1:]), np.dtype(left.dtype))
                     for _ in range(2))
     for start in range(0, left.shape[0], step):
@@ -200,9 +217,8 @@ def _turned(shape: Sequence[int], transposed: bool) -> tuple[int, ...]:
     return tuple(shape)[::-1] if transposed else tuple(shape)
 
 
-def _rows_a_piece(stored: Stored) -> int:
-    row = int(np.prod(stored.shape[1:], dtype=np.int64)) * np.dtype(stored.dtype).itemsize
-    return max(1, PIECE_BYTES // max(1, row))
+def _rows_a_piece(row: Sequence[int], dtype: np.dtype) -> int:
+    return max(1, PIECE_BYTES // max(1, math.prod(row) * dtype.itemsize))
 
 
 def _as_integers(array: np.ndarray) -> np.ndarray:

@@ -10,8 +10,7 @@ it as it is, and starts training from it with a fresh optimizer if its gin says 
 """
 
 import dataclasses
-import json
-import time
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -21,7 +20,15 @@ from flax import serialization
 
 from elm_jax import storage
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.experts.formats import checks, t5x_folders, zarr_files
+from elm_jax.experts.formats import (
+    boxes,
+    checks,
+    in_flight,
+    orbax_files,
+    streaming,
+    t5x_folders,
+    zarr_files,
+)
 from elm_jax.experts.formats.model import Index, Model, Origin, TensorSpec
 from elm_jax.models import convert_t5x
 from elm_jax.models.convert_t5x import Form, Place
@@ -35,6 +42,8 @@ STEP = "state.step"
 VOCABULARY_FILE = "vocabulary.model"
 NETWORK_FILE = "network.gin"
 GIN_FILES = (NETWORK_FILE, "config.gin")
+CHUNK_BYTES = 1 << 26
+"""Of what is written. T5X's own aim: fits many ways to split an array over hosts."""
 _VERSION = 3
 """Of the msgpack file; see T5X's `checkpoints.VERSION`."""
 
@@ -207,7 +216,11 @@ def _left_out(names: set[str]) -> tuple[str, ...]:
 def _read_step(contents: t5x_folders.Contents, checkpoint: t5x_folders.Checkpoint) -> int:
     if STEP not in contents.names():
         return checkpoint.step or 0
-    return int(contents.open([STEP])[STEP].read())
+    stored = contents.open([STEP])[STEP]
+    if math.prod(stored.shape) != 1 or np.dtype(stored.dtype).kind not in "iu":
+        raise InputError(describe("The checkpoint's step is wrong", where=checkpoint.folder,
+                                  got=f"{stored.dtype}{list(stored.shape)}", expected="one whole number"))
+    return int(stored.read().reshape(()))
 
 
 def _vocabulary(path: storage.PathLike | None, where: epath.Path) -> bytes | None:
@@ -215,9 +228,9 @@ def _vocabulary(path: storage.PathLike | None, where: epath.Path) -> bytes | Non
         path = storage.as_path(path)
         if not path.exists():
             raise InputError(describe("There is no such vocabulary", where=path))
-        return path.read_bytes()
+        return storage.read_bytes(path)
     near = (folder / VOCABULARY_FILE for folder in (where, where.parent))
-    return next((file.read_bytes() for file in near if file.exists()), None)
+    return next((storage.read_bytes(file) for file in near if file.exists()), None)
 
 
 def _check_gin(config: T5Config, where: epath.Path) -> None:
@@ -246,7 +259,8 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
         Where each leaf lies now.
 
     Raises:
-        InputError: the folder is taken, or T5X has no such network.
+        InputError: the folder is taken, T5X has no such network, or the model is not the one that its folder
+            records.
         RunError: the disk is full.
     """
     if layout not in _LAYOUTS:
@@ -258,6 +272,7 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
     with storage.staged(folder) as target:
         checkpoint = _LAYOUTS[layout](target / f"{t5x_folders.PREFIX}{step}")
         origins = _write_leaves(checkpoint, model, form)
+        model.check()
         _write_beside(target, model, form)
         checkpoint.finish(step)
     return origins
@@ -310,10 +325,9 @@ def _dtypes(model: Model, form: Form) -> dict[str, set[str]]:
 class _NewCheckpoint(Protocol):
     """A step's folder that is being written."""
 
-    arrays: zarr_files.Folder
-
-    def add(self, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...]) -> None:
-        """Lists an array."""
+    def create(self, name: str, shape: tuple[int, ...], dtype: str,
+               chunks: tuple[int, ...]) -> zarr_files.NewArray:
+        """Lists an array, and makes it."""
         ...
 
     def finish(self, step: int) -> None:
@@ -321,27 +335,41 @@ class _NewCheckpoint(Protocol):
         ...
 
 
+class _Writer:
+    """Writes leaves into T5X's tree."""
+
+    def __init__(self, checkpoint: _NewCheckpoint, config: T5Config, form: Form) -> None:
+        self._checkpoint, self._config, self._form = checkpoint, config, form
+        self._shapes = convert_t5x.tensor_shapes(config, form)
+        self._created: dict[str, zarr_files.NewArray] = {}
+
+    def write(self, path: str, values: np.ndarray, writes: in_flight.Writes) -> None:
+        """Starts to write a leaf. A large one is written when this returns."""
+        if self._form.own_biases:
+            values = values.reshape(convert_t5x.split_heads(path, values.shape, self._config))
+        for place in convert_t5x.places(path, self._config, self._form):
+            self._array(place, values.dtype).write(values, writes, place.layer)
+        if values.nbytes > in_flight.BYTES:
+            writes.wait()
+
+    def _array(self, place: Place, dtype: np.dtype) -> zarr_files.NewArray:
+        name = _origin(place).name
+        if name not in self._created:
+            axis = None if place.layer is None else convert_t5x.LAYER_AXIS
+            shape = self._shapes[place.name]
+            chunks = boxes.chunk_shape(shape, dtype.itemsize, CHUNK_BYTES, axis)
+            self._created[name] = self._checkpoint.create(name, shape, dtype.name, chunks)
+        return self._created[name]
+
+
 def _write_leaves(checkpoint: _NewCheckpoint, model: Model, form: Form) -> dict[str, Origin]:
     """Writes all leaves, in the order in which the model reads them cheaply."""
-    config, tensors = model.config, model.tensors
-    shapes = convert_t5x.tensor_shapes(config, form)
-    created: dict[str, zarr_files.NewArray] = {}
-    origins = {}
-    for path in tensors.specs:
-        values = tensors.read(path)
-        if form.own_biases:
-            values = values.reshape(convert_t5x.split_heads(path, values.shape, config))
-        for place in convert_t5x.places(path, config, form):
-            name = _origin(place).name
-            if name not in created:
-                axis = None if place.layer is None else convert_t5x.LAYER_AXIS
-                shape, dtype = shapes[place.name], values.dtype
-                chunks = zarr_files.chunk_shape(shape, dtype.itemsize, axis)
-                created[name] = checkpoint.arrays.create(name, shape, dtype.name, chunks)
-                checkpoint.add(name, shape, dtype.name, chunks)
-            created[name].write(values, place.layer)
-            origins.setdefault(path, _origin(place))
-    return origins
+    writer, paths = _Writer(checkpoint, model.config, form), list(model.tensors.specs)
+    leaves = streaming.read_ahead(model.tensors, paths)
+    with in_flight.Writes() as writes:
+        for path in paths:
+            writer.write(path, next(leaves), writes)
+    return {path: _origin(convert_t5x.places(path, model.config, form)[0]) for path in paths}
 
 
 def _write_beside(folder: epath.Path, model: Model, form: Form) -> None:
@@ -352,39 +380,22 @@ def _write_beside(folder: epath.Path, model: Model, form: Form) -> None:
 
 
 class _OrbaxCheckpoint:
-    """Orbax's layout: an item ``state`` with all arrays in an OCDBT database, and lists of them."""
+    """Orbax's layout: an item ``state`` with all arrays."""
 
     def __init__(self, folder: epath.Path) -> None:
-        self._folder, self._item = folder, folder / t5x_folders.ITEMS[0]
-        with storage.guard_writes(folder):
-            self._item.mkdir(parents=True)
-        self.arrays = zarr_files.Folder(self._item, ocdbt=True)
-        self._tree: dict[str, Any] = {}
-        self._began = time.time_ns()
+        self._folder = folder
+        self._tree = orbax_files.NewTree(folder / t5x_folders.ITEMS[0])
 
-    def add(self, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...]) -> None:
-        """Lists an array as Orbax does: by the keys of the tree of parameters."""
-        del dtype, chunks  # the array's own header says them
-        keys = tuple(name.split("."))
-        self._tree[str(keys)] = {
-            "key_metadata": [{"key": key, "key_type": 2} for key in keys],
-            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False,
-                               "write_shape": list(shape)}}
+    def create(self, name: str, shape: tuple[int, ...], dtype: str,
+               chunks: tuple[int, ...]) -> zarr_files.NewArray:
+        """Makes an array under the keys of the tree of parameters that its name joins."""
+        return self._tree.create(name.split("."), shape, dtype, chunks)
 
     def finish(self, step: int) -> None:
         """Writes the step, then what Orbax writes last."""
-        self.add(STEP, (), "int32", ())
-        self.arrays.create(STEP, (), "int32", ()).write(np.asarray(step, np.int32))
-        _write_json(self._item / t5x_folders.METADATA_FILE, {
-            "tree_metadata": self._tree, "use_ocdbt": True, "use_zarr3": False,
-            "store_array_data_equal_to_fill_value": True, "custom_metadata": None})
-        _write_json(self._folder / "_CHECKPOINT_METADATA", {
-            "item_handlers": {self._item.name: "orbax.checkpoint._src.handlers."
-                              "pytree_checkpoint_handler.PyTreeCheckpointHandler"},
-            "metrics": {}, "performance_metrics": {}, "init_timestamp_nsecs": self._began,
-            "commit_timestamp_nsecs": time.time_ns(), "custom_metadata": {}})
-        for folder in (self._item, self._folder):  # what makes a step whole in a bucket
-            storage.write_text(folder / t5x_folders.COMMIT_FILE, "Checkpoint commit was successful\n")
+        with in_flight.Writes() as writes:
+            self.create(STEP, (), "int32", ()).write(np.asarray(step, np.int32), writes)
+        self._tree.finish(self._folder)
 
 
 class _ZarrCheckpoint:
@@ -394,17 +405,19 @@ class _ZarrCheckpoint:
         self._folder = folder
         with storage.guard_writes(folder):
             folder.mkdir(parents=True)
-        self.arrays = zarr_files.Folder(folder, ocdbt=False)
+        self._arrays = zarr_files.Folder(folder, ocdbt=False)
         self._tree: dict[str, Any] = {}
 
-    def add(self, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...]) -> None:
-        """Lists an array as T5X does: its spec, with a path relative to the checkpoint."""
+    def create(self, name: str, shape: tuple[int, ...], dtype: str,
+               chunks: tuple[int, ...]) -> zarr_files.NewArray:
+        """Makes an array, and lists it as T5X does: its spec, with a path relative to the checkpoint."""
         *parents, leaf = name.split(".")
         node = self._tree
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = {"driver": "zarr", "dtype": dtype, "kvstore": {"driver": "file", "path": f"{name}/"},
                       "metadata": {"shape": list(shape), "chunks": list(chunks), "compressor": None}}
+        return self._arrays.create(name, shape, dtype, chunks)
 
     def finish(self, step: int) -> None:
         """Writes the list, and the step in it."""
@@ -415,7 +428,3 @@ class _ZarrCheckpoint:
 
 
 _LAYOUTS = {"orbax": _OrbaxCheckpoint, "zarr": _ZarrCheckpoint}
-
-
-def _write_json(path: epath.Path, value: Any) -> None:
-    storage.write_text(path, json.dumps(value))

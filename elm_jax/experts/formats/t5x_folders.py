@@ -16,12 +16,10 @@ from flax import serialization
 
 from elm_jax import storage
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import zarr_files
+from elm_jax.experts.formats import orbax_files, zarr_files
 from elm_jax.experts.formats.model import Index
 
 TREE_FILE = "checkpoint"
-METADATA_FILE = "_METADATA"
-COMMIT_FILE = "commit_success.txt"
 ITEMS = ("state", "default")
 """What the arrays' folder within a step is called: by T5X, and by Orbax where nobody named it."""
 PREFIX = "checkpoint_"
@@ -141,7 +139,7 @@ def contents(checkpoint: Checkpoint) -> Contents:
 
 def _arrays_folder(folder: epath.Path) -> epath.Path | None:
     """The folder of a step's arrays; the step may be given, or that folder itself."""
-    marks = (zarr_files.MANIFEST, METADATA_FILE, TREE_FILE)
+    marks = (zarr_files.MANIFEST, orbax_files.METADATA_FILE, TREE_FILE)
     for candidate in (*(folder / item for item in ITEMS), folder):
         if candidate.is_dir() and any((candidate / mark).exists() for mark in marks):
             return candidate
@@ -193,10 +191,10 @@ def _why_half_written(step: epath.Path) -> str | None:
     tree = (arrays / TREE_FILE).exists()
     if not ocdbt and any(child.name.startswith("ocdbt.process_") for child in arrays.iterdir()):
         return f"it has no {zarr_files.MANIFEST}"
-    if not tree and not (arrays / METADATA_FILE).exists():
-        return f"it has no {METADATA_FILE}"
-    if not storage.is_local(step) and arrays != step and not (step / COMMIT_FILE).exists():
-        return f"it has no {COMMIT_FILE}"
+    if not tree and not (arrays / orbax_files.METADATA_FILE).exists():
+        return f"it has no {orbax_files.METADATA_FILE}"
+    if not storage.is_local(step) and arrays != step and not (step / orbax_files.COMMIT_FILE).exists():
+        return f"it has no {orbax_files.COMMIT_FILE}"
     return None
 
 

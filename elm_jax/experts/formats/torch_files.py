@@ -52,9 +52,12 @@ class TorchFiles:
                                    str(tensor.dtype).removeprefix("torch."))
                 for name, tensor in self.open(path).items()}
 
-    def fill(self, path: epath.Path, name: str, rows: np.ndarray, start: int) -> None:
-        """Reads rows of one tensor."""
-        part = self.open(path)[name][start:start + len(rows)]
+    def fill(self, path: epath.Path, name: str, rows: np.ndarray, start: int, column: int) -> None:
+        """Reads rows of one tensor, or parts of its rows."""
+        tensor = self.open(path)[name]
+        part = (tensor if tensor.ndim else tensor.reshape(1))[start:start + len(rows)]
+        if rows.shape != tuple(part.shape):
+            part = part[:, column:column + rows.shape[1]]
         if rows.dtype.kind == "V":  # bfloat16, which torch does not give to numpy
             part, rows = part.contiguous().view(_torch(path).uint16), rows.view(np.uint16)
         rows[...] = part.numpy()
@@ -84,9 +87,9 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
 
-    def fill(self, rows: np.ndarray, start: int) -> None:
-        """Reads rows from `start` on."""
-        self.files.fill(self.path, self.name, rows, start)
+    def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
+        """Reads rows from `start` on, or parts of them."""
+        self.files.fill(self.path, self.name, rows, start, column)
 
 
 def load(path: storage.PathLike, mapped: bool = False) -> Any:
@@ -141,4 +144,5 @@ def open_tensors(folder: storage.PathLike) -> tuple[dict[str, StoredTensor], tup
     if not files.whole:
         return tensors, ()
     names = ", ".join(sorted(path.name for path in files.whole))
-    return tensors, (f"Written by PyTorch before 1.6, so each read into memory as a whole: {names}",)
+    return tensors, (f"Written by PyTorch before 1.6, so each read into memory as a whole: {names} (as "
+                     "safetensors, or saved again by a newer PyTorch, a model is read tensor by tensor)",)

@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
@@ -18,20 +17,15 @@ import tensorstore as ts
 from etils import epath
 
 from elm_jax import storage
-from elm_jax.errors import InputError, RunError, describe
-from elm_jax.experts.formats import zarr_chunks
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.formats import boxes, in_flight, zarr_chunks
 from elm_jax.experts.formats.model import Index
 
 MANIFEST = "manifest.ocdbt"
 HEADER = ".zarray"
-CHUNK_BYTES = 1 << 26
-"""Of what is written. T5X's own aim: fits many ways to split an array over hosts."""
 _OPENED_TOGETHER = 64
-_WRITTEN_TOGETHER = 2
 _CACHE_OVERHEAD = 1 << 20
 """TensorStore counts more than the chunks; what goes over the limit is dropped at once."""
-_FAULTS = (ValueError, OSError, RuntimeError, KeyError)
-"""What TensorStore raises."""
 
 
 class ZarrArray:
@@ -63,8 +57,8 @@ class ZarrArray:
             InputError: a chunk is missing or damaged.
         """
         try:
-            return (self._opened if index is None else self._opened[index]).read().result()
-        except _FAULTS as error:
+            return in_flight.read(self._opened, index)
+        except in_flight.FAULTS as error:
             raise InputError(describe(
                 "A tensor cannot be read", where=f"{self._folder.path}, {self.name}", got=str(error)[:300],
                 cure="copy the checkpoint again")) from error
@@ -130,7 +124,7 @@ class Folder:
             for name, future in futures.items():
                 try:
                     opened[name] = ZarrArray(self, name, future.result())
-                except _FAULTS as error:
+                except in_flight.FAULTS as error:
                     faults.append(f"{name}: {str(error)[:200]}")
         if faults:
             raise InputError(describe("Headers of tensors cannot be read", where=self.path,
@@ -144,7 +138,7 @@ class Folder:
         spec = {**self._spec(name), "dtype": dtype, "store_data_equal_to_fill_value": True,
                 "metadata": {"shape": list(shape), "chunks": list(chunks), "compressor": None}}
         where = f"{self.path}, {name}"
-        with _writing(where):
+        with in_flight.writing(where):
             return NewArray(ts.open(spec, create=True, context=self._context).result(), chunks, where)
 
     def chunk_states(self, name: str, keys: Sequence[str], compressor: Mapping[str, Any] | None,
@@ -171,7 +165,7 @@ class Folder:
     def _value_state(tail: ts.Future) -> str:
         try:
             return "" if tail.result().value else "missing"  # of a file that is gone, an empty value comes
-        except _FAULTS:
+        except in_flight.FAULTS:
             return "truncated"
 
     @property
@@ -202,7 +196,7 @@ class Folder:
                 name, _, chunk = key.decode().rpartition("/")
                 found.setdefault(name, set()).add(chunk)
             return found
-        except (*_FAULTS, UnicodeDecodeError) as error:
+        except (*in_flight.FAULTS, UnicodeDecodeError) as error:
             raise InputError(describe("The checkpoint's database cannot be read", where=self.path / MANIFEST,
                                       got=str(error)[:300], cure="copy the checkpoint again")) from error
 
@@ -213,63 +207,22 @@ class NewArray:
     def __init__(self, opened: ts.TensorStore, chunks: Sequence[int], where: str) -> None:
         self._opened, self._chunks, self._where = opened, tuple(chunks), where
 
-    def write(self, values: np.ndarray, layer: int | None = None) -> None:
-        """Writes all of the array, or one layer of a stack, chunk by chunk.
+    def write(self, values: np.ndarray, writes: in_flight.Writes, layer: int | None = None) -> None:
+        """Starts to write all of the array, or one layer of a stack, chunk by chunk.
 
         Args:
-            values: contents.
+            values: contents; nobody may change them before all is written.
+            writes: to which these are added.
             layer: place in the array's second dimension, whose chunks hold one layer each.
         """
         target, chunks = self._opened, self._chunks
         if layer is not None:
             target, chunks = target[:, layer], (chunks[0], *chunks[2:])
-        with _writing(self._where):
-            writing: list[ts.WriteFutures] = []
-            for box in _boxes(values.shape, chunks):
-                if len(writing) == _WRITTEN_TOGETHER:
-                    writing.pop(0).result()
-                # Nobody changes the values before all is written, so they need not be copied.
-                writing.append(target[box].write(values[box], can_reference_source_data_indefinitely=True))
-            for future in writing:
-                future.result()
-
-
-def chunk_shape(shape: Sequence[int], itemsize: int, layer_axis: int | None = None) -> tuple[int, ...]:
-    """Shape of the chunks that an array is cut into: even parts of at most `CHUNK_BYTES`.
-
-    The largest dimension is divided first, so that hosts that each want a part of it read little else.
-
-    Args:
-        shape: of the array.
-        itemsize: bytes an element.
-        layer_axis: dimension that stacks layers: a chunk holds one of them.
-    """
-    chunks = [1 if axis == layer_axis else max(1, size) for axis, size in enumerate(shape)]
-    while math.prod(chunks) * itemsize > CHUNK_BYTES:
-        axis = int(np.argmax(chunks))
-        chunks[axis] //= next(number for number in range(2, chunks[axis] + 1) if chunks[axis] % number == 0)
-    return tuple(chunks)
-
-
-def _boxes(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[Index]:
-    """The parts that the chunks are, in row-major order."""
-    starts = [range(0, size, chunk) for size, chunk in zip(shape, chunks, strict=True)]
-    for corner in itertools.product(*starts):
-        yield tuple(slice(start, min(start + chunk, size))
-                    for start, chunk, size in zip(corner, chunks, shape, strict=True))
+        for box in boxes.cut([range(size) for size in values.shape], chunks):
+            writes.start(target[box], values[box], self._where)
 
 
 def _batches(items: Iterable[str]) -> Iterator[list[str]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, _OPENED_TOGETHER)):
         yield batch
-
-
-@contextmanager
-def _writing(where: str) -> Iterator[None]:
-    """Turns TensorStore's errors into one RunError."""
-    try:
-        yield
-    except _FAULTS as error:
-        raise RunError(describe("Cannot write a tensor", where=where, got=str(error)[:300],
-                                cure="free space or choose another folder, then start again")) from error

@@ -1,0 +1,81 @@
+"""A base's description: ``base.json``, and the vocabulary whose file it names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.card import utc_now
+from elm_jax.experts.formats import hf, t5x
+from elm_jax.models import convert_hf
+from elm_jax.models.t5_config import T5Config
+
+SCHEMA_VERSION = 1
+FILE = "base.json"
+VOCABULARY_FILE = "vocabulary.model"
+_FIELDS = {"network": dict, "fingerprint": str, "training": dict, "vocabulary": str | None}
+
+
+def read(folder: epath.Path) -> dict[str, Any]:
+    """What ``base.json`` says, its fields checked; those of the network are left to `T5Config`."""
+    path = folder / FILE
+    facts = storage.read_json(path, kind="base's description", schema_version=SCHEMA_VERSION)
+    others = facts.get("facts", {})
+    wrong = [f"{name}: {facts[name]!r}"[:100] if name in facts else f"no {name}"
+             for name, kind in _FIELDS.items()
+             if name not in facts or not isinstance(facts[name], kind)]
+    if not isinstance(others, dict) or not all(isinstance(kept, dict) for kept in others.values()):
+        wrong.append(f"facts: {others!r}"[:100])
+    if wrong:
+        raise InputError(describe("The base's description is wrong", where=path, got="; ".join(wrong),
+                                  expected="network, fingerprint, training, and vocabulary, null or a name",
+                                  cure="fetch or write the base again"))
+    _check_others(others, path)
+    return facts
+
+
+def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) -> None:
+    """Checks what other formats want back when the model is written in them again."""
+    kept = others.get(hf.FACTS, {})
+    if "config" in kept:
+        convert_hf.config_from_hf(kept["config"] if isinstance(kept["config"], dict) else {}, where)
+    if not isinstance(kept.get("generation_config", {}), dict):
+        raise InputError(describe("The base's generation_config is wrong", where=where,
+                                  got=repr(kept["generation_config"])[:100], expected="an object"))
+    step = others.get(t5x.FACTS, {}).get("step", 0)
+    if type(step) is not int or step < 0:
+        raise InputError(describe("The base's step is wrong", where=where, got=repr(step)[:100],
+                                  expected="a whole number, at least 0"))
+
+
+def read_vocabulary(folder: epath.Path, name: str | None, config: T5Config) -> bytes | None:
+    """The serialized SentencePiece model of a name that ``base.json`` gives, checked; None for no name."""
+    if not name:
+        return None
+    path = folder / storage.require_name(name, folder / FILE, "vocabulary")
+    proto = storage.read_bytes(path)
+    size = Vocabulary(proto, where=str(path)).size
+    if size > config.vocab_size:
+        raise InputError(describe("The vocabulary is larger than the embedding", where=folder, got=size,
+                                  expected=f"at most {config.vocab_size}"))
+    return proto
+
+
+def write(folder: epath.Path, config: T5Config, fingerprint: str, vocabulary: bytes | None,
+          training: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Writes ``base.json`` and the vocabulary."""
+    if vocabulary is not None:
+        with storage.guard_writes(folder):
+            (folder / VOCABULARY_FILE).write_bytes(vocabulary)
+    storage.write_json(folder / FILE, {
+        "schema_version": SCHEMA_VERSION,
+        "network": config.to_dict(),
+        "fingerprint": fingerprint,
+        "vocabulary": None if vocabulary is None else VOCABULARY_FILE,
+        "training": dict(training),
+        **({"facts": dict(facts)} if facts else {}),
+        "created": utc_now(),
+    })

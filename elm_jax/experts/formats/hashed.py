@@ -1,0 +1,95 @@
+"""Tensors that are hashed while they are read: what a folder records of them is checked on the way."""
+
+import collections
+from typing import Any
+
+import numpy as np
+
+from elm_jax import trees
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.formats import streaming
+from elm_jax.experts.formats.model import Index, Tensors
+
+_SMALL = 1 << 20
+"""Bytes of a leaf that nobody asks for, and that is read for the hash alone before the next one."""
+
+
+class HashedTensors:
+    """`Tensors` of which a fingerprint is recorded.
+
+    A fingerprint goes through the leaves by the alphabet, and through each row by row. What is read in that
+    order is hashed as it passes; `check` reads what was not.
+    """
+
+    def __init__(self, tensors: Tensors, recorded: str, where: Any, fault: str, cure: str, *,
+                 as_float32: bool = True) -> None:
+        """Reads nothing.
+
+        Args:
+            tensors: that are read.
+            recorded: their fingerprint.
+            where: their folder.
+            fault: what is wrong if they have another one.
+            cure: what to do then.
+            as_float32: whether values are hashed in float32, as a base's, or in their own dtype.
+        """
+        self._tensors, self.specs, self.origins = tensors, tensors.specs, tensors.origins
+        self._recorded, self._as_float32 = recorded, as_float32
+        self._where, self._fault, self._cure = where, fault, cure
+        self._whole = trees.Fingerprint()
+        self._left = collections.deque(sorted(tensors.specs))
+        self._row = 0  # of the first of them: what lies before it is hashed
+
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """The leaf or a part of it, which is hashed if it is what comes next."""
+        rows = self._rows(path, index)
+        if index is None:  # who asks for parts may be one of many hosts, which reads nothing else
+            self._pass_small_ones(path)
+        array = self._tensors.read(path, index)
+        if rows is not None and self._left and self._left[0] == path and rows.start == self._row:
+            self._add(array)
+        return array
+
+    def check(self) -> None:
+        """Hashes what is left, and compares.
+
+        Raises:
+            InputError: the leaves are not those of which the fingerprint was recorded, or cannot be read.
+        """
+        while self._left:
+            self._read_rest()
+        if str(self._whole) != self._recorded:
+            raise InputError(describe(self._fault, where=self._where, got=self._whole,
+                                      expected=self._recorded, cure=self._cure))
+
+    def _rows(self, path: str, index: Index | None) -> range | None:
+        """The rows that a part holds; None if it holds parts of rows."""
+        shape = self.specs[path].shape
+        spans = [range(size)[part] for part, size in zip(index or (), shape, strict=False)]
+        if any(len(span) < size for span, size in zip(spans[1:], shape[1:], strict=False)):
+            return None
+        return spans[0] if spans else range(shape[0] if shape else 1)
+
+    def _pass_small_ones(self, path: str) -> None:
+        """Reads small leaves before this one that nobody asked for, such as norms that an expert replaces."""
+        while self._left and self._left[0] < path and self.specs[self._left[0]].nbytes <= _SMALL:
+            self._read_rest()
+
+    def _read_rest(self) -> None:
+        """The rest of the first leaf that is left."""
+        path = self._left[0]
+        shape = self.specs[path].shape
+        rest = (slice(self._row, shape[0]), *(slice(0, size) for size in shape[1:])) if self._row else None
+        self._add(self._tensors.read(path, rest))
+
+    def _add(self, rows: np.ndarray) -> None:
+        path = self._left[0]
+        spec = self.specs[path]
+        if self._row == 0:
+            self._whole.begin(path, spec.shape, "float32" if self._as_float32 else spec.dtype)
+        for piece in streaming.pieces(rows):
+            self._whole.add(piece.astype(np.float32, copy=False) if self._as_float32 else piece)
+        self._row += len(rows) if spec.shape else 1
+        if not spec.shape or self._row == spec.shape[0]:
+            self._left.popleft()
+            self._row = 0

@@ -1,0 +1,94 @@
+"""Peak memory of conversions of a model with one large tensor: at most one copy of it, in every direction.
+
+A small model hides what a second copy costs behind the fixed part, so the tensor here is of 0.66 GB, and the
+conversion of a tiny model in the same direction is what it is compared with.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import hf_folders
+import numpy as np
+import pytest
+
+from elm_jax.experts.formats import hf
+from elm_jax.experts.formats.model import Model, TensorSpec
+from elm_jax.models.convert_hf import config_from_hf
+from elm_jax.workflows.convert import ConvertConfig, convert
+
+ROWS, WIDTH = 160_000, 1024
+LARGEST = ROWS * WIDTH * 4
+FIXED = 3e8
+"""What may be read ahead, on its way to the disk, or in pieces, whatever the model: see docs/convert.md."""
+TINY = {"vocab_size": 320, "d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_heads": 2, "num_layers": 1,
+        "num_decoder_layers": 1}
+CONVERT = """
+import pathlib, sys
+from elm_jax import cli
+status = cli.main(["convert", *sys.argv[1:]])
+# Not getrusage: its peak counts that of the process which started this one.
+print("peak", 1024 * int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]))
+sys.exit(status)
+"""
+
+
+class Drawn:
+    """Random values, all leaves of one size the same."""
+
+    def __init__(self, shapes):
+        self.specs = {path: TensorSpec(shape, "float32") for path, shape in shapes.items()}
+        self.origins = {}
+
+    def read(self, path, index=None):
+        shape = self.specs[path].shape
+        row = np.random.default_rng(len(path)).normal(size=shape[-1]).astype(np.float32)
+        leaf = np.empty(shape, np.float32)
+        leaf[:] = row
+        leaf.reshape(-1)[:: 1 + leaf.size // 1000] += 1
+        return leaf if index is None else leaf[index]
+
+
+def make(folder, vocab_size):
+    config = config_from_hf({**hf_folders.PUBLISHED["t5_1_1"], **TINY, "vocab_size": vocab_size})
+    hf.write_hf(folder, Model("made", "made", config, Drawn(hf.leaf_shapes(config))))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny and a large model in every form."""
+    root = tmp_path_factory.mktemp("memory")
+    for size, rows in (("tiny", 320), ("large", ROWS)):
+        make(root / f"{size}_hf", rows)
+        for kind in ("elm", "t5x"):
+            convert(ConvertConfig(str(root / f"{size}_hf"), "hf", str(root / f"{size}_{kind}"), kind))
+    return root
+
+
+def peak_of(folders, size, source, target, words, out):
+    """Peak resident bytes of a conversion in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", CONVERT, "--from", source, "--to", target, str(folders / f"{size}_{source}"),
+         str(out), *words], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout.split("peak ")[1])
+
+
+DIRECTIONS = [("hf", "elm"), ("hf", "t5x"), ("hf", "hf"), ("elm", "hf"), ("elm", "elm"), ("elm", "t5x"),
+              ("t5x", "elm"), ("t5x", "hf"), ("hf", "hf", "--dtype", "bfloat16"),
+              ("elm", "hf", "--dtype", "bfloat16"), ("t5x", "elm", "--dtype", "bfloat16")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks Linux for the peak")
+@pytest.mark.parametrize("direction", DIRECTIONS, ids="_".join)
+def test_a_conversion_holds_one_copy_of_the_largest_tensor(folders, tmp_path, direction):
+    source, target, *words = direction
+    tiny = peak_of(folders, "tiny", source, target, words, tmp_path / "tiny")
+    peak = peak_of(folders, "large", source, target, words, tmp_path / "large")
+    report = json.loads((tmp_path / "large" / "conversion_report.json").read_text())
+    assert report["num_bytes"] > 2 * LARGEST // (2 if words else 1)
+    print(f"{' '.join(direction)}: tiny {tiny / 1e9:.3f} GB, large {peak / 1e9:.3f} GB")
+    assert peak < 1.2 * LARGEST + 1e9
+    assert peak - tiny < 1.2 * LARGEST + FIXED, f"{peak / 1e9:.3f} GB against {tiny / 1e9:.3f} GB"
