@@ -1,10 +1,12 @@
 """Files of JSON with anything in them: a folder opens, or one InputError says which file it is."""
 
 import copy
+import itertools
 import json
 import shutil
 
 import hf_folders
+import numpy as np
 import pytest
 
 from elm_jax import storage
@@ -114,21 +116,17 @@ def replaced(value, place, new):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), FILES)
-def test_every_field_with_every_odd_value(spoilt, kind, name):
-    """Hundreds of files: those that open may, all others are an InputError, and nothing else.
-
-    Fields within fields get a part of the odd values each, in turn.
-    """
+def test_fields_with_odd_values(spoilt, kind, name):
+    """Of all fields with all odd values, a sample: those that open may, all others are an InputError."""
     path = spoilt / kind / name
     whole = json.loads(path.read_text())
-    depth = 4 if name in ("base.json", "tokenizer.json") else 3
-    count = refused = 0
-    for number, place in enumerate(places(whole, depth)):
-        for new in (*VALUES, ...) if len(place) == 1 else (*VALUES, ...)[number % 5::5]:
-            path.write_text(json.dumps(replaced(whole, place, new)))
-            count += 1
-            refused += outcome(spoilt, kind, name) is not None
-    assert count > 10 and (refused > count // 20 or name == "generation_config.json")
+    cases = list(itertools.product(places(whole, 3), (*VALUES, ...)))
+    chosen = np.random.default_rng(0).permutation(len(cases))[:60]
+    refused = 0
+    for place, new in (cases[number] for number in chosen):
+        path.write_text(json.dumps(replaced(whole, place, new)))
+        refused += outcome(spoilt, kind, name) is not None
+    assert refused or name == "generation_config.json"
 
 
 @pytest.mark.parametrize(("kind", "name", "change", "words"), [
