@@ -34,35 +34,39 @@ class Axes(tuple):
 
 
 def make_mesh(
-    data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = -1, model: int = 1, experts: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Mesh with axes ('data', 'model').
+    """Mesh with axes ('data', 'experts', 'model').
 
     Args:
-        data: size of the data axis; -1 takes all devices that `model` leaves.
+        data: size of the data axis; -1 takes all devices that the other two leave.
         model: size of the model axis.
+        experts: size of the axis over which stacked experts are split.
         devices: defaults to all devices of all processes. If `data` is given, the first
-            ``data * model`` of them are used.
+            ``data * experts * model`` of them are used.
 
     Raises:
         InputError: the sizes do not fit the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    if model < 1 or data == 0 or data < -1 or (data == -1 and len(devices) % model):
+    inner = model * experts
+    if model < 1 or experts < 1 or data == 0 or data < -1 or (data == -1 and len(devices) % inner):
         raise InputError(
-            describe("Mesh does not fit the devices", got=f"data={data}, model={model}",
+            describe("Mesh does not fit the devices", got=f"data={data}, experts={experts}, model={model}",
                      expected=f"a division of {len(devices)} devices")
         )
-    data = len(devices) // model if data == -1 else data
-    if data * model > len(devices):
+    data = len(devices) // inner if data == -1 else data
+    if data * inner > len(devices):
         raise InputError(
             describe(
                 "Mesh is larger than the number of devices",
-                got=f"data={data} x model={model} = {data * model}", expected=f"at most {len(devices)}",
-                cure="lower MESH_DATA or MESH_MODEL, or start on more devices",
+                got=f"data={data} x experts={experts} x model={model} = {data * inner}",
+                expected=f"at most {len(devices)}",
+                cure="lower MESH_DATA, MESH_EXPERTS or MESH_MODEL, or start on more devices",
             )
         )
-    return Mesh(np.asarray(devices[: data * model]).reshape(data, model), ("data", "model"))
+    grid = np.asarray(devices[: data * inner]).reshape(data, experts, model)
+    return Mesh(grid, ("data", "experts", "model"))
 
 
 def leaf_sharding(

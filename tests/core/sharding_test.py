@@ -10,16 +10,19 @@ from elm_jax.errors import InputError
 from elm_jax.sharding import Axes
 
 
-@pytest.mark.parametrize(("data", "model", "shape"), [(-1, 1, (8, 1)), (4, 2, (4, 2)), (-1, 4, (2, 4)),
-                                                      (1, 1, (1, 1))])
-def test_mesh_shapes(data, model, shape):
-    assert sharding.make_mesh(data, model).devices.shape == shape
+@pytest.mark.parametrize(("sizes", "shape"), [
+    ((-1, 1), (8, 1, 1)), ((4, 2), (4, 1, 2)), ((-1, 4), (2, 1, 4)), ((1, 1), (1, 1, 1)),
+    ((2, 2, 2), (2, 2, 2)), ((-1, 1, 4), (2, 4, 1))])
+def test_mesh_shapes(sizes, shape):
+    mesh = sharding.make_mesh(*sizes)
+    assert mesh.axis_names == ("data", "experts", "model")
+    assert mesh.devices.shape == shape
 
 
-@pytest.mark.parametrize(("data", "model"), [(8, 2), (-1, 3), (0, 1), (1, 0)])
-def test_a_mesh_that_does_not_fit_is_refused(data, model):
+@pytest.mark.parametrize("sizes", [(8, 2), (-1, 3), (0, 1), (1, 0), (1, 1, 0), (-1, 1, 3), (2, 2, 4)])
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
     with pytest.raises(InputError, match="8"):
-        sharding.make_mesh(data, model)
+        sharding.make_mesh(*sizes)
 
 
 def test_dimensions_follow_the_rules_and_stay_whole_where_they_do_not_divide():
