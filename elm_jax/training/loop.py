@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from elm_jax import sharding, trees
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.models.t5 import T5Network
+from elm_jax.sharding import Rules
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.losses import LossConfig
@@ -111,6 +112,7 @@ def train_overlay(
     checkpoint_every: int = 1000, keep: int = 2, num_microbatches: int = 1, log_every: int = 1,
     tensorboard: bool = False, config_digest: str = "", name: str | None = "train",
     loss: LossConfig | None = None, on_start: Callable[[], None] | None = None,
+    rules: Rules = sharding.DEFAULT_RULES,
 ) -> FitResult:
     """`fit` with its settings as plain arguments; see `RunConfig` and `fit`."""
     run = RunConfig(
@@ -119,13 +121,13 @@ def train_overlay(
         keep=keep, log_every=log_every, tensorboard=tensorboard, config_digest=config_digest,
         name=name,
     )
-    return fit(network, optimizer, base, overlay, stream, run, mesh, loss, on_start)
+    return fit(network, optimizer, base, overlay, stream, run, mesh, loss, on_start, rules)
 
 
 def fit(
     network: T5Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
     run: RunConfig, mesh: Mesh, loss: LossConfig | None = None,
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[], None] | None = None, rules: Rules = sharding.DEFAULT_RULES,
 ) -> FitResult:
     """Trains the overlay's leaves on a stream; resumes if the run folder has a checkpoint.
 
@@ -136,10 +138,11 @@ def fit(
         overlay: leaves to train, float32; left untouched.
         stream: batches.
         run: length, seed, folder.
-        mesh: axes ('data', 'model').
+        mesh: axes ('data', 'experts', 'model').
         loss: smoothing and z-loss; plain cross-entropy by default.
         on_start: called once all is checked, the run folder's checkpoint too, and before anything
             is written.
+        rules: what of parameters, optimiser state and activations lies on which axis of the mesh.
 
     Raises:
         InputError: base and overlay are not the network's parameters; a checkpoint of another run.
@@ -149,12 +152,12 @@ def fit(
     trained = trees.flatten(overlay)
     frozen, _ = trees.split(base, lambda path: path not in trained)
     _check_params(network, frozen, overlay)
-    placed = sharding.put_tree(frozen, states.shardings_of_params(network, frozen, mesh))
+    placed = sharding.put_tree(frozen, states.shardings_of_params(network, frozen, mesh, rules))
     batch = stream.batch(0)
     step_fn = compile_step(
-        make_spec(network, optimizer, loss, placed, overlay, batch, mesh, run.num_microbatches)
+        make_spec(network, optimizer, loss, placed, overlay, batch, mesh, run.num_microbatches, rules)
     )
-    shardings = states.shardings_of_state(network, overlay, optimizer, mesh)
+    shardings = states.shardings_of_state(network, overlay, optimizer, mesh, rules)
 
     def advance(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         return step_fn(placed, state, sharding.put_batch(batch, mesh), np.uint32(run.seed),
