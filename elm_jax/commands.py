@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax import config as config_lib
-from elm_jax import sharding, storage
+from elm_jax import plan_commands, sharding, storage
 from elm_jax.data import sources
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
@@ -44,7 +44,9 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def study(arguments: argparse.Namespace) -> int:
-    """`elm study`: a whole study from gin."""
+    """`elm study`: a whole study from gin, or its plan."""
+    if arguments.plan:
+        return plan_commands.plan(arguments)
     return _study(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
 
 
@@ -61,7 +63,9 @@ def _study(files: list[str], bindings: list[str], paths: list[str]) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """`elm train`: an expert, or a base if the config binds ``pretrain``."""
+    """`elm train`: an expert, or a base if the config binds ``pretrain``; or the plan of an expert."""
+    if arguments.plan:
+        return plan_commands.plan(arguments)
     counter = run_record.CompileCounter()
     config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
     name = "pretrain" if config_lib.is_bound("pretrain.model_dir") else "train"

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from elm_jax import storage
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
-from elm_jax.experts.base import Base
+from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.workflows import merge as merging
@@ -43,7 +43,7 @@ class Study:
         study_checks.check(config)
         self.root = storage.as_path(config.workdir)
         self.mesh: Mesh = study_checks.mesh_of(config)
-        if storage.is_committed(self.root / "base" / "base"):
+        if config.pretrain is not None and storage.is_committed(self.root / "base" / "base"):
             check_same_base(self.root / "base" / "base", self.pretrain_config())
         self.made_of = run_record.MadeOf(self.root / "made_of.json")
         self.clock = run_record.StageClock(self.root / "stages.json")
@@ -100,7 +100,9 @@ class Study:
         )
 
     def make_base(self) -> Base:
-        """Stage: the pretrained base."""
+        """Stage: the base, pretrained unless one is given."""
+        if self.config.initial_checkpoint_path is not None:
+            return load_base(self.config.initial_checkpoint_path)
         base = pretrain(self.pretrain_config(), mesh=self.mesh)
         if base is None:
             raise Stopped
@@ -126,12 +128,9 @@ class Study:
         folder = self.root / "experts" / expert_id
         outcome = train(TrainConfig(
             model_dir=str(folder), task=task, initial_checkpoint_path=self.base.path, kind=kind,
-            train_steps=settings.train_steps, batch_size=settings.batch_size,
-            task_feature_lengths=settings.task_feature_lengths, optimizer=settings.optimizer,
-            dropout_rate=settings.dropout_rate, random_seed=self.config.random_seed,
-            max_examples=settings.max_examples, adapter_bottleneck=self.config.adapter_bottleneck,
-            checkpoint_period=settings.checkpoint_period, keep_checkpoints=1,
-            modules=self.config.modules, prepared_dir=str(self.root / "prepared"),
+            **settings.for_training(), random_seed=self.config.random_seed,
+            adapter_bottleneck=self.config.adapter_bottleneck, keep_checkpoints=1,
+            network=self.config.network, modules=self.config.modules, prepared_dir=str(self.root / "prepared"),
             expert_id=expert_id, tensorboard=False,
         ), base=self.base, data=self.data, mesh=self.mesh)
         if outcome.stopped:

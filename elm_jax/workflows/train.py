@@ -201,8 +201,8 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         base, FORM_OF_KIND[config.kind], adapter=AdapterConfig(bottleneck=config.adapter_bottleneck),
         train_norms=config.train_norms, seed=config.random_seed)
     result = train_overlay(
-        config.network_of(network_config), config.optimizer, frozen, overlay, stream, train_steps=num_steps(config, stream),
-        seed=config.random_seed, mesh=mesh, run_dir=config.model_dir,
+        config.network_of(network_config), config.optimizer, frozen, overlay, stream,
+        train_steps=num_steps(config, stream), seed=config.random_seed, mesh=mesh, run_dir=config.model_dir,
         checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
         num_microbatches=config.num_microbatches, log_every=config.log_period,
         tensorboard=config.tensorboard, name=config.expert_id or config.task,
