@@ -99,8 +99,8 @@ def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
         plan = known or plan_run(run, config.network, topology, name)
         plan = dataclasses.replace(plan, title=name, steps=most_steps(run, num_datasets))
         plans.append(plan)
-        stages.append(Stage(f"train {name}", count, plan.steps,
-                            tuple(count * hours for hours in plan.device_hours), "all at the cap of examples"))
+        hours = tuple(count * hours for hours in plan.device_hours)
+        stages.append(Stage(f"train {name}", count, plan.steps, hours, "all at the cap of examples"))
         disk[name] = 4.0 * count * plan.trained
         disk[f"last checkpoints of {name}"] = count * _state_bytes(config, run)
     disk["merged experts"] = 4.0 * (plans[0].trained * len(config.unseen_tasks) + plans[1].trained)

@@ -130,8 +130,8 @@ class Study:
             model_dir=str(folder), task=task, initial_checkpoint_path=self.base.path, kind=kind,
             **settings.for_training(), random_seed=self.config.random_seed,
             adapter_bottleneck=self.config.adapter_bottleneck, keep_checkpoints=1,
-            network=self.config.network, modules=self.config.modules, prepared_dir=str(self.root / "prepared"),
-            expert_id=expert_id, tensorboard=False,
+            network=self.config.network, modules=self.config.modules,
+            prepared_dir=str(self.root / "prepared"), expert_id=expert_id, tensorboard=False,
         ), base=self.base, data=self.data, mesh=self.mesh)
         if outcome.stopped:
             raise Stopped
