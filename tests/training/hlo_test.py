@@ -28,8 +28,8 @@ def mesh_of(platform: str) -> Mesh:
     return sharding.make_mesh(4, 2, devices=chips.devices_of(chips.parse("v5e:2x4")))
 
 
-def collectives(function, platform, spec=PartitionSpec("data")):
-    mesh = mesh_of(platform)
+def collectives(function, platform):
+    mesh, spec = mesh_of(platform), PartitionSpec("data")
     mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
     place = NamedSharding(mesh, spec)
     text = jax.jit(mapped, in_shardings=place, out_shardings=place).lower(
@@ -108,12 +108,12 @@ PROGRAM = """HloModule jit_f, entry_computation_layout={{()->f32[16,8]}}
 
 %async.1 (p: bf16[16,8]) -> bf16[64,8] {{
   %p = bf16[16,8]{{1,0:T(8,128)(2,1)}} parameter(0)
-  ROOT %ag.1 = bf16[64,8]{{1,0:T(8,128)(2,1)}} all-gather(%p), channel_id=7, {groups}, dimensions={{0}}
+  ROOT %ag.1 = bf16[64,8]{{1,0:T(8,128)(2,1)}} all-gather(%p), channel_id=7, {groups}, {chain}
 }}
 
 %async.2 (p: bf16[16,8]) -> bf16[64,8] {{
   %p = bf16[16,8]{{1,0:T(8,128)(2,1)}} parameter(0)
-  ROOT %ag.2 = bf16[64,8]{{1,0:T(8,128)(2,1)}} all-gather(%p), channel_id=7, {groups}, dimensions={{0}}
+  ROOT %ag.2 = bf16[64,8]{{1,0:T(8,128)(2,1)}} all-gather(%p), channel_id=7, {groups}, {chain}
 }}
 
 ENTRY %main.5 (x: f32[64,8], y: bf16[16,8]) -> f32[16,8] {{
@@ -126,12 +126,15 @@ ENTRY %main.5 (x: f32[64,8], y: bf16[16,8]) -> f32[16,8] {{
 """
 
 
+CHAIN = 'frontend_attributes={chain_id="2"}'
+
+
 @pytest.mark.parametrize("groups", [
     "replica_groups={{0,1,2,3},{4,5,6,7}}", "replica_groups=[2,4]<=[8]", "replica_groups=[2,4]<=[4,2]T(1,0)",
     "replica_groups=mesh['a'=2,'b'=4] {'b'}", "replica_groups=mesh['a'=8] {'a':(2)4}"])
 def test_a_tpus_forms(groups):
-    """A reduce-scatter as a fusion, a gather in steps under one channel, every way to write a group."""
-    found = hlo.by_kind(hlo.collectives_of(PROGRAM.format(groups=groups), 8))
+    """A reduce-scatter as a fusion, a gather in steps of one chain, every way to write a group."""
+    found = hlo.by_kind(hlo.collectives_of(PROGRAM.format(groups=groups, chain=CHAIN), 8))
     assert found == {
         "all-gather": {"count": 1, "bytes": 64 * 8 * 2 * 3 / 4},
         "reduce-scatter": {"count": 1, "bytes": 64 * 8 * 4 * 3 / 4},
@@ -142,7 +145,7 @@ def test_what_is_not_understood_is_an_error_and_not_a_guess():
     with pytest.raises(RunError, match="no text of a compiled program"):
         hlo.collectives_of("not a program", 8)
     with pytest.raises(RunError, match="unknown way"):
-        hlo.collectives_of(PROGRAM.format(groups="replica_groups=<new>"), 8)
+        hlo.collectives_of(PROGRAM.format(groups="replica_groups=<new>", chain=CHAIN), 8)
 
 
 def test_bytes_of_a_ring_by_hand():

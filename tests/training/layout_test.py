@@ -68,7 +68,8 @@ def test_every_layout_has_the_losses_of_the_plain_one(kind, layout, mesh, rules,
 @pytest.mark.slow
 def test_layouts_agree_without_dropout_too():
     expected = losses("dataset", dropout=0.0)
-    np.testing.assert_allclose(losses("dataset", Layout("layer", True), (4, 2), FSDP, 0.0), expected, rtol=1e-6)
+    found = losses("dataset", Layout("layer", True), (4, 2), FSDP, 0.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert not np.allclose(expected, losses("dataset"), rtol=1e-3)
 
 
@@ -107,7 +108,8 @@ def spec(kind: str, layout: Layout, dtype: str | None = None) -> steps.StepSpec:
     base, overlay = overlay_of(kind)
     frozen, _ = trees.split(base, lambda path: path not in trees.flatten(overlay))
     frozen = states.frozen_leaves(net, frozen, mesh, dtype=dtype)
-    batch = {name: np.repeat(array, 16, axis=1) for name, array in tiny_run.stream(pack=False).batch(0).items()}
+    rows = tiny_run.stream(pack=False).batch(0)
+    batch = {name: np.repeat(array, 16, axis=1) for name, array in rows.items()}
     return steps.make_spec(net, tiny_run.ADAMW, LossConfig(), frozen, overlay, batch, mesh, 1)
 
 
@@ -129,7 +131,8 @@ def test_frozen_leaves_are_stacked_once_and_only_if_layers_are_scanned():
     path = "encoder/layers/mlp/wi_0/kernel"
     assert found[path].dtype == jnp.bfloat16 and found[path].shape == (3, 32, 64)
     assert {shard.data.shape for shard in found[path].addressable_shards} == {(3, 16, 16)}
-    expected = np.stack([trees.flatten(frozen)[f"encoder/layers_{index}/mlp/wi_0/kernel"] for index in range(3)])
+    alone = trees.flatten(frozen)
+    expected = np.stack([alone[f"encoder/layers_{index}/mlp/wi_0/kernel"] for index in range(3)])
     assert np.array_equal(found[path], expected.astype(jnp.bfloat16))
     assert found["encoder/relpos_bias/rel_embedding"].dtype == np.float32
     # From leaves that are on the mesh already, and as shapes alone, the same.
