@@ -45,7 +45,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def study(arguments: argparse.Namespace) -> int:
     """`elm study`: a whole study from gin, or its plan."""
-    if arguments.plan:
+    if arguments.plan or arguments.topology:
         return plan_commands.plan(arguments)
     return _study(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
 
@@ -64,7 +64,7 @@ def _study(files: list[str], bindings: list[str], paths: list[str]) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """`elm train`: an expert, or a base if the config binds ``pretrain``; or the plan of an expert."""
-    if arguments.plan:
+    if arguments.plan or arguments.topology:
         return plan_commands.plan(arguments)
     counter = run_record.CompileCounter()
     config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))

@@ -1,4 +1,4 @@
-"""Plans: of small runs on simulated devices; of XL and XXL on TPU slices where their compiler is installed."""
+"""Plans: of small runs on simulated devices; of XL and XXL on slices where TPUs' compiler is installed."""
 
 import dataclasses
 import importlib.util
@@ -29,9 +29,9 @@ def plan(capsys, *arguments):
 
 
 def test_a_plan_of_a_run_needs_no_base_and_no_data(capsys, monkeypatch):
-    """A dataset expert: parameters and AdamW's moments in eighths, and what is more than the memory is told."""
-    arguments = ["--topology", "cpu:8", "--gin_file", "experts/dataset.gin", "--gin_file", "sharding/fsdp.gin",
-                 "--gin.OptimizerConfig.name='adamw'", "--gin.BATCH_SIZE=16"]
+    """A dataset expert: parameters and AdamW's moments in eighths; and what is too much is told."""
+    arguments = ["--topology", "cpu:8", "--gin_file", "experts/dataset.gin", "--gin_file",
+                 "sharding/fsdp.gin", "--gin.OptimizerConfig.name='adamw'", "--gin.BATCH_SIZE=16"]
     status, out, _ = plan(capsys, *arguments, "--json")
     found = json.loads(out)
     assert status == 0 and found["fits"] and found["mesh"] == {"data": 8, "experts": 1, "model": 1}
