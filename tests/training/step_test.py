@@ -78,7 +78,7 @@ def test_every_mesh_gives_the_losses_of_one_device(kind, mesh):
 
 
 @pytest.mark.parametrize(("kind", "mesh", "rules", "parts"), [
-    ("dataset", (2, 4), "fsdp", 2),
+    pytest.param("dataset", (2, 4), "fsdp", 2, marks=pytest.mark.slow),
     pytest.param("dataset", (8, 1), "fsdp", 1, marks=pytest.mark.slow),
     pytest.param("prompt", (4, 2), "fsdp", 2, marks=pytest.mark.slow),
     pytest.param("dataset", (2, 2), "both axes", 4, marks=pytest.mark.slow),
@@ -107,7 +107,7 @@ def spec_of(mesh: tuple[int, int], kind: str = "dataset", **changes) -> steps.St
     return steps.make_spec(**options)
 
 
-@pytest.mark.parametrize("kind", ["prompt", "dataset"])
+@pytest.mark.parametrize("kind", [pytest.param("prompt", marks=pytest.mark.slow), "dataset"])
 def test_fsdp_holds_an_eighth_of_parameters_and_optimizer_state(kind):
     """Over the data axis alone: whatever has an embed dimension is cut, optimiser rows included."""
     bytes_of = {
