@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -52,6 +53,13 @@ CHIPS = {
     "h200": Chip(141e9, 989e12, 4800e9, 450e9, "https://www.nvidia.com/en-us/data-center/h200/", "gpu"),
     # Simulated devices of this machine, for trying things: no chip's figures.
     "cpu": Chip(16e9, 1e12, 50e9, 10e9, "none: round numbers", "cpu"),
+}
+_COMPILER_ONLY = {
+    # A compiler has no use for the metadata server of a TPU host, and would wait for it.
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    # Nor does it take a chip, which only one process may: several plans are made at once.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 _TOPOLOGY = re.compile(r"(?P<chip>\w+):(?P<shape>\d+(?:x\d+){0,2})")
 
@@ -107,9 +115,11 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     """
     if not topology.is_compiled_for:
         return _simulated(topology)
-    # A compiler has no use for the metadata server of a TPU host, and would wait for it.
-    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-                        "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}.items():
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(describe(
+            "Planning for TPUs needs libtpu, which holds their compiler", where=topology.name,
+            got="no package libtpu", cure=f"pip install {LIBTPU} (or the extra [tpu]); no TPU is needed"))
+    for name, value in _COMPILER_ONLY.items():
         os.environ.setdefault(name, value)
     shape = "x".join(map(str, topology.shape))
     chip = topology.name.split(":")[0]
@@ -119,13 +129,8 @@ def devices_of(topology: Topology) -> list[jax.Device]:
             platform="tpu", topology_name=f"{chip}:{shape}", **dict(topology.chip.options))
     except Exception as error:
         text = str(error)
-        if "libtpu" in text or "No module" in text or "Unable to load" in text:
-            raise InputError(describe(
-                "Planning for TPUs needs libtpu, which holds their compiler", where=topology.name,
-                got=text.splitlines()[0][:200],
-                cure=f"pip install {LIBTPU} (or the extra [tpu]); no TPU is needed")) from error
-        raise InputError(describe("The compiler knows no such slice", where="--topology",
-                                  got=topology.name, expected=text.splitlines()[0][:300])) from error
+        raise InputError(describe("The compiler refuses the slice", where="--topology",
+                                  got=f"{topology.name}: {text.splitlines()[0][:300]}")) from error
     return list(found.devices)
 
 

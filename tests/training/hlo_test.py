@@ -169,14 +169,22 @@ def test_bytes_of_a_ring_by_hand():
     ("v5e", "no topology"), ("v5e:4x", "no topology"), ("v5:4x4", "nearest: v5"), ("v5e:0", "no chips"),
     ("cpu:4096", "Too few simulated devices")])
 def test_a_slice_that_does_not_exist(text, message):
+    jax.devices()  # once JAX has started, its simulated devices are counted
     with pytest.raises(InputError, match=message):
         chips.devices_of(chips.parse(text))
 
 
 def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
-    def fail(**_):
-        raise RuntimeError("Unable to load libtpu.so")
-
-    monkeypatch.setattr(chips.topologies, "get_topology_desc", fail)
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install libtpu=="):
         chips.devices_of(chips.parse("v5e:4x4"))
+
+
+def test_what_the_compiler_says_against_a_slice_is_passed_on(monkeypatch):
+    def fail(**_):
+        raise RuntimeError("no such topology")
+
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(chips.topologies, "get_topology_desc", fail)
+    with pytest.raises(InputError, match="v5e:3x7: no such topology"):
+        chips.devices_of(chips.parse("v5e:3x7"))
