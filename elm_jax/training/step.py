@@ -71,9 +71,8 @@ def split_microbatches(batch: Batch, count: int) -> Batch:
 
 def placed_as_parameters(network: T5Network, tree: Params) -> Params:
     """A tree of gradients, or of some leaves, bound to the places of the parameters."""
-    axes = trees.flatten(network.logical_axes())
     return trees.unflatten({
-        path: sharding.constrain(leaf, *axes[path]) for path, leaf in trees.flatten(tree).items()
+        path: sharding.constrain(leaf, *network.axes_of(path)) for path, leaf in trees.flatten(tree).items()
     })
 
 
