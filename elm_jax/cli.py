@@ -2,21 +2,30 @@
 
 import argparse
 import logging
+import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from elm_jax import commands
+from elm_jax import commands, hosts, preemption
 from elm_jax.errors import ElmError
 from elm_jax.experts.formats.detect import KINDS
 from elm_jax.workflows.convert import DTYPES, LAYOUTS
 from elm_jax.workflows.t5x_expert import KINDS as EXPERT_KINDS
 
 GIN_PREFIX = "--gin."
+LOSS_SECONDS = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns 0 done, 1 the run failed, 2 wrong input, 143 stopped by SIGTERM."""
+    """Runs one verb.
+
+    Returns:
+        0 done, 1 the run failed, 2 wrong input, 143 stopped by SIGTERM and saved, 75 another process of the
+        run was lost; the last two are worth a restart.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     known, bindings = _take_gin_bindings(argv)
@@ -31,15 +40,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _without_orphaned_writes
     try:
-        return arguments.run(arguments) or 0
+        _join_hosts(arguments)
+        status = arguments.run(arguments) or 0
     except ElmError as error:
-        print(f"elm {arguments.verb}: {error}", file=sys.stderr)
-        return error.exit_status
+        return _end(error.exit_status, f"elm {arguments.verb}: {error}")
+    except preemption.Stopped:
+        logging.info("stopped by SIGTERM; the same command goes on from here")
+        status = preemption.STOPPED
     except KeyboardInterrupt:
-        print(f"elm {arguments.verb}: interrupted; start again to go on", file=sys.stderr)
-        return 130
+        return _end(130, f"elm {arguments.verb}: interrupted; start again to go on")
     except BrokenPipeError:
         return 0
+    except Exception:
+        if hosts.count() == 1:
+            raise
+        time.sleep(LOSS_SECONDS)  # was it another process's death, the news of it ends this one now
+        return _end(1, traceback.format_exc())
+    hosts.finish()
+    return status
+
+
+def _join_hosts(arguments: argparse.Namespace) -> None:
+    """Finds the other processes of this run; only the first one's words and results are printed."""
+    if not hasattr(arguments, "coordinator_address"):
+        return
+    hosts.start(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
+    preemption.watch_notices()
+    if not hosts.is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end(status: int, text: str) -> int:
+    """Prints why it ends; of several processes the first prints, and all end."""
+    if hosts.count() > 1:
+        hosts.fail(status, text)
+    print(text, file=sys.stderr)
+    return status
 
 
 def _without_orphaned_writes(unraisable: Any) -> None:
@@ -102,6 +139,17 @@ def _takes_gin(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_gin=True)
 
 
+def _add_hosts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes", "one a host; on TPU pods, in Slurm steps and under Open MPI they find each other")
+    group.add_argument("--coordinator_address", "--coordinator", metavar="HOST:PORT",
+                       help="of the first process (default: $ELM_COORDINATOR)")
+    group.add_argument("--num_processes", "--process_count", type=int, metavar="N",
+                       help="how many there are; 1 for this one alone (default: $ELM_NUM_PROCESSES)")
+    group.add_argument("--process_id", "--process_index", type=int, metavar="I",
+                       help="number of this one, from 0 (default: $ELM_PROCESS_ID)")
+
+
 def _add_runs(verbs: argparse._SubParsersAction) -> None:
     demo = _verb(verbs, "demo", "The whole study on the embedded tasks, with report.",
                  "elm demo --workdir demo", commands.demo)
@@ -112,11 +160,13 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
         "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\" --gin.TASK=\"'ag_news__classify'\"",
         commands.train)
     _takes_gin(train)
+    _add_hosts(train)
     study = _verb(
         verbs, "study", "Trains, builds, routes, merges, evaluates and reports; resumable.",
         "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --gin.WORKDIR=\"'p3'\"",
         commands.study)
     _takes_gin(study)
+    _add_hosts(study)
 
 
 def _add_modules(parser: argparse.ArgumentParser) -> None:
@@ -205,6 +255,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--mesh_data", type=int, default=-1)
     evaluate.add_argument("--mesh_model", type=int, default=1)
     _add_data(evaluate)
+    _add_hosts(evaluate)
     _add_convert(verbs)
     report = _verb(verbs, "report", "Writes the report of a study's results again.",
                    "elm report demo/results", commands.report)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax import config as config_lib
-from elm_jax import sharding, storage
+from elm_jax import hosts, preemption, sharding, storage
 from elm_jax.data import sources
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
@@ -34,7 +33,7 @@ from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import train as train_expert
 
 logger = logging.getLogger(__name__)
-STOPPED = 128 + signal.SIGTERM
+STOPPED = preemption.STOPPED
 DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
 
 
@@ -187,17 +186,18 @@ def merge(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """`elm evaluate`: appends rows to results.jsonl; rows that are there already are kept."""
     counter = run_record.CompileCounter()
-    base = load_base(arguments.base)
-    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), arguments.prepared)
-    tasks = list(dict.fromkeys(task for name in arguments.task for task in data.tasks_of(name)))
-    experts = [load_expert(folder) for folder in arguments.expert] or [None]
+    mesh = sharding.make_mesh(arguments.mesh_data, arguments.mesh_model)
+    base = load_base(arguments.base, mesh=mesh)
     output = storage.as_path(arguments.output)
+    prepared = arguments.prepared or (str(output.parent / "prepared") if hosts.count() > 1 else None)
+    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), prepared)
+    tasks = list(dict.fromkeys(task for name in arguments.task for task in data.tasks_of(name)))
+    models = [evaluating.model_in(base, folder, mesh=mesh) for folder in arguments.expert]
     store = ResultsStore(output.parent, output.name)
     settings = EvaluationSettings(source_length=arguments.source_length,
                                   max_new_tokens=arguments.max_new_tokens)
     evaluating.evaluate_models(
-        [evaluating.model_of(base, expert) for expert in experts], lambda _: tasks, data, base, store,
-        settings, mesh=sharding.make_mesh(arguments.mesh_data, arguments.mesh_model),
+        models or [evaluating.model_of(base, None)], lambda _: tasks, data, base, store, settings, mesh=mesh,
         split=arguments.split, max_rows=arguments.max_rows)
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():

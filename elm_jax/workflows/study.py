@@ -11,11 +11,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax import storage
+from elm_jax import hosts, storage
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
+from elm_jax.preemption import Stopped
 from elm_jax.workflows import merge as merging
 from elm_jax.workflows import report as reporting
 from elm_jax.workflows import run_record, study_checks, study_routing
@@ -29,10 +30,6 @@ from elm_jax.workflows.train import TrainConfig, train
 logger = logging.getLogger(__name__)
 MULTITASK_ID = "multitask"
 ALL_DATASETS_ID = "merged_dataset_experts"
-
-
-class Stopped(Exception):
-    """SIGTERM ended a training run; what it had is saved."""
 
 
 class Study:
@@ -76,15 +73,20 @@ class Study:
         with self.clock.stage("build the library"):
             library = self.make_library(prompts)
         with self.clock.stage("route"):
-            routing = self.route(library)
+            routing = hosts.by_first(lambda: self.route(library))
         with self.clock.stage("merge"):
             merged = self.merge_routed(prompts, routing, datasets)
         with self.clock.stage("evaluate"):
             store = self.evaluate(prompts + datasets, multitask, merged, routing, dataset_tasks)
         with self.clock.stage("report"):
-            facts = self.facts(prompts, datasets, routing, dataset_tasks)
-            storage.write_json(self.root / "results" / "study.json", facts)
-            return reporting.write_report(self.root / "results", store)
+            hosts.by_first(lambda: self.report(
+                store, self.facts(prompts, datasets, routing, dataset_tasks)))
+            return reporting.read_report(self.root / "results")
+
+    def report(self, store: ResultsStore, facts: dict[str, Any]) -> None:
+        """Stage: the report."""
+        storage.write_json(self.root / "results" / "study.json", facts)
+        reporting.write_report(self.root / "results", store)
 
     def pretrain_config(self) -> PretrainConfig:
         """How the base is pretrained."""
@@ -140,28 +142,31 @@ class Study:
 
     def model(self, expert_id: str, folder: storage.PathLike) -> Model:
         """An expert on disk, loaded when it is scored."""
-        return model_in(self.base, expert_id, folder)
+        return model_in(self.base, folder, expert_id, self.mesh)
 
     def expert_folder(self, expert_id: str) -> storage.PathLike:
         """Folder of a trained expert."""
         return self.root / "experts" / expert_id / "expert"
 
     def make_library(self, prompts: list[Model]) -> ExpertLibrary:
-        """Stage: the library of prompt experts, from which RoE picks."""
+        """Stage: the library of prompt experts, from which RoE picks; one process makes it."""
+        hosts.by_first(lambda: self._ensure_library(prompts))
+        return ExpertLibrary.open(self.root / "library")
+
+    def _ensure_library(self, prompts: list[Model]) -> None:
         path, config = self.root / "library", self.config
         made_of = {"experts": {model.id: model.fingerprint for model in prompts}, "encoder": config.encoder,
                    "text_format": config.text_format, "instances": config.instances_per_expert,
                    "seed": config.random_seed}
         if self.made_of.fits("library", made_of) and (path / "library.json").exists():
-            return ExpertLibrary.open(path)
+            return
         if path.exists():
             path.rmtree()
-        library = build_library(
+        build_library(
             path, [self.expert_folder(model.id) for model in prompts], self.data, encoder=config.encoder,
             text_format=config.text_format, instances_per_expert=config.instances_per_expert,
             seed=config.random_seed)
         self.made_of.record("library", made_of)
-        return library
 
     def route(self, library: ExpertLibrary) -> dict[str, Any]:
         """Stage: a decision for every target task, and how often routing finds home."""
@@ -190,13 +195,16 @@ class Study:
 
     def merge_once(self, name: str, members: list[Model]) -> Model:
         """One merged expert, made unless it is there and of these very members."""
+        hosts.by_first(lambda: self._ensure_merged(name, members))
+        return self.model(name, self.root / "merged" / name)
+
+    def _ensure_merged(self, name: str, members: list[Model]) -> None:
         folder = self.root / "merged" / name
         made_of = {model.id: model.fingerprint for model in members}
         if not (self.made_of.fits(name, made_of) and storage.is_committed(folder)):
             experts = [load_expert(self.expert_folder(model.id)) for model in members]
             save_expert(folder, merging.merge(experts, expert_id=name))
             self.made_of.record(name, made_of)
-        return self.model(name, folder)
 
     def evaluate(self, experts: list[Model], multitask: Model, merged: dict[str, Model],
                  routing: dict[str, Any], dataset_tasks: dict[str, list[str]]) -> ResultsStore:

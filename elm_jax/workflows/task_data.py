@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import hosts, storage
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
@@ -56,15 +56,21 @@ class TaskData:
         return self._splits[key]
 
     def _open(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
+        if self.prepared_dir is not None:  # one process prepares, the others wait for it and read
+            hosts.by_first(lambda: self._ensure(task, split, max_rows))
         found = self._find(task, split, max_rows)
         if found is not None:
             return found
-        prepared = self._prepare(task, split, max_rows)
-        if self.prepared_dir is None:
-            return prepared
-        folder = self._folder(task, split, max_rows)
-        prepared.save(folder)
-        return PreparedSplit.open(folder)
+        if self.prepared_dir is not None:
+            raise InputError(describe(
+                "Prepared arrays were written, but this process does not see them", where=self.prepared_dir,
+                got=f"no {task} {split}", cure="give a folder that all processes share"))
+        return self._prepare(task, split, max_rows)
+
+    def _ensure(self, task: str, split: str, max_rows: int | None) -> None:
+        """Prepares and writes the arrays unless they are there."""
+        if self._find(task, split, max_rows) is None:
+            self._prepare(task, split, max_rows).save(self._folder(task, split, max_rows))
 
     def _folder(self, task: str, split: str, max_rows: int | None) -> epath.Path:
         name = split if max_rows is None else f"{split}-{max_rows}"
@@ -140,11 +146,14 @@ class TaskData:
     def tasks_of(self, name: str) -> list[str]:
         """The tasks behind a name: itself if it is a task, the members if it is a mixture.
 
-        Of a mixture, the members count that have data or prepared arrays.
+        Of a mixture, the members count that have data or prepared arrays, as the first process finds them.
 
         Raises:
             InputError: there is neither a task nor a mixture of that name (the nearest are named).
         """
+        return hosts.by_first(lambda: self._tasks_of(name))
+
+    def _tasks_of(self, name: str) -> list[str]:
         if self.prepared_dir is not None and (storage.as_path(self.prepared_dir) / name).exists():
             return [name]
         registry.import_tasks(self.modules)
