@@ -66,9 +66,12 @@ def _join_hosts(arguments: argparse.Namespace) -> None:
         return
     hosts.start(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
     preemption.watch_notices()
+    if hosts.count() > 1:  # Gloo talks on standard output, which is for results: send it to standard error
+        results = os.dup(1) if hosts.is_first() else os.open(os.devnull, os.O_WRONLY)
+        os.dup2(2, 1)
+        sys.stdout = os.fdopen(results, "w", encoding="utf-8")
     if not hosts.is_first():
         logging.getLogger().setLevel(logging.WARNING)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(status: int, text: str) -> int:
@@ -141,7 +144,7 @@ def _takes_gin(parser: argparse.ArgumentParser) -> None:
 
 def _add_hosts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "several processes", "one a host; on TPU pods, in Slurm steps and under Open MPI they find each other")
+        "several processes", "one a host; TPU pods, Slurm steps and Open MPI need none of these flags")
     group.add_argument("--coordinator_address", "--coordinator", metavar="HOST:PORT",
                        help="of the first process (default: $ELM_COORDINATOR)")
     group.add_argument("--num_processes", "--process_count", type=int, metavar="N",

@@ -31,8 +31,8 @@ class ExampleSource(Protocol):
     def example(self, index: int, epoch: int = 0) -> batches.Example:
         """Example `index` of an epoch: inputs i32[n], targets i32[m], EOS included.
 
-        A source that knows lengths without reading the tokens says so by a method ``sizes(index, epoch)``,
-        which gives (n, m): packing needs the lengths of all examples in every process.
+        A source that knows lengths without reading the tokens says so by a method
+        ``lengths_of(index, epoch)``, which gives (n, m): packing needs the lengths of all examples.
         """
 
 
@@ -86,7 +86,7 @@ class MixtureSource:
         number, inside = self.locate(index, epoch)
         return self.sources[number].example(inside, epoch)
 
-    def sizes(self, index: int, epoch: int = 0) -> tuple[int, int]:
+    def lengths_of(self, index: int, epoch: int = 0) -> tuple[int, int]:
         """Lengths of inputs and targets of example `index` of an epoch."""
         number, inside = self.locate(index, epoch)
         return _sizes(self.sources[number], inside, epoch)
@@ -221,8 +221,8 @@ class TrainStream:
 
 def _sizes(source: ExampleSource, index: int, epoch: int) -> tuple[int, int]:
     """Lengths of an example's inputs and targets, without reading them where the source can tell."""
-    if hasattr(source, "sizes"):
-        return source.sizes(index, epoch)
+    if hasattr(source, "lengths_of"):
+        return source.lengths_of(index, epoch)
     inputs, targets = source.example(index, epoch)
     return len(inputs), len(targets)
 

@@ -164,7 +164,7 @@ class PreparedSplit:
         del epoch  # a prepared row is the same in every epoch
         return self.inputs(index), self.targets(index)
 
-    def sizes(self, index: int, epoch: int = 0) -> tuple[int, int]:
+    def lengths_of(self, index: int, epoch: int = 0) -> tuple[int, int]:
         """Lengths of inputs and targets of a row, without reading their tokens."""
         del epoch
         first = self._row(index)[0]
