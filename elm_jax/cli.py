@@ -118,6 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="example:\n  elm demo --workdir demo        the whole story on embedded tasks, in minutes")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_runs(verbs)
+    _add_farm(verbs)
     _add_library(verbs)
     _add_tools(verbs)
     _add_tasks(verbs)
@@ -170,6 +171,41 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
         commands.study)
     _takes_gin(study)
     _add_hosts(study)
+
+
+def _add_farm(verbs: argparse._SubParsersAction) -> None:
+    farm = verbs.add_parser("farm", help="Experts trained by many workers: init, work, status, retry.")
+    actions = farm.add_subparsers(dest="action", required=True, metavar="ACTION")
+    init = _verb(actions, "init", "Makes a farm of a table of experts (JSON lines or CSV), or adds to one.",
+                 "elm farm init --dir farm --table experts.csv --gin_file gin/experts/prompt.gin "
+                 "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\"", commands.farm_init)
+    init.add_argument("--table", metavar="FILE", help="columns: task, expert_id, gin_file, and gin macros or "
+                      "parameters; without it the config is a study's, whose experts are farmed")
+    init.add_argument("--runs", metavar="DIR", help="folder of their runs (default: runs/ in the farm)")
+    _takes_gin(init)
+    work = _verb(actions, "work", "One worker: trains experts that nobody works on until none is left.",
+                 "elm farm work --dir farm", commands.farm_work)
+    work.add_argument("--lease_seconds", type=float, default=120.0, metavar="S",
+                      help="a worker that is silent for so long is taken for dead (default: 120)")
+    work.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True,
+                      help="wait for what others train, in case they die (default: wait)")
+    work.add_argument("--max_experts", type=int, metavar="N", help="train at most so many")
+    work.add_argument("--poll_seconds", type=float, default=5.0, metavar="S")
+    work.add_argument("--mesh_data", type=int, help="instead of what the configs say")
+    work.add_argument("--mesh_model", type=int, help="instead of what the configs say")
+    _add_hosts(work)
+    status = _verb(actions, "status", "Where every expert stands; exit status 1 if one was given up.",
+                   "elm farm status --dir farm", commands.farm_status)
+    status.add_argument("--lease_seconds", type=float, default=120.0, metavar="S")
+    status.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    retry = _verb(actions, "retry", "Lets experts that were given up be tried again.",
+                  "elm farm retry --dir farm ag_news__classify", commands.farm_retry)
+    retry.add_argument("experts", nargs="*", metavar="ID", help="default: all that were given up")
+    for parser in (init, work, status, retry):
+        parser.add_argument("--dir", required=True, metavar="FARM", help="folder that all workers share")
+    for parser in (work, status, retry):
+        parser.add_argument("--attempts", type=int, default=3, metavar="N",
+                            help="tries of an expert before it is given up (default: 3)")
 
 
 def _add_modules(parser: argparse.ArgumentParser) -> None:

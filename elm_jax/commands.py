@@ -23,6 +23,7 @@ from elm_jax.experts.overlay import load_expert
 from elm_jax.workflows import build_library, run_record
 from elm_jax.workflows import convert as converting
 from elm_jax.workflows import evaluate as evaluating
+from elm_jax.workflows import farm as farming
 from elm_jax.workflows import merge as merging
 from elm_jax.workflows import report as reporting
 from elm_jax.workflows import route as routing
@@ -76,6 +77,65 @@ def train(arguments: argparse.Namespace) -> int:
         return STOPPED
     print(result)
     return 0
+
+
+def farm_init(arguments: argparse.Namespace) -> None:
+    """`elm farm init`: every row's config is built, and so checked, before anything is written."""
+    if arguments.table is None:
+        config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
+        config = config_lib.build("study")
+        jobs = studying.farm_jobs(config, config_lib.operative())
+    else:
+        jobs = [_farm_job(arguments, row) for row in farming.read_table(arguments.table)]
+    new = farming.create(arguments.dir, jobs)
+    print(f"{len(jobs)} experts, {new} of them new: elm farm work --dir {arguments.dir}")
+
+
+def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> farming.Job:
+    folder = storage.as_path(arguments.runs or "runs") / row["expert_id"]
+    files = [row["gin_file"]] if "gin_file" in row else arguments.gin_file
+    bindings = [*arguments.gin_bindings, *farming.bindings_of(row), f"MODEL_DIR = {str(folder)!r}"]
+    config_lib.parse(files, bindings, _paths(arguments))
+    return farming.Job(row["expert_id"], config_lib.build("train"), config_lib.operative())
+
+
+def farm_work(arguments: argparse.Namespace) -> int:
+    """`elm farm work`: status 1 if an expert was given up, or is still another worker's."""
+    settings = farming.WorkSettings(
+        lease_seconds=arguments.lease_seconds, attempts=arguments.attempts, wait=arguments.wait,
+        max_experts=arguments.max_experts, poll_seconds=arguments.poll_seconds,
+        mesh_data=arguments.mesh_data, mesh_model=arguments.mesh_model)
+    all_done = farming.Worker(arguments.dir, settings).run()
+    rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
+    given_up = [row for row in rows if row["state"] == "failed"]
+    for row in given_up:
+        logger.error("given up: %s: %s", row["expert"], row["error"])
+    logger.info("%d of %d experts are done", sum(row["state"] == "done" for row in rows), len(rows))
+    return 0 if all_done or not given_up else 1
+
+
+def farm_status(arguments: argparse.Namespace) -> int:
+    """`elm farm status`: status 1 if an expert was given up."""
+    rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
+    counts = {state: sum(row["state"] == state for row in rows) for state in farming.STATES}
+    if arguments.json:
+        _print_json({"counts": counts, "experts": rows})
+    else:
+        table = Table("expert", "kind", "state", "attempts", "step", "seconds", "worker", "error")
+        for row in rows:
+            state = row["state"]
+            if row["silent_seconds"] is not None:
+                state += f", {row['silent_seconds']:.0f} s ago"
+            table.add_row(row["expert"], row["kind"], state, str(row["attempts"]), str(row["step"]),
+                          str(row["seconds"] or ""), row["worker"] or "", (row["error"] or "").split("\n")[0])
+        _print_table(table)
+        print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    return 1 if counts["failed"] else 0
+
+
+def farm_retry(arguments: argparse.Namespace) -> None:
+    """`elm farm retry`."""
+    print("\n".join(farming.forgive(arguments.dir, arguments.experts, arguments.attempts)))
 
 
 def _config_writer(folder: str) -> Callable[[], None]:

@@ -23,6 +23,7 @@ METADATA_VARIABLES = ("GCE_METADATA_HOST", "GCE_METADATA_IP")
 _EVENTS = {"maintenance-event": ("NONE",), "preempted": ("FALSE",)}
 _WAIT_SECONDS = 60
 _LOG = logging.getLogger(__name__)
+_TOLD_TO: list[threading.Event] = []
 _QUESTIONS = 0  # asked so far in this process, over all its runs: the clock of JAX's service
 
 
@@ -39,21 +40,24 @@ def stop_flag() -> Iterator[Callable[[], bool]]:
     if hosts.count() > 1:
         yield reached_sync_point
         return
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield event.is_set
+    if _TOLD_TO or threading.current_thread() is not threading.main_thread():
+        yield _told  # within another one; or in a thread, which signals do not reach
         return
+    event = threading.Event()
+    _TOLD_TO.append(event)
     before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-
-    def told() -> bool:
-        if event.is_set():
-            _LOG.warning("SIGTERM: saving and stopping")
-        return event.is_set()
-
     try:
-        yield told
+        yield _told
     finally:
         signal.signal(signal.SIGTERM, before)
+        _TOLD_TO.clear()
+
+
+def _told() -> bool:
+    told = any(event.is_set() for event in _TOLD_TO)
+    if told:
+        _LOG.warning("SIGTERM: saving and stopping")
+    return told
 
 
 def reached_sync_point() -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from elm_jax import hosts, storage
+from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base
 from elm_jax.experts.library import ExpertLibrary
@@ -22,6 +23,7 @@ from elm_jax.workflows import report as reporting
 from elm_jax.workflows import run_record, study_checks, study_routing
 from elm_jax.workflows.build_library import build_library
 from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_in, model_of
+from elm_jax.workflows.farm import Job
 from elm_jax.workflows.pretrain import PretrainConfig, check_same_base, pretrain
 from elm_jax.workflows.study_config import StageSettings, StudyConfig
 from elm_jax.workflows.task_data import TaskData
@@ -125,20 +127,11 @@ class Study:
 
     def train_one(self, kind: str, expert_id: str, task: str, settings: StageSettings) -> Model:
         """Stage: one expert, trained or found finished."""
-        folder = self.root / "experts" / expert_id
-        outcome = train(TrainConfig(
-            model_dir=str(folder), task=task, initial_checkpoint_path=self.base.path, kind=kind,
-            train_steps=settings.train_steps, batch_size=settings.batch_size,
-            task_feature_lengths=settings.task_feature_lengths, optimizer=settings.optimizer,
-            dropout_rate=settings.dropout_rate, random_seed=self.config.random_seed,
-            max_examples=settings.max_examples, adapter_bottleneck=self.config.adapter_bottleneck,
-            checkpoint_period=settings.checkpoint_period, keep_checkpoints=1,
-            modules=self.config.modules, prepared_dir=str(self.root / "prepared"),
-            expert_id=expert_id, tensorboard=False,
-        ), base=self.base, data=self.data, mesh=self.mesh)
+        config = expert_config(self.config, kind, expert_id, task, settings)
+        outcome = train(config, base=self.base, data=self.data, mesh=self.mesh)
         if outcome.stopped:
             raise Stopped
-        return self.model(expert_id, folder / "expert")
+        return self.model(expert_id, self.root / "experts" / expert_id / "expert")
 
     def model(self, expert_id: str, folder: storage.PathLike) -> Model:
         """An expert on disk, loaded when it is scored."""
@@ -248,6 +241,39 @@ class Study:
             "programs": {"count": self.compiled.programs, "seconds": self.compiled.seconds},
             "versions": run_record.versions(), "config": _plain(config),
         }
+
+
+def expert_config(config: StudyConfig, kind: str, expert_id: str, task: str,
+                  settings: StageSettings) -> TrainConfig:
+    """How one expert of a study is trained."""
+    root = storage.as_path(config.workdir)
+    return TrainConfig(
+        model_dir=str(root / "experts" / expert_id), task=task,
+        initial_checkpoint_path=str(root / "base" / "base"), kind=kind, train_steps=settings.train_steps,
+        batch_size=settings.batch_size, task_feature_lengths=settings.task_feature_lengths,
+        optimizer=settings.optimizer, dropout_rate=settings.dropout_rate, random_seed=config.random_seed,
+        max_examples=settings.max_examples, adapter_bottleneck=config.adapter_bottleneck,
+        checkpoint_period=settings.checkpoint_period, keep_checkpoints=1, modules=config.modules,
+        prepared_dir=str(root / "prepared"), expert_id=expert_id, tensorboard=False,
+        mesh_data=config.mesh_data, mesh_model=config.mesh_model)
+
+
+def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
+    """A study's experts and its baseline, for a farm; the study finds them finished afterwards.
+
+    Raises:
+        InputError: the study has no base yet.
+    """
+    study_checks.check(config)
+    base = storage.as_path(config.workdir) / "base" / "base"
+    if not storage.is_committed(base):
+        raise InputError(describe(
+            "A study's experts can be farmed once it has a base", where=base, got="no base",
+            cure="run `elm study` until its base is there and stop it, then make the farm again"))
+    jobs = [("prompt", task, task, config.prompt) for task in config.prompt_tasks]
+    jobs += [("dataset", f"{name}-de", name, config.dataset) for name in config.datasets]
+    jobs += [("multitask", MULTITASK_ID, ",".join(config.datasets), config.multitask)]
+    return [Job(job[1], expert_config(config, *job), gin) for job in jobs]
 
 
 def run_study(config: StudyConfig, *,

@@ -4,9 +4,11 @@ A task's split is tokenised once, through its SeqIO task, and kept as prepared a
 also on a machine without TensorFlow, reads the arrays.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
+import secrets
 from collections.abc import Sequence
 
 from etils import epath
@@ -69,8 +71,21 @@ class TaskData:
 
     def _ensure(self, task: str, split: str, max_rows: int | None) -> None:
         """Prepares and writes the arrays unless they are there."""
-        if self._find(task, split, max_rows) is None:
-            self._prepare(task, split, max_rows).save(self._folder(task, split, max_rows))
+        if self._find(task, split, max_rows) is not None:
+            return
+        prepared, folder = self._prepare(task, split, max_rows), self._folder(task, split, max_rows)
+        if not storage.is_local(folder):
+            prepared.save(folder)
+            return
+        # Beside it first: workers of a farm may prepare the same split, and the last would empty the folder
+        # under a reader of the first.
+        made = folder.parent / f"{folder.name}.{secrets.token_hex(4)}.partial"
+        prepared.save(made)
+        if folder.exists() and not storage.is_committed(folder):
+            storage.remove(folder)  # what an older version left half written
+        with contextlib.suppress(OSError):  # another one was faster: its arrays are the same
+            os.rename(made, folder)
+        storage.remove(made)
 
     def _folder(self, task: str, split: str, max_rows: int | None) -> epath.Path:
         name = split if max_rows is None else f"{split}-{max_rows}"
