@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from elm_jax import hosts
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.types import Array, Batch, Params
 
@@ -240,9 +241,9 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
                 )
             )
     target = batch_sharding(mesh)
-    return {name: jax.device_put(np.asarray(array), target) for name, array in batch.items()}
+    return {name: hosts.put(np.asarray(array), target) for name, array in batch.items()}
 
 
 def put_tree(tree: Params, shardings: Params) -> Params:
     """Puts every leaf where its sharding says."""
-    return jax.tree.map(jax.device_put, tree, shardings)
+    return jax.tree.map(hosts.put, tree, shardings)

@@ -1,9 +1,9 @@
 """How a stack of equal layers is computed: one after another or as one scan, kept or computed again.
 
 None of it changes what is computed, and none of it is seen on disk: there, and in a training state, every
-layer has a folder of its own (``layers_0``, ``layers_1``, ...). A scan needs all layers' leaves as one array
-[L, ...]. Frozen leaves are stacked once, before the first step (`stacked_names` says which); leaves that train
-are stacked within the step, their kernels in the dtype in which they are multiplied.
+layer has a folder of its own (``layers_0``, ``layers_1``, ...). A scan needs all layers' leaves as one
+array [L, ...]. Frozen leaves are stacked once, before the first step (`stacked_names` says which); leaves
+that train are stacked within the step, their kernels in the dtype in which they are multiplied.
 """
 
 import dataclasses

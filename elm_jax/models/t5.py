@@ -43,7 +43,7 @@ class T5Network:
     """
 
     config: T5Config
-    layout: Layout = Layout()
+    layout: Layout = dataclasses.field(default_factory=Layout)
 
     @property
     def _module(self) -> Transformer:

@@ -1,8 +1,9 @@
 """Checkpoints of a training state: asynchronous, the last n kept, never half read.
 
 ``<run>/checkpoints/<step>/state`` is written by Orbax with its commit-file protocol (no rename, so
-buckets work); ``<step>/COMMITTED.json``, written after it, says that the step is whole and holds
-the facts of the run. The frozen base is not part of a checkpoint.
+buckets work), each process its own shards; ``<step>/COMMITTED.json``, written after it by the first
+process, says that the step is whole and holds the facts of the run. Each process restores the shards of
+its own devices, on any mesh of any number of processes. The frozen base is not part of a checkpoint.
 """
 
 import logging
@@ -13,9 +14,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
-from elm_jax import storage, trees
+from elm_jax import hosts, storage, trees
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.training.state import TrainState
 
@@ -91,9 +91,8 @@ class Checkpoints:
         target = self.folder / str(step)
         leaves = _leaf_facts(state)
         with storage.guard_writes(target):
-            if jax.process_index() == 0:
-                storage.begin(target)
-            _barrier(f"begin checkpoint {step}")
+            storage.begin(target)
+            hosts.barrier()
             self._checkpointer.save(target / _STATE, args=ocp.args.StandardSave(state))
         self._saving = self._thread.submit(self._finish, target, leaves, note)
 
@@ -117,7 +116,7 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint is another run's: names the first leaf or fact that differs.
         """
-        steps = self.steps()
+        steps = hosts.by_first(self.steps)  # on a network disk the others may see an older list
         if not steps:
             return None
         source = self.folder / str(steps[-1])
@@ -157,7 +156,7 @@ class Checkpoints:
         """In the thread: waits for Orbax, writes the marker, drops old checkpoints."""
         with storage.guard_writes(target):
             self._checkpointer.wait_until_finished()
-            if jax.process_index() != 0:
+            if not hosts.is_first():
                 return
             storage.commit(
                 target, {"schema_version": _SCHEMA_VERSION, "step": int(target.name),
@@ -166,11 +165,6 @@ class Checkpoints:
             )
             for step in self.steps()[: -self.keep]:
                 storage.remove(self.folder / str(step))
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _leaf_facts(state: TrainState) -> dict[str, str]:

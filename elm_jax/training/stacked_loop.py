@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import sharding, trees
+from elm_jax import preemption, sharding, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
 from elm_jax.sharding import Rules
@@ -27,7 +27,7 @@ from elm_jax.training import stacked
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.early_end import EarlyEnd, compile_loss, validation_loss
-from elm_jax.training.loop import Stream, _should_stop, _stop_flag
+from elm_jax.training.loop import Stream
 from elm_jax.training.losses import LossConfig
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.slots import Opened, Slot, StackedRun, StackProgress
@@ -138,12 +138,12 @@ def fit_stack(
     if not runs:
         return StackResult([], {}, False, 0, stacked.num_programs())
     with ExitStack() as stack:
-        stop = stack.enter_context(_stop_flag())
+        should_stop = stack.enter_context(preemption.stop_flag())
         loop = _StackLoop(network, optimizer, base, runs, config, mesh, loss or LossConfig(), rules, on_end,
                           on_fail, stack)
         if on_start is not None:
             on_start()
-        loop.go(lambda: _should_stop(stop, loop.tick))
+        loop.go(should_stop)
         return StackResult(loop.ended, loop.failed, loop.stopped, loop.tick, stacked.num_programs())
 
 

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 from jax.sharding import Mesh
 
-from elm_jax import sharding, storage, trees
+from elm_jax import hosts, preemption, sharding, storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
 from elm_jax.experts.base import Base
-from elm_jax.experts.card import SCHEMA_VERSION
-from elm_jax.experts.overlay import Expert, load_expert, resolve
+from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Params
 from elm_jax.workflows.task_data import TaskData
@@ -44,11 +43,17 @@ def model_of(base: Base, expert: Expert | None) -> Model:
     return Model(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert))
 
 
-def model_in(base: Base, expert_id: str, folder: storage.PathLike) -> Model:
-    """An expert on disk as something to score; its weights are read when its turn comes."""
-    card = storage.read_json(storage.as_path(folder) / "expert.json", kind="expert's card",
-                             schema_version=SCHEMA_VERSION)
-    return Model(expert_id, card["overlay_fingerprint"], lambda: resolve(base, load_expert(folder)))
+def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
+             mesh: Mesh | None = None) -> Model:
+    """An expert on disk as something to score; its weights are read, onto the mesh, when its turn comes.
+
+    Raises:
+        InputError: the folder is not whole, or the expert is another base's.
+    """
+    folder, card, fingerprint = read_card(folder)
+    check_base(base, card, folder)
+    return Model(expert_id or card.id, str(fingerprint),
+                 lambda: resolve(base, load_expert(folder, mesh=mesh)))
 
 
 def is_done(store: ResultsStore, model: Model, task: str, split: str, digest: str) -> bool:
@@ -108,13 +113,15 @@ def evaluate_models(
 
     Raises:
         InputError: two models of one id, or one of the id of another in the store without `replace`.
+        Stopped: several processes were told to stop; what was scored is kept.
     """
     models = _unlike(models)
     if not replace:
-        check_ids(models, store)
+        hosts.by_first(lambda: check_ids(models, store))
     for number, model in enumerate(models, start=1):
-        pending = [task for task in tasks_of(model.id)
-                   if not is_done(store, model, task, split, settings.digest(max_rows))]
+        pending = hosts.by_first(lambda model=model: [
+            task for task in tasks_of(model.id)
+            if not is_done(store, model, task, split, settings.digest(max_rows))])
         if not pending:
             continue
         start = time.monotonic()
@@ -128,6 +135,8 @@ def evaluate_models(
                 max_rows=max_rows)
             rows = [{**row, "model": model.fingerprint} for row in result.rows]
             store.append(dataclasses.replace(result, rows=rows))
+            if preemption.reached_sync_point():  # one process is ended by SIGTERM itself
+                raise preemption.Stopped
         del params  # one model at a time on the devices
         logger.info("evaluated %s (%d of %d) on %d tasks in %.1f s", model.id, number, len(models),
                     len(pending), time.monotonic() - start)

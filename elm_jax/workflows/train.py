@@ -7,10 +7,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from elm_jax import sharding, storage
+from elm_jax import hosts, sharding, storage
 from elm_jax.data import batches
 from elm_jax.data.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError, describe
@@ -161,13 +160,14 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         RunError: the loss is not finite, the disk is full.
     """
     finished = storage.as_path(config.model_dir) / "expert"
-    base = base or load_base(config.initial_checkpoint_path)
-    if storage.is_committed(finished):
+    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
+    own_base = base is None
+    base = base or load_base(config.initial_checkpoint_path, mesh=mesh)
+    if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
         return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
     data = data or task_data(config, base)
-    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     tasks = tasks_of(config, data)
     stream, rows = make_stream(config, data, tasks)
     network_config, overlay, frozen = initial_overlay(
@@ -181,12 +181,12 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         num_microbatches=config.num_microbatches, log_every=config.log_period,
         tensorboard=config.tensorboard, name=config.expert_id or config.task,
         config_digest=f"{config.digest()}/{base.fingerprint}", on_start=on_start,
-        rules=config.rules())
+        rules=config.rules(), take=own_base and not frozen)
     if result.stopped:
         return TrainOutcome(None, result.step, True, dict(result.metrics))
     card = make_card(config, base, network_config, data, tasks, result, rows)
-    expert = Expert(card, jax.device_get(result.overlay), path=str(finished))
-    save_expert(finished, expert)
+    save_expert(finished, Expert(card, result.overlay))
+    expert = Expert(card, hosts.to_host(result.overlay), path=str(finished))
     return TrainOutcome(expert, result.step, False, card.metrics)
 
 
@@ -215,7 +215,10 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
     if base.vocabulary is None:
         raise InputError(describe("The base carries no vocabulary", where=base.path,
                                   cure="give a base folder with a vocabulary.model"))
-    return TaskData(base.vocabulary, base.vocabulary_path, tuple(config.modules), config.prepared_dir)
+    folder = config.prepared_dir
+    if folder is None and hosts.count() > 1:  # what one process prepares, the others must find
+        folder = str(storage.as_path(config.model_dir) / "prepared")
+    return TaskData(base.vocabulary, base.vocabulary_path, tuple(config.modules), folder)
 
 
 def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[TrainStream, int]:

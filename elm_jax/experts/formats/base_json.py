@@ -68,8 +68,7 @@ def write(folder: epath.Path, config: T5Config, fingerprint: str, vocabulary: by
           training: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes ``base.json`` and the vocabulary."""
     if vocabulary is not None:
-        with storage.guard_writes(folder):
-            (folder / VOCABULARY_FILE).write_bytes(vocabulary)
+        storage.write_bytes(folder / VOCABULARY_FILE, vocabulary)
     storage.write_json(folder / FILE, {
         "schema_version": SCHEMA_VERSION,
         "network": config.to_dict(),
