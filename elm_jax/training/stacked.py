@@ -1,0 +1,238 @@
+"""One step of E experts in one program: the solo step mapped over a leading axis E.
+
+The base is shared and has no axis E, so its matrix products run over the E * B rows of all experts at
+once; adapters and norms become batched products and sums. Each expert keeps its own step, seed, length and
+learning rate, and draws the dropout of its solo run: the key is folded from its own seed and step.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from elm_jax import sharding
+from elm_jax.errors import InputError, describe
+from elm_jax.training import state as states
+from elm_jax.training.state import TrainState
+from elm_jax.training.step import StepSpec, abstract_of, batch_loss, signature, train_step
+from elm_jax.types import Array, Batch, Params
+
+AXIS = "experts"
+
+
+class Slots(NamedTuple):
+    """What differs from slot to slot, each with an axis E.
+
+    Attributes:
+        seed: u32[E], of dropout.
+        train_steps: i32[E], length of the run.
+        learning_rate: f32[E], peak of the schedule.
+        active: bool[E]; the state of a slot that is not active stays as it is, to the bit.
+    """
+
+    seed: Array
+    train_steps: Array
+    learning_rate: Array
+    active: Array
+
+
+class StackSpec(NamedTuple):
+    """Everything that a stack's programs depend on; equal specs share them.
+
+    Attributes:
+        step: of one expert alone; its optimiser's learning rate is not used.
+        size: E.
+    """
+
+    step: StepSpec
+    size: int
+
+
+def make_stack_spec(step: StepSpec, size: int) -> StackSpec:
+    """The spec of E experts, each with the shapes of `step`.
+
+    The optimiser's learning rate comes in with the slots, so specs that differ in it alone are equal.
+
+    Raises:
+        InputError: E is no multiple of the mesh's expert axis.
+    """
+    axis = step.mesh.shape[AXIS]
+    if size < 1 or size % axis:
+        raise InputError(
+            describe("The stack does not divide over the mesh", got=f"{size} experts",
+                     expected=f"a multiple of {axis}, the size of the mesh's expert axis",
+                     cure="change STACK_EXPERTS or MESH_EXPERTS")
+        )
+    optimizer = dataclasses.replace(step.optimizer, learning_rate=1.0)
+    return StackSpec(step._replace(optimizer=optimizer), size)
+
+
+def stacked_step(
+    spec: StackSpec, frozen: Params, state: TrainState, batch: Batch, slots: Slots
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update of every active expert.
+
+    Args:
+        spec: static.
+        frozen: leaves of the base that do not train, without an axis E.
+        state: every leaf with a leading axis E; step i32[E].
+        batch: arrays [E, B, ...].
+        slots: seeds, lengths, learning rates, which slots are active.
+
+    Returns:
+        The state after the update, and f32[E] metrics as `train_step` gives them; those of a slot
+        that is not active mean nothing.
+    """
+    one = spec.step
+
+    def solo(state: TrainState, batch: Batch, slot: Slots) -> tuple[TrainState, dict[str, Array]]:
+        after, metrics = train_step(
+            one.network, one.optimizer, one.loss, one.num_microbatches, frozen, state, batch, slot.seed,
+            slot.train_steps, slot.learning_rate,
+        )
+        kept = jax.tree.map(lambda new, old: jnp.where(slot.active, new, old), after, state)
+        return kept, metrics
+
+    return jax.vmap(solo, spmd_axis_name=AXIS)(state, batch, slots)
+
+
+def stacked_loss(spec: StackSpec, frozen: Params, overlay: Params, batch: Batch) -> tuple[Array, Array]:
+    """Every expert's loss of its own batch, without dropout.
+
+    Args:
+        spec: static.
+        frozen: without an axis E.
+        overlay: leaves [E, ...].
+        batch: arrays [E, B, ...].
+
+    Returns:
+        Sum of the tokens' losses f32[E], and their weight f32[E].
+    """
+    network = dataclasses.replace(spec.step.network,
+                                  config=spec.step.network.config.with_dropout(0.0))
+
+    def solo(overlay: Params, batch: Batch) -> tuple[Array, Array]:
+        _, sums = batch_loss(overlay, frozen, network, spec.step.loss, batch, jax.random.key(0))
+        return sums.loss, sums.weight
+
+    return jax.vmap(solo, spmd_axis_name=AXIS)(overlay, batch)
+
+
+def with_experts(target: NamedSharding) -> NamedSharding:
+    """The sharding of a leaf with an axis E in front: E over 'experts', the rest as it was."""
+    return NamedSharding(target.mesh, PartitionSpec(AXIS, *target.spec))
+
+
+def stack_shardings(spec: StackSpec) -> TrainState:
+    """Shardings of a stack's state: E over 'experts', the other axes by the solo rules."""
+    one = spec.step
+    solo = states.shardings_of_state(one.network, abstract_of(one.overlay), one.optimizer, one.mesh)
+    return jax.tree.map(with_experts, solo)
+
+
+def abstract_stack(spec: StackSpec) -> TrainState:
+    """The state of a stack as ShapeDtypeStructs with shardings."""
+    solo = states.abstract_state(abstract_of(spec.step.overlay), spec.step.optimizer)
+    return jax.tree.map(
+        lambda leaf, target: jax.ShapeDtypeStruct((spec.size, *leaf.shape), leaf.dtype, sharding=target),
+        solo, stack_shardings(spec),
+    )
+
+
+def put_stacked(batches: Sequence[Batch], spec: StackSpec) -> Batch:
+    """E numpy batches of one shape -> arrays [E, B, ...] on the mesh, E over 'experts', B over 'data'."""
+    target = with_experts(sharding.batch_sharding(spec.step.mesh))
+    return {
+        name: jax.device_put(np.stack([batch[name] for batch in batches]), target)
+        for name in batches[0]
+    }
+
+
+class StackPrograms(NamedTuple):
+    """The compiled programs of one stack; whoever enters or leaves, nothing is compiled again.
+
+    Attributes:
+        step: ``(frozen, state, batch, slots) -> (state, metrics)``; donates the state.
+        enter: ``(state, overlay, index) -> state`` with a fresh expert in slot `index`; donates the state.
+        overlay_of: ``(overlay, index)`` -> the overlay of one slot, without the axis E.
+    """
+
+    step: jax.stages.Compiled
+    enter: jax.stages.Compiled
+    overlay_of: jax.stages.Compiled
+
+
+@functools.lru_cache(maxsize=32)
+def compile_stack(spec: StackSpec) -> StackPrograms:
+    """The programs of a spec. Specs are remembered: many stacks of one process compile once."""
+    one, mesh = spec.step, spec.step.mesh
+    placed, state = stack_shardings(spec), abstract_stack(spec)
+    frozen, overlay = abstract_of(one.frozen), abstract_of(one.overlay)
+    whole, over_experts = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(AXIS))
+    solo_overlay = states.shardings_of_params(one.network, overlay, mesh)
+    index = jax.ShapeDtypeStruct((), np.int32)
+
+    step = jax.jit(
+        functools.partial(stacked_step, spec),
+        in_shardings=(states.shardings_of_params(one.network, frozen, mesh), placed,
+                      with_experts(sharding.batch_sharding(mesh)), over_experts),
+        out_shardings=(placed, whole), donate_argnums=1,
+    ).lower(frozen, state, _abstract_batch(one.batch, spec.size), _abstract_slots(spec.size)).compile()
+
+    def put_in(state: TrainState, overlay: Params, index: Array) -> TrainState:
+        fresh = states.create_state(overlay, one.optimizer)
+        return jax.tree.map(
+            lambda stack, leaf: jax.lax.dynamic_update_index_in_dim(stack, leaf, index, 0), state, fresh)
+
+    enter = jax.jit(put_in, in_shardings=(placed, solo_overlay, whole), out_shardings=placed,
+                    donate_argnums=0).lower(state, overlay, index).compile()
+
+    def take_out(overlay: Params, index: Array) -> Params:
+        return jax.tree.map(
+            lambda stack: jax.lax.dynamic_index_in_dim(stack, index, 0, keepdims=False), overlay)
+
+    overlay_of = jax.jit(take_out, in_shardings=(placed.overlay, whole), out_shardings=solo_overlay,
+                         ).lower(state.overlay, index).compile()
+    return StackPrograms(step, enter, overlay_of)
+
+
+@functools.lru_cache(maxsize=32)
+def compile_loss(spec: StackSpec) -> jax.stages.Compiled:
+    """`stacked_loss` compiled: ``(frozen, overlay, batch)``; `spec.step.batch` are the batch's shapes."""
+    one, mesh, state = spec.step, spec.step.mesh, abstract_stack(spec)
+    return jax.jit(
+        functools.partial(stacked_loss, spec),
+        in_shardings=(states.shardings_of_params(one.network, abstract_of(one.frozen), mesh),
+                      stack_shardings(spec).overlay, with_experts(sharding.batch_sharding(mesh))),
+        out_shardings=sharding.replicated(mesh),
+    ).lower(abstract_of(one.frozen), state.overlay, _abstract_batch(one.batch, spec.size)).compile()
+
+
+def empty_stack(spec: StackSpec) -> TrainState:
+    """A state of zeros on the mesh, for experts to enter."""
+    like = abstract_stack(spec)
+    return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), like)
+
+
+def num_programs() -> int:
+    """How many stacks of unlike specs this process has compiled."""
+    return compile_stack.cache_info().misses
+
+
+def stack_spec_of(spec: StackSpec, batch: Batch) -> StackSpec:
+    """The same stack on batches of other shapes."""
+    return spec._replace(step=spec.step._replace(batch=signature(batch)))
+
+
+def _abstract_batch(batch: tuple, size: int) -> Batch:
+    return {path: jax.ShapeDtypeStruct((size, *shape), dtype) for path, shape, dtype in batch}
+
+
+def _abstract_slots(size: int) -> Slots:
+    kinds = (np.uint32, np.int32, np.float32, np.bool_)
+    return Slots(*(jax.ShapeDtypeStruct((size,), kind) for kind in kinds))
