@@ -8,7 +8,7 @@ learning rate, and draws the dropout of its solo run: the key is folded from its
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from elm_jax import sharding
 from elm_jax.errors import InputError, describe
 from elm_jax.training import state as states
 from elm_jax.training.state import TrainState
-from elm_jax.training.step import StepSpec, abstract_of, batch_loss, signature, train_step
+from elm_jax.training.step import StepSpec, abstract_of, train_step
 from elm_jax.types import Array, Batch, Params
 
 AXIS = "experts"
@@ -101,28 +101,6 @@ def stacked_step(
     return jax.vmap(solo, spmd_axis_name=AXIS)(state, batch, slots)
 
 
-def stacked_loss(spec: StackSpec, frozen: Params, overlay: Params, batch: Batch) -> tuple[Array, Array]:
-    """Every expert's loss of its own batch, without dropout.
-
-    Args:
-        spec: static.
-        frozen: without an axis E.
-        overlay: leaves [E, ...].
-        batch: arrays [E, B, ...].
-
-    Returns:
-        Sum of the tokens' losses f32[E], and their weight f32[E].
-    """
-    network = dataclasses.replace(spec.step.network,
-                                  config=spec.step.network.config.with_dropout(0.0))
-
-    def solo(overlay: Params, batch: Batch) -> tuple[Array, Array]:
-        _, sums = batch_loss(overlay, frozen, network, spec.step.loss, batch, jax.random.key(0))
-        return sums.loss, sums.weight
-
-    return jax.vmap(solo, spmd_axis_name=AXIS)(overlay, batch)
-
-
 def with_experts(target: NamedSharding) -> NamedSharding:
     """The sharding of a leaf with an axis E in front: E over 'experts', the rest as it was."""
     return NamedSharding(target.mesh, PartitionSpec(AXIS, *target.spec))
@@ -160,11 +138,13 @@ class StackPrograms(NamedTuple):
         step: ``(frozen, state, batch, slots) -> (state, metrics)``; donates the state.
         enter: ``(state, overlay, index) -> state`` with a fresh expert in slot `index`; donates the state.
         overlay_of: ``(overlay, index)`` -> the overlay of one slot, without the axis E.
+        keep: ``(stack, overlay, index) -> stack`` of overlays with one of them replaced; donates the stack.
     """
 
     step: jax.stages.Compiled
     enter: jax.stages.Compiled
     overlay_of: jax.stages.Compiled
+    keep: jax.stages.Compiled
 
 
 @functools.lru_cache(maxsize=32)
@@ -184,10 +164,12 @@ def compile_stack(spec: StackSpec) -> StackPrograms:
         out_shardings=(placed, whole), donate_argnums=1,
     ).lower(frozen, state, _abstract_batch(one.batch, spec.size), _abstract_slots(spec.size)).compile()
 
-    def put_in(state: TrainState, overlay: Params, index: Array) -> TrainState:
-        fresh = states.create_state(overlay, one.optimizer)
+    def replace(stack: Any, one_of_it: Any, index: Array) -> Any:
         return jax.tree.map(
-            lambda stack, leaf: jax.lax.dynamic_update_index_in_dim(stack, leaf, index, 0), state, fresh)
+            lambda whole, leaf: jax.lax.dynamic_update_index_in_dim(whole, leaf, index, 0), stack, one_of_it)
+
+    def put_in(state: TrainState, overlay: Params, index: Array) -> TrainState:
+        return replace(state, states.create_state(overlay, one.optimizer), index)
 
     enter = jax.jit(put_in, in_shardings=(placed, solo_overlay, whole), out_shardings=placed,
                     donate_argnums=0).lower(state, overlay, index).compile()
@@ -198,19 +180,9 @@ def compile_stack(spec: StackSpec) -> StackPrograms:
 
     overlay_of = jax.jit(take_out, in_shardings=(placed.overlay, whole), out_shardings=solo_overlay,
                          ).lower(state.overlay, index).compile()
-    return StackPrograms(step, enter, overlay_of)
-
-
-@functools.lru_cache(maxsize=32)
-def compile_loss(spec: StackSpec) -> jax.stages.Compiled:
-    """`stacked_loss` compiled: ``(frozen, overlay, batch)``; `spec.step.batch` are the batch's shapes."""
-    one, mesh, state = spec.step, spec.step.mesh, abstract_stack(spec)
-    return jax.jit(
-        functools.partial(stacked_loss, spec),
-        in_shardings=(states.shardings_of_params(one.network, abstract_of(one.frozen), mesh),
-                      stack_shardings(spec).overlay, with_experts(sharding.batch_sharding(mesh))),
-        out_shardings=sharding.replicated(mesh),
-    ).lower(abstract_of(one.frozen), state.overlay, _abstract_batch(one.batch, spec.size)).compile()
+    keep = jax.jit(replace, in_shardings=(placed.overlay, solo_overlay, whole), out_shardings=placed.overlay,
+                   donate_argnums=0).lower(state.overlay, overlay, index).compile()
+    return StackPrograms(step, enter, overlay_of, keep)
 
 
 def empty_stack(spec: StackSpec) -> TrainState:
@@ -219,14 +191,14 @@ def empty_stack(spec: StackSpec) -> TrainState:
     return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), like)
 
 
+def overlay_like(spec: StackSpec) -> Params:
+    """One expert's overlay as ShapeDtypeStructs, without the axis E."""
+    return abstract_of(spec.step.overlay)
+
+
 def num_programs() -> int:
     """How many stacks of unlike specs this process has compiled."""
     return compile_stack.cache_info().misses
-
-
-def stack_spec_of(spec: StackSpec, batch: Batch) -> StackSpec:
-    """The same stack on batches of other shapes."""
-    return spec._replace(step=spec.step._replace(batch=signature(batch)))
 
 
 def _abstract_batch(batch: tuple, size: int) -> Batch:
