@@ -91,12 +91,13 @@ def compile_loss(spec: StepSpec) -> jax.stages.Compiled:
     frozen, overlay, mesh = abstract_of(spec.frozen), abstract_of(spec.overlay), spec.mesh
 
     def loss(frozen: Params, overlay: Params, batch: Batch) -> tuple[Array, Array]:
-        _, sums = batch_loss(overlay, frozen, network, spec.loss, batch, jax.random.key(0))
+        with sharding.placed(mesh, spec.rules):
+            _, sums = batch_loss(overlay, frozen, network, spec.loss, batch, jax.random.key(0))
         return sums.loss, sums.weight
 
     return jax.jit(
-        loss, in_shardings=(states.shardings_of_params(network, frozen, mesh),
-                            states.shardings_of_params(network, overlay, mesh),
+        loss, in_shardings=(states.shardings_of_params(network, frozen, mesh, spec.rules),
+                            states.shardings_of_params(network, overlay, mesh, spec.rules),
                             sharding.batch_sharding(mesh)),
         out_shardings=sharding.replicated(mesh),
     ).lower(frozen, overlay, {path: jax.ShapeDtypeStruct(shape, np.dtype(kind))

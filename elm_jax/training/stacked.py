@@ -56,12 +56,14 @@ class StackSpec(NamedTuple):
 def make_stack_spec(step: StepSpec, size: int) -> StackSpec:
     """The spec of E experts, each with the shapes of `step`.
 
-    The optimiser's learning rate comes in with the slots, so specs that differ in it alone are equal.
+    The optimiser's learning rate comes in with the slots, so specs that differ in it alone are equal. Rules
+    lose the mesh's expert axis, which the stack's own axis takes.
 
     Raises:
         InputError: E is no multiple of the mesh's expert axis.
     """
     axis = step.mesh.shape[AXIS]
+    rules = tuple((name, _without_experts(target)) for name, target in step.rules)
     if size < 1 or size % axis:
         raise InputError(
             describe("The stack does not divide over the mesh", got=f"{size} experts",
@@ -69,7 +71,14 @@ def make_stack_spec(step: StepSpec, size: int) -> StackSpec:
                      cure="change STACK_EXPERTS or MESH_EXPERTS")
         )
     optimizer = dataclasses.replace(step.optimizer, learning_rate=1.0)
-    return StackSpec(step._replace(optimizer=optimizer), size)
+    return StackSpec(step._replace(optimizer=optimizer, rules=rules), size)
+
+
+def _without_experts(target: sharding.MeshAxes) -> sharding.MeshAxes:
+    """Mesh axes of a rule less the one that the stack's own axis takes."""
+    names = (target,) if isinstance(target, str) else target or ()
+    rest = tuple(name for name in names if name != AXIS)
+    return rest if len(rest) > 1 else rest[0] if rest else None
 
 
 def stacked_step(
@@ -98,7 +107,8 @@ def stacked_step(
         kept = jax.tree.map(lambda new, old: jnp.where(slot.active, new, old), after, state)
         return kept, metrics
 
-    return jax.vmap(solo, spmd_axis_name=AXIS)(state, batch, slots)
+    with sharding.placed(one.mesh, one.rules):
+        return jax.vmap(solo, spmd_axis_name=AXIS)(state, batch, slots)
 
 
 def with_experts(target: NamedSharding) -> NamedSharding:
@@ -109,7 +119,8 @@ def with_experts(target: NamedSharding) -> NamedSharding:
 def stack_shardings(spec: StackSpec) -> TrainState:
     """Shardings of a stack's state: E over 'experts', the other axes by the solo rules."""
     one = spec.step
-    solo = states.shardings_of_state(one.network, abstract_of(one.overlay), one.optimizer, one.mesh)
+    solo = states.shardings_of_state(one.network, abstract_of(one.overlay), one.optimizer, one.mesh,
+                                     one.rules)
     return jax.tree.map(with_experts, solo)
 
 
@@ -154,12 +165,12 @@ def compile_stack(spec: StackSpec) -> StackPrograms:
     placed, state = stack_shardings(spec), abstract_stack(spec)
     frozen, overlay = abstract_of(one.frozen), abstract_of(one.overlay)
     whole, over_experts = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(AXIS))
-    solo_overlay = states.shardings_of_params(one.network, overlay, mesh)
+    solo_overlay = states.shardings_of_params(one.network, overlay, mesh, one.rules)
     index = jax.ShapeDtypeStruct((), np.int32)
 
     step = jax.jit(
         functools.partial(stacked_step, spec),
-        in_shardings=(states.shardings_of_params(one.network, frozen, mesh), placed,
+        in_shardings=(states.shardings_of_params(one.network, frozen, mesh, one.rules), placed,
                       with_experts(sharding.batch_sharding(mesh)), over_experts),
         out_shardings=(placed, whole), donate_argnums=1,
     ).lower(frozen, state, _abstract_batch(one.batch, spec.size), _abstract_slots(spec.size)).compile()

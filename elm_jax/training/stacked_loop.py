@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from elm_jax import sharding, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
+from elm_jax.sharding import Rules
 from elm_jax.training import stacked
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
@@ -112,7 +113,7 @@ def fit_stack(
     network: T5Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
     config: StackConfig, mesh: Mesh, on_end: Callable[[Ended], None], *,
     on_fail: Callable[[StackedRun, str], None] | None = None, loss: LossConfig | None = None,
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[], None] | None = None, rules: Rules = sharding.DEFAULT_RULES,
 ) -> StackResult:
     """Trains every expert of a table, S at a time; goes on from the newest checkpoint if there is one.
 
@@ -127,6 +128,7 @@ def fit_stack(
         on_fail: told which expert failed, and how.
         loss: smoothing and z-loss; plain cross-entropy by default.
         on_start: called once all is checked, before anything is written.
+        rules: what of parameters, optimiser state and activations lies on which axis of the mesh.
 
     Raises:
         InputError: base and overlays are not the network's parameters; experts of unlike shapes; a
@@ -137,7 +139,7 @@ def fit_stack(
         return StackResult([], {}, False, 0, stacked.num_programs())
     with ExitStack() as stack:
         stop = stack.enter_context(_stop_flag())
-        loop = _StackLoop(network, optimizer, base, runs, config, mesh, loss or LossConfig(), on_end,
+        loop = _StackLoop(network, optimizer, base, runs, config, mesh, loss or LossConfig(), rules, on_end,
                           on_fail, stack)
         if on_start is not None:
             on_start()
@@ -150,7 +152,7 @@ class _StackLoop:
 
     def __init__(
         self, network: T5Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
-        config: StackConfig, mesh: Mesh, loss: LossConfig, on_end: Callable[[Ended], None],
+        config: StackConfig, mesh: Mesh, loss: LossConfig, rules: Rules, on_end: Callable[[Ended], None],
         on_fail: Callable[[StackedRun, str], None] | None, stack: ExitStack,
     ) -> None:
         self.config, self.mesh, self.on_end, self.on_fail = config, mesh, on_end, on_fail
@@ -163,10 +165,11 @@ class _StackLoop:
         trained = trees.flatten(first.overlay)
         frozen, _ = trees.split(base, lambda path: path not in trained)
         _check_params(network, frozen, first.overlay)
-        self.frozen = sharding.put_tree(frozen, states.shardings_of_params(network, frozen, mesh))
-        one = make_spec(network, optimizer, loss, self.frozen, first.overlay, first.stream.batch(0), mesh,
-                        config.num_microbatches)
+        one = make_spec(network, optimizer, loss, frozen, first.overlay, first.stream.batch(0), mesh,
+                        config.num_microbatches, rules)
         self.spec = stacked.make_stack_spec(one, config.size)
+        self.frozen = sharding.put_tree(
+            frozen, states.shardings_of_params(network, frozen, mesh, self.spec.step.rules))
         self.programs = stacked.compile_stack(self.spec)
         self.loss_fn = compile_loss(self.spec.step) if config.early_end else None
         self._opened = {runs[0].id: first}
@@ -235,7 +238,8 @@ class _StackLoop:
         return opened
 
     def _place(self, overlay: Params) -> Params:
-        like = states.shardings_of_params(self.spec.step.network, overlay, self.mesh)
+        one = self.spec.step
+        like = states.shardings_of_params(one.network, overlay, self.mesh, one.rules)
         return sharding.put_tree(jax.tree.map(np.asarray, overlay), like)
 
     def _advance(self) -> None:

@@ -1,6 +1,6 @@
 """Stacks of the experts of `tiny_run`, which a test can start, kill and start again.
 
-As a script: ``python tiny_stack.py RUN_DIR SLOTS`` trains the table of `table()` in RUN_DIR; exit status 3 says
+As a script: ``python tiny_stack.py RUN_DIR SLOTS`` trains the table of `table()` in RUN_DIR; status 3 says
 that SIGTERM stopped it.
 """
 
