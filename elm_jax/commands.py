@@ -32,6 +32,7 @@ from elm_jax.workflows import tasks as task_tools
 from elm_jax.workflows.pretrain import pretrain
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import train as train_expert
+from elm_jax.workflows.train_stack import train_stack
 
 logger = logging.getLogger(__name__)
 STOPPED = 128 + signal.SIGTERM
@@ -61,14 +62,18 @@ def _study(files: list[str], bindings: list[str], paths: list[str]) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """`elm train`: an expert, or a base if the config binds ``pretrain``."""
+    """`elm train`: an expert, a stack of experts (``train_stack``), or a base (``pretrain``)."""
     counter = run_record.CompileCounter()
     config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
     name = "pretrain" if config_lib.is_bound("pretrain.model_dir") else "train"
+    name = "train_stack" if config_lib.is_bound("train_stack.train") else name
     config = config_lib.build(name)
     folder, on_start = storage.as_path(config.model_dir), _config_writer(config.model_dir)
     if name == "pretrain":
         stopped, result = pretrain(config, on_start=on_start) is None, folder / "base"
+    elif name == "train_stack":
+        outcome = train_stack(config, on_start=on_start)
+        stopped, result = outcome.stopped, "\n".join(outcome.done.values())
     else:
         stopped, result = train_expert(config, on_start=on_start).stopped, folder / "expert"
     logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
@@ -76,6 +81,8 @@ def train(arguments: argparse.Namespace) -> int:
         logger.info("stopped by SIGTERM; the same command goes on from here")
         return STOPPED
     print(result)
+    if name == "train_stack":
+        outcome.check()
     return 0
 
 

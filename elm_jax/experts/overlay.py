@@ -1,6 +1,7 @@
 """Overlays: the leaves that an expert replaces or adds, and how they go onto a base."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,7 @@ from elm_jax.experts.formats import elm
 from elm_jax.experts.formats.model import Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import AdapterConfig, T5Config
-from elm_jax.types import Params
+from elm_jax.types import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,12 @@ def initial_overlay(
 
 def _fresh_adapters(network: T5Network, seed: int) -> Params:
     """Adapters alone: compiled as one program, the network's other leaves are never made."""
-    return jax.jit(lambda rng: trees.split(network.init(rng), is_adapter_leaf)[0])(jax.random.key(seed))
+    return _adapters_from(network, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _adapters_from(network: T5Network, rng: Array) -> Params:
+    return trees.split(network.init(rng), is_adapter_leaf)[0]
 
 
 def resolve(base: Base, expert: Expert | None) -> tuple[T5Network, Params]:

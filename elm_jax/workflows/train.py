@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from elm_jax import sharding, storage
+from elm_jax.data import batches
 from elm_jax.data.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base
@@ -18,8 +19,10 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import DTYPES, AdapterConfig, T5Config
+from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.types import Batch
 from elm_jax.workflows import run_record
 from elm_jax.workflows.checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.task_data import TaskData
@@ -60,6 +63,7 @@ class TrainConfig:
         modules: registries to import by name.
         prepared_dir: folder of prepared arrays; None prepares in memory.
         expert_id: name of the expert; None for the task's name.
+        early_end: the rule by which the run may end before its last step; None for no such rule.
     """
 
     model_dir: str
@@ -90,6 +94,7 @@ class TrainConfig:
     modules: tuple[str, ...] = ("elm_jax.tasks",)
     prepared_dir: str | None = None
     expert_id: str | None = None
+    early_end: EarlyEnd | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -124,6 +129,8 @@ class TrainConfig:
         for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
                      "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints"):
             facts.pop(name)
+        if self.early_end is None:  # as it was before there were early ends
+            facts.pop("early_end")
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -161,8 +168,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
     data = data or task_data(config, base)
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
-    tasks = list(dict.fromkeys(
-        task for name in config.task.split(",") for task in data.tasks_of(name.strip())))
+    tasks = tasks_of(config, data)
     stream, rows = make_stream(config, data, tasks)
     network_config, overlay, frozen = initial_overlay(
         base, FORM_OF_KIND[config.kind], adapter=AdapterConfig(bottleneck=config.adapter_bottleneck),
@@ -182,6 +188,26 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     expert = Expert(card, jax.device_get(result.overlay), path=str(finished))
     save_expert(finished, expert)
     return TrainOutcome(expert, result.step, False, card.metrics)
+
+
+def tasks_of(config: TrainConfig, data: TaskData) -> list[str]:
+    """The tasks behind the names of the config."""
+    return list(dict.fromkeys(
+        task for name in config.task.split(",") for task in data.tasks_of(name.strip())))
+
+
+def validation_batches(config: TrainConfig, data: TaskData) -> list[Batch]:
+    """Batches of the expert's own validation rows, in the shapes of its training batches."""
+    splits = [data.split(task, "validation", config.early_end.rows) for task in tasks_of(config, data)]
+    examples = [split.example(number) for split in splits for number in range(len(split))]
+    lengths, size = dict(config.task_feature_lengths), config.batch_size
+    if not config.pack:
+        return [batches.make_batch(examples[start:start + size], lengths, size)
+                for start in range(0, len(examples), size)]
+    sizes = ((len(inputs), len(targets)) for inputs, targets in examples)
+    packed = [[examples[number] for number in row] for row in batches.pack_rows(sizes, lengths)]
+    return [batches.make_packed_batch(packed[start:start + size], lengths, size)
+            for start in range(0, len(packed), size)]
 
 
 def task_data(config: TrainConfig, base: Base) -> TaskData:
