@@ -51,19 +51,19 @@ class Patience:
     """Where one run stands by the rule.
 
     Attributes:
-        best: lowest validation loss so far; infinity before the first evaluation.
+        best: lowest validation loss so far; None before the first evaluation.
         best_step: the step after which it was found.
         bad: evaluations since then.
     """
 
-    best: float = math.inf
+    best: float | None = None
     best_step: int = 0
     bad: int = 0
 
     def take(self, rule: EarlyEnd, step: int, loss: float) -> bool:
         """Counts one evaluation; returns whether it is the best so far."""
-        # A loss that is not a number is no improvement either.
-        if loss < self.best - rule.min_improvement or (math.isinf(self.best) and math.isfinite(loss)):
+        least = math.inf if self.best is None else self.best - rule.min_improvement
+        if loss < least:  # a loss that is not a number is no improvement
             self.best, self.best_step, self.bad = loss, step, 0
             return True
         self.bad += 1

@@ -25,6 +25,7 @@ from elm_jax.workflows.pretrain import PretrainConfig, check_same_base, pretrain
 from elm_jax.workflows.study_config import StageSettings, StudyConfig
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import TrainConfig, train
+from elm_jax.workflows.train_stack import train_experts
 
 logger = logging.getLogger(__name__)
 MULTITASK_ID = "multitask"
@@ -66,13 +67,13 @@ class Study:
             dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
             self.prepare(dataset_tasks)
         with self.clock.stage("train prompt experts"):
-            prompts = [self.train_one("prompt", task, task, config.prompt) for task in config.prompt_tasks]
+            prompts = self.train_prompts()
         with self.clock.stage("train dataset experts"):
-            datasets = [self.train_one("dataset", f"{name}-de", name, config.dataset)
+            datasets = [self.train_one(self.train_config("dataset", f"{name}-de", name, config.dataset))
                         for name in config.datasets]
         with self.clock.stage("train the multitask baseline"):
-            multitask = self.train_one("multitask", MULTITASK_ID, ",".join(config.datasets),
-                                       config.multitask)
+            multitask = self.train_one(self.train_config(
+                "multitask", MULTITASK_ID, ",".join(config.datasets), config.multitask))
         with self.clock.stage("build the library"):
             library = self.make_library(prompts)
         with self.clock.stage("route"):
@@ -121,22 +122,39 @@ class Study:
                  *(task for tasks in dataset_tasks.values() for task in tasks)]
         return list(dict.fromkeys(names))
 
-    def train_one(self, kind: str, expert_id: str, task: str, settings: StageSettings) -> Model:
-        """Stage: one expert, trained or found finished."""
-        folder = self.root / "experts" / expert_id
-        outcome = train(TrainConfig(
-            model_dir=str(folder), task=task, initial_checkpoint_path=self.base.path, kind=kind,
-            train_steps=settings.train_steps, batch_size=settings.batch_size,
-            task_feature_lengths=settings.task_feature_lengths, optimizer=settings.optimizer,
-            dropout_rate=settings.dropout_rate, random_seed=self.config.random_seed,
-            max_examples=settings.max_examples, adapter_bottleneck=self.config.adapter_bottleneck,
+    def train_prompts(self) -> list[Model]:
+        """Stage: the prompt experts, several at once if the config says so."""
+        config = self.config
+        configs = [self.train_config("prompt", task, task, config.prompt) for task in config.prompt_tasks]
+        if config.stack_experts == 1:
+            return [self.train_one(one) for one in configs]
+        outcome = train_experts(configs, str(self.root / "experts"), config.stack_experts, base=self.base,
+                                data=self.data, mesh=self.mesh)
+        if outcome.stopped:
+            raise Stopped
+        outcome.check()
+        return [self.model(expert_id, folder) for expert_id, folder in outcome.done.items()]
+
+    def train_config(self, kind: str, expert_id: str, task: str, settings: StageSettings) -> TrainConfig:
+        """How one expert is trained."""
+        return TrainConfig(
+            model_dir=str(self.root / "experts" / expert_id), task=task,
+            initial_checkpoint_path=self.base.path, kind=kind, train_steps=settings.train_steps,
+            batch_size=settings.batch_size, task_feature_lengths=settings.task_feature_lengths,
+            optimizer=settings.optimizer, dropout_rate=settings.dropout_rate,
+            random_seed=self.config.random_seed, max_examples=settings.max_examples,
+            adapter_bottleneck=self.config.adapter_bottleneck,
             checkpoint_period=settings.checkpoint_period, keep_checkpoints=1,
             modules=self.config.modules, prepared_dir=str(self.root / "prepared"),
             expert_id=expert_id, tensorboard=False,
-        ), base=self.base, data=self.data, mesh=self.mesh)
+        )
+
+    def train_one(self, config: TrainConfig) -> Model:
+        """Stage: one expert, trained or found finished."""
+        outcome = train(config, base=self.base, data=self.data, mesh=self.mesh)
         if outcome.stopped:
             raise Stopped
-        return self.model(expert_id, folder / "expert")
+        return self.model(config.expert_id, storage.as_path(config.model_dir) / "expert")
 
     def model(self, expert_id: str, folder: storage.PathLike) -> Model:
         """An expert on disk, loaded when it is scored."""

@@ -72,6 +72,8 @@ class StudyConfig:
         random_seed: of everything.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
         mesh_model: size of the mesh's model axis.
+        stack_experts: prompt experts that train at once, in one program, and are scored at once; 1 is one
+            after another.
     """
 
     workdir: str
@@ -105,12 +107,14 @@ class StudyConfig:
     random_seed: int = 0
     mesh_data: int = -1
     mesh_model: int = 1
+    stack_experts: int = 1
 
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(max_eval_rows=self.max_eval_rows, eval_source_length=self.eval_source_length,
                        max_new_tokens=self.max_new_tokens, num_queries=self.num_queries,
-                       instances_per_expert=self.instances_per_expert, top_k=self.top_k)
+                       instances_per_expert=self.instances_per_expert, top_k=self.top_k,
+                       stack_experts=self.stack_experts)
         for name in ("modules", "passages", "prompt_tasks", "datasets", "unseen_tasks",
                      "generative_tasks", "heldout_prompts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
