@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from elm_jax import sharding, storage
 from elm_jax.data import batches
 from elm_jax.data.cursor import MixtureSource, TrainStream
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
@@ -22,7 +22,8 @@ from elm_jax.models.t5_config import DTYPES, AdapterConfig, T5Config
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.types import Batch
+from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, fit_stack
+from elm_jax.types import Batch, Params
 from elm_jax.workflows import run_record
 from elm_jax.workflows.checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.task_data import TaskData
@@ -173,9 +174,19 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     network_config, overlay, frozen = initial_overlay(
         base, FORM_OF_KIND[config.kind], adapter=AdapterConfig(bottleneck=config.adapter_bottleneck),
         train_norms=config.train_norms, seed=config.random_seed)
+    network = T5Network(
+        dataclasses.replace(network_config, dropout_rate=config.dropout_rate, dtype=config.dtype))
+    if config.early_end is not None:
+        opened = Opened(overlay, stream, num_steps(config, stream), validation_batches(config, data))
+        ended, step = _train_to_early_end(config, base, network, frozen, opened, mesh, on_start)
+        if ended is None:
+            return TrainOutcome(None, step, True, {})
+        card = make_card(config, base, network_config, data, tasks, ended, rows)
+        expert = Expert(card, ended.overlay, path=str(finished))
+        save_expert(finished, expert)
+        return TrainOutcome(expert, ended.step, False, card.metrics)
     result = train_overlay(
-        T5Network(dataclasses.replace(network_config, dropout_rate=config.dropout_rate, dtype=config.dtype)),
-        config.optimizer, frozen, overlay, stream, train_steps=num_steps(config, stream),
+        network, config.optimizer, frozen, overlay, stream, train_steps=num_steps(config, stream),
         seed=config.random_seed, mesh=mesh, run_dir=config.model_dir,
         checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
         num_microbatches=config.num_microbatches, log_every=config.log_period,
@@ -188,6 +199,26 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     expert = Expert(card, jax.device_get(result.overlay), path=str(finished))
     save_expert(finished, expert)
     return TrainOutcome(expert, result.step, False, card.metrics)
+
+
+def _train_to_early_end(
+    config: TrainConfig, base: Base, network: T5Network, frozen: Params, opened: Opened, mesh: Mesh,
+    on_start: Callable[[], None] | None,
+) -> tuple[Ended | None, int]:
+    """A run with an early end is a stack of one: what it ended with (None: it was stopped), and its steps."""
+    name, found = config.expert_id or config.task, []
+    settings = StackConfig(
+        size=mesh.shape["experts"], num_microbatches=config.num_microbatches, run_dir=config.model_dir,
+        checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
+        log_every=config.log_period, tensorboard=config.tensorboard, config_digest=base.fingerprint,
+        early_end=config.early_end, name=name)
+    run = StackedRun(name, config.random_seed, config.optimizer.learning_rate,
+                     f"{config.digest()}/{base.fingerprint}", lambda: opened, config.model_dir)
+    result = fit_stack(network, config.optimizer, frozen, [run], settings, mesh, found.append,
+                       on_start=on_start, rules=config.rules())
+    if result.failed:
+        raise RunError(result.failed[name])
+    return (found[0] if found else None), result.ticks
 
 
 def tasks_of(config: TrainConfig, data: TaskData) -> list[str]:
@@ -250,8 +281,9 @@ def num_steps(config: TrainConfig, stream: TrainStream) -> int:
 
 
 def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData, tasks: list[str],
-              result: FitResult, rows: int) -> ExpertCard:
-    """The card of a finished run."""
+              result: FitResult | Ended, rows: int) -> ExpertCard:
+    """The card of a finished run. After an early end, its steps are those of the weights that were kept."""
+    ended_at = {"ended_at": result.ended_at} if config.early_end is not None else {}
     infos = [data.split(task, "train") for task in tasks]
     datasets = sorted({dataset_of(prepared) for prepared in infos})
     return ExpertCard(
@@ -260,7 +292,7 @@ def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData
         tasks=tuple(tasks), templates=tuple(prepared.info["template"] for prepared in infos),
         dataset=datasets[0] if len(datasets) == 1 else None,
         training={"steps": result.step, "examples": rows, "seed": config.random_seed,
-                  "config_digest": config.digest(), "versions": run_record.versions()},
+                  "config_digest": config.digest(), "versions": run_record.versions(), **ended_at},
         metrics={name: float(value) for name, value in result.metrics.items() if name != "step"})
 
 

@@ -221,8 +221,6 @@ def _save(ended: Ended, config: TrainConfig, network: T5Network, base: Base, dat
     tasks = tasks_of(config, data)
     rows = sum(len(data.split(task, "train")) for task in tasks)
     card = make_card(config, base, network.config, data, tasks, ended, rows)
-    if ended.ended_at != ended.step:
-        card = dataclasses.replace(card, training={**card.training, "ended_at": ended.ended_at})
     save_expert(storage.as_path(config.model_dir) / "expert", Expert(card, ended.overlay))
 
 
