@@ -1,4 +1,4 @@
-"""`elm train` with a table: every expert is its solo run's, finished ones are left alone, faults are named."""
+"""`elm train` with a table: every expert is its solo run's, finished ones stay, faults are named."""
 
 import dataclasses
 import json
