@@ -205,7 +205,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     evaluating.evaluate_models(
         [evaluating.model_of(base, expert) for expert in experts], lambda _: tasks, data, base, store,
         settings, mesh=sharding.make_mesh(arguments.mesh_data, arguments.mesh_model),
-        split=arguments.split, max_rows=arguments.max_rows)
+        split=arguments.split, max_rows=arguments.max_rows, stack_experts=arguments.stack_experts)
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"

@@ -172,8 +172,8 @@ def test_the_command_trains_a_mixture_of_tasks(world, tmp_path, capsys):
              f"--gin.INITIAL_CHECKPOINT_PATH='{world.base.path}'", "--gin.TASK='mini_topic'",
              "--gin.TASK_MODULES=('elm_jax.tasks.embedded',)", "--gin.EPOCHS=None", "--gin.TRAIN_STEPS=2",
              "--gin.BATCH_SIZE=4", "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}",
-             f"--gin.PREPARED_DIR='{world.folder / 'prepared'}'", "--gin.STACK_EXPERTS=2", "--gin.MESH_DATA=1",
-             "--gin.train.tensorboard=False"]
+             f"--gin.PREPARED_DIR='{world.folder / 'prepared'}'", "--gin.STACK_EXPERTS=2",
+             "--gin.MESH_DATA=1", "--gin.train.tensorboard=False"]
     for _ in range(2):
         assert cli.main(words) == 0
         printed = capsys.readouterr().out.split()
