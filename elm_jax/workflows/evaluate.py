@@ -45,7 +45,7 @@ def model_of(base: Base, expert: Expert | None) -> Model:
     if expert is None:
         return Model(BASE_ID, base.fingerprint, lambda: resolve(base, None))
     return Model(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert),
-                 lambda: expert)
+                 (lambda: expert) if expert.card.form == "adapter" else None)
 
 
 def model_in(base: Base, expert_id: str, folder: storage.PathLike) -> Model:
