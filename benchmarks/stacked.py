@@ -159,7 +159,8 @@ def main() -> None:
             "tokens_per_second": tokens / median, "per_flop_of_solo": per_flop / base,
             "mfu": needed / median / products}
         print(f"{program.name:6s} {median * 1e3:9.2f} ms a step an expert   "
-              f"{tokens / median:10,.0f} tokens/s   tokens/s per FLOP of solo {per_flop / base:5.3f}   MFU {table[program.name]['mfu']:5.3f}   "
+              f"{tokens / median:10,.0f} tokens/s   "
+              f"tokens/s per FLOP of solo {per_flop / base:5.3f}   MFU {table[program.name]['mfu']:5.3f}   "
               f"state {program.state_bytes / 2**20:8.2f} MiB   "
               f"working {program.working_bytes / 2**20:8.2f} MiB   "
               f"compiled in {program.compile_seconds:5.1f} s")
