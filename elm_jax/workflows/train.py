@@ -52,6 +52,8 @@ class TrainConfig:
         max_examples: at most so many examples of each dataset an epoch; None for all.
         train_norms: whether the RMS norms train with the adapters.
         adapter_bottleneck: width of the adapters; None for d_model // 32.
+        lora_rank: LoRA's updates of this rank in place of the adapters; None for adapters.
+        lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
         dtype: of activations; parameters are float32.
         num_microbatches: gradient accumulation steps in one optimiser step.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
@@ -96,6 +98,8 @@ class TrainConfig:
     prepared_dir: str | None = None
     expert_id: str | None = None
     early_end: EarlyEnd | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -108,13 +112,20 @@ class TrainConfig:
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period,
                        keep_checkpoints=self.keep_checkpoints, train_steps=self.train_steps,
                        epochs=self.epochs, max_examples=self.max_examples, mesh_model=self.mesh_model,
-                       adapter_bottleneck=self.adapter_bottleneck,
+                       adapter_bottleneck=self.adapter_bottleneck, lora_rank=self.lora_rank,
+                       lora_alpha=self.lora_alpha,
                        **{f"task_feature_lengths[{name!r}]": length
                           for name, length in self.task_feature_lengths.items()})
         if (self.train_steps is None) == (self.epochs is None):
             raise InputError(describe("Give the length of training once", where="train",
                                       got=f"train_steps={self.train_steps}, epochs={self.epochs}",
                                       expected="exactly one of TRAIN_STEPS and EPOCHS"))
+        without = self.lora_rank is None and self.lora_alpha is not None
+        if without or (self.lora_rank is not None and self.adapter_bottleneck is not None):
+            raise InputError(describe(
+                "Give one kind of adapters", where="train",
+                got=f"adapter_bottleneck={self.adapter_bottleneck}, lora_rank={self.lora_rank}, "
+                f"lora_alpha={self.lora_alpha}", expected="a bottleneck, or a rank (and perhaps an alpha)"))
         if set(self.task_feature_lengths) != {"inputs", "targets"}:
             raise InputError(describe("TASK_FEATURE_LENGTHS names the wrong features",
                                       got=sorted(self.task_feature_lengths),
@@ -124,14 +135,21 @@ class TrainConfig:
         """The run's sharding rules: the default ones with `sharding_rules` in their places."""
         return sharding.make_rules(self.sharding_rules, where="train.sharding_rules")
 
+    def adapter(self) -> AdapterConfig:
+        """The adapters of a prompt expert."""
+        if self.lora_rank is None:
+            return AdapterConfig(bottleneck=self.adapter_bottleneck)
+        return AdapterConfig(kind="lora", rank=self.lora_rank, alpha=self.lora_alpha)
+
     def digest(self) -> str:
         """Hash of all that decides the result (not of where it is written or on what mesh)."""
         facts = dataclasses.asdict(self)
         for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
                      "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints"):
             facts.pop(name)
-        if self.early_end is None:  # as it was before there were early ends
-            facts.pop("early_end")
+        for name in ("early_end", "lora_rank", "lora_alpha"):
+            if facts[name] is None:  # as it was before there were such settings
+                facts.pop(name)
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -172,7 +190,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     tasks = tasks_of(config, data)
     stream, rows = make_stream(config, data, tasks)
     network_config, overlay, frozen = initial_overlay(
-        base, FORM_OF_KIND[config.kind], adapter=AdapterConfig(bottleneck=config.adapter_bottleneck),
+        base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
         train_norms=config.train_norms, seed=config.random_seed)
     network = T5Network(
         dataclasses.replace(network_config, dropout_rate=config.dropout_rate, dtype=config.dtype))

@@ -19,7 +19,6 @@ from elm_jax.experts.card import SCHEMA_VERSION as CARD_VERSION
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, save_expert
 from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import AdapterConfig
 from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, StackResult, fit_stack
 from elm_jax.workflows.checks import check_positive, check_types
 from elm_jax.workflows.stack_table import Row, rows_of_table
@@ -205,7 +204,7 @@ def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base:
 
 def _start(config: TrainConfig, base: Base) -> tuple[T5Network, Any, Any]:
     network_config, overlay, frozen = initial_overlay(
-        base, FORM_OF_KIND[config.kind], adapter=AdapterConfig(bottleneck=config.adapter_bottleneck),
+        base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
         train_norms=config.train_norms, seed=config.random_seed)
     return T5Network(network_config), overlay, frozen
 
