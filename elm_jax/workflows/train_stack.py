@@ -159,6 +159,7 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
         elif (message := _earlier_failure(config, base)) is not None:
             failed[id_of(config)] = message
         else:
+            tasks_of(config, data)  # an unknown name is told now, not when its turn comes
             waiting.append(config)
     result = StackResult([], {}, False, 0, 0)
     if waiting:
