@@ -291,6 +291,8 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="a seeded random subset of at most N rows a task (default: all rows)")
     evaluate.add_argument("--source_length", type=int, default=512)
     evaluate.add_argument("--max_new_tokens", type=int, default=128)
+    evaluate.add_argument("--stack_experts", type=int, default=1, metavar="E",
+                          help="score so many experts of one shape in one program (default: 1)")
     evaluate.add_argument("--mesh_data", type=int, default=-1)
     evaluate.add_argument("--mesh_model", type=int, default=1)
     _add_data(evaluate)

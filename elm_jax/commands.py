@@ -265,7 +265,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                                   max_new_tokens=arguments.max_new_tokens)
     evaluating.evaluate_models(
         models or [evaluating.model_of(base, None)], lambda _: tasks, data, base, store, settings, mesh=mesh,
-        split=arguments.split, max_rows=arguments.max_rows)
+        split=arguments.split, max_rows=arguments.max_rows, stack_experts=arguments.stack_experts)
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"

@@ -199,7 +199,9 @@ def compile_stack(spec: StackSpec) -> StackPrograms:
 def empty_stack(spec: StackSpec) -> TrainState:
     """A state of zeros on the mesh, for experts to enter."""
     like = abstract_stack(spec)
-    return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), like)
+    # Buffers of its own: the programs donate them.
+    return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding,
+                                                    may_alias=False), like)
 
 
 def overlay_like(spec: StackSpec) -> Params:

@@ -432,7 +432,7 @@ def _moved(source: Any, target: Any, moves: list[tuple[int, int]]) -> Any:
         host, values = np.array(jax.device_get(new)), np.asarray(jax.device_get(old))
         for start, end in moves:
             host[end] = values[start]
-        return jax.device_put(host, new.sharding)
+        return jax.device_put(host, new.sharding, may_alias=False)
 
     return jax.tree.map(move, source, target)
 

@@ -114,6 +114,11 @@ def open_named(config: ConvertConfig) -> Source:
     """
     source = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
                          scanned=None if config.target_kind == "t5x" else config.scanned)
+    adapters = (source.expert.card.network.get("adapter") if source.expert is not None else None) or {}
+    if adapters.get("kind") == "lora" and config.target_kind != "elm":
+        raise InputError(describe("Experts of LoRA's kind have no form in other programs yet",
+                                  where=config.source, got=f"--to {config.target_kind}",
+                                  expected="--to elm, or an expert with bottleneck adapters"))
     of_t5x = config.source_kind == "t5x" and (config.base is not None or source.model.config.adapter)
     if of_t5x:
         naming = t5x_expert.Naming(config.expert_id, config.kind, config.modules)

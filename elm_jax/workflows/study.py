@@ -232,7 +232,8 @@ class Study:
             models, lambda name: tasks_of.get(name, []), self.data, self.base, store,
             EvaluationSettings(source_length=config.eval_source_length, tokens_per_batch=4096,
                                max_new_tokens=config.max_new_tokens),
-            mesh=self.mesh, max_rows=config.max_eval_rows, replace=True)
+            mesh=self.mesh, max_rows=config.max_eval_rows, replace=True,
+            stack_experts=config.stack_experts)
         return store
 
     def facts(self, prompts: list[Model], datasets: list[Model], routing: dict[str, Any],

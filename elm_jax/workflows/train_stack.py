@@ -19,7 +19,6 @@ from elm_jax.experts.card import SCHEMA_VERSION as CARD_VERSION
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, save_expert
 from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import AdapterConfig
 from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, StackResult, fit_stack
 from elm_jax.workflows.checks import check_positive, check_types
 from elm_jax.workflows.stack_table import Row, rows_of_table
@@ -160,6 +159,7 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
         elif (message := _earlier_failure(config, base)) is not None:
             failed[id_of(config)] = message
         else:
+            tasks_of(config, data)  # an unknown name is told now, not when its turn comes
             waiting.append(config)
     result = StackResult([], {}, False, 0, 0)
     if waiting:
@@ -205,7 +205,7 @@ def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base:
 
 def _start(config: TrainConfig, base: Base) -> tuple[T5Network, Any, Any]:
     network_config, overlay, frozen = initial_overlay(
-        base, FORM_OF_KIND[config.kind], adapter=AdapterConfig(bottleneck=config.adapter_bottleneck),
+        base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
         train_norms=config.train_norms, seed=config.random_seed)
     return T5Network(network_config), overlay, frozen
 
@@ -221,8 +221,6 @@ def _save(ended: Ended, config: TrainConfig, network: T5Network, base: Base, dat
     tasks = tasks_of(config, data)
     rows = sum(len(data.split(task, "train")) for task in tasks)
     card = make_card(config, base, network.config, data, tasks, ended, rows)
-    if ended.ended_at != ended.step:
-        card = dataclasses.replace(card, training={**card.training, "ended_at": ended.ended_at})
     save_expert(storage.as_path(config.model_dir) / "expert", Expert(card, ended.overlay))
 
 
