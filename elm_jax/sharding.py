@@ -1,20 +1,31 @@
 """Meshes and logical-axis rules: the same jitted functions from one CPU to a pod.
 
-A parameter's logical axes ('embed', 'mlp', 'heads', ...) are named by the network; the rules map each
-name to an axis of the mesh. Source of the idea: T5X, https://arxiv.org/abs/2203.17189, section 2.2.
+A parameter's logical axes ('embed', 'mlp', 'heads', ...) are named by the network, and so are those of
+its activations ('batch', 'length', ...); the rules map each name to axes of the mesh. Source of the
+idea: T5X, https://arxiv.org/abs/2203.17189, section 2.2.
 """
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax import hosts
-from elm_jax.errors import InputError, describe
-from elm_jax.types import Batch, Params
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.types import Array, Batch, Params
 
-DEFAULT_RULES: tuple[tuple[str, str | None], ...] = (
+MESH_AXES = ("data", "experts", "model")
+MeshAxes = str | tuple[str, ...] | None
+Rules = tuple[tuple[str, MeshAxes], ...]
+"""Rows (logical axis, mesh axis or axes or None): hashable, a static value of compiled functions."""
+
+DEFAULT_RULES: Rules = (
     ("batch", "data"),
     ("vocab", "model"),
     ("mlp", "model"),
@@ -25,13 +36,57 @@ DEFAULT_RULES: tuple[tuple[str, str | None], ...] = (
     ("kv", None),
     ("length", None),
     ("relpos_buckets", None),
+    ("layers", None),
 )
 
 
 class Axes(tuple):
-    """Logical axis names of one parameter, one per dimension; a leaf, not a container, of trees."""
+    """Logical axis names of one array, one per dimension; a leaf, not a container, of trees.
+
+    None names a dimension that stays whole whatever the rules say.
+    """
 
     __slots__ = ()
+
+
+def make_rules(overrides: Iterable[Sequence[Any]] = (), where: str = "sharding_rules") -> Rules:
+    """`DEFAULT_RULES` with some rows replaced.
+
+    Args:
+        overrides: rows (logical axis, mesh axis | several mesh axes | None); lists are as good as tuples.
+        where: the setting that they come from, for errors.
+
+    Raises:
+        InputError: a row that is no pair, an unknown or repeated logical axis, an unknown mesh axis.
+    """
+    table: dict[str, MeshAxes] = dict(DEFAULT_RULES)
+    seen: set[str] = set()
+    for row in overrides:
+        if isinstance(row, str) or not isinstance(row, Sequence) or len(row) != 2:
+            raise InputError(describe("A sharding rule is no pair", where=where, got=repr(row),
+                                      expected="(logical axis, mesh axis), for example ('embed', 'data')"))
+        name, target = row
+        if name not in table:
+            raise unknown_name("logical axis", str(name), table, where=where)
+        if name in seen:
+            raise InputError(describe("A logical axis has two sharding rules", where=where, got=name,
+                                      expected="one row; several mesh axes are a tuple in it"))
+        seen.add(name)
+        table[name] = _mesh_axes(target, f"{where}: {name}")
+    return tuple(table.items())
+
+
+def _mesh_axes(target: Any, where: str) -> MeshAxes:
+    if target is None:
+        return None
+    names = (target,) if isinstance(target, str) else tuple(target) if isinstance(target, Sequence) else ()
+    if not names or len(set(names)) != len(names):
+        raise InputError(describe("A sharding rule names no mesh axis", where=where, got=repr(target),
+                                  expected=f"None, one of {MESH_AXES}, or several of them, each once"))
+    for name in names:
+        if name not in MESH_AXES:
+            raise unknown_name("mesh axis", str(name), MESH_AXES, where=where)
+    return names[0] if len(names) == 1 else names
 
 
 def make_mesh(
@@ -66,34 +121,59 @@ def make_mesh(
                 cure="lower MESH_DATA, MESH_EXPERTS or MESH_MODEL, or start on more devices",
             )
         )
-    grid = np.asarray(devices[: data * inner]).reshape(data, experts, model)
-    return Mesh(grid, ("data", "experts", "model"))
+    return Mesh(_grid(devices, (data, experts, model)), MESH_AXES)
 
 
-def leaf_sharding(
-    axes: Axes, shape: Sequence[int], mesh: Mesh,
-    rules: Sequence[tuple[str, str | None]] = DEFAULT_RULES,
-) -> NamedSharding:
-    """Sharding of one parameter; a dimension that its mesh axis does not divide stays whole."""
+def _grid(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    """Devices in the order of the mesh: on a torus, neighbours on an axis are neighbours by wire.
+
+    A part of a slice need not be a box of the torus: it keeps the order in which JAX lists it.
+    """
+    if devices[0].platform == "cpu" or math.prod(shape) != len(devices):
+        return np.asarray(devices[: math.prod(shape)]).reshape(shape)
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def leaf_spec(
+    axes: Axes, shape: Sequence[int], mesh: Mesh, rules: Rules = DEFAULT_RULES,
+    unused: Iterable[str] = (),
+) -> PartitionSpec:
+    """Partition of one array; see `leaf_sharding`. `unused` names mesh axes that are left out."""
     table = dict(rules)
     if len(axes) != len(shape):
         raise InputError(describe("Logical axes do not fit the shape",
                                   got=f"{tuple(axes)} for {tuple(shape)}"))
-    spec: list[str | None] = []
+    taken, spec = set(unused), []
     for name, size in zip(axes, shape, strict=True):
-        if name not in table:
+        if name is not None and name not in table:
             raise InputError(
                 describe("No sharding rule for a logical axis", got=name, expected=f"one of {sorted(table)}")
             )
-        mesh_axis = table[name]
-        fits = mesh_axis is not None and mesh_axis not in spec and size % mesh.shape[mesh_axis] == 0
-        spec.append(mesh_axis if fits else None)
-    return NamedSharding(mesh, PartitionSpec(*spec))
+        wanted = table[name] if name is not None else None
+        parts: tuple[str, ...] = ()
+        for mesh_axis in (wanted,) if isinstance(wanted, str) else wanted or ():
+            if mesh_axis in taken or size % math.prod(mesh.shape[part] for part in (*parts, mesh_axis)):
+                break
+            parts = (*parts, mesh_axis)
+        taken.update(parts)
+        spec.append((parts if len(parts) > 1 else parts[0]) if parts else None)
+    return PartitionSpec(*spec)
+
+
+def leaf_sharding(
+    axes: Axes, shape: Sequence[int], mesh: Mesh, rules: Rules = DEFAULT_RULES
+) -> NamedSharding:
+    """Sharding of one array.
+
+    A mesh axis serves one dimension only, the first whose rule names it; a dimension that its mesh axis
+    does not divide stays whole. Of several mesh axes a dimension takes those that come before the
+    first one that does not fit.
+    """
+    return NamedSharding(mesh, leaf_spec(axes, shape, mesh, rules))
 
 
 def tree_shardings(
-    axes_tree: Params, shapes_tree: Params, mesh: Mesh,
-    rules: Sequence[tuple[str, str | None]] = DEFAULT_RULES,
+    axes_tree: Params, shapes_tree: Params, mesh: Mesh, rules: Rules = DEFAULT_RULES
 ) -> Params:
     """Tree of NamedSharding with the structure of `shapes_tree` (arrays or ShapeDtypeStruct)."""
     return jax.tree.map(
@@ -102,8 +182,41 @@ def tree_shardings(
     )
 
 
+_PLACEMENT: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
+    "placement", default=None
+)
+
+
+@contextlib.contextmanager
+def placed(mesh: Mesh, rules: Rules) -> Iterator[None]:
+    """`constrain` follows these rules inside. Enter it while a function is traced, that is inside of it.
+
+    A compiled function must depend on both, as static values: what a context says is not part of the
+    key under which `jax.jit` remembers programs.
+    """
+    token = _PLACEMENT.set((mesh, rules))
+    try:
+        yield
+    finally:
+        _PLACEMENT.reset(token)
+
+
+def constrain(array: Array, *axes: str | None) -> Array:
+    """The array, bound to where the rules want its logical axes; itself outside of `placed`.
+
+    It keeps XLA from choosing another split, for example from gathering activations where gathering a
+    layer's weights is meant. Its gradient is bound to the same place. Under `jax.vmap` the new axis is
+    left to XLA, or to ``spmd_axis_name``.
+    """
+    found = _PLACEMENT.get()
+    if found is None:
+        return array
+    mesh, rules = found
+    return jax.lax.with_sharding_constraint(array, leaf_sharding(Axes(axes), array.shape, mesh, rules))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch: axis B split over 'data'."""
+    """Sharding of a batch: axis B split over 'data', whatever the rules."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.layers import Dense
+from elm_jax.models.layers import Dense, stream
 from elm_jax.models.t5_config import AdapterConfig
 from elm_jax.types import Array
 
@@ -38,6 +38,6 @@ class Adapter(nn.Module):
             self.bottleneck, ("embed", "bottleneck"), self.dtype, init, use_bias=True, name="down"
         )(x)
         hidden = jax.nn.gelu(hidden, approximate=True)
-        return x + Dense(
+        return x + stream(Dense(
             x.shape[-1], ("bottleneck", "embed"), self.dtype, init, use_bias=True, name="up"
-        )(hidden)
+        )(hidden))

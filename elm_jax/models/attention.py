@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.layers import Dense, Initializer, fan_in_normal
+from elm_jax.models.layers import Dense, Initializer, fan_in_normal, stream
 from elm_jax.models.recompute import recomputed
+from elm_jax.sharding import constrain
 from elm_jax.types import Array
 
 KeysValues = tuple[Array, Array]
@@ -95,6 +96,11 @@ def attend(
     return (mixed / normaliser).astype(values.dtype)
 
 
+def _by_heads(x: Array) -> Array:
+    """f[B, L, H, K], bound to its place on the mesh."""
+    return constrain(x, "batch", None, "heads", "kv")
+
+
 class Attention(nn.Module):
     """Attention whose keys and values can be computed apart from its queries.
 
@@ -141,15 +147,15 @@ class Attention(nn.Module):
             f[N, L, D].
         """
         keys, values = keys_values
-        queries = self.query(x).reshape(keys.shape[0], -1, self.num_heads, self.head_dim)
+        queries = _by_heads(self.query(x).reshape(keys.shape[0], -1, self.num_heads, self.head_dim))
         keep = None
         if not deterministic and self.dropout_rate > 0.0:
             keep = self._keep(queries.shape[0], keys.shape[1])
-        mixed = attend(queries, keys, values, biases, keep)
-        return self.out(mixed.reshape(*x.shape[:-1], self.num_heads * self.head_dim))
+        mixed = _by_heads(attend(queries, keys, values, biases, keep))
+        return stream(self.out(mixed.reshape(*x.shape[:-1], self.num_heads * self.head_dim)))
 
     def _heads(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+        return _by_heads(x.reshape(*x.shape[:-1], self.num_heads, self.head_dim))
 
     def _keep(self, batch: int, length: int) -> Array:
         """Factors of the keys, f[B, H, 1, S]: 0, or ``1 / (1 - rate)``."""

@@ -16,6 +16,7 @@ import numpy as np
 from flax.linen.partitioning import param_with_axes
 
 from elm_jax.models.recompute import recomputed
+from elm_jax.sharding import constrain
 from elm_jax.types import Array
 
 RMS_EPSILON = 1e-6
@@ -26,6 +27,13 @@ MASKED = -1e10
 """Added to a masked attention logit. Finite, so that a row without any key stays finite."""
 
 Initializer = Callable[..., Array]
+
+
+def stream(x: Array) -> Array:
+    """The residual stream f[B, L, D], bound to its place on the mesh; D is whole on every device."""
+    return constrain(x, "batch", "length", None)
+
+
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -64,7 +72,9 @@ class Dense(nn.Module):
         # One row a token: XLA's CPU backend copies the gradient of a product of three axes into
         # transposed order, and computes all elementwise parts of it once more for that.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = jnp.dot(rows, kernel.astype(self.dtype), precision=self.precision)
+        # Cast where it lies: a kernel that is split over the data axis is gathered in `dtype`.
+        kernel = constrain(kernel.astype(self.dtype), *self.axes)
+        y = jnp.dot(rows, kernel, precision=self.precision)
         if self.use_bias:
             bias = param_with_axes(
                 "bias", nn.initializers.zeros, (self.features,), jnp.float32, axes=self.axes[1:]
@@ -123,7 +133,8 @@ class Embed(nn.Module):
 
     def __call__(self, tokens: Array) -> Array:
         """i32[...] -> dtype[..., D]. A token outside of the vocabulary gives NaN, never a guess."""
-        return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+        rows = jnp.take(self.embedding, tokens, axis=0, mode="fill")
+        return stream(rows.astype(self.dtype))
 
     def attend(self, x: Array) -> Array:
         """Tied head: f[..., D] -> f32[..., V], scaled by ``D ** -0.5``."""
@@ -267,9 +278,9 @@ class Mlp(nn.Module):
             Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=f"wi_{index}" if gated else "wi")(x)
             for index in range(len(self.activations))
         ]
-        hidden = activate(self.activations, parts)
+        hidden = constrain(activate(self.activations, parts), "batch", None, "mlp")
         hidden = Dropout(self.dropout_rate, name="dropout")(hidden, deterministic)
-        return Dense(self.emb_dim, ("mlp", "embed"), self.dtype, name="wo")(hidden)
+        return stream(Dense(self.emb_dim, ("mlp", "embed"), self.dtype, name="wo")(hidden))
 
 
 class Dropout(nn.Module):

@@ -23,6 +23,7 @@ from elm_jax.models.layers import (
     RMSNorm,
 )
 from elm_jax.models.t5_config import T5Config
+from elm_jax.sharding import constrain
 from elm_jax.types import Array
 
 Cache = dict[str, Any]
@@ -335,10 +336,10 @@ class Transformer(nn.Module):
         return self.head(y).reshape(batch, choices, length, self.config.vocab_size)
 
     def head(self, y: Array) -> Array:
-        """f[..., D] -> f32[..., V]."""
-        if self.config.logits_via_embedding:
-            return self.token_embedder.attend(y)
-        return self.decoder.head(y)
+        """f[B, L, D] -> f32[B, L, V]."""
+        tied = self.config.logits_via_embedding
+        logits = self.token_embedder.attend(y) if tied else self.decoder.head(y)
+        return constrain(logits, "batch", None, "vocab")
 
     def init_cache(self, encoded: Array, inputs: Array, max_length: int) -> Cache:
         """Cache for `decode_step`: encoded f[B, S, D], inputs i32[B, S] for the mask."""

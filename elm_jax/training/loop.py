@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from elm_jax import hosts, preemption, sharding, trees
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.models.t5 import T5Network
+from elm_jax.sharding import Rules
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.losses import LossConfig
@@ -108,7 +109,8 @@ def train_overlay(
     *, train_steps: int, seed: int, mesh: Mesh, run_dir: str | None = None,
     checkpoint_every: int = 1000, keep: int = 2, num_microbatches: int = 1, log_every: int = 1,
     tensorboard: bool = False, config_digest: str = "", name: str | None = "train",
-    loss: LossConfig | None = None, on_start: Callable[[], None] | None = None, take: bool = False,
+    loss: LossConfig | None = None, on_start: Callable[[], None] | None = None,
+    rules: Rules = sharding.DEFAULT_RULES, take: bool = False,
 ) -> FitResult:
     """`fit` with its settings as plain arguments; see `RunConfig` and `fit`."""
     run = RunConfig(
@@ -117,13 +119,14 @@ def train_overlay(
         keep=keep, log_every=log_every, tensorboard=tensorboard, config_digest=config_digest,
         name=name,
     )
-    return fit(network, optimizer, base, overlay, stream, run, mesh, loss, on_start, take)
+    return fit(network, optimizer, base, overlay, stream, run, mesh, loss, on_start, rules, take)
 
 
 def fit(
     network: T5Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
     run: RunConfig, mesh: Mesh, loss: LossConfig | None = None,
-    on_start: Callable[[], None] | None = None, take: bool = False,
+    on_start: Callable[[], None] | None = None, rules: Rules = sharding.DEFAULT_RULES,
+    take: bool = False,
 ) -> FitResult:
     """Trains the overlay's leaves on a stream; resumes if the run folder has a checkpoint.
 
@@ -134,10 +137,11 @@ def fit(
         overlay: leaves to train, float32; left untouched, unless `take`.
         stream: batches.
         run: length, seed, folder.
-        mesh: axes ('data', 'model').
+        mesh: axes ('data', 'experts', 'model').
         loss: smoothing and z-loss; plain cross-entropy by default.
         on_start: called once all is checked, the run folder's checkpoint too, and before anything
             is written.
+        rules: what of parameters, optimiser state and activations lies on which axis of the mesh.
         take: whether the overlay's buffers are the run's from now on, so that there is no second copy of
             every parameter on the devices while it trains.
 
@@ -149,11 +153,11 @@ def fit(
     trained = trees.flatten(overlay)
     frozen, _ = trees.split(base, lambda path: path not in trained)
     _check_params(network, frozen, overlay)
-    placed = sharding.put_tree(frozen, states.shardings_of_params(network, frozen, mesh))
+    placed = sharding.put_tree(frozen, states.shardings_of_params(network, frozen, mesh, rules))
     feed = _Feed(stream, mesh)
     step_fn = compile_step(make_spec(network, optimizer, loss, placed, overlay, feed.shapes(), mesh,
-                                     run.num_microbatches))
-    shardings = states.shardings_of_state(network, overlay, optimizer, mesh)
+                                     run.num_microbatches, rules))
+    shardings = states.shardings_of_state(network, overlay, optimizer, mesh, rules)
 
     def advance(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         return step_fn(placed, state, feed.put(batch), np.uint32(run.seed), np.int32(run.train_steps))

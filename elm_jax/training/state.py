@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from elm_jax import sharding, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
+from elm_jax.sharding import Rules
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
 from elm_jax.types import Array, Params
 
@@ -48,7 +49,9 @@ def abstract(tree: Params) -> Params:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def shardings_of_params(network: T5Network, params: Params, mesh: Mesh) -> Params:
+def shardings_of_params(
+    network: T5Network, params: Params, mesh: Mesh, rules: Rules = sharding.DEFAULT_RULES
+) -> Params:
     """Shardings of any subset of a network's leaves (the frozen ones, or an overlay).
 
     Raises:
@@ -65,12 +68,14 @@ def shardings_of_params(network: T5Network, params: Params, mesh: Mesh) -> Param
                      cure="check the config's adapter")
         )
     return trees.unflatten(
-        {path: sharding.leaf_sharding(axes[path], leaf.shape, mesh) for path, leaf in flat.items()}
+        {path: sharding.leaf_sharding(axes[path], leaf.shape, mesh, rules)
+         for path, leaf in flat.items()}
     )
 
 
 def shardings_of_state(
-    network: T5Network, overlay: Params, optimizer: OptimizerConfig, mesh: Mesh
+    network: T5Network, overlay: Params, optimizer: OptimizerConfig, mesh: Mesh,
+    rules: Rules = sharding.DEFAULT_RULES,
 ) -> TrainState:
     """Shardings of a whole state: optimiser statistics are split as their parameters are.
 
@@ -78,12 +83,13 @@ def shardings_of_state(
         network: gives the logical axes.
         overlay: the trained leaves, arrays or ShapeDtypeStruct.
         optimizer: fixes the structure of the optimiser's state.
-        mesh: axes ('data', 'model').
+        mesh: axes ('data', 'experts', 'model').
+        rules: logical axes to mesh axes.
 
     Returns:
         A TrainState whose leaves are NamedSharding.
     """
-    overlay_shardings = shardings_of_params(network, overlay, mesh)
+    overlay_shardings = shardings_of_params(network, overlay, mesh, rules)
     shapes = {path: leaf.shape for path, leaf in trees.flatten(overlay).items()}
     specs = {path: leaf.spec for path, leaf in trees.flatten(overlay_shardings).items()}
 

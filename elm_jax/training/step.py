@@ -6,7 +6,7 @@ part of the backward pass that only frozen weights would need.
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from elm_jax import sharding, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
+from elm_jax.sharding import Rules
 from elm_jax.training import state as states
 from elm_jax.training.losses import LossConfig, LossSums, token_cross_entropy
 from elm_jax.training.optimizers import OptimizerConfig, learning_rate, make_optimizer
@@ -38,6 +39,7 @@ class StepSpec(NamedTuple):
     frozen: Signature
     overlay: Signature
     batch: Signature
+    rules: Rules = sharding.DEFAULT_RULES
 
 
 def batch_loss(
@@ -59,9 +61,20 @@ def split_microbatches(batch: Batch, count: int) -> Batch:
     Striding keeps every microbatch spread over all devices of the data axis without moving a row.
     """
     return {
-        name: jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1)
+        name: sharding.constrain(
+            jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1),
+            None, "batch", *[None] * (array.ndim - 1),
+        )
         for name, array in batch.items()
     }
+
+
+def placed_as_parameters(network: T5Network, tree: Params) -> Params:
+    """A tree of gradients, or of some leaves, bound to the places of the parameters."""
+    axes = trees.flatten(network.logical_axes())
+    return trees.unflatten({
+        path: sharding.constrain(leaf, *axes[path]) for path, leaf in trees.flatten(tree).items()
+    })
 
 
 def train_step(
@@ -92,16 +105,19 @@ def train_step(
     def accumulate(total: tuple, part: tuple) -> tuple[tuple, None]:
         number, rows = part
         dropout_rng = jax.random.fold_in(rng, number)
-        found = grad_fn(state.overlay, frozen, network, loss, rows, dropout_rng)
+        grads, sums = grad_fn(state.overlay, frozen, network, loss, rows, dropout_rng)
+        found = (placed_as_parameters(network, grads), sums)
         return jax.tree.map(jnp.add, total, found), None
 
     zero = jnp.zeros((), jnp.float32)
-    start = (jax.tree.map(jnp.zeros_like, state.overlay), LossSums(zero, zero, zero))
+    zeros = placed_as_parameters(network, jax.tree.map(jnp.zeros_like, state.overlay))
+    start = (zeros, LossSums(zero, zero, zero))
     parts = (jnp.arange(num_microbatches), split_microbatches(batch, num_microbatches))
     if num_microbatches == 1:  # no sum, so no second buffer of the gradient's size
         grads, sums = grad_fn(state.overlay, frozen, network, loss, batch, jax.random.fold_in(rng, 0))
     else:
         (grads, sums), _ = jax.lax.scan(accumulate, start, parts)
+    grads = placed_as_parameters(network, grads)
     weight = jnp.maximum(sums.weight, 1.0)  # a batch of padding only changes nothing
     grads = jax.tree.map(lambda grad: grad / weight, grads)
 
@@ -136,6 +152,7 @@ def _abstract(leaves: Signature) -> Params:
 def make_spec(
     network: T5Network, optimizer: OptimizerConfig, loss: LossConfig, frozen: Params,
     overlay: Params, batch: Batch, mesh: Mesh, num_microbatches: int,
+    rules: Rules = sharding.DEFAULT_RULES,
 ) -> StepSpec:
     """The spec of a step from its arguments (arrays or ShapeDtypeStruct).
 
@@ -152,34 +169,44 @@ def make_spec(
             )
         )
     return StepSpec(network, optimizer, loss, num_microbatches, mesh, signature(frozen),
-                    signature(overlay), signature(batch))
+                    signature(overlay), signature(batch), rules)
 
 
 @functools.lru_cache(maxsize=32)
 def compile_step(spec: StepSpec) -> jax.stages.Compiled:
     """`train_step` compiled for a spec: ``(frozen, state, batch, seed, train_steps)``.
 
-    The state's buffers are donated. Parameters, overlay and optimiser state are split over the
-    mesh's model axis, the batch over its data axis. Specs are remembered, so that many runs of
+    The state's buffers are donated. Parameters, overlay, optimiser state and activations are split over
+    the mesh as the rules say, the batch over its data axis. Specs are remembered, so that many runs of
     equal shapes in one process compile once.
     """
+    return lower_step(spec).compile()
+
+
+def lower_step(spec: StepSpec) -> jax.stages.Lowered:
+    """`train_step` of a spec before XLA compiles it; the mesh's devices need not be there."""
     mesh, network = spec.mesh, spec.network
     frozen, overlay = _abstract(spec.frozen), _abstract(spec.overlay)
     state = states.abstract_state(overlay, spec.optimizer)
-    state_shardings = states.shardings_of_state(network, overlay, spec.optimizer, mesh)
+    state_shardings = states.shardings_of_state(network, overlay, spec.optimizer, mesh, spec.rules)
     whole = sharding.replicated(mesh)
     batch: Mapping[str, jax.ShapeDtypeStruct] = _abstract(spec.batch)
+
+    def placed_step(*arguments: Any) -> tuple[TrainState, dict[str, Array]]:
+        with sharding.placed(mesh, spec.rules):
+            return train_step(
+                network, spec.optimizer, spec.loss, spec.num_microbatches, *arguments
+            )
+
     step = jax.jit(
-        functools.partial(
-            train_step, network, spec.optimizer, spec.loss, spec.num_microbatches
-        ),
-        in_shardings=(states.shardings_of_params(network, frozen, mesh), state_shardings,
+        placed_step,
+        in_shardings=(states.shardings_of_params(network, frozen, mesh, spec.rules), state_shardings,
                       {name: sharding.batch_sharding(mesh) for name in batch}, whole, whole),
         out_shardings=(state_shardings, whole),
         donate_argnums=1,
     )
     seed, train_steps = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
-    return step.lower(frozen, state, batch, seed, train_steps).compile()
+    return step.lower(frozen, state, batch, seed, train_steps)
 
 
 def num_programs() -> int:

@@ -51,6 +51,7 @@ class TrainConfig:
         num_microbatches: gradient accumulation steps in one optimiser step.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
         mesh_model: size of the mesh's model axis.
+        sharding_rules: rows (logical axis, mesh axis) in place of those of `sharding.DEFAULT_RULES`.
         checkpoint_period: steps between checkpoints.
         keep_checkpoints: how many of the newest are kept.
         log_period: steps between rows of ``metrics.jsonl``.
@@ -80,6 +81,7 @@ class TrainConfig:
     num_microbatches: int = 1
     mesh_data: int = -1
     mesh_model: int = 1
+    sharding_rules: tuple[tuple | list, ...] = ()
     checkpoint_period: int = 1000
     keep_checkpoints: int = 2
     log_period: int = 10
@@ -92,6 +94,7 @@ class TrainConfig:
         check_types(self)
         check_choice("kind", self.kind, FORM_OF_KIND)
         check_choice("dtype", self.dtype, DTYPES)
+        self.rules()
         check_range("dropout_rate", self.dropout_rate, 0, 1)
         check_range("random_seed", self.random_seed, 0)
         check_positive(batch_size=self.batch_size, num_microbatches=self.num_microbatches,
@@ -110,11 +113,15 @@ class TrainConfig:
                                       got=sorted(self.task_feature_lengths),
                                       expected=["inputs", "targets"]))
 
+    def rules(self) -> sharding.Rules:
+        """The run's sharding rules: the default ones with `sharding_rules` in their places."""
+        return sharding.make_rules(self.sharding_rules, where="train.sharding_rules")
+
     def digest(self) -> str:
         """Hash of all that decides the result (not of where it is written or on what mesh)."""
         facts = dataclasses.asdict(self)
-        for name in ("model_dir", "mesh_data", "mesh_model", "prepared_dir", "log_period", "tensorboard",
-                     "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints"):
+        for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
+                     "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints"):
             facts.pop(name)
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -148,7 +155,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     finished = storage.as_path(config.model_dir) / "expert"
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     own_base = base is None
-    base = base or load_base(config.initial_checkpoint_path, mesh=mesh)
+    base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.rules())
     if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
@@ -168,7 +175,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         num_microbatches=config.num_microbatches, log_every=config.log_period,
         tensorboard=config.tensorboard, name=config.expert_id or config.task,
         config_digest=f"{config.digest()}/{base.fingerprint}", on_start=on_start,
-        take=own_base and not frozen)
+        rules=config.rules(), take=own_base and not frozen)
     if result.stopped:
         return TrainOutcome(None, result.step, True, dict(result.metrics))
     card = make_card(config, base, network_config, data, tasks, result, rows)

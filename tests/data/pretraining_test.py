@@ -290,6 +290,7 @@ def test_real_passages_are_of_training_data_sets_only(real_passages):
         assert set(field.fields) <= RAW_FIELDS, field
 
 
+@pytest.mark.slow  # reads the real data whole
 def test_real_passages_hold_no_row_of_an_unseen_data_set(real_passages):
     texts = [text for found in real_passages.values() for text in found]
     held = [text for dataset, config, splits in sorted(available("unseen", "generative", "bigbench"), key=str)
@@ -301,6 +302,7 @@ def test_real_passages_hold_no_row_of_an_unseen_data_set(real_passages):
     assert {number: texts[number] for number in overlap} == {}
 
 
+@pytest.mark.slow  # reads the real data whole
 def test_real_passages_are_no_prompt_and_no_answer(real_passages):
     for field, texts in real_passages.items():
         rows = sources.read_rows(field.dataset, field.config, "train")

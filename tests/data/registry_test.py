@@ -242,6 +242,7 @@ def test_passages_come_from_training_data_sets_only():
     assert not answers & {name for field in passages.PASSAGES for name in field.fields}
 
 
+@pytest.mark.slow  # reads the real data whole
 @needs_data
 def test_passages_hold_no_text_that_is_evaluated_on(monkeypatch):
     monkeypatch.setenv("ELM_DATA_DIR", str(DATA))

@@ -75,7 +75,9 @@ def peak_of(folders, size, source, target, words, out):
     return int(done.stdout.split("peak ")[1])
 
 
-DIRECTIONS = [("hf", "elm"), ("hf", "t5x"), ("hf", "hf"), ("elm", "hf"), ("elm", "elm")]
+DIRECTIONS = [("hf", "elm"), ("hf", "t5x"), ("hf", "hf"), ("elm", "hf"), ("elm", "elm"), ("elm", "t5x"),
+              ("t5x", "elm"), ("t5x", "hf"), ("hf", "hf", "--dtype", "bfloat16"),
+              ("elm", "hf", "--dtype", "bfloat16"), ("t5x", "elm", "--dtype", "bfloat16")]
 
 
 @pytest.mark.slow

@@ -71,12 +71,13 @@ def as_t5x(leaves: dict[str, np.ndarray], network: T5Config, form: str) -> dict[
     return stacked
 
 
-def train_state(leaves: dict[str, np.ndarray], step: int) -> dict:
-    """What T5X saves: the parameters, and an optimizer's state."""
+def train_state(leaves: dict[str, np.ndarray], step: int | np.ndarray) -> dict:
+    """What T5X saves: the parameters, and an optimizer's state; the step is an int32 or the array given."""
     states = {path: {"m": np.ones((1,), np.float32), "v": np.ones(leaf.shape, np.float32)}
               for path, leaf in leaves.items() if path.endswith("_norm/scale")}
     return {"target": trees.unflatten(leaves),
-            "state": {"step": np.asarray(step, np.int32), "param_states": trees.unflatten(states)}}
+            "state": {"step": step if isinstance(step, np.ndarray) else np.asarray(step, np.int32),
+                      "param_states": trees.unflatten(states)}}
 
 
 def write_zarr(model_dir: Path, leaves: dict[str, np.ndarray], step: int = 7, *, inline: tuple[str, ...] = (),
@@ -113,14 +114,15 @@ def write_zarr(model_dir: Path, leaves: dict[str, np.ndarray], step: int = 7, *,
     return folder
 
 
-def write_orbax(model_dir: Path, leaves: dict[str, np.ndarray], step: int = 7, *, ocdbt: bool = True,
-                item: str = "state") -> Path:
+def write_orbax(model_dir: Path, leaves: dict[str, np.ndarray], step: int | np.ndarray = 7, *,
+                ocdbt: bool = True, item: str = "state") -> Path:
     """Orbax's layout, by Orbax's own checkpoint manager with the options that T5X gives it."""
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt)
     options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", create=True)
     with ocp.CheckpointManager(model_dir, options=options, item_handlers={item: handler}) as manager:
-        manager.save(step, args=ocp.args.Composite(**{item: ocp.args.PyTreeSave(train_state(leaves, step))}))
-    return model_dir / f"checkpoint_{step}"
+        saved = ocp.args.PyTreeSave(train_state(leaves, step))
+        manager.save(int(step), args=ocp.args.Composite(**{item: saved}))
+    return model_dir / f"checkpoint_{int(step)}"
 
 
 def read_tree(model_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:

@@ -47,6 +47,22 @@ def test_a_checkpoint_of_optimizer_state_alone_is_refused(tmp_path):
         t5x.open_t5x(tmp_path)
 
 
+def test_the_step_of_a_resumed_run_is_a_float(tmp_path):
+    """Real T5X saves an int32 from a fresh run, and a float32 from one that was restored."""
+    made.write_orbax(tmp_path, made.random_leaves(made.config()), np.asarray(32, np.float32))
+    assert t5x.open_t5x(tmp_path).facts[t5x.FACTS]["step"] == 32
+
+
+def test_a_step_that_is_none(tmp_path):
+    folder = made.write_zarr(tmp_path, made.random_leaves(made.config()))
+    state = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    for step in (np.float32(7.5), np.float32("nan"), np.int32(-1), np.int32([7, 7])):
+        state["optimizer"]["state"]["step"] = np.asarray(step)
+        (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(state))
+        with pytest.raises(InputError, match=r"step is wrong[^$]*one whole number"):
+            t5x.open_t5x(tmp_path)
+
+
 @pytest.mark.parametrize("form", ["minimal", "scalable"])
 def test_scanned_must_be_as_said(tmp_path, form):
     made.write("zarr", tmp_path, form)

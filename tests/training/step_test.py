@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,14 @@ from elm_jax.training.loop import train_overlay
 from elm_jax.training.losses import LossConfig
 
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 4)]
+RULES = {
+    name: sharding.make_rules(rows) for name, rows in {
+        "default": [],
+        "fsdp": [("embed", "data")],
+        "both axes": [("embed", ("data", "model")), ("mlp", "data"), ("vocab", None)],
+        "lengths": [("length", "model")],
+    }.items()
+}
 
 
 def everything(path: str) -> bool:
@@ -48,12 +57,14 @@ RUNS = {
 
 
 @functools.cache
-def losses(kind: str, mesh: tuple[int, int], num_steps: int = 20) -> list[float]:
+def losses(kind: str, mesh: tuple[int, int], num_steps: int = 20, rules: str = "default",
+           num_microbatches: int = 1, dropout: float = 0.1) -> list[float]:
     adapter, trained, optimizer, make_stream = RUNS[kind]
     overlay, _ = trees.split(base(adapter), trained)
     result = train_overlay(
-        tiny_run.network(adapter=adapter, dropout=0.1), optimizer, base(adapter), overlay,
+        tiny_run.network(adapter=adapter, dropout=dropout), optimizer, base(adapter), overlay,
         make_stream(), train_steps=num_steps, seed=0, mesh=sharding.make_mesh(*mesh), name=None,
+        rules=RULES[rules], num_microbatches=num_microbatches,
     )
     return [row["loss"] for row in result.rows]
 
@@ -66,6 +77,24 @@ def test_every_mesh_gives_the_losses_of_one_device(kind, mesh):
     np.testing.assert_allclose(losses(kind, mesh), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "mesh", "rules", "parts"), [
+    ("dataset", (2, 4), "fsdp", 2),
+    pytest.param("dataset", (8, 1), "fsdp", 1, marks=pytest.mark.slow),
+    pytest.param("prompt", (4, 2), "fsdp", 2, marks=pytest.mark.slow),
+    pytest.param("dataset", (2, 2), "both axes", 4, marks=pytest.mark.slow),
+    pytest.param("prompt", (2, 4), "lengths", 1, marks=pytest.mark.slow)])
+def test_every_rule_gives_the_losses_of_one_device(kind, mesh, rules, parts):
+    """Microbatches too: of equal dropout masks there are equal losses, whatever lies where."""
+    found = losses(kind, mesh, 6, rules, parts)
+    np.testing.assert_allclose(found, losses(kind, (1, 1), 6, "default", parts), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_microbatches_give_the_losses_of_the_whole_batch_on_a_mesh():
+    np.testing.assert_allclose(losses("dataset", (2, 2), 6, "fsdp", 4, 0.0),
+                               losses("dataset", (1, 1), 6, "default", 1, 0.0), rtol=1e-5)
+
+
 def spec_of(mesh: tuple[int, int], kind: str = "dataset", **changes) -> steps.StepSpec:
     adapter, trained, optimizer, make_stream = RUNS[kind]
     overlay, frozen = trees.split(base(adapter), trained)
@@ -76,6 +105,29 @@ def spec_of(mesh: tuple[int, int], kind: str = "dataset", **changes) -> steps.St
         "num_microbatches": 1, **changes,
     }
     return steps.make_spec(**options)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "dataset"])
+def test_fsdp_holds_an_eighth_of_parameters_and_optimizer_state(kind):
+    """Over the data axis alone: whatever has an embed dimension is cut, optimiser rows included."""
+    bytes_of = {
+        mesh: steps.compile_step(
+            spec_of(mesh, kind, rules=RULES["fsdp"])).memory_analysis().argument_size_in_bytes
+        for mesh in ((1, 1), (8, 1))
+    }
+    batch = sum(array.nbytes for array in RUNS[kind][3]().batch(0).values())
+    whole, split = bytes_of[1, 1] - batch, bytes_of[8, 1] - batch / 8
+    # What stays whole: relative positions, and the factored rows of dimensions that are not cut.
+    assert whole / 8 < split < 1.4 * whole / 8
+
+
+def test_fsdp_gathers_weights_and_never_activations():
+    """Every floating-point array that is gathered has the size of a parameter, never of an activation."""
+    program = steps.compile_step(spec_of((8, 1), rules=RULES["fsdp"])).as_text()
+    gathered = re.findall(r"= f32\[([\d,]*)\]\S* all-gather\(", program)
+    sizes = {int(np.prod([int(size) for size in shape.split(",")])) for shape in gathered}
+    leaves = {leaf.size for leaf in trees.flatten(base(False)).values()}
+    assert len(gathered) >= 10 and sizes <= leaves
 
 
 @pytest.mark.parametrize("kind", ["prompt", "dataset"])

@@ -217,10 +217,15 @@ def _read_step(contents: t5x_folders.Contents, checkpoint: t5x_folders.Checkpoin
     if STEP not in contents.names():
         return checkpoint.step or 0
     stored = contents.open([STEP])[STEP]
-    if math.prod(stored.shape) != 1 or np.dtype(stored.dtype).kind not in "iu":
+    step, got = None, f"{stored.dtype}{list(stored.shape)}"
+    # A run of T5X that was resumed carries its step in float32.
+    if math.prod(stored.shape) == 1 and np.dtype(stored.dtype).kind in "iuf":
+        step = float(stored.read().reshape(()))
+        got = f"{step} ({got})"
+    if step is None or not (step.is_integer() and step >= 0):
         raise InputError(describe("The checkpoint's step is wrong", where=checkpoint.folder,
-                                  got=f"{stored.dtype}{list(stored.shape)}", expected="one whole number"))
-    return int(stored.read().reshape(()))
+                                  got=got, expected="one whole number, not below 0"))
+    return int(step)
 
 
 def _vocabulary(path: storage.PathLike | None, where: epath.Path) -> bytes | None:
