@@ -134,10 +134,16 @@ def farm_status(arguments: argparse.Namespace) -> int:
             if row["silent_seconds"] is not None:
                 state += f", {row['silent_seconds']:.0f} s ago"
             table.add_row(row["expert"], row["kind"], state, str(row["attempts"]), str(row["step"]),
-                          str(row["seconds"] or ""), row["worker"] or "", (row["error"] or "").split("\n")[0])
+                          str(row["seconds"] or ""), row["worker"] or "", _in_short(row["error"]))
         _print_table(table)
         print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
     return 1 if counts["failed"] else 0
+
+
+def _in_short(error: str | None) -> str:
+    """An error's first line, or a traceback's last."""
+    lines = (error or "").strip().splitlines() or [""]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def farm_retry(arguments: argparse.Namespace) -> None:

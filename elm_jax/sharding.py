@@ -121,7 +121,13 @@ def make_mesh(
                 cure="lower MESH_DATA, MESH_EXPERTS or MESH_MODEL, or start on more devices",
             )
         )
-    return Mesh(_grid(devices, (data, experts, model)), MESH_AXES)
+    mesh = Mesh(_grid(devices, (data, experts, model)), MESH_AXES)
+    used = {device.process_index for device in mesh.devices.flat}
+    if len(used) < len({device.process_index for device in devices}):
+        raise InputError(describe(
+            "The mesh leaves out whole processes of this run", got=f"{data * inner} of {len(devices)} devices",
+            expected="devices of every process", cure="raise MESH_DATA (-1 takes all), or start fewer processes"))
+    return mesh
 
 
 def _grid(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:

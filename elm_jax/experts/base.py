@@ -72,7 +72,8 @@ def save_base(
     hosts.barrier()
 
 
-def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Base:
+def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None,
+              rules: sharding.Rules = sharding.DEFAULT_RULES) -> Base:
     """Reads a base from a folder of any kind that this program reads, or from the hub.
 
     Args:
@@ -82,6 +83,7 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Base:
             hold (of chunked files, the chunks in which that lies). A folder's recorded fingerprint is
             believed where there are several processes, for none reads all of it; where none is recorded, the
             first process reads all leaves once, one at a time, and tells the others.
+        rules: what of a parameter lies on which axis of the mesh.
 
     Returns:
         The base in float32, whatever lies on disk: numpy arrays, or jax arrays on the mesh.
@@ -91,7 +93,7 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Base:
             are named); the contents are not those that were written; the vocabulary does not fit the
             embedding.
     """
-    return base_of(detect.open_model(folder), mesh)
+    return base_of(detect.open_model(folder), mesh, rules)
 
 
 def load_vocabulary(folder: storage.PathLike) -> tuple[Vocabulary | None, str | None]:
@@ -99,7 +101,8 @@ def load_vocabulary(folder: storage.PathLike) -> tuple[Vocabulary | None, str | 
     return _vocabulary(detect.open_model(folder))
 
 
-def base_of(model: Model, mesh: Mesh | None = None) -> Base:
+def base_of(model: Model, mesh: Mesh | None = None,
+            rules: sharding.Rules = sharding.DEFAULT_RULES) -> Base:
     """The base that an opened model is (see `load_base`)."""
     checks.check_base(model.config, model.where)
     recorded = model.facts.get(elm.FACTS, {}).get("fingerprint")
@@ -109,7 +112,7 @@ def base_of(model: Model, mesh: Mesh | None = None) -> Base:
         model.check()
         fingerprint = recorded or trees.fingerprint(params)
     else:
-        params = read_onto(mesh, model)
+        params = read_onto(mesh, model, rules)
         if jax.process_count() == 1:  # which has read all of it
             model.check()
         fingerprint = recorded or _told_fingerprint(model)
@@ -131,11 +134,11 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
     return vocabulary, vocabulary.file()
 
 
-def read_onto(mesh: Mesh, model: Model) -> FlatParams:
+def read_onto(mesh: Mesh, model: Model, rules: sharding.Rules = sharding.DEFAULT_RULES) -> FlatParams:
     """All leaves in float32 on a mesh; each process reads what its own devices hold, and that once."""
     network = T5Network(model.config)
     shardings = trees.flatten(
-        sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh))
+        sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh, rules))
     return {path: _leaf_onto(model.tensors, path, shardings[path]) for path in sorted(model.tensors.specs)}
 
 

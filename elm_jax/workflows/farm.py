@@ -174,7 +174,13 @@ def read(folder: storage.PathLike) -> list[Job]:
 
 
 def _config(facts: Mapping[str, Any]) -> TrainConfig:
-    return TrainConfig(**{**facts, "optimizer": OptimizerConfig(**facts["optimizer"])})
+    values = {name: _tuples(value) for name, value in facts.items()}
+    return TrainConfig(**{**values, "optimizer": OptimizerConfig(**facts["optimizer"])})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 # -- working
@@ -324,8 +330,8 @@ class Worker:
         model = self.settings.mesh_model or config.mesh_model
         if data == -1:
             parts = config.batch_size // config.num_microbatches
-            largest = max(1, len(jax.devices()) // model)
-            data = max(size for size in range(1, largest + 1) if parts % size == 0)
+            most = max(1, len(jax.devices()) // model)
+            data = max(size for size in range(1, most + 1) if parts % size == 0)
         return sharding.make_mesh(data, model)
 
     def _base_of(self, path: str, mesh: Mesh) -> Base:

@@ -181,7 +181,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     finished = storage.as_path(config.model_dir) / "expert"
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     own_base = base is None
-    base = base or load_base(config.initial_checkpoint_path, mesh=mesh)
+    base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.rules())
     if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)

@@ -52,7 +52,7 @@ class Run:
                     [sys.executable, *program, *map(str, own)], stdout=out, stderr=err, cwd=ROOT,
                     env=environment(devices, **{**(place if count > 1 else {}), **env})))
 
-    def wait(self, timeout: float = 400) -> list[int]:
+    def wait(self, timeout: float = 900) -> list[int]:
         """Their exit statuses."""
         end = time.monotonic() + timeout
         try:
@@ -66,7 +66,7 @@ class Run:
         lines = [line for path in paths for line in path.read_text(errors="replace").splitlines()]
         return "\n".join(line for line in lines if not any(word in line for word in CHATTER))
 
-    def until(self, condition, timeout: float = 400) -> None:
+    def until(self, condition, timeout: float = 900) -> None:
         """Waits for a condition while all of them run."""
         end = time.monotonic() + timeout
         while not condition():
