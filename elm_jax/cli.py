@@ -165,11 +165,13 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
         commands.train)
     _takes_gin(train)
     _add_hosts(train)
+    _takes_plan(train)
     study = _verb(
         verbs, "study", "Trains, builds, routes, merges, evaluates and reports; resumable.",
         "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --gin.WORKDIR=\"'p3'\"",
         commands.study)
     _takes_gin(study)
+    _takes_plan(study)
     _add_hosts(study)
 
 
@@ -206,6 +208,14 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     for parser in (work, status, retry):
         parser.add_argument("--attempts", type=int, default=3, metavar="N",
                             help="tries of an expert before it is given up (default: 3)")
+
+
+def _takes_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", action="store_true",
+                        help="train nothing: compile the step for --topology and print what it needs")
+    parser.add_argument("--topology", metavar="CHIP:SHAPE",
+                        help="slice to plan for: v5e:4x4, v4:2x2x4, v5p:2x2x2, h200:8")
+    parser.add_argument("--json", action="store_true", help="the plan as one JSON object")
 
 
 def _add_modules(parser: argparse.ArgumentParser) -> None:

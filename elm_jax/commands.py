@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax import config as config_lib
-from elm_jax import hosts, preemption, sharding, storage
+from elm_jax import hosts, plan_commands, preemption, sharding, storage
 from elm_jax.data import sources
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
@@ -45,7 +45,9 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def study(arguments: argparse.Namespace) -> int:
-    """`elm study`: a whole study from gin."""
+    """`elm study`: a whole study from gin, or its plan."""
+    if arguments.plan:
+        return plan_commands.plan(arguments)
     return _study(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
 
 
@@ -62,7 +64,9 @@ def _study(files: list[str], bindings: list[str], paths: list[str]) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """`elm train`: an expert, a stack of experts (``train_stack``), or a base (``pretrain``)."""
+    """`elm train`: an expert, a stack of them (``train_stack``), or a base (``pretrain``); or a plan."""
+    if arguments.plan:
+        return plan_commands.plan(arguments)
     counter = run_record.CompileCounter()
     config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
     name = "pretrain" if config_lib.is_bound("pretrain.model_dir") else "train"

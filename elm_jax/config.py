@@ -82,6 +82,11 @@ def strip_root(file: str) -> str:
     return file
 
 
+def missing_macros() -> list[str]:
+    """Macros that the parsed config requires and that nothing gives."""
+    return _REQUIRED_LINE.findall(gin.config_str())
+
+
 def is_bound(name: str) -> bool:
     """Whether the parsed config binds the parameter `name`, e.g. ``pretrain.model_dir``."""
     return any(_spelled(binding) == name for binding in _given())
@@ -93,7 +98,7 @@ def build(name: str) -> Any:
     Raises:
         InputError: a required macro is missing, a value is out of range, a binding is not used.
     """
-    missing = _REQUIRED_LINE.findall(gin.config_str())
+    missing = missing_macros()
     if missing:
         raise InputError(describe("The config leaves out what it requires", where="gin config",
                                   got=f"no {', no '.join(sorted(missing))}",

@@ -19,7 +19,7 @@ from elm_jax import sharding
 from elm_jax.errors import InputError, describe
 from elm_jax.training import state as states
 from elm_jax.training.state import TrainState
-from elm_jax.training.step import StepSpec, abstract_of, train_step
+from elm_jax.training.step import StepSpec, abstract_of, compiler_options, train_step
 from elm_jax.types import Array, Batch, Params
 
 AXIS = "experts"
@@ -63,7 +63,6 @@ def make_stack_spec(step: StepSpec, size: int) -> StackSpec:
         InputError: E is no multiple of the mesh's expert axis.
     """
     axis = step.mesh.shape[AXIS]
-    rules = tuple((name, _without_experts(target)) for name, target in step.rules)
     if size < 1 or size % axis:
         raise InputError(
             describe("The stack does not divide over the mesh", got=f"{size} experts",
@@ -71,7 +70,12 @@ def make_stack_spec(step: StepSpec, size: int) -> StackSpec:
                      cure="change STACK_EXPERTS or MESH_EXPERTS")
         )
     optimizer = dataclasses.replace(step.optimizer, learning_rate=1.0)
-    return StackSpec(step._replace(optimizer=optimizer, rules=rules), size)
+    return StackSpec(step._replace(optimizer=optimizer, rules=rules_of_one(step.rules)), size)
+
+
+def rules_of_one(rules: sharding.Rules) -> sharding.Rules:
+    """The rules within one expert of a stack: without the mesh's expert axis, which the stack takes."""
+    return tuple((name, _without_experts(target)) for name, target in rules)
 
 
 def _without_experts(target: sharding.MeshAxes) -> sharding.MeshAxes:
@@ -173,7 +177,8 @@ def compile_stack(spec: StackSpec) -> StackPrograms:
         in_shardings=(states.shardings_of_params(one.network, frozen, mesh, one.rules), placed,
                       with_experts(sharding.batch_sharding(mesh)), over_experts),
         out_shardings=(placed, whole), donate_argnums=1,
-    ).lower(frozen, state, _abstract_batch(one.batch, spec.size), _abstract_slots(spec.size)).compile()
+    ).lower(frozen, state, _abstract_batch(one.batch, spec.size), _abstract_slots(spec.size)).compile(
+        compiler_options(mesh))
 
     def replace(stack: Any, one_of_it: Any, index: Array) -> Any:
         return jax.tree.map(

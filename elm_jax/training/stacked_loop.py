@@ -54,6 +54,7 @@ class StackConfig:
         tensorboard: whether to write TensorBoard files too.
         config_digest: of all that the experts have in common.
         early_end: the rule by which an expert may end before its last step; None for no such rule.
+        base_dtype: of the frozen kernels and embeddings; None leaves them as they are.
         name: what the progress line says; None for no line.
     """
 
@@ -66,6 +67,7 @@ class StackConfig:
     tensorboard: bool = False
     config_digest: str = ""
     early_end: EarlyEnd | None = None
+    base_dtype: str | None = None
     name: str | None = "stack"
 
 
@@ -165,11 +167,11 @@ class _StackLoop:
         trained = trees.flatten(first.overlay)
         frozen, _ = trees.split(base, lambda path: path not in trained)
         _check_params(network, frozen, first.overlay)
-        one = make_spec(network, optimizer, loss, frozen, first.overlay, first.stream.batch(0), mesh,
+        rules = stacked.rules_of_one(rules)
+        self.frozen = states.frozen_leaves(network, frozen, mesh, rules, config.base_dtype)
+        one = make_spec(network, optimizer, loss, self.frozen, first.overlay, first.stream.batch(0), mesh,
                         config.num_microbatches, rules)
         self.spec = stacked.make_stack_spec(one, config.size)
-        self.frozen = sharding.put_tree(
-            frozen, states.shardings_of_params(network, frozen, mesh, self.spec.step.rules))
         self.programs = stacked.compile_stack(self.spec)
         self.loss_fn = compile_loss(self.spec.step) if config.early_end else None
         self._opened = {runs[0].id: first}

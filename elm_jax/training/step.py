@@ -182,11 +182,23 @@ def compile_step(spec: StepSpec) -> jax.stages.Compiled:
     the mesh as the rules say, the batch over its data axis. Specs are remembered, so that many runs of
     equal shapes in one process compile once.
     """
-    return lower_step(spec).compile()
+    return trace_step(spec).lower().compile(compiler_options(spec.mesh))
 
 
-def lower_step(spec: StepSpec) -> jax.stages.Lowered:
-    """`train_step` of a spec before XLA compiles it; the mesh's devices need not be there."""
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """What XLA is told beside the program.
+
+    A product whose weights are split is best served by one gather that other work hides. XLA for TPUs would
+    cut it into a ring of small products and permutations, unrolled: at 16 chips a program many times as
+    long, which takes minutes to compile for every kind of layer.
+    """
+    if mesh.devices.flat[0].platform != "tpu":
+        return {}
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": str(2**20)}
+
+
+def trace_step(spec: StepSpec) -> jax.stages.Traced:
+    """`train_step` of a spec before XLA sees it; the mesh's devices need not be there."""
     mesh, network = spec.mesh, spec.network
     frozen, overlay = abstract_of(spec.frozen), abstract_of(spec.overlay)
     state = states.abstract_state(overlay, spec.optimizer)
@@ -208,7 +220,7 @@ def lower_step(spec: StepSpec) -> jax.stages.Lowered:
         donate_argnums=1,
     )
     seed, train_steps = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
-    return step.lower(frozen, state, batch, seed, train_steps)
+    return step.trace(frozen, state, batch, seed, train_steps)
 
 
 def num_programs() -> int:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from elm_jax import hosts, storage
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
-from elm_jax.experts.base import Base
+from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.preemption import Stopped
@@ -43,7 +43,7 @@ class Study:
         study_checks.check(config)
         self.root = storage.as_path(config.workdir)
         self.mesh: Mesh = study_checks.mesh_of(config)
-        if storage.is_committed(self.root / "base" / "base"):
+        if config.pretrain is not None and storage.is_committed(self.root / "base" / "base"):
             check_same_base(self.root / "base" / "base", self.pretrain_config())
         self.made_of = run_record.MadeOf(self.root / "made_of.json")
         self.clock = run_record.StageClock(self.root / "stages.json")
@@ -105,7 +105,9 @@ class Study:
         )
 
     def make_base(self) -> Base:
-        """Stage: the pretrained base."""
+        """Stage: the base, pretrained unless one is given."""
+        if self.config.initial_checkpoint_path is not None:
+            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh)
         base = pretrain(self.pretrain_config(), mesh=self.mesh)
         if base is None:
             raise Stopped
@@ -262,14 +264,16 @@ def expert_config(config: StudyConfig, kind: str, expert_id: str, task: str,
     """How one expert of a study is trained."""
     root = storage.as_path(config.workdir)
     return TrainConfig(
-        model_dir=str(root / "experts" / expert_id), task=task,
-        initial_checkpoint_path=str(root / "base" / "base"), kind=kind, train_steps=settings.train_steps,
-        batch_size=settings.batch_size, task_feature_lengths=settings.task_feature_lengths,
-        optimizer=settings.optimizer, dropout_rate=settings.dropout_rate, random_seed=config.random_seed,
-        max_examples=settings.max_examples, adapter_bottleneck=config.adapter_bottleneck,
-        checkpoint_period=settings.checkpoint_period, keep_checkpoints=1, modules=config.modules,
-        prepared_dir=str(root / "prepared"), expert_id=expert_id, tensorboard=False,
+        model_dir=str(root / "experts" / expert_id), task=task, initial_checkpoint_path=base_of(config),
+        kind=kind, **settings.for_training(), random_seed=config.random_seed,
+        adapter_bottleneck=config.adapter_bottleneck, keep_checkpoints=1, network=config.network,
+        modules=config.modules, prepared_dir=str(root / "prepared"), expert_id=expert_id, tensorboard=False,
         mesh_data=config.mesh_data, mesh_model=config.mesh_model)
+
+
+def base_of(config: StudyConfig) -> str:
+    """Where a study's base is, or will be."""
+    return config.initial_checkpoint_path or str(storage.as_path(config.workdir) / "base" / "base")
 
 
 def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
@@ -279,8 +283,8 @@ def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
         InputError: the study has no base yet.
     """
     study_checks.check(config)
-    base = storage.as_path(config.workdir) / "base" / "base"
-    if not storage.is_committed(base):
+    base = base_of(config)
+    if config.initial_checkpoint_path is None and not storage.is_committed(base):
         raise InputError(describe(
             "A study's experts can be farmed once it has a base", where=base, got="no base",
             cure="run `elm study` until its base is there and stop it, then make the farm again"))

@@ -16,7 +16,7 @@ from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5 import Layout, T5Network
 from elm_jax.models.t5_config import DTYPES, AdapterConfig, T5Config
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.loop import FitResult, train_overlay
@@ -58,6 +58,10 @@ class TrainConfig:
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
         mesh_model: size of the mesh's model axis.
         sharding_rules: rows (logical axis, mesh axis) in place of those of `sharding.DEFAULT_RULES`.
+        remat: what the backward pass computes again: ``none``, ``dots`` or ``layer``; see `Layout`.
+        scan_layers: whether layers run as a loop: one compiled layer, whatever their number.
+        base_dtype: in which the frozen kernels and embeddings lie on the devices; None for float32.
+        network: dimensions of the base, if they are to be checked; `elm train --plan` needs no base then.
         checkpoint_period: steps between checkpoints.
         keep_checkpoints: how many of the newest are kept.
         log_period: steps between rows of ``metrics.jsonl``.
@@ -89,6 +93,10 @@ class TrainConfig:
     mesh_data: int = -1
     mesh_model: int = 1
     sharding_rules: tuple[tuple | list, ...] = ()
+    remat: str = "none"
+    scan_layers: bool = False
+    base_dtype: str | None = None
+    network: T5Config | None = None
     checkpoint_period: int = 1000
     keep_checkpoints: int = 2
     log_period: int = 10
@@ -105,6 +113,8 @@ class TrainConfig:
         check_choice("kind", self.kind, FORM_OF_KIND)
         check_choice("dtype", self.dtype, DTYPES)
         self.rules()
+        self.layout()
+        self._check_base_dtype()
         check_range("dropout_rate", self.dropout_rate, 0, 1)
         check_range("random_seed", self.random_seed, 0)
         check_positive(batch_size=self.batch_size, num_microbatches=self.num_microbatches,
@@ -130,6 +140,25 @@ class TrainConfig:
                                       got=sorted(self.task_feature_lengths),
                                       expected=["inputs", "targets"]))
 
+    def _check_base_dtype(self) -> None:
+        if self.base_dtype is None:
+            return
+        check_choice("base_dtype", self.base_dtype, DTYPES)
+        if FORM_OF_KIND[self.kind] == "full":
+            raise InputError(describe(
+                "There is no frozen base whose dtype could be chosen", where="train.base_dtype",
+                got=f"{self.base_dtype} for kind {self.kind!r}, which trains every leaf",
+                expected="None", cure="leaves that train stay in float32; leave BASE_DTYPE out"))
+
+    def layout(self) -> Layout:
+        """How the network is computed; decides no result."""
+        return Layout(self.remat, self.scan_layers)
+
+    def network_of(self, base: T5Config) -> T5Network:
+        """The network that trains, from that of the base (adapters are there already)."""
+        config = dataclasses.replace(base, dropout_rate=self.dropout_rate, dtype=self.dtype)
+        return T5Network(config, self.layout())
+
     def rules(self) -> sharding.Rules:
         """The run's sharding rules: the default ones with `sharding_rules` in their places."""
         return sharding.make_rules(self.sharding_rules, where="train.sharding_rules")
@@ -144,11 +173,14 @@ class TrainConfig:
         """Hash of all that decides the result (not of where it is written or on what mesh)."""
         facts = dataclasses.asdict(self)
         for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
-                     "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints"):
+                     "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",
+                     "remat", "scan_layers", "network"):
             facts.pop(name)
         for name in ("early_end", "lora_rank", "lora_alpha"):
             if facts[name] is None:  # as it was before there were such settings
                 facts.pop(name)
+        if self.base_dtype in (None, "float32"):  # as it was before there was a choice
+            facts.pop("base_dtype")
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -182,6 +214,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     own_base = base is None
     base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.rules())
+    check_network(config, base)
     if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
@@ -192,8 +225,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     network_config, overlay, frozen = initial_overlay(
         base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
         train_norms=config.train_norms, seed=config.random_seed)
-    network = T5Network(
-        dataclasses.replace(network_config, dropout_rate=config.dropout_rate, dtype=config.dtype))
+    network = config.network_of(network_config)
     if config.early_end is not None:
         opened = Opened(overlay, stream, num_steps(config, stream), validation_batches(config, data))
         ended, step = _train_to_early_end(config, base, network, frozen, opened, mesh, on_start)
@@ -210,7 +242,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         num_microbatches=config.num_microbatches, log_every=config.log_period,
         tensorboard=config.tensorboard, name=config.expert_id or config.task,
         config_digest=f"{config.digest()}/{base.fingerprint}", on_start=on_start,
-        rules=config.rules(), take=own_base and not frozen)
+        rules=config.rules(), base_dtype=config.base_dtype, take=own_base and not frozen)
     if result.stopped:
         return TrainOutcome(None, result.step, True, dict(result.metrics))
     card = make_card(config, base, network_config, data, tasks, result, rows)
@@ -229,7 +261,7 @@ def _train_to_early_end(
         size=mesh.shape["experts"], num_microbatches=config.num_microbatches, run_dir=config.model_dir,
         checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
         log_every=config.log_period, tensorboard=config.tensorboard, config_digest=base.fingerprint,
-        early_end=config.early_end, name=name)
+        early_end=config.early_end, base_dtype=config.base_dtype, name=name)
     run = StackedRun(name, config.random_seed, config.optimizer.learning_rate,
                      f"{config.digest()}/{base.fingerprint}", lambda: opened, config.model_dir)
     result = fit_stack(network, config.optimizer, frozen, [run], settings, mesh, found.append,
@@ -257,6 +289,19 @@ def validation_batches(config: TrainConfig, data: TaskData) -> list[Batch]:
     packed = [[examples[number] for number in row] for row in batches.pack_rows(sizes, lengths)]
     return [batches.make_packed_batch(packed[start:start + size], lengths, size)
             for start in range(0, len(packed), size)]
+
+
+def check_network(config: TrainConfig, base: Base) -> None:
+    """Raises InputError if the base's dimensions are not those that the config expects."""
+    if config.network is None:
+        return
+    for field in dataclasses.fields(T5Config):
+        wanted, found = getattr(config.network, field.name), getattr(base.config, field.name)
+        if wanted != found and field.name not in ("dropout_rate", "dtype", "adapter"):
+            raise InputError(describe(
+                "The base is not of the network that the config gives", where=f"T5Config.{field.name}",
+                got=f"{found} in {base.path or base.name}", expected=wanted,
+                cure="give the base's own file of gin/models/, or leave train.network out"))
 
 
 def task_data(config: TrainConfig, base: Base) -> TaskData:

@@ -189,15 +189,15 @@ def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base:
         size=size, num_microbatches=first.num_microbatches,
         run_dir=str(storage.as_path(folder) / STACK_FOLDER), checkpoint_every=first.checkpoint_period,
         keep=first.keep_checkpoints, log_every=first.log_period, tensorboard=first.tensorboard,
-        config_digest=base.fingerprint, early_end=first.early_end, name=f"{len(configs)} experts")
+        config_digest=base.fingerprint, early_end=first.early_end,
+        base_dtype=first.base_dtype, name=f"{len(configs)} experts")
     runs = [StackedRun(
         id=name, seed=config.random_seed, learning_rate=config.optimizer.learning_rate,
         digest=f"{config.digest()}/{base.fingerprint}", run_dir=config.model_dir,
         open=lambda config=config: _open(config, base, data)) for name, config in by_id.items()]
     logger.info("%d experts wait, %d train at once", len(runs), size)
     return fit_stack(
-        T5Network(dataclasses.replace(network.config, dropout_rate=first.dropout_rate, dtype=first.dtype)),
-        first.optimizer, frozen, runs, settings, mesh,
+        first.network_of(network.config), first.optimizer, frozen, runs, settings, mesh,
         lambda ended: _save(ended, by_id[ended.run.id], network, base, data),
         on_fail=lambda run, message: _mark_failed(by_id[run.id], base, message), on_start=on_start,
         rules=first.rules())
