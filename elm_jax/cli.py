@@ -338,7 +338,8 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
     convert.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model for a source without one")
     convert.add_argument("--verify", action="store_true",
-                         help="compare the logits of SRC and DST; status 1 above 1e-4 (holds a whole model)")
+                         help="compare the logits of SRC and DST; status 1 above 1e-4, or 1e-5 of the "
+                         "largest logit (holds a whole model)")
     convert.add_argument("--json", action="store_true", help="the report on standard output")
     _add_modules(convert)
 

@@ -116,22 +116,32 @@ def save_expert(folder: storage.PathLike, expert: Expert) -> None:
     """
     folder = storage.begin(folder)
     hosts.barrier()
-    storage.save_tree(folder / elm.WEIGHTS, expert.overlay)
-    _write_card(folder, expert.card, trees.fingerprint(expert.overlay))
-    storage.commit(folder)
+    write_expert(folder, expert)
     hosts.barrier()
 
 
-def save_leaves_as_expert(folder: storage.PathLike, card: ExpertCard, tensors: Tensors) -> None:
-    """As `save_expert`, for an overlay that need not fit into memory: a few leaves at a time.
+def write_expert(folder: storage.PathLike, expert: Expert) -> None:
+    """As `save_expert`, into an empty folder that is there, as `storage.staged` gives one."""
+    folder = storage.as_path(folder)
+    storage.save_tree(folder / elm.WEIGHTS, expert.overlay)
+    _write_card(folder, expert.card, trees.fingerprint(expert.overlay))
+    storage.commit(folder)
+
+
+def save_leaves_as_expert(
+    folder: storage.PathLike, card: ExpertCard, tensors: Tensors, check: Callable[[], None] = lambda: None,
+) -> None:
+    """As `write_expert`, for an overlay that need not fit into memory: a few leaves at a time.
 
     Args:
-        folder: emptied first.
+        folder: is there, and empty.
         card: of the expert.
         tensors: every leaf of the overlay, in float32.
+        check: called when all of them were read, before the folder is whole.
     """
-    folder = storage.begin(folder)
+    folder = storage.as_path(folder)
     fingerprint = elm.save_leaves(folder / elm.WEIGHTS, tensors)
+    check()
     _write_card(folder, card, fingerprint)
     storage.commit(folder)
 
