@@ -125,8 +125,8 @@ def make_mesh(
     used = {device.process_index for device in mesh.devices.flat}
     if len(used) < len({device.process_index for device in devices}):
         raise InputError(describe(
-            "The mesh leaves out whole processes of this run",
-            got=f"{data * inner} of {len(devices)} devices", expected="devices of every process",
+            "The mesh leaves out whole processes of this run", got=f"{len(used)} processes on the mesh",
+            expected="devices of every process",
             cure="raise MESH_DATA (-1 takes all), or start fewer processes"))
     return mesh
 

@@ -232,7 +232,8 @@ class Worker:
                     time.sleep(self.settings.poll_seconds)
                     continue
                 worked += 1
-                failed = 0 if self._work(self.jobs[choice]) else failed + 1
+                how = self._work(self.jobs[choice])
+                failed += 1 if how == "failed" else -failed if how == "done" else 0
                 if failed >= SICK_AFTER:
                     raise RunError(describe(
                         f"{SICK_AFTER} experts in a row failed on this worker, so it ends",
@@ -288,8 +289,8 @@ class Worker:
         logger.error(text)
         os._exit(LOST_PROCESS)  # at once: the run's folder is another worker's now
 
-    def _work(self, job: Job) -> bool:
-        """Trains one expert, and writes how it ended. Returns whether that was well."""
+    def _work(self, job: Job) -> str:
+        """Trains one expert, and writes how it ended: ``done``, ``failed``, or ``refused`` as wrong input."""
         start = time.monotonic()
         try:
             outcome = self._train(job)
@@ -299,13 +300,13 @@ class Worker:
                 raise
             self._end("failed", final=isinstance(error, InputError), error=_words(error))
             logger.error("%s failed: %s", job.id, _words(error))
-            return False
+            return "refused" if isinstance(error, InputError) else "failed"
         if outcome.stopped:
             self._end("stopped", step=outcome.step)
             raise preemption.Stopped
         self._end("done", steps=outcome.step, seconds=round(time.monotonic() - start, 1),
                   metrics=outcome.metrics)
-        return True
+        return "done"
 
     def _end(self, how: str, **facts: Any) -> None:
         if self._held is not None:

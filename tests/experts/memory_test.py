@@ -1,7 +1,7 @@
 """Peak memory of conversions of a model with one large tensor: at most one copy of it, in every direction.
 
-A small model hides what a second copy costs behind the fixed part, so the tensor here is of 0.66 GB, and of half
-of that: what one costs more than the other is that much of the tensor, whatever the fixed part is.
+A small model hides what a second copy costs behind the fixed part, so the tensor here is of 0.66 GB, and of
+half of that: what one costs more than the other is that much of the tensor, whatever the fixed part is.
 """
 
 import json
