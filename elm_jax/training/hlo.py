@@ -92,7 +92,7 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
     """The collectives of a compiled program, those over a single chip left out.
 
     A collective that a backend cuts into the steps of a chain (asynchronous fusions on a TPU, some of
-    them in loops of other work) appears in several places under one channel, and counts as often as the
+    them in loops of other work) appears in several places under one chain, and counts as often as the
     rarest of them.
 
     Args:
@@ -118,8 +118,8 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
             # A TPU's fused all-reduce-scatter is an all-reduce and a slice of its result.
             if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            channel = re.search(r"channel_id=(\d+)", one.line)
-            key = (kind, channel.group(1)) if channel else (computation, one.name)
+            chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', one.line)
+            key = (kind, *chain.groups()) if chain else (computation, one.name)
             where = re.search(r'op_name="([^"]*)"', one.line)
             new = Collective(kind, payload, group, runs[computation], where.group(1) if where else "")
             if key not in found or new.count < found[key].count:

@@ -115,11 +115,17 @@ def _local(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: Ste
 
 
 def _gather_bytes(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape) -> float:
-    """A split leaf is gathered for the forward pass and again for the backward pass, by every microbatch."""
+    """A split leaf is gathered by every microbatch: once, and again for the backward pass of a layer.
+
+    A layer's whole weights are kept between the passes only where layers are neither scanned nor computed
+    again: they all would be there at once then. What stands outside of layers is gathered once.
+    """
     size, group = _local(network, path, leaf, shape)
     once = ring_bytes("all-gather", size, group)
     if not path.endswith("/embedding"):
-        return 2 * once * shape.num_microbatches
+        layout = network.layout
+        twice = "/layers" in path and (layout.scan_layers or layout.remat != "none")
+        return (1 + twice) * once * shape.num_microbatches
     # Looking up rows needs no gradient of its inputs; where the table's columns are split, moving the
     # looked-up rows (to every chip's batch, and their gradients back) may be less than moving the table.
     tokens = shape.rows / _data(shape) * (shape.source + shape.target)
