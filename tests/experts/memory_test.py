@@ -20,8 +20,8 @@ from elm_jax.workflows.convert import ConvertConfig, convert
 
 ROWS, WIDTH = 160_000, 1024
 LARGEST = ROWS * WIDTH * 4
-COPIES = 1.25
-"""Of the largest tensor, at most: one, and what the allocator rounds up."""
+COPIES = 1.4
+"""Of the largest tensor, at most: one, and what is on its way to the disk just then."""
 TINY = {"vocab_size": 320, "d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_heads": 2, "num_layers": 1,
         "num_decoder_layers": 1}
 CONVERT = """
