@@ -13,6 +13,7 @@ import tiny_stack
 
 from elm_jax import storage, trees
 
+pytestmark = pytest.mark.slow
 SCRIPT = pathlib.Path(__file__).with_name("tiny_stack.py")
 TABLE = tiny_stack.table(40)
 SLOTS = 2

@@ -69,7 +69,8 @@ def losses(kind: str, mesh: tuple[int, int], num_steps: int = 20, rules: str = "
     return [row["loss"] for row in result.rows]
 
 
-@pytest.mark.parametrize("mesh", MESHES[1:])
+@pytest.mark.parametrize("mesh", [MESHES[1], *(pytest.param(one, marks=pytest.mark.slow)
+                                               for one in MESHES[2:])])
 @pytest.mark.parametrize("kind", RUNS)
 def test_every_mesh_gives_the_losses_of_one_device(kind, mesh):
     expected = losses(kind, (1, 1))
@@ -107,7 +108,7 @@ def spec_of(mesh: tuple[int, int], kind: str = "dataset", **changes) -> steps.St
     return steps.make_spec(**options)
 
 
-@pytest.mark.parametrize("kind", ["prompt", "dataset"])
+@pytest.mark.parametrize("kind", [pytest.param("prompt", marks=pytest.mark.slow), "dataset"])
 def test_fsdp_holds_an_eighth_of_parameters_and_optimizer_state(kind):
     """Over the data axis alone: whatever has an embed dimension is cut, optimiser rows included."""
     bytes_of = {
