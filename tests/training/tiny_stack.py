@@ -96,4 +96,4 @@ def rows_in(folder: pathlib.Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    sys.exit(3 if stack(table(40), int(sys.argv[2]), sys.argv[1])[1].stopped else 0)
+    sys.exit(3 if stack(table(20), int(sys.argv[2]), sys.argv[1])[1].stopped else 0)
