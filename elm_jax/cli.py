@@ -165,11 +165,13 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
         commands.train)
     _takes_gin(train)
     _add_hosts(train)
+    _takes_plan(train)
     study = _verb(
         verbs, "study", "Trains, builds, routes, merges, evaluates and reports; resumable.",
         "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --gin.WORKDIR=\"'p3'\"",
         commands.study)
     _takes_gin(study)
+    _takes_plan(study)
     _add_hosts(study)
 
 
@@ -206,6 +208,14 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     for parser in (work, status, retry):
         parser.add_argument("--attempts", type=int, default=3, metavar="N",
                             help="tries of an expert before it is given up (default: 3)")
+
+
+def _takes_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", action="store_true",
+                        help="train nothing: compile the step for --topology and print what it needs")
+    parser.add_argument("--topology", metavar="CHIP:SHAPE",
+                        help="slice to plan for: v5e:4x4, v4:2x2x4, v5p:2x2x2, h200:8")
+    parser.add_argument("--json", action="store_true", help="the plan as one JSON object")
 
 
 def _add_modules(parser: argparse.ArgumentParser) -> None:
@@ -291,6 +301,8 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="a seeded random subset of at most N rows a task (default: all rows)")
     evaluate.add_argument("--source_length", type=int, default=512)
     evaluate.add_argument("--max_new_tokens", type=int, default=128)
+    evaluate.add_argument("--stack_experts", type=int, default=1, metavar="E",
+                          help="score so many experts of one shape in one program (default: 1)")
     evaluate.add_argument("--mesh_data", type=int, default=-1)
     evaluate.add_argument("--mesh_model", type=int, default=1)
     _add_data(evaluate)
@@ -326,7 +338,8 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
     convert.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model for a source without one")
     convert.add_argument("--verify", action="store_true",
-                         help="compare the logits of SRC and DST; status 1 above 1e-4 (holds a whole model)")
+                         help="compare the logits of SRC and DST; status 1 above 1e-4, or 1e-5 of the "
+                         "largest logit (holds a whole model)")
     convert.add_argument("--json", action="store_true", help="the report on standard output")
     _add_modules(convert)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax import config as config_lib
-from elm_jax import hosts, preemption, sharding, storage
+from elm_jax import hosts, plan_commands, preemption, sharding, storage
 from elm_jax.data import sources
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
@@ -32,6 +32,7 @@ from elm_jax.workflows import tasks as task_tools
 from elm_jax.workflows.pretrain import pretrain
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import train as train_expert
+from elm_jax.workflows.train_stack import train_stack
 
 logger = logging.getLogger(__name__)
 STOPPED = preemption.STOPPED
@@ -44,7 +45,9 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def study(arguments: argparse.Namespace) -> int:
-    """`elm study`: a whole study from gin."""
+    """`elm study`: a whole study from gin, or its plan."""
+    if arguments.plan:
+        return plan_commands.plan(arguments)
     return _study(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
 
 
@@ -61,14 +64,20 @@ def _study(files: list[str], bindings: list[str], paths: list[str]) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """`elm train`: an expert, or a base if the config binds ``pretrain``."""
+    """`elm train`: an expert, a stack of them (``train_stack``), or a base (``pretrain``); or a plan."""
+    if arguments.plan:
+        return plan_commands.plan(arguments)
     counter = run_record.CompileCounter()
     config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
     name = "pretrain" if config_lib.is_bound("pretrain.model_dir") else "train"
+    name = "train_stack" if config_lib.is_bound("train_stack.train") else name
     config = config_lib.build(name)
     folder, on_start = storage.as_path(config.model_dir), _config_writer(config.model_dir)
     if name == "pretrain":
         stopped, result = pretrain(config, on_start=on_start) is None, folder / "base"
+    elif name == "train_stack":
+        outcome = train_stack(config, on_start=on_start)
+        stopped, result = outcome.stopped, "\n".join(outcome.done.values())
     else:
         stopped, result = train_expert(config, on_start=on_start).stopped, folder / "expert"
     logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
@@ -76,6 +85,8 @@ def train(arguments: argparse.Namespace) -> int:
         logger.info("stopped by SIGTERM; the same command goes on from here")
         return STOPPED
     print(result)
+    if name == "train_stack":
+        outcome.check()
     return 0
 
 
@@ -264,7 +275,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                                   max_new_tokens=arguments.max_new_tokens)
     evaluating.evaluate_models(
         models or [evaluating.model_of(base, None)], lambda _: tasks, data, base, store, settings, mesh=mesh,
-        split=arguments.split, max_rows=arguments.max_rows)
+        split=arguments.split, max_rows=arguments.max_rows, stack_experts=arguments.stack_experts)
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"

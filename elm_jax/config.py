@@ -13,10 +13,12 @@ from typing import Any
 import gin
 from elm_jax.errors import InputError, describe, nearest_names
 from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows.pretrain import PretrainConfig
 from elm_jax.workflows.study_config import StageSettings, StudyConfig
 from elm_jax.workflows.train import TrainConfig
+from elm_jax.workflows.train_stack import TrainStackConfig
 
 CONFIGURABLES: dict[str, type] = {
     "T5Config": T5Config,
@@ -24,6 +26,8 @@ CONFIGURABLES: dict[str, type] = {
     "OptimizerConfig": OptimizerConfig,
     "StageSettings": StageSettings,
     "train": TrainConfig,
+    "train_stack": TrainStackConfig,
+    "EarlyEnd": EarlyEnd,
     "pretrain": PretrainConfig,
     "study": StudyConfig,
 }
@@ -78,6 +82,11 @@ def strip_root(file: str) -> str:
     return file
 
 
+def missing_macros() -> list[str]:
+    """Macros that the parsed config requires and that nothing gives."""
+    return _REQUIRED_LINE.findall(gin.config_str())
+
+
 def is_bound(name: str) -> bool:
     """Whether the parsed config binds the parameter `name`, e.g. ``pretrain.model_dir``."""
     return any(_spelled(binding) == name for binding in _given())
@@ -89,7 +98,7 @@ def build(name: str) -> Any:
     Raises:
         InputError: a required macro is missing, a value is out of range, a binding is not used.
     """
-    missing = _REQUIRED_LINE.findall(gin.config_str())
+    missing = missing_macros()
     if missing:
         raise InputError(describe("The config leaves out what it requires", where="gin config",
                                   got=f"no {', no '.join(sorted(missing))}",

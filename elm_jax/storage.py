@@ -148,7 +148,9 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
     """
     text = read_text(path)
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
+        if "\\ud" in text.lower():  # half a pair of surrogates is no character: it cannot be written
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InputError(
             describe(f"The {kind} is not valid JSON", where=f"{path}, line {error.lineno}", got=error.msg)
@@ -170,6 +172,10 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
             )
         )
     return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
 
 
 def append_jsonl(path: PathLike, rows: list[dict[str, Any]]) -> None:
@@ -458,7 +464,7 @@ def guard_reads(path: PathLike) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise for missing or damaged files into one InputError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(describe(
             "The weights cannot be read", where=path, got=str(error)[:300],
             cure="files are missing or damaged: fetch or write them again")) from error

@@ -1,6 +1,7 @@
 """Overlays: the leaves that an expert replaces or adds, and how they go onto a base."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,7 +16,7 @@ from elm_jax.experts.formats import elm
 from elm_jax.experts.formats.model import Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import AdapterConfig, T5Config
-from elm_jax.types import Params
+from elm_jax.types import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,12 @@ def initial_overlay(
 
 def _fresh_adapters(network: T5Network, seed: int) -> Params:
     """Adapters alone: compiled as one program, the network's other leaves are never made."""
-    return jax.jit(lambda rng: trees.split(network.init(rng), is_adapter_leaf)[0])(jax.random.key(seed))
+    return _adapters_from(network, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _adapters_from(network: T5Network, rng: Array) -> Params:
+    return trees.split(network.init(rng), is_adapter_leaf)[0]
 
 
 def resolve(base: Base, expert: Expert | None) -> tuple[T5Network, Params]:
@@ -110,22 +116,32 @@ def save_expert(folder: storage.PathLike, expert: Expert) -> None:
     """
     folder = storage.begin(folder)
     hosts.barrier()
-    storage.save_tree(folder / elm.WEIGHTS, expert.overlay)
-    _write_card(folder, expert.card, trees.fingerprint(expert.overlay))
-    storage.commit(folder)
+    write_expert(folder, expert)
     hosts.barrier()
 
 
-def save_leaves_as_expert(folder: storage.PathLike, card: ExpertCard, tensors: Tensors) -> None:
-    """As `save_expert`, for an overlay that need not fit into memory: a few leaves at a time.
+def write_expert(folder: storage.PathLike, expert: Expert) -> None:
+    """As `save_expert`, into an empty folder that is there, as `storage.staged` gives one."""
+    folder = storage.as_path(folder)
+    storage.save_tree(folder / elm.WEIGHTS, expert.overlay)
+    _write_card(folder, expert.card, trees.fingerprint(expert.overlay))
+    storage.commit(folder)
+
+
+def save_leaves_as_expert(
+    folder: storage.PathLike, card: ExpertCard, tensors: Tensors, check: Callable[[], None] = lambda: None,
+) -> None:
+    """As `write_expert`, for an overlay that need not fit into memory: a few leaves at a time.
 
     Args:
-        folder: emptied first.
+        folder: is there, and empty.
         card: of the expert.
         tensors: every leaf of the overlay, in float32.
+        check: called when all of them were read, before the folder is whole.
     """
-    folder = storage.begin(folder)
+    folder = storage.as_path(folder)
     fingerprint = elm.save_leaves(folder / elm.WEIGHTS, tensors)
+    check()
     _write_card(folder, card, fingerprint)
     storage.commit(folder)
 

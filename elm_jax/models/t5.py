@@ -12,11 +12,13 @@ import jax.numpy as jnp
 
 from elm_jax import sharding, trees
 from elm_jax.errors import InputError, describe
+from elm_jax.models import layer_stack
+from elm_jax.models.layer_stack import Layout
 from elm_jax.models.t5_config import AdapterConfig, T5Config
 from elm_jax.models.transformer import Cache, Transformer
 from elm_jax.types import Array, Batch, Params
 
-__all__ = ["AdapterConfig", "Cache", "T5Config", "T5Network", "shift_right"]
+__all__ = ["AdapterConfig", "Cache", "Layout", "T5Config", "T5Network", "shift_right"]
 
 PADDING_ID = 0
 PACKING_KEYS = (
@@ -37,13 +39,15 @@ class T5Network:
 
     Attributes:
         config: dimensions, generation, adapters.
+        layout: how it is computed: rematerialisation, layers one by one or as a scan.
     """
 
     config: T5Config
+    layout: Layout = dataclasses.field(default_factory=Layout)
 
     @property
     def _module(self) -> Transformer:
-        return Transformer(self.config)
+        return Transformer(self.config, self.layout)
 
     def init(self, rng: Array) -> Params:
         """Fresh parameters in float32. Pure: jit it with `out_shardings` to create them split."""
@@ -55,7 +59,14 @@ class T5Network:
 
     def logical_axes(self) -> Params:
         """Tree of `sharding.Axes` (logical axis names by dimension), structured as `init`."""
-        return trees.unflatten(dict(_flat_axes(self)))
+        return trees.unflatten(dict(_flat_axes(self.config)))
+
+    def axes_of(self, path: str) -> sharding.Axes | None:
+        """Logical axes of one leaf, also of a stacked one (``encoder/layers/...``); None if there is none."""
+        axes = _flat_axes(self.config).get(layer_stack.first_layer(path))
+        if axes is None or not layer_stack.is_stacked(path):
+            return axes
+        return sharding.Axes((layer_stack.STACKED, *axes))
 
     def logits(self, params: Params, batch: Batch, *, dropout_rng: Array | None = None) -> Array:
         """Logits of every decoder position.
@@ -148,9 +159,9 @@ class T5Network:
 
 
 @functools.lru_cache(maxsize=64)
-def _flat_axes(network: T5Network) -> dict[str, sharding.Axes]:
+def _flat_axes(config: T5Config) -> dict[str, sharding.Axes]:
     """Logical axes by path. Remembered: tracing `init` of a network of 48 layers takes seconds."""
-    variables = jax.eval_shape(network._init_variables, jax.random.key(0))
+    variables = jax.eval_shape(T5Network(config)._init_variables, jax.random.key(0))
     return {
         path.removesuffix(_AXES_SUFFIX): sharding.Axes(metadata.names)
         for path, metadata in trees.flatten(variables["params_axes"]).items()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from elm_jax.models.adapter import Adapter
 from elm_jax.models.attention import Attention, KeysValues
+from elm_jax.models.layer_stack import Layout, run_layers
 from elm_jax.models.layers import (
     LOGITS_PRECISION,
     MASKED,
@@ -70,7 +71,7 @@ def _norm(config: T5Config) -> RMSNorm:
 def _attention(config: T5Config) -> Attention:
     return Attention(
         config.emb_dim, config.num_heads, config.head_dim, config.dropout_rate,
-        config.activation_dtype,
+        config.activation_dtype, config.low_rank,
     )
 
 
@@ -104,7 +105,7 @@ class EncoderLayer(nn.Module):
         self.pre_mlp_layer_norm = _norm(self.config)
         self.mlp = _mlp(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             self.attention_adapter = _adapter(self.config)
             self.mlp_adapter = _adapter(self.config)
 
@@ -112,11 +113,11 @@ class EncoderLayer(nn.Module):
         """f[B, S, D] -> f[B, S, D]."""
         normed = self.pre_attention_layer_norm(x)
         y = self.attention(normed, self.attention.keys_values(normed), biases, deterministic)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             y = self.attention_adapter(y)
         x = x + self.dropout(y, deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             y = self.mlp_adapter(y)
         return x + self.dropout(y, deterministic)
 
@@ -135,7 +136,7 @@ class DecoderLayer(nn.Module):
         self.pre_mlp_layer_norm = _norm(self.config)
         self.mlp = _mlp(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             self.self_attention_adapter = _adapter(self.config)
             self.mlp_adapter = _adapter(self.config)
 
@@ -172,7 +173,7 @@ class DecoderLayer(nn.Module):
         self_biases: Biases, cross_biases: Biases, deterministic: bool,
     ) -> Array:
         y = self.self_attention(normed, keys_values, self_biases, deterministic)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             y = self.self_attention_adapter(y)
         x = x + self.dropout(y, deterministic)
         y = self.encoder_decoder_attention(
@@ -180,15 +181,33 @@ class DecoderLayer(nn.Module):
         )
         x = x + self.dropout(y, deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             y = self.mlp_adapter(y)
         return x + self.dropout(y, deterministic)
+
+
+def _through(
+    stack: "Encoder | Decoder", layer: type[nn.Module], x: Array, arguments: tuple[Any, ...],
+    deterministic: bool,
+) -> Array:
+    """f[B, L, D] through all layers of a stack, as its layout says."""
+    if stack.is_initializing():
+        for bound in stack.layers:
+            x = bound(x, *arguments, deterministic)
+        return x
+    config = stack.config
+    drops = not deterministic and config.dropout_rate > 0.0
+    return run_layers(
+        layer(config, parent=None), stack.layout, stack.variables["params"], len(stack.layers),
+        config.activation_dtype, x, arguments, stack.make_rng("dropout") if drops else None,
+    )
 
 
 class Encoder(nn.Module):
     """Stack of encoder layers with one shared relative position bias."""
 
     config: T5Config
+    layout: Layout = Layout()
 
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
@@ -203,8 +222,7 @@ class Encoder(nn.Module):
         """Embedded f[B, S, D], key mask bool[B, 1, 1 or S, S] -> f[B, S, D]."""
         biases = (self.relpos_bias(x.shape[1], positions), mask_bias(allowed))
         x = self.dropout(x, deterministic)
-        for layer in self.layers:
-            x = layer(x, biases, deterministic)
+        x = _through(self, EncoderLayer, x, (biases,), deterministic)
         return self.dropout(self.encoder_norm(x), deterministic)
 
 
@@ -212,6 +230,7 @@ class Decoder(nn.Module):
     """Stack of decoder layers with one shared relative position bias, and the untied head."""
 
     config: T5Config
+    layout: Layout = Layout()
 
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
@@ -233,8 +252,7 @@ class Decoder(nn.Module):
         self_biases = (self.relpos_bias(x.shape[1], positions), mask_bias(self_allowed))
         cross_biases = (mask_bias(cross_allowed),)
         x = self.dropout(x, deterministic)
-        for layer in self.layers:
-            x = layer(x, encoded, self_biases, cross_biases, deterministic)
+        x = _through(self, DecoderLayer, x, (encoded, self_biases, cross_biases), deterministic)
         return self.dropout(self.decoder_norm(x), deterministic)
 
     def head(self, x: Array) -> Array:
@@ -278,13 +296,14 @@ class Transformer(nn.Module):
     """Embedding, encoder, decoder, head."""
 
     config: T5Config
+    layout: Layout = Layout()
 
     def setup(self) -> None:
         """Creates the three parts."""
         config = self.config
         self.token_embedder = Embed(config.vocab_size, config.emb_dim, config.activation_dtype)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = Encoder(config, self.layout)
+        self.decoder = Decoder(config, self.layout)
 
     def __call__(
         self, encoder_input_tokens: Array, decoder_input_tokens: Array,

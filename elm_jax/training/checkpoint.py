@@ -76,8 +76,12 @@ class Checkpoints:
             if name.isdecimal() and storage.is_committed(self.folder / name)
         )
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, note: Any = None) -> None:
         """Starts saving; returns when the state is copied, so that its buffers may be donated.
+
+        Args:
+            state: what to save; its step names the checkpoint.
+            note: JSON value that goes into the checkpoint's marker, for `note` to read.
 
         Raises:
             RunError: this save could not start, or the one before it failed, as on a full disk.
@@ -90,7 +94,7 @@ class Checkpoints:
             storage.begin(target)
             hosts.barrier()
             self._checkpointer.save(target / _STATE, args=ocp.args.StandardSave(state))
-        self._saving = self._thread.submit(self._finish, target, leaves)
+        self._saving = self._thread.submit(self._finish, target, leaves, note)
 
     def wait(self) -> None:
         """Waits until the save under way is whole.
@@ -121,6 +125,14 @@ class Checkpoints:
         with storage.guard_reads(source):
             return self._checkpointer.restore(source / _STATE, args=ocp.args.StandardRestore(like))
 
+    def note(self) -> Any:
+        """The note of the newest whole checkpoint; None if there is no checkpoint."""
+        steps = self.steps()
+        if not steps:
+            return None
+        return storage.read_json(self.folder / str(steps[-1]) / storage.MARKER, kind="checkpoint",
+                                 schema_version=_SCHEMA_VERSION).get("note")
+
     def _check(self, source: epath.Path, like: TrainState) -> None:
         marker = storage.read_json(
             source / storage.MARKER, kind="checkpoint", schema_version=_SCHEMA_VERSION
@@ -140,7 +152,7 @@ class Checkpoints:
                         )
                     )
 
-    def _finish(self, target: epath.Path, leaves: dict[str, str]) -> None:
+    def _finish(self, target: epath.Path, leaves: dict[str, str], note: Any) -> None:
         """In the thread: waits for Orbax, writes the marker, drops old checkpoints."""
         with storage.guard_writes(target):
             self._checkpointer.wait_until_finished()
@@ -148,7 +160,8 @@ class Checkpoints:
                 return
             storage.commit(
                 target, {"schema_version": _SCHEMA_VERSION, "step": int(target.name),
-                         "leaves": leaves, "facts": _as_text(self.facts)},
+                         "leaves": leaves, "facts": _as_text(self.facts),
+                         **({} if note is None else {"note": note})},
             )
             for step in self.steps()[: -self.keep]:
                 storage.remove(self.folder / str(step))

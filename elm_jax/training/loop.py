@@ -58,6 +58,7 @@ class RunConfig:
         tensorboard: whether to write TensorBoard files too.
         config_digest: of the run's whole config; a run folder is resumed by the same one only.
         name: what the progress line says; None for no line.
+        base_dtype: in which frozen kernels and embeddings lie on the devices; None for that of the base.
     """
 
     train_steps: int
@@ -70,6 +71,7 @@ class RunConfig:
     tensorboard: bool = False
     config_digest: str = ""
     name: str | None = "train"
+    base_dtype: str | None = None
 
     def __post_init__(self) -> None:
         least = {"train_steps": 1, "seed": 0, "num_microbatches": 1, "checkpoint_every": 1,
@@ -110,14 +112,14 @@ def train_overlay(
     checkpoint_every: int = 1000, keep: int = 2, num_microbatches: int = 1, log_every: int = 1,
     tensorboard: bool = False, config_digest: str = "", name: str | None = "train",
     loss: LossConfig | None = None, on_start: Callable[[], None] | None = None,
-    rules: Rules = sharding.DEFAULT_RULES, take: bool = False,
+    rules: Rules = sharding.DEFAULT_RULES, base_dtype: str | None = None, take: bool = False,
 ) -> FitResult:
     """`fit` with its settings as plain arguments; see `RunConfig` and `fit`."""
     run = RunConfig(
         train_steps=train_steps, seed=seed, num_microbatches=num_microbatches,
         run_dir=None if run_dir is None else str(run_dir), checkpoint_every=checkpoint_every,
         keep=keep, log_every=log_every, tensorboard=tensorboard, config_digest=config_digest,
-        name=name,
+        name=name, base_dtype=base_dtype,
     )
     return fit(network, optimizer, base, overlay, stream, run, mesh, loss, on_start, rules, take)
 
@@ -153,7 +155,8 @@ def fit(
     trained = trees.flatten(overlay)
     frozen, _ = trees.split(base, lambda path: path not in trained)
     _check_params(network, frozen, overlay)
-    placed = sharding.put_tree(frozen, states.shardings_of_params(network, frozen, mesh, rules))
+    placed = states.frozen_leaves(network, frozen, mesh, rules, run.base_dtype)
+    del frozen, base
     feed = _Feed(stream, mesh)
     step_fn = compile_step(make_spec(network, optimizer, loss, placed, overlay, feed.shapes(), mesh,
                                      run.num_microbatches, rules))

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import sharding, trees
+from elm_jax import hosts, sharding, trees
 from elm_jax.errors import InputError, describe
+from elm_jax.models import layer_stack
 from elm_jax.models.t5 import T5Network
 from elm_jax.sharding import Rules
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
@@ -52,14 +53,14 @@ def abstract(tree: Params) -> Params:
 def shardings_of_params(
     network: T5Network, params: Params, mesh: Mesh, rules: Rules = sharding.DEFAULT_RULES
 ) -> Params:
-    """Shardings of any subset of a network's leaves (the frozen ones, or an overlay).
+    """Shardings of any subset of a network's leaves (the frozen ones, stacked or not, or an overlay).
 
     Raises:
         InputError: a leaf that the network does not have.
     """
-    axes = trees.flatten(network.logical_axes())
     flat = trees.flatten(params)
-    unknown = [path for path in flat if path not in axes]
+    axes = {path: network.axes_of(path) for path in flat}
+    unknown = [path for path in flat if axes[path] is None]
     if unknown:
         raise InputError(
             describe("The network has no such leaf", where=unknown[0],
@@ -71,6 +72,52 @@ def shardings_of_params(
         {path: sharding.leaf_sharding(axes[path], leaf.shape, mesh, rules)
          for path, leaf in flat.items()}
     )
+
+
+def frozen_leaves(
+    network: T5Network, frozen: Params, mesh: Mesh, rules: Rules = sharding.DEFAULT_RULES,
+    dtype: str | None = None,
+) -> Params:
+    """Frozen leaves as the step takes them: on the mesh, all layers of a kind as one array if it scans.
+
+    One leaf after another, so that there is no second copy of a base that comes from the host.
+
+    Args:
+        network: its layout says whether layers are stacked.
+        frozen: arrays of this host or on the mesh, one folder a layer; or all ShapeDtypeStruct, which
+            gives the like.
+        mesh: axes ('data', 'experts', 'model').
+        rules: logical axes to mesh axes.
+        dtype: of kernels and embeddings; None leaves them as they are. Norms and position biases stay.
+    """
+    flat, found = trees.flatten(frozen), {}
+    names = {path: [path] for path in flat}
+    for name, members in (layer_stack.stacked_names(flat) if network.layout.scan_layers else names).items():
+        leaves = [flat[path] for path in members]
+        target = leaves[0].dtype
+        if dtype is not None and name.endswith(("/kernel", "/embedding")):
+            target = jnp.dtype(dtype)
+        shape = (len(leaves),) * layer_stack.is_stacked(name) + tuple(leaves[0].shape)
+        where = sharding.leaf_sharding(network.axes_of(name), shape, mesh, rules)
+        found[name] = _one_leaf(leaves, target, shape, where)
+    return trees.unflatten(found)
+
+
+def _one_leaf(
+    leaves: Sequence[Any], dtype: jnp.dtype, shape: tuple[int, ...], where: NamedSharding
+) -> Any:
+    if isinstance(leaves[0], jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, dtype)
+    if all(isinstance(leaf, jax.Array) for leaf in leaves):
+        if shape == leaves[0].shape and dtype == leaves[0].dtype:
+            return jax.device_put(leaves[0], where)
+
+        def stack(*leaves: Array) -> Array:
+            return jnp.stack([leaf.astype(dtype) for leaf in leaves]).reshape(shape)
+
+        return jax.jit(stack, out_shardings=where)(*leaves)
+    parts = [np.asarray(leaf).astype(dtype, copy=False) for leaf in leaves]
+    return hosts.put(np.stack(parts) if len(shape) > parts[0].ndim else parts[0], where)
 
 
 def shardings_of_state(

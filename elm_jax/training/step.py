@@ -71,15 +71,15 @@ def split_microbatches(batch: Batch, count: int) -> Batch:
 
 def placed_as_parameters(network: T5Network, tree: Params) -> Params:
     """A tree of gradients, or of some leaves, bound to the places of the parameters."""
-    axes = trees.flatten(network.logical_axes())
     return trees.unflatten({
-        path: sharding.constrain(leaf, *axes[path]) for path, leaf in trees.flatten(tree).items()
+        path: sharding.constrain(leaf, *network.axes_of(path)) for path, leaf in trees.flatten(tree).items()
     })
 
 
 def train_step(
     network: T5Network, optimizer: OptimizerConfig, loss: LossConfig, num_microbatches: int,
     frozen: Params, state: TrainState, batch: Batch, seed: Array, train_steps: Array,
+    peak: Array | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of the overlay from one batch.
 
@@ -93,6 +93,7 @@ def train_step(
         batch: arrays [B, ...], B a multiple of `num_microbatches`; keys as in `data.batches`.
         seed: u32[], of dropout.
         train_steps: i32[], length of the run, for the learning rate's schedule.
+        peak: f32[], takes the place of the optimiser config's learning rate; None keeps that.
 
     Returns:
         The state after the update, and f32[] metrics: loss (mean a token, nats), accuracy (share of
@@ -121,7 +122,7 @@ def train_step(
     weight = jnp.maximum(sums.weight, 1.0)  # a batch of padding only changes nothing
     grads = jax.tree.map(lambda grad: grad / weight, grads)
 
-    transformation = make_optimizer(optimizer, train_steps)
+    transformation = make_optimizer(optimizer, train_steps, peak)
     updates, opt_state = transformation.update(grads, state.opt_state, state.overlay)
     overlay = optax.apply_updates(state.overlay, updates)
     metrics = {
@@ -130,7 +131,7 @@ def train_step(
         "tokens": sums.weight,
         "grad_norm": optax.global_norm(grads),
         "param_norm": optax.global_norm(overlay),
-        "learning_rate": learning_rate(optimizer, state.step, train_steps),
+        "learning_rate": learning_rate(optimizer, state.step, train_steps, peak),
     }
     return TrainState(step=state.step + 1, overlay=overlay, opt_state=opt_state), metrics
 
@@ -143,7 +144,8 @@ def signature(tree: Params | Batch) -> Signature:
     )
 
 
-def _abstract(leaves: Signature) -> Params:
+def abstract_of(leaves: Signature) -> Params:
+    """The tree of ShapeDtypeStructs behind a signature. Inverse of `signature`."""
     return trees.unflatten(
         {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in leaves}
     )
@@ -180,17 +182,29 @@ def compile_step(spec: StepSpec) -> jax.stages.Compiled:
     the mesh as the rules say, the batch over its data axis. Specs are remembered, so that many runs of
     equal shapes in one process compile once.
     """
-    return lower_step(spec).compile()
+    return trace_step(spec).lower().compile(compiler_options(spec.mesh))
 
 
-def lower_step(spec: StepSpec) -> jax.stages.Lowered:
-    """`train_step` of a spec before XLA compiles it; the mesh's devices need not be there."""
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """What XLA is told beside the program.
+
+    A product whose weights are split is best served by one gather that other work hides. XLA for TPUs would
+    cut it into a ring of small products and permutations, unrolled: at 16 chips a program many times as
+    long, which takes minutes to compile for every kind of layer.
+    """
+    if mesh.devices.flat[0].platform != "tpu":
+        return {}
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": str(2**20)}
+
+
+def trace_step(spec: StepSpec) -> jax.stages.Traced:
+    """`train_step` of a spec before XLA sees it; the mesh's devices need not be there."""
     mesh, network = spec.mesh, spec.network
-    frozen, overlay = _abstract(spec.frozen), _abstract(spec.overlay)
+    frozen, overlay = abstract_of(spec.frozen), abstract_of(spec.overlay)
     state = states.abstract_state(overlay, spec.optimizer)
     state_shardings = states.shardings_of_state(network, overlay, spec.optimizer, mesh, spec.rules)
     whole = sharding.replicated(mesh)
-    batch: Mapping[str, jax.ShapeDtypeStruct] = _abstract(spec.batch)
+    batch: Mapping[str, jax.ShapeDtypeStruct] = abstract_of(spec.batch)
 
     def placed_step(*arguments: Any) -> tuple[TrainState, dict[str, Array]]:
         with sharding.placed(mesh, spec.rules):
@@ -206,7 +220,7 @@ def lower_step(spec: StepSpec) -> jax.stages.Lowered:
         donate_argnums=1,
     )
     seed, train_steps = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
-    return step.lower(frozen, state, batch, seed, train_steps)
+    return step.trace(frozen, state, batch, seed, train_steps)
 
 
 def num_programs() -> int:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from elm_jax import hosts, storage
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
-from elm_jax.experts.base import Base
+from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.preemption import Stopped
@@ -28,6 +28,7 @@ from elm_jax.workflows.pretrain import PretrainConfig, check_same_base, pretrain
 from elm_jax.workflows.study_config import StageSettings, StudyConfig
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import TrainConfig, train
+from elm_jax.workflows.train_stack import train_experts
 
 logger = logging.getLogger(__name__)
 MULTITASK_ID = "multitask"
@@ -42,7 +43,7 @@ class Study:
         study_checks.check(config)
         self.root = storage.as_path(config.workdir)
         self.mesh: Mesh = study_checks.mesh_of(config)
-        if storage.is_committed(self.root / "base" / "base"):
+        if config.pretrain is not None and storage.is_committed(self.root / "base" / "base"):
             check_same_base(self.root / "base" / "base", self.pretrain_config())
         self.made_of = run_record.MadeOf(self.root / "made_of.json")
         self.clock = run_record.StageClock(self.root / "stages.json")
@@ -65,13 +66,13 @@ class Study:
             dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
             self.prepare(dataset_tasks)
         with self.clock.stage("train prompt experts"):
-            prompts = [self.train_one("prompt", task, task, config.prompt) for task in config.prompt_tasks]
+            prompts = self.train_prompts()
         with self.clock.stage("train dataset experts"):
-            datasets = [self.train_one("dataset", f"{name}-de", name, config.dataset)
+            datasets = [self.train_one(expert_config(config, "dataset", f"{name}-de", name, config.dataset))
                         for name in config.datasets]
         with self.clock.stage("train the multitask baseline"):
-            multitask = self.train_one("multitask", MULTITASK_ID, ",".join(config.datasets),
-                                       config.multitask)
+            multitask = self.train_one(expert_config(
+                config, "multitask", MULTITASK_ID, ",".join(config.datasets), config.multitask))
         with self.clock.stage("build the library"):
             library = self.make_library(prompts)
         with self.clock.stage("route"):
@@ -104,7 +105,9 @@ class Study:
         )
 
     def make_base(self) -> Base:
-        """Stage: the pretrained base."""
+        """Stage: the base, pretrained unless one is given."""
+        if self.config.initial_checkpoint_path is not None:
+            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh)
         base = pretrain(self.pretrain_config(), mesh=self.mesh)
         if base is None:
             raise Stopped
@@ -125,13 +128,25 @@ class Study:
                  *(task for tasks in dataset_tasks.values() for task in tasks)]
         return list(dict.fromkeys(names))
 
-    def train_one(self, kind: str, expert_id: str, task: str, settings: StageSettings) -> Model:
+    def train_prompts(self) -> list[Model]:
+        """Stage: the prompt experts, several at once if the config says so."""
+        config = self.config
+        configs = [expert_config(config, "prompt", task, task, config.prompt) for task in config.prompt_tasks]
+        if config.stack_experts == 1:
+            return [self.train_one(one) for one in configs]
+        outcome = train_experts(configs, str(self.root / "experts"), config.stack_experts, base=self.base,
+                                data=self.data, mesh=self.mesh)
+        if outcome.stopped:
+            raise Stopped
+        outcome.check()
+        return [self.model(expert_id, folder) for expert_id, folder in outcome.done.items()]
+
+    def train_one(self, config: TrainConfig) -> Model:
         """Stage: one expert, trained or found finished."""
-        config = expert_config(self.config, kind, expert_id, task, settings)
         outcome = train(config, base=self.base, data=self.data, mesh=self.mesh)
         if outcome.stopped:
             raise Stopped
-        return self.model(expert_id, self.root / "experts" / expert_id / "expert")
+        return self.model(config.expert_id, storage.as_path(config.model_dir) / "expert")
 
     def model(self, expert_id: str, folder: storage.PathLike) -> Model:
         """An expert on disk, loaded when it is scored."""
@@ -219,7 +234,8 @@ class Study:
             models, lambda name: tasks_of.get(name, []), self.data, self.base, store,
             EvaluationSettings(source_length=config.eval_source_length, tokens_per_batch=4096,
                                max_new_tokens=config.max_new_tokens),
-            mesh=self.mesh, max_rows=config.max_eval_rows, replace=True)
+            mesh=self.mesh, max_rows=config.max_eval_rows, replace=True,
+            stack_experts=config.stack_experts)
         return store
 
     def facts(self, prompts: list[Model], datasets: list[Model], routing: dict[str, Any],
@@ -248,14 +264,16 @@ def expert_config(config: StudyConfig, kind: str, expert_id: str, task: str,
     """How one expert of a study is trained."""
     root = storage.as_path(config.workdir)
     return TrainConfig(
-        model_dir=str(root / "experts" / expert_id), task=task,
-        initial_checkpoint_path=str(root / "base" / "base"), kind=kind, train_steps=settings.train_steps,
-        batch_size=settings.batch_size, task_feature_lengths=settings.task_feature_lengths,
-        optimizer=settings.optimizer, dropout_rate=settings.dropout_rate, random_seed=config.random_seed,
-        max_examples=settings.max_examples, adapter_bottleneck=config.adapter_bottleneck,
-        checkpoint_period=settings.checkpoint_period, keep_checkpoints=1, modules=config.modules,
-        prepared_dir=str(root / "prepared"), expert_id=expert_id, tensorboard=False,
+        model_dir=str(root / "experts" / expert_id), task=task, initial_checkpoint_path=base_of(config),
+        kind=kind, **settings.for_training(), random_seed=config.random_seed,
+        adapter_bottleneck=config.adapter_bottleneck, keep_checkpoints=1, network=config.network,
+        modules=config.modules, prepared_dir=str(root / "prepared"), expert_id=expert_id, tensorboard=False,
         mesh_data=config.mesh_data, mesh_model=config.mesh_model)
+
+
+def base_of(config: StudyConfig) -> str:
+    """Where a study's base is, or will be."""
+    return config.initial_checkpoint_path or str(storage.as_path(config.workdir) / "base" / "base")
 
 
 def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
@@ -265,8 +283,8 @@ def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
         InputError: the study has no base yet.
     """
     study_checks.check(config)
-    base = storage.as_path(config.workdir) / "base" / "base"
-    if not storage.is_committed(base):
+    base = base_of(config)
+    if config.initial_checkpoint_path is None and not storage.is_committed(base):
         raise InputError(describe(
             "A study's experts can be farmed once it has a base", where=base, got="no base",
             cure="run `elm study` until its base is there and stop it, then make the farm again"))

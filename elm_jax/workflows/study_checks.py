@@ -53,8 +53,9 @@ def mesh_of(config: StudyConfig) -> Mesh:
     Raises:
         InputError: a batch size is no multiple of the data axis that the config gives.
     """
-    stages = ("pretrain", "prompt", "dataset", "multitask")
-    sizes = {name: getattr(config, name).batch_size for name in stages}
+    stages = {name: getattr(config, name) for name in ("pretrain", "prompt", "dataset", "multitask")}
+    # Each microbatch is divided over the data axis.
+    sizes = {name: stage.batch_size // stage.num_microbatches for name, stage in stages.items() if stage}
     data = config.mesh_data
     if data == -1 and config.mesh_model >= 1:
         most = len(jax.devices()) // config.mesh_model

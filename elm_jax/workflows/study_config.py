@@ -1,6 +1,7 @@
 """The config of a study: one gin file for the whole chain."""
 
 import dataclasses
+from typing import Any
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5_config import T5Config
@@ -13,27 +14,45 @@ class StageSettings:
     """How one kind of model is trained in a study (gin: scoped ``StageSettings``).
 
     Attributes:
-        train_steps: optimiser steps.
+        train_steps: optimiser steps; None where `epochs` says how long.
         batch_size: global batch size in packed rows.
         task_feature_lengths: ``{'inputs': S, 'targets': T}``, tokens.
         optimizer: see `OptimizerConfig`.
         dropout_rate: while training.
         max_examples: at most so many examples of each dataset an epoch; None for all.
         checkpoint_period: steps between checkpoints.
+        epochs: passes over the data; for experts, not for the base.
+        num_microbatches: this and the fields behind it are as those of `TrainConfig`; for experts.
     """
 
-    train_steps: int
+    train_steps: int | None
     batch_size: int
     task_feature_lengths: dict[str, int]
     optimizer: OptimizerConfig
     dropout_rate: float = 0.0
     max_examples: int | None = None
     checkpoint_period: int = 100
+    epochs: float | None = None
+    num_microbatches: int = 1
+    dtype: str = "float32"
+    base_dtype: str | None = None
+    remat: str = "none"
+    scan_layers: bool = False
+    sharding_rules: tuple[tuple | list, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_positive(train_steps=self.train_steps, batch_size=self.batch_size,
-                       max_examples=self.max_examples, checkpoint_period=self.checkpoint_period)
+        check_positive(train_steps=self.train_steps, batch_size=self.batch_size, epochs=self.epochs,
+                       max_examples=self.max_examples, checkpoint_period=self.checkpoint_period,
+                       num_microbatches=self.num_microbatches)
+        if (self.train_steps is None) == (self.epochs is None):
+            raise InputError(describe("Give the length of training once", where="StageSettings",
+                                      got=f"train_steps={self.train_steps}, epochs={self.epochs}",
+                                      expected="exactly one of train_steps and epochs"))
+
+    def for_training(self) -> dict[str, Any]:
+        """All of them by name, as `TrainConfig` takes them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +70,7 @@ class StudyConfig:
         character_coverage: see `PretrainConfig`.
         chunk_length: tokens of one pretraining chunk.
         prefix_lm_share: share of prefix-LM examples in pretraining.
-        pretrain: settings of the base's pretraining.
+        pretrain: settings of the base's pretraining; None where a base is given.
         prompt: settings of every prompt expert.
         dataset: settings of every dataset expert.
         multitask: settings of the multitask baseline.
@@ -72,13 +91,17 @@ class StudyConfig:
         random_seed: of everything.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
         mesh_model: size of the mesh's model axis.
+        stack_experts: prompt experts that train at once, in one program, and are scored at once; 1 is one
+            after another.
+        initial_checkpoint_path: folder of a base, or a hub name; None pretrains one. Its dimensions must be
+            those of `network`.
     """
 
     workdir: str
     modules: tuple[str, ...]
     passages: tuple[str, ...]
     network: T5Config
-    pretrain: StageSettings
+    pretrain: StageSettings | None
     prompt: StageSettings
     dataset: StageSettings
     multitask: StageSettings
@@ -105,12 +128,19 @@ class StudyConfig:
     random_seed: int = 0
     mesh_data: int = -1
     mesh_model: int = 1
+    stack_experts: int = 1
+    initial_checkpoint_path: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
+        if (self.pretrain is None) == (self.initial_checkpoint_path is None):
+            raise InputError(describe(
+                "A study needs one base", where="study.pretrain and study.initial_checkpoint_path",
+                got="both" if self.pretrain else "neither", expected="settings to pretrain one, or a folder"))
         check_positive(max_eval_rows=self.max_eval_rows, eval_source_length=self.eval_source_length,
                        max_new_tokens=self.max_new_tokens, num_queries=self.num_queries,
-                       instances_per_expert=self.instances_per_expert, top_k=self.top_k)
+                       instances_per_expert=self.instances_per_expert, top_k=self.top_k,
+                       stack_experts=self.stack_experts)
         for name in ("modules", "passages", "prompt_tasks", "datasets", "unseen_tasks",
                      "generative_tasks", "heldout_prompts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

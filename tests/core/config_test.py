@@ -19,7 +19,9 @@ BINDINGS = {
     "study": ["WORKDIR='study'"],
 }
 RUNS = [("experts/prompt.gin", "train"), ("experts/dataset.gin", "train"), ("experts/multitask.gin", "train"),
-        ("runs/pretrain.gin", "pretrain"), ("studies/demo.gin", "study"), ("studies/p3_small.gin", "study")]
+        ("runs/pretrain.gin", "pretrain"), ("studies/demo.gin", "study"), ("studies/p3_small.gin", "study"),
+        *((f"scale/{path.name}", "train") for path in sorted((GIN / "scale").glob("*.gin")))]
+SHARDINGS = sorted((GIN / "sharding").glob("*.gin"))
 
 
 def build(file, name, *bindings):
@@ -30,6 +32,41 @@ def build(file, name, *bindings):
 @pytest.mark.parametrize(("file", "name"), RUNS)
 def test_every_binding_of_the_shipped_runs_is_used(file, name):
     build(file, name)
+
+
+def test_the_study_at_the_papers_scale_has_its_experts_and_targets():
+    study = build("studies/roe_xl.gin", "study", "INITIAL_CHECKPOINT_PATH='base'")
+    assert len(study.prompt_tasks) == 296 and len(study.datasets) == 36 and len(study.unseen_tasks) == 113
+    assert study.prompt.epochs == 5 and study.prompt.train_steps is None
+    assert study.dataset.sharding_rules != study.prompt.sharding_rules
+
+
+@pytest.mark.parametrize("path", SHARDINGS, ids=lambda path: path.stem)
+def test_the_shipped_sharding_rules_are_rules(path):
+    config.parse([str(GIN / "experts" / "prompt.gin"), str(path)], BINDINGS["train"])
+    rules = dict(config.build("train").rules())
+    split = {name for name, axis in rules.items() if axis == "model"}
+    assert bool(split) == ("model" in path.stem)
+    assert (rules["embed"] == "data") == ("fsdp" in path.stem)
+
+
+@pytest.mark.parametrize(("binding", "message"), [
+    ("SHARDING_RULES=(('embd','data'),)", "Unknown logical axis 'embd'"),
+    ("SHARDING_RULES=(('embed','modle'),)", "Unknown mesh axis 'modle'"),
+    ("REMAT='layers'", "Unknown remat policy 'layers'"), ("SCAN_LAYERS='yes'", "True or False"),
+    ("BASE_DTYPE='float16'", "base_dtype")])
+def test_how_a_step_is_laid_out_is_checked_before_anything_is_loaded(binding, message):
+    with pytest.raises(InputError, match=message):
+        build("experts/prompt.gin", "train", binding)
+
+
+def test_only_what_decides_a_result_is_in_the_digest():
+    plain = build("experts/prompt.gin", "train").digest()
+    assert plain == build("experts/prompt.gin", "train", "SHARDING_RULES=(('embed','data'),)",
+                          "REMAT='layer'", "SCAN_LAYERS=True", "MESH_DATA=4", "BASE_DTYPE='float32'").digest()
+    assert plain != build("experts/prompt.gin", "train", "BASE_DTYPE='bfloat16'").digest()
+    with pytest.raises(InputError, match="no frozen base"):
+        build("experts/dataset.gin", "train", "BASE_DTYPE='bfloat16'")
 
 
 @pytest.mark.parametrize(("file", "name", "binding", "set_name", "nearest"), [

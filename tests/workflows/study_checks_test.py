@@ -106,4 +106,4 @@ def test_the_mesh_takes_as_many_devices_as_divide_every_batch(batches, data):
     stages = {name: types.SimpleNamespace(batch_size=size)
               for name, size in zip(("pretrain", "prompt", "dataset", "multitask"), batches, strict=True)}
     config = types.SimpleNamespace(mesh_data=-1, mesh_model=1, **stages)
-    assert dict(study_checks.mesh_of(config).shape) == {"data": data, "model": 1}
+    assert dict(study_checks.mesh_of(config).shape) == {"data": data, "experts": 1, "model": 1}

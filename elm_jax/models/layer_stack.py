@@ -1,0 +1,141 @@
+"""How a stack of equal layers is computed: one after another or as one scan, kept or computed again.
+
+None of it changes what is computed, and none of it is seen on disk: there, and in a training state, every
+layer has a folder of its own (``layers_0``, ``layers_1``, ...). A scan needs all layers' leaves as one
+array [L, ...]. Frozen leaves are stacked once, before the first step (`stacked_names` says which); leaves
+that train are stacked within the step, their kernels in the dtype in which they are multiplied.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.types import Array, Params
+
+STACKED = "layers"
+_LAYER = re.compile(r"(?P<stack>\w+)/layers_(?P<index>\d+)/(?P<leaf>.+)")
+_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "layer": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+REMAT = tuple(_POLICIES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a network is computed; hashable, and no part of what an expert is.
+
+    Attributes:
+        remat: what the backward pass computes again: 'none' keeps all values that it needs, 'dots' keeps
+            the products with kernels, 'layer' keeps the layers' inputs only.
+        scan_layers: one compiled layer in a loop, in place of a copy of the program for each layer.
+    """
+
+    remat: str = "none"
+    scan_layers: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks both."""
+        if self.remat not in REMAT:
+            raise unknown_name("remat policy", str(self.remat), REMAT, where="remat")
+        if not isinstance(self.scan_layers, bool):
+            raise InputError(describe("Config value has the wrong type", where="scan_layers",
+                                      got=repr(self.scan_layers), expected="True or False"))
+
+
+def stacked_name(path: str) -> tuple[str, int] | None:
+    """``encoder/layers_3/mlp/wo/kernel`` -> (``encoder/layers/mlp/wo/kernel``, 3); None for other leaves."""
+    found = _LAYER.fullmatch(path)
+    return found and (f"{found['stack']}/{STACKED}/{found['leaf']}", int(found["index"]))
+
+
+def stacked_names(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Paths of the leaves that make each stacked leaf, in the order of the layers; others stand alone.
+
+    A leaf must be there in every layer of its stack, as in a network's leaves, or in the frozen ones.
+    """
+    groups: dict[str, dict[int, str]] = {}
+    alone: dict[str, list[str]] = {}
+    for path in paths:
+        found = stacked_name(path)
+        if found is None:
+            alone[path] = [path]
+        else:
+            groups.setdefault(found[0], {})[found[1]] = path
+    return alone | {name: [members[index] for index in sorted(members)] for name, members in groups.items()}
+
+
+def first_layer(path: str) -> str:
+    """The path in layer 0 of a stacked leaf: ``encoder/layers/mlp/...`` -> ``encoder/layers_0/mlp/...``."""
+    return path.replace(f"/{STACKED}/", f"/{STACKED}_0/", 1)
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the leaf holds all layers."""
+    return f"/{STACKED}/" in path
+
+
+def run_layers(
+    layer: nn.Module, layout: Layout, params: Mapping[str, Any], num_layers: int, dtype: jnp.dtype,
+    x: Array, arguments: tuple[Any, ...], rng: Array | None,
+) -> Array:
+    """Takes x through all layers of a stack.
+
+    Args:
+        layer: unbound; called with (x, *arguments, deterministic).
+        layout: how.
+        params: of the stack: ``layers_0`` and so on; leaves that are stacked already are in ``layers``.
+        num_layers: L.
+        dtype: in which kernels are multiplied.
+        x: f[B, L, D] of that dtype.
+        arguments: the same for every layer.
+        rng: of dropout, or None. Each layer's draws follow from it and from the layer's number alone.
+    """
+
+    def one(x: Array, own: tuple[Params, Array | None]) -> Array:
+        leaves, key = own
+        rngs = None if key is None else {"dropout": key}
+        return layer.apply({"params": leaves}, x, *arguments, key is None, rngs=rngs)
+
+    policy = _POLICIES[layout.remat]
+    if policy is not None:
+        # A loop keeps forward and backward pass apart by itself; in straight code XLA must be told.
+        one = jax.checkpoint(one, policy=policy, prevent_cse=not layout.scan_layers)
+    keys = None if rng is None else jax.random.split(rng, num_layers)
+    if layout.scan_layers:
+        stacked = _stack(params, num_layers, dtype)
+        return jax.lax.scan(lambda x, own: (one(x, own), None), x, (stacked, keys))[0]
+    for index in range(num_layers):
+        x = one(x, (params[f"{STACKED}_{index}"], None if keys is None else keys[index]))
+    return x
+
+
+def _stack(params: Mapping[str, Any], num_layers: int, dtype: jnp.dtype) -> Params:
+    """All layers' leaves as [L, ...]; what is stacked already is taken as it is."""
+    whole = params.get(STACKED, {})
+    if f"{STACKED}_0" not in params:
+        return whole
+    layers = [params[f"{STACKED}_{index}"] for index in range(num_layers)]
+
+    def stack(keys: tuple[Any, ...], *leaves: Array) -> Array:
+        # The same cast as the layer makes, earlier: a stack of half the bytes.
+        is_kernel = keys[-1].key == "kernel"
+        return jnp.stack([leaf.astype(dtype) if is_kernel else leaf for leaf in leaves])
+
+    return _merge(whole, jax.tree_util.tree_map_with_path(stack, layers[0], *layers[1:]))
+
+
+def _merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> Params:
+    """Union of two trees without a common leaf."""
+    return {
+        name: _merge(one[name], other[name]) if name in one and name in other
+        else one.get(name, other.get(name))
+        for name in [*one, *(name for name in other if name not in one)]
+    }

@@ -1,0 +1,237 @@
+"""The bytes that a step's shardings need to move between chips, counted by hand, not by a compiler.
+
+A second account beside `training.hlo`: what a step *must* send, from the leaves' shardings and the sizes of
+activations alone. A compiled program that sends much more has found another way than the rules meant. Bytes
+are those that one chip sends, by the ring's formulas of `hlo.ring_bytes`.
+
+Source of the accounts: FSDP, https://arxiv.org/abs/1910.02054 (section 5, "ZeRO"); tensor parallelism,
+https://arxiv.org/abs/1909.08053 (section 3).
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from elm_jax import sharding, trees
+from elm_jax.models.t5 import T5Network
+from elm_jax.sharding import Axes, Rules
+from elm_jax.training.hlo import ring_bytes
+from elm_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Traffic of one cause.
+
+    Attributes:
+        what: the cause, in words.
+        kind: of collective, as `hlo.KINDS`.
+        bytes: that one chip sends in a step.
+    """
+
+    what: str
+    kind: str
+    bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StepShape:
+    """What decides a step's traffic beside the network.
+
+    Attributes:
+        mesh: axes ('data', 'experts', 'model').
+        rules: logical axes to mesh axes.
+        rows: B, the global batch.
+        source: S.
+        target: T.
+        num_microbatches: parts of the batch.
+    """
+
+    mesh: Mesh
+    rules: Rules
+    rows: int
+    source: int
+    target: int
+    num_microbatches: int = 1
+
+
+def needs(network: T5Network, frozen: Params, overlay: Params, shape: StepShape) -> list[Need]:
+    """What a step must send, by cause; causes without bytes are left out.
+
+    Left out too is what is small whatever the model's size: sums of losses and norms, optimiser rows.
+
+    Args:
+        network: config and layout.
+        frozen: leaves that do not train, stacked or not, arrays or ShapeDtypeStruct.
+        overlay: leaves that train.
+        shape: of the step.
+    """
+    gathered = sum(
+        _gather_bytes(network, path, leaf, shape) for tree in (frozen, overlay)
+        for path, leaf in trees.flatten(tree).items()
+    )
+    reduced = {"all-reduce": 0.0, "reduce-scatter": 0.0}
+    for path, leaf in trees.flatten(overlay).items():
+        kind, sent = _gradient_bytes(network, path, leaf, shape)
+        reduced[kind] += sent
+    found = [
+        Need("weights gathered for the layers that use them", "all-gather", gathered),
+        Need("gradients summed where parameters are split", "reduce-scatter", reduced["reduce-scatter"]),
+        Need("gradients summed where parameters are whole", "all-reduce", reduced["all-reduce"]),
+        *_activation_needs(network, frozen, overlay, shape),
+    ]
+    return [need for need in found if need.bytes]
+
+
+def _dtype(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct) -> np.dtype:
+    """In which a leaf is multiplied: kernels in that of the activations, the head in float32."""
+    if path.endswith(("/kernel", "/bias")) and "logits_dense" not in path:
+        return np.dtype(network.config.activation_dtype)
+    return np.dtype(leaf.dtype) if path.endswith("/embedding") else np.dtype(np.float32)
+
+
+def _split(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def _batch_axes(shape: StepShape) -> set[str]:
+    return set(_split(dict(shape.rules)["batch"]))
+
+
+def _local(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
+           ) -> tuple[float, int]:
+    """(bytes of a leaf on a chip once it is whole over the batch's axes, chips it was split over there)."""
+    spec = sharding.leaf_spec(network.axes_of(path), leaf.shape, shape.mesh, shape.rules)
+    axes = [axis for entry in spec for axis in _split(entry)]
+    batch = _batch_axes(shape)
+    group = math.prod(shape.mesh.shape[axis] for axis in axes if axis in batch)
+    others = math.prod(shape.mesh.shape[axis] for axis in axes if axis not in batch)
+    size = math.prod(leaf.shape) * _dtype(network, path, leaf).itemsize
+    return size / others, group
+
+
+def _gather_bytes(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape) -> float:
+    """A split leaf is gathered by every microbatch: once, and again for the backward pass of a layer.
+
+    A layer's whole weights are kept between the passes only where layers are neither scanned nor computed
+    again: they all would be there at once then. What stands outside of layers is gathered once.
+    """
+    size, group = _local(network, path, leaf, shape)
+    once = ring_bytes("all-gather", size, group)
+    if not path.endswith("/embedding"):
+        layout = network.layout
+        twice = "/layers" in path and (layout.scan_layers or layout.remat != "none")
+        return (1 + twice) * once * shape.num_microbatches
+    # Looking up rows needs no gradient of its inputs; where the table's columns are split, moving the
+    # looked-up rows (to every chip's batch, and their gradients back) may be less than moving the table.
+    tokens = shape.rows / _data(shape) * (shape.source + shape.target)
+    rows = ring_bytes("all-to-all", tokens * leaf.shape[-1] * _dtype(network, path, leaf).itemsize, group)
+    return min(once * shape.num_microbatches, rows)
+
+
+def _gradient_bytes(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
+                    ) -> tuple[str, float]:
+    """A gradient is the sum over the batch's axes: split over them by every microbatch, else once."""
+    size, group = _local(network, path, leaf, shape)
+    if group > 1:
+        return "reduce-scatter", ring_bytes("reduce-scatter", size, group) * shape.num_microbatches
+    return "all-reduce", ring_bytes("all-reduce", size, _data(shape))
+
+
+def _data(shape: StepShape) -> int:
+    return math.prod(shape.mesh.shape[axis] for axis in _batch_axes(shape))
+
+
+def _activation_needs(
+    network: T5Network, frozen: Params, overlay: Params, shape: StepShape
+) -> Iterator[Need]:
+    """Tensor parallelism: sums over the axes that split a product's summed dimension."""
+    config, itemsize = network.config, np.dtype(network.config.activation_dtype).itemsize
+    width = config.emb_dim * itemsize
+    rows = shape.rows / _data(shape)
+    source, target = rows * shape.source * width, rows * shape.target * width
+    encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
+
+    def over(logical: str, size: int, payload: float) -> float:
+        return ring_bytes("all-reduce", payload, _parts(logical, size, shape))
+
+    def heads(payload: float) -> float:
+        return over("joined_kv", config.num_heads * config.head_dim, payload)
+
+    def mlp(payload: float) -> float:
+        return over("mlp", config.mlp_dim, payload)
+
+    again = network.layout.remat == "layer"
+    forward = heads(encoder * source + 2 * decoder * target) + mlp(encoder * source + decoder * target)
+    backward = heads(encoder * source + 2 * decoder * target + decoder * source) + mlp(
+        encoder * source + decoder * target)
+    repeated = 0.0
+    if again:  # all but a layer's last sum, which nothing in the layer reads, unless its adapter does
+        repeated = heads(encoder * source + 2 * decoder * target)
+    if config.adapter is not None:
+        adapters = 2 * (encoder * source + decoder * target)
+        forward += over("bottleneck", config.bottleneck, adapters)
+        backward += over("bottleneck", config.bottleneck, adapters)
+        if again:
+            repeated += mlp(encoder * source + decoder * target)
+            repeated += over("bottleneck", config.bottleneck, adapters / 2)
+    yield Need("outputs of sub-layers summed, forward", "all-reduce", forward)
+    yield Need("outputs of sub-layers summed, computed again", "all-reduce", repeated)
+    yield Need("gradients of sub-layers' inputs summed", "all-reduce", backward)
+    table = {**trees.flatten(frozen), **trees.flatten(overlay)}["token_embedder/embedding"]
+    looked_up = rows * (shape.source + shape.target) * config.emb_dim * np.dtype(table.dtype).itemsize
+    head = rows * shape.target * config.emb_dim * 4
+    yield Need("embedded tokens summed over the vocabulary's parts", "all-reduce",
+               over("vocab", config.vocab_size, looked_up))
+    yield Need("gradient of the head's input summed", "all-reduce", over("vocab", config.vocab_size, head))
+
+
+def _parts(logical: str, size: int, shape: StepShape) -> int:
+    """Over how many chips an activation's dimension is split, the batch's axes left out."""
+    spec: PartitionSpec = sharding.leaf_spec(
+        Axes((logical,)), (size,), shape.mesh, shape.rules, unused=_batch_axes(shape))
+    return math.prod(shape.mesh.shape[axis] for axis in _split(spec[0]))
+
+
+def flops_of(function: jax.extend.core.ClosedJaxpr) -> float:
+    """Floating-point operations of all matrix products of a traced function, loops counted in full.
+
+    What the backward pass computes again counts too; elementwise work does not.
+    """
+    return _flops(function.jaxpr)
+
+
+def _flops(jaxpr: jax.extend.core.Jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            result = math.prod(equation.outvars[0].aval.shape)
+            total += 2.0 * result * math.prod(left[axis] for axis in contracted)
+            continue
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inner = [_flops(part) for part in _inner(equation.params)]
+        total += times * (max(inner, default=0.0) if equation.primitive.name == "cond" else sum(inner))
+    return total
+
+
+def _inner(params: dict) -> Iterator[jax.extend.core.Jaxpr]:
+    for value in params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(part, "eqns"):
+                yield part
+            elif hasattr(part, "jaxpr") and hasattr(part.jaxpr, "eqns"):
+                yield part.jaxpr
+
+
+def bytes_on_a_chip(tree: Params, shardings: Params) -> int:
+    """Bytes of a tree's leaves that one chip holds."""
+    sizes = jax.tree.map(
+        lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize,
+        tree, shardings)
+    return sum(jax.tree.leaves(sizes))

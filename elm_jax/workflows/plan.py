@@ -1,0 +1,251 @@
+"""`elm train --plan`: what a run would need on chips that are not here, before they are paid for.
+
+The step that `elm train` runs is compiled ahead of time for the slice, and the compiled program is read.
+"""
+
+import dataclasses
+import logging
+import math
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from elm_jax import sharding, trees
+from elm_jax.data import batches
+from elm_jax.errors import RunError, describe
+from elm_jax.experts.overlay import trained_leaves
+from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.training import hlo, traffic
+from elm_jax.training import state as states
+from elm_jax.training import step as steps
+from elm_jax.training.losses import LossConfig
+from elm_jax.types import Batch, Params
+from elm_jax.workflows.chips import Topology, devices_of
+from elm_jax.workflows.train import FORM_OF_KIND, TrainConfig
+
+logger = logging.getLogger(__name__)
+GIGA = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """What one training step needs; bytes and operations of one chip unless said otherwise.
+
+    Attributes:
+        title: which run.
+        topology: ``v5e:4x4``.
+        mesh: sizes of the mesh's axes.
+        parameters: of the whole network; `trained` of them train.
+        trained: see `parameters`.
+        rows: global batch; `num_microbatches` parts of it run one after another.
+        num_microbatches: see `rows`.
+        lengths: (S, T).
+        memory: bytes by use: frozen, overlay, optimizer, batch, temporaries, program.
+        capacity: bytes of a chip's memory.
+        compiled_for: ``tpu``, or ``cpu`` where there is no compiler for the chip: `memory`'s temporaries
+            and `collectives` are then estimates.
+        flops: of a step, all chips, of matrix products, recomputed ones too.
+        collectives: `hlo.by_kind`.
+        needed: `traffic.needs`.
+        seconds: bounds of a step's time: compute, memory, wires.
+        compile_seconds: of tracing and compiling.
+        num_chips: of the slice.
+        steps: of the whole run, at most; None if that depends on data.
+    """
+
+    title: str
+    topology: str
+    mesh: dict[str, int]
+    parameters: int
+    trained: int
+    rows: int
+    num_microbatches: int
+    lengths: tuple[int, int]
+    memory: dict[str, int]
+    capacity: float
+    compiled_for: str
+    flops: float
+    collectives: dict[str, dict[str, float]]
+    needed: list[traffic.Need]
+    seconds: dict[str, float]
+    compile_seconds: float
+    num_chips: int
+    steps: int | None
+
+    @property
+    def total(self) -> int:
+        """Bytes that a chip needs."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is less than a chip has."""
+        return self.total < self.capacity
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a chip sends in a step."""
+        return sum(entry["bytes"] for entry in self.collectives.values())
+
+    @property
+    def must_send(self) -> float:
+        """Bytes that the shardings need."""
+        return sum(need.bytes for need in self.needed)
+
+    @property
+    def ratio(self) -> float:
+        """Sent over needed; 1 where nothing is needed and nothing is sent."""
+        if self.must_send:
+            return self.sent / self.must_send
+        return 1.0 if self.sent < 1e6 else math.inf
+
+    @property
+    def step_seconds(self) -> tuple[float, float]:
+        """A step's time if all three bounds overlap wholly, and if nothing overlaps."""
+        return max(self.seconds.values()), sum(self.seconds.values())
+
+    @property
+    def device_hours(self) -> tuple[float, float] | None:
+        """Chip-hours of the whole run, by both step times."""
+        if self.steps is None:
+            return None
+        return tuple(self.steps * seconds * self.num_chips / 3600 for seconds in self.step_seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            **dataclasses.asdict(self), "total": self.total, "fits": self.fits, "sent": self.sent,
+            "must_send": self.must_send, "ratio": self.ratio, "step_seconds": self.step_seconds,
+            "device_hours": self.device_hours,
+        }
+
+
+def plan_run(config: TrainConfig, network: T5Config, topology: Topology, title: str = "") -> StepPlan:
+    """Compiles the run's step for a slice and accounts for it. No base, no data, no chip is needed.
+
+    Args:
+        config: the run.
+        network: dimensions of its base.
+        topology: the slice.
+        title: for the table.
+
+    Raises:
+        InputError: mesh, batch and slice do not fit; no compiler.
+        RunError: the program does not fit the chip's memory, says the compiler.
+    """
+    mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, devices=devices_of(topology))
+    start = time.monotonic()
+    spec = _spec(config, network, mesh)
+    traced = steps.trace_step(spec)
+    try:
+        compiled = traced.lower().compile(steps.compiler_options(mesh))
+    except jax.errors.JaxRuntimeError as error:
+        raise _does_not_fit(error, config, topology) from error
+    seconds = time.monotonic() - start
+    logger.info("compiled %s for %s in %.0f s", title or config.kind, topology.name, seconds)
+    text = compiled.as_text()
+    frozen, overlay = steps.abstract_of(spec.frozen), steps.abstract_of(spec.overlay)
+    lengths = (config.task_feature_lengths["inputs"], config.task_feature_lengths["targets"])
+    shape = traffic.StepShape(mesh, spec.rules, config.batch_size, *lengths, config.num_microbatches)
+    collectives = hlo.by_kind(hlo.collectives_of(text, mesh.size))
+    flops = traffic.flops_of(traced.jaxpr)
+    memory = _memory(spec, frozen, overlay, compiled.memory_analysis())
+    return StepPlan(
+        title=title or config.kind, topology=topology.name, mesh=dict(mesh.shape),
+        parameters=trees.count(frozen) + trees.count(overlay), trained=trees.count(overlay),
+        rows=config.batch_size, num_microbatches=config.num_microbatches, lengths=lengths, memory=memory,
+        capacity=topology.chip.memory, compiled_for="tpu" if topology.is_compiled_for else "cpu",
+        flops=flops, collectives=collectives, needed=traffic.needs(spec.network, frozen, overlay, shape),
+        seconds=_seconds(topology, flops / _workers(spec), memory, collectives, config),
+        compile_seconds=seconds, num_chips=topology.num_chips, steps=most_steps(config))
+
+
+def most_steps(config: TrainConfig, num_datasets: int = 1) -> int | None:
+    """Steps of a run: as given, or at most what the cap of examples leaves, one example a row."""
+    if config.train_steps is not None:
+        return config.train_steps
+    if config.max_examples is None:
+        return None
+    return math.ceil(config.epochs * config.max_examples * num_datasets / config.batch_size)
+
+
+def _spec(config: TrainConfig, base: T5Config, mesh: Mesh) -> steps.StepSpec:
+    network = _network(config, base)
+    overlay, frozen = split_leaves(config, base)
+    frozen = states.frozen_leaves(network, frozen, mesh, config.rules(), config.base_dtype)
+    return steps.make_spec(network, config.optimizer, LossConfig(), frozen, overlay, _batch(config), mesh,
+                           config.num_microbatches, config.rules())
+
+
+def _network(config: TrainConfig, base: T5Config) -> T5Network:
+    adapter = AdapterConfig(config.adapter_bottleneck) if FORM_OF_KIND[config.kind] == "adapter" else None
+    return config.network_of(base.with_adapter(adapter))
+
+
+def split_leaves(config: TrainConfig, base: T5Config) -> tuple[Params, Params]:
+    """(overlay, frozen) of a run, as ShapeDtypeStruct: what trains, and what does not."""
+    params = _network(config, base).abstract_params()
+    return trees.split(params, trained_leaves(FORM_OF_KIND[config.kind], config.train_norms))
+
+
+def _batch(config: TrainConfig) -> Batch:
+    make = batches.make_packed_batch if config.pack else batches.make_batch
+    return make([], config.task_feature_lengths, config.batch_size)
+
+
+def _memory(spec: steps.StepSpec, frozen: Params, overlay: Params, found: Any) -> dict[str, int]:
+    """Bytes of one chip by use; the parts that live through the step exactly, from their shardings."""
+    network, mesh, rules = spec.network, spec.mesh, spec.rules
+    state = states.abstract_state(overlay, spec.optimizer)
+    shardings = states.shardings_of_state(network, overlay, spec.optimizer, mesh, rules)
+    batch = steps.abstract_of(spec.batch)
+    parts = {
+        "frozen parameters": traffic.bytes_on_a_chip(
+            frozen, states.shardings_of_params(network, frozen, mesh, rules)),
+        "overlay": traffic.bytes_on_a_chip(overlay, shardings.overlay),
+        "optimiser state": traffic.bytes_on_a_chip(state.opt_state, shardings.opt_state),
+        "batch": traffic.bytes_on_a_chip(batch, {name: sharding.batch_sharding(mesh) for name in batch}),
+    }
+    held = found.argument_size_in_bytes
+    # What is not handed on from step to step: the new state takes the place of the old one.
+    new = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
+    return {**parts, "padding of arrays": max(0, held - sum(parts.values())),
+            "gradients, activations, temporaries": found.temp_size_in_bytes + new,
+            "program": found.generated_code_size_in_bytes}
+
+
+def _workers(spec: steps.StepSpec) -> int:
+    """Chips among which the products are divided: an axis that splits nothing repeats the work."""
+    used = {"data"}
+    for name in ("heads", "joined_kv", "mlp", "vocab", "length"):
+        target = dict(spec.rules)[name]
+        used.update((target,) if isinstance(target, str) else target or ())
+    return math.prod(spec.mesh.shape[axis] for axis in used)
+
+
+def _seconds(topology: Topology, flops: float, memory: dict[str, int],
+             collectives: dict[str, dict[str, float]], config: TrainConfig) -> dict[str, float]:
+    """Bounds by the chip's peaks: products; parameters through memory in every pass; bytes on wires."""
+    chip = topology.chip
+    passes = (3 if config.remat == "layer" else 2) * config.num_microbatches
+    held = memory["frozen parameters"] + memory["overlay"]
+    moved = held * passes + 2 * (memory["overlay"] + memory["optimiser state"])
+    sent = sum(entry["bytes"] for entry in collectives.values())
+    return {"compute": flops / chip.flops, "memory": moved / chip.memory_rate,
+            "wires": sent / chip.wire_rate}
+
+
+def _does_not_fit(error: Exception, config: TrainConfig, topology: Topology) -> Exception:
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "hbm" not in text.lower():
+        return error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return RunError(describe(
+        "The step does not fit the chip's memory, says its compiler", where=topology.name,
+        got=next((line for line in lines if "hbm" in line.lower()), lines[0])[:300],
+        expected=f"at most {topology.chip.memory / GIGA:.0f} GB a chip",
+        cure="split more (gin/sharding/), more NUM_MICROBATCHES, REMAT='layer', BASE_DTYPE='bfloat16', "
+        "or more chips"))

@@ -1,0 +1,136 @@
+"""The plan of a whole study: chip-hours of its stages, and what it leaves on disk."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from elm_jax import trees
+from elm_jax.models.t5 import T5Network
+from elm_jax.training import state as states
+from elm_jax.training import traffic
+from elm_jax.workflows.chips import Topology
+from elm_jax.workflows.plan import StepPlan, most_steps, plan_run, split_leaves
+from elm_jax.workflows.study_config import StageSettings, StudyConfig
+from elm_jax.workflows.train import TrainConfig
+
+SCORING_SHARE = 0.4
+"""Share of the chip's peak with which scoring is taken to run, for its upper figure."""
+CHOICES, CHOICE_TOKENS = 4, 8
+"""Of a row that is ranked, as a typical prompt has them."""
+GIGA = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Chip-hours of one stage.
+
+    Attributes:
+        name: of the stage.
+        runs: how many of its kind.
+        steps: of one run, at most; None for scoring.
+        chip_hours: of all runs: at the bounds' maximum, and at their sum.
+        remark: what the figure rests on.
+    """
+
+    name: str
+    runs: int
+    steps: int | None
+    chip_hours: tuple[float, float]
+    remark: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyPlan:
+    """Plans of the kinds of run, stages, and bytes on disk by what they hold."""
+
+    plans: list[StepPlan]
+    stages: list[Stage]
+    disk: dict[str, float]
+
+    @property
+    def chip_hours(self) -> tuple[float, float]:
+        """Of the whole study."""
+        return tuple(sum(stage.chip_hours[end] for stage in self.stages) for end in (0, 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"plans": [plan.to_dict() for plan in self.plans],
+                "stages": [dataclasses.asdict(stage) for stage in self.stages],
+                "disk": self.disk, "chip_hours": self.chip_hours}
+
+    def print_table(self, console: Console) -> None:
+        """Stages and disk, as tables."""
+        table = Table("stage", "runs", "steps of one", "chip-hours", "", title="The whole study")
+        for stage in self.stages:
+            low, high = stage.chip_hours
+            table.add_row(stage.name, str(stage.runs), "" if stage.steps is None else f"{stage.steps:,}",
+                          f"{low:,.0f} to {high:,.0f}", stage.remark)
+        low, high = self.chip_hours
+        table.add_row("in all", "", "", f"{low:,.0f} to {high:,.0f}", "", style="bold")
+        console.print(table)
+        table = Table("on disk", "GB")
+        for name, size in self.disk.items():
+            table.add_row(name, f"{size / GIGA:,.1f}")
+        table.add_row("in all", f"{sum(self.disk.values()) / GIGA:,.1f}", style="bold")
+        console.print(table)
+
+
+def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
+    """Plans every kind of run of a study. A pretrained base is planned for only where one is given.
+
+    Args:
+        config: the study; its data need not be there.
+        topology: the slice.
+    """
+    runs = {
+        "prompt": ("prompt experts", len(config.prompt_tasks), 1),
+        "dataset": ("dataset experts", len(config.datasets), 1),
+        "multitask": ("multitask baseline", 1, len(config.datasets)),
+    }
+    plans, stages, disk = [], [], {"base": 4.0 * trees.count(T5Network(config.network).abstract_params())}
+    for kind, (name, count, num_datasets) in runs.items():
+        run = _run(config, kind, getattr(config, kind))
+        # The baseline trains as dataset experts do, on more: one program is enough.
+        known = plans[-1] if kind == "multitask" and config.multitask == config.dataset else None
+        plan = known or plan_run(run, config.network, topology, name)
+        plan = dataclasses.replace(plan, title=name, steps=most_steps(run, num_datasets))
+        plans.append(plan)
+        hours = tuple(count * each for each in plan.device_hours)
+        stages.append(Stage(f"train {name}", count, plan.steps, hours, "all at the cap of examples"))
+        disk[name] = 4.0 * count * plan.trained
+        disk[f"last checkpoints of {name}"] = count * _state_bytes(config, run)
+    disk["merged experts"] = 4.0 * (plans[0].trained * len(config.unseen_tasks) + plans[1].trained)
+    stages.append(_scoring(config, topology))
+    return StudyPlan(plans, stages, disk)
+
+
+def _run(config: StudyConfig, kind: str, settings: StageSettings) -> TrainConfig:
+    return TrainConfig(
+        model_dir="(plan)", task="(plan)", initial_checkpoint_path="(plan)", kind=kind,
+        **settings.for_training(), adapter_bottleneck=config.adapter_bottleneck,
+        mesh_data=config.mesh_data, mesh_model=config.mesh_model)
+
+
+def _state_bytes(config: StudyConfig, run: TrainConfig) -> float:
+    """Of one checkpoint: the trained leaves and the optimiser's state."""
+    overlay, _ = split_leaves(run, config.network)
+    return float(sum(leaf.size * leaf.dtype.itemsize
+                     for leaf in jax.tree.leaves(states.abstract_state(overlay, run.optimizer))))
+
+
+def _scoring(config: StudyConfig, topology: Topology) -> Stage:
+    """Every expert on every task: one pass of the encoder and of the choices a row."""
+    tasks = len(config.prompt_tasks) + len(config.unseen_tasks) + len(config.generative_tasks)
+    models = len(config.prompt_tasks) + len(config.datasets) + 3  # base, baseline, merged dataset experts
+    network = T5Network(config.network)
+    traced = jax.make_jaxpr(network.target_log_probs)(
+        network.abstract_params(), jax.ShapeDtypeStruct((1, config.eval_source_length), jnp.int32),
+        jax.ShapeDtypeStruct((1, CHOICES, CHOICE_TOKENS), jnp.int32))
+    rows = tasks * config.max_eval_rows
+    hours = models * rows * traffic.flops_of(traced) / topology.chip.flops / 3600
+    return Stage("score the matrix", models, None, (hours, hours / SCORING_SHARE),
+                 f"{tasks} tasks x {config.max_eval_rows} rows, at peak and at {SCORING_SHARE:.0%} of it")
