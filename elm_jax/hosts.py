@@ -15,6 +15,8 @@ import importlib.util
 import json
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -24,8 +26,8 @@ import numpy as np
 from jax._src import distributed  # JAX has no public name for its key-value store
 from jax.experimental import multihost_utils
 
-from elm_jax.errors import InputError, RunError, describe
-from elm_jax.lifeline import Lifeline, give_time_before_abort
+from elm_jax.errors import LOST_PROCESS, InputError, RunError, describe
+from elm_jax.lifeline import Lifeline, give_time_before_abort, leave_process
 from elm_jax.types import Batch
 
 ENVIRONMENT = {"coordinator_address": "ELM_COORDINATOR", "num_processes": "ELM_NUM_PROCESSES",
@@ -136,7 +138,7 @@ def start(coordinator_address: str | None = None, num_processes: int | None = No
 
     Raises:
         InputError: the settings do not fit each other.
-        RunError: the others did not come in time.
+        RunError: JAX refuses. Where the others do not come in time, the process ends with status 75.
     """
     place = place_of(coordinator_address, num_processes, process_id, os.environ)
     one_asked_for = str(num_processes or os.environ.get(ENVIRONMENT["num_processes"], "")) == "1"
@@ -147,19 +149,31 @@ def start(coordinator_address: str | None = None, num_processes: int | None = No
     settings = {} if place is None else {
         **dataclasses.asdict(place), "local_device_ids": place.local_device_ids,
         "cluster_detection_method": "deactivate"}
+    where = "the address that the cluster gives" if place is None else place.coordinator_address
+    # Before JAX's own limit, at which its C++ client aborts.
+    alarm = threading.Timer(START_SECONDS, leave_process, (LOST_PROCESS, "elm: " + describe(
+        "The processes of this run did not find each other", where=where,
+        got=f"not all of them within {START_SECONDS} s" + (
+            "" if place is None else f"; this is process {place.process_id} of {place.num_processes}"),
+        cure="start all of them within that time, with one address that all reach")))
+    alarm.daemon = True
+    alarm.start()
     try:
-        jax.distributed.initialize(**settings, initialization_timeout=START_SECONDS)
+        jax.distributed.initialize(**settings, initialization_timeout=START_SECONDS + 60)
     except ValueError as error:
         if place is None and "should be defined" in str(error):
             return  # an accelerator host that belongs to no pod
         raise InputError(describe("JAX cannot start several processes", got=str(error))) from error
     except RuntimeError as error:
-        raise RunError(describe(
-            "The processes of this run did not find each other", where=place and place.coordinator_address,
-            got=str(error)[:300], cure="start all of them within five minutes, with one address")) from error
+        raise RunError(describe("JAX cannot start several processes", where=where,
+                                got=str(error)[:300])) from error
+    finally:
+        alarm.cancel()
     if count() > 1:
         give_time_before_abort()
         line()
+    else:  # a pod of one host: JAX's preemption service has taken SIGTERM, and nobody would ask it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _found_by_jax() -> bool:

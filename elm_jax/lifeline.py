@@ -157,11 +157,11 @@ class Lifeline:
             elif "passed" in message:
                 self._passed.put(message["passed"])
             elif "end" in message:
-                _exit(message["end"])
+                leave_process(message["end"])
             elif "bye" in message:
                 peer.left = True
         if not peer.left:
-            _exit(LOST_PROCESS, lost_message(peer.name))
+            leave_process(LOST_PROCESS, lost_message(peer.name))
 
     # -- words
 
@@ -202,20 +202,20 @@ class Lifeline:
             self._end(status, text)
         self._peers[0].send(failed=status, text=text)
         time.sleep(2 * GOODBYE_SECONDS)  # the reading thread ends the process before
-        _exit(status, text)
+        leave_process(status, text)
 
     def _end(self, status: int, text: str) -> NoReturn:
         """First process: prints, lets the others end first (they depend on JAX's service here), ends."""
         if not self._ending.acquire(blocking=False):
             time.sleep(3 * GOODBYE_SECONDS)  # another thread is ending the process
-            _exit(status)
+            leave_process(status)
         _say(text)
         for peer in self._peers.values():
             peer.send(end=status)
         end = time.monotonic() + GOODBYE_SECONDS
         for peer in self._peers.values():
             peer.gone.wait(max(0.0, end - time.monotonic()))
-        _exit(status)
+        leave_process(status)
 
 
 def lost_message(name: str) -> str:
@@ -232,7 +232,7 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _exit(status: int, text: str | None = None) -> NoReturn:
+def leave_process(status: int, text: str | None = None) -> NoReturn:
     """Ends the process from any thread, whatever the main thread waits for."""
     if text is not None:
         _say(text)

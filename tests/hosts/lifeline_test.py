@@ -84,3 +84,17 @@ def test_an_error_ends_all_with_its_status_and_is_said_by_the_first(wrong, tmp_p
     assert said[0].startswith("this is wrong") and said[1:] == ["", ""]
     assert (f"process 1 of 3 (host {os.uname().nodename}" in said[0]) == (wrong == 1)
     assert json.loads((tmp_path / "told").read_text())["word"] not in "".join(said)
+
+
+ALONE = """
+from elm_jax import hosts
+hosts.START_SECONDS = 2
+hosts.start("127.0.0.1:9", 2, 1)
+"""
+
+
+def test_a_process_that_waits_for_others_in_vain_says_so():
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=120,
+                          env=environment(1))
+    assert done.returncode == LOST_PROCESS and "did not find each other" in done.stderr
+    assert "127.0.0.1:9" in done.stderr and "process 1 of 2" in done.stderr
