@@ -46,7 +46,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def study(arguments: argparse.Namespace) -> int:
     """`elm study`: a whole study from gin, or its plan."""
-    if arguments.plan:
+    if arguments.plan or arguments.topology:
         return plan_commands.plan(arguments)
     return _study(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
 
@@ -65,7 +65,7 @@ def _study(files: list[str], bindings: list[str], paths: list[str]) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """`elm train`: an expert, a stack of them (``train_stack``), or a base (``pretrain``); or a plan."""
-    if arguments.plan:
+    if arguments.plan or arguments.topology:
         return plan_commands.plan(arguments)
     counter = run_record.CompileCounter()
     config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))

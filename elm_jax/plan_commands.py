@@ -24,6 +24,9 @@ GIGA = 1e9
 
 def plan(arguments: argparse.Namespace) -> int:
     """`--plan`: status 1 if something does not fit."""
+    if not arguments.plan:
+        raise InputError(describe("--topology is of a plan", got=f"--topology {arguments.topology}",
+                                  cure="add --plan; nothing is trained then"))
     if not arguments.topology:
         raise InputError(describe("A plan needs chips", where="--topology",
                                   expected="CHIP:SHAPE, for example v5e:4x4, v4:2x2x4, h200:8"))

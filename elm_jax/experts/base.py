@@ -16,6 +16,7 @@ from elm_jax.experts.formats import base_json, checks, detect, elm, hf_tokenizer
 from elm_jax.experts.formats.model import Index, Model, Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
+from elm_jax.sharding import Rules
 from elm_jax.types import FlatParams, Params
 
 
@@ -73,7 +74,7 @@ def save_base(
 
 
 def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None,
-              rules: sharding.Rules = sharding.DEFAULT_RULES) -> Base:
+              rules: Rules = sharding.DEFAULT_RULES) -> Base:
     """Reads a base from a folder of any kind that this program reads, or from the hub.
 
     Args:
@@ -83,7 +84,7 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None,
             hold (of chunked files, the chunks in which that lies). A folder's recorded fingerprint is
             believed where there are several processes, for none reads all of it; where none is recorded, the
             first process reads all leaves once, one at a time, and tells the others.
-        rules: what of a parameter lies on which axis of the mesh.
+        rules: what of the parameters lies on which axis of the mesh.
 
     Returns:
         The base in float32, whatever lies on disk: numpy arrays, or jax arrays on the mesh.
@@ -101,8 +102,7 @@ def load_vocabulary(folder: storage.PathLike) -> tuple[Vocabulary | None, str | 
     return _vocabulary(detect.open_model(folder))
 
 
-def base_of(model: Model, mesh: Mesh | None = None,
-            rules: sharding.Rules = sharding.DEFAULT_RULES) -> Base:
+def base_of(model: Model, mesh: Mesh | None = None, rules: Rules = sharding.DEFAULT_RULES) -> Base:
     """The base that an opened model is (see `load_base`)."""
     checks.check_base(model.config, model.where)
     recorded = model.facts.get(elm.FACTS, {}).get("fingerprint")
@@ -134,7 +134,7 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
     return vocabulary, vocabulary.file()
 
 
-def read_onto(mesh: Mesh, model: Model, rules: sharding.Rules = sharding.DEFAULT_RULES) -> FlatParams:
+def read_onto(mesh: Mesh, model: Model, rules: Rules = sharding.DEFAULT_RULES) -> FlatParams:
     """All leaves in float32 on a mesh; each process reads what its own devices hold, and that once."""
     network = T5Network(model.config)
     shardings = trees.flatten(

@@ -1,0 +1,97 @@
+"""What a step must send: by hand, and against what XLA makes of it on eight simulated devices."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from elm_jax import sharding, trees
+from elm_jax.models.t5 import Layout, T5Network
+from elm_jax.training import hlo, traffic
+from elm_jax.training import state as states
+from elm_jax.training import step as steps
+from elm_jax.training.losses import LossConfig
+
+LAYERS, ROWS, SOURCE, TARGET = 3, 16, 32, 16
+SCANNED = Layout("layer", True)
+
+
+def network(kind: str, layout: Layout = SCANNED) -> T5Network:
+    config = tiny_run.network(adapter=kind == "prompt", dropout=0.0).config
+    return T5Network(dataclasses.replace(
+        config, emb_dim=64, num_heads=8, mlp_dim=128, vocab_size=256, num_encoder_layers=LAYERS,
+        num_decoder_layers=LAYERS), layout)
+
+
+def step_of(kind: str, mesh: tuple[int, int], rules: tuple, parts: int = 1, layout: Layout = SCANNED):
+    net, where, rules = network(kind, layout), sharding.make_mesh(*mesh), sharding.make_rules(rules)
+    is_trained = tiny_run.is_prompt_leaf if kind == "prompt" else (lambda path: True)
+    overlay, frozen = trees.split(net.abstract_params(), is_trained)
+    frozen = states.frozen_leaves(net, frozen, where, rules)
+    tokens = {"encoder_input_tokens": SOURCE, "decoder_input_tokens": TARGET, "decoder_target_tokens": TARGET}
+    batch = {name: jax.ShapeDtypeStruct((ROWS, size), np.int32) for name, size in tokens.items()}
+    batch["decoder_loss_weights"] = jax.ShapeDtypeStruct((ROWS, TARGET), np.float32)
+    spec = steps.make_spec(net, tiny_run.ADAMW, LossConfig(), frozen, overlay, batch, where, parts, rules)
+    shape = traffic.StepShape(where, rules, ROWS, SOURCE, TARGET, parts)
+    return spec, {need.what: need for need in traffic.needs(net, frozen, overlay, shape)}
+
+
+FSDP = (("embed", "data"), *((name, None) for name in ("vocab", "mlp", "heads", "joined_kv", "bottleneck")))
+GATHERED = "weights gathered for the layers that use them"
+SCATTERED = "gradients summed where parameters are split"
+SUMMED = "gradients summed where parameters are whole"
+
+
+def test_fsdp_by_hand():
+    """Layers twice a microbatch, the head and the last norms once; of the embedding the looked-up rows."""
+    _, needs = step_of("dataset", (8, 1), FSDP, parts=2)
+    embed, mlp, joined, vocab = 64, 128, 64, 256
+    attention, feed = 4 * embed * joined, 3 * embed * mlp
+    layers = LAYERS * (attention + feed + 2 * embed) + LAYERS * (2 * attention + feed + 3 * embed)
+    alone = embed * vocab + 2 * embed
+    rows = ROWS / 8 * (SOURCE + TARGET) * embed
+    expected = 4 * 7 / 8 * (2 * (2 * layers + alone) + rows)
+    assert needs[GATHERED].bytes == pytest.approx(expected)
+    assert needs[SCATTERED].bytes == pytest.approx(4 * 7 / 8 * 2 * (layers + alone + vocab * embed))
+    assert needs[SUMMED].bytes == pytest.approx(2 * 7 / 8 * 4 * 2 * 8 * 32)  # relative positions: no embed
+
+
+def test_a_prompt_expert_on_a_whole_base_sends_its_gradients_and_nothing_else():
+    spec, needs = step_of("prompt", (8, 1), FSDP[1:])
+    trained = sum(int(np.prod(shape)) for _, shape, _ in spec.overlay)
+    assert list(needs) == [SUMMED]
+    assert needs[SUMMED].bytes == pytest.approx(2 * 7 / 8 * 4 * trained)
+    found = hlo.by_kind(hlo.collectives_of(steps.compile_step(spec).as_text(), 8))
+    assert found["all-reduce"]["bytes"] == pytest.approx(needs[SUMMED].bytes, rel=0.01)
+    assert set(found) == {"all-reduce"}
+
+
+def test_fsdp_sends_what_it_must():
+    """XLA for CPUs has no reduce-scatter of its own: gradients are summed whole, twice the bytes."""
+    spec, needs = step_of("dataset", (8, 1), FSDP)
+    found = hlo.by_kind(hlo.collectives_of(steps.compile_step(spec).as_text(), 8))
+    moved = sum(found[kind]["bytes"] for kind in ("all-gather", "all-to-all") if kind in found)
+    assert 0.85 < moved / needs[GATHERED].bytes < 1.2
+    reduced = sum(found[kind]["bytes"] for kind in ("all-reduce", "reduce-scatter") if kind in found)
+    assert 0.9 < reduced / needs[SCATTERED].bytes < 2.4
+
+
+def test_tensor_parallelism_sends_what_it_must():
+    spec, needs = step_of("dataset", (1, 4), ())
+    found = hlo.by_kind(hlo.collectives_of(steps.compile_step(spec).as_text(), 4))
+    total = sum(need.bytes for need in needs.values())
+    assert 0.8 < found["all-reduce"]["bytes"] / total < 1.2
+
+
+def test_operations_are_those_that_xla_counts():
+    """Without loops, which XLA counts once; it counts elementwise work too."""
+    spec, _ = step_of("dataset", (1, 1), (), layout=Layout())
+    counted = steps.compile_step(spec).cost_analysis()["flops"]
+    plain = traffic.flops_of(steps.trace_step(spec).jaxpr)
+    assert 0.75 < plain / counted < 1.02
+    scanned, _ = step_of("dataset", (1, 1), (), layout=Layout("none", True))
+    assert traffic.flops_of(steps.trace_step(scanned).jaxpr) == pytest.approx(plain, rel=1e-6)
+    again, _ = step_of("dataset", (1, 1), ())
+    assert 1.2 < traffic.flops_of(steps.trace_step(again).jaxpr) / plain < 1.4
