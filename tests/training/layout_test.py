@@ -51,7 +51,7 @@ def slow(*values):
 
 @pytest.mark.parametrize(("kind", "layout", "mesh", "rules", "parts"), [
     ("prompt", Layout("layer", True), (1, 1), (), 1),
-    ("dataset", Layout("layer", True), (2, 4), FSDP, 1),
+    slow("dataset", Layout("layer", True), (2, 4), FSDP, 1),
     slow("dataset", Layout("layer", True), (1, 1), (), 1),
     slow("prompt", Layout("dots", True), (8, 1), FSDP, 1),
     slow("prompt", Layout("none", True), (4, 2), (), 2),
@@ -113,6 +113,7 @@ def spec(kind: str, layout: Layout, dtype: str | None = None) -> steps.StepSpec:
     return steps.make_spec(net, tiny_run.ADAMW, LossConfig(), frozen, overlay, batch, mesh, 1)
 
 
+@pytest.mark.slow
 def test_less_is_kept_where_more_is_computed_again():
     temporaries = {
         remat: steps.compile_step(spec("dataset", Layout(remat, True))).memory_analysis().temp_size_in_bytes
@@ -146,6 +147,7 @@ def test_frozen_leaves_are_stacked_once_and_only_if_layers_are_scanned():
     assert trees.first_difference(plain, frozen) is None
 
 
+@pytest.mark.slow
 def test_a_base_in_bfloat16_trains_the_same_overlay_within_its_rounding():
     found, expected = losses("prompt", dtype="bfloat16"), losses("prompt")
     np.testing.assert_allclose(found, expected, rtol=0.02)
