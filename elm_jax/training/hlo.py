@@ -29,6 +29,7 @@ _INSTRUCTION = re.compile(
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_COMMENT = re.compile(r"/\*.*?\*/")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _GROUPS_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
@@ -226,7 +227,7 @@ def _group(line: str, num_devices: int) -> int:
 
 def _payload(one: _Instruction, kind: str, shapes: dict[str, str], group: int) -> int:
     """Bytes of the whole array on one chip: the larger of operand and result, for each array of it."""
-    inside = one.line.split(f" {one.op}(", 1)[1].split(")", 1)[0]
+    inside = _COMMENT.sub("", one.line).split(f" {one.op}(", 1)[1].split(")", 1)[0]
     operands = [word.strip().lstrip("%") for word in inside.split(",") if word.strip()]
     told = [size for size in map(_bytes, _ARRAY.findall(inside)) if size]
     known = told or [_bytes_of(shapes[name]) for name in operands if name in shapes]

@@ -87,6 +87,15 @@ def test_a_loop_counts_as_often_as_it_runs(platform):
     assert found["bytes"] == pytest.approx((1 + 3 * TRIPS) * 2 * PART * 3 / 4)
 
 
+def test_arrays_that_are_summed_together_all_count():
+    """More than five operands: the text numbers them in comments."""
+    def many(x):
+        return sum(jax.lax.psum(jnp.sin(x + step), "data") for step in range(8))
+
+    found = collectives(many, "cpu")["all-reduce"]
+    assert found["bytes"] == pytest.approx(8 * 2 * PART * 3 / 4)
+
+
 def test_a_group_is_the_axis_that_takes_part():
     over_model = collectives(lambda x: jax.lax.psum(jnp.sin(x), "model"), "cpu")
     assert over_model["all-reduce"]["bytes"] == pytest.approx(2 * PART / 2)

@@ -73,16 +73,20 @@ def test_fsdp_sends_what_it_must():
     spec, needs = step_of("dataset", (8, 1), FSDP)
     found = hlo.by_kind(hlo.collectives_of(steps.compile_step(spec).as_text(), 8))
     moved = sum(found[kind]["bytes"] for kind in ("all-gather", "all-to-all") if kind in found)
-    assert 0.85 < moved / needs[GATHERED].bytes < 1.2
+    assert 0.98 < moved / needs[GATHERED].bytes < 1.05
     reduced = sum(found[kind]["bytes"] for kind in ("all-reduce", "reduce-scatter") if kind in found)
-    assert 0.9 < reduced / needs[SCATTERED].bytes < 2.4
+    assert 1.95 < reduced / needs[SCATTERED].bytes < 2.1
 
 
 def test_tensor_parallelism_sends_what_it_must():
+    """XLA for CPUs sums the gradients by queries, keys and values one by one: bytes by hand."""
     spec, needs = step_of("dataset", (1, 4), ())
     found = hlo.by_kind(hlo.collectives_of(steps.compile_step(spec).as_text(), 4))
-    total = sum(need.bytes for need in needs.values())
-    assert 0.8 < found["all-reduce"]["bytes"] / total < 1.2
+    source, target = (ROWS * length * 64 * 4 for length in (SOURCE, TARGET))
+    # Beyond one sum: two more of self-attention's three; one of keys and values; one of two gates.
+    apart = LAYERS * (2 * source + 2 * target + source + source + target)
+    total = sum(need.bytes for need in needs.values()) + 2 * 3 / 4 * apart
+    assert 0.98 < found["all-reduce"]["bytes"] / total < 1.02
 
 
 def test_operations_are_those_that_xla_counts():
