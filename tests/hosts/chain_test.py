@@ -28,7 +28,7 @@ from elm_jax.workflows.evaluate import evaluate_models, model_in
 from elm_jax.workflows.train import train
 
 pytestmark = pytest.mark.slow
-STEPS = 24
+STEPS = 36
 ROUNDING = 2e-5
 LIMIT = 60.0  # seconds within which the others end when one process dies
 MESHES = {"prompt": (8, 1), "dataset": (2, 4)}
@@ -43,11 +43,11 @@ def base(tmp_path_factory):
 def config(base, folder, kind):
     mesh = dict(zip(("mesh_data", "mesh_model"), MESHES[kind], strict=True))
     return tiny.train_config(base, folder, kind=kind, task=TASKS[kind], train_steps=STEPS, batch_size=8,
-                             checkpoint_period=3, log_period=1, dropout_rate=0.1, **mesh)
+                             checkpoint_period=12, log_period=1, dropout_rate=0.1, **mesh)
 
 
 def words(config):
-    """The same run as a command line."""
+    """The same run as a command line; it saves every step, so that no machine is too fast to be killed."""
     settings = {
         "MODEL_DIR": config.model_dir, "INITIAL_CHECKPOINT_PATH": config.initial_checkpoint_path,
         "TASK": config.task, "TASK_MODULES": config.modules, "EPOCHS": None, "TRAIN_STEPS": STEPS,
@@ -55,7 +55,7 @@ def words(config):
         "MESH_DATA": config.mesh_data, "MESH_MODEL": config.mesh_model, "PREPARED_DIR": config.prepared_dir,
         "LEARNING_RATE": config.optimizer.learning_rate, "OptimizerConfig.name": config.optimizer.name,
         "MAX_EXAMPLES": config.max_examples, "train.adapter_bottleneck": config.adapter_bottleneck,
-        "train.log_period": 1, "train.checkpoint_period": 3, "train.tensorboard": False}
+        "train.log_period": 1, "train.checkpoint_period": 1, "train.tensorboard": False}
     return ["train", "--gin_file", f"experts/{config.kind}.gin",
             *(f"--gin.{name}={value!r}" for name, value in settings.items())]
 
@@ -103,10 +103,10 @@ def test_a_prompt_expert_survives_its_processes(base, tmp_path):
     whole, expert = reference(base, tmp_path, "prompt")
     mine = config(base, tmp_path / "prompt_two", "prompt")
     run = Run(tmp_path / "log", words(mine))
-    statuses, seconds = kill(run, 1, signal.SIGKILL, 3, mine)
+    statuses, seconds = kill(run, 1, signal.SIGKILL, 4, mine)
     assert_lost(run, 1, statuses, seconds)
     run = Run(tmp_path / "log", words(mine))
-    later = newest_checkpoint(pathlib.Path(mine.model_dir)) + 3
+    later = newest_checkpoint(pathlib.Path(mine.model_dir)) + 4
     statuses, seconds = kill(run, 0, signal.SIGKILL, later, mine)
     assert_lost(run, 0, statuses, seconds)
     assert newest_checkpoint(pathlib.Path(mine.model_dir)) < STEPS
@@ -118,7 +118,7 @@ def test_a_dataset_expert_is_preempted_and_scored_by_two_processes(base, tmp_pat
     whole, expert = reference(base, tmp_path, "dataset")
     mine = config(base, tmp_path / "dataset_two", "dataset")
     run = Run(tmp_path / "log", words(mine))
-    statuses, _ = kill(run, 1, signal.SIGTERM, 3, mine)  # one process is told; both save, at one step
+    statuses, _ = kill(run, 1, signal.SIGTERM, 4, mine)  # one process is told; both save, at one step
     assert statuses == [STOPPED, STOPPED], run.said()
     saved = newest_checkpoint(pathlib.Path(mine.model_dir))
     assert saved == rows_of(mine)[-1]["step"] < STEPS  # nothing done was lost
