@@ -79,7 +79,7 @@ def test_every_mesh_gives_the_losses_of_one_device(kind, mesh):
 
 
 @pytest.mark.parametrize(("kind", "mesh", "rules", "parts"), [
-    ("dataset", (2, 4), "fsdp", 2),
+    pytest.param("dataset", (2, 4), "fsdp", 2, marks=pytest.mark.slow),
     pytest.param("dataset", (8, 1), "fsdp", 1, marks=pytest.mark.slow),
     pytest.param("prompt", (4, 2), "fsdp", 2, marks=pytest.mark.slow),
     pytest.param("dataset", (2, 2), "both axes", 4, marks=pytest.mark.slow),

@@ -58,6 +58,7 @@ def test_fsdp_by_hand():
     assert needs[SUMMED].bytes == pytest.approx(2 * 7 / 8 * 4 * 2 * 8 * 32)  # relative positions: no embed
 
 
+@pytest.mark.slow
 def test_a_prompt_expert_on_a_whole_base_sends_its_gradients_and_nothing_else():
     spec, needs = step_of("prompt", (8, 1), FSDP[1:])
     trained = sum(int(np.prod(shape)) for _, shape, _ in spec.overlay)
@@ -78,6 +79,7 @@ def test_fsdp_sends_what_it_must():
     assert 1.95 < reduced / needs[SCATTERED].bytes < 2.1
 
 
+@pytest.mark.slow
 def test_tensor_parallelism_sends_what_it_must():
     """XLA for CPUs sums the gradients by queries, keys and values one by one: bytes by hand."""
     spec, needs = step_of("dataset", (1, 4), ())
@@ -89,6 +91,7 @@ def test_tensor_parallelism_sends_what_it_must():
     assert 0.98 < found["all-reduce"]["bytes"] / total < 1.02
 
 
+@pytest.mark.slow
 def test_operations_are_those_that_xla_counts():
     """Without loops, which XLA counts once; it counts elementwise work too."""
     spec, _ = step_of("dataset", (1, 1), (), layout=Layout())
