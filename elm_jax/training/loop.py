@@ -239,6 +239,8 @@ def _run(
             jax.tree.map(lambda leaf: leaf.delete() if isinstance(leaf, jax.Array) else None, overlay)
         if on_start is not None:
             on_start()
+        # All have compiled: at the first step Gloo waits 30 s for the slowest process, and then gives up.
+        hosts.barrier()
         first = int(state.step)
         recorder = stack.enter_context(_Recorder(run, first, saver))
         step = first
