@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from elm_jax import cli, trees
+from elm_jax import cli, plan_commands, trees
 from elm_jax import config as config_lib
 from elm_jax.models.t5 import T5Network
 from elm_jax.workflows import chips
@@ -32,6 +32,8 @@ def test_a_plan_of_a_run_needs_no_base_and_no_data(capsys, monkeypatch):
     """A dataset expert: parameters and AdamW's moments in eighths; and what is too much is told."""
     arguments = ["--topology", "cpu:8", "--gin_file", "experts/dataset.gin", "--gin_file",
                  "sharding/fsdp.gin", "--gin.OptimizerConfig.name='adamw'", "--gin.BATCH_SIZE=16"]
+    made = []
+    monkeypatch.setattr(plan_commands, "plan_run", lambda *a: made.append(plan_run(*a)) or made[0])
     status, out, _ = plan(capsys, *arguments, "--json")
     found = json.loads(out)
     assert status == 0 and found["fits"] and found["mesh"] == {"data": 8, "experts": 1, "model": 1}
@@ -46,8 +48,8 @@ def test_a_plan_of_a_run_needs_no_base_and_no_data(capsys, monkeypatch):
     assert 0.9 < found["flops"] / (3 * 2 * 16 * _products(network)) < 1.2
     assert "all-gather" in found["collectives"] and 0.5 < found["ratio"] < 3
 
-    tight = dataclasses.replace(chips.CHIPS["cpu"], memory=found["total"] - 1)
-    monkeypatch.setitem(chips.CHIPS, "cpu", tight)
+    made[0] = dataclasses.replace(made[0], capacity=made[0].total)
+    monkeypatch.setattr(plan_commands, "plan_run", lambda *a: made[0])
     status, out, _ = plan(capsys, *arguments)
     assert status == 1 and "DOES NOT FIT" in out and "No compiler for cpu:8" in out
 
