@@ -2,21 +2,30 @@
 
 import argparse
 import logging
+import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from elm_jax import commands
+from elm_jax import commands, hosts, preemption
 from elm_jax.errors import ElmError
 from elm_jax.experts.formats.detect import KINDS
 from elm_jax.workflows.convert import DTYPES, LAYOUTS
 from elm_jax.workflows.t5x_expert import KINDS as EXPERT_KINDS
 
 GIN_PREFIX = "--gin."
+LOSS_SECONDS = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns 0 done, 1 the run failed, 2 wrong input, 143 stopped by SIGTERM."""
+    """Runs one verb.
+
+    Returns:
+        0 done, 1 the run failed, 2 wrong input, 143 stopped by SIGTERM and saved, 75 another process of the
+        run was lost; the last two are worth a restart.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     known, bindings = _take_gin_bindings(argv)
@@ -31,15 +40,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _without_orphaned_writes
     try:
-        return arguments.run(arguments) or 0
+        _join_hosts(arguments)
+        status = arguments.run(arguments) or 0
     except ElmError as error:
-        print(f"elm {arguments.verb}: {error}", file=sys.stderr)
-        return error.exit_status
+        return _end(error.exit_status, f"elm {arguments.verb}: {error}")
+    except preemption.Stopped:
+        logging.info("stopped by SIGTERM; the same command goes on from here")
+        status = preemption.STOPPED
     except KeyboardInterrupt:
-        print(f"elm {arguments.verb}: interrupted; start again to go on", file=sys.stderr)
-        return 130
+        return _end(130, f"elm {arguments.verb}: interrupted; start again to go on")
     except BrokenPipeError:
         return 0
+    except Exception:
+        if hosts.count() == 1:
+            raise
+        time.sleep(LOSS_SECONDS)  # was it another process's death, the news of it ends this one now
+        return _end(1, traceback.format_exc())
+    hosts.finish()
+    return status
+
+
+def _join_hosts(arguments: argparse.Namespace) -> None:
+    """Finds the other processes of this run; only the first one's words and results are printed."""
+    if not hasattr(arguments, "coordinator_address"):
+        return
+    hosts.start(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
+    preemption.watch_notices()
+    if hosts.count() > 1:  # Gloo talks on standard output, which is for results: send it to standard error
+        results = os.dup(1) if hosts.is_first() else os.open(os.devnull, os.O_WRONLY)
+        os.dup2(2, 1)
+        sys.stdout = os.fdopen(results, "w", encoding="utf-8")
+    if not hosts.is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+def _end(status: int, text: str) -> int:
+    """Prints why it ends; of several processes the first prints, and all end."""
+    if hosts.count() > 1:
+        hosts.fail(status, text)
+    print(text, file=sys.stderr)
+    return status
 
 
 def _without_orphaned_writes(unraisable: Any) -> None:
@@ -78,6 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="example:\n  elm demo --workdir demo        the whole story on embedded tasks, in minutes")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_runs(verbs)
+    _add_farm(verbs)
     _add_library(verbs)
     _add_tools(verbs)
     _add_tasks(verbs)
@@ -102,6 +143,17 @@ def _takes_gin(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_gin=True)
 
 
+def _add_hosts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes", "one a host; TPU pods, Slurm steps and Open MPI need none of these flags")
+    group.add_argument("--coordinator_address", "--coordinator", metavar="HOST:PORT",
+                       help="of the first process (default: $ELM_COORDINATOR)")
+    group.add_argument("--num_processes", "--process_count", type=int, metavar="N",
+                       help="how many there are; 1 for this one alone (default: $ELM_NUM_PROCESSES)")
+    group.add_argument("--process_id", "--process_index", type=int, metavar="I",
+                       help="number of this one, from 0 (default: $ELM_PROCESS_ID)")
+
+
 def _add_runs(verbs: argparse._SubParsersAction) -> None:
     demo = _verb(verbs, "demo", "The whole study on the embedded tasks, with report.",
                  "elm demo --workdir demo", commands.demo)
@@ -112,6 +164,7 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
         "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\" --gin.TASK=\"'ag_news__classify'\"",
         commands.train)
     _takes_gin(train)
+    _add_hosts(train)
     _takes_plan(train)
     study = _verb(
         verbs, "study", "Trains, builds, routes, merges, evaluates and reports; resumable.",
@@ -119,6 +172,42 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
         commands.study)
     _takes_gin(study)
     _takes_plan(study)
+    _add_hosts(study)
+
+
+def _add_farm(verbs: argparse._SubParsersAction) -> None:
+    farm = verbs.add_parser("farm", help="Experts trained by many workers: init, work, status, retry.")
+    actions = farm.add_subparsers(dest="action", required=True, metavar="ACTION")
+    init = _verb(actions, "init", "Makes a farm of a table of experts (JSON lines or CSV), or adds to one.",
+                 "elm farm init --dir farm --table experts.csv --gin_file gin/experts/prompt.gin "
+                 "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\"", commands.farm_init)
+    init.add_argument("--table", metavar="FILE", help="columns: task, expert_id, gin_file, and gin macros or "
+                      "parameters; without it the config is a study's, whose experts are farmed")
+    init.add_argument("--runs", metavar="DIR", help="folder of their runs (default: runs/ in the farm)")
+    _takes_gin(init)
+    work = _verb(actions, "work", "One worker: trains experts that nobody works on until none is left.",
+                 "elm farm work --dir farm", commands.farm_work)
+    work.add_argument("--lease_seconds", type=float, default=120.0, metavar="S",
+                      help="a worker that is silent for so long is taken for dead (default: 120)")
+    work.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True,
+                      help="wait for what others train, in case they die (default: wait)")
+    work.add_argument("--max_experts", type=int, metavar="N", help="train at most so many")
+    work.add_argument("--poll_seconds", type=float, default=5.0, metavar="S")
+    work.add_argument("--mesh_data", type=int, help="instead of what the configs say")
+    work.add_argument("--mesh_model", type=int, help="instead of what the configs say")
+    _add_hosts(work)
+    status = _verb(actions, "status", "Where every expert stands; exit status 1 if one was given up.",
+                   "elm farm status --dir farm", commands.farm_status)
+    status.add_argument("--lease_seconds", type=float, default=120.0, metavar="S")
+    status.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    retry = _verb(actions, "retry", "Lets experts that were given up be tried again.",
+                  "elm farm retry --dir farm ag_news__classify", commands.farm_retry)
+    retry.add_argument("experts", nargs="*", metavar="ID", help="default: all that were given up")
+    for parser in (init, work, status, retry):
+        parser.add_argument("--dir", required=True, metavar="FARM", help="folder that all workers share")
+    for parser in (work, status, retry):
+        parser.add_argument("--attempts", type=int, default=3, metavar="N",
+                            help="tries of an expert before it is given up (default: 3)")
 
 
 def _takes_plan(parser: argparse.ArgumentParser) -> None:
@@ -212,9 +301,12 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="a seeded random subset of at most N rows a task (default: all rows)")
     evaluate.add_argument("--source_length", type=int, default=512)
     evaluate.add_argument("--max_new_tokens", type=int, default=128)
+    evaluate.add_argument("--stack_experts", type=int, default=1, metavar="E",
+                          help="score so many experts of one shape in one program (default: 1)")
     evaluate.add_argument("--mesh_data", type=int, default=-1)
     evaluate.add_argument("--mesh_model", type=int, default=1)
     _add_data(evaluate)
+    _add_hosts(evaluate)
     _add_convert(verbs)
     report = _verb(verbs, "report", "Writes the report of a study's results again.",
                    "elm report demo/results", commands.report)
@@ -246,7 +338,8 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
     convert.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model for a source without one")
     convert.add_argument("--verify", action="store_true",
-                         help="compare the logits of SRC and DST; status 1 above 1e-4 (holds a whole model)")
+                         help="compare the logits of SRC and DST; status 1 above 1e-4, or 1e-5 of the "
+                         "largest logit (holds a whole model)")
     convert.add_argument("--json", action="store_true", help="the report on standard output")
     _add_modules(convert)
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax import config as config_lib
-from elm_jax import plan_commands, sharding, storage
+from elm_jax import hosts, plan_commands, preemption, sharding, storage
 from elm_jax.data import sources
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
@@ -24,6 +23,7 @@ from elm_jax.experts.overlay import load_expert
 from elm_jax.workflows import build_library, run_record
 from elm_jax.workflows import convert as converting
 from elm_jax.workflows import evaluate as evaluating
+from elm_jax.workflows import farm as farming
 from elm_jax.workflows import merge as merging
 from elm_jax.workflows import report as reporting
 from elm_jax.workflows import route as routing
@@ -32,9 +32,10 @@ from elm_jax.workflows import tasks as task_tools
 from elm_jax.workflows.pretrain import pretrain
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import train as train_expert
+from elm_jax.workflows.train_stack import train_stack
 
 logger = logging.getLogger(__name__)
-STOPPED = 128 + signal.SIGTERM
+STOPPED = preemption.STOPPED
 DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
 
 
@@ -63,16 +64,20 @@ def _study(files: list[str], bindings: list[str], paths: list[str]) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """`elm train`: an expert, or a base if the config binds ``pretrain``; or the plan of an expert."""
+    """`elm train`: an expert, a stack of them (``train_stack``), or a base (``pretrain``); or a plan."""
     if arguments.plan or arguments.topology:
         return plan_commands.plan(arguments)
     counter = run_record.CompileCounter()
     config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
     name = "pretrain" if config_lib.is_bound("pretrain.model_dir") else "train"
+    name = "train_stack" if config_lib.is_bound("train_stack.train") else name
     config = config_lib.build(name)
     folder, on_start = storage.as_path(config.model_dir), _config_writer(config.model_dir)
     if name == "pretrain":
         stopped, result = pretrain(config, on_start=on_start) is None, folder / "base"
+    elif name == "train_stack":
+        outcome = train_stack(config, on_start=on_start)
+        stopped, result = outcome.stopped, "\n".join(outcome.done.values())
     else:
         stopped, result = train_expert(config, on_start=on_start).stopped, folder / "expert"
     logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
@@ -80,7 +85,74 @@ def train(arguments: argparse.Namespace) -> int:
         logger.info("stopped by SIGTERM; the same command goes on from here")
         return STOPPED
     print(result)
+    if name == "train_stack":
+        outcome.check()
     return 0
+
+
+def farm_init(arguments: argparse.Namespace) -> None:
+    """`elm farm init`: every row's config is built, and so checked, before anything is written."""
+    if arguments.table is None:
+        config_lib.parse(arguments.gin_file, arguments.gin_bindings, _paths(arguments))
+        config = config_lib.build("study")
+        jobs = studying.farm_jobs(config, config_lib.operative())
+    else:
+        jobs = [_farm_job(arguments, row) for row in farming.read_table(arguments.table)]
+    new = farming.create(arguments.dir, jobs)
+    print(f"{len(jobs)} experts, {new} of them new: elm farm work --dir {arguments.dir}")
+
+
+def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> farming.Job:
+    folder = storage.as_path(arguments.runs or "runs") / row["expert_id"]
+    files = [row["gin_file"]] if "gin_file" in row else arguments.gin_file
+    bindings = [*arguments.gin_bindings, *farming.bindings_of(row), f"MODEL_DIR = {str(folder)!r}"]
+    config_lib.parse(files, bindings, _paths(arguments))
+    return farming.Job(row["expert_id"], config_lib.build("train"), config_lib.operative())
+
+
+def farm_work(arguments: argparse.Namespace) -> int:
+    """`elm farm work`: status 1 if an expert was given up, or is still another worker's."""
+    settings = farming.WorkSettings(
+        lease_seconds=arguments.lease_seconds, attempts=arguments.attempts, wait=arguments.wait,
+        max_experts=arguments.max_experts, poll_seconds=arguments.poll_seconds,
+        mesh_data=arguments.mesh_data, mesh_model=arguments.mesh_model)
+    all_done = farming.Worker(arguments.dir, settings).run()
+    rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
+    given_up = [row for row in rows if row["state"] == "failed"]
+    for row in given_up:
+        logger.error("given up: %s: %s", row["expert"], row["error"])
+    logger.info("%d of %d experts are done", sum(row["state"] == "done" for row in rows), len(rows))
+    return 0 if all_done or not given_up else 1
+
+
+def farm_status(arguments: argparse.Namespace) -> int:
+    """`elm farm status`: status 1 if an expert was given up."""
+    rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
+    counts = {state: sum(row["state"] == state for row in rows) for state in farming.STATES}
+    if arguments.json:
+        _print_json({"counts": counts, "experts": rows})
+    else:
+        table = Table("expert", "kind", "state", "attempts", "step", "seconds", "worker", "error")
+        for row in rows:
+            state = row["state"]
+            if row["silent_seconds"] is not None:
+                state += f", {row['silent_seconds']:.0f} s ago"
+            table.add_row(row["expert"], row["kind"], state, str(row["attempts"]), str(row["step"]),
+                          str(row["seconds"] or ""), row["worker"] or "", _in_short(row["error"]))
+        _print_table(table)
+        print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    return 1 if counts["failed"] else 0
+
+
+def _in_short(error: str | None) -> str:
+    """An error's first line, or a traceback's last."""
+    lines = (error or "").strip().splitlines() or [""]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
+
+
+def farm_retry(arguments: argparse.Namespace) -> None:
+    """`elm farm retry`."""
+    print("\n".join(farming.forgive(arguments.dir, arguments.experts, arguments.attempts)))
 
 
 def _config_writer(folder: str) -> Callable[[], None]:
@@ -191,18 +263,19 @@ def merge(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """`elm evaluate`: appends rows to results.jsonl; rows that are there already are kept."""
     counter = run_record.CompileCounter()
-    base = load_base(arguments.base)
-    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), arguments.prepared)
-    tasks = list(dict.fromkeys(task for name in arguments.task for task in data.tasks_of(name)))
-    experts = [load_expert(folder) for folder in arguments.expert] or [None]
+    mesh = sharding.make_mesh(arguments.mesh_data, arguments.mesh_model)
+    base = load_base(arguments.base, mesh=mesh)
     output = storage.as_path(arguments.output)
+    prepared = arguments.prepared or (str(output.parent / "prepared") if hosts.count() > 1 else None)
+    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), prepared)
+    tasks = list(dict.fromkeys(task for name in arguments.task for task in data.tasks_of(name)))
+    models = [evaluating.model_in(base, folder, mesh=mesh) for folder in arguments.expert]
     store = ResultsStore(output.parent, output.name)
     settings = EvaluationSettings(source_length=arguments.source_length,
                                   max_new_tokens=arguments.max_new_tokens)
     evaluating.evaluate_models(
-        [evaluating.model_of(base, expert) for expert in experts], lambda _: tasks, data, base, store,
-        settings, mesh=sharding.make_mesh(arguments.mesh_data, arguments.mesh_model),
-        split=arguments.split, max_rows=arguments.max_rows)
+        models or [evaluating.model_of(base, None)], lambda _: tasks, data, base, store, settings, mesh=mesh,
+        split=arguments.split, max_rows=arguments.max_rows, stack_experts=arguments.stack_experts)
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"

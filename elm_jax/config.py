@@ -13,10 +13,12 @@ from typing import Any
 import gin
 from elm_jax.errors import InputError, describe, nearest_names
 from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows.pretrain import PretrainConfig
 from elm_jax.workflows.study_config import StageSettings, StudyConfig
 from elm_jax.workflows.train import TrainConfig
+from elm_jax.workflows.train_stack import TrainStackConfig
 
 CONFIGURABLES: dict[str, type] = {
     "T5Config": T5Config,
@@ -24,6 +26,8 @@ CONFIGURABLES: dict[str, type] = {
     "OptimizerConfig": OptimizerConfig,
     "StageSettings": StageSettings,
     "train": TrainConfig,
+    "train_stack": TrainStackConfig,
+    "EarlyEnd": EarlyEnd,
     "pretrain": PretrainConfig,
     "study": StudyConfig,
 }

@@ -8,6 +8,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+LOST_PROCESS = 75
+"""Exit status of a run that lost one of its processes: sysexits.h's EX_TEMPFAIL, worth a restart."""
+
 
 class ElmError(Exception):
     """Base of all errors that elm_jax raises on purpose."""

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from elm_jax import hosts
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.types import Array, Batch, Params
 
@@ -120,7 +121,14 @@ def make_mesh(
                 cure="lower MESH_DATA, MESH_EXPERTS or MESH_MODEL, or start on more devices",
             )
         )
-    return Mesh(_grid(devices, (data, experts, model)), MESH_AXES)
+    mesh = Mesh(_grid(devices, (data, experts, model)), MESH_AXES)
+    used = {device.process_index for device in mesh.devices.flat}
+    if len(used) < len({device.process_index for device in devices}):
+        raise InputError(describe(
+            "The mesh leaves out whole processes of this run", got=f"{len(used)} processes on the mesh",
+            expected="devices of every process",
+            cure="raise MESH_DATA (-1 takes all), or start fewer processes"))
+    return mesh
 
 
 def _grid(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
@@ -240,9 +248,9 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
                 )
             )
     target = batch_sharding(mesh)
-    return {name: jax.device_put(np.asarray(array), target) for name, array in batch.items()}
+    return {name: hosts.put(np.asarray(array), target) for name, array in batch.items()}
 
 
 def put_tree(tree: Params, shardings: Params) -> Params:
     """Puts every leaf where its sharding says."""
-    return jax.tree.map(jax.device_put, tree, shardings)
+    return jax.tree.map(hosts.put, tree, shardings)

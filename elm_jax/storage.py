@@ -2,6 +2,10 @@
 
 Buckets have no atomic rename, so nothing relies on one: a folder is whole when, and only when, its
 commit marker, written last, is there. `begin` removes the marker before anything else is touched.
+
+Of several processes of one run the first writes; in the others the calls that write text, markers and
+whole trees return at once. `save_tree` writes arrays that lie on several processes shard by shard, and is
+then called by all of them.
 """
 
 import fcntl
@@ -18,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from elm_jax import trees
+from elm_jax import hosts, trees
 from elm_jax.errors import ElmError, InputError, RunError, describe
 from elm_jax.types import Params
 
@@ -103,6 +107,8 @@ def require_name(name: Any, where: Any, what: str) -> str:
 
 def write_text(path: PathLike, text: str) -> None:
     """Writes a UTF-8 file whole: on a local disk through a temporary file beside it."""
+    if not hosts.is_first():
+        return
     path = as_path(path)
     with guard_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +128,13 @@ def write_text(path: PathLike, text: str) -> None:
             raise
 
 
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """Writes a file of bytes into a folder whose marker is yet to come."""
+    if hosts.is_first():
+        with guard_writes(path):
+            as_path(path).write_bytes(content)
+
+
 def write_json(path: PathLike, value: Any) -> None:
     """Writes one JSON value, indented, with sorted keys left as given."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -135,7 +148,9 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
     """
     text = read_text(path)
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
+        if "\\ud" in text.lower():  # half a pair of surrogates is no character: it cannot be written
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InputError(
             describe(f"The {kind} is not valid JSON", where=f"{path}, line {error.lineno}", got=error.msg)
@@ -159,8 +174,14 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
     return value
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
 def append_jsonl(path: PathLike, rows: list[dict[str, Any]]) -> None:
     """Appends rows to a JSON-lines file; a half-written last line is cut off first."""
+    if not hosts.is_first():
+        return
     path = as_path(path)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with guard_writes(path):
@@ -217,6 +238,8 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
 def begin(folder: PathLike) -> epath.Path:
     """Starts writing a folder: takes the marker away first, then everything else."""
     folder = as_path(folder)
+    if not hosts.is_first():
+        return folder
     with guard_writes(folder):
         (folder / MARKER).unlink(missing_ok=True)
         if folder.exists():
@@ -258,6 +281,8 @@ def require_committed(folder: PathLike, what: str) -> epath.Path:
 def remove(folder: PathLike) -> None:
     """Removes a folder, marker first, so that a half-removed one never looks whole."""
     folder = as_path(folder)
+    if not hosts.is_first():
+        return
     (folder / MARKER).unlink(missing_ok=True)
     if folder.exists():
         folder.rmtree()
@@ -352,13 +377,41 @@ def _remove_for_good(folder: epath.Path, quiet: float = 0.5, limit: float = 10.0
 
 
 def save_tree(folder: PathLike, tree: Params) -> None:
-    """Writes a tree of arrays with Orbax into `folder` (which must not exist yet)."""
+    """Writes a tree of arrays with Orbax into `folder` (which must not exist yet).
+
+    A tree with arrays that lie on several processes is written by all of them, each its own shards, and
+    is whole when the call returns in any; another one by the first process alone.
+    """
     folder = as_path(folder)
-    with guard_writes(folder), ocp.StandardCheckpointer() as checkpointer:
+    shared = any(hosts.is_spread(leaf) for leaf in jax.tree.leaves(tree))
+    if not shared and not hosts.is_first():
+        return
+    with guard_writes(folder), _checkpointer(shared) as checkpointer:
         # In chunks, so that a leaf, or a part of one, can be read without a second copy of it.
         in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
         checkpointer.save(absolute(folder), tree, save_args=in_chunks)
         checkpointer.wait_until_finished()
+
+
+def _checkpointer(shared: bool) -> ocp.StandardCheckpointer:
+    """Orbax's, over all processes or over this one alone."""
+    if shared or hosts.count() == 1:
+        return ocp.StandardCheckpointer()
+    return ocp.StandardCheckpointer(multiprocessing_options=_alone_options())
+
+
+def _alone_options() -> ocp.options.MultiprocessingOptions:
+    me = hosts.index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone_{me}")
+
+
+def _reader() -> ocp.PyTreeCheckpointer:
+    """Reads in this process, whatever the others do."""
+    if hosts.count() == 1:
+        return ocp.PyTreeCheckpointer()
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone_options()),
+                            multiprocessing_options=_alone_options())
 
 
 def absolute(folder: PathLike) -> epath.Path:
@@ -375,7 +428,7 @@ def tree_metadata(folder: PathLike) -> Params:
     """
     if not as_path(folder).exists():
         raise InputError(describe("There are no weights here", where=folder))
-    with guard_reads(folder), ocp.PyTreeCheckpointer() as checkpointer:
+    with guard_reads(folder), _reader() as checkpointer:
         return checkpointer.metadata(absolute(folder)).item_metadata.tree
 
 
@@ -384,8 +437,9 @@ def restore_tree(folder: PathLike, like: Params | None = None) -> Params:
 
     Args:
         folder: the Orbax folder.
-        like: tree of `jax.ShapeDtypeStruct` (with shardings, to restore onto a mesh). Without it
-            every leaf comes back as a numpy array of the shape and dtype on disk.
+        like: tree of `jax.ShapeDtypeStruct` (with shardings, to restore onto a mesh, each process its
+            own shards; all must call). Without it every leaf comes back as a numpy array of the shape
+            and dtype on disk.
 
     Raises:
         InputError: no readable checkpoint, or the leaf whose presence, shape or dtype differs.
@@ -394,7 +448,7 @@ def restore_tree(folder: PathLike, like: Params | None = None) -> Params:
     folder = absolute(folder)
     if like is None:
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), on_disk)
-        with guard_reads(folder), ocp.PyTreeCheckpointer() as checkpointer:
+        with guard_reads(folder), _reader() as checkpointer:
             return checkpointer.restore(folder, restore_args=restore_args)
     difference = trees.first_difference(on_disk, like)
     if difference:
@@ -410,7 +464,7 @@ def guard_reads(path: PathLike) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise for missing or damaged files into one InputError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(describe(
             "The weights cannot be read", where=path, got=str(error)[:300],
             cure="files are missing or damaged: fetch or write them again")) from error

@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
-import jax
 import numpy as np
 
+from elm_jax import hosts
 from elm_jax.types import FlatParams, Params
 
 
@@ -86,10 +86,13 @@ class Fingerprint:
 
 
 def fingerprint(tree: Params) -> str:
-    """SHA-256 over leaf names, shapes, dtypes and contents, independent of the order of leaves."""
+    """SHA-256 over leaf names, shapes, dtypes and contents, independent of the order of leaves.
+
+    Leaves that lie on several processes are brought together one at a time: all of them must ask.
+    """
     whole = Fingerprint()
     for path, leaf in flatten(tree).items():
-        array = np.asarray(jax.device_get(leaf))
+        array = hosts.whole(leaf)
         whole.leaf(path, array.shape, array.dtype.name, [np.ascontiguousarray(array)])
     return str(whole)
 

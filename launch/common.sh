@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: one virtual environment, made once, installed once per setup.cfg.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -29,7 +29,11 @@ class ExampleSource(Protocol):
         """Number of examples an epoch."""
 
     def example(self, index: int, epoch: int = 0) -> batches.Example:
-        """Example `index` of an epoch: inputs i32[n], targets i32[m], EOS included."""
+        """Example `index` of an epoch: inputs i32[n], targets i32[m], EOS included.
+
+        A source that knows lengths without reading the tokens says so by a method
+        ``lengths_of(index, epoch)``, which gives (n, m): packing needs the lengths of all examples.
+        """
 
 
 class MixtureSource:
@@ -82,6 +86,11 @@ class MixtureSource:
         number, inside = self.locate(index, epoch)
         return self.sources[number].example(inside, epoch)
 
+    def lengths_of(self, index: int, epoch: int = 0) -> tuple[int, int]:
+        """Lengths of inputs and targets of example `index` of an epoch."""
+        number, inside = self.locate(index, epoch)
+        return _sizes(self.sources[number], inside, epoch)
+
     def _subset(self, number: int, epoch: int) -> np.ndarray:
         def draw() -> np.ndarray:
             order = _permutation(len(self.sources[number]), self.seed, _SUBSET, epoch, number)
@@ -125,13 +134,20 @@ class TrainStream:
         self._rows: OrderedDict[int, list[np.ndarray]] = OrderedDict()
         self._first_rows = [0]  # number of the first row of each epoch, in the endless stream
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0; keys as in `batches`."""
-        groups = [self._row(number) for number in self._row_numbers(step)]
-        rows = [[self.source.example(index, epoch) for index in row] for epoch, row in groups]
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """The batch of a step, counted from 0; keys as in `batches`.
+
+        Args:
+            step: counted from 0.
+            rows: those of its rows that are wanted, for a process that holds a part of the batch: no
+                example of another row is read. None for all.
+        """
+        numbers = self._row_numbers(step)
+        groups = [self._row(numbers[row]) for row in (range(self.batch_size) if rows is None else rows)]
+        found = [[self.source.example(index, epoch) for index in row] for epoch, row in groups]
         if self.pack:
-            return batches.make_packed_batch(rows, self.lengths, self.batch_size)
-        return batches.make_batch([row[0] for row in rows], self.lengths, self.batch_size)
+            return batches.make_packed_batch(found, self.lengths, len(found))
+        return batches.make_batch([row[0] for row in found], self.lengths, len(found))
 
     def examples(self, step: int) -> list[tuple[int, int]]:
         """(epoch, example index) of everything in the batch of a step, in row order."""
@@ -197,11 +213,18 @@ class TrainStream:
     def _packed(self, epoch: int) -> list[np.ndarray]:
         def draw() -> list[np.ndarray]:
             order = self._order(epoch)
-            pairs = (self.source.example(int(index), epoch) for index in order)
-            sizes = ((len(inputs), len(targets)) for inputs, targets in pairs)
+            sizes = (_sizes(self.source, int(index), epoch) for index in order)
             return [order[row] for row in batches.pack_rows(sizes, self.lengths)]
 
         return _cached(self._rows, epoch, draw, _CACHED_EPOCHS)
+
+
+def _sizes(source: ExampleSource, index: int, epoch: int) -> tuple[int, int]:
+    """Lengths of an example's inputs and targets, without reading them where the source can tell."""
+    if hasattr(source, "lengths_of"):
+        return source.lengths_of(index, epoch)
+    inputs, targets = source.example(index, epoch)
+    return len(inputs), len(targets)
 
 
 def _permutation(size: int, *words: int) -> np.ndarray:

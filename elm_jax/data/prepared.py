@@ -164,6 +164,13 @@ class PreparedSplit:
         del epoch  # a prepared row is the same in every epoch
         return self.inputs(index), self.targets(index)
 
+    def lengths_of(self, index: int, epoch: int = 0) -> tuple[int, int]:
+        """Lengths of inputs and targets of a row, without reading their tokens."""
+        del epoch
+        first = self._row(index)[0]
+        start, middle, end = self.arrays["sequences"][first:first + 3]
+        return int(middle - start), int(end - middle)
+
     def routing_instance(self, index: int) -> dict[str, Any]:
         """What the router embeds of a row: ``source``, ``choices_expression`` and ``labels``."""
         text = self.text(index)

@@ -116,22 +116,32 @@ def evaluate_task(
         raise InputError(describe("There is nothing to evaluate", where=f"{split.name} {split.split}",
                                   got="no rows"))
     start = time.monotonic()
-    ranked = split.kind == "rank"
-    if ranked:
+    if split.kind == "rank":
         predictions = _rank(network, params, split, settings, mesh)
-        estimate = metrics.accuracy([found["correct"] for found in predictions])
-        chance = float(np.mean([1 / len(found["scores"]) for found in predictions]))
     else:
         predictions = _generate(network, params, split, settings, mesh, vocabulary)
+    return task_result(split, predictions, settings, expert=expert, base=base, max_rows=max_rows,
+                       seconds=time.monotonic() - start)
+
+
+def task_result(
+    split: PreparedSplit, predictions: list[dict[str, Any]], settings: EvaluationSettings, *, expert: str,
+    base: str, max_rows: int | None, seconds: float,
+) -> TaskResult:
+    """The row of one model on one task, of its predictions."""
+    ranked = split.kind == "rank"
+    if ranked:
+        estimate = metrics.accuracy([found["correct"] for found in predictions])
+    else:
         estimate = metrics.mean_with_interval([found["rouge_l"] for found in predictions])
-        chance = None
+    chance = float(np.mean([1 / len(found["scores"]) for found in predictions])) if ranked else None
     parts = (split.info["dataset"], split.info.get("config"))
     row = {
         "schema_version": SCHEMA_VERSION, "expert": expert, "base": base, "task": split.name,
         "dataset": "/".join(part for part in parts if part), "template": split.info["template"],
         "split": split.split, "metric": "accuracy" if ranked else "rouge_l",
         "value": estimate.value, "num_instances": estimate.n, "ci95_low": estimate.low,
-        "ci95_high": estimate.high, "chance": chance, "seconds": time.monotonic() - start,
+        "ci95_high": estimate.high, "chance": chance, "seconds": seconds,
         "settings": settings.digest(max_rows), "max_rows": max_rows,
         "source_length": settings.source_length, "num_cut": count_cut(split, settings.source_length),
     }
@@ -145,35 +155,55 @@ def count_cut(split: PreparedSplit, source_length: int) -> int:
 
 def _rank(network: T5Network, params: Params, split: PreparedSplit, settings: EvaluationSettings,
           mesh: Mesh) -> list[dict[str, Any]]:
-    choices = [split.choices(number) for number in range(len(split))]
+    choices = choices_of(split)
     found: list[dict[str, Any]] = []
     for shape, numbers in plan_batches(split, choices, settings, mesh.shape["data"]):
-        batch = make_choice_batch(
-            [split.inputs(number) for number in numbers], [choices[number] for number in numbers],
-            source_length=shape.source, target_length=shape.target, num_choices=shape.choices,
-            batch_size=shape.rows)
-        placed = sharding.put_batch({name: batch[name] for name in ("inputs", "choices")}, mesh)
+        placed = sharding.put_batch(choice_batch(split, choices, shape, numbers), mesh)
         scores = rank.score_choices(network, params, placed["inputs"], placed["choices"])
         # Whole on every device, so that every process of a pod can read it.
-        scores = np.asarray(jax.device_put(scores, sharding.replicated(mesh)))[:len(numbers)]
-        _check_scores(scores, split)
-        best = rank.predict(scores, np.asarray([len(choices[number]) for number in numbers]))
-        for number, own, place in zip(numbers, scores, best, strict=True):
-            text = split.text(number)
-            found.append({
-                "index": text["index"], "prediction": text["choices"][place],
-                "target": text["targets"], "label": split.label(number),
-                "correct": int(place == split.label(number)),
-                "scores": [round(float(score), SCORE_DIGITS) for score in own[:len(choices[number])]],
-            })
-    return sorted(found, key=lambda one: one["index"])
+        scores = np.asarray(jax.device_put(scores, sharding.replicated(mesh)))
+        found += ranked_rows(split, choices, numbers, scores)
+    return in_order(found)
 
 
-def _check_scores(scores: np.ndarray, split: PreparedSplit) -> None:
+def choices_of(split: PreparedSplit) -> list[list[np.ndarray]]:
+    """The choices of every row."""
+    return [split.choices(number) for number in range(len(split))]
+
+
+def choice_batch(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], shape: "BatchShape",
+                 numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    """The batch of some rows to rank: inputs i32[B, S], choices i32[B, C, T]."""
+    batch = make_choice_batch(
+        [split.inputs(number) for number in numbers], [choices[number] for number in numbers],
+        source_length=shape.source, target_length=shape.target, num_choices=shape.choices,
+        batch_size=shape.rows)
+    return {name: batch[name] for name in ("inputs", "choices")}
+
+
+def ranked_rows(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], numbers: Sequence[int],
+                scores: np.ndarray) -> list[dict[str, Any]]:
+    """Predictions of a batch's rows from f32[B, C]; B may be larger than the number of rows.
+
+    Raises:
+        RunError: scores are not numbers.
+    """
+    scores = scores[:len(numbers)]
     if not np.isfinite(scores).all():
         raise RunError(describe(
             "Scores are not finite", where=f"task {split.name}, {split.split}",
             cure="look at the expert's weights: its training or merging made NaN or infinity"))
+    best = rank.predict(scores, np.asarray([len(choices[number]) for number in numbers]))
+    found = []
+    for number, own, place in zip(numbers, scores, best, strict=True):
+        text = split.text(number)
+        found.append({
+            "index": text["index"], "prediction": text["choices"][place],
+            "target": text["targets"], "label": split.label(number),
+            "correct": int(place == split.label(number)),
+            "scores": [round(float(score), SCORE_DIGITS) for score in own[:len(choices[number])]],
+        })
+    return found
 
 
 def _generate(network: T5Network, params: Params, split: PreparedSplit,
@@ -181,19 +211,37 @@ def _generate(network: T5Network, params: Params, split: PreparedSplit,
               ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for shape, numbers in plan_batches(split, None, settings, mesh.shape["data"]):
-        inputs = [trim(split.inputs(number), shape.source) for number in numbers]
-        # Copies of a real row, not empty ones: decoding goes on until the last row has ended.
-        inputs += inputs[:1] * (shape.rows - len(numbers))
-        placed = sharding.put_batch({"inputs": pad(inputs, shape.source)}, mesh)
+        placed = sharding.put_batch({"inputs": input_rows(split, shape, numbers)}, mesh)
         texts = generate.generate(
             network, params, placed["inputs"], max_new_tokens=settings.max_new_tokens,
             vocabulary=vocabulary, mesh=mesh)
-        for number, prediction in zip(numbers, texts, strict=False):
-            text = split.text(number)
-            found.append({"index": text["index"], "prediction": prediction,
-                          "target": text["targets"],
-                          "rouge_l": metrics.rouge_l(prediction, text["targets"])})
-    return sorted(found, key=lambda one: one["index"])
+        found += generated_rows(split, numbers, texts)
+    return in_order(found)
+
+
+def input_rows(split: PreparedSplit, shape: "BatchShape", numbers: Sequence[int]) -> np.ndarray:
+    """The inputs of some rows to generate from, i32[B, S]."""
+    inputs = [trim(split.inputs(number), shape.source) for number in numbers]
+    # Copies of a real row, not empty ones: decoding goes on until the last row has ended.
+    inputs += inputs[:1] * (shape.rows - len(numbers))
+    return pad(inputs, shape.source)
+
+
+def generated_rows(split: PreparedSplit, numbers: Sequence[int], texts: Sequence[str]
+                   ) -> list[dict[str, Any]]:
+    """Predictions of a batch's rows from their texts; there may be more texts than rows."""
+    found = []
+    for number, prediction in zip(numbers, texts, strict=False):
+        text = split.text(number)
+        found.append({"index": text["index"], "prediction": prediction,
+                      "target": text["targets"],
+                      "rouge_l": metrics.rouge_l(prediction, text["targets"])})
+    return found
+
+
+def in_order(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Predictions in the order of the instances' indices, whatever the batches were."""
+    return sorted(predictions, key=lambda one: one["index"])
 
 
 def plan_batches(

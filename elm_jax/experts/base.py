@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from elm_jax import sharding, storage, trees
+from elm_jax import hosts, sharding, storage, trees
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.experts.formats import base_json, checks, detect, elm, hf_tokenizer, streaming
 from elm_jax.experts.formats.model import Index, Model, Tensors
@@ -61,12 +61,16 @@ def save_base(
         config: network config without an adapter.
         vocabulary_path: SentencePiece model file to copy, or None.
         training: what it was trained on; kept in ``base.json``.
+
+    Of several processes all call it; parameters that lie on them are written shard by shard.
     """
     folder = storage.begin(folder)
+    hosts.barrier()
     storage.save_tree(folder / elm.WEIGHTS, params)
     vocabulary = None if vocabulary_path is None else storage.as_path(vocabulary_path).read_bytes()
     base_json.write(folder, config, trees.fingerprint(params), vocabulary, training, {})
     storage.commit(folder)
+    hosts.barrier()
 
 
 def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None,

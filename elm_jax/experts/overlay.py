@@ -1,11 +1,14 @@
 """Overlays: the leaves that an expert replaces or adds, and how they go onto a base."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
+from etils import epath
+from jax.sharding import Mesh
 
-from elm_jax import storage, trees
+from elm_jax import hosts, sharding, storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
@@ -13,7 +16,7 @@ from elm_jax.experts.formats import elm
 from elm_jax.experts.formats.model import Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import AdapterConfig, T5Config
-from elm_jax.types import Params
+from elm_jax.types import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,12 @@ def initial_overlay(
 
 def _fresh_adapters(network: T5Network, seed: int) -> Params:
     """Adapters alone: compiled as one program, the network's other leaves are never made."""
-    return jax.jit(lambda rng: trees.split(network.init(rng), is_adapter_leaf)[0])(jax.random.key(seed))
+    return _adapters_from(network, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _adapters_from(network: T5Network, rng: Array) -> Params:
+    return trees.split(network.init(rng), is_adapter_leaf)[0]
 
 
 def resolve(base: Base, expert: Expert | None) -> tuple[T5Network, Params]:
@@ -80,12 +88,7 @@ def resolve(base: Base, expert: Expert | None) -> tuple[T5Network, Params]:
     if expert is None:
         return T5Network(base.config), base.params
     card = expert.card
-    if card.base["fingerprint"] != base.fingerprint:
-        raise InputError(describe(
-            "The expert belongs to another base", where=expert.path or card.id,
-            got=f"{card.base.get('name')} {card.base['fingerprint']}",
-            expected=f"{base.name} {base.fingerprint}",
-            cure="give the base that this expert was trained on"))
+    check_base(base, card, expert.path or card.id)
     config = T5Config.from_dict(card.network)
     params = trees.merge(base.params, expert.overlay)
     difference = trees.first_difference(params, T5Network(config).abstract_params())
@@ -96,24 +99,49 @@ def resolve(base: Base, expert: Expert | None) -> tuple[T5Network, Params]:
     return T5Network(config), params
 
 
+def check_base(base: Base, card: ExpertCard, where: object) -> None:
+    """Raises InputError if the expert of this card belongs to another base."""
+    if card.base["fingerprint"] != base.fingerprint:
+        raise InputError(describe(
+            "The expert belongs to another base", where=where,
+            got=f"{card.base.get('name')} {card.base['fingerprint']}",
+            expected=f"{base.name} {base.fingerprint}",
+            cure="give the base that this expert was trained on"))
+
+
 def save_expert(folder: storage.PathLike, expert: Expert) -> None:
-    """Writes ``expert.json`` and ``weights/`` (the overlay only); the commit marker last."""
+    """Writes ``expert.json`` and ``weights/`` (the overlay only); the commit marker last.
+
+    Of several processes all call it; an overlay that lies on them is written shard by shard.
+    """
     folder = storage.begin(folder)
+    hosts.barrier()
+    write_expert(folder, expert)
+    hosts.barrier()
+
+
+def write_expert(folder: storage.PathLike, expert: Expert) -> None:
+    """As `save_expert`, into an empty folder that is there, as `storage.staged` gives one."""
+    folder = storage.as_path(folder)
     storage.save_tree(folder / elm.WEIGHTS, expert.overlay)
     _write_card(folder, expert.card, trees.fingerprint(expert.overlay))
     storage.commit(folder)
 
 
-def save_leaves_as_expert(folder: storage.PathLike, card: ExpertCard, tensors: Tensors) -> None:
-    """As `save_expert`, for an overlay that need not fit into memory: a few leaves at a time.
+def save_leaves_as_expert(
+    folder: storage.PathLike, card: ExpertCard, tensors: Tensors, check: Callable[[], None] = lambda: None,
+) -> None:
+    """As `write_expert`, for an overlay that need not fit into memory: a few leaves at a time.
 
     Args:
-        folder: emptied first.
+        folder: is there, and empty.
         card: of the expert.
         tensors: every leaf of the overlay, in float32.
+        check: called when all of them were read, before the folder is whole.
     """
-    folder = storage.begin(folder)
+    folder = storage.as_path(folder)
     fingerprint = elm.save_leaves(folder / elm.WEIGHTS, tensors)
+    check()
     _write_card(folder, card, fingerprint)
     storage.commit(folder)
 
@@ -123,13 +151,35 @@ def _write_card(folder: storage.PathLike, card: ExpertCard, fingerprint: str) ->
                        {**card.to_dict(), "overlay_fingerprint": fingerprint})
 
 
-def load_expert(folder: storage.PathLike) -> Expert:
+def load_expert(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Expert:
     """Reads an expert's folder; the overlay's contents are checked against their fingerprint.
 
     A run folder that holds a finished ``expert/`` may be given instead.
 
+    Args:
+        folder: of the expert.
+        mesh: puts the overlay onto it, each process the shards of its own devices (all call); where there
+            are several, the fingerprint is believed, for none reads all of it.
+
     Raises:
         InputError: the folder is not whole, the card is not valid, or the weights have changed.
+    """
+    folder, card, written = read_card(folder)
+    weights = folder / elm.WEIGHTS
+    overlay = storage.restore_tree(weights, None if mesh is None else _on_mesh(weights, card, mesh))
+    found = written if mesh is not None and hosts.count() > 1 else trees.fingerprint(overlay)
+    if found != written:
+        raise InputError(describe("The expert's weights are not those that were written",
+                                  where=folder, got=found, expected=written,
+                                  cure="copy or train the expert again"))
+    return Expert(card=card, overlay=overlay, path=str(folder))
+
+
+def read_card(folder: storage.PathLike) -> tuple[epath.Path, ExpertCard, str | None]:
+    """The expert's own folder, its card, and its overlay's fingerprint, without the weights.
+
+    Raises:
+        InputError: the folder is not whole, or the card is not valid.
     """
     folder = storage.as_path(folder)
     if not (folder / "expert.json").exists() and (folder / "expert").exists():
@@ -139,13 +189,20 @@ def load_expert(folder: storage.PathLike) -> Expert:
                               schema_version=SCHEMA_VERSION)
     written = value.pop("overlay_fingerprint", None)
     card = ExpertCard.from_dict(value, where=folder / "expert.json")
-    overlay = storage.restore_tree(folder / "weights")
-    found = trees.fingerprint(overlay)
-    if found != written:
-        raise InputError(describe("The expert's weights are not those that were written",
-                                  where=folder, got=found, expected=written,
-                                  cure="copy or train the expert again"))
-    return Expert(card=card, overlay=overlay, path=str(folder))
+    return folder, card, written
+
+
+def _on_mesh(weights: epath.Path, card: ExpertCard, mesh: Mesh) -> Params:
+    """The overlay's leaves as they lie on disk, each with its place on the mesh."""
+    axes = trees.flatten(T5Network(T5Config.from_dict(card.network)).logical_axes())
+    leaves = trees.flatten(storage.tree_metadata(weights))
+    unknown = sorted(leaves.keys() - axes.keys())
+    if unknown:
+        raise InputError(describe("The expert's overlay does not fit its network config", where=weights,
+                                  got=f"leaf {unknown[0]}, which that network has not"))
+    return trees.unflatten({path: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding.leaf_sharding(axes[path], leaf.shape, mesh))
+        for path, leaf in leaves.items()})
 
 
 def copy_expert(source: storage.PathLike, target: storage.PathLike) -> Expert:

@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elm_jax.models.adapter import LowRank
 from elm_jax.models.layers import Dense, Initializer, fan_in_normal, stream
 from elm_jax.models.recompute import recomputed
+from elm_jax.models.t5_config import AdapterConfig
 from elm_jax.sharding import constrain
 from elm_jax.types import Array
 
@@ -110,6 +112,7 @@ class Attention(nn.Module):
         head_dim: K.
         dropout_rate: of the probabilities; one draw for all queries of a head, as in T5X.
         dtype: of the computation.
+        low_rank: LoRA's updates of queries and values; None for none.
     """
 
     emb_dim: int
@@ -117,6 +120,7 @@ class Attention(nn.Module):
     head_dim: int
     dropout_rate: float
     dtype: jnp.dtype
+    low_rank: AdapterConfig | None = None
 
     def setup(self) -> None:
         """Creates the four projections."""
@@ -126,10 +130,16 @@ class Attention(nn.Module):
         self.key = Dense(joined, axes, self.dtype, fan_in_normal)
         self.value = Dense(joined, axes, self.dtype, fan_in_normal)
         self.out = Dense(self.emb_dim, ("joined_kv", "embed"), self.dtype, fan_in_normal)
+        if self.low_rank is not None:
+            update = (joined, self.low_rank.rank, self.low_rank.scale, self.dtype)
+            self.query_adapter, self.value_adapter = LowRank(*update), LowRank(*update)
 
     def keys_values(self, x: Array) -> KeysValues:
         """f[B, S, D] -> keys and values f[B, S, H, K]."""
-        return self._heads(self.key(x)), self._heads(self.value(x))
+        values = self.value(x)
+        if self.low_rank is not None:
+            values = values + self.value_adapter(x)
+        return self._heads(self.key(x)), self._heads(values)
 
     def __call__(
         self, x: Array, keys_values: KeysValues, biases: tuple[Array, ...], deterministic: bool
@@ -147,7 +157,10 @@ class Attention(nn.Module):
             f[N, L, D].
         """
         keys, values = keys_values
-        queries = _by_heads(self.query(x).reshape(keys.shape[0], -1, self.num_heads, self.head_dim))
+        queries = self.query(x)
+        if self.low_rank is not None:
+            queries = queries + self.query_adapter(x)
+        queries = _by_heads(queries.reshape(keys.shape[0], -1, self.num_heads, self.head_dim))
         keep = None
         if not deterministic and self.dropout_rate > 0.0:
             keep = self._keep(queries.shape[0], keys.shape[1])

@@ -13,24 +13,51 @@ from elm_jax.errors import InputError, describe, unknown_name
 
 ACTIVATIONS = ("gelu", "linear", "relu")
 DTYPES = ("bfloat16", "float32")
+ADAPTER_KINDS = ("bottleneck", "lora")
 REDUCTION = 32
 """Default bottleneck is ``emb_dim // REDUCTION``. Source: ELM, arXiv 2302.03202, appendix."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Bottleneck adapters after self-attention and feed-forward.
+    """What a prompt expert adds: bottleneck adapters, or LoRA's low-rank updates.
 
     Attributes:
-        bottleneck: width R; None takes ``emb_dim // 32``, at least 1.
+        bottleneck: width R of the adapters after self-attention and feed-forward; None takes
+            ``emb_dim // 32``, at least 1.
+        kind: ``bottleneck``, or ``lora``: updates of the query and value projections of every attention.
+        rank: of LoRA's updates.
+        alpha: LoRA's updates are scaled by ``alpha / rank``; None for no scaling.
     """
 
     bottleneck: int | None = None
+    kind: str = "bottleneck"
+    rank: int = 8
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
-        """Checks the range."""
+        """Checks names and ranges."""
         if self.bottleneck is not None:
             _check_int("AdapterConfig.bottleneck", self.bottleneck)
+        if self.kind not in ADAPTER_KINDS:
+            raise unknown_name("kind of adapter", str(self.kind), ADAPTER_KINDS, "AdapterConfig.kind")
+        _check_int("AdapterConfig.rank", self.rank)
+        alpha = self.alpha
+        number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if alpha is not None and not (number and alpha > 0):
+            raise InputError(describe("The adapters' config is wrong", where="AdapterConfig.alpha",
+                                      got=repr(alpha), expected="None or a number above 0"))
+
+    @property
+    def scale(self) -> float:
+        """What LoRA's updates are multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that count for the kind; bottleneck adapters as before there were other kinds."""
+        if self.kind == "bottleneck":
+            return {"bottleneck": self.bottleneck}
+        return {"kind": self.kind, "rank": self.rank, "alpha": self.alpha}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +150,21 @@ class T5Config:
                 describe("This network has no adapters", where="T5Config.adapter",
                          expected="an AdapterConfig", cure="config.with_adapter(AdapterConfig())")
             )
+        if self.adapter.kind != "bottleneck":
+            raise InputError(
+                describe("This network has no bottleneck adapters", where="T5Config.adapter",
+                         got=f"adapters of kind {self.adapter.kind!r}", expected="kind 'bottleneck'"))
         return self.adapter.bottleneck or max(1, self.emb_dim // REDUCTION)
+
+    @property
+    def has_bottlenecks(self) -> bool:
+        """Whether there are adapters after self-attention and feed-forward."""
+        return self.adapter is not None and self.adapter.kind == "bottleneck"
+
+    @property
+    def low_rank(self) -> AdapterConfig | None:
+        """LoRA's updates; None for a network without."""
+        return self.adapter if self.adapter is not None and self.adapter.kind == "lora" else None
 
     @property
     def activation_dtype(self) -> jnp.dtype:
@@ -140,7 +181,9 @@ class T5Config:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary. Inverse of `from_dict`."""
-        return {**dataclasses.asdict(self), "mlp_activations": list(self.mlp_activations)}
+        adapter = None if self.adapter is None else self.adapter.to_dict()
+        return {**dataclasses.asdict(self), "mlp_activations": list(self.mlp_activations),
+                "adapter": adapter}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: Any = None) -> "T5Config":
@@ -175,9 +218,10 @@ class T5Config:
             raise InputError(describe("T5Config lacks fields", expected=", ".join(missing)))
         values = dict(values)
         if isinstance(values.get("adapter"), Mapping):
-            unknown = set(values["adapter"]) - {"bottleneck"}
+            fields = [field.name for field in dataclasses.fields(AdapterConfig)]
+            unknown = set(values["adapter"]) - set(fields)
             if unknown:
-                raise unknown_name("AdapterConfig field", sorted(unknown)[0], ["bottleneck"])
+                raise unknown_name("AdapterConfig field", sorted(unknown)[0], fields)
             values["adapter"] = AdapterConfig(**values["adapter"])
         return cls(**values)
 

@@ -71,7 +71,7 @@ def _norm(config: T5Config) -> RMSNorm:
 def _attention(config: T5Config) -> Attention:
     return Attention(
         config.emb_dim, config.num_heads, config.head_dim, config.dropout_rate,
-        config.activation_dtype,
+        config.activation_dtype, config.low_rank,
     )
 
 
@@ -105,7 +105,7 @@ class EncoderLayer(nn.Module):
         self.pre_mlp_layer_norm = _norm(self.config)
         self.mlp = _mlp(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             self.attention_adapter = _adapter(self.config)
             self.mlp_adapter = _adapter(self.config)
 
@@ -113,11 +113,11 @@ class EncoderLayer(nn.Module):
         """f[B, S, D] -> f[B, S, D]."""
         normed = self.pre_attention_layer_norm(x)
         y = self.attention(normed, self.attention.keys_values(normed), biases, deterministic)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             y = self.attention_adapter(y)
         x = x + self.dropout(y, deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             y = self.mlp_adapter(y)
         return x + self.dropout(y, deterministic)
 
@@ -136,7 +136,7 @@ class DecoderLayer(nn.Module):
         self.pre_mlp_layer_norm = _norm(self.config)
         self.mlp = _mlp(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             self.self_attention_adapter = _adapter(self.config)
             self.mlp_adapter = _adapter(self.config)
 
@@ -173,7 +173,7 @@ class DecoderLayer(nn.Module):
         self_biases: Biases, cross_biases: Biases, deterministic: bool,
     ) -> Array:
         y = self.self_attention(normed, keys_values, self_biases, deterministic)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             y = self.self_attention_adapter(y)
         x = x + self.dropout(y, deterministic)
         y = self.encoder_decoder_attention(
@@ -181,7 +181,7 @@ class DecoderLayer(nn.Module):
         )
         x = x + self.dropout(y, deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
-        if self.config.adapter is not None:
+        if self.config.has_bottlenecks:
             y = self.mlp_adapter(y)
         return x + self.dropout(y, deterministic)
 

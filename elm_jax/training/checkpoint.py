@@ -1,8 +1,9 @@
 """Checkpoints of a training state: asynchronous, the last n kept, never half read.
 
 ``<run>/checkpoints/<step>/state`` is written by Orbax with its commit-file protocol (no rename, so
-buckets work); ``<step>/COMMITTED.json``, written after it, says that the step is whole and holds
-the facts of the run. The frozen base is not part of a checkpoint.
+buckets work), each process its own shards; ``<step>/COMMITTED.json``, written after it by the first
+process, says that the step is whole and holds the facts of the run. Each process restores the shards of
+its own devices, on any mesh of any number of processes. The frozen base is not part of a checkpoint.
 """
 
 import logging
@@ -13,9 +14,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
-from elm_jax import storage, trees
+from elm_jax import hosts, storage, trees
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.training.state import TrainState
 
@@ -76,8 +76,12 @@ class Checkpoints:
             if name.isdecimal() and storage.is_committed(self.folder / name)
         )
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, note: Any = None) -> None:
         """Starts saving; returns when the state is copied, so that its buffers may be donated.
+
+        Args:
+            state: what to save; its step names the checkpoint.
+            note: JSON value that goes into the checkpoint's marker, for `note` to read.
 
         Raises:
             RunError: this save could not start, or the one before it failed, as on a full disk.
@@ -87,11 +91,10 @@ class Checkpoints:
         target = self.folder / str(step)
         leaves = _leaf_facts(state)
         with storage.guard_writes(target):
-            if jax.process_index() == 0:
-                storage.begin(target)
-            _barrier(f"begin checkpoint {step}")
+            storage.begin(target)
+            hosts.barrier()
             self._checkpointer.save(target / _STATE, args=ocp.args.StandardSave(state))
-        self._saving = self._thread.submit(self._finish, target, leaves)
+        self._saving = self._thread.submit(self._finish, target, leaves, note)
 
     def wait(self) -> None:
         """Waits until the save under way is whole.
@@ -113,7 +116,7 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint is another run's: names the first leaf or fact that differs.
         """
-        steps = self.steps()
+        steps = hosts.by_first(self.steps)  # on a network disk the others may see an older list
         if not steps:
             return None
         source = self.folder / str(steps[-1])
@@ -121,6 +124,14 @@ class Checkpoints:
         _LOG.info("Restoring step %d from %s", steps[-1], source)
         with storage.guard_reads(source):
             return self._checkpointer.restore(source / _STATE, args=ocp.args.StandardRestore(like))
+
+    def note(self) -> Any:
+        """The note of the newest whole checkpoint; None if there is no checkpoint."""
+        steps = self.steps()
+        if not steps:
+            return None
+        return storage.read_json(self.folder / str(steps[-1]) / storage.MARKER, kind="checkpoint",
+                                 schema_version=_SCHEMA_VERSION).get("note")
 
     def _check(self, source: epath.Path, like: TrainState) -> None:
         marker = storage.read_json(
@@ -141,23 +152,19 @@ class Checkpoints:
                         )
                     )
 
-    def _finish(self, target: epath.Path, leaves: dict[str, str]) -> None:
+    def _finish(self, target: epath.Path, leaves: dict[str, str], note: Any) -> None:
         """In the thread: waits for Orbax, writes the marker, drops old checkpoints."""
         with storage.guard_writes(target):
             self._checkpointer.wait_until_finished()
-            if jax.process_index() != 0:
+            if not hosts.is_first():
                 return
             storage.commit(
                 target, {"schema_version": _SCHEMA_VERSION, "step": int(target.name),
-                         "leaves": leaves, "facts": _as_text(self.facts)},
+                         "leaves": leaves, "facts": _as_text(self.facts),
+                         **({} if note is None else {"note": note})},
             )
             for step in self.steps()[: -self.keep]:
                 storage.remove(self.folder / str(step))
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _leaf_facts(state: TrainState) -> dict[str, str]:

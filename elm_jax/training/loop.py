@@ -7,19 +7,15 @@ devices work.
 import dataclasses
 import logging
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from elm_jax import sharding, trees
+from elm_jax import hosts, preemption, sharding, trees
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.models.t5 import T5Network
 from elm_jax.sharding import Rules
@@ -38,8 +34,10 @@ _LOG = logging.getLogger(__name__)
 class Stream(Protocol):
     """What a run trains on; `data.cursor.TrainStream` is one."""
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, a pure function of the step."""
+    batch_size: int
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """The batch of a step, or some of its rows, in their order: a pure function of both."""
 
     def facts(self) -> dict[str, Any]:
         """What fixes the order of the stream."""
@@ -114,7 +112,7 @@ def train_overlay(
     checkpoint_every: int = 1000, keep: int = 2, num_microbatches: int = 1, log_every: int = 1,
     tensorboard: bool = False, config_digest: str = "", name: str | None = "train",
     loss: LossConfig | None = None, on_start: Callable[[], None] | None = None,
-    rules: Rules = sharding.DEFAULT_RULES, base_dtype: str | None = None,
+    rules: Rules = sharding.DEFAULT_RULES, base_dtype: str | None = None, take: bool = False,
 ) -> FitResult:
     """`fit` with its settings as plain arguments; see `RunConfig` and `fit`."""
     run = RunConfig(
@@ -123,13 +121,14 @@ def train_overlay(
         keep=keep, log_every=log_every, tensorboard=tensorboard, config_digest=config_digest,
         name=name, base_dtype=base_dtype,
     )
-    return fit(network, optimizer, base, overlay, stream, run, mesh, loss, on_start, rules)
+    return fit(network, optimizer, base, overlay, stream, run, mesh, loss, on_start, rules, take)
 
 
 def fit(
     network: T5Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
     run: RunConfig, mesh: Mesh, loss: LossConfig | None = None,
     on_start: Callable[[], None] | None = None, rules: Rules = sharding.DEFAULT_RULES,
+    take: bool = False,
 ) -> FitResult:
     """Trains the overlay's leaves on a stream; resumes if the run folder has a checkpoint.
 
@@ -137,7 +136,7 @@ def fit(
         network: of the base with the overlay.
         optimizer: optimiser and learning rate.
         base: parameters; those that the overlay replaces are not used, the others stay frozen.
-        overlay: leaves to train, float32; left untouched.
+        overlay: leaves to train, float32; left untouched, unless `take`.
         stream: batches.
         run: length, seed, folder.
         mesh: axes ('data', 'experts', 'model').
@@ -145,6 +144,8 @@ def fit(
         on_start: called once all is checked, the run folder's checkpoint too, and before anything
             is written.
         rules: what of parameters, optimiser state and activations lies on which axis of the mesh.
+        take: whether the overlay's buffers are the run's from now on, so that there is no second copy of
+            every parameter on the devices while it trains.
 
     Raises:
         InputError: base and overlay are not the network's parameters; a checkpoint of another run.
@@ -156,15 +157,13 @@ def fit(
     _check_params(network, frozen, overlay)
     placed = states.frozen_leaves(network, frozen, mesh, rules, run.base_dtype)
     del frozen, base
-    batch = stream.batch(0)
-    step_fn = compile_step(
-        make_spec(network, optimizer, loss, placed, overlay, batch, mesh, run.num_microbatches, rules)
-    )
+    feed = _Feed(stream, mesh)
+    step_fn = compile_step(make_spec(network, optimizer, loss, placed, overlay, feed.shapes(), mesh,
+                                     run.num_microbatches, rules))
     shardings = states.shardings_of_state(network, overlay, optimizer, mesh, rules)
 
     def advance(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return step_fn(placed, state, sharding.put_batch(batch, mesh), np.uint32(run.seed),
-                       np.int32(run.train_steps))
+        return step_fn(placed, state, feed.put(batch), np.uint32(run.seed), np.int32(run.train_steps))
 
     facts = {
         "config_digest": run.config_digest, "seed": run.seed, "stream": stream.facts(),
@@ -173,7 +172,28 @@ def fit(
     }
     if optimizer.schedule != "constant":
         facts["train_steps"] = run.train_steps
-    return _run(advance, stream, run, facts, overlay, optimizer, shardings, on_start)
+    return _run(advance, feed, run, facts, overlay, optimizer, shardings, on_start, take)
+
+
+class _Feed:
+    """Batches as this process needs them: the rows of its own devices, of which the mesh makes the whole."""
+
+    def __init__(self, stream: Stream, mesh: Mesh) -> None:
+        self._stream, self._where = stream, sharding.batch_sharding(mesh)
+        self._rows = hosts.rows_of(self._where, stream.batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of a step."""
+        return self._stream.batch(step, self._rows)
+
+    def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Of the global batch."""
+        return {name: jax.ShapeDtypeStruct((self._stream.batch_size, *array.shape[1:]), array.dtype)
+                for name, array in self.batch(0).items()}
+
+    def put(self, batch: Batch) -> Batch:
+        """The global batch on the mesh."""
+        return hosts.put_rows(batch, self._rows, self._where, self._stream.batch_size)
 
 
 def _check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
@@ -188,47 +208,49 @@ def _check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
 
 
 def _start_state(
-    overlay: Params, optimizer: OptimizerConfig, shardings: TrainState
+    overlay: Params, optimizer: OptimizerConfig, shardings: TrainState, take: bool
 ) -> TrainState:
-    """The state before step 1, on the mesh, sharing no buffer with the caller's overlay."""
-    placed = jax.tree.map(
-        # A copy in any case: the step donates the state's buffers.
-        lambda leaf, target: jax.device_put(jnp.array(leaf, copy=True), target, may_alias=False),
-        overlay, shardings.overlay,
-    )
+    """The state before step 1, on the mesh, sharing no buffer with an overlay that the caller keeps."""
+    # Own buffers: the step donates the state's.
+    placed = jax.tree.map(lambda leaf, target: hosts.put(leaf, target, own=not take), overlay,
+                          shardings.overlay)
     opt_state = jax.jit(
         lambda tree: states.create_state(tree, optimizer).opt_state,
         out_shardings=shardings.opt_state,
     )(placed)
-    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
+    step = hosts.put(np.zeros((), np.int32), shardings.step)
     return TrainState(step=step, overlay=placed, opt_state=opt_state)
 
 
 def _run(
-    advance: Any, stream: Stream, run: RunConfig, facts: dict[str, Any], overlay: Params,
-    optimizer: OptimizerConfig, shardings: TrainState, on_start: Callable[[], None] | None,
+    advance: Any, feed: _Feed, run: RunConfig, facts: dict[str, Any], overlay: Params,
+    optimizer: OptimizerConfig, shardings: TrainState, on_start: Callable[[], None] | None, take: bool,
 ) -> FitResult:
     """Restores, runs to `train_steps` or SIGTERM, saves."""
     with ExitStack() as stack:
-        stop = stack.enter_context(_stop_flag())
+        told_to_stop = stack.enter_context(preemption.stop_flag())
         saver, state = None, None
         if run.run_dir is not None:
             saver = stack.enter_context(Checkpoints(run.run_dir, facts, run.keep))
             state = saver.restore(_like(overlay, optimizer, shardings))
         if state is None:
-            state = _start_state(overlay, optimizer, shardings)
+            state = _start_state(overlay, optimizer, shardings, take)
+        elif take:
+            jax.tree.map(lambda leaf: leaf.delete() if isinstance(leaf, jax.Array) else None, overlay)
         if on_start is not None:
             on_start()
+        # All have compiled: at the first step Gloo waits 30 s for the slowest process, and then gives up.
+        hosts.barrier()
         first = int(state.step)
         recorder = stack.enter_context(_Recorder(run, first, saver))
         step = first
-        batch = stream.batch(step) if step < run.train_steps else None
+        batch = feed.batch(step) if step < run.train_steps else None
         while step < run.train_steps:
             state, metrics = advance(state, batch)
             step += 1
             if step < run.train_steps:
-                batch = stream.batch(step)
-            stopping = _should_stop(stop, step)
+                batch = feed.batch(step)
+            stopping = told_to_stop()
             recorder.take(step, metrics)
             if stopping or step == run.train_steps or step % run.checkpoint_every == 0:
                 recorder.flush()
@@ -255,7 +277,7 @@ class _Recorder:
     """Reads metrics one step late, checks them, and passes them on."""
 
     def __init__(self, run: RunConfig, first: int, saver: Checkpoints | None) -> None:
-        chief = jax.process_index() == 0
+        chief = hosts.is_first()
         self._run = run
         self._saver = saver
         self._waiting: tuple[int, Mapping[str, Array]] | None = None
@@ -320,27 +342,3 @@ class _Recorder:
                 cure=f"lower the learning rate or clip the gradient; {kept}",
             )
         )
-
-
-@contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, in place of ending the process at once."""
-    event = threading.Event()
-    # Signals can be caught in the main thread only; with many processes, JAX's own preemption
-    # service catches SIGTERM, and a handler of ours would take it away.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _should_stop(event: threading.Event, step: int) -> bool:
-    if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point(step)
-    if event.is_set():
-        _LOG.warning("SIGTERM: saving at step %d and stopping", step)
-    return event.is_set()

@@ -86,7 +86,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value < float("inf")
 
 
-def learning_rate(config: OptimizerConfig, step: Array, train_steps: Array) -> Array:
+def learning_rate(
+    config: OptimizerConfig, step: Array, train_steps: Array, peak: Array | None = None
+) -> Array:
     """Learning rate f32[] of the update that follows `step` finished ones.
 
     Args:
@@ -94,9 +96,10 @@ def learning_rate(config: OptimizerConfig, step: Array, train_steps: Array) -> A
         step: i32[], 0 for the first update.
         train_steps: i32[], the number of updates; may be traced, so that runs of unlike length
             share one compiled program.
+        peak: f32[], takes the place of the config's rate; may be traced, for runs of unlike rates.
     """
     step = jnp.asarray(step, jnp.float32)
-    rate = jnp.float32(config.learning_rate)
+    rate = jnp.float32(config.learning_rate) if peak is None else jnp.asarray(peak, jnp.float32)
     if config.warmup_steps:
         rate = rate * jnp.minimum(1.0, (step + 1.0) / config.warmup_steps)
     if config.schedule == "linear_decay":
@@ -107,13 +110,14 @@ def learning_rate(config: OptimizerConfig, step: Array, train_steps: Array) -> A
 
 
 def make_optimizer(
-    config: OptimizerConfig, train_steps: Array | int
+    config: OptimizerConfig, train_steps: Array | int, peak: Array | None = None
 ) -> optax.GradientTransformation:
     """The optax transformation of a config.
 
     Args:
         config: what to build.
         train_steps: i32[], the run's number of updates; may be traced.
+        peak: f32[], takes the place of the config's rate; may be traced.
 
     Source: Adafactor, https://arxiv.org/abs/1804.04235; AdamW, https://arxiv.org/abs/1711.05101.
     """
@@ -126,7 +130,7 @@ def make_optimizer(
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=_decayed))
     parts.append(
-        optax.scale_by_learning_rate(lambda step: learning_rate(config, step, train_steps))
+        optax.scale_by_learning_rate(lambda step: learning_rate(config, step, train_steps, peak))
     )
     return optax.chain(*parts)
 

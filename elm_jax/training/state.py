@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import sharding, trees
+from elm_jax import hosts, sharding, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models import layer_stack
 from elm_jax.models.t5 import T5Network
@@ -117,7 +117,7 @@ def _one_leaf(
 
         return jax.jit(stack, out_shardings=where)(*leaves)
     parts = [np.asarray(leaf).astype(dtype, copy=False) for leaf in leaves]
-    return jax.device_put(np.stack(parts) if len(shape) > parts[0].ndim else parts[0], where)
+    return hosts.put(np.stack(parts) if len(shape) > parts[0].ndim else parts[0], where)
 
 
 def shardings_of_state(

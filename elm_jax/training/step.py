@@ -79,6 +79,7 @@ def placed_as_parameters(network: T5Network, tree: Params) -> Params:
 def train_step(
     network: T5Network, optimizer: OptimizerConfig, loss: LossConfig, num_microbatches: int,
     frozen: Params, state: TrainState, batch: Batch, seed: Array, train_steps: Array,
+    peak: Array | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of the overlay from one batch.
 
@@ -92,6 +93,7 @@ def train_step(
         batch: arrays [B, ...], B a multiple of `num_microbatches`; keys as in `data.batches`.
         seed: u32[], of dropout.
         train_steps: i32[], length of the run, for the learning rate's schedule.
+        peak: f32[], takes the place of the optimiser config's learning rate; None keeps that.
 
     Returns:
         The state after the update, and f32[] metrics: loss (mean a token, nats), accuracy (share of
@@ -120,7 +122,7 @@ def train_step(
     weight = jnp.maximum(sums.weight, 1.0)  # a batch of padding only changes nothing
     grads = jax.tree.map(lambda grad: grad / weight, grads)
 
-    transformation = make_optimizer(optimizer, train_steps)
+    transformation = make_optimizer(optimizer, train_steps, peak)
     updates, opt_state = transformation.update(grads, state.opt_state, state.overlay)
     overlay = optax.apply_updates(state.overlay, updates)
     metrics = {
@@ -129,7 +131,7 @@ def train_step(
         "tokens": sums.weight,
         "grad_norm": optax.global_norm(grads),
         "param_norm": optax.global_norm(overlay),
-        "learning_rate": learning_rate(optimizer, state.step, train_steps),
+        "learning_rate": learning_rate(optimizer, state.step, train_steps, peak),
     }
     return TrainState(step=state.step + 1, overlay=overlay, opt_state=opt_state), metrics
 
@@ -143,7 +145,7 @@ def signature(tree: Params | Batch) -> Signature:
 
 
 def abstract_of(leaves: Signature) -> Params:
-    """The tree of ShapeDtypeStruct that a signature stands for."""
+    """The tree of ShapeDtypeStructs behind a signature. Inverse of `signature`."""
     return trees.unflatten(
         {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in leaves}
     )

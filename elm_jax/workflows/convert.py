@@ -1,22 +1,24 @@
 """`elm convert`: models and experts from one kind of folder into another, tensor by tensor."""
 
+import contextlib
 import dataclasses
 import logging
 import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from elm_jax import storage, trees
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.formats import adapters, detect, elm, hf, streaming, t5x
 from elm_jax.experts.formats.model import Index, Origin, Tensors
 from elm_jax.experts.formats.sources import Source, open_source
-from elm_jax.experts.overlay import save_expert, save_leaves_as_expert
+from elm_jax.experts.overlay import save_leaves_as_expert, write_expert
 from elm_jax.workflows import t5x_expert, verify
 from elm_jax.workflows.checks import check_choice, check_positive
 
@@ -90,7 +92,10 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         RunError: the disk is full; the two models do not compute the same.
     """
     storage.check_free(config.target)
+    if config.verify and storage.is_local(config.target):
+        storage.check_free(unverified(config.target))
     found = open_named(config)
+    check_dtype(found, config)
     # An expert's leaves are float32, as `elm train` saves them.
     source = cast(found, "float32" if writes_full_expert(found, config) else config.dtype)
     start = time.monotonic()
@@ -99,11 +104,38 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     path = storage.as_path(config.target) / REPORT_FILE
     storage.write_json(path, report)
     if config.verify:
-        report["verified"] = verify.compare(source, config.source_kind, config.target, config.target_kind,
-                                            as_it_lies=config.dtype is None)
-        storage.write_json(path, report)
-        check_verified(report["verified"], config.target)
+        with set_aside_on_error(config.target):
+            report["verified"] = verify.compare(source, config.source_kind, config.target, config.target_kind,
+                                                as_it_lies=config.dtype is None)
+            storage.write_json(path, {**report, "verified": _finite(report["verified"])})
+            check_verified(report["verified"], config.target)
     return report
+
+
+def unverified(target: storage.PathLike) -> epath.Path:
+    """Where a conversion goes whose verification failed."""
+    target = storage.as_path(target)
+    return target.parent / f"{target.name}.unverified"
+
+
+@contextlib.contextmanager
+def set_aside_on_error(target: storage.PathLike) -> Iterator[None]:
+    """Whatever ends the block but its end: a folder on a local disk then stands under `unverified`.
+
+    There no script takes it for a model.
+    """
+    try:
+        yield
+    except BaseException:
+        if storage.is_local(target):
+            os.replace(storage.as_path(target), unverified(target))
+        raise
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with infinite and missing numbers as text, for JSON has none."""
+    return {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()}
 
 
 def open_named(config: ConvertConfig) -> Source:
@@ -114,6 +146,11 @@ def open_named(config: ConvertConfig) -> Source:
     """
     source = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
                          scanned=None if config.target_kind == "t5x" else config.scanned)
+    adapters = (source.expert.card.network.get("adapter") if source.expert is not None else None) or {}
+    if adapters.get("kind") == "lora" and config.target_kind != "elm":
+        raise InputError(describe("Experts of LoRA's kind have no form in other programs yet",
+                                  where=config.source, got=f"--to {config.target_kind}",
+                                  expected="--to elm, or an expert with bottleneck adapters"))
     of_t5x = config.source_kind == "t5x" and (config.base is not None or source.model.config.adapter)
     if of_t5x:
         naming = t5x_expert.Naming(config.expert_id, config.kind, config.modules)
@@ -123,11 +160,19 @@ def open_named(config: ConvertConfig) -> Source:
                                   cure="--from t5x, with the run's base as --base"))
     if config.expert_id is None:
         return source
-    if source.expert is None:
+    if source.expert is None and source.card is None:
         raise InputError(describe("--id names an expert, and this is a whole model", where=config.source,
                                   cure="leave it out; a T5X run's expert needs --base"))
-    card = dataclasses.replace(source.expert.card, id=config.expert_id)
-    return dataclasses.replace(source, expert=dataclasses.replace(source.expert, card=card))
+    return source.named(config.expert_id)
+
+
+def check_dtype(source: Source, config: ConvertConfig) -> None:
+    """Raises InputError for another type of an expert's leaves, which are float32 in a folder of ours."""
+    is_expert = config.target_kind == "elm" and (source.expert is not None or source.card is not None)
+    if is_expert and config.dtype not in (None, "float32"):
+        raise InputError(describe("An expert's leaves are float32 in a folder of this program",
+                                  where=config.source, got=f"--dtype {config.dtype}",
+                                  expected="no --dtype, or --to hf or t5x"))
 
 
 def writes_full_expert(source: Source, config: ConvertConfig) -> bool:
@@ -157,11 +202,11 @@ def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
     model, expert = source.model, source.expert
     if config.target_kind == "elm" and expert is not None:
         with storage.staged(config.target) as target:
-            save_expert(target, expert)
+            write_expert(target, expert)
         return {path: Origin(path) for path in trees.flatten(expert.overlay)}
     if writes_full_expert(source, config):
         with storage.staged(config.target) as target:
-            save_leaves_as_expert(target, source.card, model.tensors)
+            save_leaves_as_expert(target, source.card, model.tensors, model.check)
         return {path: Origin(path) for path in model.tensors.specs}
     if config.target_kind == "elm":
         return elm.write_elm(config.target, model)
@@ -243,21 +288,12 @@ def summary(report: Mapping[str, Any]) -> list[str]:
 
 
 def check_verified(verified: Mapping[str, Any], target: Any) -> None:
-    """Raises RunError if the logits differ by more than `verify.compare` allows.
-
-    A folder on a local disk then stands under ``<target>.unverified``, where no script takes it for a model.
-    """
+    """Raises RunError if the logits differ by more than `verify.compare` allows."""
     difference = verified["largest_difference"]
     if math.isfinite(difference) and difference <= verified["tolerance"]:
         return
-    folder = storage.as_path(target)
-    if storage.is_local(folder):
-        aside = folder.parent / f"{folder.name}.unverified"
-        if aside.exists():
-            aside.rmtree()
-        os.replace(folder, aside)
-        folder = aside
-    raise RunError(describe("The two models do not compute the same", where=folder,
+    raise RunError(describe("The two models do not compute the same",
+                            where=unverified(target) if storage.is_local(target) else target,
                             got=f"logits that differ by {difference:.3g}",
                             expected=f"at most {verified['tolerance']:.3g}, where the largest logit is "
                                      f"{verified['largest_logit']:.3g}",

@@ -3,17 +3,17 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh
 
-from elm_jax import sharding, storage, trees
+from elm_jax import hosts, preemption, sharding, storage, trees
 from elm_jax.errors import InputError, describe
+from elm_jax.evaluation import stacked
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
 from elm_jax.experts.base import Base
-from elm_jax.experts.card import SCHEMA_VERSION
-from elm_jax.experts.overlay import Expert, load_expert, resolve
+from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Params
 from elm_jax.workflows.task_data import TaskData
@@ -30,25 +30,35 @@ class Model:
         id: its name in the results.
         fingerprint: of its weights, so that a model trained again is scored again.
         load: gives its network and parameters.
+        expert: gives the expert behind it, for scoring many in one program; None for what never stacks.
     """
 
     id: str
     fingerprint: str
     load: Callable[[], tuple[T5Network, Params]]
+    expert: Callable[[], Expert] | None = None
 
 
 def model_of(base: Base, expert: Expert | None) -> Model:
     """A base (None) or an expert on it, as something to score."""
     if expert is None:
         return Model(BASE_ID, base.fingerprint, lambda: resolve(base, None))
-    return Model(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert))
+    return Model(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert),
+                 (lambda: expert) if expert.card.form == "adapter" else None)
 
 
-def model_in(base: Base, expert_id: str, folder: storage.PathLike) -> Model:
-    """An expert on disk as something to score; its weights are read when its turn comes."""
-    card = storage.read_json(storage.as_path(folder) / "expert.json", kind="expert's card",
-                             schema_version=SCHEMA_VERSION)
-    return Model(expert_id, card["overlay_fingerprint"], lambda: resolve(base, load_expert(folder)))
+def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
+             mesh: Mesh | None = None) -> Model:
+    """An expert on disk as something to score; its weights are read, onto the mesh, when its turn comes.
+
+    Raises:
+        InputError: the folder is not whole, or the expert is another base's.
+    """
+    folder, card, fingerprint = read_card(folder)
+    check_base(base, card, folder)
+    return Model(expert_id or card.id, str(fingerprint),
+                 lambda: resolve(base, load_expert(folder, mesh=mesh)),
+                 (lambda: load_expert(folder)) if card.form == "adapter" else None)
 
 
 def is_done(store: ResultsStore, model: Model, task: str, split: str, digest: str) -> bool:
@@ -87,7 +97,7 @@ def evaluate_models(
     models: Iterable[Model], tasks_of: Callable[[str], Sequence[str]], data: TaskData, base: Base,
     store: ResultsStore, settings: EvaluationSettings, *, mesh: Mesh, split: str = "validation",
     max_rows: int | None = None,
-    replace: bool = False,
+    replace: bool = False, stack_experts: int = 1,
 ) -> None:
     """Scores every model on its tasks; what the store holds already is skipped.
 
@@ -105,16 +115,28 @@ def evaluate_models(
         max_rows: a seeded random subset of at most so many rows a task.
         replace: whether a model takes the place of another of its id in the store, as one that was
             trained again does.
+        stack_experts: so many experts, whose overlays have one shape and which lack the same tasks, are
+            scored in one program; the results are the same.
 
     Raises:
         InputError: two models of one id, or one of the id of another in the store without `replace`.
+        Stopped: several processes were told to stop; what was scored is kept.
     """
     models = _unlike(models)
     if not replace:
-        check_ids(models, store)
+        hosts.by_first(lambda: check_ids(models, store))
+
+    def pending_of(model: Model) -> list[str]:
+        return hosts.by_first(lambda: [
+            task for task in tasks_of(model.id)
+            if not is_done(store, model, task, split, settings.digest(max_rows))])
+
+    if stack_experts > 1:
+        for group in _groups(models, pending_of, stack_experts):
+            _evaluate_group(group, pending_of(group[0]), data, base, store, settings, mesh=mesh, split=split,
+                            max_rows=max_rows)
     for number, model in enumerate(models, start=1):
-        pending = [task for task in tasks_of(model.id)
-                   if not is_done(store, model, task, split, settings.digest(max_rows))]
+        pending = pending_of(model)
         if not pending:
             continue
         start = time.monotonic()
@@ -128,9 +150,55 @@ def evaluate_models(
                 max_rows=max_rows)
             rows = [{**row, "model": model.fingerprint} for row in result.rows]
             store.append(dataclasses.replace(result, rows=rows))
+            if preemption.reached_sync_point():  # one process is ended by SIGTERM itself
+                raise preemption.Stopped
         del params  # one model at a time on the devices
         logger.info("evaluated %s (%d of %d) on %d tasks in %.1f s", model.id, number, len(models),
                     len(pending), time.monotonic() - start)
+
+
+def _groups(models: Sequence[Model], pending_of: Callable[[Model], list[str]], most: int
+            ) -> Iterator[list[Model]]:
+    """Models to score together: of adapters, with the same tasks to do; groups of about equal size."""
+    by_tasks: dict[tuple[str, ...], list[Model]] = {}
+    for model in models:
+        pending = tuple(pending_of(model))
+        if model.expert is not None and pending:
+            by_tasks.setdefault(pending, []).append(model)
+    for members in by_tasks.values():
+        count = -(-len(members) // most)
+        for number in range(count):
+            group = members[number::count]
+            if len(group) > 1:
+                yield group
+
+
+def _evaluate_group(
+    models: Sequence[Model], tasks: Sequence[str], data: TaskData, base: Base, store: ResultsStore,
+    settings: EvaluationSettings, *, mesh: Mesh, split: str, max_rows: int | None,
+) -> None:
+    """Scores several experts in one program; those whose overlays do not fit together are left for later."""
+    start = time.monotonic()
+    experts = [model.expert() for model in models]
+    network, _ = resolve(base, experts[0])
+    for expert in experts:
+        resolve(base, expert)  # belongs to this base, fits its own network
+    axis = mesh.shape["experts"]
+    alike = [expert.card.network == experts[0].card.network
+             and trees.first_difference(experts[0].overlay, expert.overlay) is None for expert in experts]
+    if not all(alike) or len(experts) % axis:
+        return
+    params = stacked.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
+    for task in tasks:
+        results = stacked.evaluate_task_stacked(
+            network, params, data.split(task, split, max_rows), settings=settings,
+            vocabulary=base.vocabulary, mesh=mesh, experts=[model.id for model in models],
+            base=base.fingerprint, max_rows=max_rows)
+        for model, result in zip(models, results, strict=True):
+            rows = [{**row, "model": model.fingerprint} for row in result.rows]
+            store.append(dataclasses.replace(result, rows=rows))
+    logger.info("evaluated %d experts together on %d tasks in %.1f s", len(models), len(tasks),
+                time.monotonic() - start)
 
 
 def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: TaskData | None = None,

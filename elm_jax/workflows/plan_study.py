@@ -99,7 +99,7 @@ def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
         plan = known or plan_run(run, config.network, topology, name)
         plan = dataclasses.replace(plan, title=name, steps=most_steps(run, num_datasets))
         plans.append(plan)
-        hours = tuple(count * hours for hours in plan.device_hours)
+        hours = tuple(count * each for each in plan.device_hours)
         stages.append(Stage(f"train {name}", count, plan.steps, hours, "all at the cap of examples"))
         disk[name] = 4.0 * count * plan.trained
         disk[f"last checkpoints of {name}"] = count * _state_bytes(config, run)

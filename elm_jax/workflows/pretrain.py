@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from elm_jax import sharding, storage, trees
+from elm_jax import hosts, sharding, storage, trees
 from elm_jax.data.cursor import TrainStream
 from elm_jax.data.pretraining import PretrainingSource
 from elm_jax.data.registry import import_module
@@ -117,11 +117,12 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
         InputError: no passages, a vocabulary that does not fit, or a run folder of another config.
     """
     folder = storage.as_path(config.model_dir) / "base"
-    if storage.is_committed(folder):
+    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
+    if hosts.by_first(lambda: storage.is_committed(folder)):
         check_same_base(folder, config)
-        return load_base(folder)
+        return load_base(folder, mesh=mesh)
     passages = read_passages(config.passages)
-    vocabulary_path = make_vocabulary(config, passages)
+    vocabulary_path = hosts.by_first(lambda: str(make_vocabulary(config, passages)))
     vocabulary = Vocabulary.load(vocabulary_path)
     if vocabulary.size > config.network.vocab_size:
         raise InputError(describe("The vocabulary is larger than the embedding",
@@ -138,17 +139,17 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
                          lengths=dict(config.task_feature_lengths), seed=config.random_seed, pack=True)
     result = train_overlay(
         network, config.optimizer, {}, params, stream, train_steps=config.train_steps,
-        seed=config.random_seed, mesh=mesh or sharding.make_mesh(config.mesh_data, config.mesh_model),
-        run_dir=config.model_dir, checkpoint_every=config.checkpoint_period,
-        keep=config.keep_checkpoints, num_microbatches=1, log_every=config.log_period,
-        tensorboard=config.tensorboard, name="base", config_digest=config.digest(), on_start=on_start)
+        seed=config.random_seed, mesh=mesh, run_dir=config.model_dir,
+        checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints, num_microbatches=1,
+        log_every=config.log_period, tensorboard=config.tensorboard, name="base",
+        config_digest=config.digest(), on_start=on_start, take=True)
     if result.stopped:
         return None
-    save_base(folder, jax.device_get(result.overlay), config.network, vocabulary_path, {
+    save_base(folder, result.overlay, config.network, vocabulary_path, {
         "steps": result.step, "passages": len(passages), "seed": config.random_seed,
         "config_digest": config.digest(), "versions": run_record.versions(),
         "metrics": {name: float(value) for name, value in result.metrics.items()}})
-    return load_base(folder)
+    return load_base(folder, mesh=mesh)
 
 
 def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:

@@ -67,6 +67,13 @@ def write_report(folder: storage.PathLike, store: ResultsStore | None = None) ->
     return ReportOutcome(folder / "report.html", table)
 
 
+def read_report(folder: storage.PathLike) -> ReportOutcome:
+    """What `write_report` wrote."""
+    folder = storage.as_path(folder)
+    table = storage.read_json(folder / "table.json", kind="study's table", schema_version=1)
+    return ReportOutcome(folder / "report.html", table)
+
+
 def read_matrix(store: ResultsStore) -> Matrix:
     """All cells of a results folder, with their per-instance values."""
     matrix = {}

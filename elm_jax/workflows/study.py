@@ -11,28 +11,28 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax import storage
+from elm_jax import hosts, storage
+from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
+from elm_jax.preemption import Stopped
 from elm_jax.workflows import merge as merging
 from elm_jax.workflows import report as reporting
 from elm_jax.workflows import run_record, study_checks, study_routing
 from elm_jax.workflows.build_library import build_library
 from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_in, model_of
+from elm_jax.workflows.farm import Job
 from elm_jax.workflows.pretrain import PretrainConfig, check_same_base, pretrain
 from elm_jax.workflows.study_config import StageSettings, StudyConfig
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import TrainConfig, train
+from elm_jax.workflows.train_stack import train_experts
 
 logger = logging.getLogger(__name__)
 MULTITASK_ID = "multitask"
 ALL_DATASETS_ID = "merged_dataset_experts"
-
-
-class Stopped(Exception):
-    """SIGTERM ended a training run; what it had is saved."""
 
 
 class Study:
@@ -66,25 +66,30 @@ class Study:
             dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
             self.prepare(dataset_tasks)
         with self.clock.stage("train prompt experts"):
-            prompts = [self.train_one("prompt", task, task, config.prompt) for task in config.prompt_tasks]
+            prompts = self.train_prompts()
         with self.clock.stage("train dataset experts"):
-            datasets = [self.train_one("dataset", f"{name}-de", name, config.dataset)
+            datasets = [self.train_one(expert_config(config, "dataset", f"{name}-de", name, config.dataset))
                         for name in config.datasets]
         with self.clock.stage("train the multitask baseline"):
-            multitask = self.train_one("multitask", MULTITASK_ID, ",".join(config.datasets),
-                                       config.multitask)
+            multitask = self.train_one(expert_config(
+                config, "multitask", MULTITASK_ID, ",".join(config.datasets), config.multitask))
         with self.clock.stage("build the library"):
             library = self.make_library(prompts)
         with self.clock.stage("route"):
-            routing = self.route(library)
+            routing = hosts.by_first(lambda: self.route(library))
         with self.clock.stage("merge"):
             merged = self.merge_routed(prompts, routing, datasets)
         with self.clock.stage("evaluate"):
             store = self.evaluate(prompts + datasets, multitask, merged, routing, dataset_tasks)
         with self.clock.stage("report"):
-            facts = self.facts(prompts, datasets, routing, dataset_tasks)
-            storage.write_json(self.root / "results" / "study.json", facts)
-            return reporting.write_report(self.root / "results", store)
+            hosts.by_first(lambda: self.report(
+                store, self.facts(prompts, datasets, routing, dataset_tasks)))
+            return reporting.read_report(self.root / "results")
+
+    def report(self, store: ResultsStore, facts: dict[str, Any]) -> None:
+        """Stage: the report."""
+        storage.write_json(self.root / "results" / "study.json", facts)
+        reporting.write_report(self.root / "results", store)
 
     def pretrain_config(self) -> PretrainConfig:
         """How the base is pretrained."""
@@ -102,7 +107,7 @@ class Study:
     def make_base(self) -> Base:
         """Stage: the base, pretrained unless one is given."""
         if self.config.initial_checkpoint_path is not None:
-            return load_base(self.config.initial_checkpoint_path)
+            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh)
         base = pretrain(self.pretrain_config(), mesh=self.mesh)
         if base is None:
             raise Stopped
@@ -123,44 +128,53 @@ class Study:
                  *(task for tasks in dataset_tasks.values() for task in tasks)]
         return list(dict.fromkeys(names))
 
-    def train_one(self, kind: str, expert_id: str, task: str, settings: StageSettings) -> Model:
-        """Stage: one expert, trained or found finished."""
-        folder = self.root / "experts" / expert_id
-        outcome = train(TrainConfig(
-            model_dir=str(folder), task=task, initial_checkpoint_path=self.base.path, kind=kind,
-            **settings.for_training(), random_seed=self.config.random_seed,
-            adapter_bottleneck=self.config.adapter_bottleneck, keep_checkpoints=1,
-            network=self.config.network, modules=self.config.modules,
-            prepared_dir=str(self.root / "prepared"), expert_id=expert_id, tensorboard=False,
-        ), base=self.base, data=self.data, mesh=self.mesh)
+    def train_prompts(self) -> list[Model]:
+        """Stage: the prompt experts, several at once if the config says so."""
+        config = self.config
+        configs = [expert_config(config, "prompt", task, task, config.prompt) for task in config.prompt_tasks]
+        if config.stack_experts == 1:
+            return [self.train_one(one) for one in configs]
+        outcome = train_experts(configs, str(self.root / "experts"), config.stack_experts, base=self.base,
+                                data=self.data, mesh=self.mesh)
         if outcome.stopped:
             raise Stopped
-        return self.model(expert_id, folder / "expert")
+        outcome.check()
+        return [self.model(expert_id, folder) for expert_id, folder in outcome.done.items()]
+
+    def train_one(self, config: TrainConfig) -> Model:
+        """Stage: one expert, trained or found finished."""
+        outcome = train(config, base=self.base, data=self.data, mesh=self.mesh)
+        if outcome.stopped:
+            raise Stopped
+        return self.model(config.expert_id, storage.as_path(config.model_dir) / "expert")
 
     def model(self, expert_id: str, folder: storage.PathLike) -> Model:
         """An expert on disk, loaded when it is scored."""
-        return model_in(self.base, expert_id, folder)
+        return model_in(self.base, folder, expert_id, self.mesh)
 
     def expert_folder(self, expert_id: str) -> storage.PathLike:
         """Folder of a trained expert."""
         return self.root / "experts" / expert_id / "expert"
 
     def make_library(self, prompts: list[Model]) -> ExpertLibrary:
-        """Stage: the library of prompt experts, from which RoE picks."""
+        """Stage: the library of prompt experts, from which RoE picks; one process makes it."""
+        hosts.by_first(lambda: self._ensure_library(prompts))
+        return ExpertLibrary.open(self.root / "library")
+
+    def _ensure_library(self, prompts: list[Model]) -> None:
         path, config = self.root / "library", self.config
         made_of = {"experts": {model.id: model.fingerprint for model in prompts}, "encoder": config.encoder,
                    "text_format": config.text_format, "instances": config.instances_per_expert,
                    "seed": config.random_seed}
         if self.made_of.fits("library", made_of) and (path / "library.json").exists():
-            return ExpertLibrary.open(path)
+            return
         if path.exists():
             path.rmtree()
-        library = build_library(
+        build_library(
             path, [self.expert_folder(model.id) for model in prompts], self.data, encoder=config.encoder,
             text_format=config.text_format, instances_per_expert=config.instances_per_expert,
             seed=config.random_seed)
         self.made_of.record("library", made_of)
-        return library
 
     def route(self, library: ExpertLibrary) -> dict[str, Any]:
         """Stage: a decision for every target task, and how often routing finds home."""
@@ -189,13 +203,16 @@ class Study:
 
     def merge_once(self, name: str, members: list[Model]) -> Model:
         """One merged expert, made unless it is there and of these very members."""
+        hosts.by_first(lambda: self._ensure_merged(name, members))
+        return self.model(name, self.root / "merged" / name)
+
+    def _ensure_merged(self, name: str, members: list[Model]) -> None:
         folder = self.root / "merged" / name
         made_of = {model.id: model.fingerprint for model in members}
         if not (self.made_of.fits(name, made_of) and storage.is_committed(folder)):
             experts = [load_expert(self.expert_folder(model.id)) for model in members]
             save_expert(folder, merging.merge(experts, expert_id=name))
             self.made_of.record(name, made_of)
-        return self.model(name, folder)
 
     def evaluate(self, experts: list[Model], multitask: Model, merged: dict[str, Model],
                  routing: dict[str, Any], dataset_tasks: dict[str, list[str]]) -> ResultsStore:
@@ -217,7 +234,8 @@ class Study:
             models, lambda name: tasks_of.get(name, []), self.data, self.base, store,
             EvaluationSettings(source_length=config.eval_source_length, tokens_per_batch=4096,
                                max_new_tokens=config.max_new_tokens),
-            mesh=self.mesh, max_rows=config.max_eval_rows, replace=True)
+            mesh=self.mesh, max_rows=config.max_eval_rows, replace=True,
+            stack_experts=config.stack_experts)
         return store
 
     def facts(self, prompts: list[Model], datasets: list[Model], routing: dict[str, Any],
@@ -239,6 +257,41 @@ class Study:
             "programs": {"count": self.compiled.programs, "seconds": self.compiled.seconds},
             "versions": run_record.versions(), "config": _plain(config),
         }
+
+
+def expert_config(config: StudyConfig, kind: str, expert_id: str, task: str,
+                  settings: StageSettings) -> TrainConfig:
+    """How one expert of a study is trained."""
+    root = storage.as_path(config.workdir)
+    return TrainConfig(
+        model_dir=str(root / "experts" / expert_id), task=task, initial_checkpoint_path=base_of(config),
+        kind=kind, **settings.for_training(), random_seed=config.random_seed,
+        adapter_bottleneck=config.adapter_bottleneck, keep_checkpoints=1, network=config.network,
+        modules=config.modules, prepared_dir=str(root / "prepared"), expert_id=expert_id, tensorboard=False,
+        mesh_data=config.mesh_data, mesh_model=config.mesh_model)
+
+
+def base_of(config: StudyConfig) -> str:
+    """Where a study's base is, or will be."""
+    return config.initial_checkpoint_path or str(storage.as_path(config.workdir) / "base" / "base")
+
+
+def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
+    """A study's experts and its baseline, for a farm; the study finds them finished afterwards.
+
+    Raises:
+        InputError: the study has no base yet.
+    """
+    study_checks.check(config)
+    base = base_of(config)
+    if config.initial_checkpoint_path is None and not storage.is_committed(base):
+        raise InputError(describe(
+            "A study's experts can be farmed once it has a base", where=base, got="no base",
+            cure="run `elm study` until its base is there and stop it, then make the farm again"))
+    jobs = [("prompt", task, task, config.prompt) for task in config.prompt_tasks]
+    jobs += [("dataset", f"{name}-de", name, config.dataset) for name in config.datasets]
+    jobs += [("multitask", MULTITASK_ID, ",".join(config.datasets), config.multitask)]
+    return [Job(job[1], expert_config(config, *job), gin) for job in jobs]
 
 
 def run_study(config: StudyConfig, *,

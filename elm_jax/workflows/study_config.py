@@ -91,6 +91,8 @@ class StudyConfig:
         random_seed: of everything.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
         mesh_model: size of the mesh's model axis.
+        stack_experts: prompt experts that train at once, in one program, and are scored at once; 1 is one
+            after another.
         initial_checkpoint_path: folder of a base, or a hub name; None pretrains one. Its dimensions must be
             those of `network`.
     """
@@ -126,6 +128,7 @@ class StudyConfig:
     random_seed: int = 0
     mesh_data: int = -1
     mesh_model: int = 1
+    stack_experts: int = 1
     initial_checkpoint_path: str | None = None
 
     def __post_init__(self) -> None:
@@ -136,7 +139,8 @@ class StudyConfig:
                 got="both" if self.pretrain else "neither", expected="settings to pretrain one, or a folder"))
         check_positive(max_eval_rows=self.max_eval_rows, eval_source_length=self.eval_source_length,
                        max_new_tokens=self.max_new_tokens, num_queries=self.num_queries,
-                       instances_per_expert=self.instances_per_expert, top_k=self.top_k)
+                       instances_per_expert=self.instances_per_expert, top_k=self.top_k,
+                       stack_experts=self.stack_experts)
         for name in ("modules", "passages", "prompt_tasks", "datasets", "unseen_tasks",
                      "generative_tasks", "heldout_prompts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

@@ -14,9 +14,9 @@ from elm_jax.data import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats import boxes, checks, elm, names, streaming, t5x
+from elm_jax.experts.formats import boxes, checks, names, streaming, t5x
 from elm_jax.experts.formats.model import Model, Tensors
-from elm_jax.experts.formats.sources import Source, needed_base, reference
+from elm_jax.experts.formats.sources import Source, needed_base, of_card, reference
 from elm_jax.experts.overlay import Expert, trained_leaves
 from elm_jax.models import convert_t5x
 from elm_jax.models.t5_config import AdapterConfig, T5Config
@@ -29,6 +29,8 @@ KINDS = ("prompt", "dataset", "multitask")
 CONFIG_FILE = "config.gin"
 DEFAULT_MODULES = ("elm_jax.tasks",)
 _MACRO = re.compile(r"^([A-Z_]+) = (.+)$", re.MULTILINE)
+_MACRO_KINDS = {"MIXTURE_OR_TASK_NAME": str, "RANDOM_SEED": int, "BATCH_SIZE": int, "TRAIN_NORMS": bool}
+"""Those that are used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +118,7 @@ def as_expert(source: Source, base: storage.PathLike | None, naming: Naming) -> 
         model, config=config, facts={**under.facts, **model.facts}, notes=(*model.notes, *under.notes),
         vocabulary=model.vocabulary if model.vocabulary is not None else under.vocabulary)
     if card.form == "full":
-        facts = {**model.facts, elm.FACTS: {"training": {"expert": card.to_dict()}}}
-        return Source(source.where, dataclasses.replace(model, facts=facts), card=card)
+        return Source(source.where, of_card(model, card), card=card)
     on = dataclasses.replace(model, kind=under.kind, where=under.where, config=under.config,
                              tensors=under.tensors)
     return Source(source.where, on, Expert(card, _in_memory(model, trained), path=model.where),
@@ -191,8 +192,14 @@ def run_facts(model: Model) -> dict[str, Any]:
     for name, value in _MACRO.findall(text.replace("\\\n", "")):  # gin puts a long value on a line of its own
         try:
             facts[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):  # a reference, or the first line of a longer value
-            continue
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue  # a reference, or the first line of a longer value
+    for name, kind in _MACRO_KINDS.items():
+        value = facts.get(name)
+        if value is not None and not (isinstance(value, kind) and (kind is bool) == isinstance(value, bool)):
+            raise InputError(describe("A macro of the run is of another kind", where=path,
+                                      got=f"{name} = {value!r}"[:200],
+                                      expected=f"{name} = a {kind.__name__}"))
     return facts
 
 
@@ -227,8 +234,5 @@ def _kind(model: Model, form: str, datasets: Sequence[str]) -> str:
 
 
 def _tasks_of(name: str) -> Sequence[str]:
-    """A mixture's tasks that have data here; all of them where there are no data at all."""
-    if name not in registry.mixture_names():
-        return (name,)
-    tasks = registry.get_mixture(name).tasks
-    return [task for task in tasks if registry.get_task(task).why_unavailable() is None] or tasks
+    """A task, or all tasks of a mixture: which data the machine of the run had, nobody knows here."""
+    return registry.get_mixture(name).tasks if name in registry.mixture_names() else (name,)

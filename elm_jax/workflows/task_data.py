@@ -4,14 +4,16 @@ A task's split is tokenised once, through its SeqIO task, and kept as prepared a
 also on a machine without TensorFlow, reads the arrays.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
+import secrets
 from collections.abc import Sequence
 
 from etils import epath
 
-from elm_jax import storage
+from elm_jax import hosts, storage
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
@@ -56,15 +58,34 @@ class TaskData:
         return self._splits[key]
 
     def _open(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
+        if self.prepared_dir is not None:  # one process prepares, the others wait for it and read
+            hosts.by_first(lambda: self._ensure(task, split, max_rows))
         found = self._find(task, split, max_rows)
         if found is not None:
             return found
-        prepared = self._prepare(task, split, max_rows)
-        if self.prepared_dir is None:
-            return prepared
-        folder = self._folder(task, split, max_rows)
-        prepared.save(folder)
-        return PreparedSplit.open(folder)
+        if self.prepared_dir is not None:
+            raise InputError(describe(
+                "Prepared arrays were written, but this process does not see them", where=self.prepared_dir,
+                got=f"no {task} {split}", cure="give a folder that all processes share"))
+        return self._prepare(task, split, max_rows)
+
+    def _ensure(self, task: str, split: str, max_rows: int | None) -> None:
+        """Prepares and writes the arrays unless they are there."""
+        if self._find(task, split, max_rows) is not None:
+            return
+        prepared, folder = self._prepare(task, split, max_rows), self._folder(task, split, max_rows)
+        if not storage.is_local(folder):
+            prepared.save(folder)
+            return
+        # Beside it first: workers of a farm may prepare the same split, and the last would empty the folder
+        # under a reader of the first.
+        made = folder.parent / f"{folder.name}.{secrets.token_hex(4)}.partial"
+        prepared.save(made)
+        if folder.exists() and not storage.is_committed(folder):
+            storage.remove(folder)  # what an older version left half written
+        with contextlib.suppress(OSError):  # another one was faster: its arrays are the same
+            os.rename(made, folder)
+        storage.remove(made)
 
     def _folder(self, task: str, split: str, max_rows: int | None) -> epath.Path:
         name = split if max_rows is None else f"{split}-{max_rows}"
@@ -140,11 +161,14 @@ class TaskData:
     def tasks_of(self, name: str) -> list[str]:
         """The tasks behind a name: itself if it is a task, the members if it is a mixture.
 
-        Of a mixture, the members count that have data or prepared arrays.
+        Of a mixture, the members count that have data or prepared arrays, as the first process finds them.
 
         Raises:
             InputError: there is neither a task nor a mixture of that name (the nearest are named).
         """
+        return hosts.by_first(lambda: self._tasks_of(name))
+
+    def _tasks_of(self, name: str) -> list[str]:
         if self.prepared_dir is not None and (storage.as_path(self.prepared_dir) / name).exists():
             return [name]
         registry.import_tasks(self.modules)

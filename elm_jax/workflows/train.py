@@ -7,19 +7,22 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from elm_jax import sharding, storage
+from elm_jax import hosts, sharding, storage
+from elm_jax.data import batches
 from elm_jax.data.cursor import MixtureSource, TrainStream
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
 from elm_jax.models.t5 import Layout, T5Network
 from elm_jax.models.t5_config import DTYPES, AdapterConfig, T5Config
+from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, fit_stack
+from elm_jax.types import Batch, Params
 from elm_jax.workflows import run_record
 from elm_jax.workflows.checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.task_data import TaskData
@@ -48,6 +51,8 @@ class TrainConfig:
         max_examples: at most so many examples of each dataset an epoch; None for all.
         train_norms: whether the RMS norms train with the adapters.
         adapter_bottleneck: width of the adapters; None for d_model // 32.
+        lora_rank: LoRA's updates of this rank in place of the adapters; None for adapters.
+        lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
         dtype: of activations; parameters are float32.
         num_microbatches: gradient accumulation steps in one optimiser step.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
@@ -64,6 +69,7 @@ class TrainConfig:
         modules: registries to import by name.
         prepared_dir: folder of prepared arrays; None prepares in memory.
         expert_id: name of the expert; None for the task's name.
+        early_end: the rule by which the run may end before its last step; None for no such rule.
     """
 
     model_dir: str
@@ -98,6 +104,9 @@ class TrainConfig:
     modules: tuple[str, ...] = ("elm_jax.tasks",)
     prepared_dir: str | None = None
     expert_id: str | None = None
+    early_end: EarlyEnd | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -112,13 +121,20 @@ class TrainConfig:
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period,
                        keep_checkpoints=self.keep_checkpoints, train_steps=self.train_steps,
                        epochs=self.epochs, max_examples=self.max_examples, mesh_model=self.mesh_model,
-                       adapter_bottleneck=self.adapter_bottleneck,
+                       adapter_bottleneck=self.adapter_bottleneck, lora_rank=self.lora_rank,
+                       lora_alpha=self.lora_alpha,
                        **{f"task_feature_lengths[{name!r}]": length
                           for name, length in self.task_feature_lengths.items()})
         if (self.train_steps is None) == (self.epochs is None):
             raise InputError(describe("Give the length of training once", where="train",
                                       got=f"train_steps={self.train_steps}, epochs={self.epochs}",
                                       expected="exactly one of TRAIN_STEPS and EPOCHS"))
+        without = self.lora_rank is None and self.lora_alpha is not None
+        if without or (self.lora_rank is not None and self.adapter_bottleneck is not None):
+            raise InputError(describe(
+                "Give one kind of adapters", where="train",
+                got=f"adapter_bottleneck={self.adapter_bottleneck}, lora_rank={self.lora_rank}, "
+                f"lora_alpha={self.lora_alpha}", expected="a bottleneck, or a rank (and perhaps an alpha)"))
         if set(self.task_feature_lengths) != {"inputs", "targets"}:
             raise InputError(describe("TASK_FEATURE_LENGTHS names the wrong features",
                                       got=sorted(self.task_feature_lengths),
@@ -147,6 +163,12 @@ class TrainConfig:
         """The run's sharding rules: the default ones with `sharding_rules` in their places."""
         return sharding.make_rules(self.sharding_rules, where="train.sharding_rules")
 
+    def adapter(self) -> AdapterConfig:
+        """The adapters of a prompt expert."""
+        if self.lora_rank is None:
+            return AdapterConfig(bottleneck=self.adapter_bottleneck)
+        return AdapterConfig(kind="lora", rank=self.lora_rank, alpha=self.lora_alpha)
+
     def digest(self) -> str:
         """Hash of all that decides the result (not of where it is written or on what mesh)."""
         facts = dataclasses.asdict(self)
@@ -154,6 +176,9 @@ class TrainConfig:
                      "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",
                      "remat", "scan_layers", "network"):
             facts.pop(name)
+        for name in ("early_end", "lora_rank", "lora_alpha"):
+            if facts[name] is None:  # as it was before there were such settings
+                facts.pop(name)
         if self.base_dtype in (None, "float32"):  # as it was before there was a choice
             facts.pop("base_dtype")
         text = json.dumps(facts, sort_keys=True, default=str)
@@ -186,34 +211,84 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         RunError: the loss is not finite, the disk is full.
     """
     finished = storage.as_path(config.model_dir) / "expert"
-    base = base or load_base(config.initial_checkpoint_path)
+    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
+    own_base = base is None
+    base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.rules())
     check_network(config, base)
-    if storage.is_committed(finished):
+    if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
         return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
     data = data or task_data(config, base)
-    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
-    tasks = list(dict.fromkeys(
-        task for name in config.task.split(",") for task in data.tasks_of(name.strip())))
+    tasks = tasks_of(config, data)
     stream, rows = make_stream(config, data, tasks)
     network_config, overlay, frozen = initial_overlay(
-        base, FORM_OF_KIND[config.kind], adapter=AdapterConfig(bottleneck=config.adapter_bottleneck),
+        base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
         train_norms=config.train_norms, seed=config.random_seed)
+    network = config.network_of(network_config)
+    if config.early_end is not None:
+        opened = Opened(overlay, stream, num_steps(config, stream), validation_batches(config, data))
+        ended, step = _train_to_early_end(config, base, network, frozen, opened, mesh, on_start)
+        if ended is None:
+            return TrainOutcome(None, step, True, {})
+        card = make_card(config, base, network_config, data, tasks, ended, rows)
+        expert = Expert(card, ended.overlay, path=str(finished))
+        save_expert(finished, expert)
+        return TrainOutcome(expert, ended.step, False, card.metrics)
     result = train_overlay(
-        config.network_of(network_config), config.optimizer, frozen, overlay, stream,
-        train_steps=num_steps(config, stream), seed=config.random_seed, mesh=mesh, run_dir=config.model_dir,
+        network, config.optimizer, frozen, overlay, stream, train_steps=num_steps(config, stream),
+        seed=config.random_seed, mesh=mesh, run_dir=config.model_dir,
         checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
         num_microbatches=config.num_microbatches, log_every=config.log_period,
         tensorboard=config.tensorboard, name=config.expert_id or config.task,
         config_digest=f"{config.digest()}/{base.fingerprint}", on_start=on_start,
-        rules=config.rules(), base_dtype=config.base_dtype)
+        rules=config.rules(), base_dtype=config.base_dtype, take=own_base and not frozen)
     if result.stopped:
         return TrainOutcome(None, result.step, True, dict(result.metrics))
     card = make_card(config, base, network_config, data, tasks, result, rows)
-    expert = Expert(card, jax.device_get(result.overlay), path=str(finished))
-    save_expert(finished, expert)
+    save_expert(finished, Expert(card, result.overlay))
+    expert = Expert(card, hosts.to_host(result.overlay), path=str(finished))
     return TrainOutcome(expert, result.step, False, card.metrics)
+
+
+def _train_to_early_end(
+    config: TrainConfig, base: Base, network: T5Network, frozen: Params, opened: Opened, mesh: Mesh,
+    on_start: Callable[[], None] | None,
+) -> tuple[Ended | None, int]:
+    """A run with an early end is a stack of one: what it ended with (None: it was stopped), and its steps."""
+    name, found = config.expert_id or config.task, []
+    settings = StackConfig(
+        size=mesh.shape["experts"], num_microbatches=config.num_microbatches, run_dir=config.model_dir,
+        checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
+        log_every=config.log_period, tensorboard=config.tensorboard, config_digest=base.fingerprint,
+        early_end=config.early_end, base_dtype=config.base_dtype, name=name)
+    run = StackedRun(name, config.random_seed, config.optimizer.learning_rate,
+                     f"{config.digest()}/{base.fingerprint}", lambda: opened, config.model_dir)
+    result = fit_stack(network, config.optimizer, frozen, [run], settings, mesh, found.append,
+                       on_start=on_start, rules=config.rules())
+    if result.failed:
+        raise RunError(result.failed[name])
+    return (found[0] if found else None), result.ticks
+
+
+def tasks_of(config: TrainConfig, data: TaskData) -> list[str]:
+    """The tasks behind the names of the config."""
+    return list(dict.fromkeys(
+        task for name in config.task.split(",") for task in data.tasks_of(name.strip())))
+
+
+def validation_batches(config: TrainConfig, data: TaskData) -> list[Batch]:
+    """Batches of the expert's own validation rows, in the shapes of its training batches."""
+    splits = [data.split(task, "validation", config.early_end.rows) for task in tasks_of(config, data)]
+    examples = [split.example(number) for split in splits for number in range(len(split))]
+    lengths, size = dict(config.task_feature_lengths), config.batch_size
+    if not config.pack:
+        return [batches.make_batch(examples[start:start + size], lengths, size)
+                for start in range(0, len(examples), size)]
+    sizes = ((len(inputs), len(targets)) for inputs, targets in examples)
+    packed = [[examples[number] for number in row] for row in batches.pack_rows(sizes, lengths)]
+    return [batches.make_packed_batch(packed[start:start + size], lengths, size)
+            for start in range(0, len(packed), size)]
 
 
 def check_network(config: TrainConfig, base: Base) -> None:
@@ -234,7 +309,10 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
     if base.vocabulary is None:
         raise InputError(describe("The base carries no vocabulary", where=base.path,
                                   cure="give a base folder with a vocabulary.model"))
-    return TaskData(base.vocabulary, base.vocabulary_path, tuple(config.modules), config.prepared_dir)
+    folder = config.prepared_dir
+    if folder is None and hosts.count() > 1:  # what one process prepares, the others must find
+        folder = str(storage.as_path(config.model_dir) / "prepared")
+    return TaskData(base.vocabulary, base.vocabulary_path, tuple(config.modules), folder)
 
 
 def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[TrainStream, int]:
@@ -269,8 +347,9 @@ def num_steps(config: TrainConfig, stream: TrainStream) -> int:
 
 
 def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData, tasks: list[str],
-              result: FitResult, rows: int) -> ExpertCard:
-    """The card of a finished run."""
+              result: FitResult | Ended, rows: int) -> ExpertCard:
+    """The card of a finished run. After an early end, its steps are those of the weights that were kept."""
+    ended_at = {"ended_at": result.ended_at} if config.early_end is not None else {}
     infos = [data.split(task, "train") for task in tasks]
     datasets = sorted({dataset_of(prepared) for prepared in infos})
     return ExpertCard(
@@ -279,7 +358,7 @@ def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData
         tasks=tuple(tasks), templates=tuple(prepared.info["template"] for prepared in infos),
         dataset=datasets[0] if len(datasets) == 1 else None,
         training={"steps": result.step, "examples": rows, "seed": config.random_seed,
-                  "config_digest": config.digest(), "versions": run_record.versions()},
+                  "config_digest": config.digest(), "versions": run_record.versions(), **ended_at},
         metrics={name: float(value) for name, value in result.metrics.items() if name != "step"})
 
 

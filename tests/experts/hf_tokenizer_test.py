@@ -102,18 +102,33 @@ def test_a_tokenizer_json_that_transformers_wrote(vocabulary_proto, texts, tmp_p
 def test_added_tokens_are_named_and_travel_along(written, tmp_path):
     folder, vocabulary = written
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(["<speaker>", "<listener>"])
+    tokenizer.add_tokens(["<speaker>", transformers.AddedToken("<listener>", special=True, lstrip=True)])
     tokenizer.save_pretrained(tmp_path)
     found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
-    assert found.added == {vocabulary.size: "<speaker>", vocabulary.size + 1: "<listener>"}
+    assert {number: entry["content"] for number, entry in found.added.items()} == {
+        vocabulary.size: "<speaker>", vocabulary.size + 1: "<listener>"}
     (tmp_path / "again").mkdir()
     hf_tokenizer.write_tokenizer(storage.as_path(tmp_path / "again"), found.proto, found.added)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     text = "<speaker> hello <listener> and <extra_id_0>"
-    assert again(text).input_ids == tokenizer(text).input_ids
+    ids = again(text).input_ids
+    assert ids == tokenizer(text).input_ids
+    for skip in (False, True):
+        assert again.decode(ids, skip_special_tokens=skip) == tokenizer.decode(ids, skip_special_tokens=skip)
+    assert "<listener>" not in again.decode(ids, skip_special_tokens=True)
     assert vocabulary.size in again(text).input_ids and len(again) == vocabulary.size + 2
     assert any("<speaker>, <listener>" in note for note in found.notes)
     assert Vocabulary(found.proto).size == vocabulary.size
+
+
+def test_added_tokens_with_a_gap_are_left_out_and_named(written, tmp_path):
+    """The tokenizers library numbers added tokens one after the other: a gap has no form there."""
+    folder, vocabulary = written
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["added_tokens"].append({"id": vocabulary.size + 3, "content": "<far>", "special": False})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+    assert not found.added and any("Left out" in note and "<far>" in note for note in found.notes)
 
 
 def tokenizer_with(written, **changes):

@@ -1,7 +1,7 @@
 """Peak memory of conversions of a model with one large tensor: at most one copy of it, in every direction.
 
-A small model hides what a second copy costs behind the fixed part, so the tensor here is of 0.66 GB, and the
-conversion of a tiny model in the same direction is what it is compared with.
+A small model hides what a second copy costs behind the fixed part, so the tensor here is of 0.66 GB, and of
+half of that: what one costs more than the other is that much of the tensor, whatever the fixed part is.
 """
 
 import json
@@ -20,8 +20,8 @@ from elm_jax.workflows.convert import ConvertConfig, convert
 
 ROWS, WIDTH = 160_000, 1024
 LARGEST = ROWS * WIDTH * 4
-FIXED = 3e8
-"""What may be read ahead, on its way to the disk, or in pieces, whatever the model: see docs/convert.md."""
+COPIES = 1.4
+"""Of the largest tensor, at most: one, and what is on its way to the disk just then."""
 TINY = {"vocab_size": 320, "d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_heads": 2, "num_layers": 1,
         "num_decoder_layers": 1}
 CONVERT = """
@@ -57,9 +57,9 @@ def make(folder, vocab_size):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A tiny and a large model in every form."""
+    """A large model and one of half its size, in every form."""
     root = tmp_path_factory.mktemp("memory")
-    for size, rows in (("tiny", 320), ("large", ROWS)):
+    for size, rows in (("half", ROWS // 2), ("large", ROWS)):
         make(root / f"{size}_hf", rows)
         for kind in ("elm", "t5x"):
             convert(ConvertConfig(str(root / f"{size}_hf"), "hf", str(root / f"{size}_{kind}"), kind))
@@ -85,10 +85,11 @@ DIRECTIONS = [("hf", "elm"), ("hf", "t5x"), ("hf", "hf"), ("elm", "hf"), ("elm",
 @pytest.mark.parametrize("direction", DIRECTIONS, ids="_".join)
 def test_a_conversion_holds_one_copy_of_the_largest_tensor(folders, tmp_path, direction):
     source, target, *words = direction
-    tiny = peak_of(folders, "tiny", source, target, words, tmp_path / "tiny")
+    half = peak_of(folders, "half", source, target, words, tmp_path / "half")
     peak = peak_of(folders, "large", source, target, words, tmp_path / "large")
     report = json.loads((tmp_path / "large" / "conversion_report.json").read_text())
     assert report["num_bytes"] > 2 * LARGEST // (2 if words else 1)
-    print(f"{' '.join(direction)}: tiny {tiny / 1e9:.3f} GB, large {peak / 1e9:.3f} GB")
+    copies = (peak - half) / (LARGEST / 2)
+    print(f"{' '.join(direction)}: half {half / 1e9:.3f} GB, large {peak / 1e9:.3f} GB, copies {copies:.2f}")
     assert peak < 1.2 * LARGEST + 1e9
-    assert peak - tiny < 1.2 * LARGEST + FIXED, f"{peak / 1e9:.3f} GB against {tiny / 1e9:.3f} GB"
+    assert copies < COPIES, f"{peak / 1e9:.3f} GB against {half / 1e9:.3f} GB"

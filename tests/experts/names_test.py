@@ -60,6 +60,7 @@ def test_a_checkpoint_with_adapters_is_no_base(tmp_path):
     network = made.config().with_adapter(AdapterConfig(7))
     model = made.memory_model(network, made.random_leaves(network))
     t5x.write_t5x(tmp_path / "run", model)
-    words = r"no base: it holds the adapters[^$]*run/checkpoint_0\n[^$]*width 7[^$]*--from t5x --to elm"
+    words = (r"no base: it holds the adapters[^$]*run/checkpoint_0\n"
+             r"[^$]*adapters: {'bottleneck': 7}[^$]*--from t5x --to elm")
     with pytest.raises(InputError, match=words):
         load_base(tmp_path / "run")

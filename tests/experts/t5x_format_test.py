@@ -271,7 +271,7 @@ def test_nothing_is_written_if_something_is_wrong(tmp_path):
     lacking = {path: leaf for path, leaf in leaves.items() if "norm" not in path}
     for wrong, options, message in (
         (model, {"layout": "orbaks"}, "nearest: orbax"),
-        (model, {"step": -1}, "at least 0"),
+        (model, {"step": -1}, "whole number from 0"),
         (made.memory_model(far, leaves), {}, "up to distance 256"),
         (made.memory_model(network, mixed), {"scanned": True}, r"dtypes[^$]*encoder/encoder/mlp/wo/kernel"),
         (made.memory_model(network, lacking), {}, r"missing \(18\)"),

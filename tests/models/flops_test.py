@@ -46,6 +46,7 @@ def test_the_forward_pass(accelerator, adapter):
     assert expected == pytest.approx(counted(network.target_log_probs, params, tokens, places), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [False, True], ids=["full", "prompt"])
 def test_a_training_step(accelerator, prompt):
     import dataclasses

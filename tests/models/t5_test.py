@@ -324,7 +324,8 @@ def test_dropout_only_with_a_key(params: dict) -> None:
     assert np.max(np.abs(first - other)) > 0.1
 
 
-@pytest.mark.parametrize(("data", "model"), [(8, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize(("data", "model"), [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4),
+                                             pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_split_parameters_give_the_same_logits(data: int, model: int) -> None:
     config = T5Config(
         vocab_size=64, emb_dim=32, num_heads=8, head_dim=4, mlp_dim=64, num_encoder_layers=1,

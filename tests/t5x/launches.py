@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import flax
 import jax
@@ -209,10 +210,12 @@ class Batches:
 
     def __init__(self, batches: list[dict[str, np.ndarray]]) -> None:
         self._batches = batches
+        self.batch_size = len(batches[0]["decoder_target_tokens"])
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of a step."""
-        return self._batches[step]
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """The batch of a step, or some of its rows."""
+        return {name: array[slice(None) if rows is None else rows]
+                for name, array in self._batches[step].items()}
 
     def facts(self) -> dict:
         """Nothing is resumed here."""

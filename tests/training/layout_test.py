@@ -60,9 +60,12 @@ def slow(*values):
     slow("dataset", Layout("none", True), (2, 2), FSDP, 2)])
 def test_every_layout_has_the_losses_of_the_plain_one(kind, layout, mesh, rules, parts):
     """Dropout is on: each layer's masks follow from the step and the layer's number, in a loop or not."""
-    expected = losses(kind, parts=parts)
+    expected, found = losses(kind, parts=parts), losses(kind, layout, mesh, rules, parts=parts)
     assert len(expected) == NUM_STEPS
-    np.testing.assert_allclose(losses(kind, layout, mesh, rules, parts=parts), expected, rtol=1e-6)
+    if mesh != (1, 1):  # a mesh adds up in another order, which AdamW enlarges where a gradient is near zero
+        np.testing.assert_allclose(found, expected, rtol=2e-5)
+        expected = losses(kind, mesh=mesh, rules=rules, parts=parts)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -147,6 +150,7 @@ def test_frozen_leaves_are_stacked_once_and_only_if_layers_are_scanned():
     assert trees.first_difference(plain, frozen) is None
 
 
+@pytest.mark.slow
 def test_a_base_in_bfloat16_trains_the_same_overlay_within_its_rounding():
     found, expected = losses("prompt", dtype="bfloat16"), losses("prompt")
     np.testing.assert_allclose(found, expected, rtol=0.02)

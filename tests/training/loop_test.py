@@ -92,9 +92,10 @@ class PoisonedStream:
 
     def __init__(self, bad: int) -> None:
         self._inner, self._bad = tiny_run.stream(), bad
+        self.batch_size = self._inner.batch_size
 
-    def batch(self, step: int) -> dict:
-        batch = dict(self._inner.batch(step))
+    def batch(self, step: int, rows=None) -> dict:
+        batch = dict(self._inner.batch(step, rows))
         if step == self._bad:
             batch["decoder_loss_weights"] = np.full_like(batch["decoder_loss_weights"], np.inf)
         return batch

@@ -69,7 +69,8 @@ def losses(kind: str, mesh: tuple[int, int], num_steps: int = 20, rules: str = "
     return [row["loss"] for row in result.rows]
 
 
-@pytest.mark.parametrize("mesh", MESHES[1:])
+@pytest.mark.parametrize("mesh", [MESHES[1], *(pytest.param(one, marks=pytest.mark.slow)
+                                               for one in MESHES[2:])])
 @pytest.mark.parametrize("kind", RUNS)
 def test_every_mesh_gives_the_losses_of_one_device(kind, mesh):
     expected = losses(kind, (1, 1))

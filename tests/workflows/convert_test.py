@@ -18,11 +18,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experts"))
 
 import hf_folders
 
-from elm_jax import cli, trees
+from elm_jax import cli, storage, trees
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.formats import adapters, detect, sources
-from elm_jax.experts.overlay import is_adapter_leaf, is_norm_leaf, load_expert, resolve, save_expert
+from elm_jax.experts.overlay import (
+    is_adapter_leaf,
+    is_norm_leaf,
+    load_expert,
+    resolve,
+    save_expert,
+    write_expert,
+)
 from elm_jax.models.t5 import T5Network
 from elm_jax.workflows import convert as converting
 from elm_jax.workflows import verify
@@ -126,7 +133,32 @@ def test_a_merged_dataset_expert_leaves_as_a_whole_model(world, tmp_path):
         convert(ConvertConfig(str(tmp_path / "merged"), "elm", str(tmp_path / kind), kind,
                               base=world.base.path))
     assert load_base(tmp_path / "hf").fingerprint == trees.fingerprint(resolve(world.base, merged)[1])
-    assert load_base(tmp_path / "elm").fingerprint == load_base(tmp_path / "hf").fingerprint
+    again = load_expert(tmp_path / "elm")  # from elm to elm an expert stays an expert
+    assert again.card == merged.card
+    assert trees.fingerprint(again.overlay) == trees.fingerprint(merged.overlay)
+
+
+def test_a_dataset_expert_gets_another_name(capsys, world, tmp_path):
+    words = ("--from", "elm", "--to", "elm", "--id", "mine", "--verify")
+    status, _, err = run(capsys, *words, world.folder / "dataset", tmp_path / "named")
+    assert status == 0, err
+    named = load_expert(tmp_path / "named")
+    assert (named.card.id, named.card.tasks) == ("mine", world.dataset.card.tasks)
+    assert trees.fingerprint(named.overlay) == trees.fingerprint(world.dataset.overlay)
+    status, _, err = run(capsys, *words[:4], "--dtype", "bfloat16", world.folder / "dataset", tmp_path / "x")
+    assert status == 2 and "float32" in err and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("expert", ["topic", "dataset"])
+def test_two_processes_do_not_write_one_expert(world, tmp_path, expert):
+    """While one writes, a second conversion to the same name is refused, and the first one ends well."""
+    config = ConvertConfig(str(world.folder / expert), "elm", str(tmp_path / "x"), "elm")
+    with storage.staged(tmp_path / "x") as target:
+        card = world.topic if expert == "topic" else world.dataset
+        write_expert(target, card)
+        with pytest.raises(InputError, match="Another process is writing"):
+            convert(config)
+    assert load_expert(tmp_path / "x").card.id == card.card.id
 
 
 @pytest.mark.parametrize("norms", [True, False])
@@ -278,6 +310,32 @@ def test_verification_sees_a_wrong_weight(capsys, monkeypatch, tmp_path):
     status, _, err = run(capsys, "--from", "hf", "--to", "elm", tmp_path / "t5", tmp_path / "elm", "--verify")
     assert status == 1 and "do not compute the same" in err and "logits that differ by" in err
     assert sorted(os.listdir(tmp_path)) == ["elm.unverified", "t5"], "it does not look finished"
+
+
+def test_verification_of_a_model_that_is_not_finite(capsys, tmp_path):
+    """The verdict is an error and a folder set aside, not a traceback about JSON."""
+    model = hf_folders.build("t5_1_1")
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    hf_folders.publish(model, "t5_1_1", tmp_path / "t5")
+    words = ("--from", "hf", "--to", "elm", tmp_path / "t5", tmp_path / "elm", "--verify")
+    status, _, err = run(capsys, *words)
+    assert status == 1 and "do not compute the same" in err and "differ by nan" in err
+    assert sorted(os.listdir(tmp_path)) == ["elm.unverified", "t5"]
+    report = json.loads((tmp_path / "elm.unverified" / converting.REPORT_FILE).read_text())
+    assert report["verified"]["largest_difference"] == "nan"
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "elm.unverified" in err, "what stands there is not removed without a word"
+
+
+def test_an_interrupted_verification_leaves_nothing_that_looks_verified(exported, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "compare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(ConvertConfig(str(exported), "hf", str(tmp_path / "elm"), "elm", verify=True))
+    assert os.listdir(tmp_path) == ["elm.unverified"]
 
 
 @pytest.mark.parametrize("difference", [float("nan"), float("inf"), 2e-3])

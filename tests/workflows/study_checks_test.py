@@ -103,7 +103,7 @@ def test_the_clock_of_a_killed_session_is_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("batches", "data"), [((8, 4, 4, 4), 4), ((8, 8, 16, 24), 8), ((8, 3, 3, 3), 1)])
 def test_the_mesh_takes_as_many_devices_as_divide_every_batch(batches, data):
     assert len(jax.devices()) == 8
-    stages = {name: types.SimpleNamespace(batch_size=size)
+    stages = {name: types.SimpleNamespace(batch_size=size, num_microbatches=1)
               for name, size in zip(("pretrain", "prompt", "dataset", "multitask"), batches, strict=True)}
     config = types.SimpleNamespace(mesh_data=-1, mesh_model=1, **stages)
-    assert dict(study_checks.mesh_of(config).shape) == {"data": data, "model": 1}
+    assert dict(study_checks.mesh_of(config).shape) == {"data": data, "experts": 1, "model": 1}

@@ -123,6 +123,42 @@ def test_names_kinds_and_modules(capsys, base, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_mixture_is_the_same_whatever_data_lie_here(base, monkeypatch, tmp_path):
+    """A multitask run stays one where one data set, or none, is at hand."""
+    make_run(tmp_path / "run", base, "zarr", form="full", task="t0_train")
+    cards = []
+    for folder in ("nothing", "some"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path / folder))
+        cards.append(expert_from_checkpoint(tmp_path / "run", base).card)
+        rows = tmp_path / "some" / "ag_news"
+        rows.mkdir(parents=True, exist_ok=True)
+        for split in ("train", "validation"):
+            (rows / f"{split}.jsonl").write_text('{"text": "x", "label": 0}\n')
+    assert cards[0].kind == cards[1].kind == "multitask" and cards[0].tasks == cards[1].tasks
+    assert cards[1].dataset is None and len(cards[0].tasks) > 200
+
+
+@pytest.mark.parametrize("line", [
+    "MIXTURE_OR_TASK_NAME = 5", "MIXTURE_OR_TASK_NAME = ['a']", "RANDOM_SEED = {1, 2}", "RANDOM_SEED = 1e999",
+    "BATCH_SIZE = b'x'", "TRAIN_NORMS = 'False'", "TRAIN_NORMS = 0", "BATCH_SIZE = True"])
+def test_macros_of_another_kind(base, tmp_path, line):
+    make_run(tmp_path / "run", base, "zarr", form="adapter", task=None)
+    path = tmp_path / "run" / "config.gin"
+    name = line.partition(" ")[0]
+    kept = [old for old in path.read_text().splitlines() if not old.startswith(f"{name} ")]
+    path.write_text("\n".join([*kept, line]) + "\n")
+    with pytest.raises(InputError, match=rf"of another kind(.|\n)*config.gin(.|\n)*{name}"):
+        expert_from_checkpoint(tmp_path / "run", base)
+
+
+def test_macros_that_are_no_values_are_left_alone(base, tmp_path):
+    make_run(tmp_path / "run", base, "zarr", form="adapter", task=TASK)
+    with open(tmp_path / "run" / "config.gin", "a") as file:
+        file.write(f"A = {{[]: 1}}\nB = {'-' * 10_000}1\nC = {'[' * 10_000}\nD = %BATCH_SIZE\n")
+    assert expert_from_checkpoint(tmp_path / "run", base, modules=[MODULE]).card.tasks == (TASK,)
+
+
 def test_two_nameless_runs_do_not_collide(base, tmp_path):
     ids = set()
     for name in ("one", "two"):

@@ -9,7 +9,7 @@ from elm_jax import storage
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import utc_now
-from elm_jax.experts.formats import hf, t5x
+from elm_jax.experts.formats import hf, hf_tokenizer, t5x
 from elm_jax.models import convert_hf
 from elm_jax.models.t5_config import T5Config
 
@@ -45,10 +45,11 @@ def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) ->
     if not isinstance(kept.get("generation_config", {}), dict):
         raise InputError(describe("The base's generation_config is wrong", where=where,
                                   got=repr(kept["generation_config"])[:100], expected="an object"))
+    hf_tokenizer.check_kept(kept.get("tokenizer", {}), kept.get("added_tokens", {}), where)
     step = others.get(t5x.FACTS, {}).get("step", 0)
-    if type(step) is not int or step < 0:
+    if type(step) is not int or not 0 <= step <= t5x.LARGEST_STEP:
         raise InputError(describe("The base's step is wrong", where=where, got=repr(step)[:100],
-                                  expected="a whole number, at least 0"))
+                                  expected=f"a whole number from 0 to {t5x.LARGEST_STEP}"))
 
 
 def read_vocabulary(folder: epath.Path, name: str | None, config: T5Config) -> bytes | None:
@@ -68,8 +69,7 @@ def write(folder: epath.Path, config: T5Config, fingerprint: str, vocabulary: by
           training: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes ``base.json`` and the vocabulary."""
     if vocabulary is not None:
-        with storage.guard_writes(folder):
-            (folder / VOCABULARY_FILE).write_bytes(vocabulary)
+        storage.write_bytes(folder / VOCABULARY_FILE, vocabulary)
     storage.write_json(folder / FILE, {
         "schema_version": SCHEMA_VERSION,
         "network": config.to_dict(),

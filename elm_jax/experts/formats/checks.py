@@ -39,7 +39,7 @@ def check_base(config: T5Config, where: Any) -> None:
     if config.adapter is not None:
         raise InputError(describe(
             "This is no base: it holds the adapters of a prompt expert", where=where,
-            got=f"adapters of width {config.bottleneck}", expected="a model without adapters",
+            got=f"adapters: {config.adapter.to_dict()}", expected="a model without adapters",
             cure=f"give the base that they were trained on; `elm convert --from t5x --to elm {where} EXPERT "
             "--base BASE` makes an expert of them"))
 

@@ -42,8 +42,9 @@ class ElmTensors:
     def __init__(self, folder: epath.Path) -> None:
         self._folder = folder
         metadata = trees.flatten(storage.tree_metadata(folder))
-        self.specs = {path: TensorSpec(tuple(leaf.shape), np.dtype(leaf.dtype).name)
-                      for path, leaf in metadata.items()}
+        with storage.guard_reads(folder):
+            self.specs = {path: TensorSpec(tuple(leaf.shape), np.dtype(leaf.dtype).name)
+                          for path, leaf in metadata.items()}
         self.origins = {path: Origin(path) for path in metadata}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:

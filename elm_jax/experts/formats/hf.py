@@ -51,13 +51,14 @@ def open_hf(folder: storage.PathLike) -> Model:
     tensors = _leaves(stored, values, config, folder)
     found = hf_tokenizer.read_vocabulary(folder)
     proto, added = (found.proto, found.added) if found else (None, {})
-    checks.check_vocabulary(proto, config.vocab_size, folder, tuple(added.values()))
+    checks.check_vocabulary(proto, config.vocab_size, folder,
+                            tuple(entry["content"] for entry in added.values()))
     notes += more + (found.notes if found else ("The folder carries no vocabulary",))
     kept = {"config": values}
     if found is None:
         kept["tokenizer"] = hf_tokenizer.read_configs(folder)
     elif added:
-        kept["added_tokens"] = {str(number): token for number, token in added.items()}
+        kept["added_tokens"] = {str(number): dict(entry) for number, entry in added.items()}
     if (folder / GENERATION_FILE).exists():
         kept["generation_config"] = _read_json(folder / GENERATION_FILE)
     return Model("hf", str(folder), config, tensors, proto, {FACTS: kept}, notes)
@@ -173,10 +174,10 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
     model.check()
     if model.vocabulary is not None:
-        behind = {int(number): token for number, token in kept.get("added_tokens", {}).items()}
+        behind = {int(number): entry for number, entry in kept.get("added_tokens", {}).items()}
         hf_tokenizer.write_tokenizer(target, model.vocabulary, behind)
     for name, contents_of in ({} if model.vocabulary is not None else kept.get("tokenizer", {})).items():
-        storage.write_json(target / name, contents_of)
+        storage.write_json(target / storage.require_name(name, model.where, "tokenizer's file"), contents_of)
     if "generation_config" in kept:
         storage.write_json(target / GENERATION_FILE, kept["generation_config"])
     storage.write_json(target / CONFIG_FILE, values)

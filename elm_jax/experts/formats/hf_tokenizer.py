@@ -25,6 +25,9 @@ TOKENIZER_FILE = "tokenizer.json"
 ADDED_FILE = "added_tokens.json"
 TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", ADDED_FILE)
 """What a folder without a vocabulary, ByT5's for one, says of its tokenizer."""
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+AddedEntry = Mapping[str, Any]
+"""A token that was added behind a vocabulary: ``content``, and those of `FLAGS` that its file gives."""
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 """Ids 0, 1 and 2."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -39,12 +42,12 @@ class FoundVocabulary:
 
     Attributes:
         proto: serialized SentencePiece model.
-        added: tokens that were added behind it, which a SentencePiece model cannot hold, by their ids.
+        added: tokens that were added right behind it, which a SentencePiece model cannot hold, by their ids.
         notes: for the report.
     """
 
     proto: bytes
-    added: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    added: Mapping[int, AddedEntry] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -66,39 +69,80 @@ def read_vocabulary(folder: epath.Path) -> FoundVocabulary | None:
         return None
     vocabulary = Vocabulary(proto, where=str(where))
     added = _added_tokens(folder, tokenizer, vocabulary.size)
-    if added:
+    names = ", ".join(entry["content"] for entry in added.values())
+    if added and not follow_on(added, vocabulary.size):
+        notes += (f"Left out, because their ids do not follow on those of the vocabulary: {names}",)
+        added = {}
+    elif added:
         notes += ("Tokens added behind the vocabulary travel along to other Hugging Face folders; this "
-                  f"program's vocabulary does not know them: {', '.join(added.values())}",)
+                  f"program's vocabulary does not know them: {names}",)
     return FoundVocabulary(proto, added, notes)
+
+
+def follow_on(added: Iterable[int], size: int) -> bool:
+    """Whether ids are the next ones behind a vocabulary, the only ones that the tokenizers library gives."""
+    return sorted(added) == list(range(size, size + len(list(added))))
+
+
+def check_kept(configs: Any, added: Any, where: Any) -> None:
+    """Checks what a description says of another program's tokenizer before it is written again.
+
+    Args:
+        configs: contents of files, by their names, of `TOKENIZER_CONFIGS`.
+        added: entries of tokens behind the vocabulary, by their ids as text.
+        where: the description.
+
+    Raises:
+        InputError: a name or an entry that is none.
+    """
+    entries = added if isinstance(added, Mapping) else {}
+    wrong = [repr(name) for name, contents in configs.items()
+             if name not in TOKENIZER_CONFIGS or not isinstance(contents, dict)
+             ] if isinstance(configs, Mapping) else [repr(configs)]
+    wrong += [repr({number: entry}) for number, entry in entries.items()
+              if not str(number).isdecimal() or not isinstance(entry, Mapping)
+              or not isinstance(entry.get("content"), str)
+              or any(type(entry.get(flag, False)) is not bool for flag in FLAGS)]
+    wrong += [] if isinstance(added, Mapping) else [repr(added)]
+    if wrong:
+        raise InputError(describe("What the folder keeps of a tokenizer is wrong", where=where,
+                                  got="; ".join(wrong)[:200],
+                                  expected=f"files of the names {', '.join(TOKENIZER_CONFIGS)}, and added "
+                                  "tokens by their ids", cure="fetch or write the folder again"))
 
 
 def _read_tokenizer(path: epath.Path) -> Mapping[str, Any]:
     return storage.read_json(path, kind="tokenizer", schema_version=None)
 
 
-def _added_tokens(folder: epath.Path, tokenizer: Mapping[str, Any] | None, size: int) -> dict[int, str]:
+def _added_tokens(
+    folder: epath.Path, tokenizer: Mapping[str, Any] | None, size: int
+) -> dict[int, AddedEntry]:
     """Tokens whose ids lie behind the vocabulary, in the order of their ids."""
-    by_id: dict[int, str] = {}
+    by_id: dict[int, AddedEntry] = {}
     if tokenizer is not None:
         entries = tokenizer.get("added_tokens") or []
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
             raise _wrong_added(folder / TOKENIZER_FILE, entries)
-        by_id |= _by_id(((entry.get("content"), entry.get("id")) for entry in entries),
+        by_id |= _by_id(((entry.get("content"), entry.get("id"), entry) for entry in entries),
                         folder / TOKENIZER_FILE)
     path = folder / ADDED_FILE
     if path.exists():
         table = storage.read_json(path, kind="table of added tokens", schema_version=None)
-        by_id |= _by_id(table.items(), path)
+        by_id = _by_id(((token, number, {}) for token, number in table.items()), path) | by_id
     return {number: by_id[number] for number in sorted(by_id) if number >= size}
 
 
-def _by_id(tokens: Iterable[tuple[Any, Any]], where: epath.Path) -> dict[int, str]:
-    """Tokens by id, from pairs of token and id that nobody has checked."""
+def _by_id(tokens: Iterable[tuple[Any, Any, Mapping[str, Any]]], where: epath.Path) -> dict[int, AddedEntry]:
+    """Entries by id, from tokens, ids and flags that nobody has checked."""
     by_id = {}
-    for token, number in tokens:
+    for token, number, entry in tokens:
         if not isinstance(token, str) or type(number) is not int:
             raise _wrong_added(where, {token: number} if isinstance(token, str) else [token, number])
-        by_id[number] = token
+        flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
+        if any(type(value) is not bool for value in flags.values()):
+            raise _wrong_added(where, dict(entry))
+        by_id[number] = {"content": token, **flags}
     return by_id
 
 
@@ -205,18 +249,15 @@ def read_configs(folder: epath.Path) -> dict[str, Any]:
             for name in TOKENIZER_CONFIGS if (folder / name).exists()}
 
 
-def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, str] | None = None) -> None:
+def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, AddedEntry] | None = None) -> None:
     """Writes ``spiece.model`` and the files with which ``AutoTokenizer`` gives this vocabulary's ids.
 
     Args:
         folder: exists.
         proto: serialized SentencePiece model.
-        behind: tokens that were added behind it, by their ids. They are written if their ids are the
-            next ones, as transformers gives them out.
+        behind: tokens that were added behind it, by their ids, which are the next ones (`follow_on`).
     """
     behind = dict(behind or {})
-    if sorted(behind) != list(range(Vocabulary(proto).size, Vocabulary(proto).size + len(behind))):
-        behind = {}
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(proto)
     added = Vocabulary(proto).added_ids
@@ -233,7 +274,7 @@ def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, str] 
             tokenizer_json(model, sentinels, [behind[number] for number in sorted(behind)]), encoding="utf-8")
     if behind:
         storage.write_json(folder / "added_tokens.json",
-                           {token: number for number, token in behind.items()})
+                           {entry["content"]: number for number, entry in behind.items()})
     storage.write_json(folder / "special_tokens_map.json", special)
     storage.write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast" if general else "T5Tokenizer",
@@ -241,7 +282,7 @@ def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, str] 
         "clean_up_tokenization_spaces": False, "model_max_length": 512})
 
 
-def tokenizer_json(model: Any, sentinels: Sequence[str], behind: Sequence[str] = ()) -> str:
+def tokenizer_json(model: Any, sentinels: Sequence[str], behind: Sequence[AddedEntry] = ()) -> str:
     """The tokenizers library's form of a SentencePiece model: cut at spaces, then the likeliest pieces.
 
     Args:
@@ -269,5 +310,5 @@ def tokenizer_json(model: Any, sentinels: Sequence[str], behind: Sequence[str] =
         single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, 1)])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)
                                   for token in (*_SPECIAL, *sentinels)])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in behind])
+    tokenizer.add_tokens([AddedToken(**{"normalized": False, **entry}) for entry in behind])
     return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)

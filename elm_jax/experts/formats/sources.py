@@ -28,7 +28,7 @@ class Source:
         model: the model; with `expert`, the one that its overlay goes onto.
         expert: a prompt expert: adapters and perhaps norms.
         expert_origins: where each leaf of the expert comes from.
-        card: of a full expert from elsewhere, whose leaves are the model's.
+        card: of a full expert, whose leaves are the model's.
     """
 
     where: str
@@ -45,6 +45,14 @@ class Source:
             own = streaming.ArrayTensors(self.expert.overlay).specs
             leaves |= {path: (spec, self.expert_origins[path]) for path, spec in own.items()}
         return dict(sorted(leaves.items()))
+
+    def named(self, expert_id: str) -> "Source":
+        """The same expert under another id."""
+        if self.expert is not None:
+            card = dataclasses.replace(self.expert.card, id=expert_id)
+            return dataclasses.replace(self, expert=dataclasses.replace(self.expert, card=card))
+        card = dataclasses.replace(self.card, id=expert_id)
+        return dataclasses.replace(self, model=of_card(self.model, card), card=card)
 
     def facts(self) -> dict[str, Any]:
         """What a report says of it."""
@@ -122,9 +130,15 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
     hashed = HashedTensors(tensors, str(written), folder,
                            "The expert's weights are not those that were written",
                            "copy or train the expert again", as_float32=False)
-    facts = {**under.facts, elm.FACTS: {"training": {"expert": card.to_dict()}}}
-    return Source(str(folder), dataclasses.replace(
-        under, kind="elm", where=str(folder), config=config, tensors=hashed, facts=facts, check=hashed.check))
+    model = dataclasses.replace(
+        under, kind="elm", where=str(folder), config=config, tensors=hashed, check=hashed.check)
+    return Source(str(folder), of_card(model, card), card=card)
+
+
+def of_card(model: Model, card: ExpertCard) -> Model:
+    """The model, saying that it is the full expert of this card."""
+    return dataclasses.replace(
+        model, facts={**model.facts, elm.FACTS: {"training": {"expert": card.to_dict()}}})
 
 
 def needed_base(where: storage.PathLike, base: storage.PathLike | None, recorded: str | None) -> Model:

@@ -39,6 +39,8 @@ FACTS = "t5x"
 TARGET = "target."
 """What the names of a model's parameters begin with, in a checkpoint of T5X."""
 STEP = "state.step"
+LARGEST_STEP = 2**31 - 1
+"""T5X keeps it as an int32."""
 VOCABULARY_FILE = "vocabulary.model"
 NETWORK_FILE = "network.gin"
 GIN_FILES = (NETWORK_FILE, "config.gin")
@@ -191,17 +193,16 @@ def _check_biases(tensors: T5XTensors, stored: Mapping[str, t5x_folders.Stored],
         if len(places) == 1:
             continue
         first = tensors.read(path)
-        different = []
+        different = 0
         for place in places:
             copy = stored[place.name].read()
             copy = copy if place.layer is None else copy[:, place.layer]
-            if copy.tobytes() != first.tobytes():
-                different.append(f"layer {len(different) if place.layer is None else place.layer}")
+            different += copy.tobytes() != first.tobytes()
         if different:
             raise InputError(describe(
                 "Layers have relative position biases of their own (as umT5's have)",
                 where=f"{where}, {path}",
-                got=f"{len(different)} of {len(places)} layers differ from the first",
+                got=f"{different} of {len(places)} layers differ from the first",
                 expected="the same bias in every layer, as T5, T5 1.1 and mT5 have"))
         notes.append(f"The relative position bias of the {path.partition('/')[0]} lies there once a layer; "
                      "all are equal, one is kept")
@@ -222,9 +223,9 @@ def _read_step(contents: t5x_folders.Contents, checkpoint: t5x_folders.Checkpoin
     if math.prod(stored.shape) == 1 and np.dtype(stored.dtype).kind in "iuf":
         step = float(stored.read().reshape(()))
         got = f"{step} ({got})"
-    if step is None or not (step.is_integer() and step >= 0):
+    if step is None or not (step.is_integer() and 0 <= step <= LARGEST_STEP):
         raise InputError(describe("The checkpoint's step is wrong", where=checkpoint.folder,
-                                  got=got, expected="one whole number, not below 0"))
+                                  got=got, expected=f"one whole number from 0 to {LARGEST_STEP}"))
     return int(step)
 
 
@@ -297,8 +298,9 @@ def _form(model: Model, scanned: bool | None) -> Form:
 def _check_writable(model: Model, form: Form, step: int) -> None:
     """All that can be wrong, before anything is written."""
     config, tensors = model.config, model.tensors
-    if step < 0:
-        raise InputError(describe("A checkpoint's step is wrong", got=step, expected="at least 0"))
+    if not 0 <= step <= LARGEST_STEP:
+        raise InputError(describe("A checkpoint's step is wrong", got=step,
+                                  expected=f"a whole number from 0 to {LARGEST_STEP}"))
     if config.adapter is not None and form.own_biases:
         raise InputError(describe("T5X's scalable network has no adapters", where=model.where,
                                   got="--scanned for a model with adapters",

@@ -1,0 +1,184 @@
+"""One expert of a stack: what it is made of, where it stands, what it writes of itself."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TextIO
+
+import jax
+
+from elm_jax.errors import InputError, describe
+from elm_jax.training.early_end import EarlyEnd, Patience
+from elm_jax.training.loop import Stream
+from elm_jax.training.metrics import MetricsLog
+from elm_jax.types import Batch, Params
+
+_PLAIN_SECONDS, _TERMINAL_SECONDS = 15.0, 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What an expert brings into its slot.
+
+    Attributes:
+        overlay: leaves before the first step, float32.
+        stream: its batches.
+        train_steps: length of its run.
+        validation: batches of its own validation rows, for an early end.
+    """
+
+    overlay: Params
+    stream: Stream
+    train_steps: int
+    validation: list[Batch] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedRun:
+    """One row of the table.
+
+    Attributes:
+        id: the expert's name.
+        seed: of dropout.
+        learning_rate: peak of the schedule.
+        digest: of its whole config; a slot of a checkpoint is taken up by the same one only.
+        open: gives overlay, stream and length when its turn comes.
+        run_dir: folder of its metrics; None keeps them in memory.
+    """
+
+    id: str
+    seed: int
+    learning_rate: float
+    digest: str
+    open: Callable[[], Opened]
+    run_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
+            raise InputError(describe("Training setting is wrong", where=f"seed of {self.id}",
+                                      got=repr(self.seed), expected="an integer, at least 0"))
+
+
+class _Logging(Protocol):
+    log_every: int
+    tensorboard: bool
+    early_end: EarlyEnd | None
+
+
+class Slot:
+    """An expert under way.
+
+    Args:
+        run: which expert.
+        opened: its data.
+        index: number of its slot.
+        logging: how often it writes rows, whether TensorBoard's as well, when it may end early.
+        step: finished updates.
+        note: of the checkpoint that it goes on from.
+    """
+
+    def __init__(self, run: StackedRun, opened: Opened, index: int, logging: _Logging, step: int = 0,
+                 note: Mapping[str, Any] | None = None) -> None:
+        self.run, self.index, self.step = run, index, step
+        self.stream, self.train_steps, self.validation = opened.stream, opened.train_steps, opened.validation
+        self.patience = Patience(**note["patience"]) if note and "patience" in note else Patience()
+        self._log_every, self._rule = logging.log_every, logging.early_end
+        chief = jax.process_index() == 0
+        self._log = (MetricsLog(run.run_dir, step, logging.tensorboard)
+                     if run.run_dir is not None and chief else None)
+        self.rows: list[dict[str, float]] = list(self._log.rows) if self._log else []
+        self.last: dict[str, float] = self.rows[-1] if self.rows else {}
+        self._next: Batch | None = None
+        self._start, self._tokens = time.monotonic(), 0.0
+
+    def batch(self) -> Batch:
+        """The batch of the next step."""
+        batch, self._next = self._next, None
+        return self.stream.batch(self.step) if batch is None else batch
+
+    def prefetch(self) -> None:
+        """Makes the next batch, while the devices work."""
+        if self.step < self.train_steps:
+            self._next = self.stream.batch(self.step)
+
+    def take(self, step: int, row: dict[str, float]) -> None:
+        """Takes one step's metrics, finite ones."""
+        self._tokens += row["tokens"]
+        row["tokens_per_second"] = self._tokens / max(time.monotonic() - self._start, 1e-9)
+        self.last = {"step": step, **row}
+        # A row of a step that is evaluated waits for its validation loss.
+        evaluated = self._rule is not None and self.is_due(step)
+        if not evaluated and (step % self._log_every == 0 or step == self.train_steps):
+            self._add(self.last)
+
+    def evaluated(self, loss: float) -> bool:
+        """Takes the validation loss of the newest step; returns whether it is the best so far."""
+        self.last = {**self.last, "validation_loss": loss}
+        self._add(self.last)
+        return self.patience.take(self._rule, self.step, loss)
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is at its last step, or to be evaluated."""
+        return step == self.train_steps or (self._rule is not None and step % self._rule.every == 0)
+
+    def row_of(self, step: int) -> dict[str, float]:
+        """The row of a step that was logged."""
+        return next((row for row in reversed(self.rows) if row["step"] == step), self.last)
+
+    def _add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        if self._log is not None:
+            self._log.add(row)
+
+    def note(self) -> dict[str, Any]:
+        """What a checkpoint says of it."""
+        return {"id": self.run.id, "digest": self.run.digest, "patience": dataclasses.asdict(self.patience)}
+
+    def flush(self) -> None:
+        """Writes the rows that are not on disk yet."""
+        if self._log is not None:
+            self._log.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        if self._log is not None:
+            self._log.close()
+
+
+class StackProgress:
+    """One line on standard error: who is where, mean loss, tokens a second of all experts together.
+
+    Args:
+        name: what is being trained.
+        total: experts of the table that were not done when the session began.
+        stream: defaults to standard error.
+    """
+
+    def __init__(self, name: str, total: int, stream: TextIO | None = None) -> None:
+        self.name, self.total = name, total
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty()
+        self._start = self._last = time.monotonic()
+        self._tokens = 0.0
+
+    def update(self, tick: int, slots: Sequence[Slot], waiting: int, ended: int, failed: int) -> None:
+        """Counts one step of the stack, and shows it if the last line is old enough."""
+        rows = [slot.last for slot in slots if slot.last]
+        self._tokens += sum(row["tokens"] for row in rows)
+        now = time.monotonic()
+        if not rows or now - self._last < (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS):
+            return
+        self._last = now
+        loss = sum(row["loss"] for row in rows) / len(rows)
+        line = (f"{self.name}  step {tick}  {len(slots)} experts under way, {waiting} waiting, {ended} done"
+                f"{f', {failed} failed' if failed else ''}  mean loss {loss:.4f}  "
+                f"{self._tokens / max(now - self._start, 1e-9):,.0f} tokens/s")
+        self._stream.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Ends the line on a terminal."""
+        if self._terminal:
+            self._stream.write("\n")
+            self._stream.flush()

@@ -1,0 +1,228 @@
+"""One step of E experts in one program: the solo step mapped over a leading axis E.
+
+The base is shared and has no axis E, so its matrix products run over the E * B rows of all experts at
+once; adapters and norms become batched products and sums. Each expert keeps its own step, seed, length and
+learning rate, and draws the dropout of its solo run: the key is folded from its own seed and step.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from elm_jax import sharding
+from elm_jax.errors import InputError, describe
+from elm_jax.training import state as states
+from elm_jax.training.state import TrainState
+from elm_jax.training.step import StepSpec, abstract_of, compiler_options, train_step
+from elm_jax.types import Array, Batch, Params
+
+AXIS = "experts"
+
+
+class Slots(NamedTuple):
+    """What differs from slot to slot, each with an axis E.
+
+    Attributes:
+        seed: u32[E], of dropout.
+        train_steps: i32[E], length of the run.
+        learning_rate: f32[E], peak of the schedule.
+        active: bool[E]; the state of a slot that is not active stays as it is, to the bit.
+    """
+
+    seed: Array
+    train_steps: Array
+    learning_rate: Array
+    active: Array
+
+
+class StackSpec(NamedTuple):
+    """Everything that a stack's programs depend on; equal specs share them.
+
+    Attributes:
+        step: of one expert alone; its optimiser's learning rate is not used.
+        size: E.
+    """
+
+    step: StepSpec
+    size: int
+
+
+def make_stack_spec(step: StepSpec, size: int) -> StackSpec:
+    """The spec of E experts, each with the shapes of `step`.
+
+    The optimiser's learning rate comes in with the slots, so specs that differ in it alone are equal. Rules
+    lose the mesh's expert axis, which the stack's own axis takes.
+
+    Raises:
+        InputError: E is no multiple of the mesh's expert axis.
+    """
+    axis = step.mesh.shape[AXIS]
+    if size < 1 or size % axis:
+        raise InputError(
+            describe("The stack does not divide over the mesh", got=f"{size} experts",
+                     expected=f"a multiple of {axis}, the size of the mesh's expert axis",
+                     cure="change STACK_EXPERTS or MESH_EXPERTS")
+        )
+    optimizer = dataclasses.replace(step.optimizer, learning_rate=1.0)
+    return StackSpec(step._replace(optimizer=optimizer, rules=rules_of_one(step.rules)), size)
+
+
+def rules_of_one(rules: sharding.Rules) -> sharding.Rules:
+    """The rules within one expert of a stack: without the mesh's expert axis, which the stack takes."""
+    return tuple((name, _without_experts(target)) for name, target in rules)
+
+
+def _without_experts(target: sharding.MeshAxes) -> sharding.MeshAxes:
+    """Mesh axes of a rule less the one that the stack's own axis takes."""
+    names = (target,) if isinstance(target, str) else target or ()
+    rest = tuple(name for name in names if name != AXIS)
+    return rest if len(rest) > 1 else rest[0] if rest else None
+
+
+def stacked_step(
+    spec: StackSpec, frozen: Params, state: TrainState, batch: Batch, slots: Slots
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update of every active expert.
+
+    Args:
+        spec: static.
+        frozen: leaves of the base that do not train, without an axis E.
+        state: every leaf with a leading axis E; step i32[E].
+        batch: arrays [E, B, ...].
+        slots: seeds, lengths, learning rates, which slots are active.
+
+    Returns:
+        The state after the update, and f32[E] metrics as `train_step` gives them; those of a slot
+        that is not active mean nothing.
+    """
+    one = spec.step
+
+    def solo(state: TrainState, batch: Batch, slot: Slots) -> tuple[TrainState, dict[str, Array]]:
+        after, metrics = train_step(
+            one.network, one.optimizer, one.loss, one.num_microbatches, frozen, state, batch, slot.seed,
+            slot.train_steps, slot.learning_rate,
+        )
+        kept = jax.tree.map(lambda new, old: jnp.where(slot.active, new, old), after, state)
+        return kept, metrics
+
+    with sharding.placed(one.mesh, one.rules):
+        return jax.vmap(solo, spmd_axis_name=AXIS)(state, batch, slots)
+
+
+def with_experts(target: NamedSharding) -> NamedSharding:
+    """The sharding of a leaf with an axis E in front: E over 'experts', the rest as it was."""
+    return NamedSharding(target.mesh, PartitionSpec(AXIS, *target.spec))
+
+
+def stack_shardings(spec: StackSpec) -> TrainState:
+    """Shardings of a stack's state: E over 'experts', the other axes by the solo rules."""
+    one = spec.step
+    solo = states.shardings_of_state(one.network, abstract_of(one.overlay), one.optimizer, one.mesh,
+                                     one.rules)
+    return jax.tree.map(with_experts, solo)
+
+
+def abstract_stack(spec: StackSpec) -> TrainState:
+    """The state of a stack as ShapeDtypeStructs with shardings."""
+    solo = states.abstract_state(abstract_of(spec.step.overlay), spec.step.optimizer)
+    return jax.tree.map(
+        lambda leaf, target: jax.ShapeDtypeStruct((spec.size, *leaf.shape), leaf.dtype, sharding=target),
+        solo, stack_shardings(spec),
+    )
+
+
+def put_stacked(batches: Sequence[Batch], spec: StackSpec) -> Batch:
+    """E numpy batches of one shape -> arrays [E, B, ...] on the mesh, E over 'experts', B over 'data'."""
+    target = with_experts(sharding.batch_sharding(spec.step.mesh))
+    return {
+        name: jax.device_put(np.stack([batch[name] for batch in batches]), target)
+        for name in batches[0]
+    }
+
+
+class StackPrograms(NamedTuple):
+    """The compiled programs of one stack; whoever enters or leaves, nothing is compiled again.
+
+    Attributes:
+        step: ``(frozen, state, batch, slots) -> (state, metrics)``; donates the state.
+        enter: ``(state, overlay, index) -> state`` with a fresh expert in slot `index`; donates the state.
+        overlay_of: ``(overlay, index)`` -> the overlay of one slot, without the axis E.
+        keep: ``(stack, overlay, index) -> stack`` of overlays with one of them replaced; donates the stack.
+    """
+
+    step: jax.stages.Compiled
+    enter: jax.stages.Compiled
+    overlay_of: jax.stages.Compiled
+    keep: jax.stages.Compiled
+
+
+@functools.lru_cache(maxsize=32)
+def compile_stack(spec: StackSpec) -> StackPrograms:
+    """The programs of a spec. Specs are remembered: many stacks of one process compile once."""
+    one, mesh = spec.step, spec.step.mesh
+    placed, state = stack_shardings(spec), abstract_stack(spec)
+    frozen, overlay = abstract_of(one.frozen), abstract_of(one.overlay)
+    whole, over_experts = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(AXIS))
+    solo_overlay = states.shardings_of_params(one.network, overlay, mesh, one.rules)
+    index = jax.ShapeDtypeStruct((), np.int32)
+
+    step = jax.jit(
+        functools.partial(stacked_step, spec),
+        in_shardings=(states.shardings_of_params(one.network, frozen, mesh, one.rules), placed,
+                      with_experts(sharding.batch_sharding(mesh)), over_experts),
+        out_shardings=(placed, whole), donate_argnums=1,
+    ).lower(frozen, state, _abstract_batch(one.batch, spec.size), _abstract_slots(spec.size)).compile(
+        compiler_options(mesh))
+
+    def replace(stack: Any, one_of_it: Any, index: Array) -> Any:
+        return jax.tree.map(
+            lambda whole, leaf: jax.lax.dynamic_update_index_in_dim(whole, leaf, index, 0), stack, one_of_it)
+
+    def put_in(state: TrainState, overlay: Params, index: Array) -> TrainState:
+        return replace(state, states.create_state(overlay, one.optimizer), index)
+
+    enter = jax.jit(put_in, in_shardings=(placed, solo_overlay, whole), out_shardings=placed,
+                    donate_argnums=0).lower(state, overlay, index).compile()
+
+    def take_out(overlay: Params, index: Array) -> Params:
+        return jax.tree.map(
+            lambda stack: jax.lax.dynamic_index_in_dim(stack, index, 0, keepdims=False), overlay)
+
+    overlay_of = jax.jit(take_out, in_shardings=(placed.overlay, whole), out_shardings=solo_overlay,
+                         ).lower(state.overlay, index).compile()
+    keep = jax.jit(replace, in_shardings=(placed.overlay, solo_overlay, whole), out_shardings=placed.overlay,
+                   donate_argnums=0).lower(state.overlay, overlay, index).compile()
+    return StackPrograms(step, enter, overlay_of, keep)
+
+
+def empty_stack(spec: StackSpec) -> TrainState:
+    """A state of zeros on the mesh, for experts to enter."""
+    like = abstract_stack(spec)
+    # Buffers of its own: the programs donate them.
+    return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding,
+                                                    may_alias=False), like)
+
+
+def overlay_like(spec: StackSpec) -> Params:
+    """One expert's overlay as ShapeDtypeStructs, without the axis E."""
+    return abstract_of(spec.step.overlay)
+
+
+def num_programs() -> int:
+    """How many stacks of unlike specs this process has compiled."""
+    return compile_stack.cache_info().misses
+
+
+def _abstract_batch(batch: tuple, size: int) -> Batch:
+    return {path: jax.ShapeDtypeStruct((size, *shape), dtype) for path, shape, dtype in batch}
+
+
+def _abstract_slots(size: int) -> Slots:
+    kinds = (np.uint32, np.int32, np.float32, np.bool_)
+    return Slots(*(jax.ShapeDtypeStruct((size,), kind) for kind in kinds))

@@ -1,0 +1,447 @@
+"""The loop of a stack: experts in a queue, S slots, one program.
+
+An expert that ends leaves its slot and the next one of the queue enters, without a new compilation. Steps,
+data positions, metrics and ends are each expert's own; one checkpoint holds the states of all slots and
+says who stands where. An expert that leaves the finite numbers fails alone; the others go on.
+"""
+
+import dataclasses
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from elm_jax import preemption, sharding, trees
+from elm_jax.errors import InputError, describe
+from elm_jax.models.t5 import T5Network
+from elm_jax.sharding import Rules
+from elm_jax.training import stacked
+from elm_jax.training import state as states
+from elm_jax.training.checkpoint import Checkpoints
+from elm_jax.training.early_end import EarlyEnd, compile_loss, validation_loss
+from elm_jax.training.loop import Stream
+from elm_jax.training.losses import LossConfig
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.slots import Opened, Slot, StackedRun, StackProgress
+from elm_jax.training.state import TrainState
+from elm_jax.training.step import make_spec
+from elm_jax.types import Array, Params
+
+__all__ = ["Ended", "Opened", "StackConfig", "StackResult", "StackedRun", "Stream", "fit_stack"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+    """What all experts of a stack have in common, beside their shapes.
+
+    Attributes:
+        size: slots, E.
+        num_microbatches: parts into which a batch is cut to save memory.
+        run_dir: folder of the stack's checkpoints; None keeps everything in memory.
+        checkpoint_every: steps of the stack between checkpoints.
+        keep: how many checkpoints stay.
+        log_every: steps of an expert between its rows of metrics.
+        tensorboard: whether to write TensorBoard files too.
+        config_digest: of all that the experts have in common.
+        early_end: the rule by which an expert may end before its last step; None for no such rule.
+        base_dtype: of the frozen kernels and embeddings; None leaves them as they are.
+        name: what the progress line says; None for no line.
+    """
+
+    size: int
+    num_microbatches: int = 1
+    run_dir: str | None = None
+    checkpoint_every: int = 1000
+    keep: int = 2
+    log_every: int = 1
+    tensorboard: bool = False
+    config_digest: str = ""
+    early_end: EarlyEnd | None = None
+    base_dtype: str | None = None
+    name: str | None = "stack"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """What one expert ended with.
+
+    Attributes:
+        run: which expert.
+        overlay: its weights, numpy.
+        step: finished updates of these weights.
+        metrics: the row of that step.
+        rows: all its rows of metrics.
+        ended_at: the last step that it trained; later than `step` where an early end took better weights.
+    """
+
+    run: StackedRun
+    overlay: Params
+    step: int
+    metrics: Mapping[str, float]
+    rows: list[dict[str, float]]
+    ended_at: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StackResult:
+    """What a session of a stack gives.
+
+    Attributes:
+        ended: ids of the experts that ended in this session, in that order.
+        failed: what went wrong, by id.
+        stopped: whether SIGTERM ended the session before the queue was empty.
+        ticks: steps of the whole stack, over all sessions.
+        num_programs: stacks compiled by this process so far.
+    """
+
+    ended: list[str]
+    failed: dict[str, str]
+    stopped: bool
+    ticks: int
+    num_programs: int
+
+
+def fit_stack(
+    network: T5Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
+    config: StackConfig, mesh: Mesh, on_end: Callable[[Ended], None], *,
+    on_fail: Callable[[StackedRun, str], None] | None = None, loss: LossConfig | None = None,
+    on_start: Callable[[], None] | None = None, rules: Rules = sharding.DEFAULT_RULES,
+) -> StackResult:
+    """Trains every expert of a table, S at a time; goes on from the newest checkpoint if there is one.
+
+    Args:
+        network: of the base with any of the overlays.
+        optimizer: of every expert; each brings a learning rate of its own.
+        base: parameters; those that the overlays replace are not used, the others stay frozen.
+        runs: the experts that are not done yet, in the order in which they enter.
+        config: slots, folder, lengths.
+        mesh: axes ('data', 'experts', 'model').
+        on_end: saves an expert; called in a thread, one at a time, and done before the next checkpoint.
+        on_fail: told which expert failed, and how.
+        loss: smoothing and z-loss; plain cross-entropy by default.
+        on_start: called once all is checked, before anything is written.
+        rules: what of parameters, optimiser state and activations lies on which axis of the mesh.
+
+    Raises:
+        InputError: base and overlays are not the network's parameters; experts of unlike shapes; a
+            checkpoint of other experts.
+        RunError: a full disk.
+    """
+    if not runs:
+        return StackResult([], {}, False, 0, stacked.num_programs())
+    with ExitStack() as stack:
+        should_stop = stack.enter_context(preemption.stop_flag())
+        loop = _StackLoop(network, optimizer, base, runs, config, mesh, loss or LossConfig(), rules, on_end,
+                          on_fail, stack)
+        if on_start is not None:
+            on_start()
+        loop.go(should_stop)
+        return StackResult(loop.ended, loop.failed, loop.stopped, loop.tick, stacked.num_programs())
+
+
+class _StackLoop:
+    """State of one session."""
+
+    def __init__(
+        self, network: T5Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
+        config: StackConfig, mesh: Mesh, loss: LossConfig, rules: Rules, on_end: Callable[[Ended], None],
+        on_fail: Callable[[StackedRun, str], None] | None, stack: ExitStack,
+    ) -> None:
+        self.config, self.mesh, self.on_end, self.on_fail = config, mesh, on_end, on_fail
+        self.queue: deque[StackedRun] = deque(runs)
+        self.slots: list[Slot | None] = [None] * config.size
+        self.ended: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.stopped, self.tick = False, 0
+        first = runs[0].open()
+        trained = trees.flatten(first.overlay)
+        frozen, _ = trees.split(base, lambda path: path not in trained)
+        _check_params(network, frozen, first.overlay)
+        rules = stacked.rules_of_one(rules)
+        self.frozen = states.frozen_leaves(network, frozen, mesh, rules, config.base_dtype)
+        one = make_spec(network, optimizer, loss, self.frozen, first.overlay, first.stream.batch(0), mesh,
+                        config.num_microbatches, rules)
+        self.spec = stacked.make_stack_spec(one, config.size)
+        self.programs = stacked.compile_stack(self.spec)
+        self.loss_fn = compile_loss(self.spec.step) if config.early_end else None
+        self._opened = {runs[0].id: first}
+        self._idle = {name: np.zeros_like(array) for name, array in first.stream.batch(0).items()}
+        self._waiting: tuple[list[Slot | None], list[int], Mapping[str, Array]] | None = None
+        self._slots_on_mesh: stacked.Slots | None = None
+        # One thread that saves experts while the next steps run.
+        self._saves = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="expert"))
+        self._saving: list[Future] = []
+        self.state, self.best = stacked.empty_stack(self.spec), None
+        if config.early_end is not None:
+            self.best = stacked.empty_stack(self.spec).overlay
+        self.saver = None
+        if config.run_dir is not None:
+            facts = {"config_digest": config.config_digest, "optimizer": dataclasses.asdict(
+                self.spec.step.optimizer), "loss": dataclasses.asdict(loss),
+                "num_microbatches": config.num_microbatches}
+            self.saver = stack.enter_context(Checkpoints(config.run_dir, facts, config.keep))
+            self._restore(self.saver)
+        self.progress = (StackProgress(config.name, len(runs))
+                         if config.name is not None and jax.process_index() == 0 else None)
+        stack.callback(self._close)
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    def go(self, should_stop: Callable[[], bool]) -> None:
+        """Runs until queue and slots are empty, or until it is told to stop."""
+        saved_at = self.tick
+        while True:
+            self._admit()
+            if not any(self.slots):
+                break
+            self._advance()
+            self.stopped = should_stop()
+            due = [slot for slot in self.slots if slot is not None and slot.is_due(slot.step)]
+            saving = self.stopped or self.tick - saved_at >= self.config.checkpoint_every
+            if due or saving:
+                self._flush()
+            for slot in due:
+                self._settle(slot)
+            if saving:
+                saved_at = self.tick
+                self._save()
+            if self.stopped:
+                break
+        self._flush()
+        self._wait_for_saves()
+
+    def _admit(self) -> None:
+        """Fills the free slots from the queue."""
+        for index, slot in enumerate(self.slots):
+            while slot is None and self.queue:
+                run = self.queue.popleft()
+                opened = self._open(run)
+                self.state = self.programs.enter(self.state, self._place(opened.overlay), np.int32(index))
+                slot = self.slots[index] = Slot(run, opened, index, self.config)
+                self._slots_on_mesh = None
+                _LOG.info("%s enters slot %d at step %d of %d", run.id, index, slot.step, slot.train_steps)
+
+    def _open(self, run: StackedRun) -> Opened:
+        opened = self._opened.pop(run.id, None) or run.open()
+        difference = trees.first_difference(opened.overlay, stacked.overlay_like(self.spec))
+        if difference:
+            raise InputError(describe("Experts of one stack have overlays of one shape", where=run.id,
+                                      got=difference, expected="the leaves of the stack's first expert"))
+        return opened
+
+    def _place(self, overlay: Params) -> Params:
+        one = self.spec.step
+        like = states.shardings_of_params(one.network, overlay, self.mesh, one.rules)
+        return sharding.put_tree(jax.tree.map(np.asarray, overlay), like)
+
+    def _advance(self) -> None:
+        """Dispatches one step of the stack, makes the next batches, reads the step before."""
+        batches = [self._idle if slot is None else slot.batch() for slot in self.slots]
+        self.state, metrics = self.programs.step(
+            self.frozen, self.state, stacked.put_stacked(batches, self.spec), self._settings())
+        self.tick += 1
+        for slot in filter(None, self.slots):
+            slot.step += 1
+            slot.prefetch()
+        self._read()
+        self._waiting = (list(self.slots), [slot.step if slot else 0 for slot in self.slots], metrics)
+
+    def _settings(self) -> stacked.Slots:
+        """Seeds, lengths and rates on the mesh; made again when someone enters or leaves."""
+        if self._slots_on_mesh is None:
+            target = NamedSharding(self.mesh, PartitionSpec(stacked.AXIS))
+            slots = self.slots
+            columns = stacked.Slots(
+                seed=np.array([slot.run.seed if slot else 0 for slot in slots], np.uint32),
+                train_steps=np.array([slot.train_steps if slot else 1 for slot in slots], np.int32),
+                learning_rate=np.array([slot.run.learning_rate if slot else 0 for slot in slots],
+                                       np.float32),
+                active=np.array([slot is not None for slot in slots]))
+            self._slots_on_mesh = jax.tree.map(lambda column: jax.device_put(column, target), columns)
+        return self._slots_on_mesh
+
+    def _read(self) -> None:
+        """Reads the metrics of the newest step that was dispatched before."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        slots, steps, metrics = waiting
+        columns = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+        for index, (slot, step) in enumerate(zip(slots, steps, strict=True)):
+            if slot is None or self.slots[index] is not slot:  # it failed or left since
+                continue
+            row = {name: float(column[index]) for name, column in columns.items()}
+            wrong = [name for name, value in row.items() if not math.isfinite(value)]
+            if wrong:
+                self._fail(slot, step, wrong, row)
+            else:
+                slot.take(step, row)
+        if self.progress is not None:
+            self.progress.update(self.tick, [slot for slot in self.slots if slot], len(self.queue),
+                                 len(self.ended), len(self.failed))
+
+    def _flush(self) -> None:
+        """Reads the newest step too, and writes all rows to disk."""
+        self._read()
+        for slot in self.slots:
+            if slot is not None:
+                slot.flush()
+
+    # -- ends --------------------------------------------------------------------------------------
+
+    def _settle(self, slot: Slot) -> None:
+        """Evaluates a slot whose turn it is, and lets it go if it has ended."""
+        if self.slots[slot.index] is not slot:
+            return  # it failed
+        ends = slot.step == slot.train_steps
+        rule, index = self.config.early_end, np.int32(slot.index)
+        if rule is not None:
+            overlay = self.programs.overlay_of(self.state.overlay, index)
+            found = validation_loss(self.loss_fn, self.frozen, overlay, slot.validation, self.spec.step)
+            if not math.isfinite(found):
+                self._fail(slot, slot.step, ["validation_loss"], {"validation_loss": found})
+                return
+            if slot.evaluated(found):
+                self.best = self.programs.keep(self.best, overlay, index)
+            ends = ends or slot.patience.ends(rule)
+        if not ends:
+            return
+        source = self.state.overlay if self.best is None else self.best
+        overlay = jax.device_get(self.programs.overlay_of(source, index))
+        self._leave(slot)
+        step = slot.step if rule is None else slot.patience.best_step
+        ended = Ended(slot.run, overlay, step, slot.row_of(step), slot.rows, slot.step)
+        self._wait_for_saves(most=1)
+        self._saving.append(self._saves.submit(self.on_end, ended))
+        self.ended.append(slot.run.id)
+        _LOG.info("%s ends at step %d of %d%s", slot.run.id, slot.step, slot.train_steps,
+                  "" if rule is None else f", with the weights of step {step}")
+
+    def _fail(self, slot: Slot, step: int, wrong: list[str], row: Mapping[str, float]) -> None:
+        message = describe(
+            f"Training left the finite numbers at step {step}", where=f"{slot.run.id}: {', '.join(wrong)}",
+            got=", ".join(f"{name}={row[name]}" for name in wrong),
+            cure="lower its learning rate or clip the gradient; the other experts of the stack went on")
+        self.failed[slot.run.id] = message
+        self._leave(slot)
+        _LOG.error("%s", message)
+        if self.on_fail is not None:
+            self.on_fail(slot.run, message)
+
+    def _leave(self, slot: Slot) -> None:
+        slot.close()
+        self.slots[slot.index] = None
+        self._slots_on_mesh = None
+
+    def _wait_for_saves(self, most: int = 0) -> None:
+        """Until at most so many experts are still being written; raises what went wrong with one."""
+        while len(self._saving) > most:
+            self._saving.pop(0).result()
+
+    def _close(self) -> None:
+        for slot in self.slots:
+            if slot is not None:
+                slot.close()
+        if self.progress is not None:
+            self.progress.close()
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def _whole(self, state: Any, best: Any) -> TrainState:
+        """The stack as one state for `Checkpoints`: its step is the tick."""
+        tick = jax.device_put(jnp.int32(self.tick), sharding.replicated(self.mesh))
+        extra = {} if best is None else {"best": best}
+        return TrainState(step=tick, overlay=state.overlay,
+                          opt_state={"steps": state.step, "optimizer": state.opt_state, **extra})
+
+    def _save(self) -> None:
+        self._flush()
+        if self.saver is None:
+            return
+        self._wait_for_saves()
+        note = {"size": self.config.size,
+                "slots": [None if slot is None else slot.note() for slot in self.slots],
+                "failed": sorted(self.failed)}
+        self.saver.save(self._whole(self.state, self.best), note)
+
+    def _restore(self, saver: Checkpoints) -> None:
+        """Puts everybody back who stood in a slot and is still to be trained."""
+        note = saver.note()
+        if note is None:
+            return
+        spec = self.spec._replace(size=note["size"])
+        whole = sharding.replicated(self.mesh)
+        like = stacked.abstract_stack(spec)
+        if note["size"] != self.config.size:  # another width: through the host
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), like)
+        best = None if self.best is None else like.overlay
+        target = self._whole(like, best)
+        target = target.replace(step=jax.ShapeDtypeStruct((), np.int32, sharding=whole))
+        found = saver.restore(target)
+        self.tick = int(found.step)
+        state = TrainState(step=found.opt_state["steps"], overlay=found.overlay,
+                           opt_state=found.opt_state["optimizer"])
+        standing = self._standing(note)
+        if note["size"] == self.config.size:
+            self.state, self.best = state, found.opt_state.get("best")
+            places = [old for old, _, _ in standing]
+        else:
+            places = list(range(len(standing)))
+            moves = list(zip([old for old, _, _ in standing], places, strict=True))
+            self.state = _moved(state, self.state, moves)
+            if self.best is not None:
+                self.best = _moved(found.opt_state["best"], self.best, moves)
+        steps = np.asarray(jax.device_get(self.state.step))
+        for place, (_, run, entry) in zip(places, standing, strict=True):
+            slot = Slot(run, self._open(run), place, self.config, step=int(steps[place]), note=entry)
+            self.slots[place] = slot
+            _LOG.info("%s goes on in slot %d at step %d of %d", run.id, place, slot.step, slot.train_steps)
+        self.queue = deque(run for run in self.queue if run not in [one for _, one, _ in standing])
+
+    def _standing(self, note: Mapping[str, Any]) -> list[tuple[int, StackedRun, dict[str, Any]]]:
+        """(old slot, run, its entry in the note) of everybody who is still to be trained."""
+        runs = {run.id: run for run in self.queue}
+        standing = [(place, runs[entry["id"]], entry) for place, entry in enumerate(note["slots"])
+                    if entry is not None and entry["id"] in runs]
+        for _, run, entry in standing:
+            if entry["digest"] != run.digest:
+                raise InputError(describe(
+                    "The checkpoint is of another run: setting 'config_digest' differs",
+                    where=f"{run.id} in {self.saver.folder}", got=entry["digest"], expected=run.digest,
+                    cure="choose an empty run folder, or go back to its first config"))
+        if len(standing) > self.config.size:
+            raise InputError(describe(
+                "The stack is narrower than the checkpoint", where=self.saver.folder,
+                got=f"{self.config.size} slots", expected=f"at least {len(standing)}, as many experts are "
+                "under way", cure=f"go on with STACK_EXPERTS={note['size']}"))
+        return standing
+
+
+def _moved(source: Any, target: Any, moves: list[tuple[int, int]]) -> Any:
+    """`target` with the slots of `source` copied into it: pairs of (old, new)."""
+    def move(old: Array, new: Array) -> Array:
+        host, values = np.array(jax.device_get(new)), np.asarray(jax.device_get(old))
+        for start, end in moves:
+            host[end] = values[start]
+        return jax.device_put(host, new.sharding, may_alias=False)
+
+    return jax.tree.map(move, source, target)
+
+
+def _check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
+    difference = trees.first_difference(trees.merge(frozen, overlay), network.abstract_params())
+    if difference:
+        raise InputError(
+            describe("Base and overlay are not the network's parameters", where=difference,
+                     cure="give a base and an overlay that were made for this network config"))

@@ -1,0 +1,426 @@
+"""`elm farm`: a table of experts, trained by many independent workers that share a folder.
+
+``<farm>/farm.json`` holds every expert's whole config; ``<farm>/attempts/<expert>/`` who works on it and how
+each attempt ended (see `leases`); ``<farm>/runs/<expert>/`` is an ordinary run folder of `elm train`. A
+worker takes the next expert that nobody works on, trains it by the ordinary `train`, which goes on from the
+checkpoints of an earlier worker if there are any, and looks for the next.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import os
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from elm_jax import hosts, preemption, sharding, storage
+from elm_jax.errors import LOST_PROCESS, ElmError, InputError, RunError, describe
+from elm_jax.experts.base import Base, load_base
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.workflows.leases import Attempt, Lease, Leases
+from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.train import TrainConfig, task_data, train
+
+logger = logging.getLogger(__name__)
+SCHEMA_VERSION = 1
+SICK_AFTER = 3
+"""So many experts in a row that fail are the fault of the worker rather than theirs."""
+STATES = ("waiting", "training", "stopped", "silent", "done", "failed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One expert of a farm.
+
+    Attributes:
+        id: of the expert.
+        config: its whole run.
+        gin: the config as gin text, for the run's folder.
+    """
+
+    id: str
+    config: TrainConfig
+    gin: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkSettings:
+    """How one worker works.
+
+    Attributes:
+        lease_seconds: a worker that is silent for so long is taken for dead.
+        attempts: how often an expert is tried before it is given up; stops by SIGTERM do not count.
+        wait: whether to wait for experts that others train, in case they die; else the worker ends when
+            nothing is free.
+        max_experts: at most so many; None for no limit.
+        poll_seconds: how often a waiting worker looks.
+        mesh_data: size of the mesh's data axis here; None as each config says.
+        mesh_model: of its model axis.
+    """
+
+    lease_seconds: float = 120.0
+    attempts: int = 3
+    wait: bool = True
+    max_experts: int | None = None
+    poll_seconds: float = 5.0
+    mesh_data: int | None = None
+    mesh_model: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.lease_seconds < 3 or self.attempts < 1 or self.poll_seconds <= 0:
+            raise InputError(describe("A worker's settings are out of range",
+                                      got=f"lease of {self.lease_seconds} s, {self.attempts} attempts",
+                                      expected="a lease of at least 3 s, at least one attempt"))
+
+
+# -- the table
+
+
+def read_table(path: storage.PathLike) -> list[dict[str, Any]]:
+    """Rows of a table of experts, JSON lines or CSV: ``task``, and what else is set for each.
+
+    ``expert_id`` is the task's name where a row has none. Any other column is a gin macro or parameter,
+    without its value in empty cells; CSV cells are read as gin would, and as text where that fails.
+
+    Raises:
+        InputError: no rows, a row without a task, an id that is no file name or stands twice.
+    """
+    text = storage.read_text(path)
+    if str(path).endswith(".csv"):
+        rows = [{name: _cell(value) for name, value in row.items() if name and value not in (None, "")}
+                for row in csv.DictReader(io.StringIO(text))]
+    else:
+        rows = [_json_row(path, number, line) for number, line in enumerate(text.splitlines(), start=1)
+                if line.strip()]
+    if not rows:
+        raise InputError(describe("The table of experts has no rows", where=path))
+    ids: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}, row {number}"
+        if not isinstance(row.get("task"), str) or not row["task"].strip():
+            raise InputError(describe("A row of the table has no task", where=where, got=row))
+        row.setdefault("expert_id", row["task"])
+        storage.require_name(row["expert_id"], where, "expert_id")
+        if ids.setdefault(row["expert_id"], number) != number:
+            raise InputError(describe(
+                "Two rows of the table have one expert_id", where=where, got=row["expert_id"],
+                expected=f"another one than row {ids[row['expert_id']]}"))
+    return rows
+
+
+def _json_row(path: storage.PathLike, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(describe("A line of the table is not JSON", where=f"{path}, line {number}",
+                                  got=line[:80])) from error
+    if not isinstance(row, dict):
+        raise InputError(describe("A line of the table is no JSON object", where=f"{path}, line {number}",
+                                  got=line[:80]))
+    return row
+
+
+def _cell(text: str) -> Any:
+    import ast  # late: for tables only
+
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text.strip()
+
+
+def bindings_of(row: Mapping[str, Any]) -> list[str]:
+    """A row's columns as gin bindings."""
+    names = {"task": "TASK", "expert_id": "train.expert_id"}
+    return [f"{names.get(name, name)} = {value!r}" for name, value in row.items() if name != "gin_file"]
+
+
+# -- the folder
+
+
+def create(folder: storage.PathLike, jobs: list[Job]) -> int:
+    """Writes, or extends, a farm. Returns how many experts are new.
+
+    Raises:
+        InputError: an expert that is there already has another config.
+    """
+    folder = storage.as_path(folder)
+    Leases(folder / "attempts", 3)  # refuses a bucket
+    known = {job.id: job for job in read(folder)} if (folder / "farm.json").exists() else {}
+    for job in jobs:
+        if job.id in known and known[job.id].config.digest() != job.config.digest():
+            raise InputError(describe(
+                "The farm has an expert of this id with another config", where=f"{folder}: {job.id}",
+                got=job.config.digest(), expected=known[job.id].config.digest(),
+                cure="give it another expert_id, or make another farm"))
+    merged = {**known, **{job.id: job for job in jobs}}
+    storage.write_json(folder / "farm.json", {"schema_version": SCHEMA_VERSION, "experts": [
+        {"id": job.id, "config": dataclasses.asdict(job.config), "gin": job.gin} for job in merged.values()]})
+    return len(merged) - len(known)
+
+
+def read(folder: storage.PathLike) -> list[Job]:
+    """The experts of a farm, in the table's order."""
+    value = storage.read_json(storage.as_path(folder) / "farm.json", kind="farm",
+                              schema_version=SCHEMA_VERSION)
+    return [Job(entry["id"], _config(entry["config"]), entry["gin"]) for entry in value["experts"]]
+
+
+def _config(facts: Mapping[str, Any]) -> TrainConfig:
+    values = {name: _tuples(value) for name, value in facts.items()}
+    return TrainConfig(**{**values, "optimizer": OptimizerConfig(**facts["optimizer"])})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+# -- working
+
+
+def tries(attempts: list[Attempt]) -> int:
+    """Attempts that count: all but those that SIGTERM ended, and those that the user forgave."""
+    forgiven = max((one.number for one in attempts if one.end and one.end["how"] == "forgiven"), default=0)
+    return sum(one.number > forgiven and (one.end is None or one.end["how"] == "failed") for one in attempts)
+
+
+def is_over(attempts: list[Attempt], limit: int) -> bool:
+    """Whether nobody is to work on it again: it is done, or was given up."""
+    last = attempts[-1] if attempts else None
+    if last is None or last.end is None:
+        return False
+    failed = last.end["how"] == "failed"
+    return last.end["how"] == "done" or (failed and (last.end["final"] or tries(attempts) >= limit))
+
+
+class Worker:
+    """One worker of a farm; of several processes all run it, and the first one claims."""
+
+    def __init__(self, folder: storage.PathLike, settings: WorkSettings) -> None:
+        self.folder = storage.as_path(folder)
+        self.settings = settings
+        self.jobs = {job.id: job for job in read(self.folder)}
+        self.leases = Leases(self.folder / "attempts", settings.lease_seconds)
+        self._held: Lease | None = None
+        self._base: tuple[tuple[str, Mesh], Base] | None = None
+        self._data: dict[Any, TaskData] = {}
+
+    def run(self) -> bool:
+        """Works until nothing is left. Returns whether every expert of the farm is done.
+
+        Raises:
+            Stopped: by SIGTERM; what it had is saved, and free for others.
+            RunError: several experts in a row failed here.
+        """
+        worked, failed = 0, 0
+        with preemption.stop_flag() as told_to_stop:
+            while self.settings.max_experts is None or worked < self.settings.max_experts:
+                if told_to_stop():
+                    raise preemption.Stopped
+                choice = hosts.by_first(self._next)
+                if choice is None:
+                    break
+                if choice == "wait":
+                    time.sleep(self.settings.poll_seconds)
+                    continue
+                worked += 1
+                how = self._work(self.jobs[choice])
+                failed += 1 if how == "failed" else -failed if how == "done" else 0
+                if failed >= SICK_AFTER:
+                    raise RunError(describe(
+                        f"{SICK_AFTER} experts in a row failed on this worker, so it ends",
+                        where=self.leases.worker, cure="see `elm farm status`: the host, or the table?"))
+        return hosts.by_first(lambda: all(
+            attempts and attempts[-1].end and attempts[-1].end["how"] == "done"
+            for attempts in map(self.leases.attempts, self.jobs)))
+
+    def _next(self) -> str | None:
+        """First process: claims an expert and gives its id; ``wait``, or None if nothing is to be done."""
+        busy = False
+        for name, attempts in self._by_attempts():
+            if is_over(attempts, self.settings.attempts):
+                continue
+            last = attempts[-1] if attempts else None
+            if last is not None and last.end is None and not self.leases.is_silent(name, last):
+                busy = True
+                continue
+            if last is not None and last.end is None and tries(attempts) >= self.settings.attempts:
+                self._give_up(name, last)
+                continue
+            lease = self.leases.claim(name, last.number + 1 if last else 1)
+            if lease is None:  # another worker was faster
+                busy = True
+                continue
+            others = [other for other in self.jobs if other != name]
+            lease.keep(self._on_lost, lambda others=others: others)
+            self._held = lease
+            return name
+        return "wait" if busy and self.settings.wait else None
+
+    def _by_attempts(self) -> Iterator[tuple[str, list[Attempt]]]:
+        """Experts with their attempts: those that were tried least come first."""
+        found = [(name, self.leases.attempts(name)) for name in self.jobs]
+        yield from sorted(found, key=lambda pair: tries(pair[1]))
+
+    def _give_up(self, name: str, last: Attempt) -> None:
+        """An expert whose workers died as often as it may be tried: it may well be what kills them."""
+        lease = self.leases.claim(name, last.number + 1)
+        if lease is not None:
+            lease.end("failed", final=True, error=f"its workers died {self.settings.attempts} times without "
+                      f"a word (killed, or out of memory), the last one {last.worker}")
+
+    def _on_lost(self) -> None:
+        """This worker was silent for so long that another one goes on with its expert."""
+        text = "elm farm: " + describe(
+            "Another worker has taken over this one's expert, so it ends",
+            where=self._held and self._held.work,
+            got=f"silent for more than {self.settings.lease_seconds:.0f} s: a paused host, or a lost disk",
+            cure="start the worker again")
+        if hosts.count() > 1:
+            hosts.fail(LOST_PROCESS, text)
+        logger.error(text)
+        os._exit(LOST_PROCESS)  # at once: the run's folder is another worker's now
+
+    def _work(self, job: Job) -> str:
+        """Trains one expert, and writes how it ended: ``done``, ``failed``, or ``refused`` as wrong input."""
+        start = time.monotonic()
+        try:
+            outcome = self._train(job)
+        except (ElmError, Exception) as error:
+            if hosts.count() > 1:  # the processes may disagree on it: all end, the claim is left to others
+                self._end("failed", final=isinstance(error, InputError), error=_words(error))
+                raise
+            self._end("failed", final=isinstance(error, InputError), error=_words(error))
+            logger.error("%s failed: %s", job.id, _words(error))
+            return "refused" if isinstance(error, InputError) else "failed"
+        if outcome.stopped:
+            self._end("stopped", step=outcome.step)
+            raise preemption.Stopped
+        self._end("done", steps=outcome.step, seconds=round(time.monotonic() - start, 1),
+                  metrics=outcome.metrics)
+        return "done"
+
+    def _end(self, how: str, **facts: Any) -> None:
+        if self._held is not None:
+            self._held.end(how, **facts)
+            self._held = None
+
+    def _train(self, job: Job) -> Any:
+        config = dataclasses.replace(
+            job.config, model_dir=str(run_dir(self.folder, job)),
+            prepared_dir=job.config.prepared_dir or str(self.folder / "prepared"))
+        mesh = self._mesh_of(config)
+        base = self._base_of(config.initial_checkpoint_path, mesh)
+        key = (config.modules, config.prepared_dir, base.fingerprint)
+        data = self._data.setdefault(key, task_data(config, base))
+        logger.info("training %s, attempt %d", job.id, self._held.number if self._held else 0)
+        return train(config, base=base, data=data, mesh=mesh, on_start=lambda: storage.write_text(
+            storage.as_path(config.model_dir) / "config.gin", job.gin))
+
+    def _mesh_of(self, config: TrainConfig) -> Mesh:
+        """The mesh of an expert here: of as many devices as its batch divides over, unless one is given."""
+        data = config.mesh_data if self.settings.mesh_data is None else self.settings.mesh_data
+        model = self.settings.mesh_model or config.mesh_model
+        if data == -1:
+            parts = config.batch_size // config.num_microbatches
+            most = max(1, len(jax.devices()) // model)
+            data = max(size for size in range(1, most + 1) if parts % size == 0)
+        return sharding.make_mesh(data, model)
+
+    def _base_of(self, path: str, mesh: Mesh) -> Base:
+        """The base, kept from one expert to the next."""
+        if self._base is None or self._base[0] != (path, mesh):
+            self._base = None  # first, so that two never lie on the devices
+            self._base = ((path, mesh), load_base(path, mesh=mesh))
+        return self._base[1]
+
+
+def run_dir(folder: storage.PathLike, job: Job) -> storage.PathLike:
+    """Where an expert is trained: as its config says, from the farm's folder on where that is relative."""
+    own = job.config.model_dir
+    return storage.as_path(own) if not storage.is_local(own) else storage.as_path(folder) / own
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, ElmError):
+        return str(error)
+    return "".join(traceback.format_exception(error))[-4000:]
+
+
+# -- looking
+
+
+def status(folder: storage.PathLike, lease_seconds: float, limit: int) -> list[dict[str, Any]]:
+    """One row an expert: its state, attempts, worker, step, seconds of silence, error.
+
+    Silence is measured by the shared disk's own clock: a file that is made now tells what it says.
+    """
+    folder = storage.as_path(folder)
+    leases = Leases(folder / "attempts", lease_seconds)
+    now = _clock_of(folder)
+    return [_status_row(leases, job, folder, now, limit) for job in read(folder)]
+
+
+def _status_row(leases: Leases, job: Job, folder: Any, now: float | None, limit: int) -> dict[str, Any]:
+    attempts = leases.attempts(job.id)
+    last = attempts[-1] if attempts else None
+    end = (last.end if last else None) or {}
+    silent = None if last is None or end or now is None else max(0.0, now - last.beat[0] / 1e9)
+    if last is None or end.get("how") == "forgiven":
+        state = "waiting"
+    elif not end:
+        state = "training" if silent is None or silent <= leases.seconds else "silent"
+    elif end["how"] == "failed":
+        state = "failed" if is_over(attempts, limit) else "waiting"
+    else:
+        state = end["how"]
+    steps = [path.name for path in _listing(run_dir(folder, job) / "checkpoints") if path.name.isdecimal()
+             and storage.is_committed(path)]
+    failures = [one.end["error"] for one in attempts if one.end and one.end["how"] == "failed"]
+    return {"expert": job.id, "task": job.config.task, "kind": job.config.kind, "state": state,
+            "attempts": len(attempts), "worker": last.worker if last else None,
+            "step": end.get("steps") or max(map(int, steps), default=0), "seconds": end.get("seconds"),
+            "silent_seconds": silent, "error": failures[-1] if failures and state != "done" else None}
+
+
+def _listing(folder: Any) -> list[Any]:
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def _clock_of(folder: Any) -> float | None:
+    """The time by the clock of the disk that a folder lies on; None if nothing can be written there."""
+    path = folder / f".clock-{os.getpid()}"
+    try:
+        path.write_text("")
+        found = os.stat(path).st_mtime
+        path.unlink()
+    except OSError:
+        return None
+    return found
+
+
+def forgive(folder: storage.PathLike, names: list[str], limit: int) -> list[str]:
+    """Lets experts that were given up be tried again; all of them if none is named. Returns their ids."""
+    folder = storage.as_path(folder)
+    leases = Leases(folder / "attempts", 3)
+    known = [job.id for job in read(folder)]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise InputError(describe("The farm has no such expert", where=folder, got=unknown))
+    given_up = []
+    for name in names or known:
+        attempts = leases.attempts(name)
+        if is_over(attempts, limit) and attempts[-1].end["how"] == "failed":
+            lease = leases.claim(name, attempts[-1].number + 1)
+            if lease is not None:
+                lease.end("forgiven")
+                given_up.append(name)
+    return given_up

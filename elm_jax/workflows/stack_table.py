@@ -1,0 +1,135 @@
+"""Tables of experts: a file with one expert a row, for `elm train` to train many at once.
+
+``.jsonl`` has one object a line, ``.csv`` a heading. Columns: ``task`` (required; one task, or tasks
+separated by commas), ``expert_id``, ``learning_rate``, ``train_steps``, ``epochs``, ``seed``,
+``max_examples``. What a row leaves out (in CSV: leaves empty) is as in the run's config.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe, unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One expert. What is None is as in the config that all share.
+
+    Attributes:
+        task: a task or a mixture, or several separated by commas, that the expert is trained on.
+        expert_id: its name; None for the task's.
+        learning_rate: peak of the schedule.
+        train_steps: length of its run; or `epochs`.
+        epochs: passes over its data.
+        seed: of order, dropout and adapters.
+        max_examples: at most so many examples of each dataset an epoch.
+    """
+
+    task: str
+    expert_id: str | None = None
+    learning_rate: float | None = None
+    train_steps: int | None = None
+    epochs: float | None = None
+    seed: int | None = None
+    max_examples: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Name of the expert."""
+        return self.expert_id or self.task
+
+
+_KINDS: dict[str, type] = {"task": str, "expert_id": str, "learning_rate": float, "train_steps": int,
+                           "epochs": float, "seed": int, "max_examples": int}
+
+
+def rows_of_table(path: storage.PathLike) -> list[Row]:
+    """Reads a table.
+
+    Raises:
+        InputError: the file is not there or not a table, a column is unknown, a value is of the wrong
+            kind, a row names no task. File and line are named.
+    """
+    text, name = storage.read_text(path), str(path)
+    if name.endswith(".csv"):
+        rows = _read_csv(text, name)
+    elif name.endswith(".jsonl"):
+        rows = _read_jsonl(text, name)
+    else:
+        raise InputError(describe("A table of experts is .jsonl or .csv", where=name))
+    if not rows:
+        raise InputError(describe("The table of experts is empty", where=name))
+    return rows
+
+
+def _read_jsonl(text: str, name: str) -> list[Row]:
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(describe("A row of the table is no JSON", where=f"{name}, line {number}",
+                                      got=str(error))) from error
+        if not isinstance(value, dict):
+            raise InputError(describe("A row of the table is no object", where=f"{name}, line {number}",
+                                      got=line[:100]))
+        found.append(_row(value, f"{name}, line {number}", _typed))
+    return found
+
+
+def _read_csv(text: str, name: str) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(text))
+    found = []
+    for value in reader:
+        where = f"{name}, line {reader.line_num}"
+        if None in value or None in value.values():
+            raise InputError(describe("A row of the table has not as many cells as the heading", where=where,
+                                      expected=", ".join(reader.fieldnames or ())))
+        cells = {key.strip(): cell.strip() for key, cell in value.items()}
+        found.append(_row({key: cell for key, cell in cells.items() if cell or key not in _KINDS}, where,
+                          _parsed))
+    return found
+
+
+def _row(value: Mapping[str, Any], where: str, convert: Callable[[str, Any, str], Any]) -> Row:
+    for column in value:
+        if column not in _KINDS:
+            raise unknown_name("column", str(column), _KINDS, where=where)
+    row = Row(**{"task": "", **{column: convert(column, cell, where) for column, cell in value.items()
+                                if cell is not None}})
+    if not row.task:
+        raise InputError(describe("A row of the table names no task", where=where))
+    if row.train_steps is not None and row.epochs is not None:
+        raise InputError(describe("Give the length of training once", where=where,
+                                  got=f"train_steps={row.train_steps}, epochs={row.epochs}"))
+    return row
+
+
+def _typed(column: str, cell: Any, where: str) -> Any:
+    """A JSON value as its column wants it."""
+    kind = _KINDS[column]
+    fits = isinstance(cell, (int, float) if kind is float else kind) and not isinstance(cell, bool)
+    if not fits:
+        raise _wrong(column, cell, where)
+    return kind(cell)
+
+
+def _parsed(column: str, cell: str, where: str) -> Any:
+    """A CSV cell as its column wants it."""
+    try:
+        return _KINDS[column](cell)
+    except ValueError as error:
+        raise _wrong(column, cell, where) from error
+
+
+def _wrong(column: str, cell: Any, where: str) -> InputError:
+    words = {str: "text", int: "a whole number", float: "a number"}
+    return InputError(describe("A value of the table is of the wrong kind", where=f"{where}, {column}",
+                               got=repr(cell), expected=words[_KINDS[column]]))

@@ -1,0 +1,277 @@
+"""`elm train` with a table of tasks: many experts in one program, each as if it had trained alone.
+
+``<model_dir>/<id>/`` is each expert's run folder, with the expert, the card and the metrics that its solo
+run would leave; ``<model_dir>/stack/`` holds the checkpoints of all that are under way.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from elm_jax import sharding, storage
+from elm_jax.errors import InputError, RunError, describe
+from elm_jax.experts.base import Base, load_base
+from elm_jax.experts.card import SCHEMA_VERSION as CARD_VERSION
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.overlay import Expert, initial_overlay, save_expert
+from elm_jax.models.t5 import T5Network
+from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, StackResult, fit_stack
+from elm_jax.workflows.checks import check_positive, check_types
+from elm_jax.workflows.stack_table import Row, rows_of_table
+from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.train import (
+    FORM_OF_KIND,
+    TrainConfig,
+    check_same_run,
+    make_card,
+    make_stream,
+    num_steps,
+    task_data,
+    tasks_of,
+    validation_batches,
+)
+
+logger = logging.getLogger(__name__)
+STACK_FOLDER = "stack"
+FAILED_FILE = "failed.json"
+_SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStackConfig:
+    """Many experts in one program (gin: ``train_stack.*``).
+
+    Attributes:
+        train: what the experts share. Its `model_dir` is the folder of all; its `task` names tasks, or
+            mixtures, each task of which becomes an expert, unless there is a table.
+        table: file of experts, ``.jsonl`` or ``.csv``, see `stack_table`; None for the tasks of `train`.
+        stack_experts: how many train at once; 1 is one after another.
+        mesh_experts: size of the mesh's expert axis.
+    """
+
+    train: TrainConfig
+    table: str | None = None
+    stack_experts: int = 16
+    mesh_experts: int = 1
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(stack_experts=self.stack_experts, mesh_experts=self.mesh_experts)
+        if not self.table and not self.train.task:
+            raise InputError(describe("Neither tasks nor a table is given", where="train_stack",
+                                      cure="give TASK (tasks and mixtures, separated by commas) or TABLE"))
+        if self.table and self.train.task:
+            raise InputError(describe("Tasks and a table are given", where="train_stack",
+                                      got=f"TASK {self.train.task!r}, TABLE {self.table!r}",
+                                      expected="one of them"))
+
+    @property
+    def model_dir(self) -> str:
+        """The folder of all experts."""
+        return self.train.model_dir
+
+
+@dataclasses.dataclass(frozen=True)
+class StackOutcome:
+    """What a stacked run ended with.
+
+    Attributes:
+        done: folders of all finished experts of the table, by id, in the table's order.
+        failed: what went wrong, by id.
+        stopped: whether SIGTERM ended it; the same call goes on.
+    """
+
+    done: dict[str, str]
+    failed: dict[str, str]
+    stopped: bool
+
+    def check(self) -> None:
+        """Raises RunError, naming the experts, if any failed."""
+        if self.failed:
+            raise RunError(describe(
+                f"{len(self.failed)} of {len(self.failed) + len(self.done)} experts failed",
+                got="\n    " + "\n    ".join(f"{name}: {message.splitlines()[0]}"
+                                             for name, message in self.failed.items()),
+                cure=f"give each a lower learning rate; or remove its {FAILED_FILE} to try the same again"))
+
+
+def train_stack(config: TrainStackConfig, *, base: Base | None = None, data: TaskData | None = None,
+                mesh: Mesh | None = None, on_start: Callable[[], None] | None = None) -> StackOutcome:
+    """Trains the experts of a table, or goes on with them; those that are finished are skipped.
+
+    Args:
+        config: what to train.
+        base: the base, if it is loaded already.
+        data: the task data, if it is there already.
+        mesh: the mesh, if there is one already.
+        on_start: called once all is checked, before anything is written.
+
+    Raises:
+        InputError: unknown tasks, a table that is not valid, a run folder of another config.
+        RunError: the disk is full. An expert whose loss is not finite is in `failed` of the outcome.
+    """
+    base = base or load_base(config.train.initial_checkpoint_path)
+    data = data or task_data(config.train, base)
+    mesh = mesh or sharding.make_mesh(config.train.mesh_data, config.train.mesh_model, config.mesh_experts)
+    if config.table:
+        rows = rows_of_table(config.table)
+    else:
+        names = [name.strip() for name in config.train.task.split(",")]
+        rows = [Row(task=task) for task in
+                dict.fromkeys(task for name in names for task in data.tasks_of(name))]
+    configs = [config_of(config.train, row) for row in rows]
+    return train_experts(configs, config.model_dir, config.stack_experts, base=base, data=data, mesh=mesh,
+                         on_start=on_start)
+
+
+def config_of(shared: TrainConfig, row: Row) -> TrainConfig:
+    """The config of one expert's solo run."""
+    changes: dict[str, Any] = {"task": row.task, "expert_id": row.expert_id,
+                               "model_dir": str(storage.as_path(shared.model_dir) / row.id)}
+    if row.learning_rate is not None:
+        changes["optimizer"] = dataclasses.replace(shared.optimizer, learning_rate=row.learning_rate)
+    if row.seed is not None:
+        changes["random_seed"] = row.seed
+    if row.train_steps is not None or row.epochs is not None:
+        changes |= {"train_steps": row.train_steps, "epochs": row.epochs}
+    if row.max_examples is not None:
+        changes["max_examples"] = row.max_examples
+    return dataclasses.replace(shared, **changes)
+
+
+def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, base: Base, data: TaskData,
+                  mesh: Mesh, on_start: Callable[[], None] | None = None) -> StackOutcome:
+    """Trains the experts of many solo configs, which differ in what `config_of` can change, `size` at a time.
+
+    The longest enter first, so that few slots are idle at the end; the order changes no result.
+    """
+    _check_ids(configs, base)
+    done, failed, waiting = {}, {}, []
+    for config in configs:
+        finished = storage.as_path(config.model_dir) / "expert"
+        if storage.is_committed(finished):
+            check_same_run(_read_card(finished), config, base)
+            done[id_of(config)] = str(finished)
+        elif (message := _earlier_failure(config, base)) is not None:
+            failed[id_of(config)] = message
+        else:
+            tasks_of(config, data)  # an unknown name is told now, not when its turn comes
+            waiting.append(config)
+    result = StackResult([], {}, False, 0, 0)
+    if waiting:
+        waiting.sort(key=lambda config: -(config.train_steps or 0))
+        result = _train_waiting(waiting, folder, size, base, data, mesh, on_start)
+        done |= dict.fromkeys(result.ended, "")
+        failed |= result.failed
+        if not result.stopped:
+            storage.remove(storage.as_path(folder) / STACK_FOLDER)  # nobody is under way any more
+    order = [(id_of(config), str(storage.as_path(config.model_dir) / "expert")) for config in configs]
+    return StackOutcome({name: path for name, path in order if name in done}, failed, result.stopped)
+
+
+def id_of(config: TrainConfig) -> str:
+    """The expert's id."""
+    return config.expert_id or config.task
+
+
+def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base: Base, data: TaskData,
+                   mesh: Mesh, on_start: Callable[[], None] | None) -> StackResult:
+    first, by_id = configs[0], {id_of(config): config for config in configs}
+    axis = mesh.shape["experts"]
+    # No slots that nobody would ever fill.
+    size = min(size, -(-len(configs) // axis) * axis)
+    network, _, frozen = _start(first, base)
+    settings = StackConfig(
+        size=size, num_microbatches=first.num_microbatches,
+        run_dir=str(storage.as_path(folder) / STACK_FOLDER), checkpoint_every=first.checkpoint_period,
+        keep=first.keep_checkpoints, log_every=first.log_period, tensorboard=first.tensorboard,
+        config_digest=base.fingerprint, early_end=first.early_end,
+        base_dtype=first.base_dtype, name=f"{len(configs)} experts")
+    runs = [StackedRun(
+        id=name, seed=config.random_seed, learning_rate=config.optimizer.learning_rate,
+        digest=f"{config.digest()}/{base.fingerprint}", run_dir=config.model_dir,
+        open=lambda config=config: _open(config, base, data)) for name, config in by_id.items()]
+    logger.info("%d experts wait, %d train at once", len(runs), size)
+    return fit_stack(
+        first.network_of(network.config), first.optimizer, frozen, runs, settings, mesh,
+        lambda ended: _save(ended, by_id[ended.run.id], network, base, data),
+        on_fail=lambda run, message: _mark_failed(by_id[run.id], base, message), on_start=on_start,
+        rules=first.rules())
+
+
+def _start(config: TrainConfig, base: Base) -> tuple[T5Network, Any, Any]:
+    network_config, overlay, frozen = initial_overlay(
+        base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
+        train_norms=config.train_norms, seed=config.random_seed)
+    return T5Network(network_config), overlay, frozen
+
+
+def _open(config: TrainConfig, base: Base, data: TaskData) -> Opened:
+    stream, _ = make_stream(config, data, tasks_of(config, data))
+    validation = [] if config.early_end is None else validation_batches(config, data)
+    return Opened(_start(config, base)[1], stream, num_steps(config, stream), validation)
+
+
+def _save(ended: Ended, config: TrainConfig, network: T5Network, base: Base, data: TaskData) -> None:
+    """Writes the expert as its solo run would."""
+    tasks = tasks_of(config, data)
+    rows = sum(len(data.split(task, "train")) for task in tasks)
+    card = make_card(config, base, network.config, data, tasks, ended, rows)
+    save_expert(storage.as_path(config.model_dir) / "expert", Expert(card, ended.overlay))
+
+
+def _mark_failed(config: TrainConfig, base: Base, message: str) -> None:
+    storage.write_json(storage.as_path(config.model_dir) / FAILED_FILE, {
+        "schema_version": _SCHEMA_VERSION, "config_digest": config.digest(), "base": base.fingerprint,
+        "message": message})
+
+
+def _earlier_failure(config: TrainConfig, base: Base) -> str | None:
+    """What an earlier session wrote of this very config's failure: it would fail at the same step again."""
+    path = storage.as_path(config.model_dir) / FAILED_FILE
+    if not path.exists():
+        return None
+    mark = storage.read_json(path, kind="mark of a failure", schema_version=_SCHEMA_VERSION)
+    if (mark["config_digest"], mark["base"]) != (config.digest(), base.fingerprint):
+        return None
+    return mark["message"]
+
+
+def _read_card(folder: storage.PathLike) -> ExpertCard:
+    value: Mapping[str, Any] = storage.read_json(storage.as_path(folder) / "expert.json",
+                                                 kind="expert's card", schema_version=CARD_VERSION)
+    return ExpertCard.from_dict({name: field for name, field in value.items()
+                                 if name != "overlay_fingerprint"}, where=folder)
+
+
+def _check_ids(configs: Sequence[TrainConfig], base: Base) -> None:
+    names = [id_of(config) for config in configs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(describe("Two experts of the table have one id", got=", ".join(twice),
+                                  cure="give each row an expert_id of its own"))
+    if STACK_FOLDER in names:
+        raise InputError(describe("An expert's folder would be that of the stack's checkpoints",
+                                  got=STACK_FOLDER, cure="give another expert_id"))
+    for config in configs:  # now, not after hours of training
+        ExpertCard(id=id_of(config), kind=config.kind, form=FORM_OF_KIND[config.kind],
+                   base=base.reference(), network={})
+    shared = {json.dumps(_shared_part(config), sort_keys=True, default=str) for config in configs}
+    if len(shared) > 1:
+        raise InputError(describe("Experts of one stack share shapes, network and optimiser",
+                                  got=f"{len(shared)} unlike configs"))
+
+
+_OWN = ("model_dir", "task", "train_steps", "epochs", "random_seed", "max_examples", "expert_id",
+        "prepared_dir")
+
+
+def _shared_part(config: TrainConfig) -> dict[str, Any]:
+    """What experts of one stack must have in common."""
+    facts = {name: value for name, value in dataclasses.asdict(config).items() if name not in _OWN}
+    facts["optimizer"] = {**facts["optimizer"], "learning_rate": None}
+    return facts

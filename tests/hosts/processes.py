@@ -1,0 +1,89 @@
+"""Real `elm` processes on this machine: one run of several, each with simulated devices of its own."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CHATTER = ("[Gloo]", "Expected number", " peer ranks", "All log messages before", "cudart_stub")
+
+
+def free_address() -> str:
+    """An address at which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def environment(devices: int, **more: str) -> dict[str, str]:
+    """Of a process with simulated devices."""
+    flags = (f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+             "--xla_llvm_disable_expensive_passes=true")
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+
+
+class Run:
+    """The processes of one run.
+
+    Args:
+        words: of the command line, the same in all; or one list for each process.
+        count: how many.
+        devices: simulated devices of each.
+    """
+
+    def __init__(self, folder: pathlib.Path, words, count: int = 2, devices: int = 4,
+                 program=("-m", "elm_jax.cli"), **env: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        address = free_address()
+        self.errors = [folder / f"stderr_{time.monotonic_ns()}_{number}" for number in range(count)]
+        self.outputs = [path.with_name(path.name.replace("err", "out")) for path in self.errors]
+        each = words if isinstance(words[0], list | tuple) else [words] * count
+        self.processes = []
+        for number, own in enumerate(each):
+            place = {"ELM_COORDINATOR": address, "ELM_NUM_PROCESSES": str(count),
+                     "ELM_PROCESS_ID": str(number)}
+            with open(self.errors[number], "w") as err, open(self.outputs[number], "w") as out:
+                self.processes.append(subprocess.Popen(
+                    [sys.executable, *program, *map(str, own)], stdout=out, stderr=err, cwd=ROOT,
+                    env=environment(devices, **{**(place if count > 1 else {}), **env})))
+
+    def wait(self, timeout: float = 900) -> list[int]:
+        """Their exit statuses."""
+        end = time.monotonic() + timeout
+        try:
+            return [process.wait(max(0.1, end - time.monotonic())) for process in self.processes]
+        finally:
+            self.stop()
+
+    def said(self, number: int | None = None) -> str:
+        """Standard error of one, or of all, without the talk of the libraries."""
+        paths = self.errors if number is None else [self.errors[number]]
+        lines = [line for path in paths for line in path.read_text(errors="replace").splitlines()]
+        return "\n".join(line for line in lines if not any(word in line for word in CHATTER))
+
+    def until(self, condition, timeout: float = 900) -> None:
+        """Waits for a condition while all of them run."""
+        end = time.monotonic() + timeout
+        while not condition():
+            ended = [process.poll() for process in self.processes]
+            assert all(status is None for status in ended), f"{ended}\n{self.said()[-3000:]}"
+            assert time.monotonic() < end, "too slow"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Ends what still runs."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def newest_checkpoint(run_dir: pathlib.Path) -> int:
+    """The newest whole checkpoint's step; 0 if there is none."""
+    steps = [int(path.parent.name) for path in (run_dir / "checkpoints").glob("*/COMMITTED.json")]
+    return max(steps, default=0)

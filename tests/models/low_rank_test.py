@@ -1,0 +1,77 @@
+"""LoRA: what a rank of update does to the projections, and that a fresh one does nothing."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from elm_jax import trees
+from elm_jax.errors import InputError
+from elm_jax.experts.overlay import is_adapter_leaf
+from elm_jax.models.t5 import AdapterConfig, T5Config, T5Network
+
+CONFIG = T5Config(vocab_size=64, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=1,
+                  num_decoder_layers=1)
+LORA = AdapterConfig(kind="lora", rank=3, alpha=6.0)
+PLACES = ("encoder/layers_0/attention", "decoder/layers_0/self_attention",
+          "decoder/layers_0/encoder_decoder_attention")
+
+
+@functools.cache
+def parameters() -> dict:
+    """Of the network with LoRA, by path; all leaves random."""
+    rng = np.random.default_rng(0)
+    flat = trees.flatten(T5Network(CONFIG.with_adapter(LORA)).abstract_params())
+    return {path: (rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape)).astype(np.float32) for path, leaf
+            in flat.items()}
+
+
+def logits(config: T5Config, flat: dict) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    batch = {"encoder_input_tokens": rng.integers(2, 64, (2, 6)).astype(np.int32),
+             "decoder_input_tokens": rng.integers(2, 64, (2, 5)).astype(np.int32)}
+    return np.asarray(T5Network(config).logits(trees.unflatten(flat), batch))
+
+
+def test_leaves_are_pairs_at_queries_and_values():
+    adapters = {path: leaf.shape for path, leaf in parameters().items() if is_adapter_leaf(path)}
+    assert adapters == {f"{place}/{which}_adapter/{side}/kernel": shape for place in PLACES
+                        for which in ("query", "value")
+                        for side, shape in (("down", (32, 3)), ("up", (3, 32)))}
+
+
+def test_an_update_is_a_change_of_the_projections_weights():
+    """In float64 numpy the update is folded into the kernel; a network without LoRA then says the same."""
+    flat = parameters()
+    folded = {path: leaf for path, leaf in flat.items() if not is_adapter_leaf(path)}
+    for place in PLACES:
+        for which in ("query", "value"):
+            down, up = (flat[f"{place}/{which}_adapter/{side}/kernel"].astype(np.float64)
+                        for side in ("down", "up"))
+            kernel = folded[f"{place}/{which}/kernel"] + 6.0 / 3 * down @ up
+            folded[f"{place}/{which}/kernel"] = kernel.astype(np.float32)
+    found, bare = logits(CONFIG.with_adapter(LORA), flat), logits(CONFIG, folded)
+    np.testing.assert_allclose(found, bare, atol=2e-5)
+    other = logits(CONFIG, {path: leaf for path, leaf in flat.items() if not is_adapter_leaf(path)})
+    assert np.abs(found - other).max() > 1e-2
+
+
+def test_a_fresh_update_changes_nothing():
+    network = T5Network(CONFIG.with_adapter(LORA))
+    fresh = trees.flatten(jax.jit(network.init)(jax.random.key(0)))
+    bare = {path: leaf for path, leaf in fresh.items() if not is_adapter_leaf(path)}
+    np.testing.assert_array_equal(logits(network.config, fresh), logits(CONFIG, bare))
+    assert all(np.any(leaf) == ("down" in path) for path, leaf in fresh.items() if is_adapter_leaf(path))
+
+
+def test_config_survives_json_and_names_its_faults():
+    config = CONFIG.with_adapter(LORA)
+    assert T5Config.from_dict(config.to_dict()) == config
+    assert CONFIG.with_adapter(AdapterConfig(4)).to_dict()["adapter"] == {"bottleneck": 4}
+    with pytest.raises(InputError, match="no bottleneck adapters"):
+        _ = config.bottleneck
+    for wrong in ({"kind": "lara"}, {"rank": 0}, {"alpha": -1.0}):
+        with pytest.raises(InputError, match=f"AdapterConfig.{next(iter(wrong))}"):
+            dataclasses.replace(LORA, **wrong)

@@ -1,0 +1,222 @@
+"""A stack takes the steps of its experts' solo runs: same losses, same weights, same dropout."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+import tiny_stack
+
+from elm_jax import sharding, trees
+from elm_jax.errors import InputError
+from elm_jax.training import stacked
+from elm_jax.training import state as states
+from elm_jax.training import step as steps
+from elm_jax.training.losses import LossConfig
+
+RELATIVE = 1e-6
+"""Of a step. Not to the bit: XLA's products of E * B rows, and its sums, group their terms in another way."""
+SEEDS, RATES, LENGTHS = (3, 9, 1, 0), (1e-3, 3e-3, 2e-3, 7e-4), (20, 30, 10, 15)
+OPTIMIZERS = {"adamw": tiny_stack.OPTIMIZER, "adafactor": tiny_run.ADAFACTOR}
+
+
+def everything(path: str) -> bool:
+    return True
+
+
+def spec_of(optimizer: str = "adamw", *, dropout: float = 0.1, mesh: tuple[int, int, int] = (1, 1, 1),
+            num_microbatches: int = 1, kind: str = "prompt") -> steps.StepSpec:
+    net = tiny_run.network(dropout=dropout, adapter=kind == "prompt")
+    overlay, frozen = trees.split(tiny_run.parameters(net),
+                                  tiny_run.is_prompt_leaf if kind == "prompt" else everything)
+    data, experts, model = mesh
+    return steps.make_spec(net, OPTIMIZERS[optimizer], LossConfig(), frozen, overlay,
+                           tiny_run.stream().batch(0), sharding.make_mesh(data, model, experts),
+                           num_microbatches)
+
+
+def parameters(spec: steps.StepSpec, kind: str) -> tuple[list[dict], dict]:
+    """Overlays of four experts, and the base that they share."""
+    overlay, frozen = trees.split(tiny_run.parameters(spec.network),
+                                  tiny_run.is_prompt_leaf if kind == "prompt" else everything)
+    overlays = [jax.tree.map(lambda leaf, by=1 + 0.01 * number: leaf * np.float32(by), overlay)
+                for number in range(4)]
+    return overlays, frozen
+
+
+def batch_of(expert: int, step: int) -> dict:
+    return tiny_run.stream(seed=expert).batch(step)
+
+
+def run_stack(spec: steps.StepSpec, num_steps: int, *, kind: str = "prompt", active=(True,) * 4):
+    """(states after each step, metrics of each step) of four experts in one program."""
+    overlays, frozen = parameters(spec, kind)
+    stack = stacked.make_stack_spec(spec, 4)
+    programs = stacked.compile_stack(stack)
+    frozen = sharding.put_tree(
+        frozen, states.shardings_of_params(spec.network, frozen, spec.mesh, spec.rules))
+    state = stacked.empty_stack(stack)
+    places = states.shardings_of_params(spec.network, overlays[0], spec.mesh, spec.rules)
+    for number, overlay in enumerate(overlays):
+        state = programs.enter(state, sharding.put_tree(overlay, places), np.int32(number))
+    slots = stacked.Slots(np.array(SEEDS, np.uint32), np.array(LENGTHS, np.int32),
+                          np.array(RATES, np.float32), np.array(active))
+    found = []
+    for step in range(num_steps):
+        batch = stacked.put_stacked([batch_of(number, step) for number in range(4)], stack)
+        state, metrics = programs.step(frozen, state, batch, slots)
+        found.append(jax.device_get((state, metrics)))
+    return found
+
+
+def solo_step(spec: steps.StepSpec, frozen: dict):
+    """The solo step with its own static learning rate, for each expert."""
+    whole = dataclasses.replace
+    return [jax.jit(functools.partial(
+        steps.train_step, spec.network, whole(spec.optimizer, learning_rate=rate), spec.loss,
+        spec.num_microbatches, frozen)) for rate in RATES]
+
+
+@functools.cache
+def run_solo(optimizer: str, dropout: float, num_microbatches: int, kind: str, num_steps: int,
+             experts: tuple[int, ...]) -> dict[int, list]:
+    spec = spec_of(optimizer, dropout=dropout, num_microbatches=num_microbatches, kind=kind)
+    overlays, frozen = parameters(spec, kind)
+    functions, found = solo_step(spec, frozen), {}
+    for number in experts:
+        state, found[number] = states.create_state(overlays[number], spec.optimizer), []
+        for step in range(num_steps):
+            state, metrics = functions[number](
+                state, batch_of(number, step), np.uint32(SEEDS[number]), np.int32(LENGTHS[number]))
+            found[number].append(jax.device_get((state, metrics)))
+    return found
+
+
+def assert_same(stack: list, solo: dict[int, list], relative: float = RELATIVE) -> None:
+    for number, expected in solo.items():
+        for step, ((state, metrics), (own, own_metrics)) in enumerate(zip(stack, expected, strict=True)):
+            allowed = relative * (step + 1)
+            for name, value in own_metrics.items():
+                np.testing.assert_allclose(metrics[name][number], value, rtol=allowed * 5, err_msg=name)
+            np.testing.assert_allclose(metrics["loss"][number], own_metrics["loss"], rtol=allowed)
+            assert state.step[number] == own.step == step + 1
+            leaves = zip(jax.tree.leaves(state.overlay), jax.tree.leaves(own.overlay), strict=True)
+            for whole, leaf in leaves:
+                # Relative to the leaf: AdamW's first update is a sign, whatever size the gradient has.
+                np.testing.assert_allclose(whole[number], leaf, rtol=0,
+                                           atol=allowed * 5 * max(1.0, np.abs(leaf).max()))
+
+
+CASES = [("adamw", 0.1, 1, "prompt"), ("adafactor", 0.1, 2, "prompt"), ("adafactor", 0.0, 1, "dataset"),
+         ("adamw", 0.0, 1, "dataset"), ("adamw", 0.1, 4, "prompt")]
+
+
+@pytest.mark.parametrize(("optimizer", "dropout", "parts", "kind"), [
+    CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])])
+def test_each_expert_takes_its_solo_steps(optimizer, dropout, parts, kind):
+    spec = spec_of(optimizer, dropout=dropout, num_microbatches=parts, kind=kind)
+    assert_same(run_stack(spec, 3, kind=kind), run_solo(optimizer, dropout, parts, kind, 3, (0, 3)))
+
+
+MESHES = [(2, 2, 2), (1, 4, 1), (4, 2, 1), (1, 4, 2), (2, 1, 4)]
+
+
+@pytest.mark.parametrize("mesh", [MESHES[0], *(pytest.param(one, marks=pytest.mark.slow)
+                                               for one in MESHES[1:])])
+def test_every_mesh_gives_the_steps_of_one_device(mesh):
+    """(data, experts, model) of eight devices."""
+    found = run_stack(spec_of("adamw", mesh=mesh), 3)
+    assert_same(found, run_solo("adamw", 0.1, 1, "prompt", 3, (0, 3)), 5 * RELATIVE)
+
+
+def test_an_inactive_slot_keeps_its_state_to_the_bit_and_harms_nobody():
+    spec, idle = spec_of("adamw"), (True, False, True, True)
+    found, everybody = run_stack(spec, 3, active=idle), run_stack(spec, 3)
+    for leaf, later in zip(jax.tree.leaves(found[0][0]), jax.tree.leaves(found[2][0]), strict=True):
+        np.testing.assert_array_equal(leaf[1], later[1])
+    start = parameters(spec, "prompt")[0][1]
+    for leaf, first in zip(jax.tree.leaves(found[2][0].overlay), jax.tree.leaves(start), strict=True):
+        np.testing.assert_array_equal(leaf[1], first)
+    for leaf, other in zip(jax.tree.leaves(found[2][0]), jax.tree.leaves(everybody[2][0]), strict=True):
+        np.testing.assert_array_equal(leaf[[0, 2, 3]], other[[0, 2, 3]])
+
+
+def test_dropout_is_each_experts_own():
+    """Two slots of equal weights and data differ by their seed alone."""
+    spec = spec_of("adamw")
+    overlays, frozen = parameters(spec, "prompt")
+    stack = stacked.make_stack_spec(spec, 2)
+    programs = stacked.compile_stack(stack)
+
+    def losses(seeds: tuple[int, int]) -> np.ndarray:
+        state = stacked.empty_stack(stack)
+        for number in range(2):
+            state = programs.enter(state, overlays[0], np.int32(number))
+        slots = stacked.Slots(np.array(seeds, np.uint32), np.full(2, 9, np.int32),
+                              np.full(2, 1e-3, np.float32), np.ones(2, bool))
+        batch = stacked.put_stacked([batch_of(0, 0)] * 2, stack)
+        return np.asarray(programs.step(frozen, state, batch, slots)[1]["loss"])
+
+    same, other = losses((4, 4)), losses((4, 5))
+    assert same[0] == same[1] == other[0] != other[1]
+
+
+def test_the_base_is_multiplied_once_for_all_experts():
+    """A product with a weight of the base has the rows of all experts, not E products of one expert's."""
+    spec = spec_of("adamw")
+    programs = {size: stacked.compile_stack(stacked.make_stack_spec(spec, size)).step for size in (2, 4)}
+    flops = {size: program.cost_analysis()["flops"] for size, program in programs.items()}
+    assert flops[4] == pytest.approx(2 * flops[2], rel=0.02)
+    counts, largest = {}, {}
+    for size, program in programs.items():
+        products = re.findall(r"f32\[([\d,]+)\]\S* dot\(", program.as_text())
+        counts[size] = len(products)
+        largest[size] = max(np.prod([int(part) for part in one.split(",")]) for one in products)
+    assert counts[4] <= 1.05 * counts[2]
+    assert largest[4] == 2 * largest[2]
+
+
+def test_rates_and_lengths_of_unlike_experts_compile_nothing():
+    spec = spec_of("adamw")
+    run_stack(spec, 1)
+    before = stacked.num_programs()
+    other = spec._replace(optimizer=dataclasses.replace(spec.optimizer, learning_rate=0.5))
+    assert stacked.compile_stack(stacked.make_stack_spec(other, 4)) is stacked.compile_stack(
+        stacked.make_stack_spec(spec, 4))
+    assert stacked.num_programs() == before
+
+
+def test_a_device_holds_its_experts_and_its_part_of_the_base():
+    sizes = {}
+    for mesh in ((1, 1, 1), (1, 4, 1)):
+        stack = stacked.abstract_stack(stacked.make_stack_spec(spec_of("adamw", mesh=mesh), 4))
+        sizes[mesh] = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(stack))
+    assert 4 * sizes[1, 4, 1] == sizes[1, 1, 1]
+
+
+def test_a_stack_that_does_not_divide_is_an_input_error():
+    with pytest.raises(InputError, match=r"got: 6 experts[\s\S]*multiple of 4"):
+        stacked.make_stack_spec(spec_of("adamw", mesh=(1, 4, 2)), 6)
+
+
+def test_an_expert_that_is_not_a_number_stays_alone():
+    spec = spec_of("adamw")
+    overlays, frozen = parameters(spec, "prompt")
+    stack = stacked.make_stack_spec(spec, 4)
+    programs, found = stacked.compile_stack(stack), []
+    for poisoned in (False, True):
+        state = stacked.empty_stack(stack)
+        for number, overlay in enumerate(overlays):
+            bad = jax.tree.map(lambda leaf: leaf * jnp.nan, overlay)
+            state = programs.enter(state, bad if poisoned and number == 2 else overlay, np.int32(number))
+        slots = stacked.Slots(np.array(SEEDS, np.uint32), np.array(LENGTHS, np.int32),
+                              np.array(RATES, np.float32), np.ones(4, bool))
+        batch = stacked.put_stacked([batch_of(number, 0) for number in range(4)], stack)
+        found.append(jax.device_get(programs.step(frozen, state, batch, slots)))
+    for clean, dirty in zip(*(jax.tree.leaves(one) for one in found), strict=True):
+        np.testing.assert_array_equal(clean[[0, 1, 3]], dirty[[0, 1, 3]])
+    assert np.isnan(found[1][1]["loss"][2])

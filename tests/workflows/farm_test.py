@@ -1,0 +1,218 @@
+"""Claims, bounds and tables of a farm, with the training itself replaced (a real farm: tests/hosts)."""
+
+import dataclasses
+import json
+import os
+import threading
+import time
+import types
+
+import pytest
+import tiny_study as tiny
+
+from elm_jax.errors import InputError, RunError
+from elm_jax.preemption import Stopped
+from elm_jax.workflows import farm
+from elm_jax.workflows.leases import Leases
+from elm_jax.workflows.train import TrainConfig
+
+NAMES = tuple("abcdef")
+
+
+def jobs(names=NAMES):
+    config = TrainConfig(model_dir="runs/x", task="t", initial_checkpoint_path="base", train_steps=3,
+                         optimizer=tiny.OPTIMIZER)
+    return [farm.Job(name, dataclasses.replace(config, expert_id=name, model_dir=f"runs/{name}"))
+            for name in names]
+
+
+def worker(folder, outcome, **settings):
+    """A worker whose training is a function of the expert's id."""
+    made = farm.Worker(folder, farm.WorkSettings(**{"lease_seconds": 3, "poll_seconds": 0.05, **settings}))
+    made._train = lambda job: outcome(job.id)
+    return made
+
+
+def done(name, step=3):
+    del name
+    return types.SimpleNamespace(stopped=False, step=step, metrics={"loss": 1.0})
+
+
+def states(folder, limit=3):
+    return {row["expert"]: row["state"] for row in farm.status(folder, 3, limit)}
+
+
+def test_every_expert_is_trained_once_by_many_workers(tmp_path):
+    farm.create(tmp_path, jobs([f"e{number}" for number in range(40)]))
+    trained, lock = [], threading.Lock()
+
+    def train(name):
+        with lock:
+            trained.append(name)
+        time.sleep(0.002)
+        return done(name)
+
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(worker(tmp_path, train).run())) for _ in range(6)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert found == [True] * 6 and sorted(trained) == sorted(f"e{number}" for number in range(40))
+    assert set(states(tmp_path).values()) == {"done"}
+
+
+def test_a_failure_is_tried_again_so_often_and_the_others_go_on(tmp_path):
+    farm.create(tmp_path, jobs())
+    tried = []
+
+    def train(name):
+        tried.append(name)
+        if name == "b":
+            raise RunError("the disk is full")
+        if name == "c":
+            raise InputError("no such task")
+        if name == "d" and tried.count("d") < 2:
+            raise ValueError("a bad moment")
+        return done(name)
+
+    assert worker(tmp_path, train).run() is False
+    assert [tried.count(name) for name in NAMES] == [1, 3, 1, 2, 1, 1]
+    rows = {row["expert"]: row for row in farm.status(tmp_path, 3, 3)}
+    assert [rows[name]["state"] for name in NAMES] == ["done", "failed", "failed", "done", "done", "done"]
+    assert rows["b"]["error"] == "the disk is full" and rows["d"]["error"] is None
+    assert farm.forgive(tmp_path, [], 3) == ["b", "c"] and states(tmp_path)["b"] == "waiting"
+    assert worker(tmp_path, done).run() is True
+
+
+def test_a_worker_on_which_all_fails_ends(tmp_path):
+    farm.create(tmp_path, jobs())
+
+    def train(name):
+        raise RunError(f"no disk for {name}")
+
+    with pytest.raises(RunError, match="3 experts in a row failed"):
+        worker(tmp_path, train).run()
+    assert sum(row["attempts"] for row in farm.status(tmp_path, 3, 3)) == farm.SICK_AFTER
+    assert set(states(tmp_path).values()) == {"waiting"}
+
+
+def test_what_sigterm_stopped_is_free_at_once_and_does_not_count(tmp_path):
+    farm.create(tmp_path, jobs(["a"]))
+    for _ in range(5):
+        with pytest.raises(Stopped):
+            worker(tmp_path, lambda name: types.SimpleNamespace(stopped=True, step=2)).run()
+        assert states(tmp_path) == {"a": "stopped"}
+    assert worker(tmp_path, done).run() is True
+
+
+def test_a_dead_workers_expert_is_taken_over_after_the_lease_and_a_live_ones_is_not(tmp_path):
+    farm.create(tmp_path, jobs(["a", "b"]))
+    dead, live = Leases(tmp_path / "attempts", 3, "dead"), Leases(tmp_path / "attempts", 3, "live")
+    dead.claim("a", 1)
+    lease = live.claim("b", 1)
+    lease.keep(lambda: None, lambda: [])
+    start = time.monotonic()
+    second = worker(tmp_path, done)
+    thread = threading.Thread(target=second.run)
+    thread.start()
+    while states(tmp_path)["a"] != "done":
+        time.sleep(0.05)
+        assert time.monotonic() - start < 30
+    assert time.monotonic() - start >= 3  # not before the lease was over
+    time.sleep(3.5)
+    assert states(tmp_path)["b"] == "training" and thread.is_alive()
+    lease.end("done", steps=3)
+    thread.join(10)
+    assert [one.worker for one in second.leases.attempts("a")] == ["dead", second.leases.worker]
+    assert [one.worker for one in second.leases.attempts("b")] == ["live"]
+
+
+def test_a_clock_that_is_hours_off_changes_nothing(tmp_path):
+    """The times of change lie hours in the past, or in the future: only that they change counts."""
+    leases = Leases(tmp_path, 3)
+    claim = tmp_path / "a" / "1.claim.json"
+    leases.claim("a", 1)
+    for number in range(30):  # longer than the lease
+        past = time.time() + (-1) ** number * 10_000 + number
+        os.utime(claim, (past, past))
+        assert not leases.is_silent("a", leases.attempts("a")[-1])
+        time.sleep(0.12)
+    time.sleep(3.1)
+    assert leases.is_silent("a", leases.attempts("a")[-1])
+
+
+def test_one_of_many_takes_over(tmp_path):
+    Leases(tmp_path, 3).claim("a", 1)
+    start = threading.Barrier(8)
+    won = []
+
+    def take(number):
+        leases = Leases(tmp_path, 3, f"w{number}")
+        start.wait()
+        won.append(leases.claim("a", 2) is not None)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert won.count(True) == 1
+
+
+def test_a_worker_that_was_taken_for_dead_learns_it(tmp_path):
+    lost = threading.Event()
+    lease = Leases(tmp_path, 3).claim("a", 1)
+    lease.keep(lost.set, lambda: [])
+    assert not lost.wait(1)
+    Leases(tmp_path, 3).claim("a", 2)
+    assert lost.wait(5)
+
+
+def test_an_expert_that_kills_its_workers_is_given_up(tmp_path):
+    farm.create(tmp_path, jobs(["a", "b"]))
+    for number in (1, 2):
+        Leases(tmp_path / "attempts", 3, f"dead{number}").claim("a", number)
+    assert worker(tmp_path, done, attempts=2).run() is False
+    (row,) = [row for row in farm.status(tmp_path, 3, 2) if row["expert"] == "a"]
+    assert row["state"] == "failed" and "dead2" in row["error"] and states(tmp_path)["b"] == "done"
+
+
+def test_a_claim_that_is_being_written_is_anothers(tmp_path):
+    farm.create(tmp_path, jobs(["a"]))
+    (tmp_path / "attempts" / "a").mkdir(parents=True)
+    (tmp_path / "attempts" / "a" / "1.claim.json").write_text("")
+    assert worker(tmp_path, done, wait=False).run() is False and states(tmp_path) == {"a": "training"}
+
+
+def test_a_bucket_is_refused_plainly():
+    with pytest.raises(InputError, match="file system on which one of several workers can make a file"):
+        Leases("gs://bucket/farm", 3)
+
+
+def test_a_farm_grows_but_its_experts_do_not_change(tmp_path):
+    assert farm.create(tmp_path, jobs("ab")) == 2 and farm.create(tmp_path, jobs("bc")) == 1
+    assert [job.id for job in farm.read(tmp_path)] == ["a", "b", "c"]
+    assert farm.read(tmp_path)[0] == jobs("a")[0]
+    other = dataclasses.replace(jobs("a")[0], config=dataclasses.replace(jobs("a")[0].config, random_seed=5))
+    with pytest.raises(InputError, match="another config"):
+        farm.create(tmp_path, [other])
+
+
+def test_tables_of_both_kinds_say_the_same(tmp_path):
+    rows = [{"task": "t__a", "EPOCHS": 2, "expert_id": "t__a"},
+            {"task": "t__b", "expert_id": "x", "LEARNING_RATE": 1e-3, "TASK_FEATURE_LENGTHS": {"inputs": 8}}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "t.csv").write_text("task,expert_id,EPOCHS,LEARNING_RATE,TASK_FEATURE_LENGTHS\n"
+                                    "t__a,,2,,\nt__b,x,,1e-3,{'inputs': 8}\n")
+    assert [sorted(row.items()) for row in farm.read_table(tmp_path / "t.csv")] == [
+        sorted(row.items()) for row in rows] == [
+        sorted(row.items()) for row in farm.read_table(tmp_path / "t.jsonl")]
+    assert farm.bindings_of(rows[1]) == [
+        "TASK = 't__b'", "train.expert_id = 'x'", "LEARNING_RATE = 0.001",
+        "TASK_FEATURE_LENGTHS = {'inputs': 8}"]
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("", "no rows"), ('{"expert_id": "a"}', "no task"), ("[1]", "no JSON object"), ("{", "not JSON"),
+    ('{"task": "a"}\n{"task": "a"}', "one expert_id"), ('{"task": "a", "expert_id": "../a"}', "expert_id")])
+def test_a_wrong_table_names_the_row(tmp_path, text, words):
+    (tmp_path / "t.jsonl").write_text(text)
+    with pytest.raises(InputError, match=words):
+        farm.read_table(tmp_path / "t.jsonl")
