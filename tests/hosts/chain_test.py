@@ -80,7 +80,8 @@ def assert_same_run(found, wanted, expert):
                                    rtol=ROUNDING, err_msg=name)
     leaves = trees.flatten(load_expert(found.model_dir).overlay)
     for path, leaf in trees.flatten(expert.overlay).items():
-        np.testing.assert_allclose(leaves[path], leaf, rtol=1e-3, atol=2e-4, err_msg=path)
+        # By norm: where a gradient is near zero, a rounding turns the step of a single number round.
+        assert np.linalg.norm(leaves[path] - leaf) <= 2e-4 * np.linalg.norm(leaf), path
 
 
 def kill(run, number, sig, at_least, config):
