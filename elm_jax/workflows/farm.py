@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from jax.sharding import Mesh
 from elm_jax import hosts, preemption, sharding, storage
 from elm_jax.errors import LOST_PROCESS, ElmError, InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
+from elm_jax.models.t5_config import T5Config
+from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows.leases import Attempt, Lease, Leases
 from elm_jax.workflows.task_data import TaskData
@@ -175,7 +177,14 @@ def read(folder: storage.PathLike) -> list[Job]:
 
 def _config(facts: Mapping[str, Any]) -> TrainConfig:
     values = {name: _tuples(value) for name, value in facts.items()}
-    return TrainConfig(**{**values, "optimizer": OptimizerConfig(**facts["optimizer"])})
+    made = {name: make(facts[name]) for name, make in _NESTED.items() if facts.get(name) is not None}
+    return TrainConfig(**{**values, **made})
+
+
+_NESTED: dict[str, Callable[[Any], Any]] = {
+    "optimizer": lambda facts: OptimizerConfig(**facts), "early_end": lambda facts: EarlyEnd(**facts),
+    "network": T5Config.from_dict}
+"""Fields of a `TrainConfig` that are configs themselves."""
 
 
 def _tuples(value: Any) -> Any:

@@ -17,7 +17,7 @@ from elm_jax.data import batches
 from elm_jax.errors import RunError, describe
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.t5_config import T5Config
 from elm_jax.training import hlo, traffic
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
@@ -181,7 +181,7 @@ def _spec(config: TrainConfig, base: T5Config, mesh: Mesh) -> steps.StepSpec:
 
 
 def _network(config: TrainConfig, base: T5Config) -> T5Network:
-    adapter = AdapterConfig(config.adapter_bottleneck) if FORM_OF_KIND[config.kind] == "adapter" else None
+    adapter = config.adapter() if FORM_OF_KIND[config.kind] == "adapter" else None
     return config.network_of(base.with_adapter(adapter))
 
 

@@ -7,7 +7,7 @@ run would leave; ``<model_dir>/stack/`` holds the checkpoints of all that are un
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -15,9 +15,8 @@ from jax.sharding import Mesh
 from elm_jax import sharding, storage
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
-from elm_jax.experts.card import SCHEMA_VERSION as CARD_VERSION
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.overlay import Expert, initial_overlay, save_expert
+from elm_jax.experts.overlay import Expert, initial_overlay, read_card, save_expert
 from elm_jax.models.t5 import T5Network
 from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, StackResult, fit_stack
 from elm_jax.workflows.checks import check_positive, check_types
@@ -26,6 +25,7 @@ from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import (
     FORM_OF_KIND,
     TrainConfig,
+    check_network,
     check_same_run,
     make_card,
     make_stream,
@@ -114,9 +114,10 @@ def train_stack(config: TrainStackConfig, *, base: Base | None = None, data: Tas
         InputError: unknown tasks, a table that is not valid, a run folder of another config.
         RunError: the disk is full. An expert whose loss is not finite is in `failed` of the outcome.
     """
-    base = base or load_base(config.train.initial_checkpoint_path)
-    data = data or task_data(config.train, base)
     mesh = mesh or sharding.make_mesh(config.train.mesh_data, config.train.mesh_model, config.mesh_experts)
+    base = base or load_base(config.train.initial_checkpoint_path, mesh=mesh, rules=config.train.rules())
+    check_network(config.train, base)
+    data = data or task_data(config.train, base)
     if config.table:
         rows = rows_of_table(config.table)
     else:
@@ -154,7 +155,7 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
     for config in configs:
         finished = storage.as_path(config.model_dir) / "expert"
         if storage.is_committed(finished):
-            check_same_run(_read_card(finished), config, base)
+            check_same_run(read_card(finished)[1], config, base)
             done[id_of(config)] = str(finished)
         elif (message := _earlier_failure(config, base)) is not None:
             failed[id_of(config)] = message
@@ -239,13 +240,6 @@ def _earlier_failure(config: TrainConfig, base: Base) -> str | None:
     if (mark["config_digest"], mark["base"]) != (config.digest(), base.fingerprint):
         return None
     return mark["message"]
-
-
-def _read_card(folder: storage.PathLike) -> ExpertCard:
-    value: Mapping[str, Any] = storage.read_json(storage.as_path(folder) / "expert.json",
-                                                 kind="expert's card", schema_version=CARD_VERSION)
-    return ExpertCard.from_dict({name: field for name, field in value.items()
-                                 if name != "overlay_fingerprint"}, where=folder)
 
 
 def _check_ids(configs: Sequence[TrainConfig], base: Base) -> None:

@@ -12,6 +12,7 @@ import tiny_study as tiny
 
 from elm_jax.errors import InputError, RunError
 from elm_jax.preemption import Stopped
+from elm_jax.training.early_end import EarlyEnd
 from elm_jax.workflows import farm
 from elm_jax.workflows.leases import Leases
 from elm_jax.workflows.train import TrainConfig
@@ -40,6 +41,17 @@ def done(name, step=3):
 
 def states(folder, limit=3):
     return {row["expert"]: row["state"] for row in farm.status(folder, 3, limit)}
+
+
+@pytest.mark.parametrize("changes", [
+    {"network": tiny.NETWORK}, {"early_end": EarlyEnd(5)},
+    {"sharding_rules": (("embed", ("data", "model")),)},
+    {"kind": "prompt", "lora_rank": 4, "base_dtype": "bfloat16"}], ids=lambda changes: next(iter(changes)))
+def test_every_config_comes_back_as_it_was_written(tmp_path, changes):
+    """A study's jobs have a network in theirs, and a run may have an early end."""
+    wanted = [dataclasses.replace(job, config=dataclasses.replace(job.config, **changes)) for job in jobs()]
+    farm.create(tmp_path, wanted)
+    assert farm.read(tmp_path) == wanted
 
 
 def test_every_expert_is_trained_once_by_many_workers(tmp_path):

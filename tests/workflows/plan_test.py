@@ -6,14 +6,19 @@ import json
 import math
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+import tiny_study as tiny
 
 from elm_jax import cli, plan_commands, trees
 from elm_jax import config as config_lib
+from elm_jax.experts.base import Base
+from elm_jax.experts.overlay import initial_overlay
 from elm_jax.models.t5 import T5Network
 from elm_jax.workflows import chips
-from elm_jax.workflows.plan import plan_run
+from elm_jax.workflows.plan import plan_run, split_leaves
+from elm_jax.workflows.train import TrainConfig
 
 GIN = pathlib.Path(__file__).resolve().parents[2] / "gin"
 SMALL = ["--gin.VOCAB_SIZE=128", "--gin.T5Config.num_encoder_layers=1", "--gin.T5Config.num_decoder_layers=1",
@@ -52,6 +57,20 @@ def test_a_plan_of_a_run_needs_no_base_and_no_data(capsys, monkeypatch):
     monkeypatch.setattr(plan_commands, "plan_run", lambda *a: made[0])
     status, out, _ = plan(capsys, *arguments)
     assert status == 1 and "DOES NOT FIT" in out and "No compiler for cpu:8" in out
+
+
+@pytest.mark.parametrize("changes", [{}, {"adapter_bottleneck": 3}, {"lora_rank": 4}, {"train_norms": False},
+                                     {"kind": "dataset"}], ids=str)
+def test_what_is_planned_is_what_trains(changes):
+    """The leaves that training really starts from, of every kind of expert."""
+    config = TrainConfig(model_dir="x", task="t", initial_checkpoint_path="b", train_steps=1, **changes)
+    base = Base("b", T5Network(tiny.NETWORK).init(jax.random.key(0)), tiny.NETWORK, "sha256:0")
+    form = "full" if config.kind == "dataset" else "adapter"
+    _, overlay, frozen = initial_overlay(base, form, adapter=config.adapter(), train_norms=config.train_norms,
+                                         seed=0)
+    planned = split_leaves(config, tiny.NETWORK)
+    assert trees.first_difference(planned[0], overlay) is None
+    assert trees.first_difference(planned[1], frozen) is None
 
 
 def _products(network):
