@@ -305,6 +305,8 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="score so many experts of one shape in one program (default: 1)")
     evaluate.add_argument("--mesh_data", type=int, default=-1)
     evaluate.add_argument("--mesh_model", type=int, default=1)
+    evaluate.add_argument("--mesh_experts", type=int, default=1,
+                          help="over so many parts of the mesh a stack of experts is split (default: 1)")
     _add_data(evaluate)
     _add_hosts(evaluate)
     _add_convert(verbs)

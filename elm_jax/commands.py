@@ -111,18 +111,18 @@ def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> farming.Job
 
 
 def farm_work(arguments: argparse.Namespace) -> int:
-    """`elm farm work`: status 1 if an expert was given up, or is still another worker's."""
+    """`elm farm work`: status 1 if an expert was given up."""
     settings = farming.WorkSettings(
         lease_seconds=arguments.lease_seconds, attempts=arguments.attempts, wait=arguments.wait,
         max_experts=arguments.max_experts, poll_seconds=arguments.poll_seconds,
         mesh_data=arguments.mesh_data, mesh_model=arguments.mesh_model)
-    all_done = farming.Worker(arguments.dir, settings).run()
+    farming.Worker(arguments.dir, settings).run()
     rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
     given_up = [row for row in rows if row["state"] == "failed"]
     for row in given_up:
         logger.error("given up: %s: %s", row["expert"], row["error"])
     logger.info("%d of %d experts are done", sum(row["state"] == "done" for row in rows), len(rows))
-    return 0 if all_done or not given_up else 1
+    return 1 if given_up else 0
 
 
 def farm_status(arguments: argparse.Namespace) -> int:
@@ -263,7 +263,7 @@ def merge(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """`elm evaluate`: appends rows to results.jsonl; rows that are there already are kept."""
     counter = run_record.CompileCounter()
-    mesh = sharding.make_mesh(arguments.mesh_data, arguments.mesh_model)
+    mesh = sharding.make_mesh(arguments.mesh_data, arguments.mesh_model, arguments.mesh_experts)
     base = load_base(arguments.base, mesh=mesh)
     output = storage.as_path(arguments.output)
     prepared = arguments.prepared or (str(output.parent / "prepared") if hosts.count() > 1 else None)

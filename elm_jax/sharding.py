@@ -89,6 +89,11 @@ def _mesh_axes(target: Any, where: str) -> MeshAxes:
     return names[0] if len(names) == 1 else names
 
 
+def axes_in(target: MeshAxes) -> tuple[str, ...]:
+    """The mesh axes that a rule, or an entry of a partition, names: none, one or several."""
+    return (target,) if isinstance(target, str) else target or ()
+
+
 def make_mesh(
     data: int = -1, model: int = 1, experts: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -158,7 +163,7 @@ def leaf_spec(
             )
         wanted = table[name] if name is not None else None
         parts: tuple[str, ...] = ()
-        for mesh_axis in (wanted,) if isinstance(wanted, str) else wanted or ():
+        for mesh_axis in axes_in(wanted):
             if mesh_axis in taken or size % math.prod(mesh.shape[part] for part in (*parts, mesh_axis)):
                 break
             parts = (*parts, mesh_axis)
@@ -230,6 +235,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding that keeps the whole value on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def read_whole(array: Array, mesh: Mesh) -> np.ndarray:
+    """An array of the mesh on the host; made whole on every device first, so that any process can read it."""
+    return np.asarray(jax.device_put(array, replicated(mesh)))
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

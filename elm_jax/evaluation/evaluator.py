@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -112,9 +111,6 @@ def evaluate_task(
         InputError: the split has no rows, or a row to rank has no choices.
         RunError: scores are not numbers.
     """
-    if not len(split):
-        raise InputError(describe("There is nothing to evaluate", where=f"{split.name} {split.split}",
-                                  got="no rows"))
     start = time.monotonic()
     if split.kind == "rank":
         predictions = _rank(network, params, split, settings, mesh)
@@ -160,9 +156,7 @@ def _rank(network: T5Network, params: Params, split: PreparedSplit, settings: Ev
     for shape, numbers in plan_batches(split, choices, settings, mesh.shape["data"]):
         placed = sharding.put_batch(choice_batch(split, choices, shape, numbers), mesh)
         scores = rank.score_choices(network, params, placed["inputs"], placed["choices"])
-        # Whole on every device, so that every process of a pod can read it.
-        scores = np.asarray(jax.device_put(scores, sharding.replicated(mesh)))
-        found += ranked_rows(split, choices, numbers, scores)
+        found += ranked_rows(split, choices, numbers, sharding.read_whole(scores, mesh))
     return in_order(found)
 
 
@@ -263,8 +257,11 @@ def plan_batches(
         A shape and at most that many numbers of rows; every row comes once.
 
     Raises:
-        InputError: a row to rank has no choices.
+        InputError: the split has no rows, or a row to rank has no choices.
     """
+    if not len(split):
+        raise InputError(describe("There is nothing to evaluate", where=f"{split.name} {split.split}",
+                                  got="no rows"))
     groups: dict[BatchShape, list[int]] = {}
     order = sorted(range(len(split)), key=lambda number: (len(split.inputs(number)), number))
     for number in order:

@@ -1,7 +1,5 @@
 """Greedy generation as text."""
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from elm_jax import sharding
@@ -28,6 +26,4 @@ def generate(
         mesh: on which `params` and `inputs` lie.
     """
     tokens = greedy(network, params, inputs, max_length=max_new_tokens)
-    # Whole on every device, so that every process of a pod can read it.
-    whole = np.asarray(jax.device_put(tokens, sharding.replicated(mesh)))
-    return [vocabulary.decode(row) for row in whole]
+    return [vocabulary.decode(row) for row in sharding.read_whole(tokens, mesh)]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import sharding, trees
+from elm_jax import hosts, sharding, trees
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
@@ -18,7 +18,7 @@ from elm_jax.evaluation import evaluator, rank
 from elm_jax.evaluation.evaluator import EvaluationSettings
 from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.decode import greedy
-from elm_jax.models.many import GroupedNetwork, Many, MixedNetwork, gather
+from elm_jax.models.many import GroupedNetwork, Many, gather
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Array, Params
 
@@ -45,14 +45,14 @@ def put_stack(network: T5Network, shared: Params, overlays: Sequence[Params], me
                                   expected=f"a multiple of {mesh.shape['experts']}"))
     axes, trained = trees.flatten(network.logical_axes()), trees.flatten(overlays[0])
     flat = {path: leaf for path, leaf in trees.flatten(shared).items() if path not in trained}
-    rest = {path: jax.device_put(leaf, sharding.leaf_sharding(axes[path], leaf.shape, mesh))
+    rest = {path: hosts.put(leaf, sharding.leaf_sharding(axes[path], leaf.shape, mesh))
             for path, leaf in flat.items()}
     columns = [trees.flatten(overlay) for overlay in overlays]
     own = {}
     for path, leaf in trained.items():
         spec = sharding.leaf_sharding(axes[path], leaf.shape, mesh).spec
         whole = np.stack([np.asarray(column[path]) for column in columns])
-        own[path] = jax.device_put(whole, NamedSharding(mesh, PartitionSpec("experts", *spec)))
+        own[path] = hosts.put(whole, NamedSharding(mesh, PartitionSpec("experts", *spec)))
     return trees.unflatten(rest), trees.unflatten(own)
 
 
@@ -79,9 +79,6 @@ def evaluate_task_stacked(
         InputError: the split has no rows, or a row to rank has no choices.
         RunError: scores are not numbers.
     """
-    if not len(split):
-        raise InputError(describe("There is nothing to evaluate", where=f"{split.name} {split.split}",
-                                  got="no rows"))
     start, size = time.monotonic(), len(experts)
     grouped = GroupedNetwork(network, size)
     smaller = dataclasses.replace(settings, tokens_per_batch=max(1, settings.tokens_per_batch // size))
@@ -102,7 +99,7 @@ def _rank(network: GroupedNetwork, params: Many, split: PreparedSplit, settings:
         batch = evaluator.choice_batch(split, choices, shape, numbers)
         placed = {name: put_rows(np.concatenate([rows] * network.size), mesh) for name, rows in batch.items()}
         scores = rank.score_choices(network, params, placed["inputs"], placed["choices"])
-        scores = np.asarray(jax.device_put(scores, sharding.replicated(mesh)))
+        scores = sharding.read_whole(scores, mesh)
         for own, group in zip(found, np.split(scores, network.size), strict=True):
             own += evaluator.ranked_rows(split, choices, numbers, group)
     return found
@@ -114,7 +111,7 @@ def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, setti
     for shape, numbers in evaluator.plan_batches(split, None, settings, mesh.shape["data"]):
         rows = put_rows(np.concatenate([evaluator.input_rows(split, shape, numbers)] * network.size), mesh)
         tokens = greedy(network, params, rows, max_length=settings.max_new_tokens)
-        tokens = np.asarray(jax.device_put(tokens, sharding.replicated(mesh)))
+        tokens = sharding.read_whole(tokens, mesh)
         for own, group in zip(found, np.split(tokens, network.size), strict=True):
             texts = [vocabulary.decode(row) for row in group[:len(numbers)]]
             own += evaluator.generated_rows(split, numbers, texts)
@@ -123,7 +120,7 @@ def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, setti
 
 def put_rows(rows: np.ndarray, mesh: Mesh) -> Array:
     """Rows [E * B, ...] on the mesh: E over 'experts', B over 'data'."""
-    return jax.device_put(rows, NamedSharding(mesh, PartitionSpec(("experts", "data"))))
+    return hosts.put(rows, NamedSharding(mesh, PartitionSpec(("experts", "data"))))
 
 
 @functools.partial(jax.jit, static_argnames=("network",))
@@ -143,7 +140,7 @@ def score_mixed(
         f32[B, C]; 0 for a choice that is all padding.
     """
     own = (params[0], gather(params[1], expert_index))
-    return MixedNetwork(network).target_log_probs(own, inputs, choices).sum(axis=-1)
+    return GroupedNetwork(network, inputs.shape[0]).target_log_probs(own, inputs, choices).sum(axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "max_length", "eos_id"))
@@ -163,7 +160,7 @@ def greedy_mixed(network: T5Network, params: Many, expert_index: Array, inputs: 
         i32[B, max_length].
     """
     own = (params[0], gather(params[1], expert_index))
-    return greedy(MixedNetwork(network), own, inputs, max_length=max_length, eos_id=eos_id)
+    return greedy(GroupedNetwork(network, inputs.shape[0]), own, inputs, max_length=max_length, eos_id=eos_id)
 
 
 def check_index(expert_index: np.ndarray, size: int) -> np.ndarray:
@@ -216,13 +213,13 @@ def evaluate_task_mixed(
                                          "index": chosen}, mesh)
             tokens = greedy_mixed(network, params, placed["index"], placed["inputs"],
                                   max_length=settings.max_new_tokens)
-            tokens = np.asarray(jax.device_put(tokens, sharding.replicated(mesh)))
+            tokens = sharding.read_whole(tokens, mesh)
             found += evaluator.generated_rows(split, numbers, [vocabulary.decode(row) for row in tokens])
         else:
             placed = sharding.put_batch({**evaluator.choice_batch(split, choices, shape, numbers),
                                          "index": chosen}, mesh)
             scores = score_mixed(network, params, placed["index"], placed["inputs"], placed["choices"])
-            scores = np.asarray(jax.device_put(scores, sharding.replicated(mesh)))
+            scores = sharding.read_whole(scores, mesh)
             found += evaluator.ranked_rows(split, choices, numbers, scores)
     return evaluator.task_result(split, evaluator.in_order(found), settings, expert=name, base=base,
                                  max_rows=max_rows, seconds=time.monotonic() - start)

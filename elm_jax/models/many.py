@@ -1,9 +1,10 @@
 """Many experts behind one network's functions: one base, overlays with a leading axis, one program.
 
-Both classes offer what scoring and decoding ask of `T5Network` (`encode`, `target_log_probs`, `init_cache`,
-`decode_step`), so that `rank.score_choices` and `decode.greedy` run on them as they are. Parameters are a
-pair ``(shared, own)``: leaves of the base, and leaves of the overlays with the axis in front. A product with
-a leaf of the base stays one product over the rows of everybody; those with an overlay's are batched.
+`GroupedNetwork` offers what scoring and decoding ask of `T5Network` (`encode`, `target_log_probs`,
+`init_cache`, `decode_step`), so that `rank.score_choices` and `decode.greedy` run on it as they are. Rows
+that each have an expert of their own are groups of one row, their overlays gathered. Parameters are a pair
+``(shared, own)``: leaves of the base, and leaves of the overlays with the axis in front. A product with a
+leaf of the base stays one product over the rows of everybody; those with an overlay's are batched.
 """
 
 import dataclasses
@@ -71,37 +72,6 @@ class GroupedNetwork:
 
     def _flat(self, groups: Array) -> Array:
         return groups.reshape(-1, *groups.shape[2:])
-
-
-@dataclasses.dataclass(frozen=True)
-class MixedNetwork:
-    """Each row has an expert of its own; ``own`` are overlays gathered for the rows, leaves [B, ...].
-
-    Attributes:
-        network: of the base with any of the overlays.
-    """
-
-    network: T5Network
-
-    def _grouped(self, params: Many) -> GroupedNetwork:
-        """Groups of one row each."""
-        return GroupedNetwork(self.network, jax.tree.leaves(params[1])[0].shape[0])
-
-    def encode(self, params: Many, inputs: Array) -> Array:
-        """i32[B, S] -> f[B, S, D]."""
-        return self._grouped(params).encode(params, inputs)
-
-    def target_log_probs(self, params: Many, inputs: Array, targets: Array) -> Array:
-        """i32[B, S], i32[B, C, T] -> f32[B, C, T]; see `T5Network.target_log_probs`."""
-        return self._grouped(params).target_log_probs(params, inputs, targets)
-
-    def init_cache(self, params: Many, encoded: Array, inputs: Array, max_length: int) -> Cache:
-        """The cache of B rows; its leaves have the axes [B, 1, ...]."""
-        return self._grouped(params).init_cache(params, encoded, inputs, max_length)
-
-    def decode_step(self, params: Many, cache: Cache, token: Array) -> tuple[Array, Cache]:
-        """Cache and i32[B] -> logits f32[B, V] of the token after it, and the next cache."""
-        return self._grouped(params).decode_step(params, cache, token)
 
 
 def stack(overlays: list[Params]) -> Params:

@@ -127,6 +127,9 @@ class Checkpoints:
 
     def note(self) -> Any:
         """The note of the newest whole checkpoint; None if there is no checkpoint."""
+        return hosts.by_first(self._note)
+
+    def _note(self) -> Any:
         steps = self.steps()
         if not steps:
             return None

@@ -154,7 +154,7 @@ def fit(
     loss = LossConfig() if loss is None else loss
     trained = trees.flatten(overlay)
     frozen, _ = trees.split(base, lambda path: path not in trained)
-    _check_params(network, frozen, overlay)
+    states.check_params(network, frozen, overlay)
     placed = states.frozen_leaves(network, frozen, mesh, rules, run.base_dtype)
     del frozen, base
     feed = _Feed(stream, mesh)
@@ -194,17 +194,6 @@ class _Feed:
     def put(self, batch: Batch) -> Batch:
         """The global batch on the mesh."""
         return hosts.put_rows(batch, self._rows, self._where, self._stream.batch_size)
-
-
-def _check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
-    difference = trees.first_difference(
-        trees.merge(frozen, overlay), network.abstract_params()
-    )
-    if difference:
-        raise InputError(
-            describe("Base and overlay are not the network's parameters", where=difference,
-                     cure="give a base and an overlay that were made for this network config")
-        )
 
 
 def _start_state(

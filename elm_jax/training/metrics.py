@@ -80,10 +80,39 @@ def _summary_writer(run_dir: storage.PathLike, first_step: int) -> Any:
     )
 
 
-class Progress:
-    """One line on standard error: step, loss, tokens/s, time left.
+class StatusLine:
+    """One line on standard error: on a terminal rewritten in place, elsewhere written now and then.
 
-    On a terminal the line is rewritten in place; elsewhere a plain line is written now and then.
+    Args:
+        stream: defaults to standard error.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty()
+        self._start = self._last = self._now = time.monotonic()
+
+    def tick(self) -> tuple[float, bool]:
+        """Seconds since the session began, above zero, and whether the last line is old enough."""
+        self._now = time.monotonic()
+        wait = _TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS
+        return max(self._now - self._start, 1e-9), self._now - self._last >= wait
+
+    def show(self, line: str) -> None:
+        """Writes the line, as of the newest tick."""
+        self._last = self._now
+        self._stream.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Ends the line on a terminal."""
+        if self._terminal:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+class Progress(StatusLine):
+    """The line of one run: step, loss, tokens/s, time left.
 
     Args:
         name: what is being trained.
@@ -98,9 +127,7 @@ class Progress:
         self.name = name
         self.first_step = first_step
         self.train_steps = train_steps
-        self._stream = sys.stderr if stream is None else stream
-        self._terminal = self._stream.isatty()
-        self._start = self._last = time.monotonic()
+        super().__init__(stream)
         self._tokens = 0.0
 
     def update(self, step: int, loss: float, tokens: float) -> float:
@@ -109,29 +136,16 @@ class Progress:
         Returns:
             Tokens per second since the session began.
         """
-        now = time.monotonic()
         self._tokens += tokens
-        elapsed = max(now - self._start, 1e-9)
+        elapsed, due = self.tick()
         rate = self._tokens / elapsed
-        wait = _TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS
-        if now - self._last >= wait or step == self.train_steps:
-            self._last = now
+        if due or step == self.train_steps:
             left = elapsed / (step - self.first_step) * (self.train_steps - step)
-            self._show(
+            self.show(
                 f"{self.name}  step {step}/{self.train_steps}  loss {loss:.4f}  "
                 f"{rate:,.0f} tokens/s  {_clock(left)} left"
             )
         return rate
-
-    def close(self) -> None:
-        """Ends the line on a terminal."""
-        if self._terminal:
-            self._stream.write("\n")
-            self._stream.flush()
-
-    def _show(self, line: str) -> None:
-        self._stream.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
-        self._stream.flush()
 
 
 def _clock(seconds: float) -> str:

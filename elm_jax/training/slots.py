@@ -1,20 +1,18 @@
 """One expert of a stack: what it is made of, where it stands, what it writes of itself."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
-import jax
+import numpy as np
 
+from elm_jax import hosts
 from elm_jax.errors import InputError, describe
 from elm_jax.training.early_end import EarlyEnd, Patience
 from elm_jax.training.loop import Stream
-from elm_jax.training.metrics import MetricsLog
+from elm_jax.training.metrics import MetricsLog, StatusLine
 from elm_jax.types import Batch, Params
-
-_PLAIN_SECONDS, _TERMINAL_SECONDS = 15.0, 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +72,18 @@ class Slot:
         opened: its data.
         index: number of its slot.
         logging: how often it writes rows, whether TensorBoard's as well, when it may end early.
+        rows: of its batches that this process needs, as `rows_of_slots` gives them.
         step: finished updates.
         note: of the checkpoint that it goes on from.
     """
 
-    def __init__(self, run: StackedRun, opened: Opened, index: int, logging: _Logging, step: int = 0,
-                 note: Mapping[str, Any] | None = None) -> None:
-        self.run, self.index, self.step = run, index, step
+    def __init__(self, run: StackedRun, opened: Opened, index: int, logging: _Logging, rows: np.ndarray,
+                 step: int = 0, note: Mapping[str, Any] | None = None) -> None:
+        self.run, self.index, self.step, self._rows = run, index, step, rows
         self.stream, self.train_steps, self.validation = opened.stream, opened.train_steps, opened.validation
         self.patience = Patience(**note["patience"]) if note and "patience" in note else Patience()
         self._log_every, self._rule = logging.log_every, logging.early_end
-        chief = jax.process_index() == 0
+        chief = hosts.is_first()
         self._log = (MetricsLog(run.run_dir, step, logging.tensorboard)
                      if run.run_dir is not None and chief else None)
         self.rows: list[dict[str, float]] = list(self._log.rows) if self._log else []
@@ -92,15 +91,18 @@ class Slot:
         self._next: Batch | None = None
         self._start, self._tokens = time.monotonic(), 0.0
 
-    def batch(self) -> Batch:
-        """The batch of the next step."""
+    def batch(self) -> Batch | None:
+        """This process's rows of the next step's batch; None if it needs none of them."""
         batch, self._next = self._next, None
-        return self.stream.batch(self.step) if batch is None else batch
+        return self._make() if batch is None else batch
 
     def prefetch(self) -> None:
         """Makes the next batch, while the devices work."""
         if self.step < self.train_steps:
-            self._next = self.stream.batch(self.step)
+            self._next = self._make()
+
+    def _make(self) -> Batch | None:
+        return self.stream.batch(self.step, self._rows) if len(self._rows) else None
 
     def take(self, step: int, row: dict[str, float]) -> None:
         """Takes one step's metrics, finite ones."""
@@ -146,39 +148,26 @@ class Slot:
             self._log.close()
 
 
-class StackProgress:
-    """One line on standard error: who is where, mean loss, tokens a second of all experts together.
+class StackProgress(StatusLine):
+    """The line of a stack: who is where, mean loss, tokens a second of all experts together.
 
     Args:
         name: what is being trained.
-        total: experts of the table that were not done when the session began.
         stream: defaults to standard error.
     """
 
-    def __init__(self, name: str, total: int, stream: TextIO | None = None) -> None:
-        self.name, self.total = name, total
-        self._stream = sys.stderr if stream is None else stream
-        self._terminal = self._stream.isatty()
-        self._start = self._last = time.monotonic()
-        self._tokens = 0.0
+    def __init__(self, name: str, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self.name, self._tokens = name, 0.0
 
     def update(self, tick: int, slots: Sequence[Slot], waiting: int, ended: int, failed: int) -> None:
         """Counts one step of the stack, and shows it if the last line is old enough."""
         rows = [slot.last for slot in slots if slot.last]
         self._tokens += sum(row["tokens"] for row in rows)
-        now = time.monotonic()
-        if not rows or now - self._last < (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS):
+        elapsed, due = self.tick()
+        if not rows or not due:
             return
-        self._last = now
         loss = sum(row["loss"] for row in rows) / len(rows)
-        line = (f"{self.name}  step {tick}  {len(slots)} experts under way, {waiting} waiting, {ended} done"
-                f"{f', {failed} failed' if failed else ''}  mean loss {loss:.4f}  "
-                f"{self._tokens / max(now - self._start, 1e-9):,.0f} tokens/s")
-        self._stream.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """Ends the line on a terminal."""
-        if self._terminal:
-            self._stream.write("\n")
-            self._stream.flush()
+        self.show(f"{self.name}  step {tick}  {len(slots)} experts under way, {waiting} waiting, {ended} done"
+                  f"{f', {failed} failed' if failed else ''}  mean loss {loss:.4f}  "
+                  f"{self._tokens / elapsed:,.0f} tokens/s")

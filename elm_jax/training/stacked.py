@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from elm_jax import sharding
+from elm_jax import hosts, sharding
 from elm_jax.errors import InputError, describe
 from elm_jax.training import state as states
 from elm_jax.training.state import TrainState
@@ -80,8 +80,7 @@ def rules_of_one(rules: sharding.Rules) -> sharding.Rules:
 
 def _without_experts(target: sharding.MeshAxes) -> sharding.MeshAxes:
     """Mesh axes of a rule less the one that the stack's own axis takes."""
-    names = (target,) if isinstance(target, str) else target or ()
-    rest = tuple(name for name in names if name != AXIS)
+    rest = tuple(name for name in sharding.axes_in(target) if name != AXIS)
     return rest if len(rest) > 1 else rest[0] if rest else None
 
 
@@ -137,13 +136,34 @@ def abstract_stack(spec: StackSpec) -> TrainState:
     )
 
 
-def put_stacked(batches: Sequence[Batch], spec: StackSpec) -> Batch:
-    """E numpy batches of one shape -> arrays [E, B, ...] on the mesh, E over 'experts', B over 'data'."""
+def rows_of_slots(spec: StackSpec, batch_size: int) -> list[np.ndarray]:
+    """Rows of each slot's batch that this process's devices hold, rising, i64[n] each; of some slots none."""
     target = with_experts(sharding.batch_sharding(spec.step.mesh))
-    return {
-        name: jax.device_put(np.stack([batch[name] for batch in batches]), target)
-        for name in batches[0]
-    }
+    held: list[set[int]] = [set() for _ in range(spec.size)]
+    for slots, rows in target.addressable_devices_indices_map((spec.size, batch_size)).values():
+        for slot in range(spec.size)[slots]:
+            held[slot].update(range(batch_size)[rows])
+    return [np.array(sorted(rows), np.int64) for rows in held]
+
+
+def put_stacked(batches: Sequence[Batch | None], spec: StackSpec,
+                rows: Sequence[np.ndarray] | None = None) -> Batch:
+    """E numpy batches of one shape -> arrays [E, B, ...] on the mesh, E over 'experts', B over 'data'.
+
+    Args:
+        batches: of every slot; None for a slot whose batch is nothing but padding.
+        spec: gives mesh and shapes.
+        rows: the rows of the global batch that each of them holds, as `rows_of_slots` gives them; None for
+            whole batches.
+    """
+    target, found = with_experts(sharding.batch_sharding(spec.step.mesh)), {}
+    for name, shape, kind in spec.step.batch:
+        stack = np.zeros((spec.size, *shape), kind)
+        for slot, batch in enumerate(batches):
+            if batch is not None:
+                stack[slot, slice(None) if rows is None else rows[slot]] = batch[name]
+        found[name] = hosts.put(stack, target)
+    return found
 
 
 class StackPrograms(NamedTuple):
@@ -205,8 +225,8 @@ def empty_stack(spec: StackSpec) -> TrainState:
     """A state of zeros on the mesh, for experts to enter."""
     like = abstract_stack(spec)
     # Buffers of its own: the programs donate them.
-    return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding,
-                                                    may_alias=False), like)
+    return jax.tree.map(lambda leaf: hosts.put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding, own=True),
+                        like)
 
 
 def overlay_like(spec: StackSpec) -> Params:

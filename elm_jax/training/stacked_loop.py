@@ -15,11 +15,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import preemption, sharding, trees
+from elm_jax import hosts, preemption, sharding, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
 from elm_jax.sharding import Rules
@@ -77,7 +76,7 @@ class Ended:
 
     Attributes:
         run: which expert.
-        overlay: its weights, numpy.
+        overlay: its weights, numpy; those that lie on several processes are still there.
         step: finished updates of these weights.
         metrics: the row of that step.
         rows: all its rows of metrics.
@@ -126,7 +125,8 @@ def fit_stack(
         runs: the experts that are not done yet, in the order in which they enter.
         config: slots, folder, lengths.
         mesh: axes ('data', 'experts', 'model').
-        on_end: saves an expert; called in a thread, one at a time, and done before the next checkpoint.
+        on_end: saves an expert; called in a thread, one at a time, and done before the next checkpoint. Of
+            several processes all call it, between two steps.
         on_fail: told which expert failed, and how.
         loss: smoothing and z-loss; plain cross-entropy by default.
         on_start: called once all is checked, before anything is written.
@@ -145,6 +145,7 @@ def fit_stack(
                           on_fail, stack)
         if on_start is not None:
             on_start()
+        hosts.barrier()  # all have compiled: at the first step Gloo waits 30 s for the slowest, and gives up
         loop.go(should_stop)
         return StackResult(loop.ended, loop.failed, loop.stopped, loop.tick, stacked.num_programs())
 
@@ -166,7 +167,7 @@ class _StackLoop:
         first = runs[0].open()
         trained = trees.flatten(first.overlay)
         frozen, _ = trees.split(base, lambda path: path not in trained)
-        _check_params(network, frozen, first.overlay)
+        states.check_params(network, frozen, first.overlay)
         rules = stacked.rules_of_one(rules)
         self.frozen = states.frozen_leaves(network, frozen, mesh, rules, config.base_dtype)
         one = make_spec(network, optimizer, loss, self.frozen, first.overlay, first.stream.batch(0), mesh,
@@ -175,7 +176,7 @@ class _StackLoop:
         self.programs = stacked.compile_stack(self.spec)
         self.loss_fn = compile_loss(self.spec.step) if config.early_end else None
         self._opened = {runs[0].id: first}
-        self._idle = {name: np.zeros_like(array) for name, array in first.stream.batch(0).items()}
+        self._rows = stacked.rows_of_slots(self.spec, first.stream.batch_size)
         self._waiting: tuple[list[Slot | None], list[int], Mapping[str, Array]] | None = None
         self._slots_on_mesh: stacked.Slots | None = None
         # One thread that saves experts while the next steps run.
@@ -191,8 +192,8 @@ class _StackLoop:
                 "num_microbatches": config.num_microbatches}
             self.saver = stack.enter_context(Checkpoints(config.run_dir, facts, config.keep))
             self._restore(self.saver)
-        self.progress = (StackProgress(config.name, len(runs))
-                         if config.name is not None and jax.process_index() == 0 else None)
+        self.progress = (StackProgress(config.name)
+                         if config.name is not None and hosts.is_first() else None)
         stack.callback(self._close)
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ class _StackLoop:
                 run = self.queue.popleft()
                 opened = self._open(run)
                 self.state = self.programs.enter(self.state, self._place(opened.overlay), np.int32(index))
-                slot = self.slots[index] = Slot(run, opened, index, self.config)
+                slot = self.slots[index] = Slot(run, opened, index, self.config, self._rows[index])
                 self._slots_on_mesh = None
                 _LOG.info("%s enters slot %d at step %d of %d", run.id, index, slot.step, slot.train_steps)
 
@@ -242,13 +243,13 @@ class _StackLoop:
     def _place(self, overlay: Params) -> Params:
         one = self.spec.step
         like = states.shardings_of_params(one.network, overlay, self.mesh, one.rules)
-        return sharding.put_tree(jax.tree.map(np.asarray, overlay), like)
+        return sharding.put_tree(overlay, like)
 
     def _advance(self) -> None:
         """Dispatches one step of the stack, makes the next batches, reads the step before."""
-        batches = [self._idle if slot is None else slot.batch() for slot in self.slots]
+        batches = [None if slot is None else slot.batch() for slot in self.slots]
         self.state, metrics = self.programs.step(
-            self.frozen, self.state, stacked.put_stacked(batches, self.spec), self._settings())
+            self.frozen, self.state, stacked.put_stacked(batches, self.spec, self._rows), self._settings())
         self.tick += 1
         for slot in filter(None, self.slots):
             slot.step += 1
@@ -267,7 +268,7 @@ class _StackLoop:
                 learning_rate=np.array([slot.run.learning_rate if slot else 0 for slot in slots],
                                        np.float32),
                 active=np.array([slot is not None for slot in slots]))
-            self._slots_on_mesh = jax.tree.map(lambda column: jax.device_put(column, target), columns)
+            self._slots_on_mesh = jax.tree.map(lambda column: hosts.put(column, target), columns)
         return self._slots_on_mesh
 
     def _read(self) -> None:
@@ -317,12 +318,15 @@ class _StackLoop:
         if not ends:
             return
         source = self.state.overlay if self.best is None else self.best
-        overlay = jax.device_get(self.programs.overlay_of(source, index))
+        overlay = hosts.to_host(self.programs.overlay_of(source, index))
         self._leave(slot)
         step = slot.step if rule is None else slot.patience.best_step
         ended = Ended(slot.run, overlay, step, slot.row_of(step), slot.rows, slot.step)
-        self._wait_for_saves(most=1)
-        self._saving.append(self._saves.submit(self.on_end, ended))
+        if hosts.count() > 1:  # all write it, at the same place among what they do together
+            self.on_end(ended)
+        else:
+            self._wait_for_saves(most=1)
+            self._saving.append(self._saves.submit(self.on_end, ended))
         self.ended.append(slot.run.id)
         _LOG.info("%s ends at step %d of %d%s", slot.run.id, slot.step, slot.train_steps,
                   "" if rule is None else f", with the weights of step {step}")
@@ -359,7 +363,7 @@ class _StackLoop:
 
     def _whole(self, state: Any, best: Any) -> TrainState:
         """The stack as one state for `Checkpoints`: its step is the tick."""
-        tick = jax.device_put(jnp.int32(self.tick), sharding.replicated(self.mesh))
+        tick = hosts.put(np.int32(self.tick), sharding.replicated(self.mesh))
         extra = {} if best is None else {"best": best}
         return TrainState(step=tick, overlay=state.overlay,
                           opt_state={"steps": state.step, "optimizer": state.opt_state, **extra})
@@ -402,9 +406,9 @@ class _StackLoop:
             self.state = _moved(state, self.state, moves)
             if self.best is not None:
                 self.best = _moved(found.opt_state["best"], self.best, moves)
-        steps = np.asarray(jax.device_get(self.state.step))
+        steps = sharding.read_whole(self.state.step, self.mesh)
         for place, (_, run, entry) in zip(places, standing, strict=True):
-            slot = Slot(run, self._open(run), place, self.config, step=int(steps[place]), note=entry)
+            slot = Slot(run, self._open(run), place, self.config, self._rows[place], int(steps[place]), entry)
             self.slots[place] = slot
             _LOG.info("%s goes on in slot %d at step %d of %d", run.id, place, slot.step, slot.train_steps)
         self.queue = deque(run for run in self.queue if run not in [one for _, one, _ in standing])
@@ -429,19 +433,11 @@ class _StackLoop:
 
 
 def _moved(source: Any, target: Any, moves: list[tuple[int, int]]) -> Any:
-    """`target` with the slots of `source` copied into it: pairs of (old, new)."""
+    """A stack of the width of `target`, empty but for slots of `source`: pairs of (old, new)."""
     def move(old: Array, new: Array) -> Array:
-        host, values = np.array(jax.device_get(new)), np.asarray(jax.device_get(old))
+        host, values = np.zeros(new.shape, new.dtype), np.asarray(old)
         for start, end in moves:
             host[end] = values[start]
-        return jax.device_put(host, new.sharding, may_alias=False)
+        return hosts.put(host, new.sharding, own=True)
 
     return jax.tree.map(move, source, target)
-
-
-def _check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
-    difference = trees.first_difference(trees.merge(frozen, overlay), network.abstract_params())
-    if difference:
-        raise InputError(
-            describe("Base and overlay are not the network's parameters", where=difference,
-                     cure="give a base and an overlay that were made for this network config"))

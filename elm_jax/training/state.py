@@ -50,6 +50,16 @@ def abstract(tree: Params) -> Params:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
+def check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
+    """Raises InputError if frozen leaves and overlay together are not the network's parameters."""
+    difference = trees.first_difference(trees.merge(frozen, overlay), network.abstract_params())
+    if difference:
+        raise InputError(
+            describe("Base and overlay are not the network's parameters", where=difference,
+                     cure="give a base and an overlay that were made for this network config")
+        )
+
+
 def shardings_of_params(
     network: T5Network, params: Params, mesh: Mesh, rules: Rules = sharding.DEFAULT_RULES
 ) -> Params:

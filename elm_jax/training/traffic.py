@@ -94,19 +94,15 @@ def _dtype(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct) -> np.dtyp
     return np.dtype(leaf.dtype) if path.endswith("/embedding") else np.dtype(np.float32)
 
 
-def _split(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else tuple(entry or ())
-
-
 def _batch_axes(shape: StepShape) -> set[str]:
-    return set(_split(dict(shape.rules)["batch"]))
+    return set(sharding.axes_in(dict(shape.rules)["batch"]))
 
 
 def _local(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
            ) -> tuple[float, int]:
     """(bytes of a leaf on a chip once it is whole over the batch's axes, chips it was split over there)."""
     spec = sharding.leaf_spec(network.axes_of(path), leaf.shape, shape.mesh, shape.rules)
-    axes = [axis for entry in spec for axis in _split(entry)]
+    axes = [axis for entry in spec for axis in sharding.axes_in(entry)]
     batch = _batch_axes(shape)
     group = math.prod(shape.mesh.shape[axis] for axis in axes if axis in batch)
     others = math.prod(shape.mesh.shape[axis] for axis in axes if axis not in batch)
@@ -194,7 +190,7 @@ def _parts(logical: str, size: int, shape: StepShape) -> int:
     """Over how many chips an activation's dimension is split, the batch's axes left out."""
     spec: PartitionSpec = sharding.leaf_spec(
         Axes((logical,)), (size,), shape.mesh, shape.rules, unused=_batch_axes(shape))
-    return math.prod(shape.mesh.shape[axis] for axis in _split(spec[0]))
+    return math.prod(shape.mesh.shape[axis] for axis in sharding.axes_in(spec[0]))
 
 
 def flops_of(function: jax.extend.core.ClosedJaxpr) -> float:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from elm_jax import hosts, preemption, sharding, storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked
-from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.models.t5 import T5Network
@@ -148,13 +148,17 @@ def evaluate_models(
                 network, params, data.split(task, split, max_rows), settings=settings,
                 vocabulary=base.vocabulary, mesh=mesh, expert=model.id, base=base.fingerprint,
                 max_rows=max_rows)
-            rows = [{**row, "model": model.fingerprint} for row in result.rows]
-            store.append(dataclasses.replace(result, rows=rows))
+            _keep(store, model, result)
             if preemption.reached_sync_point():  # one process is ended by SIGTERM itself
                 raise preemption.Stopped
         del params  # one model at a time on the devices
         logger.info("evaluated %s (%d of %d) on %d tasks in %.1f s", model.id, number, len(models),
                     len(pending), time.monotonic() - start)
+
+
+def _keep(store: ResultsStore, model: Model, result: TaskResult) -> None:
+    rows = [{**row, "model": model.fingerprint} for row in result.rows]
+    store.append(dataclasses.replace(result, rows=rows))
 
 
 def _groups(models: Sequence[Model], pending_of: Callable[[Model], list[str]], most: int
@@ -195,8 +199,7 @@ def _evaluate_group(
             vocabulary=base.vocabulary, mesh=mesh, experts=[model.id for model in models],
             base=base.fingerprint, max_rows=max_rows)
         for model, result in zip(models, results, strict=True):
-            rows = [{**row, "model": model.fingerprint} for row in result.rows]
-            store.append(dataclasses.replace(result, rows=rows))
+            _keep(store, model, result)
     logger.info("evaluated %d experts together on %d tasks in %.1f s", len(models), len(tasks),
                 time.monotonic() - start)
 

@@ -9,7 +9,6 @@ checkpoints of an earlier worker if there are any, and looks for the next.
 import csv
 import dataclasses
 import io
-import json
 import logging
 import os
 import time
@@ -21,6 +20,7 @@ import jax
 from jax.sharding import Mesh
 
 from elm_jax import hosts, preemption, sharding, storage
+from elm_jax.data import sources
 from elm_jax.errors import LOST_PROCESS, ElmError, InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.models.t5_config import T5Config
@@ -94,13 +94,11 @@ def read_table(path: storage.PathLike) -> list[dict[str, Any]]:
     Raises:
         InputError: no rows, a row without a task, an id that is no file name or stands twice.
     """
-    text = storage.read_text(path)
     if str(path).endswith(".csv"):
         rows = [{name: _cell(value) for name, value in row.items() if name and value not in (None, "")}
-                for row in csv.DictReader(io.StringIO(text))]
+                for row in csv.DictReader(io.StringIO(storage.read_text(path)))]
     else:
-        rows = [_json_row(path, number, line) for number, line in enumerate(text.splitlines(), start=1)
-                if line.strip()]
+        rows = list(sources.read_lines(path))
     if not rows:
         raise InputError(describe("The table of experts has no rows", where=path))
     ids: dict[str, int] = {}
@@ -115,18 +113,6 @@ def read_table(path: storage.PathLike) -> list[dict[str, Any]]:
                 "Two rows of the table have one expert_id", where=where, got=row["expert_id"],
                 expected=f"another one than row {ids[row['expert_id']]}"))
     return rows
-
-
-def _json_row(path: storage.PathLike, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(describe("A line of the table is not JSON", where=f"{path}, line {number}",
-                                  got=line[:80])) from error
-    if not isinstance(row, dict):
-        raise InputError(describe("A line of the table is no JSON object", where=f"{path}, line {number}",
-                                  got=line[:80]))
-    return row
 
 
 def _cell(text: str) -> Any:

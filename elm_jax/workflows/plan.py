@@ -221,8 +221,7 @@ def _workers(spec: steps.StepSpec) -> int:
     """Chips among which the products are divided: an axis that splits nothing repeats the work."""
     used = {"data"}
     for name in ("heads", "joined_kv", "mlp", "vocab", "length"):
-        target = dict(spec.rules)[name]
-        used.update((target,) if isinstance(target, str) else target or ())
+        used.update(sharding.axes_in(dict(spec.rules)[name]))
     return math.prod(spec.mesh.shape[axis] for axis in used)
 
 

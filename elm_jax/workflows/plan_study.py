@@ -14,7 +14,8 @@ from elm_jax.training import state as states
 from elm_jax.training import traffic
 from elm_jax.workflows.chips import Topology
 from elm_jax.workflows.plan import StepPlan, most_steps, plan_run, split_leaves
-from elm_jax.workflows.study_config import StageSettings, StudyConfig
+from elm_jax.workflows.study import expert_config
+from elm_jax.workflows.study_config import StudyConfig
 from elm_jax.workflows.train import TrainConfig
 
 SCORING_SHARE = 0.4
@@ -93,7 +94,7 @@ def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
     }
     plans, stages, disk = [], [], {"base": 4.0 * trees.count(T5Network(config.network).abstract_params())}
     for kind, (name, count, num_datasets) in runs.items():
-        run = _run(config, kind, getattr(config, kind))
+        run = expert_config(config, kind, "(plan)", "(plan)", getattr(config, kind))
         # The baseline trains as dataset experts do, on more: one program is enough.
         known = plans[-1] if kind == "multitask" and config.multitask == config.dataset else None
         plan = known or plan_run(run, config.network, topology, name)
@@ -106,13 +107,6 @@ def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
     disk["merged experts"] = 4.0 * (plans[0].trained * len(config.unseen_tasks) + plans[1].trained)
     stages.append(_scoring(config, topology))
     return StudyPlan(plans, stages, disk)
-
-
-def _run(config: StudyConfig, kind: str, settings: StageSettings) -> TrainConfig:
-    return TrainConfig(
-        model_dir="(plan)", task="(plan)", initial_checkpoint_path="(plan)", kind=kind,
-        **settings.for_training(), adapter_bottleneck=config.adapter_bottleneck,
-        mesh_data=config.mesh_data, mesh_model=config.mesh_model)
 
 
 def _state_bytes(config: StudyConfig, run: TrainConfig) -> float:

@@ -8,11 +8,11 @@ separated by commas), ``expert_id``, ``learning_rate``, ``train_steps``, ``epoch
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from elm_jax import storage
+from elm_jax.data import sources
 from elm_jax.errors import InputError, describe, unknown_name
 
 
@@ -55,33 +55,17 @@ def rows_of_table(path: storage.PathLike) -> list[Row]:
         InputError: the file is not there or not a table, a column is unknown, a value is of the wrong
             kind, a row names no task. File and line are named.
     """
-    text, name = storage.read_text(path), str(path)
+    name = str(path)
     if name.endswith(".csv"):
-        rows = _read_csv(text, name)
+        rows = _read_csv(storage.read_text(path), name)
     elif name.endswith(".jsonl"):
-        rows = _read_jsonl(text, name)
+        rows = [_row(value, f"{name}, line {number}", _typed)
+                for number, value in enumerate(sources.read_lines(path), start=1)]
     else:
         raise InputError(describe("A table of experts is .jsonl or .csv", where=name))
     if not rows:
         raise InputError(describe("The table of experts is empty", where=name))
     return rows
-
-
-def _read_jsonl(text: str, name: str) -> list[Row]:
-    found = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(describe("A row of the table is no JSON", where=f"{name}, line {number}",
-                                      got=str(error))) from error
-        if not isinstance(value, dict):
-            raise InputError(describe("A row of the table is no object", where=f"{name}, line {number}",
-                                      got=line[:100]))
-        found.append(_row(value, f"{name}, line {number}", _typed))
-    return found
 
 
 def _read_csv(text: str, name: str) -> list[Row]:

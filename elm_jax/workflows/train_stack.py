@@ -12,7 +12,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax import sharding, storage
+from elm_jax import hosts, sharding, storage
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
@@ -152,12 +152,11 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
     """
     _check_ids(configs, base)
     done, failed, waiting = {}, {}, []
-    for config in configs:
-        finished = storage.as_path(config.model_dir) / "expert"
-        if storage.is_committed(finished):
-            check_same_run(read_card(finished)[1], config, base)
-            done[id_of(config)] = str(finished)
-        elif (message := _earlier_failure(config, base)) is not None:
+    earlier = hosts.by_first(lambda: [_earlier_end(config, base) for config in configs])
+    for config, (is_done, message) in zip(configs, earlier, strict=True):
+        if is_done:
+            done[id_of(config)] = ""
+        elif message is not None:
             failed[id_of(config)] = message
         else:
             tasks_of(config, data)  # an unknown name is told now, not when its turn comes
@@ -169,7 +168,8 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
         done |= dict.fromkeys(result.ended, "")
         failed |= result.failed
         if not result.stopped:
-            storage.remove(storage.as_path(folder) / STACK_FOLDER)  # nobody is under way any more
+            hosts.barrier()  # nobody writes there any more
+            storage.remove(storage.as_path(folder) / STACK_FOLDER)
     order = [(id_of(config), str(storage.as_path(config.model_dir) / "expert")) for config in configs]
     return StackOutcome({name: path for name, path in order if name in done}, failed, result.stopped)
 
@@ -229,6 +229,19 @@ def _mark_failed(config: TrainConfig, base: Base, message: str) -> None:
     storage.write_json(storage.as_path(config.model_dir) / FAILED_FILE, {
         "schema_version": _SCHEMA_VERSION, "config_digest": config.digest(), "base": base.fingerprint,
         "message": message})
+
+
+def _earlier_end(config: TrainConfig, base: Base) -> tuple[bool, str | None]:
+    """Whether an earlier session finished this expert, and how it failed if it did.
+
+    Raises:
+        InputError: the expert that is there is of another config.
+    """
+    finished = storage.as_path(config.model_dir) / "expert"
+    if not storage.is_committed(finished):
+        return False, _earlier_failure(config, base)
+    check_same_run(read_card(finished)[1], config, base)
+    return True, None
 
 
 def _earlier_failure(config: TrainConfig, base: Base) -> str | None:

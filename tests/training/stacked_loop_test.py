@@ -75,12 +75,12 @@ class Stopping:
     """A stream that raises at a step: the process dies there, as far as the files can tell."""
 
     def __init__(self, inner, at: int) -> None:
-        self._inner, self._at = inner, at
+        self._inner, self._at, self.batch_size = inner, at, inner.batch_size
 
-    def batch(self, step: int) -> dict:
+    def batch(self, step: int, rows=None) -> dict:
         if step == self._at:
             raise KeyboardInterrupt
-        return self._inner.batch(step)
+        return self._inner.batch(step, rows)
 
     def facts(self) -> dict:
         return self._inner.facts()
@@ -134,10 +134,10 @@ class Poisoned:
     """A stream whose batch `bad` makes the loss infinite."""
 
     def __init__(self, inner, bad: int) -> None:
-        self._inner, self._bad = inner, bad
+        self._inner, self._bad, self.batch_size = inner, bad, inner.batch_size
 
-    def batch(self, step: int) -> dict:
-        batch = dict(self._inner.batch(step))
+    def batch(self, step: int, rows=None) -> dict:
+        batch = dict(self._inner.batch(step, rows))
         if step == self._bad:
             batch["decoder_loss_weights"] = np.full_like(batch["decoder_loss_weights"], np.inf)
         return batch

@@ -222,7 +222,7 @@ def test_tables_of_both_kinds_say_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("", "no rows"), ('{"expert_id": "a"}', "no task"), ("[1]", "no JSON object"), ("{", "not JSON"),
+    ("", "is empty"), ('{"expert_id": "a"}', "no task"), ("[1]", "not a JSON object"), ("{", "half written"),
     ('{"task": "a"}\n{"task": "a"}', "one expert_id"), ('{"task": "a", "expert_id": "../a"}', "expert_id")])
 def test_a_wrong_table_names_the_row(tmp_path, text, words):
     (tmp_path / "t.jsonl").write_text(text)
