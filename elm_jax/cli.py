@@ -296,7 +296,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--task", action="append", required=True, metavar="NAME",
                           help="task or mixture; may be given again")
     evaluate.add_argument("--output", required=True, metavar="FILE", help="results.jsonl")
-    evaluate.add_argument("--split", default="validation")
+    evaluate.add_argument("--split", help="of every task (default: validation, or the only one a task has)")
     evaluate.add_argument("--max_rows", type=int, metavar="N",
                           help="a seeded random subset of at most N rows a task (default: all rows)")
     evaluate.add_argument("--source_length", type=int, default=512)

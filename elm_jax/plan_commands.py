@@ -112,6 +112,7 @@ def rows_of(one: StepPlan) -> list[tuple[str, str, str]]:
     low, high = one.step_seconds
     rows += [
         ("sent / needed", f"{one.ratio:.2f}", f"{one.sent / GIGA:.3f} / {one.must_send / GIGA:.3f} GB"),
+        *_cut_row(one),
         ("step's bounds", ", ".join(f"{name} {1e3 * s:.1f}" for name, s in one.seconds.items()), "ms"),
         ("step", f"{1e3 * low:.0f} to {1e3 * high:.0f} ms", "all overlaps to nothing overlaps, at peak"),
     ]
@@ -121,3 +122,11 @@ def rows_of(one: StepPlan) -> list[tuple[str, str, str]]:
                      f"at most {one.steps:,} steps on {one.num_chips} chips"))
     rows.append(("compiling", f"{one.compile_seconds:.0f} s", f"for {one.compiled_for}"))
     return rows
+
+
+def _cut_row(one: StepPlan) -> list[tuple[str, str, str]]:
+    """What a slice whose compiler has no reduce-scatter sends too much."""
+    if not one.cut_all_reduce:
+        return []
+    return [("with reduce-scatter", f"{one.asked_ratio:.2f}",
+             f"{one.cut_all_reduce / GIGA:.3f} GB of all-reduce stand for half of that here")]

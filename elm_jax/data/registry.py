@@ -84,6 +84,11 @@ class PromptedTask:
         return templates.find_template(
             self.dataset, self.config, self.template, [folder for folder in folders if folder])
 
+    @property
+    def evaluation_split(self) -> str:
+        """The split that the task is scored on: ``validation``, or the last of those that it has."""
+        return "validation" if "validation" in self.splits else self.splits[-1]
+
     def check_split(self, split: str) -> None:
         """Raises InputError if the task has no such split."""
         if split not in self.splits:

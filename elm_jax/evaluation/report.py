@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from elm_jax.evaluation.page import HTML, MARKDOWN
-from elm_jax.evaluation.study_table import chosen_on_the_test
+from elm_jax.evaluation.study_table import chosen_on_the_test, target_tasks
 
 SELECTED = "chosen on these very scores"
 CONSTANT, BY_POSITION = "†", "‡"
@@ -211,7 +211,7 @@ def render(facts: Mapping[str, Any], table: Mapping[str, Any], ranks: Mapping[st
                       "rows": [[task, facts["decisions"][task]["ranking"][0]["expert"],
                                 f"{facts['decisions'][task]['ranking'][0]['votes']} of "
                                 f"{facts['decisions'][task]['num_queries']}", ranks[task]]
-                               for task in (*facts["unseen_tasks"], *facts["generative_tasks"])]},
+                               for task in target_tasks(facts)]},
         "stages": {"columns": ["stage", "seconds"],
                    "rows": [*([name, f"{value:.0f}"] for name, value in seconds.items()),
                             ["all", f"{sum(seconds.values()):.0f}"]]},

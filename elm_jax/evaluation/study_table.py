@@ -257,10 +257,16 @@ def chance_of(row: Row) -> float:
     return float(np.mean([np.mean(values) for values in by_dataset.values()])) if by_dataset else math.nan
 
 
+def target_tasks(facts: Mapping[str, Any]) -> list[str]:
+    """Every task of a dataset that no expert saw."""
+    bigbench = facts.get("bigbench_tasks", ())  # old studies have none
+    return [*facts["unseen_tasks"], *facts["generative_tasks"], *bigbench]
+
+
 def rows_of_study(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Row]:
     """All rows of the table, in the order in which they are shown."""
     experts = [expert["id"] for expert in facts["experts"]]
-    tasks = [*facts["seen_tasks"], *facts["unseen_tasks"], *facts["generative_tasks"]]
+    tasks = [*facts["seen_tasks"], *target_tasks(facts)]
     unseen = [task for task in facts["unseen_tasks"]
               if cell_of(matrix, experts[0], task).metric == "accuracy"]
     if not unseen:
@@ -351,11 +357,12 @@ def cut_inputs(matrix: Matrix) -> list[dict[str, Any]]:
 
 
 def column_groups(facts: Mapping[str, Any], row: Row) -> dict[str, tuple[list[str], str]]:
-    """Column -> (tasks, metric): seen mean, each unseen data set, unseen mean, ROUGE-L."""
+    """Column -> (tasks, metric): seen mean, each unseen data set, unseen mean, BIG-bench, ROUGE-L."""
     groups: dict[str, tuple[list[str], str]] = {"seen mean": (list(facts["seen_tasks"]), "accuracy")}
     for task in facts["unseen_tasks"]:
         groups.setdefault(row[task].dataset, ([], "accuracy"))[0].append(task)
     groups["unseen mean"] = (list(facts["unseen_tasks"]), "accuracy")
+    groups["BIG-bench mean"] = (list(facts.get("bigbench_tasks", ())), "accuracy")
     groups["seen ROUGE-L"] = (list(facts["seen_tasks"]), "rouge_l")
     groups["ROUGE-L"] = (list(facts["generative_tasks"]), "rouge_l")
     return {name: group for name, group in groups.items() if select(row, *group)}

@@ -95,9 +95,8 @@ def check_ids(models: Iterable[Model], store: ResultsStore) -> None:
 
 def evaluate_models(
     models: Iterable[Model], tasks_of: Callable[[str], Sequence[str]], data: TaskData, base: Base,
-    store: ResultsStore, settings: EvaluationSettings, *, mesh: Mesh, split: str = "validation",
-    max_rows: int | None = None,
-    replace: bool = False, stack_experts: int = 1,
+    store: ResultsStore, settings: EvaluationSettings, *, mesh: Mesh, split: str | None = None,
+    max_rows: int | None = None, replace: bool = False, stack_experts: int = 1,
 ) -> None:
     """Scores every model on its tasks; what the store holds already is skipped.
 
@@ -111,7 +110,7 @@ def evaluate_models(
         store: results and predictions on disk.
         settings: lengths, budgets.
         mesh: parameters are split over 'model', instances over 'data'.
-        split: of every task.
+        split: of every task; None for each task's own: validation, or the only one.
         max_rows: a seeded random subset of at most so many rows a task.
         replace: whether a model takes the place of another of its id in the store, as one that was
             trained again does.
@@ -126,15 +125,18 @@ def evaluate_models(
     if not replace:
         hosts.by_first(lambda: check_ids(models, store))
 
+    def split_of(task: str) -> str:
+        return split or data.evaluation_split(task)
+
     def pending_of(model: Model) -> list[str]:
         return hosts.by_first(lambda: [
             task for task in tasks_of(model.id)
-            if not is_done(store, model, task, split, settings.digest(max_rows))])
+            if not is_done(store, model, task, split_of(task), settings.digest(max_rows))])
 
     if stack_experts > 1:
         for group in _groups(models, pending_of, stack_experts):
-            _evaluate_group(group, pending_of(group[0]), data, base, store, settings, mesh=mesh, split=split,
-                            max_rows=max_rows)
+            _evaluate_group(group, pending_of(group[0]), data, base, store, settings, mesh=mesh,
+                            split_of=split_of, max_rows=max_rows)
     for number, model in enumerate(models, start=1):
         pending = pending_of(model)
         if not pending:
@@ -145,7 +147,7 @@ def evaluate_models(
             network.logical_axes(), params, mesh))
         for task in pending:
             result = evaluate_task(
-                network, params, data.split(task, split, max_rows), settings=settings,
+                network, params, data.split(task, split_of(task), max_rows), settings=settings,
                 vocabulary=base.vocabulary, mesh=mesh, expert=model.id, base=base.fingerprint,
                 max_rows=max_rows)
             _keep(store, model, result)
@@ -179,7 +181,7 @@ def _groups(models: Sequence[Model], pending_of: Callable[[Model], list[str]], m
 
 def _evaluate_group(
     models: Sequence[Model], tasks: Sequence[str], data: TaskData, base: Base, store: ResultsStore,
-    settings: EvaluationSettings, *, mesh: Mesh, split: str, max_rows: int | None,
+    settings: EvaluationSettings, *, mesh: Mesh, split_of: Callable[[str], str], max_rows: int | None,
 ) -> None:
     """Scores several experts in one program; those whose overlays do not fit together are left for later."""
     start = time.monotonic()
@@ -195,7 +197,7 @@ def _evaluate_group(
     params = stacked.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
     for task in tasks:
         results = stacked.evaluate_task_stacked(
-            network, params, data.split(task, split, max_rows), settings=settings,
+            network, params, data.split(task, split_of(task), max_rows), settings=settings,
             vocabulary=base.vocabulary, mesh=mesh, experts=[model.id for model in models],
             base=base.fingerprint, max_rows=max_rows)
         for model, result in zip(models, results, strict=True):
@@ -206,7 +208,7 @@ def _evaluate_group(
 
 def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: TaskData | None = None,
              settings: EvaluationSettings | None = None, mesh: Mesh | None = None,
-             split: str = "validation", max_rows: int | None = None) -> list[dict]:
+             split: str | None = None, max_rows: int | None = None) -> list[dict]:
     """Result rows of one expert (None: the base itself) on tasks; nothing is written.
 
     Args:
@@ -216,7 +218,7 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
         data: prepared splits; by default prepared through the default registries.
         settings: lengths, budgets.
         mesh: by default all devices on the data axis.
-        split: of every task.
+        split: of every task; None for each task's own: validation, or the only one.
         max_rows: a seeded random subset of at most so many rows a task.
     """
     data = data or TaskData(base.vocabulary, base.vocabulary_path)
@@ -227,8 +229,8 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
     rows: list[dict] = []
     for task in tasks:
         result = evaluate_task(
-            network, params, data.split(task, split, max_rows), settings=settings,
-            vocabulary=base.vocabulary, mesh=mesh,
+            network, params, data.split(task, split or data.evaluation_split(task), max_rows),
+            settings=settings, vocabulary=base.vocabulary, mesh=mesh,
             expert=BASE_ID if expert is None else expert.card.id, base=base.fingerprint,
             max_rows=max_rows)
         rows.extend(result.rows)

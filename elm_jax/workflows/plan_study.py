@@ -118,7 +118,7 @@ def _state_bytes(config: StudyConfig, run: TrainConfig) -> float:
 
 def _scoring(config: StudyConfig, topology: Topology) -> Stage:
     """Every expert on every task: one pass of the encoder and of the choices a row."""
-    tasks = len(config.prompt_tasks) + len(config.unseen_tasks) + len(config.generative_tasks)
+    tasks = len(config.prompt_tasks) + len(config.target_tasks)
     models = len(config.prompt_tasks) + len(config.datasets) + 3  # base, baseline, merged dataset experts
     network = T5Network(config.network)
     traced = jax.make_jaxpr(network.target_log_probs)(

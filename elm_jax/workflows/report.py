@@ -15,7 +15,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import plots, report
 from elm_jax.evaluation.answers import read_answers
 from elm_jax.evaluation.evaluator import ResultsStore
-from elm_jax.evaluation.study_table import Cell, Matrix, cell_of, study_table
+from elm_jax.evaluation.study_table import Cell, Matrix, cell_of, study_table, target_tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_matrix(store: ResultsStore) -> Matrix:
 def draw(facts: dict[str, Any], matrix: Matrix, table: dict[str, Any]) -> dict[str, bytes]:
     """The report's pictures as PNG, by name."""
     experts = [expert["id"] for expert in facts["experts"]]
-    tasks = [*facts["seen_tasks"], *facts["unseen_tasks"], *facts["generative_tasks"]]
+    tasks = [*facts["seen_tasks"], *target_tasks(facts)]
     values = np.asarray([[cell_of(matrix, expert, task).values.mean() for task in tasks]
                          for expert in experts])
     base = np.asarray([cell_of(matrix, facts["base"], task).values.mean() for task in tasks])
@@ -105,7 +105,7 @@ def draw(facts: dict[str, Any], matrix: Matrix, table: dict[str, Any]) -> dict[s
 def oracle_ranks(facts: dict[str, Any], matrix: Matrix) -> dict[str, str]:
     """For each unseen task, the library's best expert by its own score and its place in the routing."""
     words = {}
-    for task in (*facts["unseen_tasks"], *facts["generative_tasks"]):
+    for task in target_tasks(facts):
         library = facts["library"]
         scores = [cell_of(matrix, expert, task).values.mean() for expert in library]
         best = library[int(np.argmax(scores))]

@@ -119,8 +119,8 @@ class Study:
         for task in self.training_tasks(dataset_tasks):
             self.data.split(task, "train")
             self.data.split(task, "validation", config.max_eval_rows)
-        for task in (*config.unseen_tasks, *config.generative_tasks):
-            self.data.split(task, "validation", config.max_eval_rows)
+        for task in config.target_tasks:
+            self.data.split(task, self.data.evaluation_split(task), config.max_eval_rows)
 
     def training_tasks(self, dataset_tasks: dict[str, list[str]]) -> list[str]:
         """Every task that something is trained on, and the held-out prompts, once."""
@@ -183,6 +183,8 @@ class Study:
                    "queries": config.num_queries, "top_k": config.top_k, "rows": config.max_eval_rows,
                    "seed": config.random_seed, "seen": config.prompt_tasks, "unseen": config.unseen_tasks,
                    "generative": config.generative_tasks, "heldout": config.heldout_prompts}
+        if config.bigbench_tasks:
+            made_of["bigbench"] = config.bigbench_tasks
         if not self.made_of.fits("routing", made_of):
             path.unlink(missing_ok=True)
         routing = study_routing.route_study(config, library, self.data, path)
@@ -218,7 +220,7 @@ class Study:
                  routing: dict[str, Any], dataset_tasks: dict[str, list[str]]) -> ResultsStore:
         """Stage: every expert, the base and the baseline on every task; merged ones on theirs."""
         config = self.config
-        everything = [*config.prompt_tasks, *config.unseen_tasks, *config.generative_tasks]
+        everything = [*config.prompt_tasks, *config.target_tasks]
         tasks_of = {model.id: list(everything) for model in (*experts, multitask)}
         tasks_of[BASE_ID] = list(everything)
         tasks_of[ALL_DATASETS_ID] = list(everything)
@@ -250,7 +252,8 @@ class Study:
             "library": [model.id for model in prompts],
             "base": BASE_ID, "multitask": MULTITASK_ID, "merged_datasets": ALL_DATASETS_ID,
             "seen_tasks": list(config.prompt_tasks), "unseen_tasks": list(config.unseen_tasks),
-            "generative_tasks": list(config.generative_tasks), "dataset_tasks": dataset_tasks,
+            "generative_tasks": list(config.generative_tasks),
+            "bigbench_tasks": list(config.bigbench_tasks), "dataset_tasks": dataset_tasks,
             "decisions": {task: {**decision, "merged": study_routing.merged_id(decision["top_k"])}
                           for task, decision in routing["decisions"].items()},
             "routing_figures": routing["figures"], "stage_seconds": dict(self.clock.seconds),

@@ -24,7 +24,8 @@ def check(config: StudyConfig) -> None:
     for name in config.datasets:
         if name not in registry.mixture_names():
             raise unknown_name("mixture", name, registry.mixture_names(), where="study.datasets")
-    for field in ("prompt_tasks", "heldout_prompts", "unseen_tasks", "generative_tasks"):
+    for field in ("prompt_tasks", "heldout_prompts", "unseen_tasks", "generative_tasks",
+                  "bigbench_tasks"):
         for name in getattr(config, field):
             _check_task(config, field, name)
     if not any(registry.get_task(name).kind == "rank" for name in config.unseen_tasks):
@@ -36,7 +37,7 @@ def _check_task(config: StudyConfig, field: str, name: str) -> None:
     if name not in registry.task_names():
         raise unknown_name("task", name, registry.task_names(), where=f"study.{field}")
     task = registry.get_task(name)
-    task.check_split("validation")
+    task.check_split(task.evaluation_split)
     if field == "prompt_tasks":
         task.check_split("train")
     prepared = storage.as_path(config.workdir) / "prepared" / name

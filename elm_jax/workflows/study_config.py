@@ -79,6 +79,7 @@ class StudyConfig:
         datasets: mixtures, one dataset expert each; the multitask baseline is trained on all of them.
         unseen_tasks: tasks of datasets that no expert saw, for accuracy.
         generative_tasks: tasks of datasets that no expert saw, for ROUGE-L.
+        bigbench_tasks: tasks of BIG-bench, a column of their own.
         heldout_prompts: tasks of training datasets whose prompt no prompt expert saw, for routing.
         max_eval_rows: at most so many validation rows a task.
         eval_source_length: tokens of an input at evaluation.
@@ -130,6 +131,12 @@ class StudyConfig:
     mesh_model: int = 1
     stack_experts: int = 1
     initial_checkpoint_path: str | None = None
+    bigbench_tasks: tuple[str, ...] = ()
+
+    @property
+    def target_tasks(self) -> tuple[str, ...]:
+        """Every task of a dataset that no expert saw."""
+        return (*self.unseen_tasks, *self.generative_tasks, *self.bigbench_tasks)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -142,7 +149,7 @@ class StudyConfig:
                        instances_per_expert=self.instances_per_expert, top_k=self.top_k,
                        stack_experts=self.stack_experts)
         for name in ("modules", "passages", "prompt_tasks", "datasets", "unseen_tasks",
-                     "generative_tasks", "heldout_prompts"):
+                     "generative_tasks", "bigbench_tasks", "heldout_prompts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             values = getattr(self, name)
             twice = sorted({value for value in values if values.count(value) > 1})

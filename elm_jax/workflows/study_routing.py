@@ -32,7 +32,7 @@ def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,
     path = storage.as_path(path)
     if path.exists():
         return storage.read_json(path, kind="routing record", schema_version=1)
-    targets = [*config.prompt_tasks, *config.unseen_tasks, *config.generative_tasks]
+    targets = [*config.prompt_tasks, *config.target_tasks]
     decisions = {task: route(library, queries(config, data, task), num_queries=config.num_queries)
                  for task in targets}
     record = {
@@ -46,9 +46,9 @@ def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,
 
 
 def queries(config: StudyConfig, data: TaskData, task: str) -> list[RoutingInstance]:
-    """Q instances of a task's validation split, drawn by the study's seed."""
-    return draw_instances(data.split(task, "validation", config.max_eval_rows), config.num_queries,
-                          config.random_seed)
+    """Q instances of a task's own evaluation split, drawn by the study's seed."""
+    rows = data.split(task, data.evaluation_split(task), config.max_eval_rows)
+    return draw_instances(rows, config.num_queries, config.random_seed)
 
 
 def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData) -> list[dict[str, Any]]:

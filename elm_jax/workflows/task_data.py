@@ -150,6 +150,11 @@ class TaskData:
         registry.import_tasks(self.modules)
         return registry.get_task(task).splits
 
+    def evaluation_split(self, task: str) -> str:
+        """The split that a task is scored on: ``validation``, or the only one, as BIG-bench's ``test``."""
+        registry.import_tasks(self.modules)
+        return registry.get_task(task).evaluation_split if task in registry.task_names() else "validation"
+
     def _prepared_of(self, tasks: Sequence[str]) -> set[str]:
         """Those of the tasks of which any split is there as arrays."""
         if self.prepared_dir is None:

@@ -37,6 +37,11 @@ def test_every_binding_of_the_shipped_runs_is_used(file, name):
 def test_the_study_at_the_papers_scale_has_its_experts_and_targets():
     study = build("studies/roe_xl.gin", "study", "INITIAL_CHECKPOINT_PATH='base'")
     assert len(study.prompt_tasks) == 296 and len(study.datasets) == 36 and len(study.unseen_tasks) == 113
+    assert [task.split("__")[0].removeprefix("bigbench_") for task in study.bigbench_tasks] == [
+        "code_line_description", "conceptual_combinations", "formal_fallacies_syllogisms_negation",
+        "hindu_knowledge", "known_unknowns", "language_identification", "logic_grid_puzzle",
+        "logical_deduction", "misconceptions", "movie_dialog_same_or_different", "strategyqa",
+        "vitaminc_fact_verification", "winowhy"]  # the paper's 13
     assert study.prompt.epochs == 5 and study.prompt.train_steps is None
     assert study.dataset.sharding_rules != study.prompt.sharding_rules
 

@@ -13,6 +13,7 @@ import tiny_stack
 
 from elm_jax import sharding, trees
 from elm_jax.errors import InputError
+from elm_jax.models import AdapterConfig
 from elm_jax.training import stacked
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
@@ -28,11 +29,18 @@ def everything(path: str) -> bool:
     return True
 
 
+def split(network, kind: str) -> tuple[dict, dict]:
+    """(overlay, frozen)."""
+    return trees.split(tiny_run.parameters(network),
+                       everything if kind == "dataset" else tiny_run.is_prompt_leaf)
+
+
 def spec_of(optimizer: str = "adamw", *, dropout: float = 0.1, mesh: tuple[int, int, int] = (1, 1, 1),
             num_microbatches: int = 1, kind: str = "prompt") -> steps.StepSpec:
     net = tiny_run.network(dropout=dropout, adapter=kind == "prompt")
-    overlay, frozen = trees.split(tiny_run.parameters(net),
-                                  tiny_run.is_prompt_leaf if kind == "prompt" else everything)
+    if kind == "lora":
+        net = dataclasses.replace(net, config=net.config.with_adapter(AdapterConfig(kind="lora", rank=3)))
+    overlay, frozen = split(net, kind)
     data, experts, model = mesh
     return steps.make_spec(net, OPTIMIZERS[optimizer], LossConfig(), frozen, overlay,
                            tiny_run.stream().batch(0), sharding.make_mesh(data, model, experts),
@@ -41,8 +49,7 @@ def spec_of(optimizer: str = "adamw", *, dropout: float = 0.1, mesh: tuple[int, 
 
 def parameters(spec: steps.StepSpec, kind: str) -> tuple[list[dict], dict]:
     """Overlays of four experts, and the base that they share."""
-    overlay, frozen = trees.split(tiny_run.parameters(spec.network),
-                                  tiny_run.is_prompt_leaf if kind == "prompt" else everything)
+    overlay, frozen = split(spec.network, kind)
     overlays = [jax.tree.map(lambda leaf, by=1 + 0.01 * number: leaf * np.float32(by), overlay)
                 for number in range(4)]
     return overlays, frozen
@@ -112,7 +119,8 @@ def assert_same(stack: list, solo: dict[int, list], relative: float = RELATIVE) 
 
 
 CASES = [("adamw", 0.1, 1, "prompt"), ("adafactor", 0.1, 2, "prompt"), ("adafactor", 0.0, 1, "dataset"),
-         ("adamw", 0.0, 1, "dataset"), ("adamw", 0.1, 4, "prompt")]
+         ("adamw", 0.0, 1, "dataset"), ("adamw", 0.1, 4, "prompt"), ("adamw", 0.1, 1, "lora"),
+         ("adafactor", 0.0, 2, "lora")]
 
 
 @pytest.mark.parametrize(("optimizer", "dropout", "parts", "kind"), [

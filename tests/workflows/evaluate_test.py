@@ -19,7 +19,7 @@ def model(fingerprint, log=None):
 
 def evaluate(models, store, **settings):
     evaluate_models(models, lambda _: ["toys__ask"], None, None, store, EvaluationSettings(), mesh=None,
-                    **settings)
+                    split="validation", **settings)
 
 
 def filled(folder, fingerprint):

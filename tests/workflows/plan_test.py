@@ -123,4 +123,7 @@ def test_the_real_sizes_fit_the_real_chips_and_send_what_they_must(file, topolog
     assert found.compiled_for == "tpu" and found.num_chips == 16
     assert found.parameters > (11e9 if "xxl" in file else 2.8e9)
     assert found.total < found.capacity
-    assert 0.8 < found.ratio < 1.2
+    assert 0.8 < found.asked_ratio < 1.2
+    # On these slices the compiler sums split gradients by all-reduces, whatever the program says.
+    assert found.ratio < (1.5 if found.cut_all_reduce else 1.2)
+    assert (found.cut_all_reduce > 0) == ("dataset" in file)

@@ -15,12 +15,17 @@ GIN = pathlib.Path(__file__).with_name("tiny_study.gin")
 pytestmark = pytest.mark.slow
 
 
+def environment():
+    paths = [str(GIN.parent), os.environ.get("PYTHONPATH", "")]  # of its registry of one's own
+    return {**os.environ, "XLA_FLAGS": "", "ELM_DATA_DIR": "",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def start(workdir, log, *bindings):
-    environment = {**os.environ, "XLA_FLAGS": "", "ELM_DATA_DIR": ""}
     return subprocess.Popen(
         [sys.executable, "-m", "elm_jax.cli", "study", "--gin_file", str(GIN), f"--gin.WORKDIR='{workdir}'",
          *bindings],
-        stdout=log.open("ab"), stderr=subprocess.STDOUT, env=environment)
+        stdout=log.open("ab"), stderr=subprocess.STDOUT, env=environment())
 
 
 def finish(workdir, log, *bindings):
@@ -51,7 +56,11 @@ def test_a_study_ends_with_table_report_and_pictures(whole):
     for name in ("base", "multitask", "best single expert", "RoE top-1", "RoE top-3 merged",
                  "dataset experts merged", "oracle", "split-half oracle", "random expert"):
         assert name in names
+    assert "BIG-bench mean" in table["columns"]
     results = folder / "results"
+    rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    assert {row["split"] for row in rows if row["task"] == "own_parity__ask"} == {"test"}
+    assert {row["split"] for row in rows if row["task"] != "own_parity__ask"} == {"validation"}
     assert (results / "report.md").exists() and "data:image/png" in (results / "report.html").read_text()
     assert (results / "heat_map.png").read_bytes()[:4] == b"\x89PNG"
     assert "pretrain" in (folder / "config.gin").read_text()
@@ -94,3 +103,49 @@ def test_sigterm_saves_and_the_status_says_so(tmp_path):
     assert status == 128 + signal.SIGTERM, log.read_text()[-2000:]
     assert "goes on from here" in log.read_text()
     assert list((workdir / "base" / "checkpoints").glob("*/COMMITTED.json"))
+
+
+def elm(log, *words):
+    done = subprocess.run([sys.executable, "-m", "elm_jax.cli", *map(str, words)], capture_output=True,
+                          text=True, env=environment(), timeout=900)
+    log.write_text(done.stderr)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def results_of(workdir):
+    """(value, number of instances) by expert and task."""
+    rows = map(json.loads, (workdir / "results" / "results.jsonl").read_text().splitlines())
+    return {(row["expert"], row["task"]): (row["value"], row["num_instances"]) for row in rows}
+
+
+def test_experts_of_a_farm_are_those_that_the_study_would_train(whole, tmp_path):
+    """The study up to its base, its experts by two workers at once, then the study: the same table."""
+    workdir, log = tmp_path / "study", tmp_path / "log"
+    kill_when(start(workdir, log), lambda: (workdir / "experts").exists())
+    words = ["--dir", tmp_path / "farm"]
+    elm(log, "farm", "init", *words, "--gin_file", GIN, f"--gin.WORKDIR='{workdir}'")
+    workers = [subprocess.Popen(
+        [sys.executable, "-m", "elm_jax.cli", "farm", "work", "--poll_seconds", "0.5", *map(str, words)],
+        stdout=log.open("ab"), stderr=subprocess.STDOUT, env=environment()) for _ in range(2)]
+    assert [worker.wait(timeout=900) for worker in workers] == [0, 0], log.read_text()[-3000:]
+    experts = {row["expert"] for row in json.loads(elm(log, "farm", "status", "--json", *words))["experts"]}
+    assert experts == {path.name for path in (whole[0] / "experts").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("experts/*/expert/expert.json")}
+    assert len(before) == len(experts)
+    assert finish(workdir, log) == whole[1]
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # found finished
+
+
+def test_a_stacked_study_gives_the_results_of_one_after_another(whole, tmp_path):
+    """Killed within its stack; two slots for three experts. Rounding may turn a row or two of a task."""
+    workdir, log = tmp_path / "study", tmp_path / "log"
+    stacked = "--gin.study.stack_experts=2"
+    process = start(workdir, log, stacked)
+    kill_when(process, lambda: list((workdir / "experts" / "stack").glob("checkpoints/*/COMMITTED.json")))
+    finish(workdir, log, stacked)
+    assert "2 train at once" in log.read_text() and "experts together" in log.read_text()
+    one, other = results_of(whole[0]), results_of(workdir)
+    assert one.keys() == other.keys()
+    for key, (value, count) in one.items():
+        assert abs(other[key][0] - value) <= 2 / count + 1e-9, key

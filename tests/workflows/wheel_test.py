@@ -33,7 +33,8 @@ def test_a_study_runs_from_the_wheel_outside_of_the_checkout(tmp_path):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     elsewhere.mkdir()
-    shutil.copy(STUDY, elsewhere)
+    for file in (STUDY, STUDY.with_name("tiny_own.py")):
+        shutil.copy(file, elsewhere)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source),
         cwd=tmp_path)
