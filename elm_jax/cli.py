@@ -349,7 +349,12 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:
     tasks = verbs.add_parser("tasks", help="Registered tasks: list, show, prepare.")
     actions = tasks.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = _verb(actions, "list", "Lists tasks and mixtures.", "elm tasks list", commands.tasks_list)
+    listing = _verb(actions, "list", "Lists tasks and mixtures.",
+                    "elm tasks list --role train --category sentiment", commands.tasks_list)
+    for fact, text in (("role", "train, unseen, generative, bigbench, bbh, ..."),
+                       ("dataset", "as ag_news, super_glue_rte"), ("category", "as sentiment"),
+                       ("kind", "rank or generation")):
+        listing.add_argument(f"--{fact}", metavar=fact.upper(), help=f"only tasks of this {fact}: {text}")
     listing.add_argument("--json", action="store_true", help="one JSON object on standard output")
     show = _verb(actions, "show", "Rendered inputs, targets, choices and token counts of a task.",
                  "elm tasks show ag_news__classify --rows 2", commands.tasks_show)

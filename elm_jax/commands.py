@@ -275,7 +275,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
                                   max_new_tokens=arguments.max_new_tokens)
     evaluating.evaluate_models(
         models or [evaluating.model_of(base, None)], lambda _: tasks, data, base, store, settings, mesh=mesh,
-        split=arguments.split, max_rows=arguments.max_rows, stack_experts=arguments.stack_experts)
+        split=arguments.split, max_rows=arguments.max_rows or data.evaluation_rows(arguments.task),
+        stack_experts=arguments.stack_experts)
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"
@@ -310,18 +311,19 @@ def report(arguments: argparse.Namespace) -> None:
 
 def tasks_list(arguments: argparse.Namespace) -> None:
     """`elm tasks list`."""
-    listing = task_tools.list_tasks(_modules(arguments))
+    listing = task_tools.list_tasks(_modules(arguments), role=arguments.role, dataset=arguments.dataset,
+                                    category=arguments.category, kind=arguments.kind)
     if arguments.json:
         _print_json(listing)
         return
     lacks = {row["name"]: row["unavailable"] for row in listing["tasks"]}
-    table = Table("task or mixture", "dataset", "template", "role", "kind", "lacks")
+    table = Table("task or mixture", "dataset", "template", "role", "category", "kind", "lacks")
     for row in listing["tasks"]:
-        table.add_row(row["name"], row["dataset"], repr(row["template"]), row["role"], row["kind"],
-                      row["unavailable"] or "")
+        table.add_row(row["name"], row["dataset"], repr(row["template"]), row["role"], row["category"] or "",
+                      row["kind"], row["unavailable"] or "")
     for name, members in listing["mixtures"].items():
         missing = sum(lacks[member] is not None for member in members)
-        table.add_row(name, f"mixture of {len(members)}", "", "", "",
+        table.add_row(name, f"mixture of {len(members)}", "", "", "", "",
                       f"{missing} of its {len(members)} tasks" if missing else "")
     _print_table(table)
     unserved = sum(reason is not None for reason in lacks.values())

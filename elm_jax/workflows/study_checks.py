@@ -24,6 +24,8 @@ def check(config: StudyConfig) -> None:
     for name in config.datasets:
         if name not in registry.mixture_names():
             raise unknown_name("mixture", name, registry.mixture_names(), where="study.datasets")
+    registry.check_trainable([name for name in config.prompt_tasks if name in registry.task_names()])
+    registry.check_trainable([task for name in config.datasets for task in registry.get_mixture(name).tasks])
     for field in ("prompt_tasks", "heldout_prompts", "unseen_tasks", "generative_tasks",
                   "bigbench_tasks"):
         for name in getattr(config, field):

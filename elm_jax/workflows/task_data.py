@@ -155,6 +155,22 @@ class TaskData:
         registry.import_tasks(self.modules)
         return registry.get_task(task).evaluation_split if task in registry.task_names() else "validation"
 
+    def evaluation_rows(self, names: Sequence[str]) -> int | None:
+        """How many rows a task are scored of tasks and mixtures, as far as the mixtures say; None for all.
+
+        Raises:
+            InputError: they say unlike numbers.
+        """
+        registry.import_tasks(self.modules)
+        limits = {name: registry.get_mixture(name).eval_rows if name in registry.mixture_names() else None
+                  for name in names}
+        if len(set(limits.values())) > 1:
+            raise InputError(describe(
+                "Of these tasks unlike numbers of rows are scored", got=", ".join(
+                    f"{name}: {limit or 'all'}" for name, limit in limits.items()),
+                expected="one number", cure="score them in two runs, or give --max_rows"))
+        return next(iter(limits.values()), None)
+
     def _prepared_of(self, tasks: Sequence[str]) -> set[str]:
         """Those of the tasks of which any split is there as arrays."""
         if self.prepared_dir is None:

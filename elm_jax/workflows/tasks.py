@@ -9,20 +9,36 @@ from elm_jax import storage
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.text import RoutingInstance
 
 
-def list_tasks(modules: Sequence[str]) -> dict[str, Any]:
-    """Facts of all registered tasks, and the mixtures with their members."""
+def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
+    """Facts of registered tasks, and the mixtures that have no other members.
+
+    Args:
+        modules: registries to import.
+        **wanted: ``role``, ``dataset``, ``category``, ``kind``: only tasks of this one; None for any.
+
+    Raises:
+        InputError: no task is of that role, data set, category or kind.
+    """
     registry.import_tasks(modules)
     tasks = []
     for name in registry.task_names():
         task = registry.get_task(name)
         tasks.append({"name": name, "dataset": task.dataset_name, "template": task.template,
-                      "role": task.role, "kind": task.kind, "unavailable": task.why_unavailable()})
+                      "role": task.role, "category": task.category, "kind": task.kind,
+                      "unavailable": task.why_unavailable()})
+    for fact, value in wanted.items():
+        known = {row[fact] for row in tasks if row[fact] is not None}
+        if value is not None and value not in known:
+            raise unknown_name(fact, value, known)
+    tasks = [row for row in tasks if all(value in (None, row[fact]) for fact, value in wanted.items())]
+    names = {row["name"] for row in tasks}
     mixtures = {name: list(registry.get_mixture(name).tasks) for name in registry.mixture_names()}
-    return {"tasks": tasks, "mixtures": mixtures}
+    return {"tasks": tasks,
+            "mixtures": {name: members for name, members in mixtures.items() if names.issuperset(members)}}
 
 
 def show_task(name: str, split: str, count: int, *, modules: Sequence[str],

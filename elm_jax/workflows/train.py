@@ -10,7 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from elm_jax import hosts, sharding, storage
-from elm_jax.data import batches
+from elm_jax.data import batches, registry
 from elm_jax.data.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
@@ -53,6 +53,8 @@ class TrainConfig:
         adapter_bottleneck: width of the adapters; None for d_model // 32.
         lora_rank: LoRA's updates of this rank in place of the adapters; None for adapters.
         lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
+        task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
+            recipe (ELM.md's, for the training tasks), whatever is given here.
         dtype: of activations; parameters are float32.
         num_microbatches: gradient accumulation steps in one optimiser step.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
@@ -107,6 +109,7 @@ class TrainConfig:
     early_end: EarlyEnd | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
+    task_recipe: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -179,6 +182,8 @@ class TrainConfig:
         for name in ("early_end", "lora_rank", "lora_alpha"):
             if facts[name] is None:  # as it was before there were such settings
                 facts.pop(name)
+        if not self.task_recipe:
+            facts.pop("task_recipe")
         if self.base_dtype in (None, "float32"):  # as it was before there was a choice
             facts.pop("base_dtype")
         text = json.dumps(facts, sort_keys=True, default=str)
@@ -215,6 +220,9 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     own_base = base is None
     base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.rules())
     check_network(config, base)
+    if config.task_recipe:
+        data = data or task_data(config, base)
+        config = with_recipe(config, tasks_of(config, data))
     if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
@@ -272,9 +280,38 @@ def _train_to_early_end(
 
 
 def tasks_of(config: TrainConfig, data: TaskData) -> list[str]:
-    """The tasks behind the names of the config."""
-    return list(dict.fromkeys(
+    """The tasks behind the names of the config.
+
+    Raises:
+        InputError: an unknown name, or a task that is for evaluation only.
+    """
+    tasks = list(dict.fromkeys(
         task for name in config.task.split(",") for task in data.tasks_of(name.strip())))
+    registry.check_trainable(tasks)
+    return tasks
+
+
+def with_recipe(config: TrainConfig, tasks: list[str]) -> TrainConfig:
+    """The config with its tasks' own recipe in the places of length, batch size, epochs and cap.
+
+    Raises:
+        InputError: a task has no recipe, or another than the first.
+    """
+    if not config.task_recipe:
+        return config
+    known = {task: registry.get_task(task).recipe for task in tasks if task in registry.task_names()}
+    recipes = {known.get(task) for task in tasks}
+    if len(recipes) != 1 or None in recipes:
+        lacking = [task for task in tasks if known.get(task) is None]
+        raise InputError(describe(
+            "The tasks have no recipe in common", where="train.task_recipe",
+            got=f"no recipe of {', '.join(lacking[:3])}" if lacking else f"{len(recipes)} recipes",
+            expected="tasks of one data set of elm_jax.tasks", cure="leave task_recipe out"))
+    recipe = recipes.pop()
+    return dataclasses.replace(
+        config, task_recipe=False, max_examples=recipe.max_examples, epochs=recipe.epochs, train_steps=None,
+        task_feature_lengths={"inputs": recipe.source_length, "targets": recipe.target_length},
+        batch_size=recipe.batch_size)
 
 
 def validation_batches(config: TrainConfig, data: TaskData) -> list[Batch]:
@@ -319,8 +356,15 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[
     """The training stream over all tasks, and the number of rows behind it.
 
     `max_examples` caps a dataset, so its tasks share the cap equally.
+
+    Raises:
+        InputError: a task is for evaluation only, or there are no data.
     """
     splits = [data.split(task, "train") for task in tasks]
+    refused = {prepared.name: prepared.info["role"] for prepared in splits
+               if prepared.info.get("role") in registry.EVALUATION_ONLY}
+    if refused:  # arrays of tasks that are not registered here
+        raise registry.evaluation_only(list(refused), set(refused.values()))
     per_dataset: dict[str, int] = {}
     for prepared in splits:
         per_dataset[dataset_of(prepared)] = per_dataset.get(dataset_of(prepared), 0) + 1

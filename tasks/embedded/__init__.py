@@ -1,7 +1,8 @@
 """Small tasks that come with the package: English from a grammar, of fixed seeds, with no data folder.
 
-Adds a task for each prompt, a mixture for each data set, and ``embedded_train`` for all training
-tasks. Of the unseen data sets, as of all unseen ones, only validation rows are registered.
+Adds a task for each prompt (of the roles ``extra`` and ``unseen_extra``: they are none of the paper's), a
+mixture for each data set, and ``embedded_train`` for all training tasks. Of the unseen data sets, as of all
+unseen ones, only validation rows are registered.
 """
 
 import functools
@@ -47,6 +48,6 @@ def _add(dataset: str, role: str, splits: tuple[str, ...]) -> list[str]:
 
 
 TRAIN_TASKS = tuple(
-    task for name in TRAIN for task in _add(name, "train", ("train", "validation")))
-UNSEEN_TASKS = tuple(task for name in UNSEEN for task in _add(name, "unseen", ("validation",)))
+    task for name in TRAIN for task in _add(name, "extra", ("train", "validation")))
+UNSEEN_TASKS = tuple(task for name in UNSEEN for task in _add(name, "unseen_extra", ("validation",)))
 registry.add_mixture("embedded_train", TRAIN_TASKS)

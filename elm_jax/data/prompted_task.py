@@ -1,0 +1,202 @@
+"""One data set with one prompt template: its facts, its rows, and its rows as prompts."""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from elm_jax import storage
+from elm_jax.data import sources, templates
+from elm_jax.data.templates import PromptTemplate, Rendered
+from elm_jax.errors import InputError, describe
+from elm_jax.storage import PathLike
+
+RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
+"""From the name of a split to its rows."""
+RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""From a source's row to the fields that the template reads."""
+TemplateMaker = Callable[[], PromptTemplate]
+"""Gives a template that depends on settings beside the rows, as BIG-bench's do."""
+NOT_A_CHOICE = "target is none of the choices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the paper trains an expert of a task, as far as tasks differ.
+
+    Attributes:
+        max_examples: at most so many instances of the task.
+        epochs: passes over them.
+        source_length: tokens of an input while training.
+        target_length: tokens of a target.
+        batch_size: instances of an optimiser step.
+    """
+
+    max_examples: int
+    epochs: int
+    source_length: int
+    target_length: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptedTask:
+    """One data set with one prompt template.
+
+    Attributes:
+        name: ``<dataset>[_<config>]__<template>``.
+        dataset: name of the data set.
+        config: its config, None without one.
+        template: the template's own name.
+        kind: ``rank`` or ``generation``.
+        role: one of `registry.ROLES`.
+        splits: names of the splits.
+        prompt: the template, or what makes it; None if it is to be found by name when it is needed.
+        rows: reads a split, None for the files below the data folder.
+        template_folder: looked in for the template after the data folder, before promptsource.
+        truncate: whether fields are cut to 2048 characters, as promptsource does.
+        adapt: makes the template's fields of a source's row, None if they are the row's own.
+        source: data set and config whose rows these are, None for the task's own.
+        category: kind of task after T0's groups, None without one.
+        recipe: how an expert of the task is trained in the paper, None if it says nothing.
+        parts: names of the tasks whose instructions this one joins; empty for all but compositions.
+    """
+
+    name: str
+    dataset: str
+    config: str | None
+    template: str
+    kind: str
+    role: str
+    splits: tuple[str, ...]
+    prompt: PromptTemplate | TemplateMaker | None = None
+    rows: RowReader | None = None
+    template_folder: PathLike | None = None
+    truncate: bool = True
+    adapt: RowAdapter | None = None
+    source: tuple[str, str | None] | None = None
+    category: str | None = None
+    recipe: Recipe | None = None
+    parts: tuple[str, ...] = ()
+
+    @property
+    def dataset_name(self) -> str:
+        """``<dataset>[_<config>]``, also the name of the mixture of the data set's prompts."""
+        return templates.dataset_name(self.dataset, self.config)
+
+    @property
+    def row_source(self) -> tuple[str, str | None]:
+        """Data set and config whose rows the task reads."""
+        return self.source or (self.dataset, self.config)
+
+    def load_template(self) -> PromptTemplate:
+        """The template: the one given, or found by its name.
+
+        Raises:
+            InputError: no folder has it.
+        """
+        if isinstance(self.prompt, PromptTemplate):
+            return self.prompt
+        if self.prompt is not None:
+            return self.prompt()
+        folders = (sources.data_dir(), self.template_folder, templates.installed_folder())
+        return templates.find_template(
+            self.dataset, self.config, self.template, [folder for folder in folders if folder])
+
+    @property
+    def evaluation_split(self) -> str:
+        """The split that the task is scored on: ``validation``, or the last of those that it has."""
+        return "validation" if "validation" in self.splits else self.splits[-1]
+
+    def check_split(self, split: str) -> None:
+        """Raises InputError if the task has no such split."""
+        if split not in self.splits:
+            raise InputError(describe(f"Task {self.name} has no split {split!r}",
+                                      expected=f"one of {', '.join(self.splits)}"))
+
+    def read_rows(self, split: str) -> Sequence[Mapping[str, Any]]:
+        """All rows of a split, before rendering."""
+        self.check_split(split)
+        if self.rows is not None:
+            rows = self.rows(split)
+        else:
+            rows = sources.read_rows(*self.row_source, split)
+        return rows if self.adapt is None else [self.adapt(row) for row in rows]
+
+    def num_rows(self, split: str) -> int:
+        """Number of rows of a split, before rendering."""
+        self.check_split(split)
+        if self.rows is not None:
+            return len(self.rows(split))
+        return sources.num_rows(*self.row_source, split)
+
+    def why_unavailable(self) -> str | None:
+        """Why the task cannot be prepared with the data at hand; None if it can. Reads no rows."""
+        if self.rows is not None:
+            return None
+        if not any(sources.find_file(*self.row_source, split) for split in self.splits):
+            return "no data"
+        entry = sources.read_index().get(self.row_source, {})
+        if self.template in entry.get("unusable_templates", ()):
+            return "the data lack a field that the template reads"
+        return None
+
+    def source_digest(self, split: str) -> str:
+        """Hash of what the split is made of: its template, and the file of its rows (or the rows themselves).
+
+        Raises:
+            InputError: no such split, no template, or no data.
+        """
+        template = self.load_template()
+        digest = hashlib.sha256(json.dumps([
+            template.jinja, template.answer_choices, self.kind, self.truncate]).encode())
+        path = None if self.rows is not None else sources.find_file(*self.row_source, split)
+        if path is None:
+            rows = self.read_rows(split)
+            digest.update(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
+        else:
+            digest.update(_file_digest(str(path), path.stat().length, path.stat().mtime).encode())
+        return digest.hexdigest()[:16]
+
+    def render_rows(self, split: str,
+                    dropped: collections.Counter[str] | None = None) -> Iterator[tuple[int, Rendered]]:
+        """Renders a split, row by row, and leaves out what T0 leaves out.
+
+        A row is left out if its template skips it, if its input or target is empty, or, in a task of
+        kind ``rank``, if its target is none of its choices.
+
+        Args:
+            split: one of the task's.
+            dropped: counts the rows that are left out, by the reason.
+
+        Yields:
+            The row's place in the source, and the row as a prompt.
+
+        Raises:
+            InputError: a row lacks a field that the template reads, or the template fails on it.
+        """
+        template = self.load_template()
+        rows = self.read_rows(split)
+        if not rows:
+            raise InputError(describe(f"Task {self.name} has no rows", where=f"split {split}"))
+        fields: frozenset[str] | None = None
+        for index, row in enumerate(rows):
+            if fields != row.keys():  # rows of one file may differ in their fields
+                fields = frozenset(row)
+                template.check_fields(fields, f"{self.dataset_name} {split}, row {index + 1}")
+            rendered = template.render(row, seed=index, truncate=self.truncate)
+            if rendered is None:
+                continue
+            if self.kind == "rank" and rendered.targets not in (rendered.choices or ()):
+                continue
+            yield index, rendered
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_digest(path: str, length: int, mtime: float) -> str:
+    """Hash of a file's bytes; length and time say when a remembered one is out of date."""
+    del length, mtime
+    return hashlib.sha256(storage.as_path(path).read_bytes()).hexdigest()
