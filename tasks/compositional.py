@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elm_jax.tasks.facts import TEMPLATE_FOLDER
+from elm_jax.tasks.pins import versions_of
 from elm_jax.tasks.recipes import SEEN_ROWS, recipe_of
 from elm_jax.tasks.t0_train import TASKS as TRAIN_TASKS
 
@@ -51,7 +52,7 @@ def _with_language(row: Mapping[str, Any], code: str) -> dict[str, Any]:
 def _add(code: str) -> Composition:
     def add(dataset: str, config: str, template: str, **facts: Any) -> str:
         return registry.add_prompted_task(dataset, config, template, kind="generation", role="compositional",
-                                          template_folder=TEMPLATE_FOLDER, **facts)
+                                          template_folder=TEMPLATE_FOLDER, versions=versions_of, **facts)
 
     translation = add("opus100", f"en-{code}", TRANSLATE, adapt=functools.partial(_sentences, code=code),
                       recipe=recipe_of(templates.dataset_name("opus100", f"en-{code}")))

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
+from elm_jax.tasks.pins import versions_of
 from elm_jax.tasks.recipes import recipe_of
 
 from elm_jax.data import registry, templates
@@ -78,4 +79,5 @@ def _add(dataset: Dataset, template: str, role: str, splits: Sequence[str], cate
     return registry.add_prompted_task(
         dataset.name, dataset.config, template, kind=kind, role=role, splits=splits,
         template_folder=TEMPLATE_FOLDER, source=dataset.source, category=category,
-        recipe=recipe_of(dataset.key) if role not in registry.EVALUATION_ONLY else None)
+        recipe=recipe_of(dataset.key) if role not in registry.EVALUATION_ONLY else None,
+        versions=versions_of)

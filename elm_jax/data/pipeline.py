@@ -22,6 +22,7 @@ from rouge_score import rouge_scorer
 
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit, check_max_rows
+from elm_jax.data.prompted_task import UNKNOWN_VERSION
 from elm_jax.data.registry import (  # the registry's functions are this module's too
     add_mixture,
     add_prompted_task,
@@ -394,10 +395,14 @@ def prepare(
         raise InputError(describe(f"Task {task} has no row left after rendering",
                                   where=f"split {split}", got=f"{num_source} rows, all skipped"))
     num_dropped = num_source - len(rows)
+    if facts.template_version() == UNKNOWN_VERSION:
+        logger.warning("%s: the text of template %r is of no pinned version (digest %s)", task,
+                       facts.template, template.digest)
     logger.info("prepared %s %s: %d rows, %d dropped", task, split, len(rows), num_dropped)
     info = {
         "dataset": facts.dataset, "config": facts.config, "template": facts.template,
         "kind": facts.kind, "role": facts.role,
+        "template_digest": template.digest, "template_version": facts.template_version() or "",
         "choices_expression": template.answer_choices,
         "vocabulary": Vocabulary.load(vocabulary).fingerprint,
         "source": facts.source_digest(split), "num_source": num_source, "num_dropped": num_dropped,

@@ -20,6 +20,7 @@ RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a source's row to the fields that the template reads."""
 TemplateMaker = Callable[[], PromptTemplate]
 """Gives a template that depends on settings beside the rows, as BIG-bench's do."""
+UNKNOWN_VERSION = "unknown"
 NOT_A_CHOICE = "target is none of the choices"
 
 
@@ -63,6 +64,7 @@ class PromptedTask:
         category: kind of task after T0's groups, None without one.
         recipe: how an expert of the task is trained in the paper, None if it says nothing.
         parts: names of the tasks whose instructions this one joins; empty for all but compositions.
+        versions: gives the template's known versions by the digest of its text; None if none are pinned.
     """
 
     name: str
@@ -81,6 +83,7 @@ class PromptedTask:
     category: str | None = None
     recipe: Recipe | None = None
     parts: tuple[str, ...] = ()
+    versions: Callable[[str], Mapping[str, str]] | None = None
 
     @property
     def dataset_name(self) -> str:
@@ -105,6 +108,16 @@ class PromptedTask:
         folders = (sources.data_dir(), self.template_folder, templates.installed_folder())
         return templates.find_template(
             self.dataset, self.config, self.template, [folder for folder in folders if folder])
+
+    def template_version(self) -> str | None:
+        """Version of the template's text, None if nothing is pinned, ``unknown`` if it is no pinned text.
+
+        Raises:
+            InputError: no folder has the template.
+        """
+        if self.versions is None:
+            return None
+        return self.versions(self.name).get(self.load_template().digest, UNKNOWN_VERSION)
 
     @property
     def evaluation_split(self) -> str:

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from elm_jax.data import sources, templates
@@ -101,6 +101,7 @@ def add_prompted_task(
     category: str | None = None,
     recipe: Recipe | None = None,
     parts: Sequence[str] = (),
+    versions: Callable[[str], Mapping[str, str]] | None = None,
 ) -> str:
     """Registers one data set with one template; reads nothing.
 
@@ -120,6 +121,7 @@ def add_prompted_task(
         category: kind of task after T0's groups.
         recipe: how the paper trains an expert of the task.
         parts: registered tasks whose instructions this one joins.
+        versions: gives the known versions of a task's template by the digest of its text.
 
     Returns:
         The task's name.
@@ -140,7 +142,7 @@ def add_prompted_task(
         get_task(part)
     _TASKS[name] = PromptedTask(
         name, dataset, config, own_name, kind, role, tuple(splits), prompt or make_template, rows,
-        template_folder, truncate, adapt, source, category, recipe, tuple(parts))
+        template_folder, truncate, adapt, source, category, recipe, tuple(parts), versions)
     return name
 
 
@@ -275,7 +277,8 @@ def describe_task(name: str) -> dict[str, Any]:
     template = task.load_template()
     return {
         "name": task.name, "dataset": task.dataset, "config": task.config,
-        "template": task.template, "kind": task.kind, "role": task.role,
+        "template": task.template, "template_digest": template.digest,
+        "template_version": task.template_version(), "kind": task.kind, "role": task.role,
         "splits": list(task.splits), "choices_expression": template.answer_choices,
         "category": task.category, "parts": list(task.parts),
         "recipe": dataclasses.asdict(task.recipe) if task.recipe else None,

@@ -10,7 +10,9 @@ import collections
 import contextvars
 import dataclasses
 import functools
+import hashlib
 import importlib.util
+import json
 import os
 import random
 import re
@@ -126,6 +128,11 @@ class PromptTemplate:
     def kind(self) -> str:
         """``rank`` if choices are given and accuracy measures it, else ``generation``."""
         return "rank" if self.answer_choices and "Accuracy" in self.metrics else "generation"
+
+    @property
+    def digest(self) -> str:
+        """Hash of the template's text, by which a card tells whether it has changed since."""
+        return hashlib.sha256(json.dumps([self.jinja, self.answer_choices]).encode()).hexdigest()[:16]
 
     def fields(self) -> frozenset[str]:
         """Names of the row's fields that the template reads.

@@ -12,6 +12,7 @@ from elm_jax.experts.overlay import load_expert
 from elm_jax.routing.embed import Encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.template_versions import warn_of_changes
 
 
 def build_library(
@@ -50,10 +51,13 @@ def add_experts(library: ExpertLibrary, expert_folders: Sequence[storage.PathLik
 def training_instances(folder: storage.PathLike, data: TaskData, count: int,
                        seed: int) -> list[RoutingInstance]:
     """S instances of an expert's training tasks, the same number of each task (within one)."""
-    tasks = load_expert(folder).card.tasks
+    card = load_expert(folder).card
+    tasks = card.tasks
     shares = [count // len(tasks) + (number < count % len(tasks)) for number in range(len(tasks))]
-    return [instance for task, share in zip(tasks, shares, strict=True) if share
-            for instance in draw_instances(data.split(task, "train"), share, seed)]
+    instances = [instance for task, share in zip(tasks, shares, strict=True) if share
+                 for instance in draw_instances(data.split(task, "train"), share, seed)]
+    warn_of_changes([card])
+    return instances
 
 
 def draw_instances(prepared: PreparedSplit, count: int, seed: int) -> list[RoutingInstance]:

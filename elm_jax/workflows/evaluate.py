@@ -17,6 +17,7 @@ from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, 
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Params
 from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.template_versions import warn_of_changes
 
 logger = logging.getLogger(__name__)
 BASE_ID = "base"
@@ -56,6 +57,7 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
     """
     folder, card, fingerprint = read_card(folder)
     check_base(base, card, folder)
+    warn_of_changes([card])
     return Model(expert_id or card.id, str(fingerprint),
                  lambda: resolve(base, load_expert(folder, mesh=mesh)),
                  (lambda: load_expert(folder)) if card.form == "adapter" else None)

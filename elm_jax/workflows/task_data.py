@@ -139,8 +139,12 @@ class TaskData:
             return
         task = registry.get_task(prepared.name)
         if task.why_unavailable() is None and task.source_digest(prepared.split) != made_of:
+            then, now = prepared.info.get("template_digest"), task.load_template().digest
             raise InputError(describe(
-                "Prepared arrays were made of other rows, or with another template", where=folder,
+                "Prepared arrays were made of other rows, or with another template" if then is None
+                else "Prepared arrays were made of other rows" if then == now
+                else f"Prepared arrays were made with another text of template {task.template!r}",
+                where=folder,
                 got=made_of, expected=task.source_digest(prepared.split),
                 cure="prepare into another folder, or remove this one (what was trained on it is out of "
                 "date as well)"))

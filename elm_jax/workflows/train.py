@@ -23,7 +23,7 @@ from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, fit_stack
 from elm_jax.types import Batch, Params
-from elm_jax.workflows import run_record
+from elm_jax.workflows import run_record, template_versions
 from elm_jax.workflows.checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.task_data import TaskData
 
@@ -400,6 +400,7 @@ def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData
         id=config.expert_id or config.task, kind=config.kind, form=FORM_OF_KIND[config.kind],
         base=base.reference(), network=network.to_dict(),
         tasks=tuple(tasks), templates=tuple(prepared.info["template"] for prepared in infos),
+        **template_versions.of_arrays(infos),
         dataset=datasets[0] if len(datasets) == 1 else None,
         training={"steps": result.step, "examples": rows, "seed": config.random_seed,
                   "config_digest": config.digest(), "versions": run_record.versions(), **ended_at},
