@@ -14,6 +14,7 @@ from rich.table import Table
 from elm_jax import config as config_lib
 from elm_jax import hosts, plan_commands, preemption, sharding, storage
 from elm_jax.data import sources
+from elm_jax.data.prompted_task import describe_dropped
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import load_base, load_vocabulary
@@ -352,8 +353,9 @@ def tasks_prepare(arguments: argparse.Namespace) -> None:
     for name in arguments.names:
         for task in data.tasks_of(name):
             for split in arguments.split or data.splits_of(task):
-                rows = len(data.split(task, split, arguments.max_rows))
-                print(f"{task} {split}: {rows} rows")
+                prepared = data.split(task, split, arguments.max_rows)
+                dropped = prepared.info.get("dropped", {"in rendering": prepared.info["num_dropped"]})
+                print(f"{task} {split}: {len(prepared)} rows, {describe_dropped(dropped)}")
                 count += 1
     logger.info("prepared %d splits in %.1f s", count, time.monotonic() - start)
 

@@ -6,6 +6,7 @@ SeqIO task's features name their vocabulary when the task is registered, ours is
 the features hold a `RunVocabulary`, which stands for the one in use.
 """
 
+import collections
 import contextlib
 import contextvars
 import functools
@@ -22,7 +23,7 @@ from rouge_score import rouge_scorer
 
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit, check_max_rows
-from elm_jax.data.prompted_task import UNKNOWN_VERSION
+from elm_jax.data.prompted_task import UNKNOWN_VERSION, describe_dropped
 from elm_jax.data.registry import (  # the registry's functions are this module's too
     add_mixture,
     add_prompted_task,
@@ -176,16 +177,23 @@ _ROW_SPEC = {
 }
 
 
+_dropped: dict[tuple[str, str], dict[str, int]] = {}
+"""How many rows of a task's split were left out when it was last read to its end, by the reason."""
+
+
 def _dataset_fn(split: str, shuffle_files: bool, seed: int | None = None, *, name: str) -> Any:
     """Rendered rows of a task as a tf.data set, in the source's order."""
     del shuffle_files, seed  # SeqIO shuffles the rows themselves
     task = registry.get_task(name)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for index, rendered in task.render_rows(split):
+        dropped: collections.Counter[str] = collections.Counter()
+        _dropped.pop((name, split), None)
+        for index, rendered in task.render_rows(split, dropped):
             choices = rendered.choices if task.kind == "rank" else ()
             yield {"inputs": rendered.inputs, "targets": rendered.targets,
                    "choices": np.array(choices, dtype=object), "index": index}
+        _dropped[name, split] = dict(dropped)
 
     return tf.data.Dataset.from_generator(rows, output_signature=_ROW_SPEC)
 
@@ -394,11 +402,11 @@ def prepare(
     if not rows:
         raise InputError(describe(f"Task {task} has no row left after rendering",
                                   where=f"split {split}", got=f"{num_source} rows, all skipped"))
-    num_dropped = num_source - len(rows)
+    num_dropped, dropped = num_source - len(rows), _dropped[task, split]
     if facts.template_version() == UNKNOWN_VERSION:
         logger.warning("%s: the text of template %r is of no pinned version (digest %s)", task,
                        facts.template, template.digest)
-    logger.info("prepared %s %s: %d rows, %d dropped", task, split, len(rows), num_dropped)
+    logger.info("prepared %s %s: %d rows, %s", task, split, len(rows), describe_dropped(dropped))
     info = {
         "dataset": facts.dataset, "config": facts.config, "template": facts.template,
         "kind": facts.kind, "role": facts.role,
@@ -406,6 +414,7 @@ def prepare(
         "choices_expression": template.answer_choices,
         "vocabulary": Vocabulary.load(vocabulary).fingerprint,
         "source": facts.source_digest(split), "num_source": num_source, "num_dropped": num_dropped,
+        "dropped": dropped,
         "max_rows": None, "seed": seed,
     }
     prepared = PreparedSplit.from_rows(task, split, info, rows)

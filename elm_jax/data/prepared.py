@@ -44,7 +44,7 @@ class PreparedSplit:
         split: ``train`` or ``validation``.
         info: facts of the task: ``dataset``, ``config``, ``template``, ``kind`` (``rank`` or
             ``generation``), ``choices_expression``, ``vocabulary`` (a fingerprint), ``num_dropped``
-            and others.
+            and ``dropped`` (rows left out in rendering, and why), and others.
         arrays: the arrays of the module's docstring, by name.
     """
 

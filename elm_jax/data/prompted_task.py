@@ -10,6 +10,7 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.data import sources, templates
+from elm_jax.data.row_checks import RowChecks
 from elm_jax.data.templates import PromptTemplate, Rendered
 from elm_jax.errors import InputError, describe
 from elm_jax.storage import PathLike
@@ -137,7 +138,24 @@ class PromptedTask:
             rows = self.rows(split)
         else:
             rows = sources.read_rows(*self.row_source, split)
-        return rows if self.adapt is None else [self.adapt(row) for row in rows]
+        if self.adapt is None:
+            return rows
+        return [self._adapted(row, self.place_of(split, index)) for index, row in enumerate(rows)]
+
+    def _adapted(self, row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        try:
+            return self.adapt(row)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            what = "lacks a field" if isinstance(error, KeyError) else "has a field of another type"
+            raise InputError(describe(f"A row {what} that task {self.name} reads", where=where,
+                                      got=f"{type(error).__name__}: {error}",
+                                      expected=f"fields among {', '.join(sorted(row))}")) from error
+
+    def place_of(self, split: str, index: int) -> str:
+        """Where a row stands: file and line, or the split of a function and the row's number."""
+        path = None if self.rows is not None else sources.find_file(*self.row_source, split)
+        where = f"{self.dataset_name} {split}, row" if path is None else f"{path}, line"
+        return f"{where} {index + 1}"
 
     def num_rows(self, split: str) -> int:
         """Number of rows of a split, before rendering."""
@@ -195,17 +213,31 @@ class PromptedTask:
         rows = self.read_rows(split)
         if not rows:
             raise InputError(describe(f"Task {self.name} has no rows", where=f"split {split}"))
-        fields: frozenset[str] | None = None
+        place_of = functools.partial(self.place_of, split)
+        checks = RowChecks(template, place_of)
+        place = place_of(0).rpartition(" ")[0]  # found once, not for each row
+        dropped = collections.Counter() if dropped is None else dropped
         for index, row in enumerate(rows):
-            if fields != row.keys():  # rows of one file may differ in their fields
-                fields = frozenset(row)
-                template.check_fields(fields, f"{self.dataset_name} {split}, row {index + 1}")
-            rendered = template.render(row, seed=index, truncate=self.truncate)
-            if rendered is None:
-                continue
-            if self.kind == "rank" and rendered.targets not in (rendered.choices or ()):
-                continue
-            yield index, rendered
+            checks.check(row, index)
+            rendered = template.render_or_drop(row, seed=index, truncate=self.truncate,
+                                               where=f"{place} {index + 1}")
+            if not isinstance(rendered, str) and self.kind == "rank" and (
+                    rendered.targets not in (rendered.choices or ())):
+                rendered = NOT_A_CHOICE
+            if isinstance(rendered, str):
+                dropped[rendered] += 1
+            else:
+                yield index, rendered
+
+
+def describe_dropped(dropped: Mapping[str, int]) -> str:
+    """In words, how many rows were left out and why.
+
+    >>> describe_dropped({"target is empty": 2, "skipped by the template": 1})
+    '3 dropped (2 target is empty, 1 skipped by the template)'
+    """
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    return f"{sum(dropped.values())} dropped" + (f" ({reasons})" if reasons else "")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -22,6 +22,8 @@ from elm_jax import storage
 from elm_jax.errors import InputError, describe
 
 DATA_DIR_VARIABLE = "ELM_DATA_DIR"
+MAX_LINE_BYTES = 10_000_000
+"""Of one row: more is a file without line breaks, or no data for a language model."""
 _SUFFIXES = (".jsonl.gz", ".jsonl")
 
 
@@ -69,7 +71,7 @@ def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
 
     Raises:
         InputError: with file and line: the file is missing or empty, its gzip stream breaks off, or
-            a line is empty, half written, not JSON, not UTF-8, or not an object.
+            a line is empty, half written, too long, not JSON, not UTF-8, or not an object.
     """
     path = storage.as_path(path)
     if not path.exists():
@@ -80,12 +82,16 @@ def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
     while True:
         where = f"{path}, line {number + 1}"
         try:
-            line = stream.readline()
+            line = stream.readline(MAX_LINE_BYTES + 1)
         except (EOFError, OSError, zlib.error) as error:
             raise InputError(describe("Data file is cut off or damaged", where=where, got=error,
                                       cure="fetch or write the file again")) from error
         if not line:
             break
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(describe("Line is too long", where=where, got=f"{line[:60]!r} and so on",
+                                      expected=f"at most {MAX_LINE_BYTES:,} bytes a row",
+                                      cure="end each row with a line break, or cut its texts"))
         number += 1
         yield _parse(line, where)
     if number == 0:

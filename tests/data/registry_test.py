@@ -67,7 +67,7 @@ def test_rank_rows_need_a_right_choice(own_registry, folder):
 
 def test_lacking_field_is_named_with_its_row(own_registry, folder):
     write_rows(folder, "train", [{"text": "a", "label": 0}, {"body": "b", "label": 1}])
-    with pytest.raises(InputError, match=r"(?s)'Ask'.*toys train, row 2.*missing text.*body, label"):
+    with pytest.raises(InputError, match=r"(?s)'Ask'.*train.jsonl, line 2\n.*missing text.*body, label"):
         list(registry.get_task(add()).render_rows("train"))
 
 

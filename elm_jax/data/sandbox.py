@@ -1,0 +1,322 @@
+"""Jinja2's sandbox for templates that nobody vouches for: promptsource's words, and bounds on time and size.
+
+Jinja's own sandbox keeps a template from Python's internals, but not from running for ever or filling the
+memory. Here every pass of a loop, every call, and every text, list or dictionary that is made is charged to
+the row's `Budget`; what could become a giant at one blow is refused before it is made. What a template that
+stays within its budget renders is what it renders without one.
+"""
+
+import collections
+import contextlib
+import contextvars
+import functools
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+from jinja2 import nodes
+from jinja2.visitor import NodeTransformer
+
+MAX_WORK = 20_000_000
+"""Passes of loops, calls, and characters and items made, that one row may cost."""
+MAX_SECONDS = 5.0
+"""That one row may take."""
+MAX_OUTPUT = 2_000_000
+"""Characters of one rendered text."""
+MAX_NUMBER = 100_000
+"""Largest number that may set a width or a count."""
+_MAX_BITS = 100_000
+_GIANT = 50_000_000
+_WIDTH = re.compile(r"%[^a-zA-Z]*\*|\{[^{}]*:[^{}]*\{|[:%.][^a-zA-Z\s]*\d{6}")
+"""In a format: a width that another value gives, or one of many digits."""
+
+_budget: contextvars.ContextVar["Budget | None"] = contextvars.ContextVar("elm_jax_budget", default=None)
+_random: contextvars.ContextVar[random.Random] = contextvars.ContextVar("elm_jax_template_random")
+
+
+class TemplateLimit(Exception):
+    """A template wants more time or room than it may have."""
+
+
+class Budget:
+    """What one row may still cost."""
+
+    def __init__(self) -> None:
+        self.work = MAX_WORK
+        self.end = time.monotonic() + MAX_SECONDS
+
+    def charge(self, work: int) -> None:
+        """Takes `work` off the budget.
+
+        Raises:
+            TemplateLimit: there is not so much left, or the time is over.
+        """
+        self.work -= work
+        if self.work < 0:
+            raise TemplateLimit(f"it makes more than {MAX_WORK:,} steps, characters and items")
+        if time.monotonic() > self.end:
+            raise TemplateLimit(f"it takes longer than {MAX_SECONDS:g} seconds")
+
+
+@contextlib.contextmanager
+def one_row(seed: int) -> Iterator[None]:
+    """Within the block, templates have one row's budget, and draw by `seed`."""
+    tokens = _random.set(random.Random(seed)), _budget.set(Budget())
+    try:
+        yield
+    finally:
+        _random.reset(tokens[0])
+        _budget.reset(tokens[1])
+
+
+def render(template: jinja2.Template, fields: dict[str, Any]) -> str:
+    """Renders a template, at most `MAX_OUTPUT` characters of it."""
+    pieces, length = [], 0
+    for piece in template.generate(fields):
+        length += len(piece)
+        charge(len(piece))
+        if length > MAX_OUTPUT:
+            raise TemplateLimit(f"it renders more than {MAX_OUTPUT:,} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def charge(work: int) -> None:
+    """Takes `work` off the row's budget, if a row is being rendered."""
+    budget = _budget.get()
+    if budget is not None:
+        budget.charge(work)
+
+
+def _charged(value: Any) -> Any:
+    """The value, charged with all that is in it.
+
+    So no list holds more than the budget, however often one thing is in it: whatever is written out,
+    compared or sorted is of a bounded size.
+    """
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str | bytes):
+            charge(1 + len(found))
+        elif isinstance(found, jinja2.utils.Namespace):
+            raise TemplateLimit("it puts a namespace into a list or a text")
+        else:
+            charge(1)
+            if isinstance(found, dict):
+                waiting.extend(found)
+                waiting.extend(found.values())
+            elif isinstance(found, list | tuple | set):
+                waiting.extend(found)
+    return value
+
+
+def _length(value: Any) -> int:
+    """Of a text or a collection; of what has no length but can be gone through, the most it may have."""
+    return len(value) if hasattr(value, "__len__") else MAX_NUMBER if hasattr(value, "__iter__") else 1
+
+
+def _refuse_giant(size: int) -> None:
+    if size > _GIANT:
+        raise TemplateLimit(f"it makes a text or a list of {size:,}, more than {_GIANT:,}")
+
+
+def _check_product(value: Any, others: Iterable[Any]) -> None:
+    """Before what may put a text of `others` in as many places as `value` has."""
+    longest = max((len(other) for other in others if isinstance(other, str)), default=0)
+    _refuse_giant(_length(value) * max(longest, 1))
+
+
+def _check_numbers(values: Iterable[Any]) -> None:
+    for value in values:
+        if isinstance(value, int) and abs(value) > MAX_NUMBER:
+            raise TemplateLimit(f"it asks for a width or a count of more than {MAX_NUMBER:,}")
+
+
+def _check_format(text: Any) -> None:
+    if isinstance(text, str) and _WIDTH.search(text):
+        raise TemplateLimit("it formats to a width that is too large, or that a value gives")
+
+
+# Filters
+
+def _choice(items: Sequence[Any]) -> Any:
+    """promptsource's filter ``choice``: one of the items at random, by the row's own seed."""
+    return _random.get().choice(items)
+
+
+def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
+    """promptsource's filter ``most_frequent``: the items that appear most often, in order."""
+    if not items:
+        return None
+    counts = collections.Counter(items)
+    most = max(counts.values())
+    return [item for item, count in counts.items() if count == most]
+
+
+def _highlight(text: str) -> str:
+    """promptsource's filter ``highlight``."""
+    return f"<span style='color: #F08080'>{text}</span>"
+
+
+def _join_filter(join: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter ``join``, charged before the text is made."""
+    @functools.wraps(join)
+    def bounded(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return join(context, _charged(list(value)), *args, **kwargs)
+
+    return bounded
+
+
+_SIZED_FILTERS = ("batch", "center", "indent", "slice", "tojson", "wordwrap")
+"""Filters whose numbers are widths and counts."""
+
+
+def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, its result charged, and refused before it is made if it could be a giant."""
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0  # some get the environment first
+
+    @functools.wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        value, others = args[first], (*args[first + 1:], *kwargs.values())
+        _check_product(value, others)
+        if name in _SIZED_FILTERS:
+            _check_numbers(others)
+        if name == "format":
+            _check_format(value)
+        return _charged(function(*args, **kwargs))
+
+    return bounded
+
+
+# Loops, literals, operators and calls
+
+class _Counted:
+    """What a loop goes over, each pass charged."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._items:
+            charge(1)
+            yield item
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+def _counted(items: Any) -> Any:
+    return items if isinstance(items, jinja2.Undefined) else _Counted(items)
+
+
+def _concatenate(parts: Sequence[Any]) -> str:
+    """The operator ``~``."""
+    return "".join(str(part) for part in _charged(parts))
+
+
+class _Bounds(NodeTransformer):
+    """Puts what counts and charges into a template's tree."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _filtered(node.iter, "elm_counted", node.lineno)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(nodes.List(node.nodes, lineno=node.lineno), "elm_concatenate", node.lineno)
+
+    def visit_List(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "elm_charged", node.lineno)
+
+    visit_Dict = visit_List
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        return self.visit_List(node) if node.ctx == "load" else node
+
+    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:
+        self.generic_visit(node)
+        node.filter = _filtered(node.filter, "elm_charged", node.lineno)
+        return node
+
+
+def _filtered(node: nodes.Expr | None, name: str, line: int) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=line)
+
+
+_SIZED_METHODS = ("ljust", "rjust", "center", "zfill", "expandtabs", "replace")
+
+
+class Environment(jinja2.sandbox.SandboxedEnvironment):
+    """The sandbox; its compiled templates charge what they do to the row's budget."""
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """An operator that can make something large out of little."""
+        whole = isinstance(left, int), isinstance(right, int)
+        if operator == "*" and any(whole) and not all(whole):
+            number, other = (left, right) if whole[0] else (right, left)
+            _refuse_giant(abs(number) * _length(other))
+        elif operator in ("*", "**") and all(whole):
+            bits = left.bit_length() * max(right, 1) if operator == "**" else (
+                left.bit_length() + right.bit_length())
+            if bits > _MAX_BITS:
+                raise TemplateLimit(f"it computes a number of more than {_MAX_BITS:,} bits")
+        elif operator == "%":
+            _check_format(left)
+            _charged(right)
+        return _charged(super().call_binop(context, operator, left, right))
+
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A call, charged; methods of texts and collections are looked at before."""
+        method = getattr(function, "__wrapped__", function)  # Jinja wraps str.format
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(owner, str):
+            _check_text_method(owner, name, args)
+        if name == "join" and args:
+            args = (_charged(list(args[0])), *args[1:])
+        charge(1)
+        result = super().call(context, function, *args, **kwargs)
+        if isinstance(owner, list | dict | set):
+            _charged(owner)
+        return result if isinstance(result, jinja2.utils.Namespace) else _charged(result)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = _Bounds().visit(super()._parse(source, name, filename))
+        return tree.set_environment(self)
+
+
+def _check_text_method(text: str, name: str, args: Sequence[Any]) -> None:
+    _check_product(args[0] if name == "join" and args else text, (text, *args) if name == "join" else args)
+    if name in _SIZED_METHODS:
+        _check_numbers(args)
+    if name == "expandtabs":
+        _refuse_giant(len(text) * max((arg for arg in args if isinstance(arg, int)), default=8))
+    if name in ("format", "format_map"):
+        _check_format(text)
+
+
+def make_environment() -> Environment:
+    """The environment in which all templates are compiled."""
+    environment = Environment(finalize=_written)
+    environment.globals["zip"] = zip
+    del environment.globals["lipsum"]  # text out of nowhere, in any amount
+    environment.filters.update(
+        choice=_choice, random=_choice, most_frequent=_most_frequent, highlight=_highlight,
+        join=_join_filter(environment.filters["join"]))
+    for name, function in environment.filters.items():
+        environment.filters[name] = _bounded_filter(name, function)
+    environment.filters.update(elm_counted=_counted, elm_concatenate=_concatenate, elm_charged=_charged)
+    return environment
+
+
+def _written(value: Any) -> Any:
+    """What stands between ``{{`` and ``}}``, before it is written out."""
+    return _charged(value) if isinstance(value, list | tuple | dict | set | jinja2.utils.Namespace) else value
