@@ -233,7 +233,8 @@ def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
     else:
         instances = task_tools.routing_instances(
             arguments.task, getattr(arguments, "split", "validation"), arguments.queries,
-            modules=_modules(arguments), prepared_dir=arguments.prepared, seed=getattr(arguments, "seed", 0))
+            modules=_modules(arguments), prepared_dir=arguments.prepared, seed=getattr(arguments, "seed", 0),
+            keys={row["source"] for row in library.instances})
     return routing.route(library, instances, num_queries=arguments.queries)
 
 
@@ -268,12 +269,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     base = load_base(arguments.base, mesh=mesh)
     output = storage.as_path(arguments.output)
     prepared = arguments.prepared or (str(output.parent / "prepared") if hosts.count() > 1 else None)
-    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), prepared)
+    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), prepared,
+                    few_shot=arguments.few_shot, few_shot_length=arguments.source_length)
     tasks = list(dict.fromkeys(task for name in arguments.task for task in data.tasks_of(name)))
     models = [evaluating.model_in(base, folder, mesh=mesh) for folder in arguments.expert]
     store = ResultsStore(output.parent, output.name)
     settings = EvaluationSettings(source_length=arguments.source_length,
-                                  max_new_tokens=arguments.max_new_tokens)
+                                  max_new_tokens=arguments.max_new_tokens, few_shot=arguments.few_shot)
     evaluating.evaluate_models(
         models or [evaluating.model_of(base, None)], lambda _: tasks, data, base, store, settings, mesh=mesh,
         split=arguments.split, max_rows=arguments.max_rows or data.evaluation_rows(arguments.task),

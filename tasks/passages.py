@@ -53,7 +53,7 @@ def candidates() -> Iterator[str]:
     """
     missing = []
     for field in PASSAGES:
-        if sources.find_file(field.dataset, field.config, "train") is not None:
+        if sources.find_split(field.dataset, field.config, "train") is not None:
             yield from sources.read_passages(field.dataset, field.config, field.fields)
         else:
             missing.append(field.name)
@@ -77,7 +77,7 @@ def held_out() -> Iterator[str]:
     held += [(task.dataset, task.config, "test")
              for task in map(registry.get_task, bigbench.TASKS + bigbench.EXTRA_TASKS + bbh.TASKS)]
     for dataset, config, split in held:
-        if sources.find_file(dataset, config, split) is not None:
+        if sources.find_split(dataset, config, split) is not None:
             for row in sources.read_rows(dataset, config, split):
                 yield from _texts(row)
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from elm_jax import storage
+from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
 
 SCHEMA_VERSION = 1
@@ -154,7 +155,7 @@ class PreparedSplit:
             InputError: `max_rows` is not a number of rows.
         """
         check_max_rows(max_rows, f"{self.name} {self.split}")
-        kept = np.sort(np.random.default_rng(seed).permutation(len(self))[:max_rows])
+        kept = np.sort(draw_rows(len(self), max_rows, seed))
         rows = ({"inputs": self.inputs(index), "targets": self.targets(index), "label": self.label(index),
                  "choices": self.choices(index), "text": self.text(index)} for index in kept)
         return self.from_rows(self.name, self.split, {**self.info, "max_rows": max_rows, "seed": seed}, rows)

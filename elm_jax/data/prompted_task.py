@@ -10,7 +10,7 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.data import sources, templates
-from elm_jax.data.row_checks import RowChecks
+from elm_jax.data.row_checks import RowChecks, ready_prompt
 from elm_jax.data.templates import PromptTemplate, Rendered
 from elm_jax.errors import InputError, describe
 from elm_jax.storage import PathLike
@@ -65,6 +65,7 @@ class PromptedTask:
         category: kind of task after T0's groups, None without one.
         recipe: how an expert of the task is trained in the paper, None if it says nothing.
         parts: names of the tasks whose instructions this one joins; empty for all but compositions.
+        ready: whether the rows are prompts already: ``inputs``, ``targets``, perhaps ``choices``.
         versions: gives the template's known versions by the digest of its text; None if none are pinned.
     """
 
@@ -85,6 +86,7 @@ class PromptedTask:
     recipe: Recipe | None = None
     parts: tuple[str, ...] = ()
     versions: Callable[[str], Mapping[str, str]] | None = None
+    ready: bool = False
 
     @property
     def dataset_name(self) -> str:
@@ -102,6 +104,8 @@ class PromptedTask:
         Raises:
             InputError: no folder has it.
         """
+        if self.ready:
+            return PromptTemplate(self.template, "", None)
         if isinstance(self.prompt, PromptTemplate):
             return self.prompt
         if self.prompt is not None:
@@ -153,9 +157,11 @@ class PromptedTask:
 
     def place_of(self, split: str, index: int) -> str:
         """Where a row stands: file and line, or the split of a function and the row's number."""
-        path = None if self.rows is not None else sources.find_file(*self.row_source, split)
-        where = f"{self.dataset_name} {split}, row" if path is None else f"{path}, line"
-        return f"{where} {index + 1}"
+        found = self._find(split)
+        return f"{self.dataset_name} {split}, row {index + 1}" if found is None else found.place_of(index)
+
+    def _find(self, split: str) -> sources.FoundSplit | None:
+        return None if self.rows is not None else sources.find_split(*self.row_source, split)
 
     def num_rows(self, split: str) -> int:
         """Number of rows of a split, before rendering."""
@@ -168,7 +174,7 @@ class PromptedTask:
         """Why the task cannot be prepared with the data at hand; None if it can. Reads no rows."""
         if self.rows is not None:
             return None
-        if not any(sources.find_file(*self.row_source, split) for split in self.splits):
+        if not any(self._find(split) for split in self.splits):
             return "no data"
         entry = sources.read_index().get(self.row_source, {})
         if self.template in entry.get("unusable_templates", ()):
@@ -184,12 +190,13 @@ class PromptedTask:
         template = self.load_template()
         digest = hashlib.sha256(json.dumps([
             template.jinja, template.answer_choices, self.kind, self.truncate]).encode())
-        path = None if self.rows is not None else sources.find_file(*self.row_source, split)
-        if path is None:
+        found = self._find(split)
+        if found is None:
             rows = self.read_rows(split)
             digest.update(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
         else:
-            digest.update(_file_digest(str(path), path.stat().length, path.stat().mtime).encode())
+            for path in found.files():
+                digest.update(_file_digest(str(path), path.stat().length, path.stat().mtime).encode())
         return digest.hexdigest()[:16]
 
     def render_rows(self, split: str,
@@ -213,14 +220,14 @@ class PromptedTask:
         rows = self.read_rows(split)
         if not rows:
             raise InputError(describe(f"Task {self.name} has no rows", where=f"split {split}"))
-        place_of = functools.partial(self.place_of, split)
-        checks = RowChecks(template, place_of)
-        place = place_of(0).rpartition(" ")[0]  # found once, not for each row
+        checks = RowChecks(template, functools.partial(self.place_of, split))
+        place = self.place_of(split, 0).rpartition(" ")[0]  # found once, not for each row
         dropped = collections.Counter() if dropped is None else dropped
         for index, row in enumerate(rows):
             checks.check(row, index)
-            rendered = template.render_or_drop(row, seed=index, truncate=self.truncate,
-                                               where=f"{place} {index + 1}")
+            where = f"{place} {index + 1}"
+            rendered = ready_prompt(row, where) if self.ready else template.render_or_drop(
+                row, seed=index, truncate=self.truncate, where=where)
             if not isinstance(rendered, str) and self.kind == "rank" and (
                     rendered.targets not in (rendered.choices or ())):
                 rendered = NOT_A_CHOICE

@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from elm_jax.data import sources, templates
+from elm_jax.data import cached_p3, sources, templates
 from elm_jax.data.prepared import KINDS
 from elm_jax.data.prompted_task import (  # the registry's words are this module's too
     PromptedTask,
@@ -24,6 +24,7 @@ from elm_jax.data.prompted_task import (  # the registry's words are this module
     TemplateMaker,
 )
 from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.storage import PathLike
 
@@ -102,6 +103,7 @@ def add_prompted_task(
     recipe: Recipe | None = None,
     parts: Sequence[str] = (),
     versions: Callable[[str], Mapping[str, str]] | None = None,
+    ready: bool = False,
 ) -> str:
     """Registers one data set with one template; reads nothing.
 
@@ -122,6 +124,8 @@ def add_prompted_task(
         recipe: how the paper trains an expert of the task.
         parts: registered tasks whose instructions this one joins.
         versions: gives the known versions of a task's template by the digest of its text.
+        ready: whether the rows are prompts already, with the fields ``inputs``, ``targets`` and, to be
+            ranked, ``choices``; `template` is but a name then.
 
     Returns:
         The task's name.
@@ -142,8 +146,35 @@ def add_prompted_task(
         get_task(part)
     _TASKS[name] = PromptedTask(
         name, dataset, config, own_name, kind, role, tuple(splits), prompt or make_template, rows,
-        template_folder, truncate, adapt, source, category, recipe, tuple(parts), versions)
+        template_folder, truncate, adapt, source, category, recipe, tuple(parts), versions,
+        ready)
     return name
+
+
+def add_cached_task(
+    dataset: str, config: str | None, template: str, folder: PathLike, *, kind: str, role: str,
+    splits: Sequence[str] = ("train", "validation"), vocabulary: PathLike | None = None,
+) -> str:
+    """Registers a task of T0's cached P3 (`cached_p3`), which needs no rendering; reads nothing.
+
+    Args:
+        dataset: name of the data set.
+        config: its config, None without one.
+        template: the template's own name.
+        folder: of the cached task.
+        kind: ``rank`` for a cache of scored choices (``..._score_eval``), else ``generation``.
+        role: one of `ROLES`.
+        splits: names of the splits that are cached.
+        vocabulary: SentencePiece model of the cached token ids, where the texts are left out.
+
+    Returns:
+        The task's name.
+    """
+    def rows(split: str) -> Sequence[Mapping[str, Any]]:
+        return cached_p3.read_rows(folder, split, vocabulary and Vocabulary.load(vocabulary))
+
+    return add_prompted_task(dataset, config, template, kind=kind, role=role, splits=splits, rows=rows,
+                             ready=True)
 
 
 def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,

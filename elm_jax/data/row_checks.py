@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.templates import EMPTY_INPUT, EMPTY_TARGET, PromptTemplate, Rendered
 from elm_jax.errors import InputError, describe
 
 _KINDS = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", tuple: "list",
@@ -43,3 +43,26 @@ class RowChecks:
                 raise InputError(describe(
                     f"Field {name!r} is of another type than before", where=self._place_of(index),
                     got=f"{kind}: {str(value)[:60]!r}", expected=f"{known}, as in {self._place_of(first)}"))
+
+
+def ready_prompt(row: Mapping[str, Any], where: str) -> Rendered | str:
+    """A row that is a prompt already, or why it is left out.
+
+    Args:
+        row: ``inputs`` and ``targets``, perhaps ``choices``; other fields are passed over.
+        where: it stands.
+
+    Raises:
+        InputError: a field is missing or of another type.
+    """
+    inputs, targets, choices = row.get("inputs"), row.get("targets"), row.get("choices") or ()
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(value, str):
+            raise InputError(describe(f"Field {name!r} of a ready prompt is no text", where=where,
+                                      got="no such field" if value is None else type(value).__name__))
+    if not isinstance(choices, list | tuple) or not all(isinstance(choice, str) for choice in choices):
+        raise InputError(describe("Field 'choices' of a ready prompt is no list of texts", where=where,
+                                  got=repr(choices)[:60]))
+    if not inputs.strip() or not targets.strip():
+        return EMPTY_TARGET if inputs.strip() else EMPTY_INPUT
+    return Rendered(inputs, targets, tuple(choices) or None, None)

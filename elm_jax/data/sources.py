@@ -1,4 +1,4 @@
-"""Rows of data sets as JSON lines, in the layout of a data folder.
+"""Rows of data sets: JSON lines in the layout of a data folder, else what TFDS has prepared (`tfds_rows`).
 
 ```
 ELM_DATA_DIR/<dataset>[/<config>]/{train,validation}.jsonl[.gz]   one JSON object a line, UTF-8
@@ -8,6 +8,7 @@ ELM_DATA_DIR/index.json                                           optional facts
 ```
 """
 
+import dataclasses
 import gzip
 import io
 import json
@@ -19,6 +20,7 @@ from typing import Any
 from etils import epath
 
 from elm_jax import storage
+from elm_jax.data import tfds_rows
 from elm_jax.errors import InputError, describe
 
 DATA_DIR_VARIABLE = "ELM_DATA_DIR"
@@ -49,21 +51,69 @@ def find_file(dataset: str, config: str | None, split: str) -> epath.Path | None
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class FoundSplit:
+    """Where the rows of one split lie.
+
+    Attributes:
+        path: a file of JSON lines, or the folder of a prepared TFDS data set.
+        split: ours, or TFDS's own name of it.
+        tfds: the data set's name in TFDS, None for JSON lines.
+    """
+
+    path: epath.Path
+    split: str
+    tfds: tfds_rows.TfdsName | None = None
+
+    def read(self) -> list[dict[str, Any]]:
+        """All rows, in the files' order."""
+        if self.tfds is None:
+            return list(read_lines(self.path))
+        return tfds_rows.read_rows(self.path, self.tfds, self.split)
+
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self.read()) if self.tfds is None else tfds_rows.splits_of(self.path)[self.split]
+
+    def files(self) -> list[epath.Path]:
+        """The files that hold the rows."""
+        if self.tfds is None:
+            return [self.path]
+        return sorted(path for path in self.path.iterdir() if f"-{self.split}." in path.name)
+
+    def place_of(self, index: int) -> str:
+        """Where a row stands, for errors."""
+        if self.tfds is None:
+            return f"{self.path}, line {index + 1}"
+        return f"{self.path}, split {self.split}, row {index + 1}"
+
+
+def find_split(dataset: str, config: str | None, split: str) -> FoundSplit | None:
+    """Where a split's rows lie: JSON lines below the data folder, else in TFDS's; None if there are none."""
+    path = find_file(dataset, config, split)
+    if path is not None:
+        return FoundSplit(path, split)
+    found = tfds_rows.find(dataset, config)
+    name = None if found is None else tfds_rows.split_name(found[0], split)
+    return None if name is None else FoundSplit(found[0], name, found[1])
+
+
 def read_rows(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
     """All rows of a split, in the file's order.
 
     Raises:
         InputError: no data folder, no such file, or a line that is not a whole JSON object.
     """
-    path = find_file(dataset, config, split)
-    if path is None:
+    found = find_split(dataset, config, split)
+    if found is None:
         name = f"{dataset}/{config}" if config else dataset
         raise InputError(describe(
             f"There are no {split} rows of {name}",
             where=f"{DATA_DIR_VARIABLE}={os.environ.get(DATA_DIR_VARIABLE, '')}",
-            expected=f"a file {name}/{split}.jsonl.gz below the data folder",
+            expected=f"a file {name}/{split}.jsonl.gz below the data folder, or the data set as TFDS "
+            f"prepares it, below {tfds_rows.TFDS_DIR_VARIABLE}",
             cure=f"set {DATA_DIR_VARIABLE} to a folder that has the data set"))
-    return list(read_lines(path))
+    return found.read()
 
 
 def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
@@ -139,7 +189,8 @@ def num_rows(dataset: str, config: str | None, split: str) -> int:
     entry = read_index().get((dataset, config))
     if entry is not None and split in entry.get("splits", {}):
         return int(entry["splits"][split])
-    return len(read_rows(dataset, config, split))
+    found = find_split(dataset, config, split)
+    return len(read_rows(dataset, config, split)) if found is None else found.num_rows()
 
 
 def read_passages(

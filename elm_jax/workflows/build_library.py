@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from elm_jax import storage
+from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.experts.encoders import make_encoder
 from elm_jax.experts.library import ExpertLibrary
@@ -62,5 +61,5 @@ def training_instances(folder: storage.PathLike, data: TaskData, count: int,
 
 def draw_instances(prepared: PreparedSplit, count: int, seed: int) -> list[RoutingInstance]:
     """At most `count` instances of a split, drawn without replacement, by a fixed seed."""
-    order = np.random.default_rng(seed).permutation(len(prepared))[:count]
+    order = draw_rows(len(prepared), count, seed)
     return [RoutingInstance(**prepared.routing_instance(int(index))) for index in order]

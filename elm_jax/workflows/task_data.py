@@ -15,9 +15,11 @@ from etils import epath
 
 from elm_jax import hosts, storage
 from elm_jax.data import registry
+from elm_jax.data.few_shot import with_exemplars
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.workflows.checks import check_range
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +33,19 @@ class TaskData:
         vocabulary_path: its SentencePiece file, for SeqIO; None if nothing is to be prepared.
         modules: registries to import by name before a task is prepared, e.g. ``elm_jax.tasks``.
         prepared_dir: folder of prepared arrays, ``<task>/<split>``; None keeps them in memory only.
+        few_shot: rows of the train split to put before each input, see `few_shot.with_exemplars`.
+        few_shot_length: tokens of an input with them.
     """
 
     vocabulary: Vocabulary
     vocabulary_path: str | None = None
     modules: tuple[str, ...] = ("elm_jax.tasks",)
     prepared_dir: str | None = None
+    few_shot: int = 0
+    few_shot_length: int = 512
 
     def __post_init__(self) -> None:
+        check_range("few_shot", self.few_shot, 0)
         self._splits: dict[tuple[str, str, int | None], PreparedSplit] = {}
 
     def split(self, task: str, split: str, max_rows: int | None = None) -> PreparedSplit:
@@ -54,8 +61,17 @@ class TaskData:
         """
         key = (task, split, max_rows)
         if key not in self._splits:
-            self._splits[key] = self._open(task, split, max_rows)
+            found = self._open(task, split, max_rows)
+            self._splits[key] = self._with_exemplars(found) if self.few_shot else found
         return self._splits[key]
+
+    def _with_exemplars(self, found: PreparedSplit) -> PreparedSplit:
+        train = self._open(found.name, "train", None)
+        made = with_exemplars(found, train, self.vocabulary, few_shot=self.few_shot,
+                              max_length=self.few_shot_length)
+        logger.info("%s %s: %.2f of %d exemplars a row fit into %d tokens", found.name, found.split,
+                    made.info["few_shot_taken"] / max(len(made), 1), self.few_shot, self.few_shot_length)
+        return made
 
     def _open(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
         if self.prepared_dir is not None:  # one process prepares, the others wait for it and read

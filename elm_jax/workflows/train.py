@@ -55,6 +55,8 @@ class TrainConfig:
         lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
         task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
             recipe (ELM.md's, for the training tasks), whatever is given here.
+        few_shot: rows of the train split that stand, with their answers, before each input, as far as its
+            length allows.
         dtype: of activations; parameters are float32.
         num_microbatches: gradient accumulation steps in one optimiser step.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
@@ -110,6 +112,7 @@ class TrainConfig:
     lora_rank: int | None = None
     lora_alpha: float | None = None
     task_recipe: bool = False
+    few_shot: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -120,6 +123,7 @@ class TrainConfig:
         self._check_base_dtype()
         check_range("dropout_rate", self.dropout_rate, 0, 1)
         check_range("random_seed", self.random_seed, 0)
+        check_range("few_shot", self.few_shot, 0)
         check_positive(batch_size=self.batch_size, num_microbatches=self.num_microbatches,
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period,
                        keep_checkpoints=self.keep_checkpoints, train_steps=self.train_steps,
@@ -182,8 +186,9 @@ class TrainConfig:
         for name in ("early_end", "lora_rank", "lora_alpha"):
             if facts[name] is None:  # as it was before there were such settings
                 facts.pop(name)
-        if not self.task_recipe:
-            facts.pop("task_recipe")
+        for name in ("task_recipe", "few_shot"):
+            if not facts[name]:
+                facts.pop(name)
         if self.base_dtype in (None, "float32"):  # as it was before there was a choice
             facts.pop("base_dtype")
         text = json.dumps(facts, sort_keys=True, default=str)
@@ -349,7 +354,8 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
     folder = config.prepared_dir
     if folder is None and hosts.count() > 1:  # what one process prepares, the others must find
         folder = str(storage.as_path(config.model_dir) / "prepared")
-    return TaskData(base.vocabulary, base.vocabulary_path, tuple(config.modules), folder)
+    return TaskData(base.vocabulary, base.vocabulary_path, tuple(config.modules), folder,
+                    few_shot=config.few_shot, few_shot_length=config.task_feature_lengths["inputs"])
 
 
 def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[TrainStream, int]:
@@ -403,7 +409,8 @@ def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData
         **template_versions.of_arrays(infos),
         dataset=datasets[0] if len(datasets) == 1 else None,
         training={"steps": result.step, "examples": rows, "seed": config.random_seed,
-                  "config_digest": config.digest(), "versions": run_record.versions(), **ended_at},
+                  "config_digest": config.digest(), "versions": run_record.versions(), **ended_at,
+                  **({"few_shot": config.few_shot} if config.few_shot else {})},
         metrics={name: float(value) for name, value in result.metrics.items() if name != "step"})
 
 

@@ -1,0 +1,209 @@
+"""T0's cached P3: prompts that are rendered already, as SeqIO's cache holds them; read without TensorFlow.
+
+```
+<folder>/<split>.tfrecord-00000-of-00004   records of tf.train.Example
+```
+
+A task to train on has ``inputs_pretokenized`` and ``targets_pretokenized`` (and perhaps
+``answer_choices``). A task to score (``..._score_eval``) has an example for each answer choice: ``idx``
+(row and choice), ``is_correct``, the choice as target. ``inputs`` and ``targets`` hold token ids; where the
+texts are left out they are decoded from them, in the vocabulary that is given.
+"""
+
+import itertools
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.data.vocabulary import EOS_ID, Vocabulary
+from elm_jax.errors import InputError, describe
+
+_MAX_RECORD = 100_000_000
+
+
+def read_rows(folder: storage.PathLike, split: str,
+              vocabulary: Vocabulary | None = None) -> list[dict[str, Any]]:
+    """Prompts of a cached task's split, in the cache's order.
+
+    Args:
+        folder: of the task.
+        split: ``train``, ``validation``, ...
+        vocabulary: in which token ids are decoded; None if the cache holds the texts.
+
+    Returns:
+        Rows ``{"inputs", "targets", "choices"}``; of a scored task, one for each instance.
+
+    Raises:
+        InputError: no such split, a damaged file (it and the record are named), or an example that lacks a
+            feature.
+    """
+    examples = [_texts(example, vocabulary, where) for example, where in read_examples(folder, split)]
+    if not any("is_correct" in example for example in examples):
+        return [{name: example[name] for name in ("inputs", "targets", "choices")} for example in examples]
+    groups = itertools.groupby(examples, key=lambda example: example["row"])
+    return [_instance(list(group)) for _, group in groups]
+
+
+def _instance(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One instance of its scored choices; the first right one is the target, none is no target."""
+    right = [example["targets"] for example in examples if example.get("is_correct")]
+    return {"inputs": examples[0]["inputs"], "targets": right[0] if right else "",
+            "choices": [example["targets"] for example in examples]}
+
+
+def _texts(example: dict[str, list[Any]], vocabulary: Vocabulary | None, where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {name: _text(example, name, vocabulary, where) for name in ("inputs", "targets")}
+    found["choices"] = [choice.decode() for choice in example.get("answer_choices", ())]
+    if "is_correct" in example:
+        if not example.get("idx"):
+            raise InputError(describe("A scored example lacks a feature", where=where, got="no idx"))
+        found["is_correct"], found["row"] = bool(example["is_correct"][0]), example["idx"][0]
+    return found
+
+
+def _text(example: dict[str, list[Any]], name: str, vocabulary: Vocabulary | None, where: str) -> str:
+    values = example.get(f"{name}_pretokenized") or example.get(name) or []
+    if len(values) == 1 and isinstance(values[0], bytes):
+        return values[0].decode()
+    if not values or isinstance(values[0], bytes):
+        raise InputError(describe("An example lacks a feature", where=where, got=", ".join(sorted(example)),
+                                  expected=f"{name}_pretokenized, or {name}"))
+    if vocabulary is None:
+        raise InputError(describe("An example holds token ids and no text", where=f"{where}, {name}",
+                                  cure="give the vocabulary with which they were made"))
+    return vocabulary.decode([int(token) for token in values if token != EOS_ID])
+
+
+def read_examples(folder: storage.PathLike, split: str) -> Iterator[tuple[dict[str, list[Any]], str]]:
+    """Features of every example of a split, and where it stands.
+
+    Raises:
+        InputError: no such split, a shard is missing, or a file is damaged.
+    """
+    for path in _shards(storage.as_path(folder), split):
+        data, start, number = path.read_bytes(), 0, 0
+        while start < len(data):
+            number += 1
+            where = f"{path}, record {number}"
+            record, start = _record(data, start, where)
+            try:
+                yield _example(record), where
+            except (IndexError, ValueError, struct.error) as error:
+                raise InputError(describe("A record holds no tf.train.Example", where=where,
+                                          got=str(error), cure="fetch the file again")) from error
+
+
+def _shards(folder: epath.Path, split: str) -> list[epath.Path]:
+    pattern = re.compile(rf"{re.escape(split)}\.tfrecord-(\d+)-of-(\d+)")
+    found = sorted((path.name, path) for path in folder.iterdir()
+                   if pattern.fullmatch(path.name)) if folder.exists() else []
+    wanted = int(pattern.fullmatch(found[0][0])[2]) if found else 1
+    if len(found) != wanted:
+        raise InputError(describe(
+            "A cached task lacks files of a split", where=folder, got=f"{len(found)} files of {split}",
+            expected=f"{split}.tfrecord-*-of-{wanted:05d}, {wanted} in all"))
+    return [path for _, path in found]
+
+
+def _record(data: bytes, start: int, where: str) -> tuple[bytes, int]:
+    """One TFRecord (u64 length, its checksum, the bytes, theirs), and where the next one starts."""
+    head = data[start:start + 12]
+    length = int.from_bytes(head[:8], "little")
+    end = start + 12 + length
+    if len(head) < 12 or length > _MAX_RECORD or end + 4 > len(data) or _masked_crc(head[:8]) != head[8:]:
+        raise InputError(describe("A TFRecord file is cut off or damaged", where=where,
+                                  cure="fetch the file again"))
+    return data[start + 12:end], end + 4
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def _masked_crc(data: bytes) -> bytes:
+    """TFRecord's checksum: CRC-32C, turned and shifted."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked.to_bytes(4, "little")
+
+
+def _example(record: bytes) -> dict[str, list[Any]]:
+    """``tf.train.Example``: features by name, each a list of bytes, floats or integers."""
+    features: dict[str, list[Any]] = {}
+    for _, container in _fields(record):
+        for _, entry in _fields(container):
+            parts = dict(_fields(entry))
+            features[parts[1].decode()] = _values(parts.get(2, b""))
+    return features
+
+
+def _values(feature: bytes) -> list[Any]:
+    for kind, content in _fields(feature):
+        values = [value for _, value in _fields(content)]
+        if kind == 1:
+            return values
+        packed = b"".join(value for value in values if isinstance(value, bytes))
+        if kind == 2:
+            return np.frombuffer(packed, "<f4").tolist()
+        return [value for value in values if isinstance(value, int)] + list(_varints(packed))
+    return []
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and values of a protocol buffer's fields."""
+    position = 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        if key & 7 == 0:
+            value, position = _varint(data, position)
+            yield key >> 3, _signed(value)
+            continue
+        if key & 7 == 2:
+            length, position = _varint(data, position)
+        elif key & 7 in (1, 5):
+            length = 8 if key & 7 == 1 else 4
+        else:
+            raise ValueError(f"a field of wire type {key & 7}")
+        if position + length > len(data):
+            raise ValueError("a field is longer than its record")
+        yield key >> 3, data[position:position + length]
+        position += length
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return value, position
+        if shift > 63:
+            raise ValueError("a number is longer than 64 bits")
+
+
+def _varints(data: bytes) -> Iterator[int]:
+    position = 0
+    while position < len(data):
+        value, position = _varint(data, position)
+        yield _signed(value)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
