@@ -401,5 +401,5 @@ def _add_mixtures(tasks: list[str]) -> None:
 
 
 TASKS = add_datasets(DATASETS, role="train", splits=SPLITS, extra_role="extra", categories=CATEGORY_OF)
-EXTRA_TASKS = add_datasets(EXTRA_DATASETS, role="extra", splits=SPLITS)
+add_datasets(EXTRA_DATASETS, role="extra", splits=SPLITS)
 _add_mixtures(TASKS)

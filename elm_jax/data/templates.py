@@ -62,6 +62,12 @@ def _draws_when_compiled(source: str) -> bool:
     return re.search(r"\|\s*(choice|random)\b", source) is not None
 
 
+@functools.lru_cache(maxsize=4096)
+def _variables_of(source: str) -> frozenset[str]:
+    names = jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
+    return frozenset(names - set(_ENVIRONMENT.globals))
+
+
 @functools.cache
 def _compile_once(source: str) -> jinja2.Template:
     return _ENVIRONMENT.from_string(source)
@@ -112,15 +118,16 @@ class PromptTemplate:
         Raises:
             InputError: the template is not valid Jinja.
         """
-        names: set[str] = set()
-        for source in filter(None, (self.jinja, self.answer_choices)):
-            try:
-                names |= jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
-            except jinja2.TemplateSyntaxError as error:
-                raise InputError(describe(
-                    f"Template {self.name!r} is not valid Jinja", where=f"line {error.lineno}",
-                    got=error.message)) from error
-        return frozenset(names - set(_ENVIRONMENT.globals) - {"answer_choices"})
+        try:
+            names = frozenset.union(*map(_variables_of, filter(None, (self.jinja, self.answer_choices))),
+                                    frozenset())
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(describe(
+                f"Template {self.name!r} is not valid Jinja", where=f"line {error.lineno}",
+                got=error.message)) from error
+        except RecursionError as error:
+            raise InputError(describe(f"Template {self.name!r} is nested too deeply to be read")) from error
+        return names - {"answer_choices"}
 
     def check_fields(self, present: Iterable[str], where: str) -> None:
         """Checks that rows have the fields that the template reads.

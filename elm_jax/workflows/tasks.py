@@ -1,6 +1,5 @@
 """`elm tasks`: what is registered, and how a task's rows look as prompts. Needs no TensorFlow."""
 
-import collections
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -39,14 +38,6 @@ def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
     mixtures = {name: list(registry.get_mixture(name).tasks) for name in registry.mixture_names()}
     return {"tasks": tasks,
             "mixtures": {name: members for name, members in mixtures.items() if names.issuperset(members)}}
-
-
-def dropped_rows(name: str, split: str) -> dict[str, int]:
-    """How many rows of a registered task's split are left out in rendering, by the reason; renders all."""
-    dropped: collections.Counter[str] = collections.Counter()
-    for _ in registry.get_task(name).render_rows(split, dropped):
-        pass
-    return dict(dropped)
 
 
 def show_task(name: str, split: str, count: int, *, modules: Sequence[str],

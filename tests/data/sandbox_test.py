@@ -77,6 +77,16 @@ def test_templates_without_end_or_measure_are_refused(short_time, jinja):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - room < 600_000  # kilobytes
 
 
+@pytest.mark.parametrize("jinja", ["{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }} ||| b",
+                                   "{% if 1 %}" * 5_000 + "{% endif %}" * 5_000 + " ||| b"])
+def test_a_template_nested_too_deeply_is_refused(jinja):
+    template = PromptTemplate("bad", jinja, None)
+    with pytest.raises(InputError, match="nested too deeply"):
+        template.fields()
+    with pytest.raises(InputError, match=r"(?s)'bad' fails.*(RecursionError|SyntaxError)"):
+        template.parts(ROW, seed=0, truncate=False)
+
+
 @pytest.mark.parametrize("name", ["text times number", "doubling by block", "one text written often"])
 def test_answer_choices_are_bounded_alike(short_time, name):
     with pytest.raises(InputError, match=r"(?s)fails on a row.*TemplateLimit"):
