@@ -153,7 +153,9 @@ def _plain(value: Any) -> Any:
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, bytes):
         return value.decode("utf-8")
-    if hasattr(value, "tolist"):
+    if hasattr(value, "to_list"):  # a ragged tensor: lists of unlike lengths
+        value = value.to_list()
+    elif hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]

@@ -124,6 +124,20 @@ def test_json_lines_come_first_and_test_stands_for_validation(tmp_path, monkeypa
     assert sources.read_rows("toys", None, "train") == [{"n": 5}]
 
 
+def test_values_become_plain_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELM_TFDS_DIR", str(tmp_path))
+    monkeypatch.delenv("ELM_DATA_DIR", raising=False)
+    features = {"lists": tfds.features.Sequence(tfds.features.Sequence(TEXT())), "yes": np.bool_,
+                "share": np.float32, "none": tfds.features.Sequence(np.int64), "text": TEXT(),
+                "parts": {"a": TEXT(), "b": tfds.features.Sequence({"c": np.int32})}}
+    row = {"lists": [["a", "b"], [], ["ü"]], "yes": True, "share": 0.5, "none": [], "text": "x\ny",
+           "parts": {"a": "", "b": {"c": [1, 2]}}}
+    build(tmp_path, "toys", features, {"train": [row] * 250})
+    found = sources.read_rows("toys", None, "train")
+    assert found == [row] * 250 and type(found[0]["yes"]) is bool
+    json.dumps(found)  # nothing but plain values
+
+
 def test_missing_and_damaged_data_sets_are_clear_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("ELM_TFDS_DIR", str(tmp_path))
     monkeypatch.delenv("ELM_DATA_DIR", raising=False)
