@@ -19,6 +19,8 @@ RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
 """From the name of a split to its rows."""
 RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a source's row to the fields that the template reads."""
+Places = Callable[[int], str]
+"""From a row's index to where it stands, for errors."""
 TemplateMaker = Callable[[], PromptTemplate]
 """Gives a template that depends on settings beside the rows, as BIG-bench's do."""
 UNKNOWN_VERSION = "unknown"
@@ -144,21 +146,23 @@ class PromptedTask:
             rows = sources.read_rows(*self.row_source, split)
         if self.adapt is None:
             return rows
-        return [self._adapted(row, self.place_of(split, index)) for index, row in enumerate(rows)]
+        places = self.places(split)
+        return [self._adapted(row, index, places) for index, row in enumerate(rows)]
 
-    def _adapted(self, row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    def _adapted(self, row: Mapping[str, Any], index: int, places: Places) -> Mapping[str, Any]:
         try:
             return self.adapt(row)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = "lacks a field" if isinstance(error, KeyError) else "has a field of another type"
-            raise InputError(describe(f"A row {what} that task {self.name} reads", where=where,
+            raise InputError(describe(f"A row {what} that task {self.name} reads", where=places(index),
                                       got=f"{type(error).__name__}: {error}",
                                       expected=f"fields among {', '.join(sorted(row))}")) from error
 
-    def place_of(self, split: str, index: int) -> str:
-        """Where a row stands: file and line, or the split of a function and the row's number."""
+    def places(self, split: str) -> Places:
+        """From a row's index to where it stands: file and line, or a function's split and the number."""
         found = self._find(split)
-        return f"{self.dataset_name} {split}, row {index + 1}" if found is None else found.place_of(index)
+        return (lambda index: f"{self.dataset_name} {split}, row {index + 1}") if found is None else (
+            found.place_of)
 
     def _find(self, split: str) -> sources.FoundSplit | None:
         return None if self.rows is not None else sources.find_split(*self.row_source, split)
@@ -220,14 +224,13 @@ class PromptedTask:
         rows = self.read_rows(split)
         if not rows:
             raise InputError(describe(f"Task {self.name} has no rows", where=f"split {split}"))
-        checks = RowChecks(template, functools.partial(self.place_of, split))
-        place = self.place_of(split, 0).rpartition(" ")[0]  # found once, not for each row
+        places = self.places(split)
+        checks = RowChecks(template, places)
         dropped = collections.Counter() if dropped is None else dropped
         for index, row in enumerate(rows):
             checks.check(row, index)
-            where = f"{place} {index + 1}"
-            rendered = ready_prompt(row, where) if self.ready else template.render_or_drop(
-                row, seed=index, truncate=self.truncate, where=where)
+            rendered = ready_prompt(row, places(index)) if self.ready else template.render_or_drop(
+                row, seed=index, truncate=self.truncate, where=places(index))
             if not isinstance(rendered, str) and self.kind == "rank" and (
                     rendered.targets not in (rendered.choices or ())):
                 rendered = NOT_A_CHOICE

@@ -108,7 +108,7 @@ def test_a_task_is_served_by_tfds_alone(only_tfds):
     task = registry.get_task("cos_e_v1_11__i_think")
     assert task.why_unavailable() is None and task.num_rows("validation") == 220
     assert len(list(task.render_rows("train"))) == 220
-    assert task.place_of("train", 4).endswith("cos_e/v1_11/1.0.0, split train, row 5")
+    assert task.places("train")(4).endswith("cos_e/v1_11/1.0.0, split train, row 5")
     assert task.source_digest("train") != task.source_digest("validation")
     assert registry.get_task("xsum__doc_tldr").why_unavailable() == "no data"
 
