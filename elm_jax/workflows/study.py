@@ -135,7 +135,7 @@ class Study:
         if config.stack_experts == 1:
             return [self.train_one(one) for one in configs]
         outcome = train_experts(configs, str(self.root / "experts"), config.stack_experts, base=self.base,
-                                data=self.data, mesh=self.mesh)
+                                data=self.data, mesh=self.mesh, at_once=config.stack_at_once)
         if outcome.stopped:
             raise Stopped
         outcome.check()

@@ -51,16 +51,19 @@ class TrainStackConfig:
         table: file of experts, ``.jsonl`` or ``.csv``, see `stack_table`; None for the tasks of `train`.
         stack_experts: how many train at once; 1 is one after another.
         mesh_experts: size of the mesh's expert axis.
+        at_once: at most so many experts of each part of that axis are computed at once, the others in turn
+            within the same step; None for all.
     """
 
     train: TrainConfig
     table: str | None = None
     stack_experts: int = 16
     mesh_experts: int = 1
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_positive(stack_experts=self.stack_experts, mesh_experts=self.mesh_experts)
+        check_positive(stack_experts=self.stack_experts, mesh_experts=self.mesh_experts, at_once=self.at_once)
         if not self.table and not self.train.task:
             raise InputError(describe("Neither tasks nor a table is given", where="train_stack",
                                       cure="give TASK (tasks and mixtures, separated by commas) or TABLE"))
@@ -126,7 +129,7 @@ def train_stack(config: TrainStackConfig, *, base: Base | None = None, data: Tas
                 dict.fromkeys(task for name in names for task in data.tasks_of(name))]
     configs = [config_of(config.train, row) for row in rows]
     return train_experts(configs, config.model_dir, config.stack_experts, base=base, data=data, mesh=mesh,
-                         on_start=on_start)
+                         on_start=on_start, at_once=config.at_once)
 
 
 def config_of(shared: TrainConfig, row: Row) -> TrainConfig:
@@ -145,7 +148,8 @@ def config_of(shared: TrainConfig, row: Row) -> TrainConfig:
 
 
 def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, base: Base, data: TaskData,
-                  mesh: Mesh, on_start: Callable[[], None] | None = None) -> StackOutcome:
+                  mesh: Mesh, on_start: Callable[[], None] | None = None, at_once: int | None = None,
+                  ) -> StackOutcome:
     """Trains the experts of many solo configs, which differ in what `config_of` can change, `size` at a time.
 
     The longest enter first, so that few slots are idle at the end; the order changes no result.
@@ -164,7 +168,7 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
     result = StackResult([], {}, False, 0, 0)
     if waiting:
         waiting.sort(key=lambda config: -(config.train_steps or 0))
-        result = _train_waiting(waiting, folder, size, base, data, mesh, on_start)
+        result = _train_waiting(waiting, folder, size, base, data, mesh, on_start, at_once)
         done |= dict.fromkeys(result.ended, "")
         failed |= result.failed
         if not result.stopped:
@@ -180,7 +184,7 @@ def id_of(config: TrainConfig) -> str:
 
 
 def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base: Base, data: TaskData,
-                   mesh: Mesh, on_start: Callable[[], None] | None) -> StackResult:
+                   mesh: Mesh, on_start: Callable[[], None] | None, at_once: int | None) -> StackResult:
     first, by_id = configs[0], {id_of(config): config for config in configs}
     axis = mesh.shape["experts"]
     # No slots that nobody would ever fill.
@@ -191,7 +195,7 @@ def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base:
         run_dir=str(storage.as_path(folder) / STACK_FOLDER), checkpoint_every=first.checkpoint_period,
         keep=first.keep_checkpoints, log_every=first.log_period, tensorboard=first.tensorboard,
         config_digest=base.fingerprint, early_end=first.early_end,
-        base_dtype=first.base_dtype, name=f"{len(configs)} experts")
+        base_dtype=first.base_dtype, name=f"{len(configs)} experts", at_once=at_once)
     runs = [StackedRun(
         id=name, seed=config.random_seed, learning_rate=config.optimizer.learning_rate,
         digest=f"{config.digest()}/{base.fingerprint}", run_dir=config.model_dir,

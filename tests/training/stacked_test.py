@@ -59,10 +59,11 @@ def batch_of(expert: int, step: int) -> dict:
     return tiny_run.stream(seed=expert).batch(step)
 
 
-def run_stack(spec: steps.StepSpec, num_steps: int, *, kind: str = "prompt", active=(True,) * 4):
+def run_stack(spec: steps.StepSpec, num_steps: int, *, kind: str = "prompt", active=(True,) * 4,
+              at_once: int | None = None):
     """(states after each step, metrics of each step) of four experts in one program."""
     overlays, frozen = parameters(spec, kind)
-    stack = stacked.make_stack_spec(spec, 4)
+    stack = stacked.make_stack_spec(spec, 4, at_once)
     programs = stacked.compile_stack(stack)
     frozen = sharding.put_tree(
         frozen, states.shardings_of_params(spec.network, frozen, spec.mesh, spec.rules))
@@ -139,6 +140,22 @@ def test_every_mesh_gives_the_steps_of_one_device(mesh):
     """(data, experts, model) of eight devices."""
     found = run_stack(spec_of("adamw", mesh=mesh), 3)
     assert_same(found, run_solo("adamw", 0.1, 1, "prompt", 3, (0, 3)), 5 * RELATIVE)
+
+
+@pytest.mark.parametrize(("mesh", "at_once"), [
+    ((1, 1, 1), 1), *(pytest.param(*case, marks=pytest.mark.slow)
+                      for case in [((1, 1, 1), 2), ((1, 1, 1), 3), ((2, 2, 2), 1), ((1, 2, 1), 1)])])
+def test_experts_in_turn_take_the_same_steps(mesh, at_once):
+    spec = spec_of(mesh=mesh)
+    assert stacked.make_stack_spec(spec, 4, at_once).at_once == {3: 2}.get(at_once, at_once)  # a divisor
+    assert_same(run_stack(spec, 3, at_once=at_once), run_solo("adamw", 0.1, 1, "prompt", 3, (0, 3)))
+
+
+def test_in_turn_a_step_needs_the_memory_of_those_at_once():
+    spec = spec_of()
+    memory = {at_once: stacked.compile_stack(stacked.make_stack_spec(spec, 8, at_once)).step.memory_analysis(
+        ).temp_size_in_bytes for at_once in (1, 8)}
+    assert memory[1] < memory[8] / 3
 
 
 def test_an_inactive_slot_keeps_its_state_to_the_bit_and_harms_nobody():
