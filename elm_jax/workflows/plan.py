@@ -106,8 +106,8 @@ class StepPlan:
     def cut_all_reduce(self) -> float:
         """Bytes sent by all-reduces that stand for reduce-scatters: their result is cut at once.
 
-        XLA for TPUs has no reduce-scatter on slices whose sides are equal (libtpu 0.0.51: v5e:2x2, 4x4, 8x8,
-        16x16, v4:4x4x4; v5e:2x4 and 4x8 have it): also one that the program spells out becomes an
+        XLA for TPUs has no reduce-scatter on many slices (libtpu 0.0.51: v5e:2x2, 4x4, 8x8, 16x16, v4:2x2x4,
+        4x4x4, v5p:2x2x4; v5e:2x4 and 4x8 have it): also one that the program spells out becomes an
         all-reduce over rings in all directions, of twice the bytes.
         """
         needed = {kind: sum(need.bytes for need in self.needed if need.kind == kind)
