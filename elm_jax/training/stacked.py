@@ -118,15 +118,18 @@ def stacked_step(
         return kept, metrics
 
     with sharding.placed(one.mesh, one.rules):
-        return _in_turns(jax.vmap(solo, spmd_axis_name=AXIS), spec, (state, batch, slots))
+        return _in_turns(solo, spec, (state, batch, slots))
 
 
-def _in_turns(function: Callable[..., Any], spec: StackSpec, arguments: Any) -> Any:
-    """A mapped function of leaves [E, ...], applied to some experts of every part of the mesh at a time."""
+def _in_turns(solo: Callable[..., Any], spec: StackSpec, arguments: Any) -> Any:
+    """One expert's function of leaves [E, ...], applied to some experts of every part of the mesh at a time."""
     parts = spec.step.mesh.shape[AXIS]
     turns = spec.size // parts // spec.at_once
+    function = jax.vmap(solo, spmd_axis_name=AXIS)
     if turns == 1:
         return function(*arguments)
+    if parts == spec.at_once == 1:
+        return jax.lax.map(lambda some: solo(*some), arguments)
 
     def cut(leaf: Array) -> Array:
         # A device's experts lie together: each turn takes some of every device, and none moves.
