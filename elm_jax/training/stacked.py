@@ -122,7 +122,7 @@ def stacked_step(
 
 
 def _in_turns(solo: Callable[..., Any], spec: StackSpec, arguments: Any) -> Any:
-    """One expert's function of leaves [E, ...], applied to some experts of every part of the mesh at a time."""
+    """One expert's function mapped over leaves [E, ...], some experts of every part of the mesh at a time."""
     parts = spec.step.mesh.shape[AXIS]
     turns = spec.size // parts // spec.at_once
     function = jax.vmap(solo, spmd_axis_name=AXIS)

@@ -151,6 +151,18 @@ def test_experts_in_turn_take_the_same_steps(mesh, at_once):
     assert_same(run_stack(spec, 3, at_once=at_once), run_solo("adamw", 0.1, 1, "prompt", 3, (0, 3)))
 
 
+@pytest.mark.parametrize(("optimizer", "dropout", "parts", "kind"), [
+    CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])])
+def test_one_at_a_time_they_are_the_solo_steps_to_the_bit(optimizer, dropout, parts, kind):
+    spec = spec_of(optimizer, dropout=dropout, num_microbatches=parts, kind=kind)
+    found = run_stack(spec, 3, kind=kind, at_once=1)
+    for number, expected in run_solo(optimizer, dropout, parts, kind, 3, (0, 3)).items():
+        for (state, metrics), (own, own_metrics) in zip(found, expected, strict=True):
+            assert {name: value[number] for name, value in metrics.items()} == own_metrics
+            for whole, leaf in zip(jax.tree.leaves(state.overlay), jax.tree.leaves(own.overlay), strict=True):
+                np.testing.assert_array_equal(whole[number], leaf)
+
+
 def test_in_turn_a_step_needs_the_memory_of_those_at_once():
     spec = spec_of()
     memory = {at_once: stacked.compile_stack(stacked.make_stack_spec(spec, 8, at_once)).step.memory_analysis(
