@@ -106,7 +106,9 @@ def stack(spec: StepSpec, overlay: Params, frozen: Params, shapes: Shapes, exper
         held[0], metrics = programs.step(frozen, held[0], batch, slots)
         return metrics["loss"]
 
-    return Program(f"E={experts}", experts, run, seconds, programs.step.cost_analysis()["flops"], state_bytes,
+    turns = experts // whole.at_once  # XLA counts a loop's body once
+    return Program(f"E={experts}", experts, run, seconds,
+                   programs.step.cost_analysis()["flops"] * turns, state_bytes,
                    programs.step.memory_analysis().temp_size_in_bytes / experts)
 
 

@@ -125,11 +125,11 @@ def _in_turns(solo: Callable[..., Any], spec: StackSpec, arguments: Any) -> Any:
     """One expert's function mapped over leaves [E, ...], some experts of every part of the mesh at a time."""
     parts = spec.step.mesh.shape[AXIS]
     turns = spec.size // parts // spec.at_once
+    if parts == spec.at_once == 1:
+        return jax.lax.map(lambda some: solo(*some), arguments)
     function = jax.vmap(solo, spmd_axis_name=AXIS)
     if turns == 1:
         return function(*arguments)
-    if parts == spec.at_once == 1:
-        return jax.lax.map(lambda some: solo(*some), arguments)
 
     def cut(leaf: Array) -> Array:
         # A device's experts lie together: each turn takes some of every device, and none moves.

@@ -194,6 +194,7 @@ class _StackLoop:
                 self.spec.step.optimizer), "loss": dataclasses.asdict(loss),
                 "num_microbatches": config.num_microbatches}
             self.saver = stack.enter_context(Checkpoints(config.run_dir, facts, config.keep))
+            hosts.barrier()  # all have compiled: restoring is done together as well
             self._restore(self.saver)
         self.progress = (StackProgress(config.name)
                          if config.name is not None and hosts.is_first() else None)

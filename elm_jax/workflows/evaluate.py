@@ -193,6 +193,8 @@ def _evaluate_group(
     alike = [expert.card.network == experts[0].card.network
              and trees.first_difference(experts[0].overlay, expert.overlay) is None for expert in experts]
     if not all(alike) or len(experts) % axis:
+        logger.info("%d experts are scored one after another: %s", len(experts), "their overlays are unlike"
+                    if not all(alike) else f"the mesh has {axis} parts for experts")
         return
     params = stacked.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
     for task in tasks:
@@ -202,6 +204,8 @@ def _evaluate_group(
             base=base.fingerprint, max_rows=max_rows)
         for model, result in zip(models, results, strict=True):
             _keep(store, model, result)
+        if preemption.reached_sync_point():
+            raise preemption.Stopped
     logger.info("evaluated %d experts together on %d tasks in %.1f s", len(models), len(tasks),
                 time.monotonic() - start)
 

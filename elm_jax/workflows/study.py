@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax import hosts, storage
+from elm_jax import hosts, sharding, storage
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
@@ -107,7 +107,8 @@ class Study:
     def make_base(self) -> Base:
         """Stage: the base, pretrained unless one is given."""
         if self.config.initial_checkpoint_path is not None:
-            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh)
+            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh,
+                             rules=sharding.split_rules())
         base = pretrain(self.pretrain_config(), mesh=self.mesh)
         if base is None:
             raise Stopped

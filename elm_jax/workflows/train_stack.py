@@ -118,7 +118,7 @@ def train_stack(config: TrainStackConfig, *, base: Base | None = None, data: Tas
         RunError: the disk is full. An expert whose loss is not finite is in `failed` of the outcome.
     """
     mesh = mesh or sharding.make_mesh(config.train.mesh_data, config.train.mesh_model, config.mesh_experts)
-    base = base or load_base(config.train.initial_checkpoint_path, mesh=mesh, rules=config.train.rules())
+    base = base or load_base(config.train.initial_checkpoint_path, mesh=mesh, rules=config.train.base_rules())
     check_network(config.train, base)
     data = data or task_data(config.train, base)
     if config.table:
@@ -168,12 +168,15 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
     result = StackResult([], {}, False, 0, 0)
     if waiting:
         waiting.sort(key=lambda config: -(config.train_steps or 0))
+        # No slots that nobody would ever fill; by the whole table, so that later sessions have as many.
+        axis = mesh.shape["experts"]
+        size = min(size, -(-len(configs) // axis) * axis)
         result = _train_waiting(waiting, folder, size, base, data, mesh, on_start, at_once)
         done |= dict.fromkeys(result.ended, "")
         failed |= result.failed
-        if not result.stopped:
-            hosts.barrier()  # nobody writes there any more
-            storage.remove(storage.as_path(folder) / STACK_FOLDER)
+    if not result.stopped:
+        hosts.barrier()  # nobody writes there any more
+        storage.remove(storage.as_path(folder) / STACK_FOLDER)
     order = [(id_of(config), str(storage.as_path(config.model_dir) / "expert")) for config in configs]
     return StackOutcome({name: path for name, path in order if name in done}, failed, result.stopped)
 
@@ -186,9 +189,6 @@ def id_of(config: TrainConfig) -> str:
 def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base: Base, data: TaskData,
                    mesh: Mesh, on_start: Callable[[], None] | None, at_once: int | None) -> StackResult:
     first, by_id = configs[0], {id_of(config): config for config in configs}
-    axis = mesh.shape["experts"]
-    # No slots that nobody would ever fill.
-    size = min(size, -(-len(configs) // axis) * axis)
     network, _, frozen = _start(first, base)
     settings = StackConfig(
         size=size, num_microbatches=first.num_microbatches,
