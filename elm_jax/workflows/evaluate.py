@@ -64,8 +64,7 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
 def is_done(store: ResultsStore, model: Model, task: str, split: str, digest: str) -> bool:
     """Whether the store holds this very model's result on the task, with these settings."""
     return store.done(model.id, task, split, digest) and any(
-        row["model"] == model.fingerprint for row in store.rows()
-        if (row["expert"], row["task"], row["split"]) == (model.id, task, split))
+        row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 
 
 def _unlike(models: Iterable[Model]) -> list[Model]:
