@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _end(130, f"elm {arguments.verb}: interrupted; start again to go on")
     except BrokenPipeError:
-        return 0
+        status = 0
     except Exception:
         if hosts.count() == 1:
             raise

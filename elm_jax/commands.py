@@ -266,7 +266,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """`elm evaluate`: appends rows to results.jsonl; rows that are there already are kept."""
     counter = run_record.CompileCounter()
     mesh = sharding.make_mesh(arguments.mesh_data, arguments.mesh_model, arguments.mesh_experts)
-    base = load_base(arguments.base, mesh=mesh)
+    base = load_base(arguments.base, mesh=mesh, rules=sharding.split_rules())
     output = storage.as_path(arguments.output)
     prepared = arguments.prepared or (str(output.parent / "prepared") if hosts.count() > 1 else None)
     data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), prepared,

@@ -34,6 +34,11 @@ def plan(arguments: argparse.Namespace) -> int:
         jax.config.update("jax_platforms", "cpu")
     topology = chips.parse(arguments.topology)
     _parse(arguments)
+    if config_lib.is_bound("train_stack.train"):
+        raise InputError(describe(
+            "A plan is of one expert's step", where="gin/experts/prompt_stack.gin",
+            expected="gin/experts/prompt.gin", cure="plan one expert; a stack holds the frozen parameters "
+            "once, overlay and optimiser state of all slots, and activations of those computed at once"))
     if config_lib.is_bound("study.workdir"):
         found = plan_study.plan_study(config_lib.build("study"), topology)
         plans = found.plans

@@ -89,6 +89,15 @@ def _mesh_axes(target: Any, where: str) -> MeshAxes:
     return names[0] if len(names) == 1 else names
 
 
+def split_rules(rules: Rules = DEFAULT_RULES) -> Rules:
+    """The rules with parameters split over the data axis too: for a base that only waits to be used.
+
+    A run makes its own form of a frozen base (its dtype, its layers stacked, its places); the base as it was
+    read stays beside that, whole in float32, and must not lie whole on every device.
+    """
+    return tuple((name, "data" if name == "embed" and target is None else target) for name, target in rules)
+
+
 def axes_in(target: MeshAxes) -> tuple[str, ...]:
     """The mesh axes that a rule, or an entry of a partition, names: none, one or several."""
     return (target,) if isinstance(target, str) else target or ()

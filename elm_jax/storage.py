@@ -11,6 +11,7 @@ then called by all of them.
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -115,7 +116,8 @@ def write_text(path: PathLike, text: str) -> None:
         if not is_local(path):
             path.write_text(text, encoding="utf-8")
             return
-        temporary = f"{path}.tmp-{os.getpid()}"
+        # Two hosts that share the disk may have processes of one number.
+        temporary = f"{path}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             with open(temporary, "w", encoding="utf-8") as file:
                 file.write(text)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Environment with the test extras, lint, import layers, tests. Safe to run again.
 #   bash launch/test.sh [pytest arguments]     (default: everything that is not marked slow)
+#   TPU_COMPILER=1 bash launch/test.sh ...     with the compiler of TPUs (205 MB), for tests of plans
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 # PyTorch (the reference of many tests) comes first, from the CPU build where pip knows of one.
@@ -10,6 +11,15 @@ if [ ! -f "$VENV/.elm_promptsource" ]; then
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
     --ignore-requires-python promptsource==0.2.3
   touch "$VENV/.elm_promptsource"
+fi
+if [ -n "${TPU_COMPILER:-}" ]; then
+  # Beside the environment, not in it: where libtpu is installed, JAX looks for chips at every start.
+  compiler="$VENV/tpu_compiler"
+  if [ ! -d "$compiler/libtpu" ]; then
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+      --target "$compiler" libtpu==0.0.51
+  fi
+  export PYTHONPATH="$compiler${PYTHONPATH:+:$PYTHONPATH}" JAX_PLATFORMS=cpu
 fi
 echo "== lint" >&2
 "$VENV/bin/ruff" check .

@@ -81,7 +81,7 @@ def validation_loss(loss_fn: jax.stages.Compiled, frozen: Params, overlay: Param
     for batch in batches:
         sums = jax.device_get(loss_fn(frozen, overlay, sharding.put_batch(batch, spec.mesh)))
         total, weight = total + float(sums[0]), weight + float(sums[1])
-    return total / max(weight, 1.0)
+    return total / weight if weight else math.nan
 
 
 @functools.lru_cache(maxsize=32)

@@ -221,6 +221,7 @@ def _run(
         saver, state = None, None
         if run.run_dir is not None:
             saver = stack.enter_context(Checkpoints(run.run_dir, facts, run.keep))
+            hosts.barrier()  # all have compiled: restoring is done together as well
             state = saver.restore(_like(overlay, optimizer, shardings))
         if state is None:
             state = _start_state(overlay, optimizer, shardings, take)

@@ -7,7 +7,7 @@ learning rate, and draws the dropout of its solo run: the key is folded from its
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,14 +47,19 @@ class StackSpec(NamedTuple):
     Attributes:
         step: of one expert alone; its optimiser's learning rate is not used.
         size: E.
+        at_once: how many of them each part of the mesh's expert axis computes at once; a divisor of the part.
     """
 
     step: StepSpec
     size: int
+    at_once: int
 
 
-def make_stack_spec(step: StepSpec, size: int) -> StackSpec:
+def make_stack_spec(step: StepSpec, size: int, at_once: int | None = None) -> StackSpec:
     """The spec of E experts, each with the shapes of `step`.
+
+    At most `at_once` experts of each part of the mesh's expert axis are computed at once, the others in turn:
+    a step needs the activations of these only. None is for all.
 
     The optimiser's learning rate comes in with the slots, so specs that differ in it alone are equal. Rules
     lose the mesh's expert axis, which the stack's own axis takes.
@@ -70,7 +75,9 @@ def make_stack_spec(step: StepSpec, size: int) -> StackSpec:
                      cure="change STACK_EXPERTS or MESH_EXPERTS")
         )
     optimizer = dataclasses.replace(step.optimizer, learning_rate=1.0)
-    return StackSpec(step._replace(optimizer=optimizer, rules=rules_of_one(step.rules)), size)
+    part = size // axis
+    width = max(number for number in range(1, min(at_once or part, part) + 1) if part % number == 0)
+    return StackSpec(step._replace(optimizer=optimizer, rules=rules_of_one(step.rules)), size, width)
 
 
 def rules_of_one(rules: sharding.Rules) -> sharding.Rules:
@@ -111,7 +118,30 @@ def stacked_step(
         return kept, metrics
 
     with sharding.placed(one.mesh, one.rules):
-        return jax.vmap(solo, spmd_axis_name=AXIS)(state, batch, slots)
+        return _in_turns(solo, spec, (state, batch, slots))
+
+
+def _in_turns(solo: Callable[..., Any], spec: StackSpec, arguments: Any) -> Any:
+    """One expert's function mapped over leaves [E, ...], some experts of every part of the mesh at a time."""
+    parts = spec.step.mesh.shape[AXIS]
+    turns = spec.size // parts // spec.at_once
+    if parts == spec.at_once == 1:
+        return jax.lax.map(lambda some: solo(*some), arguments)
+    function = jax.vmap(solo, spmd_axis_name=AXIS)
+    if turns == 1:
+        return function(*arguments)
+
+    def cut(leaf: Array) -> Array:
+        # A device's experts lie together: each turn takes some of every device, and none moves.
+        leaf = leaf.reshape(parts, turns, spec.at_once, *leaf.shape[1:])
+        return jnp.swapaxes(leaf, 0, 1).reshape(turns, parts * spec.at_once, *leaf.shape[3:])
+
+    def join(leaf: Array) -> Array:
+        leaf = leaf.reshape(turns, parts, spec.at_once, *leaf.shape[2:])
+        return jnp.swapaxes(leaf, 0, 1).reshape(spec.size, *leaf.shape[3:])
+
+    _, found = jax.lax.scan(lambda _, some: (None, function(*some)), None, jax.tree.map(cut, arguments))
+    return jax.tree.map(join, found)
 
 
 def with_experts(target: NamedSharding) -> NamedSharding:

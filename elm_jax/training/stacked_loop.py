@@ -45,6 +45,8 @@ class StackConfig:
 
     Attributes:
         size: slots, E.
+        at_once: at most so many experts of each part of the mesh's expert axis are computed at once, the
+            others in turn; None for all.
         num_microbatches: parts into which a batch is cut to save memory.
         run_dir: folder of the stack's checkpoints; None keeps everything in memory.
         checkpoint_every: steps of the stack between checkpoints.
@@ -68,6 +70,7 @@ class StackConfig:
     early_end: EarlyEnd | None = None
     base_dtype: str | None = None
     name: str | None = "stack"
+    at_once: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +175,7 @@ class _StackLoop:
         self.frozen = states.frozen_leaves(network, frozen, mesh, rules, config.base_dtype)
         one = make_spec(network, optimizer, loss, self.frozen, first.overlay, first.stream.batch(0), mesh,
                         config.num_microbatches, rules)
-        self.spec = stacked.make_stack_spec(one, config.size)
+        self.spec = stacked.make_stack_spec(one, config.size, config.at_once)
         self.programs = stacked.compile_stack(self.spec)
         self.loss_fn = compile_loss(self.spec.step) if config.early_end else None
         self._opened = {runs[0].id: first}
@@ -191,6 +194,7 @@ class _StackLoop:
                 self.spec.step.optimizer), "loss": dataclasses.asdict(loss),
                 "num_microbatches": config.num_microbatches}
             self.saver = stack.enter_context(Checkpoints(config.run_dir, facts, config.keep))
+            hosts.barrier()  # all have compiled: restoring is done together as well
             self._restore(self.saver)
         self.progress = (StackProgress(config.name)
                          if config.name is not None and hosts.is_first() else None)

@@ -98,6 +98,12 @@ def _batch_axes(shape: StepShape) -> set[str]:
     return set(sharding.axes_in(dict(shape.rules)["batch"]))
 
 
+def streamed_bytes(network: T5Network, frozen: Params, overlay: Params, shape: StepShape) -> float:
+    """Bytes of parameters that a chip's products read in one pass: gathered, in the dtype of the products."""
+    return sum(_local(network, path, leaf, shape)[0] for tree in (frozen, overlay)
+               for path, leaf in trees.flatten(tree).items())
+
+
 def _local(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
            ) -> tuple[float, int]:
     """(bytes of a leaf on a chip once it is whole over the batch's axes, chips it was split over there)."""

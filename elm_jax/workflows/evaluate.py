@@ -66,8 +66,7 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
 def is_done(store: ResultsStore, model: Model, task: str, split: str, digest: str) -> bool:
     """Whether the store holds this very model's result on the task, with these settings."""
     return store.done(model.id, task, split, digest) and any(
-        row["model"] == model.fingerprint for row in store.rows()
-        if (row["expert"], row["task"], row["split"]) == (model.id, task, split))
+        row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 
 
 def _unlike(models: Iterable[Model]) -> list[Model]:
@@ -195,6 +194,8 @@ def _evaluate_group(
     alike = [expert.card.network == experts[0].card.network
              and trees.first_difference(experts[0].overlay, expert.overlay) is None for expert in experts]
     if not all(alike) or len(experts) % axis:
+        logger.info("%d experts are scored one after another: %s", len(experts), "their overlays are unlike"
+                    if not all(alike) else f"the mesh has {axis} parts for experts")
         return
     params = stacked.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
     for task in tasks:
@@ -204,6 +205,8 @@ def _evaluate_group(
             base=base.fingerprint, max_rows=max_rows)
         for model, result in zip(models, results, strict=True):
             _keep(store, model, result)
+        if preemption.reached_sync_point():
+            raise preemption.Stopped
     logger.info("evaluated %d experts together on %d tasks in %.1f s", len(models), len(tasks),
                 time.monotonic() - start)
 

@@ -313,7 +313,7 @@ class Worker:
             job.config, model_dir=str(run_dir(self.folder, job)),
             prepared_dir=job.config.prepared_dir or str(self.folder / "prepared"))
         mesh = self._mesh_of(config)
-        base = self._base_of(config.initial_checkpoint_path, mesh)
+        base = self._base_of(config, mesh)
         key = (config.modules, config.prepared_dir, base.fingerprint)
         data = self._data.setdefault(key, task_data(config, base))
         logger.info("training %s, attempt %d", job.id, self._held.number if self._held else 0)
@@ -330,11 +330,12 @@ class Worker:
             data = max(size for size in range(1, most + 1) if parts % size == 0)
         return sharding.make_mesh(data, model)
 
-    def _base_of(self, path: str, mesh: Mesh) -> Base:
-        """The base, kept from one expert to the next."""
-        if self._base is None or self._base[0] != (path, mesh):
+    def _base_of(self, config: TrainConfig, mesh: Mesh) -> Base:
+        """The base, kept from one expert to the next that wants it in the same places."""
+        path, rules = config.initial_checkpoint_path, config.base_rules()
+        if self._base is None or self._base[0] != (path, mesh, rules):
             self._base = None  # first, so that two never lie on the devices
-            self._base = ((path, mesh), load_base(path, mesh=mesh))
+            self._base = ((path, mesh, rules), load_base(path, mesh=mesh, rules=rules))
         return self._base[1]
 
 

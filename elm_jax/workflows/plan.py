@@ -104,12 +104,14 @@ class StepPlan:
 
     @property
     def cut_all_reduce(self) -> float:
-        """Bytes sent by all-reduces that stand for reduce-scatters: their result is cut at once.
+        """Bytes sent by all-reduces beyond what is needed, as far as they can stand for reduce-scatters.
 
-        XLA for TPUs has no reduce-scatter on slices whose sides are equal (libtpu 0.0.51: v5e:2x2, 4x4, 8x8,
-        16x16, v4:4x4x4; v5e:2x4 and 4x8 have it): also one that the program spells out becomes an
+        XLA for TPUs has no reduce-scatter on many slices (libtpu 0.0.51: v5e:2x2, 4x4, 8x8, 16x16, v4:2x2x4,
+        4x4x4, v5p:2x2x4; v5e:2x4 and 4x8 have it): also one that the program spells out becomes an
         all-reduce over rings in all directions, of twice the bytes.
         """
+        if self.compiled_for != "tpu":
+            return 0.0
         needed = {kind: sum(need.bytes for need in self.needed if need.kind == kind)
                   for kind in ("all-reduce", "reduce-scatter")}
         sent = {kind: self.collectives.get(kind, {}).get("bytes", 0.0) for kind in needed}
@@ -172,14 +174,15 @@ def plan_run(config: TrainConfig, network: T5Config, topology: Topology, title: 
     shape = traffic.StepShape(mesh, spec.rules, config.batch_size, *lengths, config.num_microbatches)
     collectives = hlo.by_kind(hlo.collectives_of(text, mesh.size))
     flops = traffic.flops_of(traced.jaxpr)
-    memory = _memory(spec, frozen, overlay, compiled.memory_analysis())
+    memory = _memory(config, spec, frozen, overlay, compiled.memory_analysis())
     return StepPlan(
         title=title or config.kind, topology=topology.name, mesh=dict(mesh.shape),
         parameters=trees.count(frozen) + trees.count(overlay), trained=trees.count(overlay),
         rows=config.batch_size, num_microbatches=config.num_microbatches, lengths=lengths, memory=memory,
         capacity=topology.chip.memory, compiled_for="tpu" if topology.is_compiled_for else "cpu",
         flops=flops, collectives=collectives, needed=traffic.needs(spec.network, frozen, overlay, shape),
-        seconds=_seconds(topology, flops / _workers(spec), memory, collectives, config),
+        seconds=_seconds(topology, flops / _workers(spec), memory, collectives, config,
+                         traffic.streamed_bytes(spec.network, frozen, overlay, shape)),
         compile_seconds=seconds, num_chips=topology.num_chips, steps=most_steps(config))
 
 
@@ -216,20 +219,32 @@ def _batch(config: TrainConfig) -> Batch:
     return make([], config.task_feature_lengths, config.batch_size)
 
 
-def _memory(spec: steps.StepSpec, frozen: Params, overlay: Params, found: Any) -> dict[str, int]:
+def _waiting_base(config: TrainConfig, network: T5Network, mesh: Mesh) -> int:
+    """Bytes on a chip of the base that an expert with a frozen one was made of: float32, and split."""
+    if FORM_OF_KIND[config.kind] == "full":
+        return 0  # its leaves are those that train
+    alone = T5Network(network.config.with_adapter(None))
+    params = alone.abstract_params()
+    return traffic.bytes_on_a_chip(
+        params, sharding.tree_shardings(alone.logical_axes(), params, mesh, config.base_rules()))
+
+
+def _memory(config: TrainConfig, spec: steps.StepSpec, frozen: Params, overlay: Params, found: Any
+            ) -> dict[str, int]:
     """Bytes of one chip by use; the parts that live through the step exactly, from their shardings."""
     network, mesh, rules = spec.network, spec.mesh, spec.rules
     state = states.abstract_state(overlay, spec.optimizer)
     shardings = states.shardings_of_state(network, overlay, spec.optimizer, mesh, rules)
     batch = steps.abstract_of(spec.batch)
     parts = {
+        "base as it was read": _waiting_base(config, network, mesh),
         "frozen parameters": traffic.bytes_on_a_chip(
             frozen, states.shardings_of_params(network, frozen, mesh, rules)),
         "overlay": traffic.bytes_on_a_chip(overlay, shardings.overlay),
         "optimiser state": traffic.bytes_on_a_chip(state.opt_state, shardings.opt_state),
         "batch": traffic.bytes_on_a_chip(batch, {name: sharding.batch_sharding(mesh) for name in batch}),
     }
-    held = found.argument_size_in_bytes
+    held = found.argument_size_in_bytes + parts["base as it was read"]
     # What is not handed on from step to step: the new state takes the place of the old one.
     new = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
     return {**parts, "padding of arrays": max(0, held - sum(parts.values())),
@@ -246,12 +261,12 @@ def _workers(spec: steps.StepSpec) -> int:
 
 
 def _seconds(topology: Topology, flops: float, memory: dict[str, int],
-             collectives: dict[str, dict[str, float]], config: TrainConfig) -> dict[str, float]:
+             collectives: dict[str, dict[str, float]], config: TrainConfig, streamed: float
+             ) -> dict[str, float]:
     """Bounds by the chip's peaks: products; parameters through memory in every pass; bytes on wires."""
     chip = topology.chip
     passes = (3 if config.remat == "layer" else 2) * config.num_microbatches
-    held = memory["frozen parameters"] + memory["overlay"]
-    moved = held * passes + 2 * (memory["overlay"] + memory["optimiser state"])
+    moved = streamed * passes + 2 * (memory["overlay"] + memory["optimiser state"])
     sent = sum(entry["bytes"] for entry in collectives.values())
     return {"compute": flops / chip.flops, "memory": moved / chip.memory_rate,
             "wires": sent / chip.wire_rate}

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax import trees
+from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
 from elm_jax.training import state as states
 from elm_jax.training import traffic
@@ -100,11 +101,15 @@ def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
         plan = known or plan_run(run, config.network, topology, name)
         plan = dataclasses.replace(plan, title=name, steps=most_steps(run, num_datasets))
         plans.append(plan)
+        if plan.device_hours is None:
+            raise InputError(describe("How long the stage trains depends on its data", where=f"study.{kind}",
+                                      got="epochs without max_examples", cure="give one of them a cap"))
         hours = tuple(count * each for each in plan.device_hours)
         stages.append(Stage(f"train {name}", count, plan.steps, hours, "all at the cap of examples"))
         disk[name] = 4.0 * count * plan.trained
         disk[f"last checkpoints of {name}"] = count * _state_bytes(config, run)
-    disk["merged experts"] = 4.0 * (plans[0].trained * len(config.unseen_tasks) + plans[1].trained)
+    routed = len(config.prompt_tasks) + len(config.target_tasks)  # at most: equal choices are merged once
+    disk["merged experts, at most"] = 4.0 * (plans[0].trained * routed + plans[1].trained)
     stages.append(_scoring(config, topology))
     return StudyPlan(plans, stages, disk)
 

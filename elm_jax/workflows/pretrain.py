@@ -120,7 +120,7 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     if hosts.by_first(lambda: storage.is_committed(folder)):
         check_same_base(folder, config)
-        return load_base(folder, mesh=mesh)
+        return load_base(folder, mesh=mesh, rules=sharding.split_rules())
     passages = read_passages(config.passages)
     vocabulary_path = hosts.by_first(lambda: str(make_vocabulary(config, passages)))
     vocabulary = Vocabulary.load(vocabulary_path)
@@ -149,7 +149,7 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
         "steps": result.step, "passages": len(passages), "seed": config.random_seed,
         "config_digest": config.digest(), "versions": run_record.versions(),
         "metrics": {name: float(value) for name, value in result.metrics.items()}})
-    return load_base(folder, mesh=mesh)
+    return load_base(folder, mesh=mesh, rules=sharding.split_rules())
 
 
 def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax import hosts, storage
+from elm_jax import hosts, sharding, storage
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
@@ -107,7 +107,8 @@ class Study:
     def make_base(self) -> Base:
         """Stage: the base, pretrained unless one is given."""
         if self.config.initial_checkpoint_path is not None:
-            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh)
+            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh,
+                             rules=sharding.split_rules())
         base = pretrain(self.pretrain_config(), mesh=self.mesh)
         if base is None:
             raise Stopped
@@ -135,7 +136,7 @@ class Study:
         if config.stack_experts == 1:
             return [self.train_one(one) for one in configs]
         outcome = train_experts(configs, str(self.root / "experts"), config.stack_experts, base=self.base,
-                                data=self.data, mesh=self.mesh)
+                                data=self.data, mesh=self.mesh, at_once=config.stack_at_once)
         if outcome.stopped:
             raise Stopped
         outcome.check()

@@ -94,6 +94,8 @@ class StudyConfig:
         mesh_model: size of the mesh's model axis.
         stack_experts: prompt experts that train at once, in one program, and are scored at once; 1 is one
             after another.
+        stack_at_once: at most so many of them are computed at once, the others in turn within the same step;
+            None for all. Less memory, and where caches are small more speed.
         initial_checkpoint_path: folder of a base, or a hub name; None pretrains one. Its dimensions must be
             those of `network`.
     """
@@ -130,6 +132,7 @@ class StudyConfig:
     mesh_data: int = -1
     mesh_model: int = 1
     stack_experts: int = 1
+    stack_at_once: int | None = None
     initial_checkpoint_path: str | None = None
     bigbench_tasks: tuple[str, ...] = ()
 
@@ -147,7 +150,7 @@ class StudyConfig:
         check_positive(max_eval_rows=self.max_eval_rows, eval_source_length=self.eval_source_length,
                        max_new_tokens=self.max_new_tokens, num_queries=self.num_queries,
                        instances_per_expert=self.instances_per_expert, top_k=self.top_k,
-                       stack_experts=self.stack_experts)
+                       stack_experts=self.stack_experts, stack_at_once=self.stack_at_once)
         for name in ("modules", "passages", "prompt_tasks", "datasets", "unseen_tasks",
                      "generative_tasks", "bigbench_tasks", "heldout_prompts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

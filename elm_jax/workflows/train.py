@@ -170,6 +170,10 @@ class TrainConfig:
         """The run's sharding rules: the default ones with `sharding_rules` in their places."""
         return sharding.make_rules(self.sharding_rules, where="train.sharding_rules")
 
+    def base_rules(self) -> sharding.Rules:
+        """Where the run's base lies: where its leaves train if they do, else split as far as possible."""
+        return self.rules() if FORM_OF_KIND[self.kind] == "full" else sharding.split_rules(self.rules())
+
     def adapter(self) -> AdapterConfig:
         """The adapters of a prompt expert."""
         if self.lora_rank is None:
@@ -223,7 +227,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     finished = storage.as_path(config.model_dir) / "expert"
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     own_base = base is None
-    base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.rules())
+    base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.base_rules())
     check_network(config, base)
     if config.task_recipe:
         data = data or task_data(config, base)
@@ -323,6 +327,9 @@ def validation_batches(config: TrainConfig, data: TaskData) -> list[Batch]:
     """Batches of the expert's own validation rows, in the shapes of its training batches."""
     splits = [data.split(task, "validation", config.early_end.rows) for task in tasks_of(config, data)]
     examples = [split.example(number) for split in splits for number in range(len(split))]
+    if not examples:
+        raise InputError(describe("An early end needs validation rows", where=config.task, got="none",
+                                  cure="leave train.early_end out"))
     lengths, size = dict(config.task_feature_lengths), config.batch_size
     if not config.pack:
         return [batches.make_batch(examples[start:start + size], lengths, size)

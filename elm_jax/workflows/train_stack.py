@@ -51,16 +51,19 @@ class TrainStackConfig:
         table: file of experts, ``.jsonl`` or ``.csv``, see `stack_table`; None for the tasks of `train`.
         stack_experts: how many train at once; 1 is one after another.
         mesh_experts: size of the mesh's expert axis.
+        at_once: at most so many experts of each part of that axis are computed at once, the others in turn
+            within the same step; None for all.
     """
 
     train: TrainConfig
     table: str | None = None
     stack_experts: int = 16
     mesh_experts: int = 1
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_positive(stack_experts=self.stack_experts, mesh_experts=self.mesh_experts)
+        check_positive(stack_experts=self.stack_experts, mesh_experts=self.mesh_experts, at_once=self.at_once)
         if self.train.task_recipe:
             raise InputError(describe("Experts of one program share lengths and batch size",
                                       where="train_stack.train.task_recipe", got=True, expected=False,
@@ -119,7 +122,7 @@ def train_stack(config: TrainStackConfig, *, base: Base | None = None, data: Tas
         RunError: the disk is full. An expert whose loss is not finite is in `failed` of the outcome.
     """
     mesh = mesh or sharding.make_mesh(config.train.mesh_data, config.train.mesh_model, config.mesh_experts)
-    base = base or load_base(config.train.initial_checkpoint_path, mesh=mesh, rules=config.train.rules())
+    base = base or load_base(config.train.initial_checkpoint_path, mesh=mesh, rules=config.train.base_rules())
     check_network(config.train, base)
     data = data or task_data(config.train, base)
     if config.table:
@@ -130,7 +133,7 @@ def train_stack(config: TrainStackConfig, *, base: Base | None = None, data: Tas
                 dict.fromkeys(task for name in names for task in data.tasks_of(name))]
     configs = [config_of(config.train, row) for row in rows]
     return train_experts(configs, config.model_dir, config.stack_experts, base=base, data=data, mesh=mesh,
-                         on_start=on_start)
+                         on_start=on_start, at_once=config.at_once)
 
 
 def config_of(shared: TrainConfig, row: Row) -> TrainConfig:
@@ -149,7 +152,8 @@ def config_of(shared: TrainConfig, row: Row) -> TrainConfig:
 
 
 def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, base: Base, data: TaskData,
-                  mesh: Mesh, on_start: Callable[[], None] | None = None) -> StackOutcome:
+                  mesh: Mesh, on_start: Callable[[], None] | None = None, at_once: int | None = None,
+                  ) -> StackOutcome:
     """Trains the experts of many solo configs, which differ in what `config_of` can change, `size` at a time.
 
     The longest enter first, so that few slots are idle at the end; the order changes no result.
@@ -168,12 +172,15 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
     result = StackResult([], {}, False, 0, 0)
     if waiting:
         waiting.sort(key=lambda config: -(config.train_steps or 0))
-        result = _train_waiting(waiting, folder, size, base, data, mesh, on_start)
+        # No slots that nobody would ever fill; by the whole table, so that later sessions have as many.
+        axis = mesh.shape["experts"]
+        size = min(size, -(-len(configs) // axis) * axis)
+        result = _train_waiting(waiting, folder, size, base, data, mesh, on_start, at_once)
         done |= dict.fromkeys(result.ended, "")
         failed |= result.failed
-        if not result.stopped:
-            hosts.barrier()  # nobody writes there any more
-            storage.remove(storage.as_path(folder) / STACK_FOLDER)
+    if not result.stopped:
+        hosts.barrier()  # nobody writes there any more
+        storage.remove(storage.as_path(folder) / STACK_FOLDER)
     order = [(id_of(config), str(storage.as_path(config.model_dir) / "expert")) for config in configs]
     return StackOutcome({name: path for name, path in order if name in done}, failed, result.stopped)
 
@@ -184,18 +191,15 @@ def id_of(config: TrainConfig) -> str:
 
 
 def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base: Base, data: TaskData,
-                   mesh: Mesh, on_start: Callable[[], None] | None) -> StackResult:
+                   mesh: Mesh, on_start: Callable[[], None] | None, at_once: int | None) -> StackResult:
     first, by_id = configs[0], {id_of(config): config for config in configs}
-    axis = mesh.shape["experts"]
-    # No slots that nobody would ever fill.
-    size = min(size, -(-len(configs) // axis) * axis)
     network, _, frozen = _start(first, base)
     settings = StackConfig(
         size=size, num_microbatches=first.num_microbatches,
         run_dir=str(storage.as_path(folder) / STACK_FOLDER), checkpoint_every=first.checkpoint_period,
         keep=first.keep_checkpoints, log_every=first.log_period, tensorboard=first.tensorboard,
         config_digest=base.fingerprint, early_end=first.early_end,
-        base_dtype=first.base_dtype, name=f"{len(configs)} experts")
+        base_dtype=first.base_dtype, name=f"{len(configs)} experts", at_once=at_once)
     runs = [StackedRun(
         id=name, seed=config.random_seed, learning_rate=config.optimizer.learning_rate,
         digest=f"{config.digest()}/{base.fingerprint}", run_dir=config.model_dir,

@@ -197,8 +197,10 @@ def test_adapters_are_restored_by_our_module(tmp_path):
     assert "t5_config.AdapterConfig.bottleneck = 7" in text
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", made.FORMS)
+@pytest.mark.parametrize(("form", "layout"), [
+    pytest.param(form, layout, marks=() if (form, layout) in (("scalable", "orbax"), ("minimal", "zarr"))
+                 else pytest.mark.slow)
+    for form in made.FORMS for layout in LAYOUTS])
 def test_a_checkpoint_comes_back_as_it_lay(tmp_path, form, layout):
     """t5x -> elm -> t5x without a word about its form: the very tree that T5X had."""
     _, leaves = made.write(layout, tmp_path / "in", form, dtype="bfloat16")

@@ -87,6 +87,7 @@ def test_a_database_that_is_not_one_is_an_error(tmp_path):
         zarr_files.Folder(tmp_path).names()
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_a_leaf(tmp_path):
     """Writing and reading 14 leaves of 32 MB in a stack takes no more than a few of them."""
     program = f"""

@@ -67,7 +67,7 @@ def test_words_reach_all_and_strangers_do_not(tmp_path):
     assert statuses == [0, 0, 0] and said == ["", "", ""]
 
 
-@pytest.mark.parametrize("dead", [0, 2])
+@pytest.mark.parametrize("dead", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_death_ends_the_others_at_once_with_one_message(dead, tmp_path):
     statuses, said, seconds = members(f"die{dead}", tmp_path)
     assert statuses[dead] == -signal.SIGKILL and seconds < 20
@@ -77,7 +77,7 @@ def test_a_death_ends_the_others_at_once_with_one_message(dead, tmp_path):
         assert [text.count("A process of this run was lost") for text in said] == [1, 0, 0]
 
 
-@pytest.mark.parametrize("wrong", [0, 1])
+@pytest.mark.parametrize("wrong", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_error_ends_all_with_its_status_and_is_said_by_the_first(wrong, tmp_path):
     statuses, said, seconds = members(f"fail{wrong}", tmp_path)
     assert statuses == [2, 2, 2] and seconds < 20

@@ -145,6 +145,7 @@ def test_wrong_settings_are_input_errors(wrong):
         RunConfig(**{"train_steps": 1, **wrong})
 
 
+@pytest.mark.slow
 def test_bfloat16_activations_stay_finite_and_end_where_float32_ends():
     final = {}
     for dtype in ("float32", "bfloat16"):

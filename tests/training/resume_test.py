@@ -39,6 +39,7 @@ def uninterrupted() -> list[float]:
     return [row["loss"] for row in tiny_run.train(None, STEPS).rows]
 
 
+@pytest.mark.slow
 def test_kill_9_at_a_random_moment_changes_no_loss(tmp_path, uninterrupted):
     chance = random.Random()
     process = start(tmp_path)

@@ -58,6 +58,7 @@ def test_experts_leave_and_enter_and_each_is_its_solo_run(whole):
         assert steps_in(folder, row) == list(range(1, row.train_steps + 1))
 
 
+@pytest.mark.slow
 def test_entering_compiles_nothing_and_the_width_changes_no_result(whole):
     _, ended, _ = whole
     stacked.compile_stack.cache_clear()  # whatever other tests have compiled

@@ -59,10 +59,11 @@ def batch_of(expert: int, step: int) -> dict:
     return tiny_run.stream(seed=expert).batch(step)
 
 
-def run_stack(spec: steps.StepSpec, num_steps: int, *, kind: str = "prompt", active=(True,) * 4):
+def run_stack(spec: steps.StepSpec, num_steps: int, *, kind: str = "prompt", active=(True,) * 4,
+              at_once: int | None = None):
     """(states after each step, metrics of each step) of four experts in one program."""
     overlays, frozen = parameters(spec, kind)
-    stack = stacked.make_stack_spec(spec, 4)
+    stack = stacked.make_stack_spec(spec, 4, at_once)
     programs = stacked.compile_stack(stack)
     frozen = sharding.put_tree(
         frozen, states.shardings_of_params(spec.network, frozen, spec.mesh, spec.rules))
@@ -123,8 +124,8 @@ CASES = [("adamw", 0.1, 1, "prompt"), ("adafactor", 0.1, 2, "prompt"), ("adafact
          ("adafactor", 0.0, 2, "lora")]
 
 
-@pytest.mark.parametrize(("optimizer", "dropout", "parts", "kind"), [
-    CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])])
+@pytest.mark.slow  # the default suite has one of them: one at a time, to the bit
+@pytest.mark.parametrize(("optimizer", "dropout", "parts", "kind"), CASES)
 def test_each_expert_takes_its_solo_steps(optimizer, dropout, parts, kind):
     spec = spec_of(optimizer, dropout=dropout, num_microbatches=parts, kind=kind)
     assert_same(run_stack(spec, 3, kind=kind), run_solo(optimizer, dropout, parts, kind, 3, (0, 3)))
@@ -139,6 +140,35 @@ def test_every_mesh_gives_the_steps_of_one_device(mesh):
     """(data, experts, model) of eight devices."""
     found = run_stack(spec_of("adamw", mesh=mesh), 3)
     assert_same(found, run_solo("adamw", 0.1, 1, "prompt", 3, (0, 3)), 5 * RELATIVE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "at_once"), [
+    ((1, 1, 1), 1), ((1, 1, 1), 2), ((1, 1, 1), 3), ((2, 2, 2), 1), ((1, 2, 1), 1)])
+def test_experts_in_turn_take_the_same_steps(mesh, at_once):
+    spec = spec_of(mesh=mesh)
+    assert stacked.make_stack_spec(spec, 4, at_once).at_once == {3: 2}.get(at_once, at_once)  # a divisor
+    assert_same(run_stack(spec, 3, at_once=at_once), run_solo("adamw", 0.1, 1, "prompt", 3, (0, 3)))
+
+
+@pytest.mark.parametrize(("optimizer", "dropout", "parts", "kind"), [
+    CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])])
+def test_one_at_a_time_they_are_the_solo_steps_to_the_bit(optimizer, dropout, parts, kind):
+    spec = spec_of(optimizer, dropout=dropout, num_microbatches=parts, kind=kind)
+    found = run_stack(spec, 3, kind=kind, at_once=1)
+    for number, expected in run_solo(optimizer, dropout, parts, kind, 3, (0, 3)).items():
+        for (state, metrics), (own, own_metrics) in zip(found, expected, strict=True):
+            assert {name: value[number] for name, value in metrics.items()} == own_metrics
+            for whole, leaf in zip(jax.tree.leaves(state.overlay), jax.tree.leaves(own.overlay), strict=True):
+                np.testing.assert_array_equal(whole[number], leaf)
+
+
+@pytest.mark.slow
+def test_in_turn_a_step_needs_the_memory_of_those_at_once():
+    spec = spec_of()
+    memory = {at_once: stacked.compile_stack(stacked.make_stack_spec(spec, 8, at_once)).step.memory_analysis(
+        ).temp_size_in_bytes for at_once in (1, 8)}
+    assert memory[1] < memory[8] / 3
 
 
 def test_an_inactive_slot_keeps_its_state_to_the_bit_and_harms_nobody():

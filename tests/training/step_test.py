@@ -71,7 +71,7 @@ def losses(kind: str, mesh: tuple[int, int], num_steps: int = 20, rules: str = "
 
 @pytest.mark.parametrize("mesh", [MESHES[1], *(pytest.param(one, marks=pytest.mark.slow)
                                                for one in MESHES[2:])])
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", ["prompt", pytest.param("dataset", marks=pytest.mark.slow)])
 def test_every_mesh_gives_the_losses_of_one_device(kind, mesh):
     expected = losses(kind, (1, 1))
     assert len(expected) == 20 and expected[-1] < expected[0]
@@ -131,7 +131,7 @@ def test_fsdp_gathers_weights_and_never_activations():
     assert len(gathered) >= 10 and sizes <= leaves
 
 
-@pytest.mark.parametrize("kind", ["prompt", "dataset"])
+@pytest.mark.parametrize("kind", [pytest.param("prompt", marks=pytest.mark.slow), "dataset"])
 def test_compiled_program_holds_a_share_of_parameters_and_optimizer_state(kind):
     bytes_of = {
         mesh: steps.compile_step(spec_of(mesh, kind)).memory_analysis().argument_size_in_bytes

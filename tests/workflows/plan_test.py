@@ -84,6 +84,7 @@ def _products(network):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--gin_file", "experts/prompt.gin"], "A plan needs chips"),
     (["--topology", "v9:4", "--gin_file", "experts/prompt.gin"], "Unknown chip 'v9'"),
+    (["--topology", "cpu:8", "--gin_file", "experts/prompt_stack.gin"], "A plan is of one expert's step"),
     (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_DATA=3"], "Batch size does not"),
     (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_DATA=16"], "Mesh is larger")])
 def test_what_cannot_be_planned_is_an_input_error(capsys, arguments, message):

@@ -39,6 +39,7 @@ def test_a_study_without_its_data_says_which_variable_names_them(tmp_path, capsy
     assert status == 2 and "set ELM_DATA_DIR" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_the_config_of_the_finished_one(world, tmp_path, capsys):
     run = tmp_path / "run"
     common = ["train", "--gin_file", "experts/prompt.gin", f"--gin.MODEL_DIR='{run}'",

@@ -68,6 +68,18 @@ def test_each_expert_is_that_of_its_solo_run(world, stack, tmp_path):
             np.testing.assert_allclose(trees.flatten(found.overlay)[path], leaf, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
+def test_one_at_a_time_each_expert_is_that_of_its_solo_run_to_the_bit(world, tmp_path):
+    config = TrainStackConfig(shared(world, tmp_path / "runs", dropout_rate=0.1), table(tmp_path, ROWS[1:]),
+                              stack_experts=2, at_once=1)
+    outcome = run(world, config)
+    for row in rows_of_table(config.table):
+        own = dataclasses.replace(config_of(config.train, row), model_dir=str(tmp_path / "alone" / row.id))
+        alone = train(own, base=world.base, data=world.data, mesh=tiny.one_device()).expert
+        found = load_expert(outcome.done[row.id])
+        assert trees.fingerprint(found.overlay) == trees.fingerprint(alone.overlay)
+
+
 def test_finished_experts_are_skipped_whoever_trained_them(world, stack, tmp_path):
     """A solo run finds the stack's expert, and a stack the solo run's."""
     folder, config, outcome = stack
@@ -105,6 +117,7 @@ def test_an_expert_that_fails_is_named_and_marked_and_the_others_are_done(world,
     assert set(run(world, calm).done) == {"wild", tiny.REVIEW}
 
 
+@pytest.mark.slow
 def test_early_end_is_the_same_alone_and_in_a_stack(world, tmp_path):
     rule = EarlyEnd(every=2, patience=1, rows=8)
     config = shared(world, tmp_path / "runs", early_end=rule)
