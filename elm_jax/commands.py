@@ -276,9 +276,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     store = ResultsStore(output.parent, output.name)
     settings = EvaluationSettings(source_length=arguments.source_length,
                                   max_new_tokens=arguments.max_new_tokens, few_shot=arguments.few_shot)
+    most = data.evaluation_rows(arguments.task) if arguments.max_rows is None else arguments.max_rows
     evaluating.evaluate_models(
         models or [evaluating.model_of(base, None)], lambda _: tasks, data, base, store, settings, mesh=mesh,
-        split=arguments.split, max_rows=arguments.max_rows or data.evaluation_rows(arguments.task),
+        split=arguments.split, max_rows=most,
         stack_experts=arguments.stack_experts)
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():

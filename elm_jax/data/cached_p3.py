@@ -93,7 +93,7 @@ def read_examples(folder: storage.PathLike, split: str) -> Iterator[tuple[dict[s
             record, start = _record(data, start, where)
             try:
                 yield _example(record), where
-            except (IndexError, ValueError, struct.error) as error:
+            except (LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
                 raise InputError(describe("A record holds no tf.train.Example", where=where,
                                           got=str(error), cure="fetch the file again")) from error
 
@@ -118,7 +118,11 @@ def _record(data: bytes, start: int, where: str) -> tuple[bytes, int]:
     if len(head) < 12 or length > _MAX_RECORD or end + 4 > len(data) or _masked_crc(head[:8]) != head[8:]:
         raise InputError(describe("A TFRecord file is cut off or damaged", where=where,
                                   cure="fetch the file again"))
-    return data[start + 12:end], end + 4
+    record = data[start + 12:end]
+    if _masked_crc(record) != data[end:end + 4]:
+        raise InputError(describe("A TFRecord file is damaged", where=where, got="a wrong checksum",
+                                  cure="fetch the file again"))
+    return record, end + 4
 
 
 def _crc_table() -> list[int]:

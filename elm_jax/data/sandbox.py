@@ -12,6 +12,7 @@ import contextvars
 import functools
 import random
 import re
+import string
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -30,9 +31,8 @@ MAX_OUTPUT = 2_000_000
 MAX_NUMBER = 100_000
 """Largest number that may set a width or a count."""
 _MAX_BITS = 100_000
-_GIANT = 50_000_000
-_WIDTH = re.compile(r"%[^a-zA-Z]*\*|\{[^{}]*:[^{}]*\{|[:%.][^a-zA-Z\s]*\d{6}")
-"""In a format: a width that another value gives, or one of many digits."""
+_PERCENT = re.compile(r"%(?:\([^()]*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
+"""One conversion of the operator ``%``: its width and its precision."""
 
 _budget: contextvars.ContextVar["Budget | None"] = contextvars.ContextVar("elm_jax_budget", default=None)
 _random: contextvars.ContextVar[random.Random] = contextvars.ContextVar("elm_jax_template_random")
@@ -121,8 +121,10 @@ def _length(value: Any) -> int:
 
 
 def _refuse_giant(size: int) -> None:
-    if size > _GIANT:
-        raise TemplateLimit(f"it makes a text or a list of {size:,}, more than {_GIANT:,}")
+    budget = _budget.get()
+    left = MAX_WORK if budget is None else budget.work
+    if size > left:
+        raise TemplateLimit(f"it makes a text or a list of {size:,}, with {left:,} characters and items left")
 
 
 def _check_product(value: Any, others: Iterable[Any]) -> None:
@@ -137,9 +139,32 @@ def _check_numbers(values: Iterable[Any]) -> None:
             raise TemplateLimit(f"it asks for a width or a count of more than {MAX_NUMBER:,}")
 
 
-def _check_format(text: Any) -> None:
-    if isinstance(text, str) and _WIDTH.search(text):
+def _check_format(text: Any, percent: bool) -> None:
+    """Before the operator ``%``, or else ``format``: all widths together, and none that a value gives."""
+    if not isinstance(text, str):
+        return
+    charge(len(text))
+    widths = _percent_widths(text) if percent else _brace_widths(text)
+    if any(width is None for width in widths) or sum(filter(None, widths)) > MAX_NUMBER:
         raise TemplateLimit("it formats to a width that is too large, or that a value gives")
+
+
+def _percent_widths(text: str) -> list[int | None]:
+    found = [width for match in _PERCENT.finditer(text) for width in match.groups() if width]
+    return [None if width == "*" else _number(width) for width in found]
+
+
+def _brace_widths(text: str) -> list[int | None]:
+    found: list[int | None] = []
+    with contextlib.suppress(ValueError):  # no format at all: Python will say so
+        for _, _, spec, _ in string.Formatter().parse(text):
+            spec = spec or ""
+            found += [None] if "{" in spec else [_number(part) for part in re.findall(r"\d+", spec)]
+    return found
+
+
+def _number(digits: str) -> int:
+    return int(digits) if len(digits) < 10 else 10**9
 
 
 # Filters
@@ -187,7 +212,9 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         if name in _SIZED_FILTERS:
             _check_numbers(others)
         if name == "format":
-            _check_format(value)
+            _check_format(value, percent=True)
+        if isinstance(value, str):
+            charge(len(value))
         return _charged(function(*args, **kwargs))
 
     return bounded
@@ -250,6 +277,13 @@ def _filtered(node: nodes.Expr | None, name: str, line: int) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=line)
 
 
+_TEXT_METHODS = frozenset((
+    "capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "format", "format_map",
+    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "islower", "isnumeric", "isspace",
+    "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix",
+    "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines",
+    "startswith", "strip", "swapcase", "title", "upper", "zfill"))
+"""Methods of texts that templates may call; of numbers and bytes, none."""
 _SIZED_METHODS = ("ljust", "rjust", "center", "zfill", "expandtabs", "replace")
 
 
@@ -270,7 +304,7 @@ class Environment(jinja2.sandbox.SandboxedEnvironment):
             if bits > _MAX_BITS:
                 raise TemplateLimit(f"it computes a number of more than {_MAX_BITS:,} bits")
         elif operator == "%":
-            _check_format(left)
+            _check_format(left, percent=True)
             _charged(right)
         return _charged(super().call_binop(context, operator, left, right))
 
@@ -278,7 +312,10 @@ class Environment(jinja2.sandbox.SandboxedEnvironment):
         """A call, charged; methods of texts and collections are looked at before."""
         method = getattr(function, "__wrapped__", function)  # Jinja wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if isinstance(owner, str):
+        if isinstance(owner, str | bytes | int | float):
+            if name not in (_TEXT_METHODS if isinstance(owner, str) else ()):
+                raise TemplateLimit(f"it calls the method {name!r} of a {type(owner).__name__}")
+            charge(len(owner))
             _check_text_method(owner, name, args)
         if name == "join" and args:
             args = (_charged(list(args[0])), *args[1:])
@@ -300,7 +337,7 @@ def _check_text_method(text: str, name: str, args: Sequence[Any]) -> None:
     if name == "expandtabs":
         _refuse_giant(len(text) * max((arg for arg in args if isinstance(arg, int)), default=8))
     if name in ("format", "format_map"):
-        _check_format(text)
+        _check_format(text, percent=False)
 
 
 def make_environment() -> Environment:

@@ -152,17 +152,23 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     if not line.strip():
         raise InputError(describe("Line is empty", where=where, expected="one JSON object"))
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise InputError(describe("Line is not UTF-8", where=where, got=error)) from error
     except json.JSONDecodeError as error:
         rule = "Line is not valid JSON" if line.endswith(b"\n") else "Line is half written"
         start = line[:80].decode("utf-8", "replace").rstrip()
         raise InputError(describe(rule, where=where, got=f"{start!r} ({error.msg})")) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(describe("Line cannot be read", where=where, got=str(error)[:200])) from error
     if not isinstance(row, dict):
         raise InputError(describe("Line is not a JSON object", where=where,
                                   got=type(row).__name__, expected="an object of fields"))
     return row
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name}, which is no number of JSON")
 
 
 def read_index() -> dict[tuple[str, str | None], dict[str, Any]]:

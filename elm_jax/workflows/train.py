@@ -142,6 +142,9 @@ class TrainConfig:
                 "Give one kind of adapters", where="train",
                 got=f"adapter_bottleneck={self.adapter_bottleneck}, lora_rank={self.lora_rank}, "
                 f"lora_alpha={self.lora_alpha}", expected="a bottleneck, or a rank (and perhaps an alpha)"))
+        if self.task_recipe and self.kind != "prompt":
+            raise InputError(describe("A task's recipe is that of a prompt expert", where="train.task_recipe",
+                                      got=f"kind {self.kind!r}", cure="give lengths, batch size and epochs"))
         if set(self.task_feature_lengths) != {"inputs", "targets"}:
             raise InputError(describe("TASK_FEATURE_LENGTHS names the wrong features",
                                       got=sorted(self.task_feature_lengths),
@@ -230,13 +233,15 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.base_rules())
     check_network(config, base)
     if config.task_recipe:
-        data = data or task_data(config, base)
-        config = with_recipe(config, tasks_of(config, data))
+        config = with_recipe(config, tasks_of(config, data or task_data(config, base)))
     if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
         return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
     data = data or task_data(config, base)
+    if data.few_shot != config.few_shot:
+        raise InputError(describe("The task data have another number of exemplars than the run",
+                                  where="train.few_shot", got=data.few_shot, expected=config.few_shot))
     tasks = tasks_of(config, data)
     stream, rows = make_stream(config, data, tasks)
     network_config, overlay, frozen = initial_overlay(

@@ -132,7 +132,7 @@ def test_damaged_caches_are_named(tf, vocabulary, tmp_path):
             cached_p3.read_rows(tmp_path, "train")
     body = b"\x0a\xff\xff"
     head = struct.pack("<Q", len(body))
-    path.write_bytes(head + cached_p3._masked_crc(head) + body + b"1234")
+    path.write_bytes(head + cached_p3._masked_crc(head) + body + cached_p3._masked_crc(body))
     with pytest.raises(InputError, match=r"(?s)no tf.train.Example.*record 1"):
         cached_p3.read_rows(tmp_path, "train")
     path.rename(tmp_path / "train.tfrecord-00000-of-00003")
