@@ -246,11 +246,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def read_whole(array: Array, mesh: Mesh) -> np.ndarray:
-    """An array of the mesh on the host; made whole on every device first, so that any process can read it."""
-    return np.asarray(jax.device_put(array, replicated(mesh)))
-
-
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Puts a global numpy batch onto the mesh, axis B split over 'data'.
 

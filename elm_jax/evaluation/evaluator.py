@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from elm_jax import sharding
+from elm_jax import hosts, sharding
 from elm_jax.data.batches import choose_bucket, make_choice_batch, pad, trim
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
@@ -159,7 +159,7 @@ def _rank(network: T5Network, params: Params, split: PreparedSplit, settings: Ev
     for shape, numbers in plan_batches(split, choices, settings, mesh.shape["data"]):
         placed = sharding.put_batch(choice_batch(split, choices, shape, numbers), mesh)
         scores = rank.score_choices(network, params, placed["inputs"], placed["choices"])
-        found += ranked_rows(split, choices, numbers, sharding.read_whole(scores, mesh))
+        found += ranked_rows(split, choices, numbers, hosts.whole(scores))
     return in_order(found)
 
 
@@ -211,7 +211,7 @@ def _generate(network: T5Network, params: Params, split: PreparedSplit,
         placed = sharding.put_batch({"inputs": input_rows(split, shape, numbers)}, mesh)
         texts = generate.generate(
             network, params, placed["inputs"], max_new_tokens=settings.max_new_tokens,
-            vocabulary=vocabulary, mesh=mesh)
+            vocabulary=vocabulary)
         found += generated_rows(split, numbers, texts)
     return in_order(found)
 

@@ -1,8 +1,6 @@
 """Greedy generation as text."""
 
-from jax.sharding import Mesh
-
-from elm_jax import sharding
+from elm_jax import hosts
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import T5Network
@@ -11,7 +9,7 @@ from elm_jax.types import Array, Params
 
 def generate(
     network: T5Network, params: Params, inputs: Array, *, max_new_tokens: int,
-    vocabulary: Vocabulary, mesh: Mesh,
+    vocabulary: Vocabulary,
 ) -> list[str]:
     """The most likely token at every step, as one text a row.
 
@@ -23,7 +21,6 @@ def generate(
         inputs: i32[B, S], padded with 0, on the mesh.
         max_new_tokens: most tokens of a text, EOS included.
         vocabulary: turns tokens into text.
-        mesh: on which `params` and `inputs` lie.
     """
     tokens = greedy(network, params, inputs, max_length=max_new_tokens)
-    return [vocabulary.decode(row) for row in sharding.read_whole(tokens, mesh)]
+    return [vocabulary.decode(row) for row in hosts.whole(tokens)]

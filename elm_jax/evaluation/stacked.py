@@ -99,7 +99,7 @@ def _rank(network: GroupedNetwork, params: Many, split: PreparedSplit, settings:
         batch = evaluator.choice_batch(split, choices, shape, numbers)
         placed = {name: put_rows(np.concatenate([rows] * network.size), mesh) for name, rows in batch.items()}
         scores = rank.score_choices(network, params, placed["inputs"], placed["choices"])
-        scores = sharding.read_whole(scores, mesh)
+        scores = hosts.whole(scores)
         for own, group in zip(found, np.split(scores, network.size), strict=True):
             own += evaluator.ranked_rows(split, choices, numbers, group)
     return found
@@ -111,7 +111,7 @@ def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, setti
     for shape, numbers in evaluator.plan_batches(split, None, settings, mesh.shape["data"]):
         rows = put_rows(np.concatenate([evaluator.input_rows(split, shape, numbers)] * network.size), mesh)
         tokens = greedy(network, params, rows, max_length=settings.max_new_tokens)
-        tokens = sharding.read_whole(tokens, mesh)
+        tokens = hosts.whole(tokens)
         for own, group in zip(found, np.split(tokens, network.size), strict=True):
             texts = [vocabulary.decode(row) for row in group[:len(numbers)]]
             own += evaluator.generated_rows(split, numbers, texts)
@@ -213,13 +213,13 @@ def evaluate_task_mixed(
                                          "index": chosen}, mesh)
             tokens = greedy_mixed(network, params, placed["index"], placed["inputs"],
                                   max_length=settings.max_new_tokens)
-            tokens = sharding.read_whole(tokens, mesh)
+            tokens = hosts.whole(tokens)
             found += evaluator.generated_rows(split, numbers, [vocabulary.decode(row) for row in tokens])
         else:
             placed = sharding.put_batch({**evaluator.choice_batch(split, choices, shape, numbers),
                                          "index": chosen}, mesh)
             scores = score_mixed(network, params, placed["index"], placed["inputs"], placed["choices"])
-            scores = sharding.read_whole(scores, mesh)
+            scores = hosts.whole(scores)
             found += evaluator.ranked_rows(split, choices, numbers, scores)
     return evaluator.task_result(split, evaluator.in_order(found), settings, expert=name, base=base,
                                  max_rows=max_rows, seconds=time.monotonic() - start)

@@ -410,7 +410,7 @@ class _StackLoop:
             self.state = _moved(state, self.state, moves)
             if self.best is not None:
                 self.best = _moved(found.opt_state["best"], self.best, moves)
-        steps = sharding.read_whole(self.state.step, self.mesh)
+        steps = hosts.whole(self.state.step)
         for place, (_, run, entry) in zip(places, standing, strict=True):
             slot = Slot(run, self._open(run), place, self.config, self._rows[place], int(steps[place]), entry)
             self.slots[place] = slot

@@ -25,5 +25,5 @@ def test_generation_equals_step_by_step_argmax() -> None:
     mesh = sharding.make_mesh(4, 2)
     placed = sharding.put_batch({"inputs": inputs}, mesh)["inputs"]
     put = sharding.put_tree(params, sharding.tree_shardings(net.logical_axes(), params, mesh))
-    found = generate(net, put, placed, max_new_tokens=STEPS, vocabulary=vocabulary(), mesh=mesh)
+    found = generate(net, put, placed, max_new_tokens=STEPS, vocabulary=vocabulary())
     assert found == expected

@@ -299,7 +299,8 @@ def test_a_base_whose_leaves_are_damaged(base_folder, tmp_path):
     spoilt = hf_folders.copy_of(base_folder, tmp_path / "spoilt")
     files = sorted((spoilt / "weights").rglob("d/*"), key=lambda path: path.stat().st_size)
     for file in files:
-        file.write_bytes(file.read_bytes()[:-30])
+        # Half of it: which leaf lies at a file's end, or none, differs from run to run.
+        file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
     with pytest.raises(InputError, match="weights cannot be read"):
         load_base(spoilt)
 
