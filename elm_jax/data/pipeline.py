@@ -22,8 +22,8 @@ import tensorflow as tf
 from rouge_score import rouge_scorer
 
 from elm_jax.data import registry
+from elm_jax.data.prepare import info_of
 from elm_jax.data.prepared import PreparedSplit, check_max_rows
-from elm_jax.data.prompted_task import UNKNOWN_VERSION, describe_dropped
 from elm_jax.data.registry import (  # the registry's functions are this module's too
     add_mixture,
     add_prompted_task,
@@ -374,7 +374,7 @@ def import_tasks(module_names: Sequence[str]) -> None:
 def prepare(
     task: str, split: str, vocabulary: str, *, max_rows: int | None = None, seed: int = 0
 ) -> PreparedSplit:
-    """Tokenises a task's split through its SeqIO task.
+    """Tokenises a task's split through its SeqIO task, into the very arrays of `prepare.prepare`.
 
     Args:
         task: name of a registered task.
@@ -393,30 +393,11 @@ def prepare(
     facts = registry.get_task(task)
     facts.check_split(split)
     check_max_rows(max_rows, task)
-    template = facts.load_template()
     if task not in seqio.TaskRegistry.names():
         _seqio_task(facts)
-    num_source = len(facts.read_rows(split))
     with use_vocabulary(vocabulary):
         rows = [_prepared_row(example) for example in _examples(task, split)]
-    if not rows:
-        raise InputError(describe(f"Task {task} has no row left after rendering",
-                                  where=f"split {split}", got=f"{num_source} rows, all skipped"))
-    num_dropped, dropped = num_source - len(rows), _dropped[task, split]
-    if facts.template_version() == UNKNOWN_VERSION:
-        logger.warning("%s: the text of template %r is of no pinned version (digest %s)", task,
-                       facts.template, template.digest)
-    logger.info("prepared %s %s: %d rows, %s", task, split, len(rows), describe_dropped(dropped))
-    info = {
-        "dataset": facts.dataset, "config": facts.config, "template": facts.template,
-        "kind": facts.kind, "role": facts.role,
-        "template_digest": template.digest, "template_version": facts.template_version() or "",
-        "choices_expression": template.answer_choices,
-        "vocabulary": Vocabulary.load(vocabulary).fingerprint,
-        "source": facts.source_digest(split), "num_source": num_source, "num_dropped": num_dropped,
-        "dropped": dropped,
-        "max_rows": None, "seed": seed,
-    }
+    info = info_of(facts, split, Vocabulary.load(vocabulary), len(rows), _dropped[task, split], seed)
     prepared = PreparedSplit.from_rows(task, split, info, rows)
     return prepared if max_rows is None else prepared.subset(max_rows, seed)
 

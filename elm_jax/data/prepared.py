@@ -12,7 +12,8 @@ texts.npy      u8[bytes]           one JSON object per row: inputs, targets, cho
 text_ends.npy  i64[rows + 1]       where each row starts in texts
 ```
 
-and a commit marker, written last. Local arrays are memory-mapped.
+and a commit marker, written last. Of local arrays the large ones, tokens and texts, are memory-mapped: each
+mapping holds a file open, and a study opens hundreds of splits.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from elm_jax.errors import InputError, describe
 SCHEMA_VERSION = 1
 KINDS = ("rank", "generation")
 TEXT_KEYS = ("inputs", "targets", "choices", "index")
+_MAPPED = ("tokens", "texts")
 _ARRAYS = {
     "tokens": np.int32, "sequences": np.int64, "rows": np.int64, "labels": np.int32,
     "texts": np.uint8, "text_ends": np.int64,
@@ -197,7 +199,7 @@ class PreparedSplit:
 
     @classmethod
     def open(cls, folder: storage.PathLike) -> "PreparedSplit":
-        """Opens what `save` wrote, memory-mapped on a local disk.
+        """Opens what `save` wrote; tokens and texts are memory-mapped on a local disk.
 
         Raises:
             InputError: no prepared split, a half-written one, or arrays that do not fit each other.
@@ -205,7 +207,7 @@ class PreparedSplit:
         folder = storage.require_committed(folder, "prepared split")
         head = storage.read_json(
             folder / "info.json", kind="prepared split", schema_version=SCHEMA_VERSION)
-        arrays = {key: _load(folder / f"{key}.npy", dtype) for key, dtype in _ARRAYS.items()}
+        arrays = {key: _load(folder / f"{key}.npy", dtype, key in _MAPPED) for key, dtype in _ARRAYS.items()}
         _check_arrays(arrays, head["num_rows"], folder)
         return cls(head["name"], head["split"], head["info"], arrays)
 
@@ -235,10 +237,10 @@ def _label(row: Mapping[str, Any], text: Mapping[str, Any], where: str) -> int:
     return label
 
 
-def _load(path: Any, dtype: type) -> np.ndarray:
+def _load(path: Any, dtype: type, mapped: bool) -> np.ndarray:
     try:
         if storage.is_local(path):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
         else:
             array = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

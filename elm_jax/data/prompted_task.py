@@ -167,6 +167,10 @@ class PromptedTask:
     def _find(self, split: str) -> sources.FoundSplit | None:
         return None if self.rows is not None else sources.find_split(*self.row_source, split)
 
+    def has_rows(self, split: str) -> bool:
+        """Whether the data at hand have the split; a function of rows is taken to have it."""
+        return self.rows is not None or self._find(split) is not None
+
     def num_rows(self, split: str) -> int:
         """Number of rows of a split, before rendering."""
         self.check_split(split)

@@ -38,6 +38,7 @@ __all__ = [
     "RowReader",
     "TemplateMaker",
     "add_mixture",
+    "add_origin",
     "add_prompted_task",
     "capped_mixture",
     "check_trainable",
@@ -50,6 +51,7 @@ __all__ = [
     "mixture_names",
     "mixture_rates",
     "mixture_tasks",
+    "origin_of",
     "task_names",
 ]
 
@@ -83,6 +85,7 @@ class PromptMixture:
 
 _TASKS: dict[str, PromptedTask] = {}
 _MIXTURES: dict[str, PromptMixture] = {}
+_ORIGINS: dict[tuple[str, str | None], str] = {}
 
 
 def add_prompted_task(
@@ -199,6 +202,17 @@ def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,
     for task in tasks:
         get_task(task)
     _MIXTURES[name] = PromptMixture(name, tuple(tasks), dataset_cap, eval_rows)
+
+
+def add_origin(dataset: str, config: str | None, text: str) -> None:
+    """Says in words where a data set's rows come from, if not from the hub under its own name."""
+    _ORIGINS[dataset, config] = text
+
+
+def origin_of(dataset: str, config: str | None) -> str:
+    """Where a data set's rows come from, in words."""
+    words = f"datasets.load_dataset({', '.join(map(repr, filter(None, (dataset, config))))})"
+    return _ORIGINS.get((dataset, config), words)
 
 
 def capped_mixture(name: str, dataset_cap: int) -> str:

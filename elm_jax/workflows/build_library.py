@@ -11,7 +11,7 @@ from elm_jax.experts.overlay import load_expert
 from elm_jax.routing.embed import Encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.template_versions import warn_of_changes
+from elm_jax.workflows.template_versions import warn_of_arrays
 
 
 def build_library(
@@ -53,9 +53,12 @@ def training_instances(folder: storage.PathLike, data: TaskData, count: int,
     card = load_expert(folder).card
     tasks = card.tasks
     shares = [count // len(tasks) + (number < count % len(tasks)) for number in range(len(tasks))]
-    instances = [instance for task, share in zip(tasks, shares, strict=True) if share
-                 for instance in draw_instances(data.split(task, "train"), share, seed)]
-    warn_of_changes([card])
+    instances = []
+    for task, share in zip(tasks, shares, strict=True):
+        if share:
+            split = data.split(task, "train")
+            warn_of_arrays(card, split)
+            instances += draw_instances(split, share, seed)
     return instances
 
 

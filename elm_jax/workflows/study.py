@@ -61,7 +61,7 @@ class Study:
         with self.clock.stage("pretrain the base"):
             self.base = self.make_base()
         with self.clock.stage("prepare tasks"):
-            self.data = TaskData(self.base.vocabulary, self.base.vocabulary_path, config.modules,
+            self.data = TaskData(self.base.vocabulary, config.modules,
                                  str(self.root / "prepared"))
             dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
             self.prepare(dataset_tasks)

@@ -1,9 +1,10 @@
-"""Where a workflow's task data comes from: prepared arrays first, SeqIO where there are none yet.
+"""Where a workflow's task data comes from: prepared arrays, or rows and templates where there are none yet.
 
-A task's split is tokenised once, through its SeqIO task, and kept as prepared arrays. Every later use,
-also on a machine without TensorFlow, reads the arrays.
+A task's split is rendered and tokenised once and kept as prepared arrays. Every later use, also on a machine
+that has neither data nor templates, reads the arrays.
 """
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -16,12 +17,15 @@ from etils import epath
 from elm_jax import hosts, storage
 from elm_jax.data import registry
 from elm_jax.data.few_shot import with_exemplars
+from elm_jax.data.prepare import prepare
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.workflows.checks import check_range
 
 logger = logging.getLogger(__name__)
+MOST_OPEN = 100
+"""Splits on disk that are kept open; each holds two files, of the 1,024 that systems often allow."""
 
 
 @dataclasses.dataclass
@@ -30,7 +34,6 @@ class TaskData:
 
     Attributes:
         vocabulary: of the base that will read the tokens.
-        vocabulary_path: its SentencePiece file, for SeqIO; None if nothing is to be prepared.
         modules: registries to import by name before a task is prepared, e.g. ``elm_jax.tasks``.
         prepared_dir: folder of prepared arrays, ``<task>/<split>``; None keeps them in memory only.
         few_shot: rows of the train split to put before each input, see `few_shot.with_exemplars`.
@@ -38,7 +41,6 @@ class TaskData:
     """
 
     vocabulary: Vocabulary
-    vocabulary_path: str | None = None
     modules: tuple[str, ...] = ("elm_jax.tasks",)
     prepared_dir: str | None = None
     few_shot: int = 0
@@ -46,7 +48,8 @@ class TaskData:
 
     def __post_init__(self) -> None:
         check_range("few_shot", self.few_shot, 0)
-        self._splits: dict[tuple[str, str, int | None], PreparedSplit] = {}
+        self._splits: collections.OrderedDict[tuple[str, str, int | None], PreparedSplit] = (
+            collections.OrderedDict())
 
     def split(self, task: str, split: str, max_rows: int | None = None) -> PreparedSplit:
         """One task's split as prepared arrays; made, and kept, if it is not there yet.
@@ -63,7 +66,17 @@ class TaskData:
         if key not in self._splits:
             found = self._open(task, split, max_rows)
             self._splits[key] = self._with_exemplars(found) if self.few_shot else found
+            if len(self._splits) > MOST_OPEN and self.prepared_dir is not None and not self.few_shot:
+                self._splits.popitem(last=False)
+        self._splits.move_to_end(key)
         return self._splits[key]
+
+    def has_rows(self, task: str, split: str) -> bool:
+        """Whether a split is there as prepared arrays, or the data at hand have it."""
+        if self.prepared_dir is not None and storage.is_committed(self._folder(task, split, None)):
+            return True
+        registry.import_tasks(self.modules)
+        return registry.get_task(task).has_rows(split)
 
     def _with_exemplars(self, found: PreparedSplit) -> PreparedSplit:
         train = self._open(found.name, "train", None)
@@ -122,21 +135,8 @@ class TaskData:
 
     def _prepare(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
         registry.import_tasks(self.modules)
-        registry.get_task(task).check_split(split)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up talk is not ours
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-        try:
-            from elm_jax.data import pipeline
-        except ImportError as error:
-            raise InputError(describe(
-                "SeqIO and TensorFlow are needed to prepare a task and are not installed",
-                where=f"{task} {split}" + (f", at most {max_rows} rows" if max_rows else ""),
-                got=str(error),
-                cure="prepare the arrays elsewhere (`elm tasks prepare`) and give their folder "
-                "as PREPARED_DIR")) from error
         logger.info("preparing %s %s", task, split)
-        pipeline.import_tasks(self.modules)
-        return pipeline.prepare(task, split, self.vocabulary_path, max_rows=max_rows)
+        return prepare(task, split, self.vocabulary, max_rows=max_rows)
 
     def _check_vocabulary(self, prepared: PreparedSplit, folder: object) -> None:
         found, wanted = prepared.info.get("vocabulary"), self.vocabulary.fingerprint

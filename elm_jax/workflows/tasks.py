@@ -10,6 +10,7 @@ from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.text import RoutingInstance
+from elm_jax.workflows import task_stats
 
 
 def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
@@ -40,26 +41,57 @@ def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
             "mixtures": {name: members for name, members in mixtures.items() if names.issuperset(members)}}
 
 
-def show_task(name: str, split: str, count: int, *, modules: Sequence[str],
-              vocabulary: Vocabulary | None = None) -> list[dict[str, Any]]:
-    """The first rows of a task as prompts, with token counts if a vocabulary is given.
+def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str],
+              vocabulary: Vocabulary | None = None, source_length: int | None = None,
+              target_length: int | None = None) -> list[dict[str, Any]]:
+    """The first rows of a task as prompts; with a vocabulary, how many tokens they have and what is cut off.
+
+    Args:
+        name: of the task.
+        split: one of the task's; None for the one that it is scored on.
+        count: at most so many rows.
+        modules: registries to import.
+        vocabulary: counts tokens.
+        source_length: tokens of an input that are kept; None for the task's own (`task_stats.lengths_of`).
+        target_length: tokens of a target that are kept.
 
     Raises:
         InputError: an unknown task, a split that it has not, or data that are not there.
     """
     registry.import_tasks(modules)
+    task = registry.get_task(name)
+    lengths = task_stats.lengths_of(name, source_length, target_length)
     rows = []
-    for index, rendered in registry.get_task(name).render_rows(split):
+    for index, rendered in task.render_rows(split or task.evaluation_split):
         row: dict[str, Any] = {"row": index, "input": rendered.inputs, "target": rendered.targets,
                                "choices": list(rendered.choices or ()),
                                "choices_expression": rendered.choices_expression}
         if vocabulary is not None:
             row["tokens"] = {"input": len(vocabulary.encode(rendered.inputs)) + 1,
                              "target": len(vocabulary.encode(rendered.targets)) + 1}
+            row["cut"] = {"input": _cut(rendered.inputs, lengths["inputs"], vocabulary),
+                          "target": _cut(rendered.targets, lengths["targets"], vocabulary)}
         rows.append(row)
         if len(rows) == count:
             break
     return rows
+
+
+def _cut(text: str, length: int, vocabulary: Vocabulary) -> dict[str, Any]:
+    """How many tokens a length keeps (its EOS among them), and the text of those that it cuts off."""
+    tokens = vocabulary.encode(text)
+    kept = tokens if len(tokens) < length else tokens[:length - 1]
+    return {"length": length, "text": vocabulary.decode(tokens[len(kept):])}
+
+
+def printable(row: dict[str, Any]) -> dict[str, str]:
+    """A row of `show_task` in words."""
+    shown = {key: str(value) for key, value in row.items() if key not in ("tokens", "cut")}
+    for name, tokens in row.get("tokens", {}).items():
+        cut = row["cut"][name]
+        shown[f"{name} tokens"] = f"{tokens} of at most {cut['length']}" + (
+            f", cut off: {cut['text']!r}" if cut["text"] else "")
+    return shown
 
 
 def routing_instances(name: str, split: str, count: int, *, modules: Sequence[str],

@@ -42,12 +42,26 @@ def changed(card: ExpertCard) -> list[str]:
         task = registry.get_task(name)
         now = of_tasks([task])
         if now and now["template_digests"] != (then,):
-            messages.append(
-                f"expert {card.id}: the text of template {task.template!r} of {task.dataset_name} has "
-                f"changed since it was trained (digest {then} then, {now['template_digests'][0]} now, "
-                f"{now['template_versions'][0] or 'no pinned version'}); give the templates that it was "
-                "trained with, or train it again")
+            messages.append(_message(card, task.template, task.dataset_name, then,
+                                     now["template_digests"][0], now["template_versions"][0]))
     return messages
+
+
+def changed_in_arrays(card: ExpertCard, split: PreparedSplit) -> list[str]:
+    """The same of prepared arrays, which need no registry: made with another text than the expert's."""
+    digest = split.info.get("template_digest")
+    texts = dict(zip(card.tasks, card.template_digests, strict=False))
+    then = texts.get(split.name)
+    if None in (digest, then) or digest == then:
+        return []
+    dataset = "/".join(filter(None, (split.info["dataset"], split.info["config"])))
+    return [_message(card, split.info["template"], dataset, then, digest, split.info.get("template_version"))]
+
+
+def _message(card: ExpertCard, template: str, dataset: str, then: str, now: str, version: str | None) -> str:
+    return (f"expert {card.id}: the text of template {template!r} of {dataset} has changed since it was "
+            f"trained (digest {then} then, {now} now, {version or 'no pinned version'}); give the templates "
+            "that it was trained with, or train it again")
 
 
 def warn_of_changes(cards: Iterable[ExpertCard]) -> None:
@@ -55,3 +69,9 @@ def warn_of_changes(cards: Iterable[ExpertCard]) -> None:
     for card in cards:
         for message in changed(card):
             logger.warning(message)
+
+
+def warn_of_arrays(card: ExpertCard | None, split: PreparedSplit) -> None:
+    """Logs a warning if the arrays were made with another text than the expert was trained with."""
+    for message in changed_in_arrays(card, split) if card else ():
+        logger.warning(message)

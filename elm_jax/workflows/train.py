@@ -366,7 +366,7 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
     folder = config.prepared_dir
     if folder is None and hosts.count() > 1:  # what one process prepares, the others must find
         folder = str(storage.as_path(config.model_dir) / "prepared")
-    return TaskData(base.vocabulary, base.vocabulary_path, tuple(config.modules), folder,
+    return TaskData(base.vocabulary, tuple(config.modules), folder,
                     few_shot=config.few_shot, few_shot_length=config.task_feature_lengths["inputs"])
 
 

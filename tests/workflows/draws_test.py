@@ -14,7 +14,7 @@ from elm_jax.workflows.tasks import routing_instances
 
 
 def few_shot_data(world, count: int, length: int = 64) -> TaskData:
-    return TaskData(world.base.vocabulary, world.base.vocabulary_path, tiny.MODULES,
+    return TaskData(world.base.vocabulary, tiny.MODULES,
                     str(world.folder / "prepared"), few_shot=count, few_shot_length=length)
 
 

@@ -70,7 +70,7 @@ def test_arrays_of_other_rows_are_refused(world, tmp_path, monkeypatch):
     registry.add_prompted_task("letters", None, "which", kind="rank", role="train", splits=("train",))
 
     def read() -> int:
-        arrays = TaskData(world.base.vocabulary, world.base.vocabulary_path, ("elm_jax.tasks.embedded",),
+        arrays = TaskData(world.base.vocabulary, ("elm_jax.tasks.embedded",),
                           str(tmp_path / "prepared"))
         return len(arrays.split("letters__which", "train"))
 

@@ -31,7 +31,7 @@ def no_data(monkeypatch):
 
 @pytest.mark.parametrize("max_rows", [8, 149, 10_000])
 def test_a_whole_split_serves_every_subset_as_preparing_would(world, monkeypatch, max_rows):
-    made = TaskData(world.base.vocabulary, world.base.vocabulary_path, tiny.MODULES).split(
+    made = TaskData(world.base.vocabulary, tiny.MODULES).split(
         tiny.REVIEW, "validation", max_rows)
     world.data.split(tiny.REVIEW, "validation")
     monkeypatch.setattr(TaskData, "_prepare", lambda *_: pytest.fail("the whole split is not used"))

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import tiny_study as tiny
-from elm_jax.tasks import pins
+from elm_jax.tasks import pins, t0_train
 
 from elm_jax.data import registry
 from elm_jax.errors import InputError
@@ -39,7 +39,7 @@ def write(folder, word: str):
 def test_known_texts_have_their_version(monkeypatch):
     monkeypatch.delenv("ELM_DATA_DIR", raising=False)
     registry.import_tasks(["elm_jax.tasks"])
-    versions = {task.template_version() for task in map(registry.get_task, registry.task_names(role="train"))
+    versions = {task.template_version() for task in map(registry.get_task, t0_train.TASKS)
                 if task.dataset not in ("trec", "multi_news")}
     assert versions == {pins.HEAD}  # the package, which is what is installed, has the same texts
     assert registry.get_task("trec__trec1").template_version() == pins.PACKAGE
@@ -83,7 +83,7 @@ def test_a_trained_expert_s_card_has_the_digests(world, monkeypatch, caplog):
     assert len(world.dataset.card.template_digests) == len(world.dataset.card.tasks) == 2
     other = dataclasses.replace(task.load_template(), jinja="other ||| {{x}}")
     monkeypatch.setitem(registry._TASKS, tiny.TOPIC, dataclasses.replace(task, prompt=other))
-    data = TaskData(world.base.vocabulary, world.base.vocabulary_path, tiny.MODULES,
+    data = TaskData(world.base.vocabulary, tiny.MODULES,
                     str(world.folder / "prepared"))
     with pytest.raises(InputError, match=r"made with another text of template 'about what'"):
         training_instances(world.folder / "topic", data, 5, seed=0)
