@@ -18,6 +18,7 @@ mapping holds a file open, and a study opens hundreds of splits.
 
 import dataclasses
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -115,16 +116,23 @@ class PreparedSplit:
         """``rank`` or ``generation``."""
         return self.info["kind"]
 
+    def sequences(self, index: int) -> list[np.ndarray]:
+        """All token sequences of a row, each i32[n]: inputs, targets, and every choice."""
+        first, end = self._row(index)
+        ends = self.arrays["sequences"][first:end + 1].tolist()
+        tokens = self.arrays["tokens"]
+        return [tokens[start:stop] for start, stop in itertools.pairwise(ends)]
+
     def _sequence(self, position: int) -> np.ndarray:
         ends = self.arrays["sequences"]
-        return np.asarray(self.arrays["tokens"][ends[position]:ends[position + 1]])
+        return self.arrays["tokens"][ends[position]:ends[position + 1]]
 
     def _row(self, index: int) -> tuple[int, int]:
         """First and behind-last sequence of a row."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {self.name} {self.split}, which has {len(self)} rows")
-        first, end = self.arrays["rows"][index:index + 2]
-        return int(first), int(end)
+        rows = self.arrays["rows"]
+        return rows[index], rows[index + 1]
 
     def inputs(self, index: int) -> np.ndarray:
         """Input tokens of a row, i32[n], ended by EOS, untrimmed."""
@@ -136,8 +144,7 @@ class PreparedSplit:
 
     def choices(self, index: int) -> list[np.ndarray]:
         """Tokens of each answer choice, each i32[n] ended by EOS; none for a generation task."""
-        first, end = self._row(index)
-        return [self._sequence(position) for position in range(first + 2, end)]
+        return self.sequences(index)[2:]
 
     def label(self, index: int) -> int:
         """Index of the right choice, -1 if there is none."""
@@ -165,7 +172,8 @@ class PreparedSplit:
     def example(self, index: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of a row: the protocol of a source of training examples."""
         del epoch  # a prepared row is the same in every epoch
-        return self.inputs(index), self.targets(index)
+        first, _ = self._row(index)
+        return self._sequence(first), self._sequence(first + 1)
 
     def lengths_of(self, index: int, epoch: int = 0) -> tuple[int, int]:
         """Lengths of inputs and targets of a row, without reading their tokens."""
@@ -246,6 +254,7 @@ def _load(path: Any, dtype: type, mapped: bool) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(describe("An array of the prepared split cannot be read", where=path,
                                   got=error, cure="prepare the split again")) from error
+    array = array.view(np.ndarray)  # a slice of numpy's memory map is itself one, and slow to make
     if array.dtype != dtype or array.ndim != 1:
         raise InputError(describe("An array of the prepared split has another type", where=path,
                                   got=f"{array.dtype}{list(array.shape)}",

@@ -59,7 +59,8 @@ class PromptedTask:
         role: one of `registry.ROLES`.
         splits: names of the splits.
         prompt: the template, or what makes it; None if it is to be found by name when it is needed.
-        rows: reads a split, None for the files below the data folder.
+        rows: reads a split, None for files.
+        own_files: the file of each split, None for those below the data folder.
         template_folder: looked in for the template after the data folder, before promptsource.
         truncate: whether fields are cut to 2048 characters, as promptsource does.
         adapt: makes the template's fields of a source's row, None if they are the row's own.
@@ -89,6 +90,7 @@ class PromptedTask:
     parts: tuple[str, ...] = ()
     versions: Callable[[str], Mapping[str, str]] | None = None
     ready: bool = False
+    own_files: tuple[sources.OwnFile, ...] | None = None
 
     @property
     def dataset_name(self) -> str:
@@ -142,6 +144,8 @@ class PromptedTask:
         self.check_split(split)
         if self.rows is not None:
             rows = self.rows(split)
+        elif self.own_files is not None:
+            rows = self._own_file(split).read()
         else:
             rows = sources.read_rows(*self.row_source, split)
         if self.adapt is None:
@@ -164,8 +168,14 @@ class PromptedTask:
         return (lambda index: f"{self.dataset_name} {split}, row {index + 1}") if found is None else (
             found.place_of)
 
-    def _find(self, split: str) -> sources.FoundSplit | None:
+    def _find(self, split: str) -> sources.FoundSplit | sources.OwnFile | None:
+        if self.own_files is not None:
+            own = self._own_file(split)
+            return own if own.path.exists() else None
         return None if self.rows is not None else sources.find_split(*self.row_source, split)
+
+    def _own_file(self, split: str) -> sources.OwnFile:
+        return next(own for own in self.own_files if own.split == split)
 
     def has_rows(self, split: str) -> bool:
         """Whether the data at hand have the split; a function of rows is taken to have it."""
@@ -174,8 +184,8 @@ class PromptedTask:
     def num_rows(self, split: str) -> int:
         """Number of rows of a split, before rendering."""
         self.check_split(split)
-        if self.rows is not None:
-            return len(self.rows(split))
+        if self.rows is not None or self.own_files is not None:
+            return len(self.read_rows(split))
         return sources.num_rows(*self.row_source, split)
 
     def why_unavailable(self) -> str | None:
@@ -199,13 +209,19 @@ class PromptedTask:
         digest = hashlib.sha256(json.dumps([
             template.jinja, template.answer_choices, self.kind, self.truncate]).encode())
         found = self._find(split)
+        files = () if found is None else tuple(
+            _file_digest(str(path), path.stat().length, path.stat().mtime) for path in found.files())
         if found is None:
-            rows = self.read_rows(split)
-            digest.update(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
+            digest.update(self._rows_digest(split))
+        elif self.adapt is not None or found.transforms:
+            digest.update(_adapted_digest(self, split, files))  # what is made of the files may change as well
         else:
-            for path in found.files():
-                digest.update(_file_digest(str(path), path.stat().length, path.stat().mtime).encode())
+            digest.update("".join(files).encode())
         return digest.hexdigest()[:16]
+
+    def _rows_digest(self, split: str) -> bytes:
+        rows = [dict(row) for row in self.read_rows(split)]
+        return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).digest()
 
     def render_rows(self, split: str,
                     dropped: collections.Counter[str] | None = None) -> Iterator[tuple[int, Rendered]]:
@@ -252,6 +268,13 @@ def describe_dropped(dropped: Mapping[str, int]) -> str:
     """
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     return f"{sum(dropped.values())} dropped" + (f" ({reasons})" if reasons else "")
+
+
+@functools.lru_cache(maxsize=1024)
+def _adapted_digest(task: PromptedTask, split: str, files: tuple[str, ...]) -> bytes:
+    """Hash of adapted rows; the files' own hashes say when a remembered one is out of date."""
+    del files
+    return task._rows_digest(split)
 
 
 @functools.lru_cache(maxsize=1024)

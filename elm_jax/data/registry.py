@@ -107,6 +107,7 @@ def add_prompted_task(
     parts: Sequence[str] = (),
     versions: Callable[[str], Mapping[str, str]] | None = None,
     ready: bool = False,
+    own_files: Sequence[sources.OwnFile] | None = None,
 ) -> str:
     """Registers one data set with one template; reads nothing.
 
@@ -129,6 +130,7 @@ def add_prompted_task(
         versions: gives the known versions of a task's template by the digest of its text.
         ready: whether the rows are prompts already, with the fields ``inputs``, ``targets`` and, to be
             ranked, ``choices``; `template` is but a name then.
+        own_files: one for each split, in place of those below the data folder.
 
     Returns:
         The task's name.
@@ -150,7 +152,7 @@ def add_prompted_task(
     _TASKS[name] = PromptedTask(
         name, dataset, config, own_name, kind, role, tuple(splits), prompt or make_template, rows,
         template_folder, truncate, adapt, source, category, recipe, tuple(parts), versions,
-        ready)
+        ready, None if own_files is None else tuple(own_files))
     return name
 
 

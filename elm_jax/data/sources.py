@@ -9,6 +9,7 @@ ELM_DATA_DIR/index.json                                           optional facts
 """
 
 import dataclasses
+import functools
 import gzip
 import io
 import json
@@ -21,6 +22,7 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.data import tfds_rows
+from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
 
 DATA_DIR_VARIABLE = "ELM_DATA_DIR"
@@ -65,6 +67,11 @@ class FoundSplit:
     split: str
     tfds: tfds_rows.TfdsName | None = None
 
+    @property
+    def transforms(self) -> bool:
+        """Whether a row is more than what the files hold."""
+        return self.tfds is not None and (self.tfds.adapt is not None or bool(self.tfds.fields))
+
     def read(self) -> list[dict[str, Any]]:
         """All rows, in the files' order."""
         if self.tfds is None:
@@ -86,6 +93,56 @@ class FoundSplit:
         if self.tfds is None:
             return f"{self.path}, line {index + 1}"
         return f"{self.path}, split {self.split}, row {index + 1}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnFile:
+    """Rows of one split in a file of JSON lines that somebody named.
+
+    Attributes:
+        path: of the file.
+        split: the split.
+        held_out: share of the file's rows that are its split ``validation``, drawn by a fixed seed, the
+            others being ``train``; None where the whole file is the split.
+    """
+
+    path: epath.Path
+    split: str
+    held_out: float | None = None
+
+    @property
+    def transforms(self) -> bool:
+        """Whether a row is more, or less, than what the file holds."""
+        return self.held_out is not None
+
+    def read(self) -> list[dict[str, Any]]:
+        """All rows of the split, in the file's order."""
+        rows = list(read_lines(self.path))
+        return rows if self.held_out is None else [rows[number] for number in self._numbers(len(rows))]
+
+    def _numbers(self, count: int) -> list[int]:
+        if count < 2:
+            raise InputError(describe("One row cannot be split into train and validation", where=self.path,
+                                      cure="give more rows, or a file for each split"))
+        drawn = set(draw_rows(count, min(max(1, round(self.held_out * count)), count - 1), 0).tolist())
+        return [number for number in range(count) if (number in drawn) == (self.split == "validation")]
+
+    @functools.cached_property
+    def _lines(self) -> list[int]:
+        return self._numbers(sum(1 for _ in read_lines(self.path)))
+
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self.read())
+
+    def files(self) -> list[epath.Path]:
+        """The file."""
+        return [self.path]
+
+    def place_of(self, index: int) -> str:
+        """Where a row stands, for errors."""
+        line = index if self.held_out is None else self._lines[index]
+        return f"{self.path}, line {line + 1}"
 
 
 def find_split(dataset: str, config: str | None, split: str) -> FoundSplit | None:
