@@ -8,6 +8,7 @@ split is called ``test``. Tasks that the paper does not score have the role ``bi
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from elm_jax import storage
 from elm_jax.data import registry, sources
 from elm_jax.data.templates import PromptTemplate
 from elm_jax.errors import InputError, describe
+
+logger = logging.getLogger(__name__)
 
 PAPER = (
     "code_line_description", "conceptual_combinations", "formal_fallacies_syllogisms_negation",
@@ -44,10 +47,19 @@ RANKING_UNSHOWN = _ranking("")
 GENERATION = dataclasses.replace(RANKING, answer_choices=None, metrics=("ROUGE",))
 
 
+_KNOWN = {*_DEFAULTS, "append_choices_to_input", "name", "description", "keywords", "canary", "metrics",
+          "preferred_score", "max_examples", "few_shot_example_separator"}
+"""Settings that are honoured, or say nothing of a zero-shot input and its score by rank."""
+
+
 @functools.cache
 def _settings(path: str) -> dict[str, dict[str, Any]]:
     try:
-        return json.loads(storage.read_text(path))
+        settings = json.loads(storage.read_text(path))
+        for task, own in settings.items():
+            if unknown := own.keys() - _KNOWN:
+                logger.warning("%s: %s of %s is not honoured", path, ", ".join(sorted(unknown)), task)
+        return settings
     except json.JSONDecodeError as error:
         raise InputError(describe("The settings of BIG-bench are not valid JSON",
                                   where=f"{path}, line {error.lineno}", got=error.msg)) from error

@@ -6,6 +6,8 @@ those of the published configs (joeljang/ELM, ``configs/experiment``); where one
 from prompt to prompt, the value of most. `elm train` takes them with ``train.task_recipe = True``.
 """
 
+from elm_jax.tasks.categories import CATEGORY_OF
+
 from elm_jax.data.registry import Recipe
 
 PROMPT_CAP = 50_000
@@ -35,8 +37,10 @@ _BATCH_SIZES = {
 _BATCH_SIZE_OF = {key: size for size, keys in _BATCH_SIZES.items() for key in keys}
 
 
-def recipe_of(key: str) -> Recipe:
-    """How a prompt expert of the data set ``<dataset>[_<config>]`` is trained."""
+def recipe_of(key: str) -> Recipe | None:
+    """How a prompt expert of a training data set, ``<dataset>[_<config>]``, is trained; None for others."""
+    if key not in CATEGORY_OF:
+        return None
     return Recipe(
         max_examples=GENERATION_CAP if key in _CAPPED else PROMPT_CAP,
         epochs=_TREC_EPOCHS if key == "trec" else _EPOCHS,

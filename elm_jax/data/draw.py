@@ -11,6 +11,9 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 
+MANY = 10_000
+"""From so many rows on, a hundredth of them or less is drawn without an order of all."""
+
 
 def draw_rows(num_rows: int, count: int, seed: int | Sequence[int], *,
               taken: Collection[int] = ()) -> np.ndarray:
@@ -29,7 +32,10 @@ def draw_rows(num_rows: int, count: int, seed: int | Sequence[int], *,
         raise InputError(describe("Rows are drawn by numbers of rows", got=f"{count} of {num_rows}",
                                   expected="0 or more"))
     words = seed if isinstance(seed, int) else [word % 2**63 for word in seed]
-    order = np.random.default_rng(words).permutation(num_rows)
+    draw, most = np.random.default_rng(words), count + len(taken)
+    # A few of many are drawn one by one: few-shot draws once for every row.
+    few = num_rows >= MANY and most * 100 <= num_rows
+    order = draw.choice(num_rows, most, replace=False) if few else draw.permutation(num_rows)
     if taken:
         order = order[~np.isin(order, list(taken))]
     return order[:count]

@@ -1,4 +1,7 @@
-"""Few-shot inputs: rows of the train split, with their answers, before each row's own input."""
+"""Few-shot inputs: rows of the train split, with their answers, before each row's own input.
+
+Where a task has no train split (unseen tasks, BIG-bench), exemplars are other rows of the split itself.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +17,7 @@ FORM = "{inputs}\n{targets}\n\n"
 
 def with_exemplars(split: PreparedSplit, train: PreparedSplit, vocabulary: Vocabulary, *, few_shot: int,
                    max_length: int, seed: int = 0) -> PreparedSplit:
-    """A split whose inputs begin with exemplars of the task's train split.
+    """A split whose inputs begin with exemplars of the task's train split, or of other rows of its own.
 
     Each row draws its own, by the seed and its place in the source; a row of the train split never draws
     itself. As many of the drawn ones are taken as fit: the whole input has at most `max_length` tokens,
@@ -22,7 +25,7 @@ def with_exemplars(split: PreparedSplit, train: PreparedSplit, vocabulary: Vocab
 
     Args:
         split: the rows.
-        train: the task's train split, which may be `split` itself.
+        train: the split of the exemplars, which may be `split` itself, or the whole that it is a subset of.
         vocabulary: of both.
         few_shot: exemplars of each row.
         max_length: tokens of an input, EOS among them.

@@ -36,7 +36,7 @@ class TaskData:
         vocabulary: of the base that will read the tokens.
         modules: registries to import by name before a task is prepared, e.g. ``elm_jax.tasks``.
         prepared_dir: folder of prepared arrays, ``<task>/<split>``; None keeps them in memory only.
-        few_shot: rows of the train split to put before each input, see `few_shot.with_exemplars`.
+        few_shot: rows of `exemplar_split` to put before each input, see `few_shot.with_exemplars`.
         few_shot_length: tokens of an input with them.
     """
 
@@ -79,7 +79,7 @@ class TaskData:
         return registry.get_task(task).has_rows(split)
 
     def _with_exemplars(self, found: PreparedSplit) -> PreparedSplit:
-        train = self._open(found.name, "train", None)
+        train = self._open(found.name, self.exemplar_split(found.name), None)
         made = with_exemplars(found, train, self.vocabulary, few_shot=self.few_shot,
                               max_length=self.few_shot_length)
         logger.info("%s %s: %.2f of %d exemplars a row fit into %d tokens", found.name, found.split,
@@ -164,6 +164,12 @@ class TaskData:
                 got=made_of, expected=task.source_digest(prepared.split),
                 cure="prepare into another folder, or remove this one (what was trained on it is out of "
                 "date as well)"))
+
+    def exemplar_split(self, task: str) -> str:
+        """The split of few-shot exemplars: ``train``, or the one that is scored where there is no other."""
+        registry.import_tasks(self.modules)
+        known = task in registry.task_names()
+        return self.evaluation_split(task) if known and "train" not in self.splits_of(task) else "train"
 
     def splits_of(self, task: str) -> tuple[str, ...]:
         """The splits that a registered task has."""

@@ -193,7 +193,10 @@ def test_recipes_are_elm_md_s():
     assert {recipe.source_length for recipe in of.values()} == {256, 512}
     assert {recipe.target_length for recipe in of.values()} == {128}
     assert {recipe.batch_size for recipe in of.values()} == {1, 2, 4, 8, 16}
-    assert recipes.T0_CAP == 500_000
+    assert recipes.T0_CAP == 500_000 and len(of) == 36
+    with_one = {name for name in registry.task_names() if registry.get_task(name).recipe is not None}
+    extra = {name for name in registry.task_names(role="extra") if name.startswith("hotpot_qa_fullwiki")}
+    assert with_one == set(t0_train.TASKS) | extra and recipes.recipe_of("my_own") is None
     assert all(registry.get_task(name).recipe is None for name in t0_eval.TASKS + bigbench.TASKS + bbh.TASKS)
 
 

@@ -41,9 +41,16 @@ def test_an_expert_trained_with_exemplars(world, tmp_path):
         tiny.train_config(world.base, tmp_path / "y", few_shot=-1)
 
 
-def test_tasks_without_train_rows_have_no_exemplars(world):
-    with pytest.raises(InputError, match=r"mini_note__sum_up has no split 'train'"):
-        few_shot_data(world, 1).split("mini_note__sum_up", "validation")
+def test_tasks_without_train_rows_have_other_rows_of_their_own_for_exemplars(world):
+    made = few_shot_data(world, 2, 2000).split("mini_note__sum_up", "validation", 20)
+    plain = few_shot_data(world, 0).split("mini_note__sum_up", "validation")
+    inputs_of = {plain.text(row)["index"]: plain.text(row)["inputs"] for row in range(len(plain))}
+    answers = {f"{plain.text(row)['inputs']}\n{plain.text(row)['targets']}": plain.text(row)["index"]
+               for row in range(len(plain))}
+    for row in range(20):
+        text = made.text(row)
+        shots = text["inputs"].removesuffix(inputs_of[text["index"]]).split("\n\n")[:-1]
+        assert len(shots) == 2 and text["index"] not in {answers[shot] for shot in shots}
 
 
 def test_few_shot_results_are_results_of_their_own(world, tmp_path, monkeypatch):
