@@ -303,7 +303,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="a seeded random subset of at most N rows a task (default: all rows)")
     evaluate.add_argument("--source_length", type=int, default=512)
     evaluate.add_argument("--few_shot", type=int, default=0, metavar="K",
-                          help="put K rows of each task's train split (other rows of a task without one) with "
+                          help="put K rows of each task's train split (other rows of a task without) with "
                           "answers before every input, as far as --source_length allows (default: 0)")
     evaluate.add_argument("--max_new_tokens", type=int, default=128)
     evaluate.add_argument("--stack_experts", type=int, default=1, metavar="E",
