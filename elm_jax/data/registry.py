@@ -165,7 +165,7 @@ def add_cached_task(
         kind: ``rank`` for a cache of scored choices (``..._score_eval``), else ``generation``.
         role: one of `ROLES`.
         splits: names of the splits that are cached.
-        vocabulary: SentencePiece model of the cached token ids, where the texts are left out.
+        vocabulary: file of that of the cached token ids, where the texts are left out.
 
     Returns:
         The task's name.

@@ -30,7 +30,7 @@ class TaskData:
 
     Attributes:
         vocabulary: of the base that will read the tokens.
-        vocabulary_path: its SentencePiece file, for SeqIO; None if nothing is to be prepared.
+        vocabulary_path: its file, for SeqIO; None if nothing is to be prepared.
         modules: registries to import by name before a task is prepared, e.g. ``elm_jax.tasks``.
         prepared_dir: folder of prepared arrays, ``<task>/<split>``; None keeps them in memory only.
         few_shot: rows of the train split to put before each input, see `few_shot.with_exemplars`.
