@@ -9,7 +9,7 @@ import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax import storage
-from elm_jax.data.vocabulary import SentencePieceVocabulary
+from elm_jax.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts.formats import checks, hf_tokenizer
 
@@ -136,15 +136,37 @@ def tokenizer_with(written, **changes):
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "not a T5's(.|\n)*BPE"),
-    ({"model": {"type": "Unigram", "vocab": [["<s>", 0], ["</s>", 0], ["<unk>", 0]]}}, "special ids"),
-    ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}, "Lowercase"),
+    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []},
+     r"special ids are not(.|\n)*0 = 'a'"),
+    ({"model": {"type": "Unheard", "vocab": {"a": 0}}}, "tokenizer cannot be read"),
+    ({"model": {"type": "Unigram", "unk_id": 2, "vocab": [["<s>", 0], ["</s>", 0], ["<unk>", 0]]}},
+     r"special ids are not(.|\n)*</s> = 1"),
     ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "*no base64*"}}, "map is damaged"),
 ])
-def test_tokenizers_that_are_not_a_t5s(written, tmp_path, changes, words):
+def test_tokenizers_that_cannot_be_used(written, tmp_path, changes, words):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_with(written, **changes)))
     with pytest.raises(InputError, match=words):
         hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+
+
+@pytest.mark.parametrize("changes", [
+    {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}]}},
+])
+def test_what_sentencepiece_cannot_stand_for_stays_as_it_is(written, texts, tmp_path, changes):
+    folder, _ = written
+    (tmp_path / "tokenizer_config.json").write_bytes((folder / "tokenizer_config.json").read_bytes())
+    values = tokenizer_with(written, **changes)
+    values["model"]["vocab"] += [["x9", -3.0]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+    assert not found.is_sentencepiece and "as it is" in found.notes[0]
+    ours = Vocabulary.from_bytes(found.contents)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in [*texts[:200], *ODD, "IN 2024"]:
+        assert [*ours.encode(text), 1] == theirs(text).input_ids
 
 
 def test_a_damaged_spiece_model(tmp_path):
