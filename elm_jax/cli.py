@@ -343,7 +343,8 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
                          help="layers are stacked (scalable T5) in the T5X checkpoint to write, else in SRC "
                          "(default: as they lay in T5X)")
     convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
-    convert.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model for a source without one")
+    convert.add_argument("--vocabulary", metavar="FILE", help="vocabulary for a source without one: a "
+                         "SentencePiece model, tokenizer.json, or vocabulary.json of bytes")
     convert.add_argument("--verify", action="store_true",
                          help="compare the logits of SRC and DST; status 1 above 1e-4, or 1e-5 of the "
                          "largest logit (holds a whole model)")

@@ -396,7 +396,7 @@ def _add_mixtures(tasks: list[str]) -> None:
     for name, names in members.items():
         registry.add_mixture(name, names, dataset_cap=DATASET_CAP)
         for cap in CAPS:
-            registry.capped_mixture(name, cap)
+            registry.capped_mixture(name, cap, t0_rates=cap == T0_CAP)
     registry.add_mixture("t0_seen", tasks, eval_rows=SEEN_ROWS)
 
 

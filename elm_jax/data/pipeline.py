@@ -33,7 +33,7 @@ from elm_jax.data.registry import (  # the registry's functions are this module'
     mixture_tasks,
     task_names,
 )
-from elm_jax.data.vocabulary import EOS_ID, UNK_ID, Vocabulary
+from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe
 
 __all__ = [
@@ -58,7 +58,7 @@ _vocabulary_path: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def use_vocabulary(path: str) -> Iterator[None]:
-    """Within the block, the SeqIO tasks' features use the SentencePiece model at `path`."""
+    """Within the block, the SeqIO tasks' features use the vocabulary in the file at `path`."""
     token = _vocabulary_path.set(str(path))
     try:
         yield
@@ -66,29 +66,32 @@ def use_vocabulary(path: str) -> Iterator[None]:
         _vocabulary_path.reset(token)
 
 
-@functools.cache
-def _seqio_vocabulary(path: str) -> seqio.SentencePieceVocabulary:
-    ours = Vocabulary.load(path)  # a missing file, or other special ids, is a clear error here
-    return seqio.SentencePieceVocabulary(path, extra_ids=ours.added_ids)
+_load_vocabulary = functools.cache(Vocabulary.load)
 
 
 class RunVocabulary(seqio.Vocabulary):
-    """The vocabulary in use: of `use_vocabulary`, else of the variable ELM_VOCABULARY."""
+    """The vocabulary in use: of `use_vocabulary`, else of the variable ELM_VOCABULARY.
+
+    It gives the ids of the `Vocabulary` of whichever kind that the file holds, which are those of SeqIO's own
+    class where it has one. TensorFlow asks it through ``tf.numpy_function``: TensorFlow Text has another
+    version of the sentencepiece library, which breaks ties between equally likely pieces in another way,
+    and a text must have one tokenisation everywhere; and of ``tokenizer.json`` it knows nothing.
+    """
 
     @property
-    def actual(self) -> seqio.SentencePieceVocabulary:
-        """The SentencePiece vocabulary that this one stands for.
+    def actual(self) -> Vocabulary:
+        """The vocabulary that this one stands for.
 
         Raises:
-            InputError: none is in use.
+            InputError: none is in use, or its file holds none.
         """
         path = _vocabulary_path.get() or os.environ.get(VOCABULARY_VARIABLE)
         if not path:
             raise InputError(describe(
                 "No vocabulary is in use", where="features of a SeqIO task",
-                cure=f"set {VOCABULARY_VARIABLE} to a SentencePiece model, or read the data set "
+                cure=f"set {VOCABULARY_VARIABLE} to a vocabulary's file, or read the data set "
                 "within pipeline.use_vocabulary(path)"))
-        return _seqio_vocabulary(path)
+        return _load_vocabulary(path)
 
     @property
     def bos_id(self) -> int:
@@ -101,23 +104,23 @@ class RunVocabulary(seqio.Vocabulary):
         return EOS_ID
 
     @property
-    def unk_id(self) -> int:
-        """T5's unknown piece."""
-        return UNK_ID
+    def unk_id(self) -> int | None:
+        """Of what the vocabulary cannot say; None if it can say all."""
+        return self.actual.unk_id
 
     @property
     def extra_ids(self) -> int:
-        """Number of sentinels that are not in the file."""
+        """Number of sentinels."""
         return self.actual.extra_ids
 
     @property
     def vocab_size(self) -> int:
-        """Pieces and sentinels."""
-        return self.actual.vocab_size
+        """Number of ids, sentinels included."""
+        return self.actual.size
 
     @property
     def _base_vocab_size(self) -> int:
-        return self.actual.vocab_size
+        return self.actual.size
 
     def _encode(self, s: str) -> Sequence[int]:
         return self.actual.encode(s)
@@ -126,11 +129,7 @@ class RunVocabulary(seqio.Vocabulary):
         return self.actual.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
-        """Encodes string[] to i32[n], or string[N] to ragged i32[N, None].
-
-        With the sentencepiece library and not with TensorFlow Text, whose other version of it breaks
-        ties between equally likely pieces in another way: a text has one tokenisation everywhere.
-        """
+        """Encodes string[] to i32[n], or string[N] to ragged i32[N, None]."""
         encode = self.actual.encode  # now: the function runs in threads that know no context
 
         def encode_all(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,8 +143,20 @@ class RunVocabulary(seqio.Vocabulary):
         lengths.set_shape([None])
         return flat if s.shape.rank == 0 else tf.RaggedTensor.from_row_lengths(flat, lengths)
 
-    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        return self.actual.decode_tf(ids)
+    def _decode_tf(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """Decodes i32[n] to string[], or i32[N, n] to string[N]."""
+        decode = self.actual.decode  # now, as above
+        rows = ids.to_tensor() if isinstance(ids, tf.RaggedTensor) else ids
+
+        def decode_all(rows: np.ndarray) -> np.ndarray:
+            texts = np.empty(rows.shape[:-1], object)
+            for place in np.ndindex(texts.shape):
+                texts[place] = decode(rows[place]).encode()
+            return texts
+
+        texts = tf.numpy_function(decode_all, [rows], tf.string, stateful=False)
+        texts.set_shape(rows.shape[:-1])
+        return texts
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RunVocabulary)
@@ -158,12 +169,12 @@ class RunVocabulary(seqio.Vocabulary):
 
 
 def set_vocabulary(path: str) -> RunVocabulary:
-    """From here on, in every thread, the SeqIO tasks' features use the SentencePiece model at `path`.
+    """From here on, in every thread, the SeqIO tasks' features use the vocabulary in the file at `path`.
 
     Raises:
-        InputError: there is no such file, or it does not hold a fitting model.
+        InputError: there is no such file, or it does not hold a fitting vocabulary.
     """
-    _seqio_vocabulary(str(path))
+    _load_vocabulary(str(path))
     os.environ[VOCABULARY_VARIABLE] = str(path)
     return RunVocabulary()
 
@@ -379,7 +390,7 @@ def prepare(
     Args:
         task: name of a registered task.
         split: one of its splits.
-        vocabulary: path of the SentencePiece model.
+        vocabulary: path of a vocabulary's file, of any kind (`Vocabulary.load`).
         max_rows: a random subset of at most so many rows, in the source's order.
         seed: of the subset.
 

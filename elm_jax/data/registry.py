@@ -75,12 +75,14 @@ class PromptMixture:
         tasks: names of its tasks.
         dataset_cap: most examples that count of one data set, shared by its prompts.
         eval_rows: at most so many rows a task when the mixture is evaluated; None for all.
+        t0_rates: whether the prompts of a data set that is no larger than the cap count all its rows each.
     """
 
     name: str
     tasks: tuple[str, ...]
     dataset_cap: int
     eval_rows: int | None = None
+    t0_rates: bool = False
 
 
 _TASKS: dict[str, PromptedTask] = {}
@@ -170,7 +172,7 @@ def add_cached_task(
         kind: ``rank`` for a cache of scored choices (``..._score_eval``), else ``generation``.
         role: one of `ROLES`.
         splits: names of the splits that are cached.
-        vocabulary: SentencePiece model of the cached token ids, where the texts are left out.
+        vocabulary: file of that of the cached token ids, where the texts are left out.
 
     Returns:
         The task's name.
@@ -183,7 +185,7 @@ def add_cached_task(
 
 
 def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,
-                eval_rows: int | None = None) -> None:
+                eval_rows: int | None = None, t0_rates: bool = False) -> None:
     """Registers a mixture of registered tasks.
 
     Args:
@@ -192,6 +194,7 @@ def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,
         dataset_cap: most examples that count of one data set, shared by its prompts (ELM.md's
             100,000 for dataset experts and the multitask baseline).
         eval_rows: at most so many rows a task when the mixture is evaluated; None for all.
+        t0_rates: whether the cap is T0's, see `mixture_rates`.
 
     Raises:
         InputError: the name is taken, a task is unknown, or there are none.
@@ -203,7 +206,7 @@ def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,
                                   got=f"{len(tasks)} tasks, cap {dataset_cap}, evaluated rows {eval_rows}"))
     for task in tasks:
         get_task(task)
-    _MIXTURES[name] = PromptMixture(name, tuple(tasks), dataset_cap, eval_rows)
+    _MIXTURES[name] = PromptMixture(name, tuple(tasks), dataset_cap, eval_rows, t0_rates)
 
 
 def add_origin(dataset: str, config: str | None, text: str) -> None:
@@ -217,14 +220,19 @@ def origin_of(dataset: str, config: str | None) -> str:
     return _ORIGINS.get((dataset, config), words)
 
 
-def capped_mixture(name: str, dataset_cap: int) -> str:
+def capped_mixture(name: str, dataset_cap: int, *, t0_rates: bool = False) -> str:
     """Registers a mixture's tasks once more, with another cap on each data set.
+
+    Args:
+        name: of the mixture.
+        dataset_cap: see `add_mixture`, as for `t0_rates`.
+        t0_rates: see there.
 
     Returns:
         The new mixture's name, ``<name>_cap_<dataset_cap>``.
     """
     capped = f"{name}_cap_{dataset_cap}"
-    add_mixture(capped, get_mixture(name).tasks, dataset_cap=dataset_cap)
+    add_mixture(capped, get_mixture(name).tasks, dataset_cap=dataset_cap, t0_rates=t0_rates)
     return capped
 
 
@@ -309,13 +317,21 @@ def mixture_rates(name: str, split: str = "train") -> dict[str, float]:
     """How many examples each task of a mixture counts for.
 
     A task counts its rows, but at most its share of the data set's cap: the cap divided by the
-    number of the data set's prompts in the mixture.
+    number of the data set's prompts in the mixture. With T0's rates that share counts only for a data set
+    of more rows than the cap; each prompt of a smaller one counts all of its rows. Source:
+    bigscience-workshop/t-zero, ``t0/seqio_tasks/tasks.py``.
     """
     tasks = [get_task(task) for task in mixture_tasks(name)]
     prompts = collections.Counter(task.dataset_name for task in tasks)
-    cap = get_mixture(name).dataset_cap
-    return {task.name: float(min(task.num_rows(split), cap / prompts[task.dataset_name]))
-            for task in tasks}
+    mixture = get_mixture(name)
+
+    def rate(task: PromptedTask) -> float:
+        rows, share = task.num_rows(split), mixture.dataset_cap / prompts[task.dataset_name]
+        if mixture.t0_rates:
+            return float(rows if rows <= mixture.dataset_cap else int(share))
+        return float(min(rows, share))
+
+    return {task.name: rate(task) for task in tasks}
 
 
 def describe_task(name: str) -> dict[str, Any]:

@@ -362,7 +362,7 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
     """Task data in the vocabulary of the base."""
     if base.vocabulary is None:
         raise InputError(describe("The base carries no vocabulary", where=base.path,
-                                  cure="give a base folder with a vocabulary.model"))
+                                  cure="give a base folder with a vocabulary, as a vocabulary.model"))
     folder = config.prepared_dir
     if folder is None and hosts.count() > 1:  # what one process prepares, the others must find
         folder = str(storage.as_path(config.model_dir) / "prepared")
