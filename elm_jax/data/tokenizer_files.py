@@ -17,6 +17,8 @@ NAMES = {"padding": ("pad", "padding"),
          "EOS": ("/s", "eos", "end", "endoftext", "end_of_text", "im_end", "eot", "sep")}
 """Words by which a special token is known, whatever the brackets around them and their case: ``<pad>``,
 ``[PAD]``, ``<|endoftext|>``."""
+_RARE = "\U000f0000"
+"""A character for private use, which no vocabulary has a token for."""
 _BRACKETED = re.compile(r"[<\[{|]+(?P<word>[^<>\[\]{}|]+)[>\]}|]+")
 
 
@@ -47,6 +49,7 @@ def open_tokenizer(contents: bytes, where: Any) -> "Tokenizer":
 
     try:
         tokenizer = Tokenizer.from_str(contents.decode())
+        tokenizer.encode(_RARE)  # a model without its unknown token fails only where it needs one
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises nothing narrower, and its panics are no Exceptions

@@ -142,11 +142,9 @@ def test_mixture_rates_share_the_cap_of_a_data_set(own_registry):
     registry.add_mixture("all", names, dataset_cap=60)
     assert registry.mixture_rates("all") == {"big__x": 30.0, "big__y": 20.0, "tiny__x": 30.0}
     # T0 counts rows of a data set up to the cap in every prompt, and shares the cap above it.
-    for cap, big in ((60, (30.0, 20.0)), (89, (44.0, 20.0)), (90, (90.0, 20.0))):
-        name = registry.capped_mixture("all", cap, t0_rates=True) if cap != 60 else "t0"
-        if cap == 60:
-            registry.add_mixture("t0", names, dataset_cap=60, t0_rates=True)
-        assert registry.mixture_rates(name) == dict(zip(names, (*big, 30.0), strict=True))
+    for cap, x in ((61, 30.0), (89, 44.0), (90, 90.0)):
+        name = registry.capped_mixture("all", cap, t0_rates=True)
+        assert registry.mixture_rates(name) == {"big__x": x, "big__y": 20.0, "tiny__x": 30.0}
 
 
 def test_unknown_registry_module_is_one_clear_error():

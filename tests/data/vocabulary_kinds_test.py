@@ -158,13 +158,16 @@ def damaged(name):
         "an unknown model": {**good, "model": {"type": "Unheard", "vocab": {}}},
         "merges of what is not there": {**good, "model": {**good["model"], "merges": ["x y"]}},
         "a normaliser that is none": {**good, "normalizer": {"type": "Unheard"}},
+        "no token for the unknown": {**good, "model": {
+            "type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": good["model"]["vocab"]}},
     }[name]
 
 
 @pytest.mark.parametrize("name", [
     "a description of another kind", "a newer description", "no extra ids", "less than none", "no number",
     "too many", "no model", "an empty object", "an unknown model", "merges of what is not there",
-    "a normaliser that is none"])
+    "a normaliser that is none", "no token for the unknown"])
 def test_damaged_files_are_one_clear_error(name, tmp_path):
     path = tmp_path / "broken.json"
     path.write_text(json.dumps(damaged(name)))
