@@ -140,7 +140,8 @@ def cache(arguments: argparse.Namespace) -> None:
     rows = 0
     for prepared in _progress(made, "preparing", len(jobs)):
         dropped = prepared.info.get("dropped", {"in rendering": prepared.info["num_dropped"]})
-        print(f"{prepared.name} {prepared.split}: {len(prepared)} rows, {describe_dropped(dropped)}")
+        print(f"{prepared.name} {prepared.split}: {len(prepared)} rows, {describe_dropped(dropped)}",
+              flush=True)
         rows += len(prepared)
     seconds = time.monotonic() - start
     logger.info("%d splits, %d rows in %.1f s (%.0f a second)", len(jobs), rows, seconds, rows / seconds)

@@ -4,6 +4,9 @@ import concurrent.futures
 import dataclasses
 import functools
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator, Sequence
 
 from elm_jax.data import registry
@@ -58,7 +61,7 @@ def cache(data: TaskData, jobs: Sequence[Job], max_rows: int | None = None,
     # Spawned: a fork would copy threads of JAX, and a registry is imported again by its name.
     context = multiprocessing.get_context("spawn")
     settings = (data.vocabulary.file(), data.modules, data.prepared_dir)
-    pool = concurrent.futures.ProcessPoolExecutor(num_workers, context)
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent)
     try:
         running = [pool.submit(_prepare, settings, job, max_rows) for job in jobs]
         for (task, split), one in zip(jobs, running, strict=True):
@@ -68,6 +71,17 @@ def cache(data: TaskData, jobs: Sequence[Job], max_rows: int | None = None,
             yield data.split(task, split, max_rows)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: a killed one cannot tell it to."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _prepare(settings: tuple, job: Job, max_rows: int | None) -> str | None:

@@ -280,10 +280,11 @@ def real_passages(monkeypatch):
 
 
 def available(*roles):
-    """(dataset, config, splits) of the tasks of these roles that have rows."""
+    """(dataset, config, splits) of the tasks of these roles that have rows of their own."""
     tasks = [registry.get_task(name) for role in roles
              for name in registry.task_names(role=role, available_only=True)]
-    return {(task.dataset, task.config, task.splits) for task in tasks if task.rows is None}
+    return {(task.dataset, task.config, task.splits) for task in tasks
+            if task.rows is None and task.own_files is None and task.source is None}
 
 
 def test_real_passages_are_of_training_data_sets_only(real_passages):

@@ -6,12 +6,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny_study as tiny
 
 from elm_jax import cli
-from elm_jax.data import registry, sources
+from elm_jax.data import registry, sources, templates
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.workflows import task_cache
 from elm_jax.workflows.task_data import TaskData
@@ -77,17 +78,23 @@ def test_training_from_the_cache_alone_is_as_from_seqio(world, rows, tmp_path, m
         assert losses(tmp_path / "alone" / task) == losses(tmp_path / "with" / task) != []
 
 
-def test_all_that_there_are_data_for_is_cached_once(world, rows, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("ELM_DATA_DIR", str(rows))
-    words = ["tasks", "cache", "--base", world.base.path, "--prepared", str(tmp_path), "--max_rows", "5",
-             "--module", "elm_jax.tasks"]
-    assert cli.main(words) == 0
-    first = capsys.readouterr().out.splitlines()
-    served = {name for name in registry.task_names(available_only=True)
-              if registry.get_task(name).rows is None}
-    assert {line.split()[0] for line in first} >= served and len(first) == len(set(first))
+def test_all_that_there_are_data_for_is_cached_once(world, rows, tmp_path):
+    def cached() -> list[str]:  # in a process of its own: other tests register tasks of broken rows
+        done = subprocess.run(
+            [sys.executable, "-m", "elm_jax.cli", "tasks", "cache", "--base", world.base.path, "--prepared",
+             str(tmp_path), "--max_rows", "5", "--module", "elm_jax.tasks"],
+            capture_output=True, text=True, timeout=300, env={**os.environ, "ELM_DATA_DIR": str(rows)})
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.splitlines()
+
+    first = cached()
+    names = set().union(*(templates.read_templates(rows / dataset / "templates.yaml")
+                          for dataset in ("ag_news", "common_gen")))
+    assert {line.split()[0].split("__")[1] for line in first} == {
+        templates.task_name("", None, name).split("__")[1] for name in names}
+    assert len(first) == len(set(first)) == 2 * len(names)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("tokens.npy")}
-    assert cli.main(words) == 0 and capsys.readouterr().out.splitlines() == first
+    assert cached() == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("tokens.npy")} == times
 
 
@@ -107,6 +114,27 @@ def test_one_bad_row_ends_the_cache_and_keeps_the_rest(world, rows, tmp_path, mo
         assert status == 2 and f"{folder}/ag_news/validation.jsonl, line 81" in message
         assert len(PreparedSplit.open(arrays / TASKS[0] / "train")) == 80
         assert not (arrays / TASKS[0] / "validation").exists()
+
+
+def test_workers_end_with_the_process_that_started_them(world, tmp_path):
+    """Killed in the middle, then started again: no process is left, and all arrays are whole."""
+    words = [sys.executable, "-m", "elm_jax.cli", "tasks", "cache", "--base", world.base.path, "--prepared",
+             str(tmp_path), "--num_workers", "2", "--module", "elm_jax.tasks.embedded", "mini_topic",
+             "mini_review", "mini_headline", "mini_reading"]
+    begun = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    begun.stdout.readline()  # the first split is whole
+    children = pathlib.Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()
+    begun.kill()
+    begun.wait()
+    until = time.monotonic() + 60
+    while time.monotonic() < until and any(pathlib.Path(f"/proc/{child}").exists() for child in children):
+        time.sleep(0.1)
+    assert children and not any(pathlib.Path(f"/proc/{child}").exists() for child in children)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in done.stdout.splitlines():
+        task, split = line.split(":")[0].split()
+        assert len(PreparedSplit.open(tmp_path / task / split)) > 0
 
 
 def test_names_without_rows_are_refused(world, tmp_path, monkeypatch, capsys):

@@ -157,7 +157,7 @@ def test_arrays_of_another_vocabulary_are_refused(made, tmp_path):
     data.split(TASK, "train")
     other = ByteVocabulary(124) if kind == "bytes" else ByteVocabulary()
     with pytest.raises(InputError, match="made with another vocabulary") as raised:
-        TaskData(other, other.file(), MODULES, str(folder / "prepared")).split(TASK, "train")
+        TaskData(other, MODULES, str(folder / "prepared")).split(TASK, "train")
     assert other.fingerprint in str(raised.value) and base.vocabulary.fingerprint in str(raised.value)
 
 
