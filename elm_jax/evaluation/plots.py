@@ -10,11 +10,15 @@ from elm_jax.evaluation.study_table import chosen_on_the_test
 
 COLOURS = {"reference": "#9aa5b1", "choice of experts": "#3d6f9e", "chosen on these scores": "#d9a441"}
 LINES = ("--", ":")
+MOST_COLUMNS = 40
+"""Of one panel of the heat map: more would make a picture too wide to read."""
 
 
 def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, base: np.ndarray,
              seen: Mapping[str, Sequence[str]]) -> bytes:
     """PNG of the matrix: numbers are percent, colours the difference from the base.
+
+    Many tasks are spread over panels, one below the other, of at most `MOST_COLUMNS`.
 
     Args:
         experts: row names.
@@ -25,31 +29,39 @@ def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, b
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     difference = 100 * (values - base[None])
     limit = max(1.0, float(np.abs(difference).max()))
-    figure = Figure(figsize=(3.5 + 0.42 * len(tasks), 3.2 + 0.27 * len(experts)))
+    panels = np.array_split(np.arange(len(tasks)), -(-len(tasks) // MOST_COLUMNS))
+    height = 3.2 + 0.27 * len(experts)
+    figure = Figure(figsize=(3.5 + 0.42 * len(panels[0]), height * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    picture = axes.imshow(difference, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-    for row, expert in enumerate(experts):
-        for column, task in enumerate(tasks):
-            strong = abs(difference[row, column]) > 0.65 * limit
-            axes.text(column, row, f"{100 * values[row, column]:.0f}", ha="center", va="center",
-                      fontsize=7, color="white" if strong else "black")
-            if task in seen.get(expert, ()):
-                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=1.6))
-    axes.set_xticks(range(len(tasks)), [_short(task) for task in tasks], rotation=60, ha="right",
-                    rotation_mode="anchor", fontsize=7)
-    axes.set_yticks(range(len(experts)), [_short(expert) for expert in experts], fontsize=7)
+    for axes, columns in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        own = [tasks[column] for column in columns]
+        picture = axes.imshow(difference[:, columns], cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        _write_cells(axes, values[:, columns], abs(difference[:, columns]) > 0.65 * limit,
+                     [[task in seen.get(expert, ()) for task in own] for expert in experts])
+        axes.set_xticks(range(len(own)), [_short(task) for task in own], rotation=60, ha="right",
+                        rotation_mode="anchor", fontsize=7)
+        axes.set_yticks(range(len(experts)), [_short(expert) for expert in experts], fontsize=7)
+        bar = figure.colorbar(picture, ax=axes, fraction=0.025, pad=0.01)
+        bar.set_label("points above the base", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
     low, high = 100 * values.min(), 100 * values.max()
-    axes.set_title(f"Experts (rows) on tasks (columns), percent from {low:.0f} to {high:.0f}; colour: "
-                   f"difference from the base; frame: trained on this task", fontsize=9)
-    bar = figure.colorbar(picture, ax=axes, fraction=0.025, pad=0.01)
-    bar.set_label("points above the base", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    figure.suptitle(f"Experts (rows) on tasks (columns), percent from {low:.0f} to {high:.0f}; colour: "
+                    f"difference from the base; frame: trained on this task", fontsize=9)
     return _png(figure)
+
+
+def _write_cells(axes: Any, values: np.ndarray, strong: np.ndarray, framed: Sequence[Sequence[bool]]) -> None:
+    """Percent into every cell, white where the colour is strong, and a frame where one belongs."""
+    from matplotlib.patches import Rectangle
+
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7,
+                  color="white" if strong[row, column] else "black")
+        if framed[row][column]:
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=1.6))
 
 
 def bars(rows: Sequence[Mapping[str, Any]], column: str,

@@ -14,8 +14,9 @@ from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import plots, report
 from elm_jax.evaluation.answers import read_answers
+from elm_jax.evaluation.cells import Cell, Matrix, cell_of
 from elm_jax.evaluation.evaluator import ResultsStore
-from elm_jax.evaluation.study_table import Cell, Matrix, cell_of, study_table, target_tasks
+from elm_jax.evaluation.study_table import study_table, target_tasks
 
 
 @dataclasses.dataclass(frozen=True)
