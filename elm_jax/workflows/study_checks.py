@@ -78,8 +78,11 @@ def check(config: StudyConfig) -> None:
 
 def _known(field: str, name: str) -> registry.PromptedTask:
     """A task of one of the study's fields that has the split it is scored on."""
-    if name not in registry.task_names():
-        raise unknown_name("task", name, registry.task_names(), where=f"study.{field}")
+    tasks, mixtures = registry.task_names(), registry.mixture_names()
+    if name not in tasks and field in (*BENCHMARKS, "multitask_tasks"):
+        raise unknown_name("task or mixture", name, [*tasks, *mixtures], where=f"study.{field}")
+    if name not in tasks:
+        raise unknown_name("task", name, tasks, where=f"study.{field}")
     task = registry.get_task(name)
     task.check_split(task.evaluation_split)
     return task

@@ -56,11 +56,21 @@ def test_a_study_ends_with_table_report_and_pictures(whole):
     for name in ("base", "multitask", "best single expert", "RoE top-1", "RoE top-3 merged",
                  "dataset experts merged", "oracle", "split-half oracle", "random expert"):
         assert name in names
-    assert "BIG-bench mean" in table["columns"]
+    assert {"BIG-bench mean", "BBH ROUGE-L"} <= set(table["columns"])
+    assert [(row["category"], row["label"]) for row in table["benchmarks"]] == [
+        ("BIG-bench", "own_parity"), ("BBH", "own_count")]
+    assert [(row["label"], row["metric"]) for row in table["by_category"]] == [
+        ("topic_classification", "accuracy"), ("sentiment", "accuracy"), ("summarization", "rouge_l")]
     results = folder / "results"
     rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
-    assert {row["split"] for row in rows if row["task"] == "own_parity__ask"} == {"test"}
-    assert {row["split"] for row in rows if row["task"] != "own_parity__ask"} == {"validation"}
+    tested = {row["task"] for row in rows if row["split"] == "test"}
+    assert tested == {"own_parity__ask", "own_count__count"}
+    assert {row["split"] for row in rows if row["task"] not in tested} == {"validation"}
+    absent = [{"benchmark": "BBH", "task": "own_missing__count", "dataset": "own_missing",
+               "reason": "no data"}]
+    facts = json.loads((results / "study.json").read_text())
+    assert table["absent"] == facts["absent_tasks"] == absent
+    assert "own_missing: no data" in (results / "report.md").read_text()
     assert (results / "report.md").exists() and "data:image/png" in (results / "report.html").read_text()
     assert (results / "heat_map.png").read_bytes()[:4] == b"\x89PNG"
     assert "pretrain" in (folder / "config.gin").read_text()
