@@ -120,13 +120,14 @@ HTML = """\
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem;
   color: #1b2733; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #d7dee5; text-align: right;
   white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #7c8b99; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+th.label, td.label { text-align: left; }
+thead th { border-bottom: 2px solid #7c8b99; vertical-align: bottom; white-space: normal; }
 tbody tr:hover { background: #f3f6f9; }
 img { max-width: 100%; height: auto; }
 .note { color: #51606e; max-width: 60rem; }
@@ -134,9 +135,13 @@ img { max-width: 100%; height: auto; }
 <h1>{{ title }}</h1>
 {% for line in summary %}<p>{{ line }}</p>
 {% endfor %}
-{% macro show(grid) %}<table><thead><tr>{% for name in grid.columns %}<th>{{ name }}</th>
+{% macro label(grid, loop) %}{% if loop.index0 < grid.labels|default(1) %} class="label"{% endif %}
+{%- endmacro %}
+{% macro show(grid) %}<table><thead><tr>
+{%- for name in grid.columns %}<th{{ label(grid, loop) }}>{{ name|replace("_", "_<wbr>"|safe) }}</th>
 {%- endfor %}</tr></thead>
-<tbody>{% for row in grid.rows %}<tr>{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>
+<tbody>{% for row in grid.rows %}<tr>
+{%- for value in row %}<td{{ label(grid, loop) }}>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table>{% endmacro %}
 <h2>Results</h2>
 <p class="note">""" + ABOUT_TABLE + """</p>

@@ -10,15 +10,15 @@ from elm_jax.evaluation.study_table import chosen_on_the_test
 
 COLOURS = {"reference": "#9aa5b1", "choice of experts": "#3d6f9e", "chosen on these scores": "#d9a441"}
 LINES = ("--", ":")
-MOST_COLUMNS = 40
+MOST_COLUMNS = 42
 """Of one panel of the heat map: more would make a picture too wide to read."""
 
 
 def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, base: np.ndarray,
-             seen: Mapping[str, Sequence[str]]) -> bytes:
+             seen: Mapping[str, Sequence[str]], sizes: Sequence[int] = ()) -> bytes:
     """PNG of the matrix: numbers are percent, colours the difference from the base.
 
-    Many tasks are spread over panels, one below the other, of at most `MOST_COLUMNS`.
+    Many tasks are spread over panels, one below the other (see `panels_of`).
 
     Args:
         experts: row names.
@@ -26,15 +26,16 @@ def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, b
         values: f64[len(experts), len(tasks)], fractions.
         base: f64[len(tasks)], the base's own values.
         seen: expert -> the tasks that it was trained on; their cells are framed.
+        sizes: numbers of tasks that belong together, in the order of `tasks`; empty for one group.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     difference = 100 * (values - base[None])
     limit = max(1.0, float(np.abs(difference).max()))
-    panels = np.array_split(np.arange(len(tasks)), -(-len(tasks) // MOST_COLUMNS))
+    panels = panels_of(sizes or [len(tasks)])
     height = 3.2 + 0.27 * len(experts)
-    figure = Figure(figsize=(3.5 + 0.42 * len(panels[0]), height * len(panels)), layout="constrained")
+    figure = Figure(figsize=(3.5 + 0.42 * max(map(len, panels)), height * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, columns in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         own = [tasks[column] for column in columns]
@@ -51,6 +52,24 @@ def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, b
     figure.suptitle(f"Experts (rows) on tasks (columns), percent from {low:.0f} to {high:.0f}; colour: "
                     f"difference from the base; frame: trained on this task", fontsize=9)
     return _png(figure)
+
+
+def panels_of(sizes: Sequence[int]) -> list[np.ndarray]:
+    """Column numbers of each panel: groups together while at most `MOST_COLUMNS`, larger ones in parts.
+
+    >>> [len(panel) for panel in panels_of([18, 9, 6, 14, 27])]
+    [33, 41]
+    """
+    panels: list[list[int]] = []
+    start = 0
+    for size in sizes:
+        parts = np.array_split(np.arange(start, start + size), max(1, -(-size // MOST_COLUMNS)))
+        start += size
+        for part in parts:
+            if not panels or len(panels[-1]) + len(part) > MOST_COLUMNS:
+                panels.append([])
+            panels[-1].extend(part)
+    return [np.asarray(panel) for panel in panels if panel]
 
 
 def _write_cells(axes: Any, values: np.ndarray, strong: np.ndarray, framed: Sequence[Sequence[bool]]) -> None:

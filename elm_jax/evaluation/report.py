@@ -88,13 +88,13 @@ def groups_grid(table: Mapping[str, Any], key: str, category: str,
         absent: data sets that had no data; their reason stands in place of the metric.
     """
     names = [row["name"] for row in table["rows"]]
-    columns = [category, "data set", "metric", *(name.split(" (")[0] for name in names), "majority", "chance"]
-    rows = [[group["category"].replace("_", " "), group["label"], METRIC_NAMES[group["metric"]],
+    columns = ["data set", category, "metric", *(name.split(" (")[0] for name in names), "majority", "chance"]
+    rows = [[group["label"], group["category"].replace("_", " "), METRIC_NAMES[group["metric"]],
              *(plus_minus(group["values"][name]) for name in names), fraction(group["majority"]),
              fraction(group["chance"])] for group in table[key]]
-    missing = [[row["benchmark"], row["dataset"], f"absent: {row['reason']}", *"–" * (len(names) + 2)]
+    missing = [[row["dataset"], row["benchmark"], f"absent: {row['reason']}", *"–" * (len(names) + 2)]
                for row in absent]
-    return {"columns": columns, "rows": rows + missing}
+    return {"columns": columns, "rows": rows + missing, "labels": 3}
 
 
 def summary(table: Mapping[str, Any]) -> list[str]:

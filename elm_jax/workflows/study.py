@@ -125,8 +125,10 @@ class Study:
             mixed: tasks of the dataset experts and of the baseline.
         """
         config = self.config
-        for task in dict.fromkeys((*config.prompt_tasks, *config.heldout_prompts, *mixed)):
+        trained = dict.fromkeys((*config.prompt_tasks, *mixed))
+        for task in trained:
             self.data.split(task, "train")
+        for task in dict.fromkeys((*trained, *config.heldout_prompts)):
             self.data.split(task, "validation", config.max_eval_rows)
         for task in config.target_tasks:
             self.data.split(task, self.data.evaluation_split(task), config.max_eval_rows)

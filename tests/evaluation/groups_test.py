@@ -133,7 +133,7 @@ def test_absent_tasks_are_named_with_their_reason(made: tuple[dict, dict, dict])
     facts, matrix, table = made
     texts = render(facts, matrix)
     assert "Not scored: bigbench_strategyqa: no data <at all>." in texts["markdown"]
-    assert "| BIG-bench | bigbench_strategyqa | absent: no data <at all> | – |" in texts["markdown"]
+    assert "| bigbench_strategyqa | BIG-bench | absent: no data <at all> | – |" in texts["markdown"]
     assert "absent: no data &lt;at all&gt;" in texts["html"] and "<at all>" not in texts["html"]
     screen = io.StringIO()
     ReportOutcome(None, table).print_table(Console(file=screen, width=200))
@@ -182,6 +182,15 @@ def test_a_heat_map_of_many_tasks_grows_downwards() -> None:
     assert many.shape[1] == pytest.approx(some.shape[1], rel=0.05)
     assert many.shape[0] > 1.7 * some.shape[0]
     assert len(np.unique(np.round(255 * many[-many.shape[0] // 2:, :, 0]))) > 20  # the lower half is no blank
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [
+    ([5], [5]), ([18, 9, 6, 14, 27], [33, 41]), ([100, 3], [34, 33, 36]), ([0, 4, 0], [4]),
+    ([40, 40], [40, 40])])
+def test_panels_keep_groups_together_and_every_task_once(sizes: list[int], expected: list[int]) -> None:
+    panels = plots.panels_of(sizes)
+    assert [len(panel) for panel in panels] == expected
+    assert np.concatenate(panels).tolist() == list(range(sum(sizes)))
 
 
 def test_benchmarks_belong_to_the_matrix_and_to_its_picture(made: tuple[dict, dict, dict]) -> None:
