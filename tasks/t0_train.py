@@ -382,6 +382,8 @@ EXTRA_DATASETS = (
         ),
     ),
 )
+EXTRA_CATEGORIES = {"kilt_tasks_hotpotqa": "closed_book_qa"}
+"""T0 sorts HotpotQA there, in KILT's form too."""
 
 SPLITS = ("train", "validation")
 CAPS = (GENERATION_CAP, PROMPT_CAP, T0_CAP)
@@ -401,5 +403,5 @@ def _add_mixtures(tasks: list[str]) -> None:
 
 
 TASKS = add_datasets(DATASETS, role="train", splits=SPLITS, extra_role="extra", categories=CATEGORY_OF)
-add_datasets(EXTRA_DATASETS, role="extra", splits=SPLITS)
+add_datasets(EXTRA_DATASETS, role="extra", splits=SPLITS, categories=EXTRA_CATEGORIES)
 _add_mixtures(TASKS)
