@@ -20,6 +20,7 @@ from elm_jax.experts.base import load_vocabulary
 from elm_jax.printing import print_json, print_table
 from elm_jax.workflows import task_cache, task_check, task_stats
 from elm_jax.workflows import tasks as task_tools
+from elm_jax.workflows.checks import check_positive
 from elm_jax.workflows.task_data import TaskData
 
 logger = logging.getLogger(__name__)
@@ -64,28 +65,44 @@ def list_tasks(arguments: argparse.Namespace) -> None:
 
 def show(arguments: argparse.Namespace) -> None:
     """`elm tasks show NAME`."""
+    check_positive(rows=arguments.rows, source_length=arguments.source_length,
+                   target_length=arguments.target_length)
     vocabulary = load_vocabulary(arguments.base)[0] if arguments.base else None
-    rows = task_tools.show_task(
+    shown = task_tools.show_task(
         arguments.name, arguments.split, arguments.rows, modules=modules_of(arguments), vocabulary=vocabulary,
         source_length=arguments.source_length, target_length=arguments.target_length)
     if arguments.json:
-        print_json({"task": arguments.name, "split": arguments.split, "rows": rows})
+        print_json(shown)
         return
-    for row in rows:
+    for row in shown["rows"]:
         print("\n".join(f"{name}: {value}" for name, value in task_tools.printable(row).items()) + "\n")
+    if shown["dropped"]:
+        print(f"of the rows before these, {describe_dropped(shown['dropped'])}")
 
 
-def stats(arguments: argparse.Namespace) -> None:
-    """`elm tasks stats`: a row a split; status 2 at the first split that cannot be read."""
+def stats(arguments: argparse.Namespace) -> int:
+    """`elm tasks stats`: a row a split; status 2 if one cannot be read, the others are shown all the same."""
+    check_positive(source_length=arguments.source_length, target_length=arguments.target_length)
     data = task_data(arguments)
-    rows = []
+    rows, faults = [], []
     for job in _progress(task_cache.jobs_of(data, arguments.names, arguments.split), "reading"):
-        prepared = dataclasses.replace(data).split(*job, arguments.max_rows)  # keeps one split in memory
+        try:
+            prepared = dataclasses.replace(data).split(*job, arguments.max_rows)  # keeps one split in memory
+        except InputError as error:
+            faults.append(error)
+            continue
         lengths = task_stats.lengths_of(job[0], arguments.source_length, arguments.target_length)
         rows.append(task_stats.stats_of(prepared, lengths))
     if arguments.json:
-        print_json({"splits": rows})
-        return
+        print_json({"splits": rows, "faults": [str(fault) for fault in faults]})
+    else:
+        _print_stats(rows)
+    for fault in faults:
+        logger.error("error: %s", fault)
+    return InputError.exit_status if faults else 0
+
+
+def _print_stats(rows: list[dict[str, Any]]) -> None:
     table = Table(*task_stats.COLUMNS)
     for row in rows:
         table.add_row(*task_stats.cells(row))
@@ -123,6 +140,7 @@ def _remark(row: dict[str, Any]) -> str:
     reasons = {reason: sum(other == reason for other in row["lacking"].values())
                for reason in row["lacking"].values()}
     remarks = [f"{count} tasks: {reason}" for reason, count in reasons.items()]
+    remarks += [f"no {split}" for split in row["without"]]
     return "; ".join([*remarks, *([f"{len(row['faults'])} faults, see below"] if row["faults"] else [])])
 
 

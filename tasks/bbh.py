@@ -33,14 +33,15 @@ _LETTER, _DASH = re.compile(r"^\s*(\([A-Z]\))", re.MULTILINE), re.compile(r"^- (
 
 
 def choices_of(text: str) -> list[str]:
-    """The answers that an input offers, each once, in its order.
+    """The answers that an input offers, each once, in its order; none where it offers but one.
 
     >>> choices_of("Which?\\nOptions:\\n(A) one\\n(B) two")
     ['(A)', '(B)']
     """
     _, _, options = text.partition("Options:")
     found = _LETTER.findall(options) or [option.strip() for option in _DASH.findall(options)]
-    return list(dict.fromkeys(found))
+    choices = list(dict.fromkeys(found))
+    return choices if len(choices) > 1 else []
 
 
 def _adapt(row: Mapping[str, Any], task: str) -> dict[str, Any]:

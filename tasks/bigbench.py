@@ -56,6 +56,9 @@ _KNOWN = {*_DEFAULTS, "append_choices_to_input", "name", "description", "keyword
 def _settings(path: str) -> dict[str, dict[str, Any]]:
     try:
         settings = json.loads(storage.read_text(path))
+        if not isinstance(settings, dict) or not all(isinstance(own, dict) for own in settings.values()):
+            raise InputError(describe("The settings of BIG-bench are no object of objects", where=path,
+                                      got=str(settings)[:60], expected='{"winowhy": {"task_prefix": ...}}'))
         for task, own in settings.items():
             if unknown := own.keys() - _KNOWN:
                 logger.warning("%s: %s of %s is not honoured", path, ", ".join(sorted(unknown)), task)

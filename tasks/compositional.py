@@ -13,10 +13,10 @@ from typing import Any
 
 from elm_jax.tasks.facts import TEMPLATE_FOLDER
 from elm_jax.tasks.pins import versions_of
-from elm_jax.tasks.recipes import SEEN_ROWS, recipe_of
+from elm_jax.tasks.recipes import SEEN_ROWS
 from elm_jax.tasks.t0_train import TASKS as TRAIN_TASKS
 
-from elm_jax.data import registry, templates
+from elm_jax.data import registry
 
 LANGUAGES = {"ko": "Korean", "es": "Spanish", "zh": "Chinese", "fr": "French", "ja": "Japanese"}
 SUMMARIES = TRAIN_TASKS[TRAIN_TASKS.index("xsum__summarize_this_doc_summary")]
@@ -54,8 +54,7 @@ def _add(code: str) -> Composition:
         return registry.add_prompted_task(dataset, config, template, kind="generation", role="compositional",
                                           template_folder=TEMPLATE_FOLDER, versions=versions_of, **facts)
 
-    translation = add("opus100", f"en-{code}", TRANSLATE, adapt=functools.partial(_sentences, code=code),
-                      recipe=recipe_of(templates.dataset_name("opus100", f"en-{code}")))
+    translation = add("opus100", f"en-{code}", TRANSLATE, adapt=functools.partial(_sentences, code=code))
     parts = (SUMMARIES, translation)
     targets = tuple(
         add("xsum_translated", code, template, splits=("validation",), parts=parts,

@@ -8,6 +8,8 @@ from elm_jax.tasks import bbh, bigbench, compositional
 from elm_jax.data import registry
 
 ORIGINS = {
+    **{("anli", config): f"datasets.load_dataset('anli'): train_{config} as train.jsonl, dev_{config} as "
+       "validation.jsonl" for config in ("r1", "r2", "r3")},
     ("story_cloze", "2016"): "ask for it at cs.rochester.edu/nlp/rocstories (a form to fill in), and write "
                              "its csv as JSON lines",
     ("haiku", None): "ThomasScialom/T0_continual_learning on GitHub (fields en1, en2)",

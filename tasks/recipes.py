@@ -30,8 +30,8 @@ _LONG = {"cnn_dailymail_3_0_0", "common_gen", "duorc_paraphraserc", "hotpot_qa_f
 _BATCH_SIZES = {
     1: ("multi_news",),
     2: ("cnn_dailymail_3_0_0", "hotpot_qa_fullwiki", "samsum", "wiki_qa", "xsum"),
-    4: ("adversarial_qa_adversarialqa", "commonsense_qa", "duorc_paraphraserc", "quoref", "ropes",
-        "wiki_hop_original"),
+    4: ("adversarial_qa_adversarialqa", "common_gen", "commonsense_qa", "duorc_paraphraserc", "quoref",
+        "ropes", "wiki_hop_original"),
     16: ("glue_mrpc", "paws_labeled_final", "qasc", "rotten_tomatoes", "social_i_qa", "trec"),
 }
 _BATCH_SIZE_OF = {key: size for size, keys in _BATCH_SIZES.items() for key in keys}

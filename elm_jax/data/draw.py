@@ -11,12 +11,9 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 
-MANY = 10_000
-"""From so many rows on, a hundredth of them or less is drawn without an order of all."""
-
 
 def draw_rows(num_rows: int, count: int, seed: int | Sequence[int], *,
-              taken: Collection[int] = ()) -> np.ndarray:
+              taken: Collection[int] = (), one_by_one: bool = False) -> np.ndarray:
     """At most `count` of `num_rows` rows, i64[n], in the order of the draw.
 
     Args:
@@ -24,6 +21,8 @@ def draw_rows(num_rows: int, count: int, seed: int | Sequence[int], *,
         count: how many are wanted; all that are left if there are fewer.
         seed: of the draw, a number or several.
         taken: rows that must not be drawn.
+        one_by_one: for a few of many, drawn often: another draw, which makes no order of all rows. Its
+            first rows are not those of a smaller draw.
 
     Raises:
         InputError: a negative number of rows.
@@ -33,9 +32,10 @@ def draw_rows(num_rows: int, count: int, seed: int | Sequence[int], *,
                                   expected="0 or more"))
     words = seed if isinstance(seed, int) else [word % 2**63 for word in seed]
     draw, most = np.random.default_rng(words), count + len(taken)
-    # A few of many are drawn one by one: few-shot draws once for every row.
-    few = num_rows >= MANY and most * 100 <= num_rows
-    order = draw.choice(num_rows, most, replace=False) if few else draw.permutation(num_rows)
+    if one_by_one and most <= num_rows:
+        order = draw.choice(num_rows, most, replace=False)
+    else:
+        order = draw.permutation(num_rows)
     if taken:
         order = order[~np.isin(order, list(taken))]
     return order[:count]

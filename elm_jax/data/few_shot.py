@@ -51,7 +51,7 @@ def with_exemplars(split: PreparedSplit, train: PreparedSplit, vocabulary: Vocab
             text = split.text(index)
             same = numbers.get(text["index"])
             drawn = draw_rows(len(train), few_shot, (seed, text["index"]),
-                              taken=() if same is None else (same,))
+                              taken=() if same is None else (same,), one_by_one=True)
             inputs, tokens, count = _fitting(text["inputs"], [train.text(int(row)) for row in drawn],
                                              vocabulary, max_length)
             taken[0] += count

@@ -19,7 +19,7 @@ PromptFunction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 def add_task(
     dataset: str, template: str, rows: PathLike | Mapping[str, PathLike] | RowReader,
     prompt: str | PromptFunction, *, choices: Sequence[str] | str | None = None, kind: str | None = None,
-    role: str = "train", held_out: float = 0.1,
+    role: str = "train", held_out: float = 0.1, splits: Sequence[str] = ("train", "validation"),
 ) -> str:
     """Registers a task of one's own; reads nothing.
 
@@ -30,12 +30,13 @@ def add_task(
             file for each split; or a function from the name of a split (``train``, ``validation``) to rows.
         prompt: a Jinja template over the row's fields, ``input ||| target`` as promptsource's are; or a
             function that makes inputs, targets and perhaps choices of a row.
-        choices: the answers among which the right one is picked, a list, or an expression over the row's
-            fields that gives them with ``|||`` between; None where the answer is written.
+        choices: the answers among which the right one is picked: a list of texts, or an expression over the
+            row's fields that gives them with ``|||`` between; None where the answer is written.
         kind: ``rank`` or ``generation``; None for ``rank`` if `choices` are given. A function that gives
             choices needs ``rank``.
         role: one of `registry.ROLES`.
         held_out: share of a single file that is its validation split, drawn by a fixed seed.
+        splits: that a function has; files say theirs.
 
     Returns:
         The task's name, ``<dataset>__<template>``.
@@ -43,7 +44,7 @@ def add_task(
     Raises:
         InputError: the name is taken, a share that is none, or choices that hold ``|||``.
     """
-    own_files, reader, splits = _rows(rows, held_out, f"{dataset} {template}")
+    own_files, reader, splits = _rows(rows, held_out, tuple(splits), f"{dataset} {template}")
     kind = kind or ("generation" if choices is None else "rank")
     if callable(prompt):
         if choices is not None:
@@ -57,19 +58,19 @@ def add_task(
                                       own_files=own_files, truncate=False)
 
 
-def _rows(rows: Any, held_out: float, where: str
+def _rows(rows: Any, held_out: float, splits: tuple[str, ...], where: str
           ) -> tuple[tuple[OwnFile, ...] | None, RowReader | None, tuple[str, ...]]:
     """Files or a function, and the splits."""
     if callable(rows):
-        return None, rows, ("train", "validation")
+        return None, rows, splits
     if isinstance(rows, Mapping):
         files = tuple(OwnFile(_absolute(path), split) for split, path in rows.items())
         return files, None, tuple(rows)
     if not 0 < held_out < 1:
         raise InputError(describe("held_out is no share of a file", where=where, got=held_out,
                                   expected="more than 0, less than 1"))
-    splits = ("train", "validation")
-    return tuple(OwnFile(_absolute(rows), split, held_out) for split in splits), None, splits
+    both = ("train", "validation")
+    return tuple(OwnFile(_absolute(rows), split, held_out) for split in both), None, both
 
 
 def _absolute(path: PathLike) -> Any:
@@ -80,7 +81,10 @@ def _absolute(path: PathLike) -> Any:
 def _expression(choices: Sequence[str] | str | None, template: str) -> str | None:
     if choices is None or isinstance(choices, str):
         return choices
-    wrong = [choice for choice in choices if SEPARATOR in choice]
+    signs = (SEPARATOR, "{{", "{%", "{#")
+    wrong = [choice for choice in choices if not choice.strip() or any(sign in choice for sign in signs)]
     if wrong:
-        raise InputError(describe("A choice holds the separator", where=template, got=wrong[0]))
+        raise InputError(describe("A choice is empty, or holds a sign of templates", where=template,
+                                  got=repr(wrong[0]), expected=f"texts without {' '.join(signs)}",
+                                  cure="give an expression over the fields, or a prompt function"))
     return f" {SEPARATOR} ".join(choices)

@@ -155,12 +155,19 @@ class PromptedTask:
 
     def _adapted(self, row: Mapping[str, Any], index: int, places: Places) -> Mapping[str, Any]:
         try:
-            return self.adapt(row)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            what = "lacks a field" if isinstance(error, KeyError) else "has a field of another type"
-            raise InputError(describe(f"A row {what} that task {self.name} reads", where=places(index),
+            made = self.adapt(row)
+        except InputError:
+            raise
+        except Exception as error:  # a function that somebody gave can fail in any way
+            what = "lacks a field that" if isinstance(error, KeyError) else "cannot be read as"
+            raise InputError(describe(f"A row {what} task {self.name} reads", where=places(index),
                                       got=f"{type(error).__name__}: {error}",
                                       expected=f"fields among {', '.join(sorted(row))}")) from error
+        if not isinstance(made, Mapping):
+            raise InputError(describe(f"The function of task {self.name} does not give fields",
+                                      where=places(index), got=repr(made)[:60],
+                                      expected="a dictionary, such as {'inputs': ..., 'targets': ...}"))
+        return made
 
     def places(self, split: str) -> Places:
         """From a row's index to where it stands: file and line, or a function's split and the number."""

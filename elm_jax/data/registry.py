@@ -44,6 +44,7 @@ __all__ = [
     "check_trainable",
     "describe_task",
     "evaluation_only",
+    "find_mixture",
     "get_mixture",
     "get_task",
     "import_module",
@@ -76,6 +77,7 @@ class PromptMixture:
         dataset_cap: most examples that count of one data set, shared by its prompts.
         eval_rows: at most so many rows a task when the mixture is evaluated; None for all.
         t0_rates: whether the prompts of a data set that is no larger than the cap count all its rows each.
+        capped: whether it is another mixture's tasks with another cap, which a training run keeps to.
     """
 
     name: str
@@ -83,6 +85,19 @@ class PromptMixture:
     dataset_cap: int
     eval_rows: int | None = None
     t0_rates: bool = False
+    capped: bool = False
+
+    def share_of(self, rows: int, prompts: int) -> float:
+        """How many of a data set's rows one of its `prompts` prompts in the mixture counts.
+
+        All, but at most the prompt's share of the data set's cap. With T0's rates that share counts only for
+        a data set of more rows than the cap; each prompt of a smaller one counts all of its rows. Source:
+        bigscience-workshop/t-zero, ``t0/seqio_tasks/tasks.py``.
+        """
+        share = self.dataset_cap / prompts
+        if self.t0_rates:
+            return float(rows if rows <= self.dataset_cap else int(share))
+        return float(min(rows, share))
 
 
 _TASKS: dict[str, PromptedTask] = {}
@@ -233,6 +248,7 @@ def capped_mixture(name: str, dataset_cap: int, *, t0_rates: bool = False) -> st
     """
     capped = f"{name}_cap_{dataset_cap}"
     add_mixture(capped, get_mixture(name).tasks, dataset_cap=dataset_cap, t0_rates=t0_rates)
+    _MIXTURES[capped] = dataclasses.replace(_MIXTURES[capped], capped=True)
     return capped
 
 
@@ -268,6 +284,11 @@ def get_mixture(name: str) -> PromptMixture:
     if name not in _MIXTURES:
         raise unknown_name("mixture", name, _MIXTURES)
     return _MIXTURES[name]
+
+
+def find_mixture(name: str) -> PromptMixture | None:
+    """A registered mixture, None if no mixture has the name."""
+    return _MIXTURES.get(name)
 
 
 def task_names(*, role: str | None = None, available_only: bool = False) -> list[str]:
@@ -313,25 +334,23 @@ def _available(names: Sequence[str] | Iterator[str]) -> list[str]:
     return [name for name in names if _TASKS[name].why_unavailable() is None]
 
 
-def mixture_rates(name: str, split: str = "train") -> dict[str, float]:
-    """How many examples each task of a mixture counts for.
+def mixture_rates(name: str, split: str | None = None) -> dict[str, float]:
+    """How many examples each task of a mixture counts for, see `PromptMixture.share_of`.
 
-    A task counts its rows, but at most its share of the data set's cap: the cap divided by the
-    number of the data set's prompts in the mixture. With T0's rates that share counts only for a data set
-    of more rows than the cap; each prompt of a smaller one counts all of its rows. Source:
-    bigscience-workshop/t-zero, ``t0/seqio_tasks/tasks.py``.
+    Args:
+        name: of the mixture.
+        split: whose rows are counted; None for ``train``, or what a task has that has no train rows.
     """
     tasks = [get_task(task) for task in mixture_tasks(name)]
     prompts = collections.Counter(task.dataset_name for task in tasks)
-    mixture = get_mixture(name)
+    return {task.name: get_mixture(name).share_of(task.num_rows(split or _counted_split(task)),
+                                                  prompts[task.dataset_name]) for task in tasks}
 
-    def rate(task: PromptedTask) -> float:
-        rows, share = task.num_rows(split), mixture.dataset_cap / prompts[task.dataset_name]
-        if mixture.t0_rates:
-            return float(rows if rows <= mixture.dataset_cap else int(share))
-        return float(min(rows, share))
 
-    return {task.name: rate(task) for task in tasks}
+def _counted_split(task: PromptedTask) -> str:
+    """``train`` if there are rows of it, else the first split that has some."""
+    return next(split for split in sorted(task.splits, key=lambda split: split != "train")
+                if task.has_rows(split))
 
 
 def describe_task(name: str) -> dict[str, Any]:

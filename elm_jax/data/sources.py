@@ -1,7 +1,8 @@
 """Rows of data sets: JSON lines in the layout of a data folder, else what TFDS has prepared (`tfds_rows`).
 
 ```
-ELM_DATA_DIR/<dataset>[/<config>]/{train,validation}.jsonl[.gz]   one JSON object a line, UTF-8
+ELM_DATA_DIR/<dataset>[/<config>]/{train,validation}.jsonl[.gz]   one JSON object a line, UTF-8; test.jsonl
+                                                                  stands for a validation that is not there
 ELM_DATA_DIR/<dataset>/<config>.jsonl[.gz]                        split ``test``, if it is the only
 ELM_DATA_DIR/<dataset>[/<config>]/templates.yaml
 ELM_DATA_DIR/index.json                                           optional facts of each data set
@@ -13,6 +14,7 @@ import functools
 import gzip
 import io
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,8 @@ from elm_jax import storage
 from elm_jax.data import tfds_rows
 from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
+
+logger = logging.getLogger(__name__)
 
 DATA_DIR_VARIABLE = "ELM_DATA_DIR"
 MAX_LINE_BYTES = 10_000_000
@@ -148,11 +152,20 @@ class OwnFile:
 def find_split(dataset: str, config: str | None, split: str) -> FoundSplit | None:
     """Where a split's rows lie: JSON lines below the data folder, else in TFDS's; None if there are none."""
     path = find_file(dataset, config, split)
+    if path is None and split == "validation":  # as of TFDS's: many sets of the hub have only a test split
+        path = find_file(dataset, config, "test")
+        if path is not None:
+            _tell_once(f"{dataset}: {path} serves as validation")
     if path is not None:
         return FoundSplit(path, split)
     found = tfds_rows.find(dataset, config)
     name = None if found is None else tfds_rows.split_name(found[0], split)
     return None if name is None else FoundSplit(found[0], name, found[1])
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    logger.info(message)
 
 
 def read_rows(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
 """`elm tasks cache`: every split of many tasks as prepared arrays, by several processes, and resumable."""
 
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import functools
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -12,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, RunError, describe
 from elm_jax.workflows.task_data import TaskData
+
+logger = logging.getLogger(__name__)
 
 Job = tuple[str, str]
 """Task and split."""
@@ -33,11 +37,19 @@ def jobs_of(data: TaskData, names: Sequence[str], splits: Sequence[str] | None =
     registry.import_tasks(data.modules)
     tasks = ([task for name in names for task in data.tasks_of(name)] if names
              else registry.task_names(available_only=True))
-    found = [(task, split) for task in dict.fromkeys(tasks) for split in data.splits_of(task)
-             if (splits is None or split in splits) and (names or data.has_rows(task, split))]
+    own = [(task, split) for task in dict.fromkeys(tasks) for split in data.splits_of(task)]
+    wanted = [(task, split) for task, split in own if splits is None or split in splits]
+    if not wanted:
+        raise InputError(describe("None of the tasks has such a split", got=", ".join(splits or ()) or "none",
+                                  expected=", ".join(dict.fromkeys(split for _, split in own)) or "tasks"))
+    found = [(task, split) for task, split in wanted if data.has_rows(task, split)]
+    if len(names) == 1 and not found:  # what is wrong is best said by reading it
+        return wanted
+    for task, split in wanted:
+        if names and (task, split) not in found:
+            logger.warning("%s: there are no rows of %s", task, split)
     if not found:
-        raise InputError(describe("There is nothing to prepare", got=f"tasks {', '.join(names) or '(all)'}, "
-                                  f"splits {', '.join(splits or ()) or '(all)'}",
+        raise InputError(describe("There are no data for any of the tasks", got=", ".join(names) or "(all)",
                                   cure="`elm tasks check` says what data there are"))
     return found
 
@@ -54,6 +66,7 @@ def cache(data: TaskData, jobs: Sequence[Job], max_rows: int | None = None,
 
     Raises:
         InputError: of the first split that cannot be prepared; those before it are kept.
+        RunError: a process died.
     """
     if num_workers < 2:
         yield from (data.split(task, split, max_rows) for task, split in jobs)
@@ -65,7 +78,13 @@ def cache(data: TaskData, jobs: Sequence[Job], max_rows: int | None = None,
     try:
         running = [pool.submit(_prepare, settings, job, max_rows) for job in jobs]
         for (task, split), one in zip(jobs, running, strict=True):
-            message = one.result()
+            try:
+                message = one.result()
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise RunError(describe(
+                    "A process that prepares tasks was lost", where=f"{task} {split}, or another beside it",
+                    got=error, cure="the same command goes on; with fewer --num_workers if memory ran out"
+                )) from error
             if message is not None:
                 raise InputError(message)
             yield data.split(task, split, max_rows)

@@ -8,11 +8,11 @@ from elm_jax.data import registry
 from elm_jax.data.prompted_task import PromptedTask
 from elm_jax.errors import InputError
 
-HOW_TO_GET = """A data set of the hub as JSON lines:
-  python -c "import datasets; [rows.to_json(f'DATA/NAME/CONFIG/{split}.jsonl') \
+HOW_TO_GET = """A data set of the hub as JSON lines (a split "test" serves where there is no "validation"):
+  python -c "import datasets; [rows.to_json(f'DATA/NAME/CONFIG/{split}.jsonl') \\
 for split, rows in datasets.load_dataset('NAME', 'CONFIG').items()]"
 and export ELM_DATA_DIR=DATA (no CONFIG folder where there is no config). Or as TFDS has it:
-  python -c "import tensorflow_datasets as tfds; \
+  python -c "import tensorflow_datasets as tfds; \\
 tfds.builder('NAME/CONFIG', data_dir='TFDS').download_and_prepare()"
 and export ELM_TFDS_DIR=TFDS ('huggingface:NAME/CONFIG' for those of the hub)."""
 
@@ -24,9 +24,9 @@ def check_data(modules: Sequence[str]) -> Iterator[dict[str, Any]]:
         modules: registries to import.
 
     Yields:
-        A data set each, ``{dataset, config, roles, tasks, splits (name -> rows), lacking (task -> what its
-        rows lack), faults (in words), origin (where the rows come from; None if they are there)}``. A data
-        set without any split is not there.
+        A data set each, ``{dataset, config, roles, tasks, splits (name -> rows), without (splits that its
+        tasks have and that are not there), lacking (task -> what its rows lack), faults (in words), origin
+        (where the rows come from; None if they are there)}``. A data set without any split is not there.
     """
     registry.import_tasks(modules)
     by_source: dict[tuple[str, str | None], list[PromptedTask]] = collections.defaultdict(list)
@@ -38,12 +38,13 @@ def check_data(modules: Sequence[str]) -> Iterator[dict[str, Any]]:
         splits, faults = _splits(tasks)
         reasons = {task.name: task.why_unavailable() for task in tasks}
         lacking = {name: reason for name, reason in reasons.items() if reason is not None and splits}
+        without = sorted({split for task in tasks for split in task.splits} - set(splits)) if splits else []
         for task in tasks if splits else ():
             if task.name not in lacking:
                 faults += _faults(task, next(split for split in task.splits if task.has_rows(split)))
         yield {
             "dataset": dataset, "config": config, "roles": sorted({task.role for task in tasks}),
-            "tasks": len(tasks), "splits": splits, "lacking": lacking, "faults": faults,
+            "tasks": len(tasks), "splits": splits, "without": without, "lacking": lacking, "faults": faults,
             "origin": None if splits or faults else registry.origin_of(dataset, config),
         }
 

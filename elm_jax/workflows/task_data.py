@@ -5,8 +5,8 @@ that has neither data nor templates, reads the arrays.
 """
 
 import collections
-import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import secrets
@@ -24,6 +24,8 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.workflows.checks import check_range
 
 logger = logging.getLogger(__name__)
+PARTIAL = ".partial"
+"""Ends the names of folders that are being written; what a kill leaves of them is never read."""
 MOST_OPEN = 100
 """Splits on disk that are kept open; each holds two files, of the 1,024 that systems often allow."""
 
@@ -108,13 +110,16 @@ class TaskData:
             return
         # Beside it first: workers of a farm may prepare the same split, and the last would empty the folder
         # under a reader of the first.
-        made = folder.parent / f"{folder.name}.{secrets.token_hex(4)}.partial"
+        made = folder.parent / f"{folder.name}.{secrets.token_hex(4)}{PARTIAL}"
         prepared.save(made)
         if folder.exists() and not storage.is_committed(folder):
             storage.remove(folder)  # what an older version left half written
-        with contextlib.suppress(OSError):  # another one was faster: its arrays are the same
+        try:
             os.rename(made, folder)
-        storage.remove(made)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            storage.remove(made)  # another one was faster: its arrays are the same
 
     def _folder(self, task: str, split: str, max_rows: int | None) -> epath.Path:
         name = split if max_rows is None else f"{split}-{max_rows}"
@@ -154,7 +159,9 @@ class TaskData:
         if made_of is None or prepared.name not in registry.task_names():
             return
         task = registry.get_task(prepared.name)
-        if task.why_unavailable() is None and task.source_digest(prepared.split) != made_of:
+        if not task.has_rows(prepared.split) or task.why_unavailable() is not None:
+            return
+        if task.source_digest(prepared.split) != made_of:
             then, now = prepared.info.get("template_digest"), task.load_template().digest
             raise InputError(describe(
                 "Prepared arrays were made of other rows, or with another template" if then is None
@@ -203,7 +210,8 @@ class TaskData:
             return set()
         folders = {task: storage.as_path(self.prepared_dir) / task for task in tasks}
         return {task for task, folder in folders.items()
-                if folder.exists() and any(storage.is_committed(split) for split in folder.iterdir())}
+                if folder.exists() and any(not split.name.endswith(PARTIAL) and storage.is_committed(split)
+                                           for split in folder.iterdir())}
 
     def tasks_of(self, name: str) -> list[str]:
         """The tasks behind a name: itself if it is a task, the members if it is a mixture.

@@ -1,5 +1,6 @@
 """`elm tasks`: what is registered, and how a task's rows look as prompts. Needs no TensorFlow."""
 
+import collections
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
 
 def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str],
               vocabulary: Vocabulary | None = None, source_length: int | None = None,
-              target_length: int | None = None) -> list[dict[str, Any]]:
+              target_length: int | None = None) -> dict[str, Any]:
     """The first rows of a task as prompts; with a vocabulary, how many tokens they have and what is cut off.
 
     Args:
@@ -55,14 +56,17 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
         source_length: tokens of an input that are kept; None for the task's own (`task_stats.lengths_of`).
         target_length: tokens of a target that are kept.
 
+    Returns:
+        ``task``, ``split``, ``rows``, and ``dropped``: how many rows before these were left out, by reason.
+
     Raises:
         InputError: an unknown task, a split that it has not, or data that are not there.
     """
     registry.import_tasks(modules)
     task = registry.get_task(name)
     lengths = task_stats.lengths_of(name, source_length, target_length)
-    rows = []
-    for index, rendered in task.render_rows(split or task.evaluation_split):
+    split, dropped, rows = split or task.evaluation_split, collections.Counter(), []
+    for index, rendered in task.render_rows(split, dropped):
         row: dict[str, Any] = {"row": index, "input": rendered.inputs, "target": rendered.targets,
                                "choices": list(rendered.choices or ()),
                                "choices_expression": rendered.choices_expression}
@@ -74,7 +78,7 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
         rows.append(row)
         if len(rows) == count:
             break
-    return rows
+    return {"task": name, "split": split, "rows": rows, "dropped": dict(dropped)}
 
 
 def _cut(text: str, length: int, vocabulary: Vocabulary) -> dict[str, Any]:

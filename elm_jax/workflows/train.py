@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from elm_jax import hosts, sharding, storage
 from elm_jax.data import batches, registry
 from elm_jax.data.cursor import MixtureSource, TrainStream
+from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
@@ -373,7 +374,8 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
 def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[TrainStream, int]:
     """The training stream over all tasks, and the number of rows behind it.
 
-    `max_examples` caps a dataset, so its tasks share the cap equally.
+    `max_examples` caps a dataset, so its tasks share the cap equally. A mixture with a cap of its own
+    (`registry.capped_mixture`) keeps to that as well, if it is the smaller one.
 
     Raises:
         InputError: a task is for evaluation only, or there are no data.
@@ -386,8 +388,16 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[
     per_dataset: dict[str, int] = {}
     for prepared in splits:
         per_dataset[dataset_of(prepared)] = per_dataset.get(dataset_of(prepared), 0) + 1
-    caps = [None if config.max_examples is None
-            else max(1, config.max_examples // per_dataset[dataset_of(prepared)]) for prepared in splits]
+    mixture = registry.find_mixture(config.task)
+
+    def cap_of(prepared: PreparedSplit) -> int | None:
+        prompts = per_dataset[dataset_of(prepared)]
+        caps = [] if config.max_examples is None else [config.max_examples // prompts]
+        if mixture is not None and mixture.capped:
+            caps.append(int(mixture.share_of(len(prepared), prompts)))
+        return max(1, min(caps)) if caps else None
+
+    caps = [cap_of(prepared) for prepared in splits]
     source: Any = splits[0] if len(splits) == 1 and caps == [None] else MixtureSource(
         splits, caps, seed=config.random_seed)
     stream = TrainStream(source, batch_size=config.batch_size, lengths=dict(config.task_feature_lengths),

@@ -19,6 +19,30 @@ def rendered(task: str) -> list:
     return [row for _, row in registry.get_task(task).render_rows("test")]
 
 
+@pytest.mark.parametrize("text", ["[]", '{"winowhy": "x"}', "3"])
+def test_settings_of_another_shape_are_refused(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
+    write(tmp_path, "bigbench/winowhy.jsonl", [{"input": "One?", "target_scores": {"yes": 0, "no": 1}}])
+    (tmp_path / "bigbench" / "tasks.json").write_text(text)
+    with pytest.raises(InputError, match=r"(?s)no object of objects.*tasks.json"):
+        rendered("bigbench_winowhy__bigbench")
+
+
+def test_a_setting_that_is_not_honoured_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
+    write(tmp_path, "bigbench/winowhy.jsonl", [{"input": "One?", "target_scores": {"yes": 0, "no": 1}}])
+    (tmp_path / "bigbench" / "tasks.json").write_text('{"winowhy": {"output_regex": "[a-z]"}}')
+    rendered("bigbench_winowhy__bigbench")
+    assert "output_regex of winowhy is not honoured" in caplog.text
+
+
+def test_an_input_that_offers_one_answer_is_no_choice(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
+    write(tmp_path, "bbh/snarks.jsonl", [{"input": "Which?\nOptions:\n(A) this", "target": "(A)"},
+                                         {"input": "Which?\nOptions:\n(A) this\n(B) that", "target": "(B)"}])
+    assert [row.choices for row in rendered("bbh_snarks__bbh")] == [("(A)", "(B)")]
+
+
 @pytest.mark.parametrize("setting, shown", [(True, True), (False, False), ("false", False), (None, True)])
 def test_choices_are_shown_as_the_file_says(tmp_path, monkeypatch, setting, shown):
     monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
@@ -54,7 +78,8 @@ def test_a_task_without_its_file_is_absent(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text, choices", [
     ("Which?\nOptions:\n(A) one\n(B) two (C) three", ["(A)", "(B)"]),
-    ("(A) is no option\nOptions:\n(B) x\n(B) x again", ["(B)"]),
+    ("(A) is no option\nOptions:\n(B) x\n(C) y\n(B) x again", ["(B)", "(C)"]),
+    ("Options:\n(B) x\n(B) x again", []),
     ("Is it?\nOptions:\n- valid \n- invalid", ["valid", "invalid"]),
     ("No list", []),
 ])

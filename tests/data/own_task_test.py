@@ -73,8 +73,15 @@ def test_an_error_names_the_line_of_the_file(file):
 def test_what_is_wrong_is_refused(file, tmp_path):
     with pytest.raises(InputError, match="held_out is no share"):
         add_task("own d", "a", file, PROMPT, held_out=1.0)
-    with pytest.raises(InputError, match="holds the separator"):
-        add_task("own d", "b", file, PROMPT, choices=["a ||| b"])
+    for wrong in ("a ||| b", "{{text}}", " "):
+        with pytest.raises(InputError, match="empty, or holds a sign of templates"):
+            add_task("own d", "b", file, PROMPT, choices=["yes", wrong])
+    for number, (function, message) in enumerate((
+            (lambda row: {"inputs": [][0]}, r"(?s)cannot be read as.*tickets.jsonl, line 1.*IndexError"),
+            (lambda row: None, r"(?s)does not give fields.*tickets.jsonl, line 1.*None"))):
+        name = add_task("own d", f"function {number}", {"train": file}, function)
+        with pytest.raises(InputError, match=message):
+            prompts(name, "train")
     with pytest.raises(InputError, match="gives the choices itself"):
         add_task("own d", "c", file, dict, choices=CHOICES)
     absent = add_task("own d", "absent", tmp_path / "absent.jsonl", PROMPT)

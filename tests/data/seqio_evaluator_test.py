@@ -185,3 +185,19 @@ def test_t0_s_cap_is_t0_s_rule():
     shared = registry.mixture_rates("t0_train_cap_10000")
     assert shared["cosmos_qa__no_prompt_text"] == pytest.approx(10_000 / 13)
     np.testing.assert_array_less([shared[name] - 1e-9 for name in rates], [rates[name] for name in rates])
+
+
+@pytest.mark.parametrize("name", ["t0_unseen", "bigbench", "bbh", "super_glue_rte"])
+def test_mixtures_without_a_train_split_can_be_read(name):
+    """Their rates count the rows of the split that their tasks have."""
+    pipeline.register()
+    rates = registry.mixture_rates(name)
+    tasks = {task: registry.get_task(task) for task in registry.mixture_tasks(name)}
+    assert rates == {task: float(len(facts.read_rows(facts.evaluation_split)))
+                     for task, facts in tasks.items()}
+    split = next(iter(tasks.values())).evaluation_split
+    mixture = seqio.get_mixture_or_task(name)
+    assert mixture.total_rate == sum(rates.values())
+    if len(tasks) < 20:  # of many tasks SeqIO takes long to begin
+        rows = mixture.get_dataset(None, split=split, num_epochs=1, shuffle=False).take(5)
+        assert len(list(rows.as_numpy_iterator())) == 5

@@ -201,7 +201,16 @@ def test_recipes_are_elm_md_s():
     assert {key for key, recipe in of.items() if recipe.epochs == 10} == {"trec"}
     assert {recipe.source_length for recipe in of.values()} == {256, 512}
     assert {recipe.target_length for recipe in of.values()} == {128}
-    assert {recipe.batch_size for recipe in of.values()} == {1, 2, 4, 8, 16}
+    sizes = collections.defaultdict(set)
+    for key, recipe in of.items():
+        sizes[recipe.batch_size].add(key)
+    assert sizes.pop(1) == {"multi_news"}
+    assert sizes.pop(2) == {"cnn_dailymail_3_0_0", "hotpot_qa_fullwiki", "samsum", "wiki_qa", "xsum"}
+    assert sizes.pop(4) == {"adversarial_qa_adversarialqa", "common_gen", "commonsense_qa",
+                            "duorc_paraphraserc", "quoref", "ropes", "wiki_hop_original"}
+    assert sizes.pop(16) == {"glue_mrpc", "paws_labeled_final", "qasc", "rotten_tomatoes", "social_i_qa",
+                             "trec"}
+    assert list(sizes) == [8]
     assert recipes.T0_CAP == 500_000 and len(of) == 36
     with_one = {name for name in registry.task_names() if registry.get_task(name).recipe is not None}
     extra = {name for name in registry.task_names(role="extra") if name.startswith("hotpot_qa_fullwiki")}

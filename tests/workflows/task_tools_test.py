@@ -127,6 +127,43 @@ def test_check_finds_what_is_there_and_says_how_to_get_the_rest(data, capsys):
     assert "datasets.load_dataset('glue', 'qqp')" in out
 
 
+def test_a_data_set_of_one_split_is_counted_and_cached(world, data, capsys, tmp_path):
+    (data / "ag_news" / "templates.yaml").write_text(TEMPLATES.replace("{{missing}}", "{{label}}"))
+    words = ["--base", world.base.path, *TASKS, "ag_news"]
+    status, out, err = run(capsys, "tasks", "stats", "--json", *words)
+    splits = {(row["task"], row["split"]) for row in json.loads(out)["splits"]}
+    assert status == 2, "the other prompts of the data set have no template here"
+    assert splits == {("ag_news__classify", "train")}
+    assert "ag_news__classify: there are no rows of validation" in err
+    status, out, err = run(capsys, "tasks", "cache", "--prepared", tmp_path / "arrays", *words[:-1],
+                           "ag_news__classify")
+    line, = out.splitlines()
+    assert status == 0 and line.startswith("ag_news__classify train: 4 rows, 2 dropped (")
+    assert "ag_news__classify: there are no rows of validation" in err
+    rows = {row["dataset"]: row for row in json.loads(
+        run(capsys, "tasks", "check", "--json", *TASKS)[1])["datasets"]}
+    assert rows["ag_news"]["without"] == ["validation"]
+    (data / "ag_news" / "test.jsonl").write_text('{"text": "a test row", "label": 0}\n')
+    assert registry.get_task("ag_news__classify").num_rows("validation") == 1, "stands for validation"
+
+
+def test_numbers_and_splits_that_are_none_are_refused(world, data, capsys):
+    for words in (["show", "ag_news__classify", "--rows", "0"],
+                  ["show", "ag_news__classify", "--source_length", "-4", "--base", world.base.path],
+                  ["stats", "ag_news__classify", "--target_length", "0", "--base", world.base.path],
+                  ["stats", "ag_news__classify", "--split", "tset", "--base", world.base.path]):
+        status, _, err = run(capsys, "tasks", *words, *TASKS)
+        assert status == 2 and ("a number above 0" in err or "train, validation" in err), words
+
+
+def test_one_fault_does_not_keep_the_other_rows_from_stats(world, data, capsys):
+    status, out, err = run(capsys, "tasks", "stats", "--json", "--base", world.base.path, "--split", "train",
+                           *TASKS, "ag_news__recommend", "ag_news__classify")
+    found = json.loads(out)
+    assert status == 2 and [row["task"] for row in found["splits"]] == ["ag_news__classify"]
+    assert len(found["faults"]) == 1 and "missing" in err
+
+
 def test_check_reads_every_row(data, capsys):
     whole = gzip.compress(b"".join(b'{"text": "%d", "label": 1}\n' % number for number in range(5000)))
     (data / "ag_news" / "validation.jsonl.gz").write_bytes(whole[:len(whole) // 2])

@@ -10,7 +10,7 @@ from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts.overlay import load_expert, resolve
-from elm_jax.workflows.train import TrainConfig, with_recipe
+from elm_jax.workflows.train import TrainConfig, make_stream, tasks_of, with_recipe
 
 
 def changed_leaves(base, params):
@@ -122,3 +122,17 @@ def test_a_wrong_config_is_refused_before_anything_is_read(world, tmp_path, chan
     with pytest.raises(InputError, match=words):
         tiny.train_config(world.base, tmp_path / "x", **changes)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_mixture_s_own_cap_holds_in_training(world, monkeypatch):
+    """Of two prompts of a data set of 600 rows each, capped at 10, five are drawn of each."""
+    monkeypatch.setattr(registry, "_MIXTURES", dict(registry._MIXTURES))
+    capped = registry.capped_mixture("mini_topic", 10)
+    data = tiny.make_data(world.base, world.folder)
+    sizes = {}
+    for task, most in (("mini_topic", None), (capped, None), (capped, 6), (capped, 1000)):
+        config = tiny.train_config(world.base, world.folder / "x", task=task, kind="dataset", pack=False,
+                                   max_examples=most)
+        stream, rows = make_stream(config, data, tasks_of(config, data))
+        sizes[task, most] = len(stream.source)
+    assert sizes == {("mini_topic", None): rows, (capped, None): 10, (capped, 6): 6, (capped, 1000): 10}
