@@ -380,7 +380,7 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
         parser.add_argument("--base", required=True, metavar="DIR", help="whose vocabulary is used")
         parser.add_argument("--split", action="append",
                             help="may be given again; default: all that a task has")
-        parser.add_argument("--max_rows", type=int, help="a seeded random subset of at most so many rows (for "
+        parser.add_argument("--max_rows", type=int, help="a seeded random subset of at most N rows (for "
                             "scoring; training reads whole splits)")
         _add_data(parser)
     for parser in (show, stats):
