@@ -6,11 +6,13 @@
 
 A task to train on has ``inputs_pretokenized`` and ``targets_pretokenized`` (and perhaps
 ``answer_choices``). A task to score (``..._score_eval``) has an example for each answer choice: ``idx``
-(row and choice), ``is_correct``, the choice as target. ``inputs`` and ``targets`` hold token ids; where the
-texts are left out they are decoded from them, in the vocabulary that is given.
+(row and choice), ``is_correct``, the choice as target. SeqIO deals the examples of a split over its files one
+by one, so that the choices of a row need not stand together; they are gathered by ``idx``. ``inputs`` and
+``targets`` hold token ids; where the texts are left out they are decoded from them, in the vocabulary that is
+given.
 """
 
-import itertools
+import collections
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -28,7 +30,7 @@ _MAX_RECORD = 100_000_000
 
 def read_rows(folder: storage.PathLike, split: str,
               vocabulary: Vocabulary | None = None) -> list[dict[str, Any]]:
-    """Prompts of a cached task's split, in the cache's order.
+    """Prompts of a cached task's split: to train on in the files' order, to score by the rows' numbers.
 
     Args:
         folder: of the task.
@@ -39,30 +41,54 @@ def read_rows(folder: storage.PathLike, split: str,
         Rows ``{"inputs", "targets", "choices"}``; of a scored task, one for each instance.
 
     Raises:
-        InputError: no such split, a damaged file (it and the record are named), or an example that lacks a
-            feature.
+        InputError: no such split, a damaged file (it and the record are named), an example that lacks a
+            feature, or a scored row whose choices are not all there once.
     """
-    examples = [_texts(example, vocabulary, where) for example, where in read_examples(folder, split)]
-    if not any("is_correct" in example for example in examples):
+    raw = list(read_examples(folder, split))
+    scored = any("is_correct" in example for example, _ in raw)
+    examples = [_texts(example, vocabulary, where, scored) for example, where in raw]
+    if not scored:
         return [{name: example[name] for name in ("inputs", "targets", "choices")} for example in examples]
-    groups = itertools.groupby(examples, key=lambda example: example["row"])
-    return [_instance(list(group)) for _, group in groups]
+    groups = collections.defaultdict(list)
+    for example in examples:
+        groups[example["row"]].append(example)
+    return [_instance(groups[row], f"{folder}, split {split}, row {row} of idx") for row in sorted(groups)]
 
 
-def _instance(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One instance of its scored choices; the first right one is the target, none is no target."""
-    right = [example["targets"] for example in examples if example.get("is_correct")]
-    return {"inputs": examples[0]["inputs"], "targets": right[0] if right else "",
+def _instance(examples: Sequence[dict[str, Any]], where: str) -> dict[str, Any]:
+    """One instance of its scored choices, in their order.
+
+    T0 marks each choice that is the row's target: two alike are both right, and a target that is none of the
+    choices leaves none. The first right one is the target here, and none is no target.
+    """
+    examples = sorted(examples, key=lambda example: example["choice"])
+    found = [example["choice"] for example in examples]
+    if found != list(range(len(found))):
+        raise InputError(describe("The choices of a scored row are not all there, once each", where=where,
+                                  got=f"choices {', '.join(map(str, found))}",
+                                  expected="0, 1, ... each once", cure="fetch the split's files again"))
+    inputs = sorted({example["inputs"] for example in examples})
+    if len(inputs) > 1:
+        raise InputError(describe("The choices of a scored row have unlike inputs", where=where,
+                                  got=" and ".join(repr(text[:60]) for text in inputs[:2]),
+                                  expected="one input", cure="fetch files of one cached task alone"))
+    right = [example["targets"] for example in examples if example["is_correct"]]
+    return {"inputs": inputs[0], "targets": right[0] if right else "",
             "choices": [example["targets"] for example in examples]}
 
 
-def _texts(example: dict[str, list[Any]], vocabulary: Vocabulary | None, where: str) -> dict[str, Any]:
+def _texts(example: dict[str, list[Any]], vocabulary: Vocabulary | None, where: str,
+           scored: bool) -> dict[str, Any]:
     found: dict[str, Any] = {name: _text(example, name, vocabulary, where) for name in ("inputs", "targets")}
     found["choices"] = [choice.decode() for choice in example.get("answer_choices", ())]
-    if "is_correct" in example:
-        if not example.get("idx"):
-            raise InputError(describe("A scored example lacks a feature", where=where, got="no idx"))
-        found["is_correct"], found["row"] = bool(example["is_correct"][0]), example["idx"][0]
+    if scored:
+        if len(example.get("is_correct", ())) != 1 or len(example.get("idx", ())) != 2:
+            raise InputError(describe(
+                "A scored example lacks a feature", where=where,
+                got=f"is_correct {example.get('is_correct')}, idx {example.get('idx')}",
+                expected="one number is_correct, and the two of idx, row and choice"))
+        found["is_correct"] = bool(example["is_correct"][0])
+        found["row"], found["choice"] = example["idx"]
     return found
 
 

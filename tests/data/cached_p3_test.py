@@ -1,6 +1,7 @@
 """T0's cached P3 is read as SeqIO wrote it, without TensorFlow, and becomes tasks without rendering."""
 
 import pathlib
+import random
 import struct
 
 import pytest
@@ -73,6 +74,42 @@ def test_a_scored_task_is_gathered_by_its_rows(tf, vocabulary, tmp_path):
     write(tf, tmp_path / "validation.tfrecord-00000-of-00001", scored(vocabulary))
     assert cached_p3.read_rows(tmp_path, "validation") == ROWS
     assert next(cached_p3.read_examples(tmp_path, "validation"))[0]["weight"] == [1.0]
+
+
+def test_choices_dealt_over_files_are_gathered(tf, vocabulary, tmp_path):
+    examples = scored(vocabulary)[:18]
+    write(tf, tmp_path / "one" / "validation.tfrecord-00000-of-00001", examples)
+    whole = cached_p3.read_rows(tmp_path / "one", "validation")
+    assert whole == ROWS[:6]
+    random.Random(0).shuffle(examples)
+    for shard in range(2):
+        write(tf, tmp_path / "two" / f"validation.tfrecord-{shard:05d}-of-00002", examples[shard::2])
+    assert cached_p3.read_rows(tmp_path / "two", "validation") == whole
+
+
+def test_a_scored_row_without_all_its_choices_is_named(tf, vocabulary, tmp_path):
+    def refused(examples: list[dict], match: str) -> None:
+        write(tf, tmp_path / "validation.tfrecord-00000-of-00001", examples)
+        with pytest.raises(InputError, match=match):
+            cached_p3.read_rows(tmp_path, "validation")
+
+    examples = scored(vocabulary)
+    where = r"(?s)not all there, once each.*split validation, row 1 of idx.*choices "
+    refused(examples[:3] + examples[4:], where + "1, 2\n")
+    refused([*examples, examples[5]], where + "0, 1, 2, 2\n")
+    other = {**examples[4], "inputs_pretokenized": [b"Is 2 odd?"]}
+    refused([*examples[:4], other, *examples[5:]],
+            r"(?s)unlike inputs.*split validation, row 1 of idx.*Is 1 even.*Is 2 odd")
+    for name in ("idx", "is_correct"):
+        refused([*examples[:2], {**examples[2], name: []}], rf"(?s)lacks a feature.*record 3.*{name} None")
+
+
+def test_several_right_choices_or_none_are_as_t0_has_them(tf, vocabulary, tmp_path):
+    examples = scored(vocabulary)[:6]
+    for example, right in zip(examples, (0, 1, 1, 0, 0, 0), strict=True):
+        example["is_correct"] = [right]
+    write(tf, tmp_path / "validation.tfrecord-00000-of-00001", examples)
+    assert [row["targets"] for row in cached_p3.read_rows(tmp_path, "validation")] == ["no", ""]
 
 
 def test_ids_alone_are_decoded(tf, vocabulary, tmp_path):
@@ -148,5 +185,5 @@ def test_an_example_without_its_features_is_named(tf, tmp_path):
         cached_p3.read_rows(tmp_path, "train")
     write(tf, tmp_path / "train.tfrecord-00000-of-00001", [
         {"inputs_pretokenized": [b"x"], "targets_pretokenized": [b"y"], "is_correct": [1]}])
-    with pytest.raises(InputError, match=r"(?s)lacks a feature.*no idx"):
+    with pytest.raises(InputError, match=r"(?s)lacks a feature.*idx None"):
         cached_p3.read_rows(tmp_path, "train")
