@@ -145,6 +145,41 @@ def test_cached_tasks_need_no_rendering(tf, vocabulary, tmp_path, monkeypatch):
     assert registry.describe_task(ranked.name)["unavailable"] is None
 
 
+def test_digests_of_cached_tasks_are_those_of_their_files(tf, vocabulary, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_TASKS", {})
+
+    def add(folder: str, **facts) -> registry.PromptedTask:
+        return registry.get_task(registry.add_cached_task(
+            "parity", None, f"say {len(registry._TASKS)}", tmp_path / folder, kind="generation", role="extra",
+            splits=("train",), **facts))
+
+    examples = [to_train(vocabulary, row) for row in ROWS]
+    path = write(tf, tmp_path / "c" / "train.tfrecord-00000-of-00001", examples)
+    head = path.read_bytes()
+    path.write_bytes(b"no records at all")  # and yet: nothing reads them
+    task = add("c")
+    damaged = task.source_digest("train")
+    path.write_bytes(head)
+    assert damaged != task.source_digest("train") == task.source_digest("train")
+    with_vocabulary = add("c", vocabulary=write(tf, tmp_path / "some.model", examples))
+    assert with_vocabulary.source_digest("train") not in (damaged, task.source_digest("train"))
+    absent = add("nowhere")
+    assert absent.why_unavailable() == "no data" and not absent.has_rows("train")
+    with pytest.raises(InputError, match="0 files of train"):
+        absent.source_digest("train")
+    assert task.places("train")(6).endswith("c, split train, row 7")
+
+
+def test_the_checksum_is_the_same_with_and_without_the_library(monkeypatch):
+    data = b"123456789"
+    assert cached_p3._slow_crc(data) == 0xE3069283  # RFC 3720's check value
+    module = pytest.importorskip("google_crc32c")
+    assert cached_p3._fast_crc is module.value and module.value(data) == 0xE3069283
+    with_library = cached_p3._masked_crc(data * 99)
+    monkeypatch.setattr(cached_p3, "_fast_crc", None)
+    assert cached_p3._masked_crc(data * 99) == with_library
+
+
 def test_functions_may_give_ready_prompts(monkeypatch):
     monkeypatch.setattr(registry, "_TASKS", {})
     rows = [*ROWS, {"inputs": " ", "targets": "x"}, {"inputs": "x", "targets": "odd", "choices": ["a"]}]
