@@ -6,11 +6,14 @@
 
 A task to train on has ``inputs_pretokenized`` and ``targets_pretokenized`` (and perhaps
 ``answer_choices``). A task to score (``..._score_eval``) has an example for each answer choice: ``idx``
-(row and choice), ``is_correct``, the choice as target. ``inputs`` and ``targets`` hold token ids; where the
-texts are left out they are decoded from them, in the vocabulary that is given.
+(row and choice), ``is_correct``, the choice as target. SeqIO deals the examples of a split over its files one
+by one, so that the choices of a row need not stand together; they are gathered by ``idx``. ``inputs`` and
+``targets`` hold token ids; where the texts are left out they are decoded from them, in the vocabulary that is
+given.
 """
 
-import itertools
+import collections
+import dataclasses
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -23,12 +26,53 @@ from elm_jax import storage
 from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe
 
+try:  # a hundred times as fast, where it is installed
+    from google_crc32c import value as _fast_crc
+except ImportError:
+    _fast_crc = None
+
 _MAX_RECORD = 100_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedSplit:
+    """Rows of one split of a cached task.
+
+    Attributes:
+        path: folder of the task.
+        split: the split.
+        vocabulary: file of that of the token ids, where the texts are left out; else None.
+    """
+
+    path: epath.Path
+    split: str
+    vocabulary: epath.Path | None = None
+    transforms = False
+
+    def exists(self) -> bool:
+        """Whether there are any files of the split."""
+        return bool(_found(self.path, self.split)[0])
+
+    def read(self) -> list[dict[str, Any]]:
+        """All rows, see `read_rows`."""
+        return read_rows(self.path, self.split, self.vocabulary and Vocabulary.load(self.vocabulary))
+
+    def files(self) -> list[epath.Path]:
+        """The files that the rows are made of.
+
+        Raises:
+            InputError: a file of the split is missing.
+        """
+        return _shards(self.path, self.split) + ([self.vocabulary] if self.vocabulary else [])
+
+    def place_of(self, index: int) -> str:
+        """Where a row stands, for errors."""
+        return f"{self.path}, split {self.split}, row {index + 1}"
 
 
 def read_rows(folder: storage.PathLike, split: str,
               vocabulary: Vocabulary | None = None) -> list[dict[str, Any]]:
-    """Prompts of a cached task's split, in the cache's order.
+    """Prompts of a cached task's split: to train on in the files' order, to score by the rows' numbers.
 
     Args:
         folder: of the task.
@@ -39,30 +83,54 @@ def read_rows(folder: storage.PathLike, split: str,
         Rows ``{"inputs", "targets", "choices"}``; of a scored task, one for each instance.
 
     Raises:
-        InputError: no such split, a damaged file (it and the record are named), or an example that lacks a
-            feature.
+        InputError: no such split, a damaged file (it and the record are named), an example that lacks a
+            feature, or a scored row whose choices are not all there once.
     """
-    examples = [_texts(example, vocabulary, where) for example, where in read_examples(folder, split)]
-    if not any("is_correct" in example for example in examples):
+    raw = list(read_examples(folder, split))
+    scored = any("is_correct" in example for example, _ in raw)
+    examples = [_texts(example, vocabulary, where, scored) for example, where in raw]
+    if not scored:
         return [{name: example[name] for name in ("inputs", "targets", "choices")} for example in examples]
-    groups = itertools.groupby(examples, key=lambda example: example["row"])
-    return [_instance(list(group)) for _, group in groups]
+    groups = collections.defaultdict(list)
+    for example in examples:
+        groups[example["row"]].append(example)
+    return [_instance(groups[row], f"{folder}, split {split}, row {row} of idx") for row in sorted(groups)]
 
 
-def _instance(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One instance of its scored choices; the first right one is the target, none is no target."""
-    right = [example["targets"] for example in examples if example.get("is_correct")]
-    return {"inputs": examples[0]["inputs"], "targets": right[0] if right else "",
+def _instance(examples: Sequence[dict[str, Any]], where: str) -> dict[str, Any]:
+    """One instance of its scored choices, in their order.
+
+    T0 marks each choice that is the row's target: two alike are both right, and a target that is none of the
+    choices leaves none. The first right one is the target here, and none is no target.
+    """
+    examples = sorted(examples, key=lambda example: example["choice"])
+    found = [example["choice"] for example in examples]
+    if found != list(range(len(found))):
+        raise InputError(describe("The choices of a scored row are not all there, once each", where=where,
+                                  got=f"choices {', '.join(map(str, found))}",
+                                  expected="0, 1, ... each once", cure="fetch the split's files again"))
+    inputs = sorted({example["inputs"] for example in examples})
+    if len(inputs) > 1:
+        raise InputError(describe("The choices of a scored row have unlike inputs", where=where,
+                                  got=" and ".join(repr(text[:60]) for text in inputs[:2]),
+                                  expected="one input", cure="fetch files of one cached task alone"))
+    right = [example["targets"] for example in examples if example["is_correct"]]
+    return {"inputs": inputs[0], "targets": right[0] if right else "",
             "choices": [example["targets"] for example in examples]}
 
 
-def _texts(example: dict[str, list[Any]], vocabulary: Vocabulary | None, where: str) -> dict[str, Any]:
+def _texts(example: dict[str, list[Any]], vocabulary: Vocabulary | None, where: str,
+           scored: bool) -> dict[str, Any]:
     found: dict[str, Any] = {name: _text(example, name, vocabulary, where) for name in ("inputs", "targets")}
     found["choices"] = [choice.decode() for choice in example.get("answer_choices", ())]
-    if "is_correct" in example:
-        if not example.get("idx"):
-            raise InputError(describe("A scored example lacks a feature", where=where, got="no idx"))
-        found["is_correct"], found["row"] = bool(example["is_correct"][0]), example["idx"][0]
+    if scored:
+        if len(example.get("is_correct", ())) != 1 or len(example.get("idx", ())) != 2:
+            raise InputError(describe(
+                "A scored example lacks a feature", where=where,
+                got=f"is_correct {example.get('is_correct')}, idx {example.get('idx')}",
+                expected="one number is_correct, and the two of idx, row and choice"))
+        found["is_correct"] = bool(example["is_correct"][0])
+        found["row"], found["choice"] = example["idx"]
     return found
 
 
@@ -99,15 +167,21 @@ def read_examples(folder: storage.PathLike, split: str) -> Iterator[tuple[dict[s
 
 
 def _shards(folder: epath.Path, split: str) -> list[epath.Path]:
-    pattern = re.compile(rf"{re.escape(split)}\.tfrecord-(\d+)-of-(\d+)")
-    found = sorted((path.name, path) for path in folder.iterdir()
-                   if pattern.fullmatch(path.name)) if folder.exists() else []
-    wanted = int(pattern.fullmatch(found[0][0])[2]) if found else 1
+    found, wanted = _found(folder, split)
     if len(found) != wanted:
         raise InputError(describe(
             "A cached task lacks files of a split", where=folder, got=f"{len(found)} files of {split}",
             expected=f"{split}.tfrecord-*-of-{wanted:05d}, {wanted} in all"))
-    return [path for _, path in found]
+    return found
+
+
+def _found(folder: epath.Path, split: str) -> tuple[list[epath.Path], int]:
+    """The files of a split that are there, in order, and how many there should be."""
+    pattern = re.compile(rf"{re.escape(split)}\.tfrecord-(\d+)-of-(\d+)")
+    found = sorted((path.name, path) for path in folder.iterdir()
+                   if pattern.fullmatch(path.name)) if folder.exists() else []
+    wanted = int(pattern.fullmatch(found[0][0])[2]) if found else 1
+    return [path for _, path in found], wanted
 
 
 def _record(data: bytes, start: int, where: str) -> tuple[bytes, int]:
@@ -139,12 +213,16 @@ _CRC_TABLE = _crc_table()
 
 def _masked_crc(data: bytes) -> bytes:
     """TFRecord's checksum: CRC-32C, turned and shifted."""
+    crc = (_fast_crc or _slow_crc)(data)
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked.to_bytes(4, "little")
+
+
+def _slow_crc(data: bytes) -> int:
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    return masked.to_bytes(4, "little")
+    return crc ^ 0xFFFFFFFF
 
 
 def _example(record: bytes) -> dict[str, list[Any]]:

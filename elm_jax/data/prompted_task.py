@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from elm_jax import storage
-from elm_jax.data import sources, templates
+from elm_jax.data import cached_p3, sources, templates
 from elm_jax.data.row_checks import RowChecks, ready_prompt
 from elm_jax.data.templates import PromptTemplate, Rendered
 from elm_jax.errors import InputError, describe
 from elm_jax.storage import PathLike
 
 RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
-"""From the name of a split to its rows."""
+"""From the name of a split to its rows: the same ones as long as the process runs, so that what is known of
+them need not be found out anew."""
+OwnRows = sources.OwnFile | cached_p3.CachedSplit
+"""A split's rows in files that somebody named."""
 RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a source's row to the fields that the template reads."""
 Places = Callable[[int], str]
@@ -59,7 +62,7 @@ class PromptedTask:
         role: one of `registry.ROLES`.
         splits: names of the splits.
         prompt: the template, or what makes it; None if it is to be found by name when it is needed.
-        rows: reads a split, None for files.
+        rows: reads a split, None for files; see `RowReader`.
         own_files: the file of each split, None for those below the data folder.
         template_folder: looked in for the template after the data folder, before promptsource.
         truncate: whether fields are cut to 2048 characters, as promptsource does.
@@ -90,7 +93,7 @@ class PromptedTask:
     parts: tuple[str, ...] = ()
     versions: Callable[[str], Mapping[str, str]] | None = None
     ready: bool = False
-    own_files: tuple[sources.OwnFile, ...] | None = None
+    own_files: tuple[OwnRows, ...] | None = None
 
     @property
     def dataset_name(self) -> str:
@@ -175,13 +178,13 @@ class PromptedTask:
         return (lambda index: f"{self.dataset_name} {split}, row {index + 1}") if found is None else (
             found.place_of)
 
-    def _find(self, split: str) -> sources.FoundSplit | sources.OwnFile | None:
+    def _find(self, split: str) -> sources.FoundSplit | OwnRows | None:
         if self.own_files is not None:
             own = self._own_file(split)
-            return own if own.path.exists() else None
+            return own if own.exists() else None
         return None if self.rows is not None else sources.find_split(*self.row_source, split)
 
-    def _own_file(self, split: str) -> sources.OwnFile:
+    def _own_file(self, split: str) -> OwnRows:
         return next(own for own in self.own_files if own.split == split)
 
     def has_rows(self, split: str) -> bool:
@@ -201,6 +204,8 @@ class PromptedTask:
             return None
         if not any(self._find(split) for split in self.splits):
             return "no data"
+        if self.own_files is not None:
+            return None
         entry = sources.read_index().get(self.row_source, {})
         if self.template in entry.get("unusable_templates", ()):
             return "the data lack a field that the template reads"
@@ -218,17 +223,11 @@ class PromptedTask:
         found = self._find(split)
         files = () if found is None else tuple(
             _file_digest(str(path), path.stat().length, path.stat().mtime) for path in found.files())
-        if found is None:
-            digest.update(self._rows_digest(split))
-        elif self.adapt is not None or found.transforms:
-            digest.update(_adapted_digest(self, split, files))  # what is made of the files may change as well
+        if found is None or self.adapt is not None or found.transforms:
+            digest.update(_rows_digest(self, split, files))  # what is made of the files may change as well
         else:
             digest.update("".join(files).encode())
         return digest.hexdigest()[:16]
-
-    def _rows_digest(self, split: str) -> bytes:
-        rows = [dict(row) for row in self.read_rows(split)]
-        return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).digest()
 
     def render_rows(self, split: str,
                     dropped: collections.Counter[str] | None = None) -> Iterator[tuple[int, Rendered]]:
@@ -278,10 +277,14 @@ def describe_dropped(dropped: Mapping[str, int]) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _adapted_digest(task: PromptedTask, split: str, files: tuple[str, ...]) -> bytes:
-    """Hash of adapted rows; the files' own hashes say when a remembered one is out of date."""
+def _rows_digest(task: PromptedTask, split: str, files: tuple[str, ...]) -> bytes:
+    """Hash of the rows as the template gets them.
+
+    The files' own hashes say when a remembered one is out of date; a function of rows is asked but once.
+    """
     del files
-    return task._rows_digest(split)
+    rows = [dict(row) for row in task.read_rows(split)]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).digest()
 
 
 @functools.lru_cache(maxsize=1024)

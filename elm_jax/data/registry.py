@@ -14,9 +14,11 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from elm_jax import storage
 from elm_jax.data import cached_p3, sources, templates
 from elm_jax.data.prepared import KINDS
 from elm_jax.data.prompted_task import (  # the registry's words are this module's too
+    OwnRows,
     PromptedTask,
     Recipe,
     RowAdapter,
@@ -24,13 +26,13 @@ from elm_jax.data.prompted_task import (  # the registry's words are this module
     TemplateMaker,
 )
 from elm_jax.data.templates import PromptTemplate
-from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.storage import PathLike
 
 __all__ = [
     "EVALUATION_ONLY",
     "ROLES",
+    "OwnRows",
     "PromptMixture",
     "PromptedTask",
     "Recipe",
@@ -124,7 +126,7 @@ def add_prompted_task(
     parts: Sequence[str] = (),
     versions: Callable[[str], Mapping[str, str]] | None = None,
     ready: bool = False,
-    own_files: Sequence[sources.OwnFile] | None = None,
+    own_files: Sequence[OwnRows] | None = None,
 ) -> str:
     """Registers one data set with one template; reads nothing.
 
@@ -135,7 +137,8 @@ def add_prompted_task(
         kind: ``rank`` (answer choices are ranked) or ``generation``.
         role: one of `ROLES`.
         splits: names of the splits.
-        rows: reads a split; None for the files below the data folder.
+        rows: reads a split; None for the files below the data folder. It is taken to give the same rows of a
+            split as long as the process runs.
         template_folder: a folder in promptsource's layout, for templates that come with a registry.
         truncate: see `PromptTemplate.parts`.
         adapt: makes the template's fields of a source's row.
@@ -147,7 +150,8 @@ def add_prompted_task(
         versions: gives the known versions of a task's template by the digest of its text.
         ready: whether the rows are prompts already, with the fields ``inputs``, ``targets`` and, to be
             ranked, ``choices``; `template` is but a name then.
-        own_files: one for each split, in place of those below the data folder.
+        own_files: one for each split (a file of rows, or a cached split), in place of those below the data
+            folder.
 
     Returns:
         The task's name.
@@ -192,10 +196,9 @@ def add_cached_task(
     Returns:
         The task's name.
     """
-    def rows(split: str) -> Sequence[Mapping[str, Any]]:
-        return cached_p3.read_rows(folder, split, vocabulary and Vocabulary.load(vocabulary))
-
-    return add_prompted_task(dataset, config, template, kind=kind, role=role, splits=splits, rows=rows,
+    own = [cached_p3.CachedSplit(storage.as_path(folder), split, vocabulary and storage.as_path(vocabulary))
+           for split in splits]
+    return add_prompted_task(dataset, config, template, kind=kind, role=role, splits=splits, own_files=own,
                              ready=True)
 
 

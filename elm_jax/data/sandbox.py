@@ -1,9 +1,10 @@
 """Jinja2's sandbox for templates that nobody vouches for: promptsource's words, and bounds on time and size.
 
 Jinja's own sandbox keeps a template from Python's internals, but not from running for ever or filling the
-memory. Here every pass of a loop, every call, and every text, list or dictionary that is made is charged to
-the row's `Budget`; what could become a giant at one blow is refused before it is made. What a template that
-stays within its budget renders is what it renders without one.
+memory. Here every pass of a loop or of a filter that goes through items, every call, comparison and test, and
+every text, list or dictionary that is made is charged to the row's `Budget`; what could become a giant at one
+blow is refused before it is made, and what Python does at one blow is charged before by what it costs at
+worst. What a template that stays within its budget renders is what it renders without one.
 """
 
 import collections
@@ -31,6 +32,7 @@ MAX_OUTPUT = 2_000_000
 MAX_NUMBER = 100_000
 """Largest number that may set a width or a count."""
 _MAX_BITS = 100_000
+_WALK_STEP = 500
 _PERCENT = re.compile(r"%(?:\([^()]*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
 """One conversion of the operator ``%``: its width and its precision."""
 
@@ -98,21 +100,51 @@ def _charged(value: Any) -> Any:
     So no list holds more than the budget, however often one thing is in it: whatever is written out,
     compared or sorted is of a bounded size.
     """
-    waiting = [value]
+    waiting, work = [value], 0
     while waiting:
         found = waiting.pop()
+        work += 1
         if isinstance(found, str | bytes):
-            charge(1 + len(found))
+            work += len(found)
+        elif isinstance(found, dict):
+            waiting.extend(found)
+            waiting.extend(found.values())
+        elif isinstance(found, list | tuple | set):
+            waiting.extend(found)
         elif isinstance(found, jinja2.utils.Namespace):
             raise TemplateLimit("it puts a namespace into a list or a text")
-        else:
-            charge(1)
-            if isinstance(found, dict):
-                waiting.extend(found)
-                waiting.extend(found.values())
-            elif isinstance(found, list | tuple | set):
-                waiting.extend(found)
+        if work > _WALK_STEP:  # to look at the clock costs more than a step of this walk
+            charge(work)
+            work = 0
+    charge(work)
     return value
+
+
+def _compared(value: Any) -> Any:
+    """The right side of a comparison, or what a test looks at, charged with its length."""
+    charge(1 + (len(value) if isinstance(value, str | list | tuple | dict | set | range) else 0))
+    return value
+
+
+def _each(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, each pass charged."""
+    for item in items:
+        charge(1)
+        yield item
+
+
+def _charge_nested(value: Any, cost: int, indent: int) -> None:
+    """Before all that is in `value` is written out, each on a line that is indented by its depth."""
+    waiting = [(value, 0)]
+    while waiting:
+        found, depth = waiting.pop()
+        if isinstance(found, str):
+            charge(len(found))
+        charge(cost + indent * depth)
+        if isinstance(found, dict):
+            waiting.extend((part, depth + 1) for pair in found.items() for part in pair)
+        elif isinstance(found, list | tuple | set):
+            waiting.extend((part, depth + 1) for part in found)
 
 
 def _length(value: Any) -> int:
@@ -197,8 +229,38 @@ def _join_filter(join: Callable[..., Any]) -> Callable[..., Any]:
     return bounded
 
 
+def _sum(environment: jinja2.Environment, values: Iterable[Any], attribute: str | int | None = None,
+         start: Any = 0) -> Any:
+    """The filter ``sum``; where it joins lists, each sum on the way is charged."""
+    if isinstance(start, int | float | str):  # Python itself refuses texts
+        return jinja2.filters.sync_do_sum(environment, values, attribute, start)
+    if attribute is not None:
+        values = map(jinja2.filters.make_attrgetter(environment, attribute), values)
+    for value in values:
+        start = environment.call_binop(None, "+", start, value)
+    return start
+
+
 _SIZED_FILTERS = ("batch", "center", "indent", "slice", "tojson", "wordwrap")
 """Filters whose numbers are widths and counts."""
+_ITEM_FILTERS = ("batch", "groupby", "map", "max", "min", "reject", "rejectattr", "select", "selectattr",
+                 "sort", "sum", "unique")
+"""Filters that go through the items of their value once."""
+_COSTS = {"dictsort": 20, "groupby": 20, "max": 10, "min": 10, "sort": 20}
+"""Steps that filters take for each item, where these are more than one or two."""
+_COPIED = 5_000
+"""Characters that are copied in the time of a step."""
+_NESTED_FILTERS = {"pprint": 100, "tojson": 20}
+"""Filters that write out what is in lists of lists, each on a line of its own, and their steps for each."""
+
+
+def _lines_of_width(text: str, others: Sequence[Any]) -> int:
+    return len(text) // max(1, next((other for other in others if type(other) is int), 79))
+
+
+_QUADRATIC_FILTERS: dict[str, Callable[[str, Sequence[Any]], int]] = {
+    "striptags": lambda text, _: text.count("<"), "wordwrap": _lines_of_width}
+"""Filters that copy their text again and again, and how often at worst."""
 
 
 def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,9 +275,31 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
             _check_numbers(others)
         if name == "format":
             _check_format(value, percent=True)
-        if isinstance(value, str):
-            charge(len(value))
+        if name in _COSTS or isinstance(value, str):
+            charge(_COSTS.get(name, 1) * _length(value))
+        if name in _QUADRATIC_FILTERS and isinstance(value, str):
+            charge(len(value) * _QUADRATIC_FILTERS[name](value, others) // _COPIED)
+        if name in _NESTED_FILTERS:
+            indent = max((other for other in others if isinstance(other, int)), default=1)
+            _charge_nested(value, _NESTED_FILTERS[name], indent)
+        if name in _ITEM_FILTERS and hasattr(value, "__iter__") and value:
+            args = (*args[:first], _each(value), *args[first + 1:])
         return _charged(function(*args, **kwargs))
+
+    return bounded
+
+
+_LONG_TESTS = ("!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le",
+               "lessthan", "lower", "lt", "ne", "upper")
+"""Tests that may look at all of a text or a list; the others take one step."""
+
+
+def _bounded_test(function: Callable[..., bool]) -> Callable[..., bool]:
+    """The test, charged before with the length of what it looks at."""
+    @functools.wraps(function)
+    def bounded(*args: Any) -> bool:
+        _compared(args[-1])
+        return function(*args)
 
     return bounded
 
@@ -229,9 +313,7 @@ class _Counted:
         self._items = items
 
     def __iter__(self) -> Iterator[Any]:
-        for item in self._items:
-            charge(1)
-            yield item
+        return _each(self._items)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -257,6 +339,13 @@ class _Bounds(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), "elm_concatenate", node.lineno)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        for operand in node.ops:
+            if not isinstance(operand.expr, nodes.Const):
+                operand.expr = _filtered(operand.expr, "elm_compared", node.lineno)
+        return node
 
     def visit_List(self, node: nodes.Expr) -> nodes.Node:
         self.generic_visit(node)
@@ -347,10 +436,13 @@ def make_environment() -> Environment:
     del environment.globals["lipsum"]  # text out of nowhere, in any amount
     environment.filters.update(
         choice=_choice, random=_choice, most_frequent=_most_frequent, highlight=_highlight,
-        join=_join_filter(environment.filters["join"]))
+        join=_join_filter(environment.filters["join"]), sum=jinja2.pass_environment(_sum))
     for name, function in environment.filters.items():
         environment.filters[name] = _bounded_filter(name, function)
-    environment.filters.update(elm_counted=_counted, elm_concatenate=_concatenate, elm_charged=_charged)
+    for name in _LONG_TESTS:
+        environment.tests[name] = _bounded_test(environment.tests[name])
+    environment.filters.update(elm_counted=_counted, elm_concatenate=_concatenate, elm_charged=_charged,
+                               elm_compared=_compared)
     return environment
 
 

@@ -119,6 +119,10 @@ class OwnFile:
         """Whether a row is more, or less, than what the file holds."""
         return self.held_out is not None
 
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self.path.exists()
+
     def read(self) -> list[dict[str, Any]]:
         """All rows of the split, in the file's order."""
         rows = list(read_lines(self.path))
@@ -134,10 +138,6 @@ class OwnFile:
     @functools.cached_property
     def _lines(self) -> list[int]:
         return self._numbers(sum(1 for _ in read_lines(self.path)))
-
-    def num_rows(self) -> int:
-        """How many rows there are."""
-        return len(self.read())
 
     def files(self) -> list[epath.Path]:
         """The file."""

@@ -1,6 +1,7 @@
 """T0's cached P3 is read as SeqIO wrote it, without TensorFlow, and becomes tasks without rendering."""
 
 import pathlib
+import random
 import struct
 
 import pytest
@@ -75,6 +76,42 @@ def test_a_scored_task_is_gathered_by_its_rows(tf, vocabulary, tmp_path):
     assert next(cached_p3.read_examples(tmp_path, "validation"))[0]["weight"] == [1.0]
 
 
+def test_choices_dealt_over_files_are_gathered(tf, vocabulary, tmp_path):
+    examples = scored(vocabulary)[:18]
+    write(tf, tmp_path / "one" / "validation.tfrecord-00000-of-00001", examples)
+    whole = cached_p3.read_rows(tmp_path / "one", "validation")
+    assert whole == ROWS[:6]
+    random.Random(0).shuffle(examples)
+    for shard in range(2):
+        write(tf, tmp_path / "two" / f"validation.tfrecord-{shard:05d}-of-00002", examples[shard::2])
+    assert cached_p3.read_rows(tmp_path / "two", "validation") == whole
+
+
+def test_a_scored_row_without_all_its_choices_is_named(tf, vocabulary, tmp_path):
+    def refused(examples: list[dict], match: str) -> None:
+        write(tf, tmp_path / "validation.tfrecord-00000-of-00001", examples)
+        with pytest.raises(InputError, match=match):
+            cached_p3.read_rows(tmp_path, "validation")
+
+    examples = scored(vocabulary)
+    where = r"(?s)not all there, once each.*split validation, row 1 of idx.*choices "
+    refused(examples[:3] + examples[4:], where + "1, 2\n")
+    refused([*examples, examples[5]], where + "0, 1, 2, 2\n")
+    other = {**examples[4], "inputs_pretokenized": [b"Is 2 odd?"]}
+    refused([*examples[:4], other, *examples[5:]],
+            r"(?s)unlike inputs.*split validation, row 1 of idx.*Is 1 even.*Is 2 odd")
+    for name in ("idx", "is_correct"):
+        refused([*examples[:2], {**examples[2], name: []}], rf"(?s)lacks a feature.*record 3.*{name} None")
+
+
+def test_several_right_choices_or_none_are_as_t0_has_them(tf, vocabulary, tmp_path):
+    examples = scored(vocabulary)[:6]
+    for example, right in zip(examples, (0, 1, 1, 0, 0, 0), strict=True):
+        example["is_correct"] = [right]
+    write(tf, tmp_path / "validation.tfrecord-00000-of-00001", examples)
+    assert [row["targets"] for row in cached_p3.read_rows(tmp_path, "validation")] == ["no", ""]
+
+
 def test_ids_alone_are_decoded(tf, vocabulary, tmp_path):
     examples = [{"inputs": [*vocabulary.encode(row["inputs"]), 1],
                  "targets": [*vocabulary.encode(row["targets"]), 1]} for row in ROWS]
@@ -106,6 +143,41 @@ def test_cached_tasks_need_no_rendering(tf, vocabulary, tmp_path, monkeypatch):
         assert found == [(row["inputs"], row["targets"], tuple(row["choices"])) for row in ROWS]
         assert task.num_rows(split) == 7 and task.source_digest(split)
     assert registry.describe_task(ranked.name)["unavailable"] is None
+
+
+def test_digests_of_cached_tasks_are_those_of_their_files(tf, vocabulary, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_TASKS", {})
+
+    def add(folder: str, **facts) -> registry.PromptedTask:
+        return registry.get_task(registry.add_cached_task(
+            "parity", None, f"say {len(registry._TASKS)}", tmp_path / folder, kind="generation", role="extra",
+            splits=("train",), **facts))
+
+    examples = [to_train(vocabulary, row) for row in ROWS]
+    path = write(tf, tmp_path / "c" / "train.tfrecord-00000-of-00001", examples)
+    head = path.read_bytes()
+    path.write_bytes(b"no records at all")  # and yet: nothing reads them
+    task = add("c")
+    damaged = task.source_digest("train")
+    path.write_bytes(head)
+    assert damaged != task.source_digest("train") == task.source_digest("train")
+    with_vocabulary = add("c", vocabulary=write(tf, tmp_path / "some.model", examples))
+    assert with_vocabulary.source_digest("train") not in (damaged, task.source_digest("train"))
+    absent = add("nowhere")
+    assert absent.why_unavailable() == "no data" and not absent.has_rows("train")
+    with pytest.raises(InputError, match="0 files of train"):
+        absent.source_digest("train")
+    assert task.places("train")(6).endswith("c, split train, row 7")
+
+
+def test_the_checksum_is_the_same_with_and_without_the_library(monkeypatch):
+    data = b"123456789"
+    assert cached_p3._slow_crc(data) == 0xE3069283  # RFC 3720's check value
+    module = pytest.importorskip("google_crc32c")
+    assert cached_p3._fast_crc is module.value and module.value(data) == 0xE3069283
+    with_library = cached_p3._masked_crc(data * 99)
+    monkeypatch.setattr(cached_p3, "_fast_crc", None)
+    assert cached_p3._masked_crc(data * 99) == with_library
 
 
 def test_functions_may_give_ready_prompts(monkeypatch):
@@ -148,5 +220,5 @@ def test_an_example_without_its_features_is_named(tf, tmp_path):
         cached_p3.read_rows(tmp_path, "train")
     write(tf, tmp_path / "train.tfrecord-00000-of-00001", [
         {"inputs_pretokenized": [b"x"], "targets_pretokenized": [b"y"], "is_correct": [1]}])
-    with pytest.raises(InputError, match=r"(?s)lacks a feature.*no idx"):
+    with pytest.raises(InputError, match=r"(?s)lacks a feature.*idx None"):
         cached_p3.read_rows(tmp_path, "train")

@@ -65,6 +65,20 @@ def test_rank_rows_need_a_right_choice(own_registry, folder):
     assert [index for index, _ in free.render_rows("train")] == [0, 1]
 
 
+def test_a_function_s_rows_are_read_once_for_their_digest(own_registry):
+    calls = []
+
+    def rows(split: str) -> list[dict]:
+        calls.append(split)
+        return [{"text": split, "label": 0}]
+
+    task = registry.get_task(add(rows=rows))
+    digests = {split: task.source_digest(split) for split in ("train", "validation")}
+    assert digests["train"] != digests["validation"]
+    assert digests == {split: task.source_digest(split) for split in ("train", "validation")}
+    assert calls == ["train", "validation"]
+
+
 def test_lacking_field_is_named_with_its_row(own_registry, folder):
     write_rows(folder, "train", [{"text": "a", "label": 0}, {"body": "b", "label": 1}])
     with pytest.raises(InputError, match=r"(?s)'Ask'.*train.jsonl, line 2\n.*missing text.*body, label"):
