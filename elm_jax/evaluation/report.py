@@ -203,7 +203,7 @@ def inputs_grid(table: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[st
     """(sentence, grid of the tasks with the most cut inputs) about rows and lengths at evaluation."""
     rows = config["max_eval_rows"]
     sentence = (f"{'All rows' if rows is None else f'At most {rows} rows'} of a task's validation split, or "
-                f"of the only split that it has{'' if rows is None else ', drawn at random with a fixed seed'}. "
+                f"of the only one that it has{'' if rows is None else ', drawn at random with a fixed seed'}. "
                 f"Inputs are cut at {config['eval_source_length']} tokens, generations at "
                 f"{config['max_new_tokens']}. ")
     known = [row for row in table["inputs"] if row["num_cut"] is not None]
