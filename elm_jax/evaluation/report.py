@@ -202,8 +202,9 @@ def _multitask(facts: Mapping[str, Any]) -> str:
 def inputs_grid(table: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(sentence, grid of the tasks with the most cut inputs) about rows and lengths at evaluation."""
     rows = config["max_eval_rows"]
+    drawn = "" if rows is None else ", drawn at random with a fixed seed"
     sentence = (f"{'All rows' if rows is None else f'At most {rows} rows'} of a task's validation split, or "
-                f"of the only one that it has{'' if rows is None else ', drawn at random with a fixed seed'}. "
+                f"of the only one that it has{drawn}. "
                 f"Inputs are cut at {config['eval_source_length']} tokens, generations at "
                 f"{config['max_new_tokens']}. ")
     known = [row for row in table["inputs"] if row["num_cut"] is not None]
