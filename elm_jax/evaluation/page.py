@@ -137,8 +137,9 @@ img { max-width: 100%; height: auto; }
 {% endfor %}
 {% macro label(grid, loop) %}{% if loop.index0 < grid.labels|default(1) %} class="label"{% endif %}
 {%- endmacro %}
+{% macro head(name) %}{{ name|replace("_", "_<wbr>"|safe)|replace("/", "/<wbr>"|safe) }}{% endmacro %}
 {% macro show(grid) %}<table><thead><tr>
-{%- for name in grid.columns %}<th{{ label(grid, loop) }}>{{ name|replace("_", "_<wbr>"|safe) }}</th>
+{%- for name in grid.columns %}<th{{ label(grid, loop) }}>{{ head(name) }}</th>
 {%- endfor %}</tr></thead>
 <tbody>{% for row in grid.rows %}<tr>
 {%- for value in row %}<td{{ label(grid, loop) }}>{{ value }}</td>{% endfor %}</tr>

@@ -17,6 +17,8 @@ MARKS = {
     BY_POSITION: "the position of the right choice: the choices differ from row to row",
 }
 WORST_CUT = 5
+MOST_NAMES = 5
+"""Of data sets in a sentence; more are counted."""
 METRIC_NAMES = {"accuracy": "accuracy", "rouge_l": "ROUGE-L"}
 
 
@@ -185,7 +187,8 @@ def legend(*grids: Mapping[str, Any]) -> str:
 
 def by_position(table: Mapping[str, Any]) -> str:
     """Which majority answers of the table are positions."""
-    datasets = " and ".join(table["majority_by_position"])
+    names = table["majority_by_position"]
+    datasets = f"{len(names)} data sets" if len(names) > MOST_NAMES else " and ".join(names)
     return (f" The choices of {datasets} differ from row to row: there it is the position of the right "
             f"choice." if datasets else "")
 
@@ -199,9 +202,11 @@ def _multitask(facts: Mapping[str, Any]) -> str:
 def inputs_grid(table: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(sentence, grid of the tasks with the most cut inputs) about rows and lengths at evaluation."""
     rows = config["max_eval_rows"]
-    sentence = (f"{'All rows' if rows is None else f'At most {rows} rows'} of a task's validation split"
-                f"{'' if rows is None else ', drawn at random with a fixed seed'}. Inputs are cut at "
-                f"{config['eval_source_length']} tokens, generations at {config['max_new_tokens']}. ")
+    drawn = "" if rows is None else ", drawn at random with a fixed seed"
+    sentence = (f"{'All rows' if rows is None else f'At most {rows} rows'} of a task's validation split, or "
+                f"of the only one that it has{drawn}. "
+                f"Inputs are cut at {config['eval_source_length']} tokens, generations at "
+                f"{config['max_new_tokens']}. ")
     known = [row for row in table["inputs"] if row["num_cut"] is not None]
     cut = sorted((row for row in known if row["num_cut"]),
                  key=lambda row: (-row["num_cut"] / row["num_instances"], row["task"]))

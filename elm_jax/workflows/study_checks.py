@@ -38,8 +38,9 @@ def absent_tasks(config: StudyConfig) -> list[dict[str, str]]:
         for name in getattr(config, field):
             reason = _why_not(config, name)
             if reason is not None:
+                parts = (registry.get_task(name).dataset, registry.get_task(name).config)
                 found.append({"benchmark": benchmark, "task": name, "reason": reason,
-                              "dataset": registry.get_task(name).dataset_name})
+                              "dataset": "/".join(part for part in parts if part)})  # as results name it
                 logger.warning("%s is not scored: %s", name, reason)
     return found
 
