@@ -182,7 +182,18 @@ class PromptedTask:
         if self.own_files is not None:
             own = self._own_file(split)
             return own if own.exists() else None
-        return None if self.rows is not None else sources.find_split(*self.row_source, split)
+        found = None if self.rows is not None else sources.find_split(*self.row_source, split)
+        return None if found is None or self._lacks_fields(found) else found
+
+    def _lacks_fields(self, found: sources.FoundSplit) -> bool:
+        """Whether TFDS's version of the data set lacks what the template reads: it is no source then."""
+        fields = found.fields() if self.adapt is None else None
+        if fields is None:
+            return False
+        try:
+            return not self.load_template().fields() <= fields
+        except InputError:
+            return False  # whoever renders will say that there is no template
 
     def _own_file(self, split: str) -> OwnRows:
         return next(own for own in self.own_files if own.split == split)

@@ -86,6 +86,10 @@ class FoundSplit:
         """How many rows there are."""
         return len(self.read()) if self.tfds is None else tfds_rows.splits_of(self.path)[self.split]
 
+    def fields(self) -> frozenset[str] | None:
+        """The rows' fields, as far as a TFDS data set says them; else None."""
+        return None if self.tfds is None else tfds_rows.fields_of(self.path, self.tfds)
+
     def files(self) -> list[epath.Path]:
         """The files that hold the rows."""
         if self.tfds is None:
@@ -159,7 +163,7 @@ def find_split(dataset: str, config: str | None, split: str) -> FoundSplit | Non
     if path is not None:
         return FoundSplit(path, split)
     found = tfds_rows.find(dataset, config)
-    name = None if found is None else tfds_rows.split_name(found[0], split)
+    name = None if found is None else tfds_rows.split_name(*found, split)
     return None if name is None else FoundSplit(found[0], name, found[1])
 
 

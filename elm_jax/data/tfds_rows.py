@@ -10,6 +10,7 @@ set is there is seen without TensorFlow; reading it imports TFDS. Nothing is dow
 
 import dataclasses
 import functools
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from elm_jax.errors import InputError, describe
 
 TFDS_DIR_VARIABLE = "ELM_TFDS_DIR"
 _HEAD = "dataset_info.json"
+_FEATURES = "features.json"
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,27 +34,31 @@ class TfdsName:
     Attributes:
         name: as ``glue/mrpc``, or ``huggingface:glue/mrpc``.
         fields: from a TFDS field to the Hugging Face name, for those that differ.
-        adapt: for rows that differ in more than names; gets the renamed row.
+        adapt: for rows that differ in more than names; gets the renamed row, and leaves one that has the
+            Hugging Face version's fields already as it is.
+        adds: fields that `adapt` makes.
+        splits: from our name of a split to that in TFDS, for those that differ.
     """
 
     name: str
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adapt: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    adds: tuple[str, ...] = ()
+    splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-_names: dict[tuple[str, str | None], TfdsName] = {}
+_names: dict[tuple[str, str | None], tuple[TfdsName, ...]] = {}
 
 
-def add_name(dataset: str, config: str | None, name: TfdsName) -> None:
-    """Says under which name TFDS has a data set, if not under its own or Hugging Face's."""
-    _names[dataset, config] = name
+def add_name(dataset: str, config: str | None, *names: TfdsName) -> None:
+    """Says under which names TFDS has a data set, if not under its own or Hugging Face's."""
+    _names[dataset, config] = names
 
 
 def candidates(dataset: str, config: str | None) -> list[TfdsName]:
     """Names under which TFDS may have a data set, in the order in which they are tried."""
-    known = _names.get((dataset, config))
     own = "/".join(part for part in (dataset, config) if part)
-    return ([known] if known else []) + [TfdsName(own), TfdsName(f"huggingface:{own}")]
+    return [*_names.get((dataset, config), ()), TfdsName(own), TfdsName(f"huggingface:{own}")]
 
 
 def tfds_dir() -> epath.Path | None:
@@ -106,12 +113,47 @@ def splits_of(folder: epath.Path) -> dict[str, int]:
                                   got=repr(error), cure="prepare the data set again")) from error
 
 
-def split_name(folder: epath.Path, split: str) -> str | None:
+def split_name(folder: epath.Path, name: TfdsName, split: str) -> str | None:
     """The TFDS split that serves ours: of its name; ``test`` for a missing ``validation``; None for none."""
     splits = splits_of(folder)
+    split = name.splits.get(split, split)
     if split in splits:
         return split
-    return "test" if split == "validation" and "test" in splits else None
+    if split != "validation" or "test" not in splits:
+        return None
+    _log_test_split(str(folder))
+    return "test"
+
+
+@functools.lru_cache(maxsize=1024)
+def _log_test_split(folder: str) -> None:
+    """Once for each data set."""
+    logger.info("%s has no split validation: its split test stands for it", folder)
+
+
+def fields_of(folder: epath.Path, name: TfdsName) -> frozenset[str] | None:
+    """Fields of the rows with Hugging Face's names, read without TensorFlow; None if no file says them.
+
+    Raises:
+        InputError: the file that says them is damaged.
+    """
+    found = _features(str(folder))
+    if found is None:
+        return None
+    return frozenset(name.fields.get(field, field) for field in found).union(name.adds)
+
+
+@functools.lru_cache(maxsize=1024)
+def _features(folder: str) -> tuple[str, ...] | None:
+    path = storage.as_path(folder) / _FEATURES
+    if not path.exists():
+        return None
+    head = storage.read_json(path, kind="features of a TFDS data set", schema_version=None)
+    try:
+        return tuple(head["featuresDict"]["features"])
+    except (KeyError, TypeError) as error:
+        raise InputError(describe("The features of a TFDS data set are damaged", where=path,
+                                  got=repr(error), cure="prepare the data set again")) from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -143,7 +185,7 @@ def read_rows(folder: epath.Path, name: TfdsName, split: str) -> list[dict[str, 
         InputError: TFDS is not installed, or the files are damaged.
     """
     rows = [{name.fields.get(key, key): value for key, value in row.items()}
-            for row in _read(str(folder), split_name(folder, split) or split)]
+            for row in _read(str(folder), split_name(folder, name, split) or split)]
     return rows if name.adapt is None else [name.adapt(row) for row in rows]
 
 

@@ -113,11 +113,14 @@ def test_a_task_is_served_by_tfds_alone(only_tfds):
     assert registry.get_task("xsum__doc_tldr").why_unavailable() == "no data"
 
 
-def test_json_lines_come_first_and_test_stands_for_validation(tmp_path, monkeypatch):
+def test_json_lines_come_first_and_test_stands_for_validation(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("ELM_TFDS_DIR", str(tmp_path / "tfds"))
     monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
     build(tmp_path / "tfds", "toys", {"n": np.int64}, {"train": [{"n": 1}], "test": [{"n": 2}]})
+    caplog.set_level("INFO")
     assert sources.read_rows("toys", None, "validation") == [{"n": 2}]
+    messages = [record.getMessage() for record in caplog.records if "stands for it" in record.getMessage()]
+    assert len(messages) == 1 and "toys/1.0.0 has no split validation" in messages[0]
     assert sources.num_rows("toys", None, "validation") == 1
     (tmp_path / "toys").mkdir()
     (tmp_path / "toys" / "train.jsonl").write_text('{"n": 5}\n')
@@ -170,6 +173,92 @@ def test_where_tfds_differs_from_the_hub(tmp_path, monkeypatch):
         {"text": "Where?", "label_coarse": 5, "label_fine": 14, "coarse_label": 4, "fine_label": 35}]
     assert sources.read_rows("ag_news", None, "train") == [{"text": "T D", "label": 2}]
     assert sources.read_rows("anli", "r2", "validation") == [{"premise": "c", "hypothesis": "h", "label": 1}]
+
+
+def test_versions_that_differ_are_made_like_the_hub_s(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELM_TFDS_DIR", str(tmp_path))
+    monkeypatch.delenv("ELM_DATA_DIR", raising=False)
+    build(tmp_path, "hellaswag", {"context": TEXT(), "label": np.int32}, {
+        "validation": [{"context": "c", "label": 3}, {"context": "d", "label": -1}]})
+    build(tmp_path, "winogrande", {"sentence": TEXT(), "label": tfds.features.ClassLabel(names=["1", "2"])},
+          {"validation": [{"sentence": "s _", "label": "2"}]})
+    build(tmp_path, "anli/plain_text", {"premise": TEXT(), "hypothesis": TEXT()}, {
+        f"{split}_r{part}": [{"premise": f"{split} {part}", "hypothesis": "h"}]
+        for split in ("train", "dev", "test") for part in (1, 3)})
+    assert sources.read_rows("hellaswag", None, "validation") == [
+        {"ctx": "c", "label": "3"}, {"ctx": "d", "label": ""}]
+    assert sources.read_rows("winogrande", "winogrande_xl", "validation") == [
+        {"sentence": "s _", "label": 1, "answer": "2"}]
+    for part in ("r1", "r3"):
+        found = [sources.read_rows("anli", part, split)[0]["premise"] for split in ("train", "validation")]
+        assert found == [f"train {part[1]}", f"dev {part[1]}"]
+    assert sources.find_split("anli", "r2", "validation") is None
+    fields = tfds_rows.fields_of(*tfds_rows.find("winogrande", "winogrande_xl"))
+    assert fields == {"sentence", "label", "answer"}
+    (tmp_path / "broken" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "broken" / "1.0.0" / "features.json").write_text('{"featuresDict": 3}')
+    with pytest.raises(InputError, match=r"(?s)features of a TFDS data set are damaged.*features.json"):
+        tfds_rows.fields_of(tmp_path / "broken" / "1.0.0", tfds_rows.TfdsName("broken"))
+
+
+BUILDERS = {  # what TFDS's own catalogue has, under the names that are mapped or under its own
+    ("ag_news", None): "ag_news_subset", ("imdb", None): "imdb_reviews/plain_text", ("trec", None): "trec",
+    ("anli", "r1"): "anli/r1", ("anli", "r2"): "anli/r2", ("anli", "r3"): "anli/r3",
+    ("cnn_dailymail", "3.0.0"): "cnn_dailymail", ("cos_e", "v1.11"): "cos_e",
+    ("hellaswag", None): "hellaswag", ("paws", "labeled_final"): "paws_wiki/labeled_final_tokenized",
+    ("winogrande", "winogrande_xl"): "winogrande", ("story_cloze", "2016"): "story_cloze/2016",
+    ("cosmos_qa", None): "cosmos_qa", ("glue", "mrpc"): "glue/mrpc", ("glue", "qqp"): "glue/qqp",
+    ("qasc", None): "qasc", ("gigaword", None): "gigaword", ("multi_news", None): "multi_news",
+    ("samsum", None): "samsum", ("xsum", None): "xsum", ("wiki_bio", None): "wiki_bio",
+    ("super_glue", "cb"): "super_glue/cb", ("super_glue", "copa"): "super_glue/copa",
+    ("super_glue", "rte"): "super_glue/rte", ("super_glue", "wic"): "super_glue/wic",
+    ("super_glue", "wsc.fixed"): "super_glue/wsc.fixed", ("esnli", None): "esnli",
+    ("asset", "simplification"): "asset/simplification",
+    ("wiki_auto", "auto_full_with_split"): "wiki_auto/auto_full_with_split",
+}
+LACKING = {("hellaswag", None), ("story_cloze", "2016")}
+"""Whose version in TFDS lacks what some templates read, or all."""
+
+
+def synthetic(feature) -> object:
+    """A value of a feature, as a plain one."""
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return {name: synthetic(part) for name, part in feature.items()}
+    if isinstance(feature, tfds.features.Sequence):
+        return [synthetic(feature.feature)]
+    return "text" if isinstance(feature, tfds.features.Text) or feature.np_dtype is object else 1
+
+
+def test_tfds_s_own_builders_have_what_the_templates_read(tmp_path, monkeypatch):
+    """Their features are asked offline; one that lacks a field is no source for a template that reads it."""
+    monkeypatch.setenv("ELM_TFDS_DIR", str(tmp_path))
+    monkeypatch.delenv("ELM_DATA_DIR", raising=False)
+    if templates.installed_folder() is None:
+        pytest.skip("promptsource's templates are not installed")
+    registry.import_tasks(["elm_jax.tasks"])
+    tasks = [task for task in map(registry.get_task, registry.task_names())
+             if task.row_source in BUILDERS and task.adapt is None]
+    assert {task.row_source for task in tasks} == set(BUILDERS) and set(tfds_names.NAMES) <= set(BUILDERS)
+    served = {}
+    for source, own in BUILDERS.items():
+        name = next(name for name in tfds_rows.candidates(*source) if name.name == own)
+        features = tfds.builder(own, data_dir=str(tmp_path / "none"), try_gcs=False).info.features
+        row = {name.fields.get(field, field): synthetic(feature) for field, feature in features.items()}
+        served[source] = name.adapt(row) if name.adapt else row
+        folder = tmp_path / own / "1.0.0"
+        folder.mkdir(parents=True)
+        (folder / "features.json").write_text(json.dumps(
+            {"featuresDict": {"features": dict.fromkeys(features)}}))
+        (folder / "dataset_info.json").write_text(json.dumps({"splits": [
+            {"name": split, "shardLengths": ["1"]} for split in ("train", "validation")]}))
+    refused = {task.name for task in tasks
+               if not task.load_template().fields() <= set(served[task.row_source])}
+    assert {task.row_source for task in tasks if task.name in refused} == LACKING
+    for task in tasks:
+        assert task.why_unavailable() == ("no data" if task.name in refused else None), task.name
+        assert task.has_rows("validation") == (task.name not in refused), task.name
+    assert {task.template for task in tasks if task.dataset == "hellaswag"} - {
+        task.template for task in tasks if task.name in refused}, "some templates read the context whole"
 
 
 def test_both_numberings_of_trec_serve_the_templates_of_their_version():
