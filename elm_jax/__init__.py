@@ -7,10 +7,11 @@
     merged = elm.merge(library, decision=decision, top_k=3)
     rows = elm.evaluate(base, merged, tasks=["super_glue_rte__can_we_infer"])
 
-TensorFlow and SeqIO are imported only when a task is prepared.
+SeqIO and TensorFlow are imported only where SeqIO is asked for a task, or rows of TFDS are read.
 """
 
 # Experts and what they stand on.
+from elm_jax.data.own_task import add_task
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import ElmError, InputError, RunError
@@ -36,8 +37,8 @@ from elm_jax.workflows.train import TrainConfig, train
 
 __all__ = [
     "AdapterConfig", "Base", "ConvertConfig", "ElmError", "Expert", "ExpertCard", "ExpertLibrary",
-    "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RoutingDecision", "RoutingInstance",
-    "RunError", "T5Config", "T5Network", "TaskData", "TrainConfig", "Vocabulary", "build_library",
-    "convert", "evaluate", "load_base", "load_expert", "merge", "pretrain", "resolve", "route", "save_base",
-    "save_expert", "train",
+    "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RoutingDecision",
+    "RoutingInstance", "RunError", "T5Config", "T5Network", "TaskData", "TrainConfig", "Vocabulary",
+    "add_task", "build_library", "convert", "evaluate", "load_base", "load_expert", "merge", "pretrain",
+    "resolve", "route", "save_base", "save_expert", "train",
 ]

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from elm_jax import commands, hosts, preemption
+from elm_jax import commands, hosts, preemption, task_commands
 from elm_jax.errors import ElmError
 from elm_jax.experts.formats.detect import KINDS
 from elm_jax.workflows.convert import DTYPES, LAYOUTS
@@ -126,8 +126,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: str,
-          run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=summary, description=summary, epilog=f"example:\n  {example}",
+          run: Callable[[argparse.Namespace], int | None], aliases: Sequence[str] = ()
+          ) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, aliases=list(aliases), help=summary, description=summary,
+                              epilog=f"example:\n  {example}",
                               formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(run=run)
     return parser
@@ -300,6 +302,9 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--max_rows", type=int, metavar="N",
                           help="a seeded random subset of at most N rows a task (default: all rows)")
     evaluate.add_argument("--source_length", type=int, default=512)
+    evaluate.add_argument("--few_shot", type=int, default=0, metavar="K",
+                          help="put K rows of each task's train split (other rows of a task without) with "
+                          "answers before every input, as far as --source_length allows (default: 0)")
     evaluate.add_argument("--max_new_tokens", type=int, default=128)
     evaluate.add_argument("--stack_experts", type=int, default=1, metavar="E",
                           help="score so many experts of one shape in one program (default: 1)")
@@ -338,7 +343,8 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
                          help="layers are stacked (scalable T5) in the T5X checkpoint to write, else in SRC "
                          "(default: as they lay in T5X)")
     convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
-    convert.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model for a source without one")
+    convert.add_argument("--vocabulary", metavar="FILE", help="vocabulary for a source without one: a "
+                         "SentencePiece model, tokenizer.json, or vocabulary.json of bytes")
     convert.add_argument("--verify", action="store_true",
                          help="compare the logits of SRC and DST; status 1 above 1e-4, or 1e-5 of the "
                          "largest logit (holds a whole model)")
@@ -347,27 +353,47 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:
-    tasks = verbs.add_parser("tasks", help="Registered tasks: list, show, prepare.")
+    tasks = verbs.add_parser("tasks", help="Registered tasks: list, show, stats, cache, check.")
     actions = tasks.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = _verb(actions, "list", "Lists tasks and mixtures.", "elm tasks list", commands.tasks_list)
-    listing.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    show = _verb(actions, "show", "Rendered inputs, targets, choices and token counts of a task.",
-                 "elm tasks show ag_news__classify --rows 2", commands.tasks_show)
+    listing = _verb(actions, "list", "Lists tasks and mixtures.",
+                    "elm tasks list --role train --category sentiment", task_commands.list_tasks)
+    for fact, text in (("role", "train, unseen, generative, bigbench, bbh, ..."),
+                       ("dataset", "as ag_news, super_glue_rte"), ("category", "as sentiment"),
+                       ("kind", "rank or generation")):
+        listing.add_argument(f"--{fact}", metavar=fact.upper(), help=f"only tasks of this {fact}: {text}")
+    show = _verb(actions, "show", "Rows of a task as prompts, and what its lengths cut off.",
+                 "elm tasks show ag_news__classify --rows 2 --base runs/base/base", task_commands.show)
     show.add_argument("name", metavar="NAME")
-    show.add_argument("--split", default="validation")
+    show.add_argument("--split", help="default: validation, or the only one a task has")
     show.add_argument("--rows", type=int, default=3)
     show.add_argument("--base", metavar="DIR", help="count tokens in this base's vocabulary")
-    show.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    prepare = _verb(actions, "prepare", "Tokenises tasks once, for machines without TensorFlow.",
-                    "elm tasks prepare --base runs/base/base --prepared arrays ag_news__classify",
-                    commands.tasks_prepare)
-    prepare.add_argument("names", nargs="+", metavar="NAME")
-    prepare.add_argument("--base", required=True, metavar="DIR", help="whose vocabulary is used")
-    prepare.add_argument("--split", action="append", help="may be given again; default: all that a task has")
-    prepare.add_argument("--max_rows", type=int)
-    _add_modules(listing)
-    _add_modules(show)
-    _add_data(prepare)
+    stats = _verb(actions, "stats", "Instances, dropped rows, token lengths, and what the lengths cut off.",
+                  "elm tasks stats --base runs/base/base ag_news__classify super_glue_rte",
+                  task_commands.stats)
+    cache = _verb(actions, "cache", "Renders and tokenises tasks once, into arrays.",
+                  "elm tasks cache --base runs/base/base --prepared arrays --num_workers 8 trec",
+                  task_commands.cache, aliases=["prepare"])
+    cache.add_argument("--num_workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    for parser in (stats, cache):
+        parser.add_argument("names", nargs="*", metavar="NAME",
+                            help="tasks and mixtures; none: all that there are data for")
+        parser.add_argument("--base", required=True, metavar="DIR", help="whose vocabulary is used")
+        parser.add_argument("--split", action="append",
+                            help="may be given again; default: all that a task has")
+        parser.add_argument("--max_rows", type=int, help="a seeded random subset of at most N rows (for "
+                            "scoring; training reads whole splits)")
+        _add_data(parser)
+    for parser in (show, stats):
+        parser.add_argument("--source_length", type=int, metavar="S",
+                            help="tokens of an input that are kept (default: of the task's recipe, else 512)")
+        parser.add_argument("--target_length", type=int, metavar="T",
+                            help="tokens of a target that are kept (default: of the task's recipe, else 128)")
+    check = _verb(actions, "check", "Which data sets are there and whole, and how to get the others.",
+                  "ELM_DATA_DIR=data elm tasks check", task_commands.check)
+    for parser in (listing, show, check):
+        _add_modules(parser)
+    for parser in (listing, show, stats, check):
+        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """What each verb of the command line does: reads flags, calls one workflow, prints its result."""
 
 import argparse
-import json
 import logging
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +10,15 @@ from rich.table import Table
 
 from elm_jax import config as config_lib
 from elm_jax import hosts, plan_commands, preemption, sharding, storage
-from elm_jax.data import sources
+from elm_jax.data import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
-from elm_jax.experts.base import load_base, load_vocabulary
+from elm_jax.experts.base import load_base
 from elm_jax.experts.encoders import MiniLMEncoder
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert
+from elm_jax.printing import print_json, print_table
+from elm_jax.task_commands import modules_of, task_data
 from elm_jax.workflows import build_library, run_record
 from elm_jax.workflows import convert as converting
 from elm_jax.workflows import evaluate as evaluating
@@ -36,7 +35,6 @@ from elm_jax.workflows.train_stack import train_stack
 
 logger = logging.getLogger(__name__)
 STOPPED = preemption.STOPPED
-DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -130,7 +128,7 @@ def farm_status(arguments: argparse.Namespace) -> int:
     rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
     counts = {state: sum(row["state"] == state for row in rows) for state in farming.STATES}
     if arguments.json:
-        _print_json({"counts": counts, "experts": rows})
+        print_json({"counts": counts, "experts": rows})
     else:
         table = Table("expert", "kind", "state", "attempts", "step", "seconds", "worker", "error")
         for row in rows:
@@ -139,7 +137,7 @@ def farm_status(arguments: argparse.Namespace) -> int:
                 state += f", {row['silent_seconds']:.0f} s ago"
             table.add_row(row["expert"], row["kind"], state, str(row["attempts"]), str(row["step"]),
                           str(row["seconds"] or ""), row["worker"] or "", _in_short(row["error"]))
-        _print_table(table)
+        print_table(table)
         print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
     return 1 if counts["failed"] else 0
 
@@ -164,7 +162,7 @@ def _config_writer(folder: str) -> Callable[[], None]:
 def library_build(arguments: argparse.Namespace) -> None:
     """`elm library build`."""
     library = build_library.build_library(
-        arguments.library, arguments.experts, _task_data(arguments), encoder=arguments.encoder,
+        arguments.library, arguments.experts, task_data(arguments), encoder=arguments.encoder,
         text_format=arguments.text_format, instances_per_expert=arguments.instances, seed=arguments.seed)
     print(f"{len(library)} experts, {len(library.instances)} keys, encoder {library.encoder.name}")
 
@@ -172,7 +170,7 @@ def library_build(arguments: argparse.Namespace) -> None:
 def library_add(arguments: argparse.Namespace) -> None:
     """`elm library add`."""
     library = ExpertLibrary.open(arguments.library)
-    build_library.add_experts(library, arguments.experts, _task_data(arguments), arguments.seed)
+    build_library.add_experts(library, arguments.experts, task_data(arguments), arguments.seed)
     print(f"{len(library)} experts, {len(library.instances)} keys")
 
 
@@ -187,7 +185,7 @@ def library_list(arguments: argparse.Namespace) -> None:
     """`elm library list`."""
     library = ExpertLibrary.open(arguments.library)
     if arguments.json:
-        _print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
+        print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
                      "experts": library.facts["experts"]})
         return
     table = Table("expert", "kind", "dataset", "tasks", "keys", "steps",
@@ -196,7 +194,7 @@ def library_list(arguments: argparse.Namespace) -> None:
         card = entry.card
         table.add_row(card.id, card.kind, card.dataset or "several", str(len(card.tasks)),
                       str(entry.num_keys), str(card.training.get("steps", "")))
-    _print_table(table)
+    print_table(table)
 
 
 def library_verify(arguments: argparse.Namespace) -> int:
@@ -204,7 +202,7 @@ def library_verify(arguments: argparse.Namespace) -> int:
     library = ExpertLibrary.open(arguments.library)
     faults = library.verify()
     if arguments.json:
-        _print_json({"experts": len(library), "faults": faults})
+        print_json({"experts": len(library), "faults": faults})
     else:
         print("\n".join(faults) or f"{len(library)} experts are whole")
     return 1 if faults else 0
@@ -216,14 +214,14 @@ def route(arguments: argparse.Namespace) -> None:
     library = ExpertLibrary.open(arguments.library, encoder)
     decision = _decide(library, arguments)
     if arguments.json:
-        _print_json(decision.to_dict())
+        print_json(decision.to_dict())
         return
     table = Table("rank", "expert", "votes", "similarity",
                   title=f"{decision.num_queries} queries, {decision.text_format}, {decision.encoder}")
     for rank, row in enumerate(decision.ranking, start=1):
         style = "bold" if rank <= arguments.top_k else None
         table.add_row(str(rank), row.expert, str(row.votes), f"{row.mean_similarity:.3f}", style=style)
-    _print_table(table)
+    print_table(table)
 
 
 def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
@@ -232,7 +230,9 @@ def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
     else:
         instances = task_tools.routing_instances(
             arguments.task, getattr(arguments, "split", "validation"), arguments.queries,
-            modules=_modules(arguments), prepared_dir=arguments.prepared, seed=getattr(arguments, "seed", 0))
+            modules=modules_of(arguments), prepared_dir=arguments.prepared,
+            seed=getattr(arguments, "seed", 0),
+            keys={row["source"] for row in library.instances})
     return routing.route(library, instances, num_queries=arguments.queries)
 
 
@@ -267,21 +267,25 @@ def evaluate(arguments: argparse.Namespace) -> None:
     base = load_base(arguments.base, mesh=mesh, rules=sharding.split_rules())
     output = storage.as_path(arguments.output)
     prepared = arguments.prepared or (str(output.parent / "prepared") if hosts.count() > 1 else None)
-    data = TaskData(base.vocabulary, base.vocabulary_path, _modules(arguments), prepared)
+    data = TaskData(base.vocabulary, modules_of(arguments), prepared,
+                    few_shot=arguments.few_shot, few_shot_length=arguments.source_length)
     tasks = list(dict.fromkeys(task for name in arguments.task for task in data.tasks_of(name)))
+    registry.import_tasks(modules_of(arguments))  # of registered tasks a changed template is noticed
     models = [evaluating.model_in(base, folder, mesh=mesh) for folder in arguments.expert]
     store = ResultsStore(output.parent, output.name)
     settings = EvaluationSettings(source_length=arguments.source_length,
-                                  max_new_tokens=arguments.max_new_tokens)
+                                  max_new_tokens=arguments.max_new_tokens, few_shot=arguments.few_shot)
+    most = data.evaluation_rows(arguments.task) if arguments.max_rows is None else arguments.max_rows
     evaluating.evaluate_models(
         models or [evaluating.model_of(base, None)], lambda _: tasks, data, base, store, settings, mesh=mesh,
-        split=arguments.split, max_rows=arguments.max_rows, stack_experts=arguments.stack_experts)
+        split=arguments.split, max_rows=most,
+        stack_experts=arguments.stack_experts)
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"
         table.add_row(row["expert"], row["task"], row["metric"], f"{100 * row['value']:.2f}", interval,
                       str(row["num_instances"]), str(row["max_rows"] or "all"), str(row.get("num_cut", "–")))
-    _print_table(table)
+    print_table(table)
     logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
 
 
@@ -292,10 +296,10 @@ def convert(arguments: argparse.Namespace) -> int:
         target_kind=arguments.target_kind, base=arguments.base, dtype=arguments.dtype,
         max_shard_bytes=converting.parse_size(arguments.max_shard_size), layout=arguments.layout,
         scanned=arguments.scanned, step=arguments.step, vocabulary=arguments.vocabulary,
-        verify=arguments.verify, expert_id=arguments.id, kind=arguments.kind, modules=_modules(arguments))
+        verify=arguments.verify, expert_id=arguments.id, kind=arguments.kind, modules=modules_of(arguments))
     report = converting.convert(config)
     if arguments.json:
-        _print_json(report)
+        print_json(report)
         return 0
     print("\n".join(converting.summary(report)))
     return 0
@@ -308,82 +312,5 @@ def report(arguments: argparse.Namespace) -> None:
     print(f"report: {outcome.report_path}")
 
 
-def tasks_list(arguments: argparse.Namespace) -> None:
-    """`elm tasks list`."""
-    listing = task_tools.list_tasks(_modules(arguments))
-    if arguments.json:
-        _print_json(listing)
-        return
-    lacks = {row["name"]: row["unavailable"] for row in listing["tasks"]}
-    table = Table("task or mixture", "dataset", "template", "role", "kind", "lacks")
-    for row in listing["tasks"]:
-        table.add_row(row["name"], row["dataset"], repr(row["template"]), row["role"], row["kind"],
-                      row["unavailable"] or "")
-    for name, members in listing["mixtures"].items():
-        missing = sum(lacks[member] is not None for member in members)
-        table.add_row(name, f"mixture of {len(members)}", "", "", "",
-                      f"{missing} of its {len(members)} tasks" if missing else "")
-    _print_table(table)
-    unserved = sum(reason is not None for reason in lacks.values())
-    logger.info("%d tasks, %d of them cannot be prepared; %s is %s", len(lacks), unserved,
-                sources.DATA_DIR_VARIABLE, sources.data_dir() or "not set")
-
-
-def tasks_show(arguments: argparse.Namespace) -> None:
-    """`elm tasks show NAME`."""
-    vocabulary = load_vocabulary(arguments.base)[0] if arguments.base else None
-    rows = task_tools.show_task(arguments.name, arguments.split, arguments.rows,
-                                modules=_modules(arguments), vocabulary=vocabulary)
-    if arguments.json:
-        _print_json({"task": arguments.name, "split": arguments.split, "rows": rows})
-        return
-    for row in rows:
-        print("\n".join(f"{name}: {value}" for name, value in row.items()) + "\n")
-
-
-def tasks_prepare(arguments: argparse.Namespace) -> None:
-    """`elm tasks prepare`: prepared arrays of tasks or mixtures."""
-    if not arguments.prepared:
-        raise InputError(describe("--prepared names no folder", cure="give --prepared DIR"))
-    data = _task_data(arguments)
-    start, count = time.monotonic(), 0
-    for name in arguments.names:
-        for task in data.tasks_of(name):
-            for split in arguments.split or data.splits_of(task):
-                rows = len(data.split(task, split, arguments.max_rows))
-                print(f"{task} {split}: {rows} rows")
-                count += 1
-    logger.info("prepared %d splits in %.1f s", count, time.monotonic() - start)
-
-
-def _modules(arguments: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(arguments.module or DEFAULT_MODULES)
-
-
-def _task_data(arguments: argparse.Namespace) -> TaskData:
-    vocabulary, path = load_vocabulary(arguments.base)
-    if vocabulary is None:
-        raise InputError(describe("The base carries no vocabulary", where=arguments.base))
-    return TaskData(vocabulary, path, _modules(arguments), arguments.prepared)
-
-
 def _paths(arguments: argparse.Namespace) -> list[str]:
     return [path for path in arguments.gin_search_paths.split(",") if path]
-
-
-def _print_table(table: Table) -> None:
-    """Prints a table with every name whole: folded in a terminal, on one line where a script reads it."""
-    console = Console()
-    for column in table.columns:
-        column.overflow = "fold"
-    if not console.is_terminal:
-        unbounded = console.options.update(max_width=100_000)
-        console.width = max(console.width, console.measure(table, options=unbounded).maximum)
-    console.print(table)
-
-
-def _print_json(value: object) -> None:
-    json.dump(value, sys.stdout, ensure_ascii=False)
-    sys.stdout.write("\n")
-
-

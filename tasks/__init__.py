@@ -3,6 +3,15 @@
 A module of tasks of one's own may be named beside it wherever task modules are asked for.
 """
 
-from elm_jax.tasks import bigbench, generative, t0_eval, t0_train
+from elm_jax.tasks import (
+    bbh,
+    bigbench,
+    compositional,
+    generative,
+    origins,
+    t0_eval,
+    t0_train,
+    tfds_names,
+)
 
-__all__ = ["bigbench", "generative", "t0_eval", "t0_train"]
+__all__ = ["bbh", "bigbench", "compositional", "generative", "origins", "t0_eval", "t0_train", "tfds_names"]

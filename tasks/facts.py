@@ -2,7 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from elm_jax.tasks.pins import versions_of
+from elm_jax.tasks.recipes import recipe_of
 
 from elm_jax.data import registry, templates
 
@@ -19,39 +22,62 @@ class Dataset:
         config: its config, None without one.
         rank: templates with answer choices that accuracy measures.
         generation: all others.
+        extra: those of both that the published comparison leaves out.
+        source: data set and config whose rows these are, None for its own.
     """
 
     name: str
     config: str | None
     rank: tuple[str, ...]
     generation: tuple[str, ...]
+    extra: tuple[str, ...] = ()
+    source: tuple[str, str | None] | None = None
 
     @property
     def templates(self) -> tuple[str, ...]:
         """All templates' names."""
         return self.rank + self.generation
 
+    @property
+    def key(self) -> str:
+        """``<dataset>[_<config>]``, the name of its mixture."""
+        return templates.dataset_name(self.name, self.config)
 
-def add_datasets(datasets: Iterable[Dataset], *, role: str, splits: Sequence[str]) -> list[str]:
+
+def add_datasets(
+    datasets: Iterable[Dataset], *, role: str, splits: Sequence[str], extra_role: str | None = None,
+    categories: Mapping[str, str] | None = None,
+) -> list[str]:
     """Registers every prompt of every data set, and each data set's prompts as a mixture.
+
+    A data set's mixture holds its prompts of the role, and all of them where none is of it.
 
     Args:
         datasets: a table.
         role: one of `registry.ROLES`.
         splits: names of the data sets' splits.
+        extra_role: role of the prompts that the comparison leaves out.
+        categories: from a data set's key to its category.
 
     Returns:
-        The tasks' names.
+        The names of the tasks of the role.
     """
     names = []
     for dataset in datasets:
         templates.check_collisions(dataset.name, dataset.config, dataset.templates)
-        tasks = [
-            registry.add_prompted_task(
-                dataset.name, dataset.config, template, kind=kind, role=role, splits=splits,
-                template_folder=TEMPLATE_FOLDER)
-            for kind, names_of_kind in (("rank", dataset.rank), ("generation", dataset.generation))
-            for template in names_of_kind]
-        registry.add_mixture(templates.dataset_name(dataset.name, dataset.config), tasks)
-        names += tasks
+        own = {template: _add(dataset, template, extra_role if template in dataset.extra else role, splits,
+                              (categories or {}).get(dataset.key))
+               for template in dataset.templates}
+        kept = [name for template, name in own.items() if template not in dataset.extra]
+        registry.add_mixture(dataset.key, kept)
+        names += kept
     return names
+
+
+def _add(dataset: Dataset, template: str, role: str, splits: Sequence[str], category: str | None) -> str:
+    kind = "rank" if template in dataset.rank else "generation"
+    return registry.add_prompted_task(
+        dataset.name, dataset.config, template, kind=kind, role=role, splits=splits,
+        template_folder=TEMPLATE_FOLDER, source=dataset.source, category=category,
+        recipe=recipe_of(dataset.key) if role not in registry.EVALUATION_ONLY else None,
+        versions=versions_of)

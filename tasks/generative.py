@@ -1,11 +1,26 @@
 """The generative tasks, in the order in which ELM.md lets experts learn them one after another.
 
-Four of the data sets have no promptsource templates; ours lie in ``tasks/templates``.
+Eight of the data sets have no promptsource templates, or none that fit; ours lie in ``tasks/templates``.
+``gigaword_constrained`` asks of gigaword's rows a title that starts with, contains or ends with a word.
 """
 
 from elm_jax.tasks.facts import Dataset, add_datasets
+from elm_jax.tasks.recipes import SEEN_ROWS
+
+from elm_jax.data import registry
 
 DATASETS = (
+    Dataset(
+        "wiki_auto", "auto_full_with_split",
+        rank=(),
+        generation=("easier to read", "simpler words"),
+    ),
+    Dataset(
+        "gigaword_constrained", None,
+        rank=(),
+        generation=("title that starts with", "title that contains", "title that ends with"),
+        source=("gigaword", None),
+    ),
     Dataset(
         "haiku", None,
         rank=(),
@@ -38,6 +53,22 @@ DATASETS = (
             "relate_premise_to_hypothesis_with_explanation",
         ),
     ),
+    Dataset(
+        "twitter_top20", None,
+        rank=(),
+        generation=("tweet by and about", "in the manner of"),
+    ),
 )
+"""In the order of learning."""
+TEST_DATASETS = (
+    Dataset(
+        "asset", "simplification",
+        rank=(),
+        generation=("easier to read", "simpler words"),
+    ),
+)
+"""Scored only: simplification is learned on wiki_auto and tested on both."""
 
 TASKS = add_datasets(DATASETS, role="generative", splits=("train", "validation"))
+TEST_TASKS = add_datasets(TEST_DATASETS, role="generative", splits=("validation",))
+registry.add_mixture("generative", [*TASKS, *TEST_TASKS], eval_rows=SEEN_ROWS)

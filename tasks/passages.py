@@ -10,9 +10,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from elm_jax.tasks import bigbench, generative, t0_eval, t0_train
+from elm_jax.tasks import bbh, bigbench, generative, t0_eval, t0_train
 
-from elm_jax.data import pretraining, sources, templates
+from elm_jax.data import pretraining, registry, sources, templates
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def candidates() -> Iterator[str]:
     """
     missing = []
     for field in PASSAGES:
-        if sources.find_file(field.dataset, field.config, "train") is not None:
+        if sources.find_split(field.dataset, field.config, "train") is not None:
             yield from sources.read_passages(field.dataset, field.config, field.fields)
         else:
             missing.append(field.name)
@@ -65,16 +65,19 @@ def held_out() -> Iterator[str]:
     """Texts of every row that anything is evaluated on, as far as there are data.
 
     These are all rows of the unseen, generative and BIG-bench data sets, and the validation rows of the
-    training data sets.
+    training data sets. Rows that a generative data set borrows from a training one count as the latter's.
     """
+    generated = [dataset for dataset in (*generative.DATASETS, *generative.TEST_DATASETS)
+                 if dataset.source is None]
     held = [(dataset.name, dataset.config, split)
             for datasets, splits in ((t0_eval.DATASETS, ("train", "validation")),
-                                     (generative.DATASETS, ("train", "validation", "test")),
-                                     (t0_train.DATASETS, ("validation",)))
+                                     (generated, ("train", "validation", "test")),
+                                     (t0_train.DATASETS + t0_train.EXTRA_DATASETS, ("validation",)))
             for dataset in datasets for split in splits]
-    held += [("bigbench", task, "test") for task in bigbench.RANKED + bigbench.GENERATED]
+    held += [(task.dataset, task.config, "test")
+             for task in map(registry.get_task, bigbench.TASKS + bigbench.EXTRA_TASKS + bbh.TASKS)]
     for dataset, config, split in held:
-        if sources.find_file(dataset, config, split) is not None:
+        if sources.find_split(dataset, config, split) is not None:
             for row in sources.read_rows(dataset, config, split):
                 yield from _texts(row)
 

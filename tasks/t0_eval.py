@@ -1,12 +1,13 @@
 """The unseen classification tasks: 11 data sets that no expert and no base may ever be trained on.
 
-Only their validation rows are registered. `PUBLISHED` names the 113 (data set, prompt) pairs of the
-published comparison.
+Only their validation rows are registered. The 113 (data set, prompt) pairs of the published comparison have
+the role ``unseen`` and are the mixture ``t0_unseen``, scored on all rows; the data sets' other prompts have
+the role ``unseen_extra``.
 """
 
 from elm_jax.tasks.facts import Dataset, add_datasets
 
-from elm_jax.data import templates
+from elm_jax.data import registry
 
 DATASETS = (
     Dataset(
@@ -54,6 +55,11 @@ DATASETS = (
             "Topic without the ending answer", "Open-ended completion", "Topic of the context",
             "Open-ended start",
         ),
+        extra=(
+            "Appropriate continuation - Yes or No",
+            "Reversed appropriate continuation - Yes or No", "Topic without the ending answer",
+            "Open-ended completion", "Topic of the context", "Open-ended start",
+        ),
     ),
     Dataset(
         "story_cloze", "2016",
@@ -62,6 +68,9 @@ DATASETS = (
             "Story Continuation and Options", "Novel Correct Ending",
         ),
         generation=(
+            "Generate Ending",
+        ),
+        extra=(
             "Generate Ending",
         ),
     ),
@@ -85,6 +94,10 @@ DATASETS = (
             "…why? C1 or C2", "choose",
         ),
         generation=(),
+        extra=(
+            "…What could happen next, C1 or C2?", "…As a result, C1 or C2?",
+            "…which may be caused by", "…why? C1 or C2",
+        ),
     ),
     Dataset(
         "super_glue", "rte",
@@ -120,30 +133,11 @@ DATASETS = (
             "True or False", "Replace",
         ),
         generation=(),
+        extra=(
+            "True or False",
+        ),
     ),
 )
 
-_LEFT_OUT = {
-    "hellaswag": (
-        "Appropriate continuation - Yes or No", "Reversed appropriate continuation - Yes or No",
-    ),
-    "super_glue_copa": (
-        "…What could happen next, C1 or C2?", "…As a result, C1 or C2?",
-        "…which may be caused by", "…why? C1 or C2",
-    ),
-    "winogrande_winogrande_xl": ("True or False",),
-}
-"""Prompts to be ranked that the published comparison leaves out."""
-
-
-def _published() -> tuple[str, ...]:
-    """The comparison's tasks: every prompt to be ranked but those left out."""
-    return tuple(
-        templates.task_name(dataset.name, dataset.config, template)
-        for dataset in DATASETS
-        for template in dataset.rank
-        if template not in _LEFT_OUT.get(templates.dataset_name(dataset.name, dataset.config), ()))
-
-
-PUBLISHED = _published()
-TASKS = add_datasets(DATASETS, role="unseen", splits=("validation",))
+TASKS = add_datasets(DATASETS, role="unseen", splits=("validation",), extra_role="unseen_extra")
+registry.add_mixture("t0_unseen", TASKS)

@@ -1,13 +1,16 @@
-"""The training tasks: 36 data sets of T0's mixture with the prompts of ELM.md, and HotpotQA by KILT.
+"""The 296 training tasks of ELM.md: 36 data sets of T0's mixture, prompt by prompt.
 
-Adds a task for each prompt, a mixture for each data set, and ``t0_train`` for all of them. What has
-no rows below ELM_DATA_DIR is known by name and left out of the mixtures.
+Adds a task for each prompt, a mixture for each data set and for each of T0's categories, and ``t0_train``
+for all of them; each mixture of several data sets also with other caps. What has no rows below ELM_DATA_DIR
+is known by name and left out of the mixtures.
 
-Two rows differ from the paper's count of prompts: of ``hotpot_qa/fullwiki`` it used 6, without saying
-which, and 8 are listed; ``kilt_tasks/hotpotqa`` is the form in which T0 took HotpotQA.
+Of ``hotpot_qa/fullwiki`` the paper took 6 prompts of 8 (those of its configs); the other two, and HotpotQA in
+KILT's form, in which T0 took it, are there under the role ``extra``.
 """
 
+from elm_jax.tasks.categories import CATEGORIES, CATEGORY_OF
 from elm_jax.tasks.facts import Dataset, add_datasets
+from elm_jax.tasks.recipes import DATASET_CAP, GENERATION_CAP, PROMPT_CAP, SEEN_ROWS, T0_CAP
 
 from elm_jax.data import registry
 
@@ -147,6 +150,7 @@ DATASETS = (
             "generate_question", "generate_explanations_affirmative",
             "generate_answer_interrogative",
         ),
+        extra=("generate_answer_and_explanations", "generate_explanations_interrogative"),
     ),
     Dataset(
         "imdb", None,
@@ -368,6 +372,8 @@ DATASETS = (
         ),
         generation=(),
     ),
+)
+EXTRA_DATASETS = (
     Dataset(
         "kilt_tasks", "hotpotqa",
         rank=(),
@@ -376,6 +382,26 @@ DATASETS = (
         ),
     ),
 )
+EXTRA_CATEGORIES = {"kilt_tasks_hotpotqa": "closed_book_qa"}
+"""T0 sorts HotpotQA there, in KILT's form too."""
 
-TASKS = add_datasets(DATASETS, role="train", splits=("train", "validation"))
-registry.add_mixture("t0_train", TASKS)
+SPLITS = ("train", "validation")
+CAPS = (GENERATION_CAP, PROMPT_CAP, T0_CAP)
+"""Other caps on a data set under which the mixtures of several data sets are there as well."""
+
+
+def _add_mixtures(tasks: list[str]) -> None:
+    """Adds ``t0_<category>`` of each category and ``t0_train`` of all, also with other caps; ``t0_seen``."""
+    members = {f"t0_{category}": [task for task in tasks if registry.get_task(task).category == category]
+               for category in CATEGORIES}
+    members["t0_train"] = tasks
+    for name, names in members.items():
+        registry.add_mixture(name, names, dataset_cap=DATASET_CAP)
+        for cap in CAPS:
+            registry.capped_mixture(name, cap, t0_rates=cap == T0_CAP)
+    registry.add_mixture("t0_seen", tasks, eval_rows=SEEN_ROWS)
+
+
+TASKS = add_datasets(DATASETS, role="train", splits=SPLITS, extra_role="extra", categories=CATEGORY_OF)
+add_datasets(EXTRA_DATASETS, role="extra", splits=SPLITS, categories=EXTRA_CATEGORIES)
+_add_mixtures(TASKS)

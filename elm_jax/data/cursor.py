@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from elm_jax.data import batches
+from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
 from elm_jax.types import Batch
 
@@ -93,8 +94,8 @@ class MixtureSource:
 
     def _subset(self, number: int, epoch: int) -> np.ndarray:
         def draw() -> np.ndarray:
-            order = _permutation(len(self.sources[number]), self.seed, _SUBSET, epoch, number)
-            return order[: self.sizes[number]]
+            return draw_rows(len(self.sources[number]), self.sizes[number],
+                             (self.seed, _SUBSET, epoch, number))
 
         return _cached(self._subsets, (number, epoch), draw, _CACHED_EPOCHS * len(self.sources))
 
@@ -229,7 +230,7 @@ def _sizes(source: ExampleSource, index: int, epoch: int) -> tuple[int, int]:
 
 def _permutation(size: int, *words: int) -> np.ndarray:
     """A permutation of range(size), i64[size], that depends on the words only."""
-    return np.random.default_rng([word % 2**63 for word in words]).permutation(size)
+    return draw_rows(size, size, words)
 
 
 def _cached(cache: OrderedDict, key: Any, make: Any, limit: int) -> Any:

@@ -6,6 +6,7 @@ SeqIO task's features name their vocabulary when the task is registered, ours is
 the features hold a `RunVocabulary`, which stands for the one in use.
 """
 
+import collections
 import contextlib
 import contextvars
 import functools
@@ -21,6 +22,7 @@ import tensorflow as tf
 from rouge_score import rouge_scorer
 
 from elm_jax.data import registry
+from elm_jax.data.prepare import info_of
 from elm_jax.data.prepared import PreparedSplit, check_max_rows
 from elm_jax.data.registry import (  # the registry's functions are this module's too
     add_mixture,
@@ -31,7 +33,7 @@ from elm_jax.data.registry import (  # the registry's functions are this module'
     mixture_tasks,
     task_names,
 )
-from elm_jax.data.vocabulary import EOS_ID, UNK_ID, Vocabulary
+from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe
 
 __all__ = [
@@ -56,7 +58,7 @@ _vocabulary_path: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def use_vocabulary(path: str) -> Iterator[None]:
-    """Within the block, the SeqIO tasks' features use the SentencePiece model at `path`."""
+    """Within the block, the SeqIO tasks' features use the vocabulary in the file at `path`."""
     token = _vocabulary_path.set(str(path))
     try:
         yield
@@ -64,29 +66,32 @@ def use_vocabulary(path: str) -> Iterator[None]:
         _vocabulary_path.reset(token)
 
 
-@functools.cache
-def _seqio_vocabulary(path: str) -> seqio.SentencePieceVocabulary:
-    ours = Vocabulary.load(path)  # a missing file, or other special ids, is a clear error here
-    return seqio.SentencePieceVocabulary(path, extra_ids=ours.added_ids)
+_load_vocabulary = functools.cache(Vocabulary.load)
 
 
 class RunVocabulary(seqio.Vocabulary):
-    """The vocabulary in use: of `use_vocabulary`, else of the variable ELM_VOCABULARY."""
+    """The vocabulary in use: of `use_vocabulary`, else of the variable ELM_VOCABULARY.
+
+    It gives the ids of the `Vocabulary` of whichever kind that the file holds, which are those of SeqIO's own
+    class where it has one. TensorFlow asks it through ``tf.numpy_function``: TensorFlow Text has another
+    version of the sentencepiece library, which breaks ties between equally likely pieces in another way,
+    and a text must have one tokenisation everywhere; and of ``tokenizer.json`` it knows nothing.
+    """
 
     @property
-    def actual(self) -> seqio.SentencePieceVocabulary:
-        """The SentencePiece vocabulary that this one stands for.
+    def actual(self) -> Vocabulary:
+        """The vocabulary that this one stands for.
 
         Raises:
-            InputError: none is in use.
+            InputError: none is in use, or its file holds none.
         """
         path = _vocabulary_path.get() or os.environ.get(VOCABULARY_VARIABLE)
         if not path:
             raise InputError(describe(
                 "No vocabulary is in use", where="features of a SeqIO task",
-                cure=f"set {VOCABULARY_VARIABLE} to a SentencePiece model, or read the data set "
+                cure=f"set {VOCABULARY_VARIABLE} to a vocabulary's file, or read the data set "
                 "within pipeline.use_vocabulary(path)"))
-        return _seqio_vocabulary(path)
+        return _load_vocabulary(path)
 
     @property
     def bos_id(self) -> int:
@@ -99,23 +104,23 @@ class RunVocabulary(seqio.Vocabulary):
         return EOS_ID
 
     @property
-    def unk_id(self) -> int:
-        """T5's unknown piece."""
-        return UNK_ID
+    def unk_id(self) -> int | None:
+        """Of what the vocabulary cannot say; None if it can say all."""
+        return self.actual.unk_id
 
     @property
     def extra_ids(self) -> int:
-        """Number of sentinels that are not in the file."""
+        """Number of sentinels."""
         return self.actual.extra_ids
 
     @property
     def vocab_size(self) -> int:
-        """Pieces and sentinels."""
-        return self.actual.vocab_size
+        """Number of ids, sentinels included."""
+        return self.actual.size
 
     @property
     def _base_vocab_size(self) -> int:
-        return self.actual.vocab_size
+        return self.actual.size
 
     def _encode(self, s: str) -> Sequence[int]:
         return self.actual.encode(s)
@@ -124,11 +129,7 @@ class RunVocabulary(seqio.Vocabulary):
         return self.actual.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
-        """Encodes string[] to i32[n], or string[N] to ragged i32[N, None].
-
-        With the sentencepiece library and not with TensorFlow Text, whose other version of it breaks
-        ties between equally likely pieces in another way: a text has one tokenisation everywhere.
-        """
+        """Encodes string[] to i32[n], or string[N] to ragged i32[N, None]."""
         encode = self.actual.encode  # now: the function runs in threads that know no context
 
         def encode_all(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,8 +143,20 @@ class RunVocabulary(seqio.Vocabulary):
         lengths.set_shape([None])
         return flat if s.shape.rank == 0 else tf.RaggedTensor.from_row_lengths(flat, lengths)
 
-    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        return self.actual.decode_tf(ids)
+    def _decode_tf(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """Decodes i32[n] to string[], or i32[N, n] to string[N]."""
+        decode = self.actual.decode  # now, as above
+        rows = ids.to_tensor() if isinstance(ids, tf.RaggedTensor) else ids
+
+        def decode_all(rows: np.ndarray) -> np.ndarray:
+            texts = np.empty(rows.shape[:-1], object)
+            for place in np.ndindex(texts.shape):
+                texts[place] = decode(rows[place]).encode()
+            return texts
+
+        texts = tf.numpy_function(decode_all, [rows], tf.string, stateful=False)
+        texts.set_shape(rows.shape[:-1])
+        return texts
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RunVocabulary)
@@ -156,12 +169,12 @@ class RunVocabulary(seqio.Vocabulary):
 
 
 def set_vocabulary(path: str) -> RunVocabulary:
-    """From here on, in every thread, the SeqIO tasks' features use the SentencePiece model at `path`.
+    """From here on, in every thread, the SeqIO tasks' features use the vocabulary in the file at `path`.
 
     Raises:
-        InputError: there is no such file, or it does not hold a fitting model.
+        InputError: there is no such file, or it does not hold a fitting vocabulary.
     """
-    _seqio_vocabulary(str(path))
+    _load_vocabulary(str(path))
     os.environ[VOCABULARY_VARIABLE] = str(path)
     return RunVocabulary()
 
@@ -175,16 +188,23 @@ _ROW_SPEC = {
 }
 
 
+_dropped: dict[tuple[str, str], dict[str, int]] = {}
+"""How many rows of a task's split were left out when it was last read to its end, by the reason."""
+
+
 def _dataset_fn(split: str, shuffle_files: bool, seed: int | None = None, *, name: str) -> Any:
     """Rendered rows of a task as a tf.data set, in the source's order."""
     del shuffle_files, seed  # SeqIO shuffles the rows themselves
     task = registry.get_task(name)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for index, rendered in task.render_rows(split):
+        dropped: collections.Counter[str] = collections.Counter()
+        _dropped.pop((name, split), None)
+        for index, rendered in task.render_rows(split, dropped):
             choices = rendered.choices if task.kind == "rank" else ()
             yield {"inputs": rendered.inputs, "targets": rendered.targets,
                    "choices": np.array(choices, dtype=object), "index": index}
+        _dropped[name, split] = dict(dropped)
 
     return tf.data.Dataset.from_generator(rows, output_signature=_ROW_SPEC)
 
@@ -365,12 +385,12 @@ def import_tasks(module_names: Sequence[str]) -> None:
 def prepare(
     task: str, split: str, vocabulary: str, *, max_rows: int | None = None, seed: int = 0
 ) -> PreparedSplit:
-    """Tokenises a task's split through its SeqIO task.
+    """Tokenises a task's split through its SeqIO task, into the very arrays of `prepare.prepare`.
 
     Args:
         task: name of a registered task.
         split: one of its splits.
-        vocabulary: path of the SentencePiece model.
+        vocabulary: path of a vocabulary's file, of any kind (`Vocabulary.load`).
         max_rows: a random subset of at most so many rows, in the source's order.
         seed: of the subset.
 
@@ -384,25 +404,11 @@ def prepare(
     facts = registry.get_task(task)
     facts.check_split(split)
     check_max_rows(max_rows, task)
-    template = facts.load_template()
     if task not in seqio.TaskRegistry.names():
         _seqio_task(facts)
-    num_source = len(facts.read_rows(split))
     with use_vocabulary(vocabulary):
         rows = [_prepared_row(example) for example in _examples(task, split)]
-    if not rows:
-        raise InputError(describe(f"Task {task} has no row left after rendering",
-                                  where=f"split {split}", got=f"{num_source} rows, all skipped"))
-    num_dropped = num_source - len(rows)
-    logger.info("prepared %s %s: %d rows, %d dropped", task, split, len(rows), num_dropped)
-    info = {
-        "dataset": facts.dataset, "config": facts.config, "template": facts.template,
-        "kind": facts.kind, "role": facts.role,
-        "choices_expression": template.answer_choices,
-        "vocabulary": Vocabulary.load(vocabulary).fingerprint,
-        "source": facts.source_digest(split), "num_source": num_source, "num_dropped": num_dropped,
-        "max_rows": None, "seed": seed,
-    }
+    info = info_of(facts, split, Vocabulary.load(vocabulary), len(rows), _dropped[task, split], seed)
     prepared = PreparedSplit.from_rows(task, split, info, rows)
     return prepared if max_rows is None else prepared.subset(max_rows, seed)
 

@@ -12,11 +12,13 @@ texts.npy      u8[bytes]           one JSON object per row: inputs, targets, cho
 text_ends.npy  i64[rows + 1]       where each row starts in texts
 ```
 
-and a commit marker, written last. Local arrays are memory-mapped.
+and a commit marker, written last. Of local arrays the large ones, tokens and texts, are memory-mapped: each
+mapping holds a file open, and a study opens hundreds of splits.
 """
 
 import dataclasses
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,11 +26,13 @@ from typing import Any
 import numpy as np
 
 from elm_jax import storage
+from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
 
 SCHEMA_VERSION = 1
 KINDS = ("rank", "generation")
 TEXT_KEYS = ("inputs", "targets", "choices", "index")
+_MAPPED = ("tokens", "texts")
 _ARRAYS = {
     "tokens": np.int32, "sequences": np.int64, "rows": np.int64, "labels": np.int32,
     "texts": np.uint8, "text_ends": np.int64,
@@ -44,7 +48,7 @@ class PreparedSplit:
         split: ``train`` or ``validation``.
         info: facts of the task: ``dataset``, ``config``, ``template``, ``kind`` (``rank`` or
             ``generation``), ``choices_expression``, ``vocabulary`` (a fingerprint), ``num_dropped``
-            and others.
+            and ``dropped`` (rows left out in rendering, and why), and others.
         arrays: the arrays of the module's docstring, by name.
     """
 
@@ -112,16 +116,23 @@ class PreparedSplit:
         """``rank`` or ``generation``."""
         return self.info["kind"]
 
+    def sequences(self, index: int) -> list[np.ndarray]:
+        """All token sequences of a row, each i32[n]: inputs, targets, and every choice."""
+        first, end = self._row(index)
+        ends = self.arrays["sequences"][first:end + 1].tolist()
+        tokens = self.arrays["tokens"]
+        return [tokens[start:stop] for start, stop in itertools.pairwise(ends)]
+
     def _sequence(self, position: int) -> np.ndarray:
         ends = self.arrays["sequences"]
-        return np.asarray(self.arrays["tokens"][ends[position]:ends[position + 1]])
+        return self.arrays["tokens"][ends[position]:ends[position + 1]]
 
     def _row(self, index: int) -> tuple[int, int]:
         """First and behind-last sequence of a row."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {self.name} {self.split}, which has {len(self)} rows")
-        first, end = self.arrays["rows"][index:index + 2]
-        return int(first), int(end)
+        rows = self.arrays["rows"]
+        return rows[index], rows[index + 1]
 
     def inputs(self, index: int) -> np.ndarray:
         """Input tokens of a row, i32[n], ended by EOS, untrimmed."""
@@ -133,8 +144,7 @@ class PreparedSplit:
 
     def choices(self, index: int) -> list[np.ndarray]:
         """Tokens of each answer choice, each i32[n] ended by EOS; none for a generation task."""
-        first, end = self._row(index)
-        return [self._sequence(position) for position in range(first + 2, end)]
+        return self.sequences(index)[2:]
 
     def label(self, index: int) -> int:
         """Index of the right choice, -1 if there is none."""
@@ -154,7 +164,7 @@ class PreparedSplit:
             InputError: `max_rows` is not a number of rows.
         """
         check_max_rows(max_rows, f"{self.name} {self.split}")
-        kept = np.sort(np.random.default_rng(seed).permutation(len(self))[:max_rows])
+        kept = np.sort(draw_rows(len(self), max_rows, seed))
         rows = ({"inputs": self.inputs(index), "targets": self.targets(index), "label": self.label(index),
                  "choices": self.choices(index), "text": self.text(index)} for index in kept)
         return self.from_rows(self.name, self.split, {**self.info, "max_rows": max_rows, "seed": seed}, rows)
@@ -162,7 +172,8 @@ class PreparedSplit:
     def example(self, index: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of a row: the protocol of a source of training examples."""
         del epoch  # a prepared row is the same in every epoch
-        return self.inputs(index), self.targets(index)
+        first, _ = self._row(index)
+        return self._sequence(first), self._sequence(first + 1)
 
     def lengths_of(self, index: int, epoch: int = 0) -> tuple[int, int]:
         """Lengths of inputs and targets of a row, without reading their tokens."""
@@ -196,7 +207,7 @@ class PreparedSplit:
 
     @classmethod
     def open(cls, folder: storage.PathLike) -> "PreparedSplit":
-        """Opens what `save` wrote, memory-mapped on a local disk.
+        """Opens what `save` wrote; tokens and texts are memory-mapped on a local disk.
 
         Raises:
             InputError: no prepared split, a half-written one, or arrays that do not fit each other.
@@ -204,7 +215,7 @@ class PreparedSplit:
         folder = storage.require_committed(folder, "prepared split")
         head = storage.read_json(
             folder / "info.json", kind="prepared split", schema_version=SCHEMA_VERSION)
-        arrays = {key: _load(folder / f"{key}.npy", dtype) for key, dtype in _ARRAYS.items()}
+        arrays = {key: _load(folder / f"{key}.npy", dtype, key in _MAPPED) for key, dtype in _ARRAYS.items()}
         _check_arrays(arrays, head["num_rows"], folder)
         return cls(head["name"], head["split"], head["info"], arrays)
 
@@ -234,15 +245,16 @@ def _label(row: Mapping[str, Any], text: Mapping[str, Any], where: str) -> int:
     return label
 
 
-def _load(path: Any, dtype: type) -> np.ndarray:
+def _load(path: Any, dtype: type, mapped: bool) -> np.ndarray:
     try:
         if storage.is_local(path):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
         else:
             array = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(describe("An array of the prepared split cannot be read", where=path,
                                   got=error, cure="prepare the split again")) from error
+    array = array.view(np.ndarray)  # a slice of numpy's memory map is itself one, and slow to make
     if array.dtype != dtype or array.ndim != 1:
         raise InputError(describe("An array of the prepared split has another type", where=path,
                                   got=f"{array.dtype}{list(array.shape)}",

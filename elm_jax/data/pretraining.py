@@ -9,13 +9,12 @@ https://arxiv.org/abs/2104.08691, section 2.2, done from the start.
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 
+from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe
 
-EOS_ID = 1
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
 MIN_CHUNK = 8
@@ -24,45 +23,37 @@ MAX_CHUNK = 2000
 """Tokens whose noise spans take up T5's 100 sentinels."""
 
 
-class TextVocabulary(Protocol):
-    """What is asked of a vocabulary here."""
-
-    size: int
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids without EOS."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class PretrainingSource:
     """Examples for pretraining, one a chunk of a passage, other noise in every epoch.
 
     Attributes:
         chunks: i32[n] token ids of each chunk, without EOS.
-        vocab_size: with extra ids; sentinel k is ``vocab_size - 1 - k``.
+        sentinels: i32[n] ids of sentinels 0, 1 and so on, as many as a chunk may need.
         prefix_lm_share: share of chunks that become prefix-LM examples, drawn anew every epoch.
         seed: of the noise.
     """
 
     chunks: tuple[np.ndarray, ...]
-    vocab_size: int
+    sentinels: np.ndarray
     prefix_lm_share: float
     seed: int
 
     @classmethod
-    def from_texts(cls, texts: Iterable[str], vocabulary: TextVocabulary, *, chunk_length: int,
+    def from_texts(cls, texts: Iterable[str], vocabulary: Vocabulary, *, chunk_length: int,
                    prefix_lm_share: float, seed: int) -> "PretrainingSource":
         """Tokenises passages and cuts them into chunks; a chunk never spans two passages.
 
         Raises:
-            InputError: no passage gives a chunk of enough tokens, or a number is out of range.
+            InputError: no passage gives a chunk of enough tokens, a number is out of range, or the
+                vocabulary has fewer sentinels than span corruption needs.
         """
         for what, value, low, high in (("chunk_length", chunk_length, MIN_CHUNK, MAX_CHUNK),
                                        ("prefix_lm_share", prefix_lm_share, 0, 1)):
             if not low <= value <= high:
                 raise InputError(describe("A pretraining setting is out of range", where=what,
                                           got=value, expected=f"{low} to {high}"))
+        sentinels = _sentinels(vocabulary, chunk_length if prefix_lm_share < 1 else 0)
         chunks = []
         for text in texts:
             ids = vocabulary.encode(" ".join(text.split()))
@@ -73,7 +64,7 @@ class PretrainingSource:
         if not chunks:
             raise InputError(describe("No passage is long enough to pretrain on",
                                       expected=f"passages of {MIN_CHUNK} tokens or more"))
-        return cls(tuple(chunks), vocabulary.size, prefix_lm_share, seed)
+        return cls(tuple(chunks), sentinels, prefix_lm_share, seed)
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -84,7 +75,19 @@ class PretrainingSource:
         chunk = self.chunks[index]
         if rng.random() < self.prefix_lm_share:
             return prefix_lm(chunk, rng)
-        return span_corruption(chunk, noise_mask(len(chunk), rng), self.vocab_size)
+        return span_corruption(chunk, noise_mask(len(chunk), rng), self.sentinels)
+
+
+def _sentinels(vocabulary: Vocabulary, chunk_length: int) -> np.ndarray:
+    """The sentinels of as many noise spans as chunks of a length have; all chunks are at most so long."""
+    noise, spans = _noise(chunk_length, NOISE_DENSITY, MEAN_SPAN_LENGTH) if chunk_length else (0, 0)
+    if vocabulary.extra_ids < spans:
+        raise InputError(describe(
+            "The vocabulary has too few sentinels for span corruption", where="pretraining",
+            got=vocabulary.extra_ids,
+            expected=f"{spans}, one for each span of the {noise} noise tokens of a chunk of {chunk_length}",
+            cure="choose shorter chunks, prefix_lm_share = 1, or a vocabulary with <extra_id_0> and so on"))
+    return np.array([vocabulary.sentinel_id(number) for number in range(spans)], np.int32)
 
 
 def prefix_lm(chunk: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -101,13 +104,17 @@ def noise_mask(length: int, rng: np.random.Generator, density: float = NOISE_DEN
     ``round(noise / mean_span)`` spans (at least 1); lengths of noise and of kept spans are uniformly
     random compositions; the sequence starts with a kept span.
     """
-    noise = min(max(round(length * density), 1), length - 1)
-    spans = max(round(noise / mean_span), 1)
-    spans = min(spans, length - noise)
+    noise, spans = _noise(length, density, mean_span)
     kept_lengths = _composition(length - noise, spans, rng)
     noise_lengths = _composition(noise, spans, rng)
     lengths = np.stack([kept_lengths, noise_lengths], axis=1).reshape(-1)
     return np.repeat(np.tile([False, True], spans), lengths)
+
+
+def _noise(length: int, density: float, mean_span: float) -> tuple[int, int]:
+    """How many tokens of so many are noise, and in how many spans."""
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / mean_span), 1), length - noise)
 
 
 def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
@@ -117,25 +124,25 @@ def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray
 
 
 def span_corruption(chunk: np.ndarray, mask: np.ndarray,
-                    vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+                    sentinels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Replaces each noise span by one sentinel; the target lists sentinels and spans.
 
     Args:
         chunk: i32[n].
         mask: bool[n], True where a token is noise.
-        vocab_size: with extra ids; sentinels count down from ``vocab_size - 1``.
+        sentinels: i32[n] ids of at least as many sentinels as there are spans, sentinel 0 first.
 
     Returns:
         (inputs, targets), EOS-terminated, e.g. ``a b <0> e </s>`` and ``<0> c d </s>``.
     """
     starts = mask & ~np.concatenate([[False], mask[:-1]])
-    sentinels = vocab_size - np.cumsum(starts)
-    inputs = np.where(starts, sentinels, chunk)[~mask | starts]
+    marks = sentinels[np.maximum(np.cumsum(starts) - 1, 0)]
+    inputs = np.where(starts, marks, chunk)[~mask | starts]
     numbers = np.flatnonzero(mask)
     targets: list[int] = []
     for position in numbers:
         if starts[position]:
-            targets.append(int(sentinels[position]))
+            targets.append(int(marks[position]))
         targets.append(int(chunk[position]))
     return _with_eos(inputs), _with_eos(np.asarray(targets))
 

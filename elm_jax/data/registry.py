@@ -6,10 +6,7 @@ rows are read when somebody asks for them. `pipeline` makes SeqIO tasks and prep
 
 import collections
 import dataclasses
-import functools
-import hashlib
 import importlib
-import json
 import logging
 import os
 import sys
@@ -18,161 +15,58 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from elm_jax import storage
-from elm_jax.data import sources, templates
+from elm_jax.data import cached_p3, sources, templates
 from elm_jax.data.prepared import KINDS
-from elm_jax.data.templates import PromptTemplate, Rendered
+from elm_jax.data.prompted_task import (  # the registry's words are this module's too
+    OwnRows,
+    PromptedTask,
+    Recipe,
+    RowAdapter,
+    RowReader,
+    TemplateMaker,
+)
+from elm_jax.data.templates import PromptTemplate
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.storage import PathLike
 
+__all__ = [
+    "EVALUATION_ONLY",
+    "ROLES",
+    "OwnRows",
+    "PromptMixture",
+    "PromptedTask",
+    "Recipe",
+    "RowAdapter",
+    "RowReader",
+    "TemplateMaker",
+    "add_mixture",
+    "add_origin",
+    "add_prompted_task",
+    "capped_mixture",
+    "check_trainable",
+    "describe_task",
+    "evaluation_only",
+    "find_mixture",
+    "get_mixture",
+    "get_task",
+    "import_module",
+    "import_tasks",
+    "mixture_names",
+    "mixture_rates",
+    "mixture_tasks",
+    "origin_of",
+    "task_names",
+]
+
 logger = logging.getLogger(__name__)
 
-ROLES = ("train", "unseen", "generative", "bigbench")
-"""What a task is for: experts are trained on ``train``; rows of the others are never trained on,
-except that ``generative`` tasks may get experts of their own."""
-RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
-"""From the name of a split to its rows."""
-RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""From a source's row to the fields that the template reads."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptedTask:
-    """One data set with one prompt template.
-
-    Attributes:
-        name: ``<dataset>[_<config>]__<template>``.
-        dataset: name of the data set.
-        config: its config, None without one.
-        template: the template's own name.
-        kind: ``rank`` or ``generation``.
-        role: one of `ROLES`.
-        splits: names of the splits.
-        prompt: the template, None if it is to be found by name when it is needed.
-        rows: reads a split, None for the files below the data folder.
-        template_folder: looked in for the template after the data folder, before promptsource.
-        truncate: whether fields are cut to 2048 characters, as promptsource does.
-        adapt: makes the template's fields of a source's row, None if they are the row's own.
-    """
-
-    name: str
-    dataset: str
-    config: str | None
-    template: str
-    kind: str
-    role: str
-    splits: tuple[str, ...]
-    prompt: PromptTemplate | None = None
-    rows: RowReader | None = None
-    template_folder: PathLike | None = None
-    truncate: bool = True
-    adapt: RowAdapter | None = None
-
-    @property
-    def dataset_name(self) -> str:
-        """``<dataset>[_<config>]``, also the name of the mixture of the data set's prompts."""
-        return templates.dataset_name(self.dataset, self.config)
-
-    def load_template(self) -> PromptTemplate:
-        """The template: the one given, or found by its name.
-
-        Raises:
-            InputError: no folder has it.
-        """
-        if self.prompt is not None:
-            return self.prompt
-        folders = (sources.data_dir(), self.template_folder, templates.installed_folder())
-        return templates.find_template(
-            self.dataset, self.config, self.template, [folder for folder in folders if folder])
-
-    @property
-    def evaluation_split(self) -> str:
-        """The split that the task is scored on: ``validation``, or the last of those that it has."""
-        return "validation" if "validation" in self.splits else self.splits[-1]
-
-    def check_split(self, split: str) -> None:
-        """Raises InputError if the task has no such split."""
-        if split not in self.splits:
-            raise InputError(describe(f"Task {self.name} has no split {split!r}",
-                                      expected=f"one of {', '.join(self.splits)}"))
-
-    def read_rows(self, split: str) -> Sequence[Mapping[str, Any]]:
-        """All rows of a split, before rendering."""
-        self.check_split(split)
-        if self.rows is not None:
-            rows = self.rows(split)
-        else:
-            rows = sources.read_rows(self.dataset, self.config, split)
-        return rows if self.adapt is None else [self.adapt(row) for row in rows]
-
-    def num_rows(self, split: str) -> int:
-        """Number of rows of a split, before rendering."""
-        self.check_split(split)
-        if self.rows is not None:
-            return len(self.rows(split))
-        return sources.num_rows(self.dataset, self.config, split)
-
-    def why_unavailable(self) -> str | None:
-        """Why the task cannot be prepared with the data at hand; None if it can. Reads no rows."""
-        if self.rows is not None:
-            return None
-        if not any(sources.find_file(self.dataset, self.config, split) for split in self.splits):
-            return "no data"
-        entry = sources.read_index().get((self.dataset, self.config), {})
-        if self.template in entry.get("unusable_templates", ()):
-            return "the data lack a field that the template reads"
-        return None
-
-    def source_digest(self, split: str) -> str:
-        """Hash of what the split is made of: its template, and the file of its rows (or the rows themselves).
-
-        Raises:
-            InputError: no such split, no template, or no data.
-        """
-        template = self.load_template()
-        digest = hashlib.sha256(json.dumps([
-            template.jinja, template.answer_choices, self.kind, self.truncate]).encode())
-        path = None if self.rows is not None else sources.find_file(self.dataset, self.config, split)
-        if path is None:
-            rows = self.read_rows(split)
-            digest.update(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
-        else:
-            digest.update(_file_digest(str(path), path.stat().length, path.stat().mtime).encode())
-        return digest.hexdigest()[:16]
-
-    def render_rows(self, split: str) -> Iterator[tuple[int, Rendered]]:
-        """Renders a split, row by row.
-
-        A row is left out if its template skips it, or, in a task of kind ``rank``, if its target is
-        none of its choices.
-
-        Yields:
-            The row's place in the source, and the row as a prompt.
-
-        Raises:
-            InputError: a row lacks a field that the template reads, or the template fails on it.
-        """
-        template = self.load_template()
-        rows = self.read_rows(split)
-        if not rows:
-            raise InputError(describe(f"Task {self.name} has no rows", where=f"split {split}"))
-        fields: frozenset[str] | None = None
-        for index, row in enumerate(rows):
-            if fields != row.keys():  # rows of one file may differ in their fields
-                fields = frozenset(row)
-                template.check_fields(fields, f"{self.dataset_name} {split}, row {index + 1}")
-            rendered = template.render(row, seed=index, truncate=self.truncate)
-            if rendered is None:
-                continue
-            if self.kind == "rank" and rendered.targets not in (rendered.choices or ()):
-                continue
-            yield index, rendered
-
-
-@functools.lru_cache(maxsize=1024)
-def _file_digest(path: str, length: int, mtime: float) -> str:
-    """Hash of a file's bytes; length and time say when a remembered one is out of date."""
-    del length, mtime
-    return hashlib.sha256(storage.as_path(path).read_bytes()).hexdigest()
+ROLES = ("train", "extra", "unseen", "unseen_extra", "generative", "compositional", "bigbench",
+         "bigbench_extra", "bbh")
+"""What a task is for. Experts of the published comparison are trained on ``train`` and scored on ``unseen``;
+``generative`` tasks may get experts of their own, and so may the parts of ``compositional`` ones. An
+``extra`` role is that of tasks beside those of the comparison, from the same or like data sets."""
+EVALUATION_ONLY = ("unseen", "unseen_extra", "bigbench", "bigbench_extra", "bbh")
+"""Roles of tasks that nothing is ever trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,15 +77,34 @@ class PromptMixture:
         name: of the mixture.
         tasks: names of its tasks.
         dataset_cap: most examples that count of one data set, shared by its prompts.
+        eval_rows: at most so many rows a task when the mixture is evaluated; None for all.
+        t0_rates: whether the prompts of a data set that is no larger than the cap count all its rows each.
+        capped: whether it is another mixture's tasks with another cap, which a training run keeps to.
     """
 
     name: str
     tasks: tuple[str, ...]
     dataset_cap: int
+    eval_rows: int | None = None
+    t0_rates: bool = False
+    capped: bool = False
+
+    def share_of(self, rows: int, prompts: int) -> float:
+        """How many of a data set's rows one of its `prompts` prompts in the mixture counts.
+
+        All, but at most the prompt's share of the data set's cap. With T0's rates that share counts only for
+        a data set of more rows than the cap; each prompt of a smaller one counts all of its rows. Source:
+        bigscience-workshop/t-zero, ``t0/seqio_tasks/tasks.py``.
+        """
+        share = self.dataset_cap / prompts
+        if self.t0_rates:
+            return float(rows if rows <= self.dataset_cap else int(share))
+        return float(min(rows, share))
 
 
 _TASKS: dict[str, PromptedTask] = {}
 _MIXTURES: dict[str, PromptMixture] = {}
+_ORIGINS: dict[tuple[str, str | None], str] = {}
 
 
 def add_prompted_task(
@@ -206,6 +119,14 @@ def add_prompted_task(
     template_folder: PathLike | None = None,
     truncate: bool = True,
     adapt: RowAdapter | None = None,
+    make_template: TemplateMaker | None = None,
+    source: tuple[str, str | None] | None = None,
+    category: str | None = None,
+    recipe: Recipe | None = None,
+    parts: Sequence[str] = (),
+    versions: Callable[[str], Mapping[str, str]] | None = None,
+    ready: bool = False,
+    own_files: Sequence[OwnRows] | None = None,
 ) -> str:
     """Registers one data set with one template; reads nothing.
 
@@ -216,16 +137,27 @@ def add_prompted_task(
         kind: ``rank`` (answer choices are ranked) or ``generation``.
         role: one of `ROLES`.
         splits: names of the splits.
-        rows: reads a split; None for the files below the data folder.
+        rows: reads a split; None for the files below the data folder. It is taken to give the same rows of a
+            split as long as the process runs.
         template_folder: a folder in promptsource's layout, for templates that come with a registry.
         truncate: see `PromptTemplate.parts`.
         adapt: makes the template's fields of a source's row.
+        make_template: gives the template when it is needed, in place of the search by its name.
+        source: data set and config whose rows these are, if not the task's own.
+        category: kind of task after T0's groups.
+        recipe: how the paper trains an expert of the task.
+        parts: registered tasks whose instructions this one joins.
+        versions: gives the known versions of a task's template by the digest of its text.
+        ready: whether the rows are prompts already, with the fields ``inputs``, ``targets`` and, to be
+            ranked, ``choices``; `template` is but a name then.
+        own_files: one for each split (a file of rows, or a cached split), in place of those below the data
+            folder.
 
     Returns:
         The task's name.
 
     Raises:
-        InputError: no such kind or role, or the name is taken.
+        InputError: no such kind, role or part, or the name is taken.
     """
     prompt = template if isinstance(template, PromptTemplate) else None
     own_name = prompt.name if prompt else template
@@ -236,13 +168,42 @@ def add_prompted_task(
     if name in _TASKS:
         raise InputError(describe(f"The task name {name} is taken", got=repr(own_name),
                                   expected=f"another name than that of {_TASKS[name].template!r}"))
+    for part in parts:
+        get_task(part)
     _TASKS[name] = PromptedTask(
-        name, dataset, config, own_name, kind, role, tuple(splits), prompt, rows, template_folder,
-        truncate, adapt)
+        name, dataset, config, own_name, kind, role, tuple(splits), prompt or make_template, rows,
+        template_folder, truncate, adapt, source, category, recipe, tuple(parts), versions,
+        ready, None if own_files is None else tuple(own_files))
     return name
 
 
-def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000) -> None:
+def add_cached_task(
+    dataset: str, config: str | None, template: str, folder: PathLike, *, kind: str, role: str,
+    splits: Sequence[str] = ("train", "validation"), vocabulary: PathLike | None = None,
+) -> str:
+    """Registers a task of T0's cached P3 (`cached_p3`), which needs no rendering; reads nothing.
+
+    Args:
+        dataset: name of the data set.
+        config: its config, None without one.
+        template: the template's own name.
+        folder: of the cached task.
+        kind: ``rank`` for a cache of scored choices (``..._score_eval``), else ``generation``.
+        role: one of `ROLES`.
+        splits: names of the splits that are cached.
+        vocabulary: file of that of the cached token ids, where the texts are left out.
+
+    Returns:
+        The task's name.
+    """
+    own = [cached_p3.CachedSplit(storage.as_path(folder), split, vocabulary and storage.as_path(vocabulary))
+           for split in splits]
+    return add_prompted_task(dataset, config, template, kind=kind, role=role, splits=splits, own_files=own,
+                             ready=True)
+
+
+def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,
+                eval_rows: int | None = None, t0_rates: bool = False) -> None:
     """Registers a mixture of registered tasks.
 
     Args:
@@ -250,18 +211,68 @@ def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000) 
         tasks: names of its tasks.
         dataset_cap: most examples that count of one data set, shared by its prompts (ELM.md's
             100,000 for dataset experts and the multitask baseline).
+        eval_rows: at most so many rows a task when the mixture is evaluated; None for all.
+        t0_rates: whether the cap is T0's, see `mixture_rates`.
 
     Raises:
         InputError: the name is taken, a task is unknown, or there are none.
     """
     if name in _MIXTURES or name in _TASKS:
         raise InputError(describe(f"The mixture name {name} is taken"))
-    if not tasks or dataset_cap < 1:
-        raise InputError(describe(f"Mixture {name} needs tasks and a cap of 1 or more",
-                                  got=f"{len(tasks)} tasks, cap {dataset_cap}"))
+    if not tasks or dataset_cap < 1 or (eval_rows is not None and eval_rows < 1):
+        raise InputError(describe(f"Mixture {name} needs tasks, and caps of 1 or more",
+                                  got=f"{len(tasks)} tasks, cap {dataset_cap}, evaluated rows {eval_rows}"))
     for task in tasks:
         get_task(task)
-    _MIXTURES[name] = PromptMixture(name, tuple(tasks), dataset_cap)
+    _MIXTURES[name] = PromptMixture(name, tuple(tasks), dataset_cap, eval_rows, t0_rates)
+
+
+def add_origin(dataset: str, config: str | None, text: str) -> None:
+    """Says in words where a data set's rows come from, if not from the hub under its own name."""
+    _ORIGINS[dataset, config] = text
+
+
+def origin_of(dataset: str, config: str | None) -> str:
+    """Where a data set's rows come from, in words."""
+    words = f"datasets.load_dataset({', '.join(map(repr, filter(None, (dataset, config))))})"
+    return _ORIGINS.get((dataset, config), words)
+
+
+def capped_mixture(name: str, dataset_cap: int, *, t0_rates: bool = False) -> str:
+    """Registers a mixture's tasks once more, with another cap on each data set.
+
+    Args:
+        name: of the mixture.
+        dataset_cap: see `add_mixture`, as for `t0_rates`.
+        t0_rates: see there.
+
+    Returns:
+        The new mixture's name, ``<name>_cap_<dataset_cap>``.
+    """
+    capped = f"{name}_cap_{dataset_cap}"
+    add_mixture(capped, get_mixture(name).tasks, dataset_cap=dataset_cap, t0_rates=t0_rates)
+    _MIXTURES[capped] = dataclasses.replace(_MIXTURES[capped], capped=True)
+    return capped
+
+
+def check_trainable(names: Sequence[str]) -> None:
+    """Raises InputError if any of the tasks is for evaluation only.
+
+    Args:
+        names: of tasks; those that are not registered, whose arrays alone are there, are passed over.
+    """
+    refused = [name for name in names if name in _TASKS and _TASKS[name].role in EVALUATION_ONLY]
+    if refused:
+        raise evaluation_only(refused, {_TASKS[name].role for name in refused})
+
+
+def evaluation_only(names: Sequence[str], roles: Collection[str]) -> InputError:
+    """The error for training on tasks that are there to be evaluated on."""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return InputError(describe(
+        "A task that is for evaluation only cannot be trained on", where=shown,
+        got=f"role {', '.join(sorted(roles))}", expected=f"none of {', '.join(EVALUATION_ONLY)}",
+        cure="train on tasks of another role: `elm tasks list` names them"))
 
 
 def get_task(name: str) -> PromptedTask:
@@ -276,6 +287,11 @@ def get_mixture(name: str) -> PromptMixture:
     if name not in _MIXTURES:
         raise unknown_name("mixture", name, _MIXTURES)
     return _MIXTURES[name]
+
+
+def find_mixture(name: str) -> PromptMixture | None:
+    """A registered mixture, None if no mixture has the name."""
+    return _MIXTURES.get(name)
 
 
 def task_names(*, role: str | None = None, available_only: bool = False) -> list[str]:
@@ -321,17 +337,23 @@ def _available(names: Sequence[str] | Iterator[str]) -> list[str]:
     return [name for name in names if _TASKS[name].why_unavailable() is None]
 
 
-def mixture_rates(name: str, split: str = "train") -> dict[str, float]:
-    """How many examples each task of a mixture counts for.
+def mixture_rates(name: str, split: str | None = None) -> dict[str, float]:
+    """How many examples each task of a mixture counts for, see `PromptMixture.share_of`.
 
-    A task counts its rows, but at most its share of the data set's cap: the cap divided by the
-    number of the data set's prompts in the mixture.
+    Args:
+        name: of the mixture.
+        split: whose rows are counted; None for ``train``, or what a task has that has no train rows.
     """
     tasks = [get_task(task) for task in mixture_tasks(name)]
     prompts = collections.Counter(task.dataset_name for task in tasks)
-    cap = get_mixture(name).dataset_cap
-    return {task.name: float(min(task.num_rows(split), cap / prompts[task.dataset_name]))
-            for task in tasks}
+    return {task.name: get_mixture(name).share_of(task.num_rows(split or _counted_split(task)),
+                                                  prompts[task.dataset_name]) for task in tasks}
+
+
+def _counted_split(task: PromptedTask) -> str:
+    """``train`` if there are rows of it, else the first split that has some."""
+    return next(split for split in sorted(task.splits, key=lambda split: split != "train")
+                if task.has_rows(split))
 
 
 def describe_task(name: str) -> dict[str, Any]:
@@ -340,8 +362,11 @@ def describe_task(name: str) -> dict[str, Any]:
     template = task.load_template()
     return {
         "name": task.name, "dataset": task.dataset, "config": task.config,
-        "template": task.template, "kind": task.kind, "role": task.role,
+        "template": task.template, "template_digest": template.digest,
+        "template_version": task.template_version(), "kind": task.kind, "role": task.role,
         "splits": list(task.splits), "choices_expression": template.answer_choices,
+        "category": task.category, "parts": list(task.parts),
+        "recipe": dataclasses.asdict(task.recipe) if task.recipe else None,
         "metrics": list(template.metrics), "choices_in_prompt": template.choices_in_prompt,
         "original_task": template.original_task, "reference": template.reference,
         "unavailable": task.why_unavailable(),

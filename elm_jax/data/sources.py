@@ -1,16 +1,20 @@
-"""Rows of data sets as JSON lines, in the layout of a data folder.
+"""Rows of data sets: JSON lines in the layout of a data folder, else what TFDS has prepared (`tfds_rows`).
 
 ```
-ELM_DATA_DIR/<dataset>[/<config>]/{train,validation}.jsonl[.gz]   one JSON object a line, UTF-8
+ELM_DATA_DIR/<dataset>[/<config>]/{train,validation}.jsonl[.gz]   one JSON object a line, UTF-8; test.jsonl
+                                                                  stands for a validation that is not there
 ELM_DATA_DIR/<dataset>/<config>.jsonl[.gz]                        split ``test``, if it is the only
 ELM_DATA_DIR/<dataset>[/<config>]/templates.yaml
 ELM_DATA_DIR/index.json                                           optional facts of each data set
 ```
 """
 
+import dataclasses
+import functools
 import gzip
 import io
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,9 +23,15 @@ from typing import Any
 from etils import epath
 
 from elm_jax import storage
+from elm_jax.data import tfds_rows
+from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
 
+logger = logging.getLogger(__name__)
+
 DATA_DIR_VARIABLE = "ELM_DATA_DIR"
+MAX_LINE_BYTES = 10_000_000
+"""Of one row: more is a file without line breaks, or no data for a language model."""
 _SUFFIXES = (".jsonl.gz", ".jsonl")
 
 
@@ -47,21 +57,137 @@ def find_file(dataset: str, config: str | None, split: str) -> epath.Path | None
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class FoundSplit:
+    """Where the rows of one split lie.
+
+    Attributes:
+        path: a file of JSON lines, or the folder of a prepared TFDS data set.
+        split: ours, or TFDS's own name of it.
+        tfds: the data set's name in TFDS, None for JSON lines.
+    """
+
+    path: epath.Path
+    split: str
+    tfds: tfds_rows.TfdsName | None = None
+
+    @property
+    def transforms(self) -> bool:
+        """Whether a row is more than what the files hold."""
+        return self.tfds is not None and (self.tfds.adapt is not None or bool(self.tfds.fields))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All rows, in the files' order."""
+        if self.tfds is None:
+            return list(read_lines(self.path))
+        return tfds_rows.read_rows(self.path, self.tfds, self.split)
+
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self.read()) if self.tfds is None else tfds_rows.splits_of(self.path)[self.split]
+
+    def fields(self) -> frozenset[str] | None:
+        """The rows' fields, as far as a TFDS data set says them; else None."""
+        return None if self.tfds is None else tfds_rows.fields_of(self.path, self.tfds)
+
+    def files(self) -> list[epath.Path]:
+        """The files that hold the rows."""
+        if self.tfds is None:
+            return [self.path]
+        return sorted(path for path in self.path.iterdir() if f"-{self.split}." in path.name)
+
+    def place_of(self, index: int) -> str:
+        """Where a row stands, for errors."""
+        if self.tfds is None:
+            return f"{self.path}, line {index + 1}"
+        return f"{self.path}, split {self.split}, row {index + 1}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnFile:
+    """Rows of one split in a file of JSON lines that somebody named.
+
+    Attributes:
+        path: of the file.
+        split: the split.
+        held_out: share of the file's rows that are its split ``validation``, drawn by a fixed seed, the
+            others being ``train``; None where the whole file is the split.
+    """
+
+    path: epath.Path
+    split: str
+    held_out: float | None = None
+
+    @property
+    def transforms(self) -> bool:
+        """Whether a row is more, or less, than what the file holds."""
+        return self.held_out is not None
+
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self.path.exists()
+
+    def read(self) -> list[dict[str, Any]]:
+        """All rows of the split, in the file's order."""
+        rows = list(read_lines(self.path))
+        return rows if self.held_out is None else [rows[number] for number in self._numbers(len(rows))]
+
+    def _numbers(self, count: int) -> list[int]:
+        if count < 2:
+            raise InputError(describe("One row cannot be split into train and validation", where=self.path,
+                                      cure="give more rows, or a file for each split"))
+        drawn = set(draw_rows(count, min(max(1, round(self.held_out * count)), count - 1), 0).tolist())
+        return [number for number in range(count) if (number in drawn) == (self.split == "validation")]
+
+    @functools.cached_property
+    def _lines(self) -> list[int]:
+        return self._numbers(sum(1 for _ in read_lines(self.path)))
+
+    def files(self) -> list[epath.Path]:
+        """The file."""
+        return [self.path]
+
+    def place_of(self, index: int) -> str:
+        """Where a row stands, for errors."""
+        line = index if self.held_out is None else self._lines[index]
+        return f"{self.path}, line {line + 1}"
+
+
+def find_split(dataset: str, config: str | None, split: str) -> FoundSplit | None:
+    """Where a split's rows lie: JSON lines below the data folder, else in TFDS's; None if there are none."""
+    path = find_file(dataset, config, split)
+    if path is None and split == "validation":  # as of TFDS's: many sets of the hub have only a test split
+        path = find_file(dataset, config, "test")
+        if path is not None:
+            _tell_once(f"{dataset}: {path} serves as validation")
+    if path is not None:
+        return FoundSplit(path, split)
+    found = tfds_rows.find(dataset, config)
+    name = None if found is None else tfds_rows.split_name(*found, split)
+    return None if name is None else FoundSplit(found[0], name, found[1])
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    logger.info(message)
+
+
 def read_rows(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
     """All rows of a split, in the file's order.
 
     Raises:
         InputError: no data folder, no such file, or a line that is not a whole JSON object.
     """
-    path = find_file(dataset, config, split)
-    if path is None:
+    found = find_split(dataset, config, split)
+    if found is None:
         name = f"{dataset}/{config}" if config else dataset
         raise InputError(describe(
             f"There are no {split} rows of {name}",
             where=f"{DATA_DIR_VARIABLE}={os.environ.get(DATA_DIR_VARIABLE, '')}",
-            expected=f"a file {name}/{split}.jsonl.gz below the data folder",
+            expected=f"a file {name}/{split}.jsonl.gz below the data folder, or the data set as TFDS "
+            f"prepares it, below {tfds_rows.TFDS_DIR_VARIABLE}",
             cure=f"set {DATA_DIR_VARIABLE} to a folder that has the data set"))
-    return list(read_lines(path))
+    return found.read()
 
 
 def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
@@ -69,7 +195,7 @@ def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
 
     Raises:
         InputError: with file and line: the file is missing or empty, its gzip stream breaks off, or
-            a line is empty, half written, not JSON, not UTF-8, or not an object.
+            a line is empty, half written, too long, not JSON, not UTF-8, or not an object.
     """
     path = storage.as_path(path)
     if not path.exists():
@@ -80,12 +206,16 @@ def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
     while True:
         where = f"{path}, line {number + 1}"
         try:
-            line = stream.readline()
+            line = stream.readline(MAX_LINE_BYTES + 1)
         except (EOFError, OSError, zlib.error) as error:
             raise InputError(describe("Data file is cut off or damaged", where=where, got=error,
                                       cure="fetch or write the file again")) from error
         if not line:
             break
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(describe("Line is too long", where=where, got=f"{line[:60]!r} and so on",
+                                      expected=f"at most {MAX_LINE_BYTES:,} bytes a row",
+                                      cure="end each row with a line break, or cut its texts"))
         number += 1
         yield _parse(line, where)
     if number == 0:
@@ -96,17 +226,23 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     if not line.strip():
         raise InputError(describe("Line is empty", where=where, expected="one JSON object"))
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise InputError(describe("Line is not UTF-8", where=where, got=error)) from error
     except json.JSONDecodeError as error:
         rule = "Line is not valid JSON" if line.endswith(b"\n") else "Line is half written"
         start = line[:80].decode("utf-8", "replace").rstrip()
         raise InputError(describe(rule, where=where, got=f"{start!r} ({error.msg})")) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(describe("Line cannot be read", where=where, got=str(error)[:200])) from error
     if not isinstance(row, dict):
         raise InputError(describe("Line is not a JSON object", where=where,
                                   got=type(row).__name__, expected="an object of fields"))
     return row
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name}, which is no number of JSON")
 
 
 def read_index() -> dict[tuple[str, str | None], dict[str, Any]]:
@@ -133,7 +269,8 @@ def num_rows(dataset: str, config: str | None, split: str) -> int:
     entry = read_index().get((dataset, config))
     if entry is not None and split in entry.get("splits", {}):
         return int(entry["splits"][split])
-    return len(read_rows(dataset, config, split))
+    found = find_split(dataset, config, split)
+    return len(read_rows(dataset, config, split)) if found is None else found.num_rows()
 
 
 def read_passages(

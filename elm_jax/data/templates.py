@@ -1,28 +1,28 @@
 """Prompt templates in promptsource's format, rendered in Jinja2's sandbox.
 
-Behaves as ``promptsource.templates.Template.apply`` does, draw for draw, and runs nothing that a
-file brings along: YAML through a safe loader, Jinja through a sandbox.
+Behaves as ``promptsource.templates.Template.apply`` does, draw for draw, and runs nothing that a file brings
+along: YAML through a safe loader, Jinja through a sandbox that bounds time and size.
 
 Source: https://github.com/bigscience-workshop/promptsource (Bach et al., 2022, arXiv 2202.01279).
 """
 
-import collections
-import contextvars
 import dataclasses
 import functools
+import hashlib
 import importlib.util
+import json
 import os
-import random
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 import jinja2.meta
-import jinja2.sandbox
 import yaml
 
 from elm_jax import storage
+from elm_jax.data import sandbox
 from elm_jax.errors import InputError, describe, unknown_name
 
 SEPARATOR = "|||"
@@ -30,9 +30,10 @@ SEPARATOR = "|||"
 TRUNCATED_FIELD = 2048
 """Characters that promptsource leaves of each ``{{...}}`` in a prompt (not in the choices)."""
 FILE_NAME = "templates.yaml"
+SKIPPED, EMPTY_INPUT, EMPTY_TARGET = "skipped by the template", "input is empty", "target is empty"
+"""Why a row is left out."""
 _PIPE_PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
 """Stands for the separator where a field's own text holds it (promptsource's constant)."""
-_random: contextvars.ContextVar[random.Random] = contextvars.ContextVar("elm_jax_template_random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,40 +53,19 @@ class Rendered:
     choices_expression: str | None
 
 
-def _choice(items: Sequence[Any]) -> Any:
-    """promptsource's filter ``choice``: one of the items at random, by the row's own seed."""
-    return _random.get().choice(items)
-
-
-def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
-    """promptsource's filter ``most_frequent``: the items that appear most often, in order."""
-    if not items:
-        return None
-    counts = collections.Counter(items)
-    most = max(counts.values())
-    return [item for item, count in counts.items() if count == most]
-
-
-def _highlight(text: str) -> str:
-    """promptsource's filter ``highlight``."""
-    return f"<span style='color: #F08080'>{text}</span>"
-
-
-def _environment() -> jinja2.sandbox.SandboxedEnvironment:
-    environment = jinja2.sandbox.SandboxedEnvironment()
-    environment.globals["zip"] = zip
-    environment.filters.update(
-        choice=_choice, random=_choice, most_frequent=_most_frequent, highlight=_highlight)
-    return environment
-
-
-_ENVIRONMENT = _environment()
+_ENVIRONMENT = sandbox.make_environment()
 
 
 @functools.cache
 def _draws_when_compiled(source: str) -> bool:
     """Whether Jinja may draw at random while it compiles: constant lists are folded then."""
     return re.search(r"\|\s*(choice|random)\b", source) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def _variables_of(source: str) -> frozenset[str]:
+    names = jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
+    return frozenset(names - set(_ENVIRONMENT.globals))
 
 
 @functools.cache
@@ -127,21 +107,27 @@ class PromptTemplate:
         """``rank`` if choices are given and accuracy measures it, else ``generation``."""
         return "rank" if self.answer_choices and "Accuracy" in self.metrics else "generation"
 
+    @property
+    def digest(self) -> str:
+        """Hash of the template's text, by which a card tells whether it has changed since."""
+        return hashlib.sha256(json.dumps([self.jinja, self.answer_choices]).encode()).hexdigest()[:16]
+
     def fields(self) -> frozenset[str]:
         """Names of the row's fields that the template reads.
 
         Raises:
             InputError: the template is not valid Jinja.
         """
-        names: set[str] = set()
-        for source in filter(None, (self.jinja, self.answer_choices)):
-            try:
-                names |= jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
-            except jinja2.TemplateSyntaxError as error:
-                raise InputError(describe(
-                    f"Template {self.name!r} is not valid Jinja", where=f"line {error.lineno}",
-                    got=error.message)) from error
-        return frozenset(names - set(_ENVIRONMENT.globals) - {"answer_choices"})
+        try:
+            names = frozenset.union(*map(_variables_of, filter(None, (self.jinja, self.answer_choices))),
+                                    frozenset())
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(describe(
+                f"Template {self.name!r} is not valid Jinja", where=f"line {error.lineno}",
+                got=error.message)) from error
+        except RecursionError as error:
+            raise InputError(describe(f"Template {self.name!r} is nested too deeply to be read")) from error
+        return names - {"answer_choices"}
 
     def check_fields(self, present: Iterable[str], where: str) -> None:
         """Checks that rows have the fields that the template reads.
@@ -186,39 +172,65 @@ class PromptTemplate:
         Returns:
             None if the template skips the row: no target part, or an empty input or target.
         """
-        parts, choices = self._render(row, seed, truncate)
-        if len(parts) != 2 or not all(parts):
-            return None
+        found = self.render_or_drop(row, seed=seed, truncate=truncate)
+        return None if isinstance(found, str) else found
+
+    def render_or_drop(
+        self, row: Mapping[str, Any], *, seed: int, truncate: bool = True, where: Any = None
+    ) -> Rendered | str:
+        """Renders a row as input, target and choices, or says in words why it is left out, as T0 does.
+
+        Args:
+            row: the fields.
+            seed: of the template's draws.
+            truncate: see `parts`.
+            where: file and line of the row, for the error.
+
+        Raises:
+            InputError: the template fails on this row, or wants more time or room than it may have.
+        """
+        parts, choices = self._render(row, seed, truncate, where)
+        if len(parts) != 2 or not any(parts):
+            return SKIPPED
+        if not all(parts):
+            return EMPTY_TARGET if parts[0] else EMPTY_INPUT
         return Rendered(parts[0], parts[1], choices and tuple(choices), self.answer_choices)
 
     def _render(
-        self, row: Mapping[str, Any], seed: int, truncate: bool
+        self, row: Mapping[str, Any], seed: int, truncate: bool, where: Any = None
     ) -> tuple[list[str], list[str] | None]:
         if "answer_choices" in row:
             raise InputError(describe("A row has a field with a name that templates reserve",
-                                      where=f"template {self.name!r}", got="answer_choices"))
+                                      where=where or f"template {self.name!r}", got="answer_choices"))
         source = self.jinja
         if truncate:  # promptsource edits the source, so what is cut depends on where }} stands
             source = source.replace("}}", f" | string | truncate({TRUNCATED_FIELD}) }}}}")
         fields = {
             key: value.replace(SEPARATOR, _PIPE_PROTECTOR) if isinstance(value, str) else value
             for key, value in row.items()}
-        token = _random.set(random.Random(seed))
         try:
-            # 1. The prompt is compiled before the choices are rendered: the order of the draws.
-            compiled = _compile(source)
-            choices = None
-            if self.answer_choices is not None:
-                choices = _split(_compile(self.answer_choices).render(**fields))
-            # 2. The choices are in scope while the prompt is rendered.
-            parts = _split(compiled.render(**fields, answer_choices=choices))
+            with sandbox.one_row(seed):
+                # 1. The prompt is compiled before the choices are rendered: the order of the draws.
+                compiled = _compile(source)
+                choices = None
+                if self.answer_choices is not None:
+                    choices = _split(sandbox.render(_compile(self.answer_choices), fields))
+                # 2. The choices are in scope while the prompt is rendered.
+                parts = _split(sandbox.render(compiled, {**fields, "answer_choices": choices}))
         except Exception as error:  # a template can fail in any way that its expressions can
             raise InputError(describe(f"Template {self.name!r} fails on a row",
-                                      where=f"row with fields {', '.join(sorted(row))}",
-                                      got=f"{type(error).__name__}: {error}")) from error
-        finally:
-            _random.reset(token)
+                                      where=where or f"row with fields {', '.join(sorted(row))}",
+                                      got=f"{type(error).__name__}: {error}; {self._read_of(row)}"
+                                      )) from error
         return parts, choices
+
+    def _read_of(self, row: Mapping[str, Any]) -> str:
+        """The fields that the template reads, with the beginnings of their values."""
+        try:
+            names = sorted(self.fields() & row.keys())
+        except InputError:  # the template is not valid, which is the error
+            names = []
+        return "fields: " + (", ".join(f"{name} = {reprlib.repr(row[name])}" for name in names) or "none")
 
 
 def _split(text: str) -> list[str]:

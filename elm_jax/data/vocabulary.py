@@ -1,45 +1,147 @@
-"""SentencePiece vocabularies after T5's conventions, without TensorFlow.
+"""Vocabularies after T5's conventions, without TensorFlow: SentencePiece models, bytes, Hugging Face's files.
 
-Padding is 0, EOS 1, unknown 2. Behind the trained pieces stand the extra ids (sentinels) in reverse
-order: sentinel 0 is the last id. Equal to ``seqio.SentencePieceVocabulary(path, extra_ids)``. T5's file
-leaves the sentinels out and they are added here; mT5's holds them itself, as its last 100 pieces.
+Padding is 0 and EOS 1 in all of them: the network, the losses and the decoder know no others. Which kind a
+file holds is told by its contents, whatever its name:
+
+- a SentencePiece model (``vocabulary.model``). Unknown is 2; behind the trained pieces stand the extra ids
+  (sentinels) in reverse order: sentinel 0 is the last id. Equal to
+  ``seqio.SentencePieceVocabulary(path, extra_ids)``. T5's file leaves the sentinels out and they are added
+  here; mT5's holds them itself, as its last 100 pieces.
+- bytes (``vocabulary.json``: ``{"schema_version": 1, "kind": "bytes", "extra_ids": 125}``), as ByT5's.
+- a ``tokenizer.json`` of Hugging Face's tokenizers, whose ids must be as the program needs them.
 """
 
+import abc
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax import storage
+from elm_jax.data import tokenizer_files
 from elm_jax.errors import InputError, describe
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 EXTRA_IDS = 100
 """T5's number of sentinels."""
+BYTE_EXTRA_IDS, MOST_EXTRA_IDS = 125, 10_000
+"""ByT5's number of ids behind the bytes, and the most that a description may ask for."""
+SCHEMA_VERSION = 1
+"""Of the file that says that a vocabulary is bytes."""
+_NUM_SPECIAL = 3
 _TRAINING_THREADS = 4
 """Fixed: the order in which sums are taken, and so the pieces, depends on it."""
 
 
-class Vocabulary:
+class Vocabulary(abc.ABC):
     """Text to token ids and back.
 
     Attributes:
-        proto: contents of the ``.model`` file.
-        extra_ids: number of sentinels at the end.
-        added_ids: how many of them are not in the file: 0 for mT5, else all.
-        size: number of ids: trained pieces and sentinels.
-        fingerprint: ``sha256:...`` of the trained model and the number of sentinels added to it.
+        FILE: name of the file as which a base keeps a vocabulary of the kind.
+        contents: of that file.
+        extra_ids: number of sentinels.
+        size: number of ids, sentinels included; one more than the largest.
+        unk_id: id of what the vocabulary cannot say; None if it can say all.
+        fingerprint: ``sha256:...`` of the contents and of the number of sentinels added to them.
     """
 
-    def __init__(self, proto: bytes, extra_ids: int | None = None, where: str = "bytes"):
+    FILE: ClassVar[str]
+    contents: bytes
+    extra_ids: int
+    size: int
+    unk_id: int | None
+    fingerprint: str
+
+    @staticmethod
+    def from_bytes(contents: bytes, where: Any = "bytes") -> "Vocabulary":
+        """The vocabulary of a file's contents, of whichever kind they are.
+
+        Args:
+            contents: of the file.
+            where: name of the file, for errors.
+
+        Raises:
+            InputError: they are of no kind that is known, damaged, or have other ids for padding and EOS.
+        """
+        if not contents.startswith(b"{"):  # no SentencePiece model does
+            return SentencePieceVocabulary(contents, where=where)
+        values = tokenizer_files.parse(contents, where)
+        if "kind" in values:
+            return ByteVocabulary(_extra_ids_of(values, where))
+        return TokenizerVocabulary(contents, where)
+
+    @staticmethod
+    def load(path: storage.PathLike) -> "Vocabulary":
+        """Reads a vocabulary's file, local or in a bucket.
+
+        Raises:
+            InputError: there is no such file, or it does not hold a fitting vocabulary.
+        """
+        path = storage.as_path(path)
+        if not path.exists():
+            raise InputError(describe("There is no vocabulary here", where=path))
+        return Vocabulary.from_bytes(storage.read_bytes(path), path)
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without EOS."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids up to the first EOS; ids outside the vocabulary read as unknown."""
+        ids = [int(token) for token in ids]
+        return self._decode(ids[:ids.index(EOS_ID)] if EOS_ID in ids else ids)
+
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str:
+        """Text of token ids without EOS."""
+
+    def sentinel_id(self, number: int) -> int:
+        """Id of sentinel `number`.
+
+        Raises:
+            InputError: the vocabulary has no such sentinel.
+        """
+        if not 0 <= number < self.extra_ids:
+            raise InputError(describe(
+                "There is no such sentinel", got=number,
+                expected=f"0 to {self.extra_ids - 1}" if self.extra_ids else "none: the vocabulary has none"))
+        return self._sentinel_id(number)
+
+    def _sentinel_id(self, number: int) -> int:
+        """As T5 counts: sentinel 0 is the vocabulary's last id."""
+        return self.size - 1 - number
+
+    def file(self) -> str:
+        """A file that holds it, for SeqIO, which reads files only; it lives as long as this process."""
+        if not hasattr(self, "_folder"):
+            self._folder = tempfile.TemporaryDirectory(prefix="elm_vocabulary_")
+        path = os.path.join(self._folder.name, self.FILE)
+        if not os.path.exists(path):
+            with open(path, "wb") as file:
+                file.write(self.contents)
+        return path
+
+
+class SentencePieceVocabulary(Vocabulary):
+    """Pieces of a SentencePiece model, and T5's sentinels.
+
+    Attributes:
+        added_ids: how many of the sentinels are not in the file: 0 for mT5, else all.
+    """
+
+    FILE = "vocabulary.model"
+
+    def __init__(self, contents: bytes, extra_ids: int | None = None, where: Any = "bytes"):
         """Builds a vocabulary from a serialized SentencePiece model.
 
         Args:
-            proto: contents of a ``.model`` file.
+            contents: of a ``.model`` file.
             extra_ids: number of sentinels to put behind its pieces; None for T5's 100, unless the file
                 ends with sentinels of its own.
             where: name of the file, for errors.
@@ -49,7 +151,7 @@ class Vocabulary:
         """
         model = sentencepiece_model_pb2.ModelProto()
         try:
-            model.ParseFromString(proto)
+            model.ParseFromString(contents)
         except Exception as error:  # protobuf's DecodeError lies in a package that may be absent
             raise InputError(
                 describe("Not a SentencePiece model", where=where, got=error)) from error
@@ -72,52 +174,109 @@ class Vocabulary:
             raise InputError(describe("The vocabulary's special ids are not T5's", where=where,
                                       got=f"padding, EOS, unknown = {found}",
                                       expected=f"{(PAD_ID, EOS_ID, UNK_ID)}"))
-        self.proto = proto
+        self.contents = contents
+        self.unk_id = UNK_ID
         self.added_ids = extra_ids
         self.extra_ids = extra_ids or own
         self.size = self._processor.GetPieceSize()
-        digest = hashlib.sha256(proto + b"\0extra_ids=%d" % extra_ids)
+        digest = hashlib.sha256(contents + b"\0extra_ids=%d" % extra_ids)
         self.fingerprint = f"sha256:{digest.hexdigest()}"
-
-    @classmethod
-    def load(cls, path: storage.PathLike, extra_ids: int | None = None) -> "Vocabulary":
-        """Reads a ``.model`` file, local or in a bucket.
-
-        Raises:
-            InputError: there is no such file, or it does not hold a fitting model.
-        """
-        path = storage.as_path(path)
-        if not path.exists():
-            raise InputError(describe("There is no vocabulary here", where=path))
-        return cls(path.read_bytes(), extra_ids, where=str(path))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without EOS."""
         return self._processor.EncodeAsIds(text)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids up to the first EOS; ids outside the vocabulary read as unknown."""
-        ids = [int(token) for token in ids]
-        if EOS_ID in ids:
-            ids = ids[:ids.index(EOS_ID)]
+    def _decode(self, ids: list[int]) -> str:
         return self._processor.DecodeIds([token if token < self.size else UNK_ID for token in ids])
 
-    def sentinel_id(self, number: int) -> int:
-        """Id of sentinel `number`; sentinel 0 is the vocabulary's last id."""
-        if not 0 <= number < self.extra_ids:
-            raise InputError(describe("There is no such sentinel", got=number,
-                                      expected=f"0 to {self.extra_ids - 1}"))
-        return self.size - 1 - number
 
-    def file(self) -> str:
-        """A file that holds it, for SeqIO, which reads files only; it lives as long as this process."""
-        if not hasattr(self, "_folder"):
-            self._folder = tempfile.TemporaryDirectory(prefix="elm_vocabulary_")
-        path = os.path.join(self._folder.name, "vocabulary.model")
-        if not os.path.exists(path):
-            with open(path, "wb") as file:
-                file.write(self.proto)
-        return path
+class ByteVocabulary(Vocabulary):
+    """A text's UTF-8 bytes, each 3 more than its value; then the sentinels. No text is unknown.
+
+    Equal to ``seqio.ByteVocabulary(extra_ids)``, and to transformers' ByT5Tokenizer but for texts that hold
+    the names of special tokens, which are bytes like all others here. Sentinels count down from the last id,
+    as SeqIO's preprocessors count; ByT5Tokenizer's names for them count up. Source: Xue et al. 2022,
+    https://arxiv.org/abs/2105.13626, section 3.1.
+    """
+
+    FILE = "vocabulary.json"
+
+    def __init__(self, extra_ids: int = BYTE_EXTRA_IDS):
+        """Makes the vocabulary of `extra_ids` ids behind the bytes."""
+        self.extra_ids = extra_ids
+        self.size = _NUM_SPECIAL + 256 + extra_ids
+        self.unk_id = UNK_ID  # which stands in no text; ids that are no bytes read as it
+        described = {"schema_version": SCHEMA_VERSION, "kind": "bytes", "extra_ids": extra_ids}
+        self.contents = (json.dumps(described) + "\n").encode()
+        self.fingerprint = f"sha256:{hashlib.sha256(b'bytes, extra_ids=%d' % extra_ids).hexdigest()}"
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without EOS."""
+        return [byte + _NUM_SPECIAL for byte in text.encode()]
+
+    def _decode(self, ids: list[int]) -> str:
+        """Without what is no byte, and without bytes that are no UTF-8, as SeqIO reads them."""
+        kept = bytes(token - _NUM_SPECIAL for token in ids if 0 <= token - _NUM_SPECIAL < 256)
+        return kept.decode(errors="ignore")
+
+
+class TokenizerVocabulary(Vocabulary):
+    """A ``tokenizer.json``: the ids that Hugging Face's fast tokenizers give, without what they put around.
+
+    Names of special tokens in a text are these tokens, as they are there. Sentinels are the tokens
+    ``<extra_id_0>``, ``<extra_id_1>`` and so on, wherever they stand; a file without them has none.
+    """
+
+    FILE = "tokenizer.json"
+
+    def __init__(self, contents: bytes, where: Any = "bytes"):
+        """Builds a vocabulary from the contents of a ``tokenizer.json``.
+
+        Args:
+            contents: of the file.
+            where: its name, for errors.
+
+        Raises:
+            InputError: the library cannot read it; padding and EOS have no names, or are not 0 and 1.
+        """
+        self._tokenizer = tokenizer_files.open_tokenizer(contents, where)
+        tokenizer_files.check_special_ids(self._tokenizer, {"padding": PAD_ID, "EOS": EOS_ID}, where)
+        self.contents = contents
+        self.unk_id = tokenizer_files.unknown_id(self._tokenizer, tokenizer_files.parse(contents, where))
+        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self._sentinels = tokenizer_files.numbered(self._tokenizer, sentinel)
+        self.extra_ids = len(self._sentinels)
+        self.fingerprint = f"sha256:{hashlib.sha256(contents).hexdigest()}"
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without EOS or any other frame."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _decode(self, ids: list[int]) -> str:
+        """Without special tokens."""
+        known = [token for token in ids if token != PAD_ID and token < self.size]
+        return self._tokenizer.decode(known, skip_special_tokens=True)
+
+    def _sentinel_id(self, number: int) -> int:
+        return self._sentinels[number]
+
+    def special_tokens(self) -> dict[str, str]:
+        """Names of padding, EOS and, if there is one, unknown, by Hugging Face's words for these."""
+        numbers = {"pad_token": PAD_ID, "eos_token": EOS_ID, "unk_token": self.unk_id}
+        return {word: self._tokenizer.id_to_token(number)
+                for word, number in numbers.items() if number is not None}
+
+
+def _extra_ids_of(values: dict[str, Any], where: Any) -> int:
+    """The number of extra ids of a description of bytes, checked."""
+    found = {name: values.get(name) for name in ("schema_version", "kind", "extra_ids")}
+    number = found["extra_ids"]
+    if found["schema_version"] != SCHEMA_VERSION or found["kind"] != "bytes" or (
+            type(number) is not int or not 0 <= number <= MOST_EXTRA_IDS):
+        raise InputError(describe(
+            "The vocabulary's description is wrong", where=where, got=repr(found)[:200],
+            expected=f"schema_version {SCHEMA_VERSION}, kind 'bytes', extra_ids from 0 to {MOST_EXTRA_IDS}"))
+    return number
 
 
 def sentinel(number: int) -> str:

@@ -40,6 +40,7 @@ class EvaluationSettings:
         source_buckets: row lengths of inputs, rising; those above `source_length` are not used.
         target_buckets: row lengths of choices, rising; a longer choice, which is never cut, gets
             the next power of two.
+        few_shot: exemplars that were put before each input.
     """
 
     source_length: int = 512
@@ -47,6 +48,7 @@ class EvaluationSettings:
     tokens_per_batch: int = 8192
     source_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     target_buckets: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    few_shot: int = 0
 
     def __post_init__(self) -> None:
         for name in ("source_length", "max_new_tokens", "tokens_per_batch"):
@@ -65,6 +67,7 @@ class EvaluationSettings:
     def digest(self, max_rows: int | None) -> str:
         """Hash of what can change a number: not of buckets and batch sizes, which cannot."""
         facts = [self.source_length, self.max_new_tokens, max_rows]
+        facts += [self.few_shot] if self.few_shot else []  # results without exemplars keep their digest
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 

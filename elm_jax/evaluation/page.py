@@ -10,13 +10,24 @@ Best single expert and oracle are chosen on the very scores that they show, so t
 upwards; their split-half rows are chosen on one half of the instances and scored on the other, in
 both directions. Random expert is the mean over all {{ num_experts }} experts. RoE picks from the
 library of prompt experts; oracle and best single are among all experts. Dataset experts merged:
-the mean of all of them. The ROUGE-L columns are of generative tasks, seen and unseen. Majority
+the mean of all of them.{{ multitask }} The ROUGE-L columns are of generated answers. Majority
 answer: always the most frequent right answer of a task's scored rows, which no expert is told.
 {{- by_position }}"""
 
 ABOUT_INTERVALS = """\
 95% intervals of the same cells, by the normal approximation over instances. The prompts of a data
 set share their instances, which the interval respects."""
+
+ABOUT_CATEGORIES = """\
+Seen tasks in the groups in which T0 sorts its data sets: the mean over the data sets of a group, whose
+number stands in brackets, and half of its 95% interval."""
+
+ABOUT_DATASETS = """\
+The same tasks by data set."""
+
+ABOUT_BENCHMARKS = """\
+Each task of the benchmarks, which are scored only, with half of its 95% interval. Tasks without data are
+listed as absent."""
 
 ABOUT_ROUTING = """\
 Share of tasks that are sent to an expert of the same data set, {{ num_queries }} queries a task
@@ -45,7 +56,25 @@ MARKDOWN = """\
 
 ![Unseen mean]({{ bars }})
 
-### What was scored
+{% if by_category.rows %}### By category
+
+""" + ABOUT_CATEGORIES + """
+
+{{ table(by_category) }}
+
+{% endif %}{% if by_dataset.rows %}### By data set
+
+""" + ABOUT_DATASETS + """
+
+{{ table(by_dataset) }}
+
+{% endif %}{% if benchmarks.rows %}### BIG-bench and BBH
+
+""" + ABOUT_BENCHMARKS + """
+
+{{ table(benchmarks) }}
+
+{% endif %}### What was scored
 
 {{ inputs }}
 {% if worst_cut.rows %}
@@ -91,13 +120,14 @@ HTML = """\
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem;
   color: #1b2733; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #d7dee5; text-align: right;
   white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #7c8b99; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+th.label, td.label { text-align: left; }
+thead th { border-bottom: 2px solid #7c8b99; vertical-align: bottom; white-space: normal; }
 tbody tr:hover { background: #f3f6f9; }
 img { max-width: 100%; height: auto; }
 .note { color: #51606e; max-width: 60rem; }
@@ -105,9 +135,14 @@ img { max-width: 100%; height: auto; }
 <h1>{{ title }}</h1>
 {% for line in summary %}<p>{{ line }}</p>
 {% endfor %}
-{% macro show(grid) %}<table><thead><tr>{% for name in grid.columns %}<th>{{ name }}</th>
+{% macro label(grid, loop) %}{% if loop.index0 < grid.labels|default(1) %} class="label"{% endif %}
+{%- endmacro %}
+{% macro head(name) %}{{ name|replace("_", "_<wbr>"|safe)|replace("/", "/<wbr>"|safe) }}{% endmacro %}
+{% macro show(grid) %}<table><thead><tr>
+{%- for name in grid.columns %}<th{{ label(grid, loop) }}>{{ head(name) }}</th>
 {%- endfor %}</tr></thead>
-<tbody>{% for row in grid.rows %}<tr>{% for value in row %}<td>{{ value }}</td>{% endfor %}</tr>
+<tbody>{% for row in grid.rows %}<tr>
+{%- for value in row %}<td{{ label(grid, loop) }}>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table>{% endmacro %}
 <h2>Results</h2>
 <p class="note">""" + ABOUT_TABLE + """</p>
@@ -116,6 +151,15 @@ img { max-width: 100%; height: auto; }
 <p class="note">""" + ABOUT_INTERVALS + """</p>
 {{ show(intervals) }}
 <p><img alt="Unseen mean of every row" src="{{ bars }}"></p>
+{% if by_category.rows %}<h3>By category</h3>
+<p class="note">""" + ABOUT_CATEGORIES + """</p>
+{{ show(by_category) }}{% endif %}
+{% if by_dataset.rows %}<h3>By data set</h3>
+<p class="note">""" + ABOUT_DATASETS + """</p>
+{{ show(by_dataset) }}{% endif %}
+{% if benchmarks.rows %}<h3>BIG-bench and BBH</h3>
+<p class="note">""" + ABOUT_BENCHMARKS + """</p>
+{{ show(benchmarks) }}{% endif %}
 <h3>What was scored</h3>
 <p>{{ inputs }}</p>
 {% if worst_cut.rows %}{{ show(worst_cut) }}{% endif %}

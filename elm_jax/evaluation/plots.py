@@ -10,11 +10,15 @@ from elm_jax.evaluation.study_table import chosen_on_the_test
 
 COLOURS = {"reference": "#9aa5b1", "choice of experts": "#3d6f9e", "chosen on these scores": "#d9a441"}
 LINES = ("--", ":")
+MOST_COLUMNS = 42
+"""Of one panel of the heat map: more would make a picture too wide to read."""
 
 
 def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, base: np.ndarray,
-             seen: Mapping[str, Sequence[str]]) -> bytes:
+             seen: Mapping[str, Sequence[str]], sizes: Sequence[int] = ()) -> bytes:
     """PNG of the matrix: numbers are percent, colours the difference from the base.
+
+    Many tasks are spread over panels, one below the other (see `panels_of`).
 
     Args:
         experts: row names.
@@ -22,34 +26,61 @@ def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, b
         values: f64[len(experts), len(tasks)], fractions.
         base: f64[len(tasks)], the base's own values.
         seen: expert -> the tasks that it was trained on; their cells are framed.
+        sizes: numbers of tasks that belong together, in the order of `tasks`; empty for one group.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     difference = 100 * (values - base[None])
     limit = max(1.0, float(np.abs(difference).max()))
-    figure = Figure(figsize=(3.5 + 0.42 * len(tasks), 3.2 + 0.27 * len(experts)))
+    panels = panels_of(sizes or [len(tasks)])
+    height = 3.2 + 0.27 * len(experts)
+    figure = Figure(figsize=(3.5 + 0.42 * max(map(len, panels)), height * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    picture = axes.imshow(difference, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-    for row, expert in enumerate(experts):
-        for column, task in enumerate(tasks):
-            strong = abs(difference[row, column]) > 0.65 * limit
-            axes.text(column, row, f"{100 * values[row, column]:.0f}", ha="center", va="center",
-                      fontsize=7, color="white" if strong else "black")
-            if task in seen.get(expert, ()):
-                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=1.6))
-    axes.set_xticks(range(len(tasks)), [_short(task) for task in tasks], rotation=60, ha="right",
-                    rotation_mode="anchor", fontsize=7)
-    axes.set_yticks(range(len(experts)), [_short(expert) for expert in experts], fontsize=7)
+    for axes, columns in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        own = [tasks[column] for column in columns]
+        picture = axes.imshow(difference[:, columns], cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        _write_cells(axes, values[:, columns], abs(difference[:, columns]) > 0.65 * limit,
+                     [[task in seen.get(expert, ()) for task in own] for expert in experts])
+        axes.set_xticks(range(len(own)), [_short(task) for task in own], rotation=60, ha="right",
+                        rotation_mode="anchor", fontsize=7)
+        axes.set_yticks(range(len(experts)), [_short(expert) for expert in experts], fontsize=7)
+        bar = figure.colorbar(picture, ax=axes, fraction=0.025, pad=0.01)
+        bar.set_label("points above the base", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
     low, high = 100 * values.min(), 100 * values.max()
-    axes.set_title(f"Experts (rows) on tasks (columns), percent from {low:.0f} to {high:.0f}; colour: "
-                   f"difference from the base; frame: trained on this task", fontsize=9)
-    bar = figure.colorbar(picture, ax=axes, fraction=0.025, pad=0.01)
-    bar.set_label("points above the base", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    figure.suptitle(f"Experts (rows) on tasks (columns), percent from {low:.0f} to {high:.0f}; colour: "
+                    f"difference from the base; frame: trained on this task", fontsize=9)
     return _png(figure)
+
+
+def panels_of(sizes: Sequence[int]) -> list[np.ndarray]:
+    """Column numbers of each panel: groups together while at most `MOST_COLUMNS`, larger ones in parts.
+
+    >>> [len(panel) for panel in panels_of([18, 9, 6, 14, 27])]
+    [33, 41]
+    """
+    panels: list[list[int]] = []
+    start = 0
+    for size in sizes:
+        parts = np.array_split(np.arange(start, start + size), max(1, -(-size // MOST_COLUMNS)))
+        start += size
+        for part in parts:
+            if not panels or len(panels[-1]) + len(part) > MOST_COLUMNS:
+                panels.append([])
+            panels[-1].extend(part)
+    return [np.asarray(panel) for panel in panels if panel]
+
+
+def _write_cells(axes: Any, values: np.ndarray, strong: np.ndarray, framed: Sequence[Sequence[bool]]) -> None:
+    """Percent into every cell, white where the colour is strong, and a frame where one belongs."""
+    from matplotlib.patches import Rectangle
+
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7,
+                  color="white" if strong[row, column] else "black")
+        if framed[row][column]:
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, lw=1.6))
 
 
 def bars(rows: Sequence[Mapping[str, Any]], column: str,

@@ -17,6 +17,9 @@ MARKS = {
     BY_POSITION: "the position of the right choice: the choices differ from row to row",
 }
 WORST_CUT = 5
+MOST_NAMES = 5
+"""Of data sets in a sentence; more are counted."""
+METRIC_NAMES = {"accuracy": "accuracy", "rouge_l": "ROUGE-L"}
 
 
 def percent(estimate: Mapping[str, float]) -> str:
@@ -59,6 +62,43 @@ def _interval(estimate: Mapping[str, float]) -> str:
     return f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}"
 
 
+def plus_minus(estimate: Mapping[str, float]) -> str:
+    """``value ± half of the interval`` in percent."""
+    return f"{100 * estimate['value']:.1f} ± {100 * (estimate['high'] - estimate['value']):.1f}"
+
+
+def category_grid(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of the study on its seen tasks, a column a category and metric."""
+    groups = table["by_category"]
+    heads = [f"{group['label'].replace('_', ' ')}{' ROUGE-L' if group['metric'] == 'rouge_l' else ''} "
+             f"({group['num_datasets']})" for group in groups]
+    rows = [[row["name"], *(plus_minus(group["values"][row["name"]]) for group in groups)]
+            for row in table["rows"]]
+    rows += [[name, *(fraction(group[key]) for group in groups)]
+             for name, key in (("majority answer", "majority"), ("chance", "chance"))]
+    return {"columns": ["", *heads], "rows": rows if groups else []}
+
+
+def groups_grid(table: Mapping[str, Any], key: str, category: str,
+                absent: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+    """Data sets as rows, the table's rows as columns, so that many data sets make a long and no wide grid.
+
+    Args:
+        table: of `study_table`.
+        key: ``by_dataset`` or ``benchmarks``.
+        category: what heads the categories' column.
+        absent: data sets that had no data; their reason stands in place of the metric.
+    """
+    names = [row["name"] for row in table["rows"]]
+    columns = ["data set", category, "metric", *(name.split(" (")[0] for name in names), "majority", "chance"]
+    rows = [[group["label"], group["category"].replace("_", " "), METRIC_NAMES[group["metric"]],
+             *(plus_minus(group["values"][name]) for name in names), fraction(group["majority"]),
+             fraction(group["chance"])] for group in table[key]]
+    missing = [[row["dataset"], row["benchmark"], f"absent: {row['reason']}", *"–" * (len(names) + 2)]
+               for row in absent]
+    return {"columns": columns, "rows": rows + missing, "labels": 3}
+
+
 def summary(table: Mapping[str, Any]) -> list[str]:
     """What the numbers allow to be said, and no more."""
     rows = {row["name"]: row for row in table["rows"]}
@@ -87,6 +127,10 @@ def summary(table: Mapping[str, Any]) -> list[str]:
         f"Better than the multitask baseline on the unseen mean, beyond the paired interval: "
         f"{', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}. Rows that are "
         f"{SELECTED} (oracle, best single expert) are left out of this comparison.")
+    absent = table.get("absent", ())  # tables of older versions have none
+    if absent:
+        reasons = "; ".join(f"{row['dataset']}: {row['reason']}" for row in absent)
+        lines.append(f"Not scored: {reasons}.")
     oracle, honest = unseen["oracle"]["value"], unseen["split-half oracle"]["value"]
     verb = "becomes" if honest >= oracle else "shrinks to"
     lines.append(f"The oracle's {100 * oracle:.1f} {verb} {100 * honest:.1f} when it is chosen on "
@@ -143,17 +187,26 @@ def legend(*grids: Mapping[str, Any]) -> str:
 
 def by_position(table: Mapping[str, Any]) -> str:
     """Which majority answers of the table are positions."""
-    datasets = " and ".join(table["majority_by_position"])
+    names = table["majority_by_position"]
+    datasets = f"{len(names)} data sets" if len(names) > MOST_NAMES else " and ".join(names)
     return (f" The choices of {datasets} differ from row to row: there it is the position of the right "
             f"choice." if datasets else "")
+
+
+def _multitask(facts: Mapping[str, Any]) -> str:
+    """What the baseline was trained on, where the study kept it."""
+    tasks = facts.get("multitask_tasks", ())
+    return f" Multitask: one model, trained on {len(tasks)} tasks together." if tasks else ""
 
 
 def inputs_grid(table: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(sentence, grid of the tasks with the most cut inputs) about rows and lengths at evaluation."""
     rows = config["max_eval_rows"]
-    sentence = (f"{'All rows' if rows is None else f'At most {rows} rows'} of a task's validation split"
-                f"{'' if rows is None else ', drawn at random with a fixed seed'}. Inputs are cut at "
-                f"{config['eval_source_length']} tokens, generations at {config['max_new_tokens']}. ")
+    drawn = "" if rows is None else ", drawn at random with a fixed seed"
+    sentence = (f"{'All rows' if rows is None else f'At most {rows} rows'} of a task's validation split, or "
+                f"of the only one that it has{drawn}. "
+                f"Inputs are cut at {config['eval_source_length']} tokens, generations at "
+                f"{config['max_new_tokens']}. ")
     known = [row for row in table["inputs"] if row["num_cut"] is not None]
     cut = sorted((row for row in known if row["num_cut"]),
                  key=lambda row: (-row["num_cut"] / row["num_instances"], row["task"]))
@@ -198,7 +251,10 @@ def render(facts: Mapping[str, Any], table: Mapping[str, Any], ranks: Mapping[st
     programs = facts["programs"]
     content = {
         "title": facts["title"], "summary": summary(table), "results": results_grid(table),
-        "intervals": intervals_grid(table),
+        "intervals": intervals_grid(table), "by_category": category_grid(table),
+        "by_dataset": groups_grid(table, "by_dataset", "category"),
+        "benchmarks": groups_grid(table, "benchmarks", "benchmark", table["absent"]),
+        "multitask": _multitask(facts),
         "num_experts": len(facts["experts"]), "own": own, "own_datasets": own_datasets, "beats": beats,
         "legend": legend(own, own_datasets), "by_position": by_position(table),
         "note": table["selection_note"], "inputs": inputs, "worst_cut": worst_cut,

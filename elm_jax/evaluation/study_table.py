@@ -5,7 +5,6 @@ every row can be compared with every other instance by instance. Values are frac
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,71 +12,22 @@ from typing import Any
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.metrics import Z95, Estimate
+from elm_jax.evaluation.cells import (
+    Matrix,
+    Row,
+    cell_of,
+    chance_of,
+    macro_mean,
+    majority_of,
+    over_majority,
+    paired_difference,
+    select,
+    stacked,
+)
+from elm_jax.evaluation.groups import BENCHMARKS, benchmarks, by_category, by_dataset
+from elm_jax.evaluation.metrics import Estimate
 
 SPLIT_SEED = 0
-SINGLE_VARIANCE = 1.0
-"""Of one instance's value, whose variance cannot be estimated: more than any fraction can have."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One expert on one task.
-
-    Attributes:
-        values: f64[n], one an instance.
-        indices: i64[n], the instances' places in the source, ascending.
-        metric: ``accuracy`` or ``rouge_l``.
-        dataset: of the task.
-        chance: expected accuracy of guessing, None for ROUGE-L.
-        majority: f64[n], the values of always giving the most frequent right answer; None for ROUGE-L,
-            and where that answer is not known.
-        by_position: whether the majority answer is the position of a choice, not its text.
-        constant: whether the expert gave one and the same answer on all instances.
-        num_cut: instances whose input was cut; None where old results do not tell.
-    """
-
-    values: np.ndarray
-    indices: np.ndarray
-    metric: str
-    dataset: str
-    chance: float | None = None
-    majority: np.ndarray | None = None
-    by_position: bool = False
-    constant: bool = False
-    num_cut: int | None = None
-
-
-Matrix = Mapping[tuple[str, str], Cell]
-"""(expert, task) -> its cell."""
-Row = dict[str, Cell]
-"""task -> the cell that a row of the table uses."""
-
-
-def cell_of(matrix: Matrix, expert: str, task: str) -> Cell:
-    """A cell of the matrix; a missing one is an InputError that names it."""
-    if (expert, task) not in matrix:
-        raise InputError(describe("A cell of the expert x task matrix is missing",
-                                  where=f"expert {expert}, task {task}",
-                                  cure="run the study again: it evaluates what is missing"))
-    return matrix[expert, task]
-
-
-def stacked(matrix: Matrix, experts: Sequence[str], task: str) -> tuple[Cell, np.ndarray]:
-    """One task's values under several experts: the first one's cell, and f64[E, n].
-
-    Raises:
-        InputError: a cell is missing, or an expert was scored on other instances than the first.
-    """
-    cells = [cell_of(matrix, expert, task) for expert in experts]
-    for expert, cell in zip(experts, cells, strict=True):
-        if not np.array_equal(cell.indices, cells[0].indices):
-            raise InputError(describe(
-                "Experts were not scored on the same instances", where=f"task {task}",
-                got=f"{len(cell.indices)} instances of {expert}",
-                expected=f"the {len(cells[0].indices)} of {experts[0]}",
-                cure="evaluate them again with one setting of max_rows"))
-    return cells[0], np.stack([cell.values for cell in cells])
 
 
 def oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> Row:
@@ -178,89 +128,11 @@ def _restrict(matrix: Matrix, experts: Sequence[str], keep: Mapping[str, np.ndar
     return cells
 
 
-def macro_mean(row: Row) -> Estimate:
-    """Mean over data sets of the mean over their tasks, with its 95% interval.
-
-    Data sets are independent of each other; the prompts of one share instances (`dataset_variance`).
-    """
-    if not row:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    by_dataset: dict[str, list[Cell]] = {}
-    for cell in row.values():
-        by_dataset.setdefault(cell.dataset, []).append(cell)
-    value = float(np.mean([np.mean([cell.values.mean() for cell in cells])
-                           for cells in by_dataset.values()]))
-    half = Z95 * math.sqrt(sum(map(dataset_variance, by_dataset.values()))) / len(by_dataset)
-    num_instances = sum(len({int(index) for cell in cells for index in cell.indices})
-                        for cells in by_dataset.values())
-    return Estimate(value, value - half, value + half, num_instances)
-
-
-def dataset_variance(cells: Sequence[Cell]) -> float:
-    """Variance of the mean over one data set's P prompts of their means over n_p instances.
-
-    An instance counts 1 / (P n_p) for every prompt that asks it. The instances are the independent
-    units, so its departures from the prompts' means are added up before they are squared. With the
-    factor n_p / (n_p - 1) this is the textbook estimate both for prompts that ask the same instances
-    and for prompts that share none. Prompts of one instance add `SINGLE_VARIANCE`.
-    """
-    departures: dict[int, float] = {}
-    single = 0.0
-    for cell in cells:
-        count = len(cell.values)
-        if count == 1:
-            single += 1 / len(cells)
-            continue
-        weight = 1 / (len(cells) * math.sqrt(count * (count - 1)))
-        for index, departure in zip(cell.indices, cell.values - cell.values.mean(), strict=True):
-            departures[int(index)] = departures.get(int(index), 0.0) + weight * float(departure)
-    return sum(total**2 for total in departures.values()) + SINGLE_VARIANCE * single**2
-
-
-def paired_difference(row: Row, other: Row) -> Estimate:
-    """Macro mean of `row` minus that of `other`, with the interval of the paired difference.
-
-    Raises:
-        InputError: the rows were not scored on the same instances of the same tasks.
-    """
-    difference = {}
-    for task, cell in row.items():
-        against = other.get(task)
-        if against is None or not np.array_equal(cell.indices, against.indices):
-            raise InputError(describe("Rows were not scored on the same instances", where=task))
-        difference[task] = dataclasses.replace(cell, values=cell.values - against.values)
-    return macro_mean(difference)
-
-
-def majority_row(row: Row) -> Row:
-    """The values of each task's most frequent right answer; tasks that have none are left out."""
-    return {task: dataclasses.replace(cell, values=cell.majority)
-            for task, cell in row.items() if cell.majority is not None}
-
-
-def majority_of(row: Row) -> float | None:
-    """Macro mean of the majority answers; None unless every task of the row has one."""
-    majority = majority_row(row)
-    return macro_mean(majority).value if row and len(majority) == len(row) else None
-
-
-def over_majority(row: Row) -> Estimate | None:
-    """Paired difference of a row and its majority answers; None unless every task has one."""
-    return None if majority_of(row) is None else paired_difference(row, majority_row(row))
-
-
-def chance_of(row: Row) -> float:
-    """Expected accuracy of guessing, averaged as `macro_mean` averages."""
-    by_dataset: dict[str, list[float]] = {}
-    for cell in row.values():
-        by_dataset.setdefault(cell.dataset, []).append(cell.chance or 0.0)
-    return float(np.mean([np.mean(values) for values in by_dataset.values()])) if by_dataset else math.nan
-
-
 def target_tasks(facts: Mapping[str, Any]) -> list[str]:
     """Every task of a dataset that no expert saw."""
-    bigbench = facts.get("bigbench_tasks", ())  # old studies have none
-    return [*facts["unseen_tasks"], *facts["generative_tasks"], *bigbench]
+    # Old studies lack the keys.
+    scored_only = [task for key in BENCHMARKS.values() for task in facts.get(key, ())]
+    return [*facts["unseen_tasks"], *facts["generative_tasks"], *scored_only]
 
 
 def rows_of_study(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Row]:
@@ -299,11 +171,6 @@ def chosen_on_the_test(name: str) -> bool:
     return name == "oracle" or name.startswith("best single expert (")
 
 
-def select(row: Row, tasks: Sequence[str], metric: str) -> Row:
-    """The part of a row that belongs to some tasks and one metric."""
-    return {task: row[task] for task in tasks if row[task].metric == metric}
-
-
 def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
     """The table as data.
 
@@ -311,8 +178,9 @@ def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
         ``columns`` (names) and ``rows``: ``{name, values (column -> Estimate dict or None),
         difference (unseen mean minus the multitask baseline's, an Estimate dict), over_majority (the
         same against the majority answers, or None)}``; ``chance`` and ``majority`` by column;
-        ``majority_by_position`` (data sets whose majority answer is a position); ``own`` (each expert
-        on its own tasks against the base); ``inputs`` (how many of each task's were cut);
+        ``majority_by_position`` (data sets whose majority answer is a position); ``by_category``,
+        ``by_dataset`` and ``benchmarks`` (see `groups`); ``absent`` (tasks that had no data); ``own``
+        (each expert on its own tasks against the base); ``inputs`` (how many of each task's were cut);
         ``selection_note``.
 
     Raises:
@@ -340,6 +208,8 @@ def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
                      for column in groups},
         "majority_by_position": list(dict.fromkeys(
             cell.dataset for cell in rows["base"].values() if cell.by_position)),
+        "by_category": by_category(facts, rows), "by_dataset": by_dataset(facts, rows),
+        "benchmarks": benchmarks(facts, rows), "absent": list(facts.get("absent_tasks", ())),
         "own": own_tasks(facts, matrix), "inputs": cut_inputs(matrix),
         "selection_note": facts["config"].get("selection_note", ""),  # old studies have none
     }
@@ -357,14 +227,16 @@ def cut_inputs(matrix: Matrix) -> list[dict[str, Any]]:
 
 
 def column_groups(facts: Mapping[str, Any], row: Row) -> dict[str, tuple[list[str], str]]:
-    """Column -> (tasks, metric): seen mean, each unseen data set, unseen mean, BIG-bench, ROUGE-L."""
+    """Column -> (tasks, metric): seen mean, each unseen data set, unseen mean, benchmarks, ROUGE-L."""
     groups: dict[str, tuple[list[str], str]] = {"seen mean": (list(facts["seen_tasks"]), "accuracy")}
     for task in facts["unseen_tasks"]:
         groups.setdefault(row[task].dataset, ([], "accuracy"))[0].append(task)
     groups["unseen mean"] = (list(facts["unseen_tasks"]), "accuracy")
-    groups["BIG-bench mean"] = (list(facts.get("bigbench_tasks", ())), "accuracy")
+    known = {name: list(facts.get(key, ())) for name, key in BENCHMARKS.items()}  # old studies lack keys
+    groups |= {f"{name} mean": (tasks, "accuracy") for name, tasks in known.items()}
     groups["seen ROUGE-L"] = (list(facts["seen_tasks"]), "rouge_l")
     groups["ROUGE-L"] = (list(facts["generative_tasks"]), "rouge_l")
+    groups |= {f"{name} ROUGE-L": (tasks, "rouge_l") for name, tasks in known.items()}
     return {name: group for name, group in groups.items() if select(row, *group)}
 
 

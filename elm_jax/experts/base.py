@@ -30,7 +30,7 @@ class Base:
         params: nested dictionary of float32 arrays, without adapters; numpy's, or jax's on a mesh.
         config: the network's config, without adapters.
         fingerprint: hash over leaf names, shapes, dtypes and contents.
-        vocabulary: its SentencePiece vocabulary; None if the folder carries none.
+        vocabulary: its vocabulary, of whichever kind; None if the folder carries none.
         vocabulary_path: a file that holds it, for SeqIO.
         path: the folder it was read from; ``hf://`` and its name if it came from the hub.
     """
@@ -59,7 +59,7 @@ def save_base(
         folder: emptied first.
         params: the full tree, without adapters.
         config: network config without an adapter.
-        vocabulary_path: SentencePiece model file to copy, or None.
+        vocabulary_path: file of a vocabulary to copy, of any kind (`Vocabulary.load`), or None.
         training: what it was trained on; kept in ``base.json``.
 
     Of several processes all call it; parameters that lie on them are written shard by shard.
@@ -67,7 +67,7 @@ def save_base(
     folder = storage.begin(folder)
     hosts.barrier()
     storage.save_tree(folder / elm.WEIGHTS, params)
-    vocabulary = None if vocabulary_path is None else storage.as_path(vocabulary_path).read_bytes()
+    vocabulary = None if vocabulary_path is None else storage.read_bytes(vocabulary_path)
     base_json.write(folder, config, trees.fingerprint(params), vocabulary, training, {})
     storage.commit(folder)
     hosts.barrier()
@@ -126,8 +126,8 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
     """The vocabulary and its file: the folder's own, or a passing one where it came in another form."""
     if model.vocabulary is None:
         return None, None
-    vocabulary = Vocabulary(model.vocabulary, where=model.where)
-    for name in (base_json.VOCABULARY_FILE, hf_tokenizer.SENTENCEPIECE_FILE):
+    vocabulary = Vocabulary.from_bytes(model.vocabulary, model.where)
+    for name in (vocabulary.FILE, hf_tokenizer.SENTENCEPIECE_FILE):
         path = storage.as_path(model.where) / name
         if path.exists() and path.read_bytes() == model.vocabulary:
             return vocabulary, str(path)

@@ -10,6 +10,7 @@ from elm_jax.errors import InputError, describe
 SCHEMA_VERSION = 1
 KINDS = ("prompt", "dataset", "multitask", "merged")
 FORMS = ("adapter", "full")
+_LISTS = ("tasks", "templates", "template_digests", "template_versions", "parents")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
 
@@ -28,6 +29,9 @@ class ExpertCard:
         network: the network's config as a plain dictionary, adapters included.
         tasks: names of the tasks that it was trained on.
         templates: the templates' own names, one a task, as promptsource spells them.
+        template_digests: hashes of the templates' texts, one a task; empty if they are not known.
+        template_versions: the versions that these texts are of, one a task: of promptsource, of elm_jax,
+            ``unknown`` for a text that is no known version's, empty where none is pinned.
         training: steps, examples, seed, config digest.
         metrics: figures measured after training, by name.
         parents: for a merged expert ``[{'id', 'weight'}]``, else empty.
@@ -42,6 +46,8 @@ class ExpertCard:
     network: dict[str, Any]
     tasks: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    template_digests: tuple[str, ...] = ()
+    template_versions: tuple[str, ...] = ()
     dataset: str | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -50,15 +56,14 @@ class ExpertCard:
     created: str = dataclasses.field(default_factory=lambda: utc_now())
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "templates", "parents"):
+        for name in _LISTS:
             if not isinstance(getattr(self, name), list | tuple):
                 raise self._wrong(name, "a list")
         for name in ("network", "training", "metrics"):
             if not isinstance(getattr(self, name), dict):
                 raise self._wrong(name, "an object")
-        object.__setattr__(self, "tasks", tuple(self.tasks))
-        object.__setattr__(self, "templates", tuple(self.templates))
-        object.__setattr__(self, "parents", tuple(self.parents))
+        for name in _LISTS:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(self.id, str) or not _ID.fullmatch(self.id):
             raise InputError(describe("An expert's id becomes a folder's name", got=repr(self.id),
                                       expected="letters, digits and _ . + - only, the first a letter, "
@@ -80,7 +85,7 @@ class ExpertCard:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in ``expert.json``."""
         fields = dataclasses.asdict(self)
-        for name in ("tasks", "templates", "parents"):
+        for name in _LISTS:
             fields[name] = list(fields[name])
         return {"schema_version": SCHEMA_VERSION, **fields}
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from elm_jax import storage
+from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.experts.encoders import make_encoder
 from elm_jax.experts.library import ExpertLibrary
@@ -12,6 +11,7 @@ from elm_jax.experts.overlay import load_expert
 from elm_jax.routing.embed import Encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.template_versions import warn_of_arrays
 
 
 def build_library(
@@ -50,13 +50,19 @@ def add_experts(library: ExpertLibrary, expert_folders: Sequence[storage.PathLik
 def training_instances(folder: storage.PathLike, data: TaskData, count: int,
                        seed: int) -> list[RoutingInstance]:
     """S instances of an expert's training tasks, the same number of each task (within one)."""
-    tasks = load_expert(folder).card.tasks
+    card = load_expert(folder).card
+    tasks = card.tasks
     shares = [count // len(tasks) + (number < count % len(tasks)) for number in range(len(tasks))]
-    return [instance for task, share in zip(tasks, shares, strict=True) if share
-            for instance in draw_instances(data.split(task, "train"), share, seed)]
+    instances = []
+    for task, share in zip(tasks, shares, strict=True):
+        if share:
+            split = data.split(task, "train")
+            warn_of_arrays(card, split)
+            instances += draw_instances(split, share, seed)
+    return instances
 
 
 def draw_instances(prepared: PreparedSplit, count: int, seed: int) -> list[RoutingInstance]:
     """At most `count` instances of a split, drawn without replacement, by a fixed seed."""
-    order = np.random.default_rng(seed).permutation(len(prepared))[:count]
+    order = draw_rows(len(prepared), count, seed)
     return [RoutingInstance(**prepared.routing_instance(int(index))) for index in order]

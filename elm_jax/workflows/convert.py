@@ -49,7 +49,7 @@ class ConvertConfig:
             None writes a model that comes from T5X as it lay there, any other unstacked. For a T5X source
             alone: True or False asks for that, None takes it as it is.
         step: of a T5X checkpoint to write; None takes the source's, or 0.
-        vocabulary: SentencePiece file for a source that carries none.
+        vocabulary: its file (`Vocabulary.load`), for a source that carries none.
         verify: whether the logits of source and target are compared afterwards.
         expert_id: name of the expert; None keeps its own.
         kind: of the expert that a T5X run trained, a key of `t5x_expert.KINDS`; None tells it by its tasks.

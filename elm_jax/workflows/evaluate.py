@@ -13,10 +13,12 @@ from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
+from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Params
 from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.template_versions import warn_of_arrays, warn_of_changes
 
 logger = logging.getLogger(__name__)
 BASE_ID = "base"
@@ -31,12 +33,14 @@ class Model:
         fingerprint: of its weights, so that a model trained again is scored again.
         load: gives its network and parameters.
         expert: gives the expert behind it, for scoring many in one program; None for what never stacks.
+        card: the expert's, None for a base.
     """
 
     id: str
     fingerprint: str
     load: Callable[[], tuple[T5Network, Params]]
     expert: Callable[[], Expert] | None = None
+    card: ExpertCard | None = None
 
 
 def model_of(base: Base, expert: Expert | None) -> Model:
@@ -44,7 +48,7 @@ def model_of(base: Base, expert: Expert | None) -> Model:
     if expert is None:
         return Model(BASE_ID, base.fingerprint, lambda: resolve(base, None))
     return Model(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert),
-                 (lambda: expert) if expert.card.form == "adapter" else None)
+                 (lambda: expert) if expert.card.form == "adapter" else None, expert.card)
 
 
 def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
@@ -56,9 +60,10 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
     """
     folder, card, fingerprint = read_card(folder)
     check_base(base, card, folder)
+    warn_of_changes([card])
     return Model(expert_id or card.id, str(fingerprint),
                  lambda: resolve(base, load_expert(folder, mesh=mesh)),
-                 (lambda: load_expert(folder)) if card.form == "adapter" else None)
+                 (lambda: load_expert(folder)) if card.form == "adapter" else None, card)
 
 
 def is_done(store: ResultsStore, model: Model, task: str, split: str, digest: str) -> bool:
@@ -145,10 +150,11 @@ def evaluate_models(
         params = sharding.put_tree(params, sharding.tree_shardings(
             network.logical_axes(), params, mesh))
         for task in pending:
+            instances = data.split(task, split_of(task), max_rows)
+            warn_of_arrays(model.card, instances)
             result = evaluate_task(
-                network, params, data.split(task, split_of(task), max_rows), settings=settings,
-                vocabulary=base.vocabulary, mesh=mesh, expert=model.id, base=base.fingerprint,
-                max_rows=max_rows)
+                network, params, instances, settings=settings, vocabulary=base.vocabulary, mesh=mesh,
+                expert=model.id, base=base.fingerprint, max_rows=max_rows)
             _keep(store, model, result)
             if preemption.reached_sync_point():  # one process is ended by SIGTERM itself
                 raise preemption.Stopped
@@ -197,8 +203,11 @@ def _evaluate_group(
         return
     params = stacked.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
     for task in tasks:
+        instances = data.split(task, split_of(task), max_rows)
+        for model in models:
+            warn_of_arrays(model.card, instances)
         results = stacked.evaluate_task_stacked(
-            network, params, data.split(task, split_of(task), max_rows), settings=settings,
+            network, params, instances, settings=settings,
             vocabulary=base.vocabulary, mesh=mesh, experts=[model.id for model in models],
             base=base.fingerprint, max_rows=max_rows)
         for model, result in zip(models, results, strict=True):
@@ -224,7 +233,7 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
         split: of every task; None for each task's own: validation, or the only one.
         max_rows: a seeded random subset of at most so many rows a task.
     """
-    data = data or TaskData(base.vocabulary, base.vocabulary_path)
+    data = data or TaskData(base.vocabulary)
     mesh = mesh or sharding.make_mesh(len(jax.devices()), 1)
     settings = settings or EvaluationSettings()
     network, params = resolve(base, expert)

@@ -53,11 +53,11 @@ def vocabulary(path: str, rows: int) -> pipeline.RunVocabulary:
     """The model's vocabulary, and from here on that of all tasks' features.
 
     Args:
-        path: SentencePiece model.
+        path: a vocabulary's file, of any kind (`Vocabulary.load`).
         rows: of the network's embedding.
 
     Raises:
-        InputError: no such model, or one with more ids than rows, whose embedding would be no number.
+        InputError: no such file, or one with more ids than rows, whose embedding would be no number.
     """
     found = pipeline.set_vocabulary(path)
     if found.vocab_size > rows:

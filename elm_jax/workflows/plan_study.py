@@ -13,6 +13,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
 from elm_jax.training import state as states
 from elm_jax.training import traffic
+from elm_jax.workflows import study_checks
 from elm_jax.workflows.chips import Topology
 from elm_jax.workflows.plan import StepPlan, most_steps, plan_run, split_leaves
 from elm_jax.workflows.study import expert_config
@@ -88,10 +89,11 @@ def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
         config: the study; its data need not be there.
         topology: the slice.
     """
+    config = study_checks.expanded(config)
     runs = {
         "prompt": ("prompt experts", len(config.prompt_tasks), 1),
         "dataset": ("dataset experts", len(config.datasets), 1),
-        "multitask": ("multitask baseline", 1, len(config.datasets)),
+        "multitask": ("multitask baseline", 1, len(config.multitask_names)),
     }
     plans, stages, disk = [], [], {"base": 4.0 * trees.count(T5Network(config.network).abstract_params())}
     for kind, (name, count, num_datasets) in runs.items():

@@ -1,7 +1,8 @@
 """`elm train` with a `pretrain` config: a small base from raw passages.
 
 Span corruption and prefix language modelling over raw passages only, with a SentencePiece vocabulary
-trained on the same passages. Sources: Raffel et al. 2020, section 3.1.4; Lester et al. 2021, section 2.2.
+trained on the same passages, or one that is given. Sources: Raffel et al. 2020, section 3.1.4; Lester et
+al. 2021, section 2.2.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from elm_jax.data.cursor import TrainStream
 from elm_jax.data.pretraining import PretrainingSource
 from elm_jax.data.registry import import_module
 from elm_jax.data.sources import DATA_DIR_VARIABLE
-from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
+from elm_jax.data.vocabulary import SentencePieceVocabulary, Vocabulary, train_vocabulary
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models.t5 import T5Network
@@ -41,6 +42,7 @@ class PretrainConfig:
         network: sizes of the network; its `vocab_size` is the number of embedding rows.
         passages: where raw passages come from, each ``module:function`` (called without arguments,
             gives strings) or the path of a text file with one passage a line.
+        vocabulary: file of a vocabulary of any kind (`Vocabulary.load`); None trains a SentencePiece one.
         vocab_pieces: pieces of the SentencePiece vocabulary, without the 100 extra ids.
         character_coverage: share of the passages' characters that get pieces of their own.
         train_steps: optimiser steps.
@@ -63,6 +65,7 @@ class PretrainConfig:
     model_dir: str
     network: T5Config
     passages: tuple[str, ...]
+    vocabulary: str | None = None
     vocab_pieces: int = 8000
     character_coverage: float = 0.9995
     train_steps: int = 1000
@@ -97,13 +100,15 @@ class PretrainConfig:
         for name in ("model_dir", "mesh_data", "mesh_model", "log_period", "checkpoint_period",
                      "keep_checkpoints", "tensorboard"):
             facts.pop(name)
+        if self.vocabulary is None:  # a setting younger than runs that go on
+            facts.pop("vocabulary")
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
              on_start: Callable[[], None] | None = None) -> Base | None:
-    """Trains the vocabulary and the base, or goes on with them; writes ``<model_dir>/base``.
+    """Trains the base, and its vocabulary if none is given; or goes on. Writes ``<model_dir>/base``.
 
     Args:
         config: the run.
@@ -164,15 +169,19 @@ def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:
 
 
 def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.PathLike:
-    """Trains ``<model_dir>/vocabulary/vocabulary.model`` unless it is there, whole, and made of the same."""
+    """Makes or copies ``<model_dir>/vocabulary/...`` unless it is there, whole, and made of the same."""
     folder = storage.as_path(config.model_dir) / "vocabulary"
-    path = folder / "vocabulary.model"
-    made_of = run_record.digest(
+    given = None if config.vocabulary is None else Vocabulary.load(config.vocabulary)
+    path = folder / (SentencePieceVocabulary if given is None else given).FILE
+    made_of = given.fingerprint if given is not None else run_record.digest(
         [config.vocab_pieces, config.random_seed, config.character_coverage, passages])
     if not storage.is_committed(folder):
         storage.begin(folder)
-        train_vocabulary(passages, path, config.vocab_pieces, seed=config.random_seed,
-                         character_coverage=config.character_coverage)
+        if given is None:
+            train_vocabulary(passages, path, config.vocab_pieces, seed=config.random_seed,
+                             character_coverage=config.character_coverage)
+        else:
+            storage.write_bytes(path, given.contents)
         storage.commit(folder, {"made_of": made_of})
     found = storage.read_json(folder / storage.MARKER, kind="vocabulary's marker", schema_version=1)
     if found.get("made_of") != made_of:

@@ -14,8 +14,10 @@ from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import plots, report
 from elm_jax.evaluation.answers import read_answers
+from elm_jax.evaluation.cells import Cell, Matrix, cell_of
 from elm_jax.evaluation.evaluator import ResultsStore
-from elm_jax.evaluation.study_table import Cell, Matrix, cell_of, study_table, target_tasks
+from elm_jax.evaluation.groups import BENCHMARKS
+from elm_jax.evaluation.study_table import study_table, target_tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +94,14 @@ def read_matrix(store: ResultsStore) -> Matrix:
 def draw(facts: dict[str, Any], matrix: Matrix, table: dict[str, Any]) -> dict[str, bytes]:
     """The report's pictures as PNG, by name."""
     experts = [expert["id"] for expert in facts["experts"]]
-    tasks = [*facts["seen_tasks"], *target_tasks(facts)]
+    groups = [facts[name] for name in ("seen_tasks", "unseen_tasks", "generative_tasks")]
+    groups += [facts.get(name, ()) for name in BENCHMARKS.values()]
+    tasks = [task for group in groups for task in group]
     values = np.asarray([[cell_of(matrix, expert, task).values.mean() for task in tasks]
                          for expert in experts])
     base = np.asarray([cell_of(matrix, facts["base"], task).values.mean() for task in tasks])
     seen = {expert["id"]: expert["tasks"] for expert in facts["experts"]}
-    return {"heat_map": plots.heat_map(experts, tasks, values, base, seen),
+    return {"heat_map": plots.heat_map(experts, tasks, values, base, seen, list(map(len, groups))),
             "bars": plots.bars(table["rows"], "unseen mean", {
                 name: table[name]["unseen mean"] for name in ("chance", "majority")})}
 

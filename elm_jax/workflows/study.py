@@ -12,6 +12,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from elm_jax import hosts, sharding, storage
+from elm_jax.data import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
@@ -39,8 +40,10 @@ class Study:
     """The stages of one study over one work folder."""
 
     def __init__(self, config: StudyConfig) -> None:
-        self.config = config
+        config = study_checks.expanded(config)
         study_checks.check(config)
+        self.absent = hosts.by_first(lambda: study_checks.absent_tasks(config))
+        self.config = config = study_checks.without(config, self.absent)
         self.root = storage.as_path(config.workdir)
         self.mesh: Mesh = study_checks.mesh_of(config)
         if config.pretrain is not None and storage.is_committed(self.root / "base" / "base"):
@@ -61,10 +64,11 @@ class Study:
         with self.clock.stage("pretrain the base"):
             self.base = self.make_base()
         with self.clock.stage("prepare tasks"):
-            self.data = TaskData(self.base.vocabulary, self.base.vocabulary_path, config.modules,
+            self.data = TaskData(self.base.vocabulary, config.modules,
                                  str(self.root / "prepared"))
             dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
-            self.prepare(dataset_tasks)
+            mixed = [task for tasks in dataset_tasks.values() for task in tasks]
+            self.prepare([*mixed, *self.multitask_tasks()])
         with self.clock.stage("train prompt experts"):
             prompts = self.train_prompts()
         with self.clock.stage("train dataset experts"):
@@ -72,7 +76,7 @@ class Study:
                         for name in config.datasets]
         with self.clock.stage("train the multitask baseline"):
             multitask = self.train_one(expert_config(
-                config, "multitask", MULTITASK_ID, ",".join(config.datasets), config.multitask))
+                config, "multitask", MULTITASK_ID, ",".join(config.multitask_names), config.multitask))
         with self.clock.stage("build the library"):
             library = self.make_library(prompts)
         with self.clock.stage("route"):
@@ -114,20 +118,25 @@ class Study:
             raise Stopped
         return base
 
-    def prepare(self, dataset_tasks: dict[str, list[str]]) -> None:
-        """Stage: prepared arrays of every task that will be trained on or scored."""
+    def prepare(self, mixed: list[str]) -> None:
+        """Stage: prepared arrays of every task that will be trained on or scored.
+
+        Args:
+            mixed: tasks of the dataset experts and of the baseline.
+        """
         config = self.config
-        for task in self.training_tasks(dataset_tasks):
+        trained = dict.fromkeys((*config.prompt_tasks, *mixed))
+        for task in trained:
             self.data.split(task, "train")
+        for task in dict.fromkeys((*trained, *config.heldout_prompts)):
             self.data.split(task, "validation", config.max_eval_rows)
         for task in config.target_tasks:
             self.data.split(task, self.data.evaluation_split(task), config.max_eval_rows)
 
-    def training_tasks(self, dataset_tasks: dict[str, list[str]]) -> list[str]:
-        """Every task that something is trained on, and the held-out prompts, once."""
-        names = [*self.config.prompt_tasks, *self.config.heldout_prompts,
-                 *(task for tasks in dataset_tasks.values() for task in tasks)]
-        return list(dict.fromkeys(names))
+    def multitask_tasks(self) -> list[str]:
+        """The tasks of the multitask baseline, once."""
+        return list(dict.fromkeys(
+            task for name in self.config.multitask_names for task in self.data.tasks_of(name)))
 
     def train_prompts(self) -> list[Model]:
         """Stage: the prompt experts, several at once if the config says so."""
@@ -184,8 +193,9 @@ class Study:
                    "queries": config.num_queries, "top_k": config.top_k, "rows": config.max_eval_rows,
                    "seed": config.random_seed, "seen": config.prompt_tasks, "unseen": config.unseen_tasks,
                    "generative": config.generative_tasks, "heldout": config.heldout_prompts}
-        if config.bigbench_tasks:
-            made_of["bigbench"] = config.bigbench_tasks
+        for name in ("bigbench", "bbh"):  # absent from the records of older studies, which had none
+            if tasks := getattr(config, f"{name}_tasks"):
+                made_of[name] = tasks
         if not self.made_of.fits("routing", made_of):
             path.unlink(missing_ok=True)
         routing = study_routing.route_study(config, library, self.data, path)
@@ -254,7 +264,10 @@ class Study:
             "base": BASE_ID, "multitask": MULTITASK_ID, "merged_datasets": ALL_DATASETS_ID,
             "seen_tasks": list(config.prompt_tasks), "unseen_tasks": list(config.unseen_tasks),
             "generative_tasks": list(config.generative_tasks),
-            "bigbench_tasks": list(config.bigbench_tasks), "dataset_tasks": dataset_tasks,
+            "bigbench_tasks": list(config.bigbench_tasks), "bbh_tasks": list(config.bbh_tasks),
+            "absent_tasks": self.absent, "dataset_tasks": dataset_tasks,
+            "multitask_tasks": self.multitask_tasks(),
+            "categories": {task: registry.get_task(task).category for task in config.prompt_tasks},
             "decisions": {task: {**decision, "merged": study_routing.merged_id(decision["top_k"])}
                           for task, decision in routing["decisions"].items()},
             "routing_figures": routing["figures"], "stage_seconds": dict(self.clock.seconds),
@@ -286,7 +299,7 @@ def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
     Raises:
         InputError: the study has no base yet.
     """
-    study_checks.check(config)
+    study_checks.check(study_checks.expanded(config))
     base = base_of(config)
     if config.initial_checkpoint_path is None and not storage.is_committed(base):
         raise InputError(describe(
@@ -294,7 +307,7 @@ def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
             cure="run `elm study` until its base is there and stop it, then make the farm again"))
     jobs = [("prompt", task, task, config.prompt) for task in config.prompt_tasks]
     jobs += [("dataset", f"{name}-de", name, config.dataset) for name in config.datasets]
-    jobs += [("multitask", MULTITASK_ID, ",".join(config.datasets), config.multitask)]
+    jobs += [("multitask", MULTITASK_ID, ",".join(config.multitask_names), config.multitask)]
     return [Job(job[1], expert_config(config, *job), gin) for job in jobs]
 
 

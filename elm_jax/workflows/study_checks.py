@@ -1,5 +1,6 @@
 """What a study's config must fit before anything is trained: names, data, numbers of experts, the mesh."""
 
+import dataclasses
 import logging
 
 import jax
@@ -12,6 +13,43 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.workflows.study_config import StudyConfig
 
 logger = logging.getLogger(__name__)
+BENCHMARKS = {"bigbench_tasks": "BIG-bench", "bbh_tasks": "BBH"}
+"""Fields of tasks that are only scored, and what the report calls them."""
+
+
+def expanded(config: StudyConfig) -> StudyConfig:
+    """The same study with the tasks of its benchmarks' mixtures in the place of the mixtures' names.
+
+    Raises:
+        InputError: a task is named twice so.
+    """
+    registry.import_tasks(config.modules)
+    mixtures = set(registry.mixture_names())
+    return dataclasses.replace(config, **{
+        field: tuple(task for name in getattr(config, field)
+                     for task in (registry.get_mixture(name).tasks if name in mixtures else (name,)))
+        for field in BENCHMARKS})
+
+
+def absent_tasks(config: StudyConfig) -> list[dict[str, str]]:
+    """The benchmarks' tasks that cannot be scored: ``{benchmark, task, dataset, reason}``."""
+    found = []
+    for field, benchmark in BENCHMARKS.items():
+        for name in getattr(config, field):
+            reason = _why_not(config, name)
+            if reason is not None:
+                parts = (registry.get_task(name).dataset, registry.get_task(name).config)
+                found.append({"benchmark": benchmark, "task": name, "reason": reason,
+                              "dataset": "/".join(part for part in parts if part)})  # as results name it
+                logger.warning("%s is not scored: %s", name, reason)
+    return found
+
+
+def without(config: StudyConfig, absent: list[dict[str, str]]) -> StudyConfig:
+    """The study without the tasks that `absent_tasks` found."""
+    names = {row["task"] for row in absent}
+    return dataclasses.replace(config, **{
+        field: tuple(name for name in getattr(config, field) if name not in names) for field in BENCHMARKS})
 
 
 def check(config: StudyConfig) -> None:
@@ -24,25 +62,63 @@ def check(config: StudyConfig) -> None:
     for name in config.datasets:
         if name not in registry.mixture_names():
             raise unknown_name("mixture", name, registry.mixture_names(), where="study.datasets")
-    for field in ("prompt_tasks", "heldout_prompts", "unseen_tasks", "generative_tasks",
-                  "bigbench_tasks"):
+    registry.check_trainable([name for name in config.prompt_tasks if name in registry.task_names()])
+    registry.check_trainable([task for name in config.datasets for task in registry.get_mixture(name).tasks])
+    for name in config.multitask_tasks:
+        _check_multitask(config, name)
+    for field in ("prompt_tasks", "heldout_prompts", "unseen_tasks", "generative_tasks"):
         for name in getattr(config, field):
             _check_task(config, field, name)
+    for field in BENCHMARKS:
+        for name in getattr(config, field):
+            _check_scored_only(field, name)
     if not any(registry.get_task(name).kind == "rank" for name in config.unseen_tasks):
         raise InputError(describe("A study's table needs unseen tasks that are classified by rank",
                                   where="study.unseen_tasks", got=config.unseen_tasks))
 
 
-def _check_task(config: StudyConfig, field: str, name: str) -> None:
-    if name not in registry.task_names():
-        raise unknown_name("task", name, registry.task_names(), where=f"study.{field}")
+def _known(field: str, name: str) -> registry.PromptedTask:
+    """A task of one of the study's fields that has the split it is scored on."""
+    tasks, mixtures = registry.task_names(), registry.mixture_names()
+    if name not in tasks and field in (*BENCHMARKS, "multitask_tasks"):
+        raise unknown_name("task or mixture", name, [*tasks, *mixtures], where=f"study.{field}")
+    if name not in tasks:
+        raise unknown_name("task", name, tasks, where=f"study.{field}")
     task = registry.get_task(name)
     task.check_split(task.evaluation_split)
-    if field == "prompt_tasks":
-        task.check_split("train")
+    return task
+
+
+def _why_not(config: StudyConfig, name: str) -> str | None:
+    """Why a task cannot be prepared; None if it can, or is prepared already."""
     prepared = storage.as_path(config.workdir) / "prepared" / name
-    reason = task.why_unavailable()
-    if reason is not None and not prepared.exists():
+    return None if prepared.exists() else registry.get_task(name).why_unavailable()
+
+
+def _check_scored_only(field: str, name: str) -> None:
+    role = _known(field, name).role
+    if role not in registry.EVALUATION_ONLY:
+        raise InputError(describe(
+            "A benchmark's task is one that nothing is ever trained on", where=f"study.{field}: {name}",
+            got=f"role {role}", expected=f"one of {', '.join(registry.EVALUATION_ONLY)}",
+            cure="give it in study.unseen_tasks or study.generative_tasks"))
+
+
+def _check_multitask(config: StudyConfig, name: str) -> None:
+    field = "multitask_tasks"
+    if name in registry.mixture_names():
+        registry.check_trainable(registry.get_mixture(name).tasks)
+        return
+    registry.check_trainable([_known(field, name).name])
+    _check_task(config, field, name)
+
+
+def _check_task(config: StudyConfig, field: str, name: str) -> None:
+    task = _known(field, name)
+    if field in ("prompt_tasks", "multitask_tasks"):
+        task.check_split("train")
+    reason = _why_not(config, name)
+    if reason is not None:
         raise InputError(describe(
             "A task of the study cannot be prepared", where=f"study.{field}: {name}", got=reason,
             cure=f"set {DATA_DIR_VARIABLE} to the folder that holds the data sets"))

@@ -76,10 +76,13 @@ class StudyConfig:
         multitask: settings of the multitask baseline.
         adapter_bottleneck: width of the adapters; None for d_model // 32.
         prompt_tasks: one prompt expert each.
-        datasets: mixtures, one dataset expert each; the multitask baseline is trained on all of them.
+        datasets: mixtures, one dataset expert each.
+        multitask_tasks: tasks and mixtures that the multitask baseline is trained on; empty for `datasets`.
         unseen_tasks: tasks of datasets that no expert saw, for accuracy.
         generative_tasks: tasks of datasets that no expert saw, for ROUGE-L.
-        bigbench_tasks: tasks of BIG-bench, a column of their own.
+        bigbench_tasks: tasks, or mixtures of them, of BIG-bench: columns of their own, for evaluation only.
+            Those without data are left out and reported as absent.
+        bbh_tasks: the same of BIG-Bench-Hard.
         heldout_prompts: tasks of training datasets whose prompt no prompt expert saw, for routing.
         max_eval_rows: at most so many validation rows a task.
         eval_source_length: tokens of an input at evaluation.
@@ -135,11 +138,18 @@ class StudyConfig:
     stack_at_once: int | None = None
     initial_checkpoint_path: str | None = None
     bigbench_tasks: tuple[str, ...] = ()
+    bbh_tasks: tuple[str, ...] = ()
+    multitask_tasks: tuple[str, ...] = ()
 
     @property
     def target_tasks(self) -> tuple[str, ...]:
         """Every task of a dataset that no expert saw."""
-        return (*self.unseen_tasks, *self.generative_tasks, *self.bigbench_tasks)
+        return (*self.unseen_tasks, *self.generative_tasks, *self.bigbench_tasks, *self.bbh_tasks)
+
+    @property
+    def multitask_names(self) -> tuple[str, ...]:
+        """Tasks and mixtures that the multitask baseline is trained on."""
+        return self.multitask_tasks or self.datasets
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -151,8 +161,8 @@ class StudyConfig:
                        max_new_tokens=self.max_new_tokens, num_queries=self.num_queries,
                        instances_per_expert=self.instances_per_expert, top_k=self.top_k,
                        stack_experts=self.stack_experts, stack_at_once=self.stack_at_once)
-        for name in ("modules", "passages", "prompt_tasks", "datasets", "unseen_tasks",
-                     "generative_tasks", "bigbench_tasks", "heldout_prompts"):
+        for name in ("modules", "passages", "prompt_tasks", "datasets", "multitask_tasks", "unseen_tasks",
+                     "generative_tasks", "bigbench_tasks", "bbh_tasks", "heldout_prompts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             values = getattr(self, name)
             twice = sorted({value for value in values if values.count(value) > 1})

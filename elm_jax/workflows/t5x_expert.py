@@ -20,7 +20,7 @@ from elm_jax.experts.formats.sources import Source, needed_base, of_card, refere
 from elm_jax.experts.overlay import Expert, trained_leaves
 from elm_jax.models import convert_t5x
 from elm_jax.models.t5_config import AdapterConfig, T5Config
-from elm_jax.workflows import run_record
+from elm_jax.workflows import run_record, template_versions
 from elm_jax.workflows.checks import check_choice
 
 T5X_COMMIT = "cc342d4"
@@ -214,7 +214,7 @@ def _card(model: Model, base: Ground, config: T5Config, naming: Naming, run: Map
     return ExpertCard(
         id=naming.expert_id or names.as_id(source or model.name), kind=kind, form=form,
         base=dict(base.reference), network=config.to_dict(), tasks=tuple(trained_on),
-        templates=tuple(task.template for task in tasks),
+        templates=tuple(task.template for task in tasks), **template_versions.of_tasks(tasks),
         dataset=datasets[0] if len(datasets) == 1 else None,
         training={"steps": model.facts[t5x.FACTS]["step"], "seed": run.get("RANDOM_SEED"),
                   "batch_size": run.get("BATCH_SIZE"), "config_digest": run.get("digest"),

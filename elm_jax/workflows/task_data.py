@@ -1,11 +1,12 @@
-"""Where a workflow's task data comes from: prepared arrays first, SeqIO where there are none yet.
+"""Where a workflow's task data comes from: prepared arrays, or rows and templates where there are none yet.
 
-A task's split is tokenised once, through its SeqIO task, and kept as prepared arrays. Every later use,
-also on a machine without TensorFlow, reads the arrays.
+A task's split is rendered and tokenised once and kept as prepared arrays. Every later use, also on a machine
+that has neither data nor templates, reads the arrays.
 """
 
-import contextlib
+import collections
 import dataclasses
+import errno
 import logging
 import os
 import secrets
@@ -15,11 +16,18 @@ from etils import epath
 
 from elm_jax import hosts, storage
 from elm_jax.data import registry
+from elm_jax.data.few_shot import with_exemplars
+from elm_jax.data.prepare import prepare
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.workflows.checks import check_range
 
 logger = logging.getLogger(__name__)
+PARTIAL = ".partial"
+"""Ends the names of folders that are being written; what a kill leaves of them is never read."""
+MOST_OPEN = 100
+"""Splits on disk that are kept open; each holds two files, of the 1,024 that systems often allow."""
 
 
 @dataclasses.dataclass
@@ -28,18 +36,22 @@ class TaskData:
 
     Attributes:
         vocabulary: of the base that will read the tokens.
-        vocabulary_path: its SentencePiece file, for SeqIO; None if nothing is to be prepared.
         modules: registries to import by name before a task is prepared, e.g. ``elm_jax.tasks``.
         prepared_dir: folder of prepared arrays, ``<task>/<split>``; None keeps them in memory only.
+        few_shot: rows of `exemplar_split` to put before each input, see `few_shot.with_exemplars`.
+        few_shot_length: tokens of an input with them.
     """
 
     vocabulary: Vocabulary
-    vocabulary_path: str | None = None
     modules: tuple[str, ...] = ("elm_jax.tasks",)
     prepared_dir: str | None = None
+    few_shot: int = 0
+    few_shot_length: int = 512
 
     def __post_init__(self) -> None:
-        self._splits: dict[tuple[str, str, int | None], PreparedSplit] = {}
+        check_range("few_shot", self.few_shot, 0)
+        self._splits: collections.OrderedDict[tuple[str, str, int | None], PreparedSplit] = (
+            collections.OrderedDict())
 
     def split(self, task: str, split: str, max_rows: int | None = None) -> PreparedSplit:
         """One task's split as prepared arrays; made, and kept, if it is not there yet.
@@ -54,8 +66,27 @@ class TaskData:
         """
         key = (task, split, max_rows)
         if key not in self._splits:
-            self._splits[key] = self._open(task, split, max_rows)
+            found = self._open(task, split, max_rows)
+            self._splits[key] = self._with_exemplars(found) if self.few_shot else found
+            if len(self._splits) > MOST_OPEN and self.prepared_dir is not None and not self.few_shot:
+                self._splits.popitem(last=False)
+        self._splits.move_to_end(key)
         return self._splits[key]
+
+    def has_rows(self, task: str, split: str) -> bool:
+        """Whether a split is there as prepared arrays, or the data at hand have it."""
+        if self.prepared_dir is not None and storage.is_committed(self._folder(task, split, None)):
+            return True
+        registry.import_tasks(self.modules)
+        return registry.get_task(task).has_rows(split)
+
+    def _with_exemplars(self, found: PreparedSplit) -> PreparedSplit:
+        train = self._open(found.name, self.exemplar_split(found.name), None)
+        made = with_exemplars(found, train, self.vocabulary, few_shot=self.few_shot,
+                              max_length=self.few_shot_length)
+        logger.info("%s %s: %.2f of %d exemplars a row fit into %d tokens", found.name, found.split,
+                    made.info["few_shot_taken"] / max(len(made), 1), self.few_shot, self.few_shot_length)
+        return made
 
     def _open(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
         if self.prepared_dir is not None:  # one process prepares, the others wait for it and read
@@ -79,13 +110,16 @@ class TaskData:
             return
         # Beside it first: workers of a farm may prepare the same split, and the last would empty the folder
         # under a reader of the first.
-        made = folder.parent / f"{folder.name}.{secrets.token_hex(4)}.partial"
+        made = folder.parent / f"{folder.name}.{secrets.token_hex(4)}{PARTIAL}"
         prepared.save(made)
         if folder.exists() and not storage.is_committed(folder):
             storage.remove(folder)  # what an older version left half written
-        with contextlib.suppress(OSError):  # another one was faster: its arrays are the same
+        try:
             os.rename(made, folder)
-        storage.remove(made)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            storage.remove(made)  # another one was faster: its arrays are the same
 
     def _folder(self, task: str, split: str, max_rows: int | None) -> epath.Path:
         name = split if max_rows is None else f"{split}-{max_rows}"
@@ -106,21 +140,8 @@ class TaskData:
 
     def _prepare(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
         registry.import_tasks(self.modules)
-        registry.get_task(task).check_split(split)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up talk is not ours
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-        try:
-            from elm_jax.data import pipeline
-        except ImportError as error:
-            raise InputError(describe(
-                "SeqIO and TensorFlow are needed to prepare a task and are not installed",
-                where=f"{task} {split}" + (f", at most {max_rows} rows" if max_rows else ""),
-                got=str(error),
-                cure="prepare the arrays elsewhere (`elm tasks prepare`) and give their folder "
-                "as PREPARED_DIR")) from error
         logger.info("preparing %s %s", task, split)
-        pipeline.import_tasks(self.modules)
-        return pipeline.prepare(task, split, self.vocabulary_path, max_rows=max_rows)
+        return prepare(task, split, self.vocabulary, max_rows=max_rows)
 
     def _check_vocabulary(self, prepared: PreparedSplit, folder: object) -> None:
         found, wanted = prepared.info.get("vocabulary"), self.vocabulary.fingerprint
@@ -138,12 +159,24 @@ class TaskData:
         if made_of is None or prepared.name not in registry.task_names():
             return
         task = registry.get_task(prepared.name)
-        if task.why_unavailable() is None and task.source_digest(prepared.split) != made_of:
+        if not task.has_rows(prepared.split) or task.why_unavailable() is not None:
+            return
+        if task.source_digest(prepared.split) != made_of:
+            then, now = prepared.info.get("template_digest"), task.load_template().digest
             raise InputError(describe(
-                "Prepared arrays were made of other rows, or with another template", where=folder,
+                "Prepared arrays were made of other rows, or with another template" if then is None
+                else "Prepared arrays were made of other rows" if then == now
+                else f"Prepared arrays were made with another text of template {task.template!r}",
+                where=folder,
                 got=made_of, expected=task.source_digest(prepared.split),
                 cure="prepare into another folder, or remove this one (what was trained on it is out of "
                 "date as well)"))
+
+    def exemplar_split(self, task: str) -> str:
+        """The split of few-shot exemplars: ``train``, or the one that is scored where there is no other."""
+        registry.import_tasks(self.modules)
+        known = task in registry.task_names()
+        return self.evaluation_split(task) if known and "train" not in self.splits_of(task) else "train"
 
     def splits_of(self, task: str) -> tuple[str, ...]:
         """The splits that a registered task has."""
@@ -155,13 +188,30 @@ class TaskData:
         registry.import_tasks(self.modules)
         return registry.get_task(task).evaluation_split if task in registry.task_names() else "validation"
 
+    def evaluation_rows(self, names: Sequence[str]) -> int | None:
+        """How many rows a task are scored of tasks and mixtures, as far as the mixtures say; None for all.
+
+        Raises:
+            InputError: they say unlike numbers.
+        """
+        registry.import_tasks(self.modules)
+        limits = {name: registry.get_mixture(name).eval_rows if name in registry.mixture_names() else None
+                  for name in names}
+        if len(set(limits.values())) > 1:
+            raise InputError(describe(
+                "Of these tasks unlike numbers of rows are scored", got=", ".join(
+                    f"{name}: {limit or 'all'}" for name, limit in limits.items()),
+                expected="one number", cure="score them in two runs, or give --max_rows"))
+        return next(iter(limits.values()), None)
+
     def _prepared_of(self, tasks: Sequence[str]) -> set[str]:
         """Those of the tasks of which any split is there as arrays."""
         if self.prepared_dir is None:
             return set()
         folders = {task: storage.as_path(self.prepared_dir) / task for task in tasks}
         return {task for task, folder in folders.items()
-                if folder.exists() and any(storage.is_committed(split) for split in folder.iterdir())}
+                if folder.exists() and any(not split.name.endswith(PARTIAL) and storage.is_committed(split)
+                                           for split in folder.iterdir())}
 
     def tasks_of(self, name: str) -> list[str]:
         """The tasks behind a name: itself if it is a task, the members if it is a mixture.

@@ -1,55 +1,106 @@
 """`elm tasks`: what is registered, and how a task's rows look as prompts. Needs no TensorFlow."""
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Collection, Sequence
 from typing import Any
-
-import numpy as np
 
 from elm_jax import storage
 from elm_jax.data import registry
+from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.text import RoutingInstance
+from elm_jax.workflows import task_stats
 
 
-def list_tasks(modules: Sequence[str]) -> dict[str, Any]:
-    """Facts of all registered tasks, and the mixtures with their members."""
+def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
+    """Facts of registered tasks, and the mixtures that have no other members.
+
+    Args:
+        modules: registries to import.
+        **wanted: ``role``, ``dataset``, ``category``, ``kind``: only tasks of this one; None for any.
+
+    Raises:
+        InputError: no task is of that role, data set, category or kind.
+    """
     registry.import_tasks(modules)
     tasks = []
     for name in registry.task_names():
         task = registry.get_task(name)
         tasks.append({"name": name, "dataset": task.dataset_name, "template": task.template,
-                      "role": task.role, "kind": task.kind, "unavailable": task.why_unavailable()})
+                      "role": task.role, "category": task.category, "kind": task.kind,
+                      "unavailable": task.why_unavailable()})
+    for fact, value in wanted.items():
+        known = {row[fact] for row in tasks if row[fact] is not None}
+        if value is not None and value not in known:
+            raise unknown_name(fact, value, known)
+    tasks = [row for row in tasks if all(value in (None, row[fact]) for fact, value in wanted.items())]
+    names = {row["name"] for row in tasks}
     mixtures = {name: list(registry.get_mixture(name).tasks) for name in registry.mixture_names()}
-    return {"tasks": tasks, "mixtures": mixtures}
+    return {"tasks": tasks,
+            "mixtures": {name: members for name, members in mixtures.items() if names.issuperset(members)}}
 
 
-def show_task(name: str, split: str, count: int, *, modules: Sequence[str],
-              vocabulary: Vocabulary | None = None) -> list[dict[str, Any]]:
-    """The first rows of a task as prompts, with token counts if a vocabulary is given.
+def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str],
+              vocabulary: Vocabulary | None = None, source_length: int | None = None,
+              target_length: int | None = None) -> dict[str, Any]:
+    """The first rows of a task as prompts; with a vocabulary, how many tokens they have and what is cut off.
+
+    Args:
+        name: of the task.
+        split: one of the task's; None for the one that it is scored on.
+        count: at most so many rows.
+        modules: registries to import.
+        vocabulary: counts tokens.
+        source_length: tokens of an input that are kept; None for the task's own (`task_stats.lengths_of`).
+        target_length: tokens of a target that are kept.
+
+    Returns:
+        ``task``, ``split``, ``rows``, and ``dropped``: how many rows before these were left out, by reason.
 
     Raises:
         InputError: an unknown task, a split that it has not, or data that are not there.
     """
     registry.import_tasks(modules)
-    rows = []
-    for index, rendered in registry.get_task(name).render_rows(split):
+    task = registry.get_task(name)
+    lengths = task_stats.lengths_of(name, source_length, target_length)
+    split, dropped, rows = split or task.evaluation_split, collections.Counter(), []
+    for index, rendered in task.render_rows(split, dropped):
         row: dict[str, Any] = {"row": index, "input": rendered.inputs, "target": rendered.targets,
                                "choices": list(rendered.choices or ()),
                                "choices_expression": rendered.choices_expression}
         if vocabulary is not None:
             row["tokens"] = {"input": len(vocabulary.encode(rendered.inputs)) + 1,
                              "target": len(vocabulary.encode(rendered.targets)) + 1}
+            row["cut"] = {"input": _cut(rendered.inputs, lengths["inputs"], vocabulary),
+                          "target": _cut(rendered.targets, lengths["targets"], vocabulary)}
         rows.append(row)
         if len(rows) == count:
             break
-    return rows
+    return {"task": name, "split": split, "rows": rows, "dropped": dict(dropped)}
+
+
+def _cut(text: str, length: int, vocabulary: Vocabulary) -> dict[str, Any]:
+    """How many tokens a length keeps (its EOS among them), and the text of those that it cuts off."""
+    tokens = vocabulary.encode(text)
+    kept = tokens if len(tokens) < length else tokens[:length - 1]
+    return {"length": length, "text": vocabulary.decode(tokens[len(kept):])}
+
+
+def printable(row: dict[str, Any]) -> dict[str, str]:
+    """A row of `show_task` in words."""
+    shown = {key: str(value) for key, value in row.items() if key not in ("tokens", "cut")}
+    for name, tokens in row.get("tokens", {}).items():
+        cut = row["cut"][name]
+        shown[f"{name} tokens"] = f"{tokens} of at most {cut['length']}" + (
+            f", cut off: {cut['text']!r}" if cut["text"] else "")
+    return shown
 
 
 def routing_instances(name: str, split: str, count: int, *, modules: Sequence[str],
                       prepared_dir: storage.PathLike | None = None, seed: int = 0,
-                      ) -> list[RoutingInstance]:
+                      keys: Collection[str] = ()) -> list[RoutingInstance]:
     """At most `count` instances of a task, drawn by a fixed seed; no tokens are needed.
 
     Args:
@@ -59,16 +110,21 @@ def routing_instances(name: str, split: str, count: int, *, modules: Sequence[st
         modules: registries to import.
         prepared_dir: read prepared arrays here instead, if the task is there.
         seed: of the draw.
+        keys: inputs of a library's keys, which come from train splits: no query from one is a key itself.
     """
     if prepared_dir is not None:
         folder = storage.as_path(prepared_dir) / name / split
         if not storage.is_committed(folder):
             raise InputError(describe("The task is not among the prepared arrays", where=folder))
         prepared = PreparedSplit.open(folder)
-        order = np.random.default_rng(seed).permutation(len(prepared))[:count]
+        taken = [] if split != "train" else [
+            number for number in range(len(prepared)) if prepared.text(number)["inputs"] in keys]
+        order = draw_rows(len(prepared), count, seed, taken=taken)
         return [RoutingInstance(**prepared.routing_instance(int(index))) for index in order]
     registry.import_tasks(modules)
     rendered = [row for _, row in registry.get_task(name).render_rows(split)]
-    order = np.random.default_rng(seed).permutation(len(rendered))[:count]
+    taken = [] if split != "train" else [
+        number for number, row in enumerate(rendered) if row.inputs in keys]
+    order = draw_rows(len(rendered), count, seed, taken=taken)
     return [RoutingInstance(rendered[index].inputs, rendered[index].choices_expression,
                             rendered[index].choices or ()) for index in order]

@@ -10,8 +10,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from elm_jax import hosts, sharding, storage
-from elm_jax.data import batches
+from elm_jax.data import batches, registry
 from elm_jax.data.cursor import MixtureSource, TrainStream
+from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
@@ -23,7 +24,7 @@ from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, fit_stack
 from elm_jax.types import Batch, Params
-from elm_jax.workflows import run_record
+from elm_jax.workflows import run_record, template_versions
 from elm_jax.workflows.checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.task_data import TaskData
 
@@ -53,6 +54,10 @@ class TrainConfig:
         adapter_bottleneck: width of the adapters; None for d_model // 32.
         lora_rank: LoRA's updates of this rank in place of the adapters; None for adapters.
         lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
+        task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
+            recipe (ELM.md's, for the training tasks), whatever is given here.
+        few_shot: rows of the train split that stand, with their answers, before each input, as far as its
+            length allows.
         dtype: of activations; parameters are float32.
         num_microbatches: gradient accumulation steps in one optimiser step.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
@@ -107,6 +112,8 @@ class TrainConfig:
     early_end: EarlyEnd | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
+    task_recipe: bool = False
+    few_shot: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -117,6 +124,7 @@ class TrainConfig:
         self._check_base_dtype()
         check_range("dropout_rate", self.dropout_rate, 0, 1)
         check_range("random_seed", self.random_seed, 0)
+        check_range("few_shot", self.few_shot, 0)
         check_positive(batch_size=self.batch_size, num_microbatches=self.num_microbatches,
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period,
                        keep_checkpoints=self.keep_checkpoints, train_steps=self.train_steps,
@@ -135,6 +143,9 @@ class TrainConfig:
                 "Give one kind of adapters", where="train",
                 got=f"adapter_bottleneck={self.adapter_bottleneck}, lora_rank={self.lora_rank}, "
                 f"lora_alpha={self.lora_alpha}", expected="a bottleneck, or a rank (and perhaps an alpha)"))
+        if self.task_recipe and self.kind != "prompt":
+            raise InputError(describe("A task's recipe is that of a prompt expert", where="train.task_recipe",
+                                      got=f"kind {self.kind!r}", cure="give lengths, batch size and epochs"))
         if set(self.task_feature_lengths) != {"inputs", "targets"}:
             raise InputError(describe("TASK_FEATURE_LENGTHS names the wrong features",
                                       got=sorted(self.task_feature_lengths),
@@ -183,6 +194,9 @@ class TrainConfig:
         for name in ("early_end", "lora_rank", "lora_alpha"):
             if facts[name] is None:  # as it was before there were such settings
                 facts.pop(name)
+        for name in ("task_recipe", "few_shot"):
+            if not facts[name]:
+                facts.pop(name)
         if self.base_dtype in (None, "float32"):  # as it was before there was a choice
             facts.pop("base_dtype")
         text = json.dumps(facts, sort_keys=True, default=str)
@@ -219,11 +233,16 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     own_base = base is None
     base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.base_rules())
     check_network(config, base)
+    if config.task_recipe:
+        config = with_recipe(config, tasks_of(config, data or task_data(config, base)))
     if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
         return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
     data = data or task_data(config, base)
+    if data.few_shot != config.few_shot:
+        raise InputError(describe("The task data have another number of exemplars than the run",
+                                  where="train.few_shot", got=data.few_shot, expected=config.few_shot))
     tasks = tasks_of(config, data)
     stream, rows = make_stream(config, data, tasks)
     network_config, overlay, frozen = initial_overlay(
@@ -276,9 +295,38 @@ def _train_to_early_end(
 
 
 def tasks_of(config: TrainConfig, data: TaskData) -> list[str]:
-    """The tasks behind the names of the config."""
-    return list(dict.fromkeys(
+    """The tasks behind the names of the config.
+
+    Raises:
+        InputError: an unknown name, or a task that is for evaluation only.
+    """
+    tasks = list(dict.fromkeys(
         task for name in config.task.split(",") for task in data.tasks_of(name.strip())))
+    registry.check_trainable(tasks)
+    return tasks
+
+
+def with_recipe(config: TrainConfig, tasks: list[str]) -> TrainConfig:
+    """The config with its tasks' own recipe in the places of length, batch size, epochs and cap.
+
+    Raises:
+        InputError: a task has no recipe, or another than the first.
+    """
+    if not config.task_recipe:
+        return config
+    known = {task: registry.get_task(task).recipe for task in tasks if task in registry.task_names()}
+    recipes = {known.get(task) for task in tasks}
+    if len(recipes) != 1 or None in recipes:
+        lacking = [task for task in tasks if known.get(task) is None]
+        raise InputError(describe(
+            "The tasks have no recipe in common", where="train.task_recipe",
+            got=f"no recipe of {', '.join(lacking[:3])}" if lacking else f"{len(recipes)} recipes",
+            expected="tasks of one data set of elm_jax.tasks", cure="leave task_recipe out"))
+    recipe = recipes.pop()
+    return dataclasses.replace(
+        config, task_recipe=False, max_examples=recipe.max_examples, epochs=recipe.epochs, train_steps=None,
+        task_feature_lengths={"inputs": recipe.source_length, "targets": recipe.target_length},
+        batch_size=recipe.batch_size)
 
 
 def validation_batches(config: TrainConfig, data: TaskData) -> list[Batch]:
@@ -315,24 +363,41 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
     """Task data in the vocabulary of the base."""
     if base.vocabulary is None:
         raise InputError(describe("The base carries no vocabulary", where=base.path,
-                                  cure="give a base folder with a vocabulary.model"))
+                                  cure="give a base folder with a vocabulary, as a vocabulary.model"))
     folder = config.prepared_dir
     if folder is None and hosts.count() > 1:  # what one process prepares, the others must find
         folder = str(storage.as_path(config.model_dir) / "prepared")
-    return TaskData(base.vocabulary, base.vocabulary_path, tuple(config.modules), folder)
+    return TaskData(base.vocabulary, tuple(config.modules), folder,
+                    few_shot=config.few_shot, few_shot_length=config.task_feature_lengths["inputs"])
 
 
 def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[TrainStream, int]:
     """The training stream over all tasks, and the number of rows behind it.
 
-    `max_examples` caps a dataset, so its tasks share the cap equally.
+    `max_examples` caps a dataset, so its tasks share the cap equally. A mixture with a cap of its own
+    (`registry.capped_mixture`) keeps to that as well, if it is the smaller one.
+
+    Raises:
+        InputError: a task is for evaluation only, or there are no data.
     """
     splits = [data.split(task, "train") for task in tasks]
+    refused = {prepared.name: prepared.info["role"] for prepared in splits
+               if prepared.info.get("role") in registry.EVALUATION_ONLY}
+    if refused:  # arrays of tasks that are not registered here
+        raise registry.evaluation_only(list(refused), set(refused.values()))
     per_dataset: dict[str, int] = {}
     for prepared in splits:
         per_dataset[dataset_of(prepared)] = per_dataset.get(dataset_of(prepared), 0) + 1
-    caps = [None if config.max_examples is None
-            else max(1, config.max_examples // per_dataset[dataset_of(prepared)]) for prepared in splits]
+    mixture = registry.find_mixture(config.task)
+
+    def cap_of(prepared: PreparedSplit) -> int | None:
+        prompts = per_dataset[dataset_of(prepared)]
+        caps = [] if config.max_examples is None else [config.max_examples // prompts]
+        if mixture is not None and mixture.capped:
+            caps.append(int(mixture.share_of(len(prepared), prompts)))
+        return max(1, min(caps)) if caps else None
+
+    caps = [cap_of(prepared) for prepared in splits]
     source: Any = splits[0] if len(splits) == 1 and caps == [None] else MixtureSource(
         splits, caps, seed=config.random_seed)
     stream = TrainStream(source, batch_size=config.batch_size, lengths=dict(config.task_feature_lengths),
@@ -363,9 +428,11 @@ def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData
         id=config.expert_id or config.task, kind=config.kind, form=FORM_OF_KIND[config.kind],
         base=base.reference(), network=network.to_dict(),
         tasks=tuple(tasks), templates=tuple(prepared.info["template"] for prepared in infos),
+        **template_versions.of_arrays(infos),
         dataset=datasets[0] if len(datasets) == 1 else None,
         training={"steps": result.step, "examples": rows, "seed": config.random_seed,
-                  "config_digest": config.digest(), "versions": run_record.versions(), **ended_at},
+                  "config_digest": config.digest(), "versions": run_record.versions(), **ended_at,
+                  **({"few_shot": config.few_shot} if config.few_shot else {})},
         metrics={name: float(value) for name, value in result.metrics.items() if name != "step"})
 
 

@@ -64,6 +64,10 @@ class TrainStackConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(stack_experts=self.stack_experts, mesh_experts=self.mesh_experts, at_once=self.at_once)
+        if self.train.task_recipe:
+            raise InputError(describe("Experts of one program share lengths and batch size",
+                                      where="train_stack.train.task_recipe", got=True, expected=False,
+                                      cure="train them one by one, or give the lengths and the batch size"))
         if not self.table and not self.train.task:
             raise InputError(describe("Neither tasks nor a table is given", where="train_stack",
                                       cure="give TASK (tasks and mixtures, separated by commas) or TABLE"))

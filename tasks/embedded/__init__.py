@@ -1,7 +1,8 @@
 """Small tasks that come with the package: English from a grammar, of fixed seeds, with no data folder.
 
-Adds a task for each prompt, a mixture for each data set, and ``embedded_train`` for all training
-tasks. Of the unseen data sets, as of all unseen ones, only validation rows are registered.
+Adds a task for each prompt (of the roles ``extra`` and ``unseen_extra``: they are none of the paper's), a
+mixture for each data set, and ``embedded_train`` for all training tasks. Of the unseen data sets, as of all
+unseen ones, only validation rows are registered.
 """
 
 import functools
@@ -18,6 +19,12 @@ TEMPLATE_FOLDER = os.path.join(os.path.dirname(__file__), "templates")
 _KINDS = {"mini_data_to_text": "generation", "mini_headline": "generation",
           "mini_extraction": "generation", "mini_note": "generation"}
 """The data sets whose prompts ask for a text; all others rank choices."""
+_CATEGORIES = {
+    "mini_topic": "topic_classification", "mini_review": "sentiment", "mini_question": "topic_classification",
+    "mini_reading": "multiple_choice_qa", "mini_data_to_text": "structure_to_text",
+    "mini_headline": "summarization", "mini_extraction": "extractive_qa",
+}
+"""After T0's groups of training tasks, among which is no entailment."""
 PROMPTS: dict[str, tuple[str, str]] = {
     "mini_topic": ("which section", "about what"),
     "mini_review": ("writer feeling", "good or bad"),
@@ -40,13 +47,14 @@ def _add(dataset: str, role: str, splits: tuple[str, ...]) -> list[str]:
     tasks = [
         registry.add_prompted_task(
             dataset, None, template, kind=_KINDS.get(dataset, "rank"), role=role, splits=splits,
-            rows=functools.partial(rows, dataset), template_folder=TEMPLATE_FOLDER)
+            rows=functools.partial(rows, dataset), template_folder=TEMPLATE_FOLDER,
+            category=_CATEGORIES.get(dataset))
         for template in PROMPTS[dataset]]
     registry.add_mixture(dataset, tasks)
     return tasks
 
 
 TRAIN_TASKS = tuple(
-    task for name in TRAIN for task in _add(name, "train", ("train", "validation")))
-UNSEEN_TASKS = tuple(task for name in UNSEEN for task in _add(name, "unseen", ("validation",)))
+    task for name in TRAIN for task in _add(name, "extra", ("train", "validation")))
+UNSEEN_TASKS = tuple(task for name in UNSEEN for task in _add(name, "unseen_extra", ("validation",)))
 registry.add_mixture("embedded_train", TRAIN_TASKS)

@@ -20,6 +20,7 @@ BINDINGS = {
 }
 RUNS = [("experts/prompt.gin", "train"), ("experts/dataset.gin", "train"), ("experts/multitask.gin", "train"),
         ("runs/pretrain.gin", "pretrain"), ("studies/demo.gin", "study"), ("studies/p3_small.gin", "study"),
+        ("studies/t0_data.gin", "study"),
         *((f"scale/{path.name}", "train") for path in sorted((GIN / "scale").glob("*.gin")))]
 SHARDINGS = sorted((GIN / "sharding").glob("*.gin"))
 

@@ -219,13 +219,13 @@ def test_every_prompt_renders_every_row(task):
 def test_two_prompts_a_data_set_registered_by_name():
     assert len(datasets.TRAIN) == 8 and len(datasets.UNSEEN) == 5
     assert embedded.TRAIN_TASKS[0] == "mini_topic__which_section"
-    for role, tasks in (("train", embedded.TRAIN_TASKS), ("unseen", embedded.UNSEEN_TASKS)):
+    for role, tasks in (("extra", embedded.TRAIN_TASKS), ("unseen_extra", embedded.UNSEEN_TASKS)):
         for name in tasks:
             task = registry.get_task(name)
             template = task.load_template()
             assert (task.role, task.name) == (role, templates.task_name(task.dataset, None, template.name))
             assert task.kind == template.kind
-            assert task.splits == (("train", "validation") if role == "train" else ("validation",))
+            assert task.splits == (("train", "validation") if role == "extra" else ("validation",))
             assert task.why_unavailable() is None
     for name in NAMES:
         assert len(registry.mixture_tasks(name)) == 2

@@ -71,7 +71,7 @@ def test_save_and_open(tmp_path, count):
     found = PreparedSplit.open(tmp_path / "split")
     assert_equal(found, split)
     if count:
-        assert isinstance(found.arrays["tokens"], np.memmap)
+        assert isinstance(found.arrays["tokens"].base, np.memmap)
 
 
 def test_saving_again_replaces(tmp_path):

@@ -18,6 +18,7 @@ from elm_jax.data.vocabulary import EXTRA_IDS, train_vocabulary
 from elm_jax.errors import InputError
 
 VOCAB = 400
+SENTINELS = np.arange(VOCAB - 1, VOCAB - 1 - EXTRA_IDS, -1)
 EOS = 1
 REGISTRIES = (elm_jax.tasks, embedded)  # importing them fills the registry
 
@@ -26,6 +27,10 @@ class Letters:
     """A vocabulary of one id a character."""
 
     size = VOCAB
+    extra_ids = EXTRA_IDS
+
+    def sentinel_id(self, number: int) -> int:
+        return VOCAB - 1 - number
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
@@ -59,7 +64,7 @@ def test_span_corruption_can_be_undone(length):
     for _ in range(10):
         chunk = rng.integers(3, VOCAB - EXTRA_IDS, length).astype(np.int32)
         mask = pretraining.noise_mask(length, rng)
-        inputs, targets = pretraining.span_corruption(chunk, mask, VOCAB)
+        inputs, targets = pretraining.span_corruption(chunk, mask, SENTINELS)
         assert inputs.dtype == targets.dtype == np.int32
         assert undo(inputs, targets, VOCAB) == chunk.tolist()
         sentinels = [token for token in inputs if token >= VOCAB - EXTRA_IDS]
@@ -73,7 +78,7 @@ def test_span_corruption_of_the_papers_example():
     words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week"]
     mask = np.isin(words, ["for", "inviting", "last"])
     chunk = np.arange(10, 20)
-    inputs, targets = pretraining.span_corruption(chunk, mask, VOCAB)
+    inputs, targets = pretraining.span_corruption(chunk, mask, SENTINELS)
     assert inputs.tolist() == [10, 11, 399, 14, 15, 16, 17, 398, 19, EOS]
     assert targets.tolist() == [399, 12, 13, 398, 18, EOS]
 
@@ -275,10 +280,11 @@ def real_passages(monkeypatch):
 
 
 def available(*roles):
-    """(dataset, config, splits) of the tasks of these roles that have rows."""
+    """(dataset, config, splits) of the tasks of these roles that have rows of their own."""
     tasks = [registry.get_task(name) for role in roles
              for name in registry.task_names(role=role, available_only=True)]
-    return {(task.dataset, task.config, task.splits) for task in tasks if task.rows is None}
+    return {(task.dataset, task.config, task.splits) for task in tasks
+            if task.rows is None and task.own_files is None and task.source is None}
 
 
 def test_real_passages_are_of_training_data_sets_only(real_passages):

@@ -20,7 +20,7 @@ from elm_jax.workflows.report import draw, oracle_ranks, read_matrix
 class Page(html.parser.HTMLParser):
     """Collects the text of all cells, the pictures, and tags left open."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "wbr")
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,8 +8,9 @@ import pytest
 from synthetic_study import facts_and_matrix
 
 from elm_jax.errors import InputError
+from elm_jax.evaluation import cells
 from elm_jax.evaluation import study_table as tables
-from elm_jax.evaluation.study_table import Cell
+from elm_jax.evaluation.cells import Cell
 
 
 def random_matrix(num_experts: int, num_instances: int, seed: int, rate: float = 0.5) -> dict:
@@ -106,7 +107,7 @@ def test_random_expert_is_the_exact_mean() -> None:
 def test_macro_mean_is_over_prompts_then_data_sets() -> None:
     row = {name: Cell(np.full(4, value), np.arange(4), "accuracy", name[0], 0.5)
            for name, value in (("a__1", 0.2), ("a__2", 0.4), ("b__1", 0.9))}
-    assert tables.macro_mean(row).value == pytest.approx((0.3 + 0.9) / 2)
+    assert cells.macro_mean(row).value == pytest.approx((0.3 + 0.9) / 2)
 
 
 def shared_prompts(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -134,7 +135,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(prompts: Callable) 
         row = {f"a__{number}": Cell(values.astype(float), indices, "accuracy", "a", 0.5)
                for number, (values, indices) in enumerate(prompts(rng))}
         row["b__1"] = Cell((rng.random(400) < 0.5).astype(float), np.arange(400), "accuracy", "b", 0.5)
-        estimate = tables.macro_mean(row)
+        estimate = cells.macro_mean(row)
         covered += estimate.low <= 0.6 <= estimate.high
     assert 0.92 < covered / 400 < 0.98  # standard error 0.011
 
@@ -143,13 +144,13 @@ def test_variance_equals_the_textbook_one_for_the_same_and_for_disjoint_instance
     rng = np.random.default_rng(0)
     one, two = rng.random(30), rng.random(30)
     same = [Cell(values, np.arange(30), "accuracy", "a") for values in (one, two)]
-    assert tables.dataset_variance(same) == pytest.approx(((one + two) / 2).var(ddof=1) / 30)
+    assert cells.dataset_variance(same) == pytest.approx(((one + two) / 2).var(ddof=1) / 30)
     short = one[:8]
     disjoint = [Cell(short, 50 + np.arange(8), "accuracy", "a"), same[1]]
     expected = (short.var(ddof=1) / 8 + two.var(ddof=1) / 30) / 4
-    assert tables.dataset_variance(disjoint) == pytest.approx(expected)
+    assert cells.dataset_variance(disjoint) == pytest.approx(expected)
     single = [Cell(one[:1], np.arange(1), "accuracy", "a"), same[1]]
-    assert tables.dataset_variance(single) == pytest.approx((1 + two.var(ddof=1) / 30) / 4)
+    assert cells.dataset_variance(single) == pytest.approx((1 + two.var(ddof=1) / 30) / 4)
 
 
 def test_paired_difference_is_narrower_than_unpaired_and_exact() -> None:
@@ -158,11 +159,11 @@ def test_paired_difference_is_narrower_than_unpaired_and_exact() -> None:
     better = np.where(rng.random(300) < 0.1, 1.0, base)
     row, other = ({"a__1": Cell(values, np.arange(300), "accuracy", "a", 0.5)}
                   for values in (better, base))
-    estimate = tables.paired_difference(row, other)
+    estimate = cells.paired_difference(row, other)
     assert estimate.value == pytest.approx(float((better - base).mean()))
     half = 1.959963984540054 * (better - base).std(ddof=1) / np.sqrt(300)
     assert estimate.high - estimate.value == pytest.approx(half)
-    assert half < 0.5 * (tables.macro_mean(row).high - tables.macro_mean(row).value)
+    assert half < 0.5 * (cells.macro_mean(row).high - cells.macro_mean(row).value)
 
 
 def test_a_missing_cell_is_named() -> None:
@@ -217,8 +218,8 @@ def test_majority_row_is_the_macro_mean_of_the_majority_answers() -> None:
     assert table["majority"]["unseen mean"] == pytest.approx((4 * 0.6 + 0.8) / 5)
     assert table["majority"]["ROUGE-L"] is None
     assert table["majority_by_position"] == ["winogrande_winogrande_xl"]
-    base = tables.select(tables.rows_of_study(facts, matrix)["base"], facts["unseen_tasks"], "accuracy")
-    expected = tables.paired_difference(base, tables.majority_row(base))
+    base = cells.select(tables.rows_of_study(facts, matrix)["base"], facts["unseen_tasks"], "accuracy")
+    expected = cells.paired_difference(base, cells.majority_row(base))
     assert table["rows"][0]["over_majority"] == dataclasses.asdict(expected)
 
 

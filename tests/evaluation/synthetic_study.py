@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from elm_jax.evaluation.study_table import Cell, Matrix
+from elm_jax.evaluation.cells import Cell, Matrix
 
 SEEN_SETS = ("ag_news", "trec", "cosmos_qa", "paws_labeled_final", "rotten_tomatoes", "qasc", "quarel",
              "common_gen")
@@ -53,6 +53,32 @@ def facts_and_matrix(num_instances: int = 40, seed: int = 0, gain: float = 0.4,
     return facts, matrix
 
 
+CATEGORIES = {
+    "ag_news": "topic_classification", "trec": "topic_classification", "cosmos_qa": "multiple_choice_qa",
+    "paws_labeled_final": "paraphrase_identification", "rotten_tomatoes": "sentiment",
+    "qasc": "multiple_choice_qa", "quarel": "multiple_choice_qa", "common_gen": "topic_classification"}
+"""As a study keeps them; common_gen, which is generated, stands with data sets that are classified."""
+BIGBENCH, BBH = ("bigbench_winowhy",), ("bbh_navigate", "bbh_dyck_languages")
+ABSENT = [{"benchmark": "BIG-bench", "task": "bigbench_strategyqa__bigbench",
+           "dataset": "bigbench_strategyqa", "reason": "no data <at all>"}]
+
+
+def with_groups(num_instances: int = 40) -> tuple[dict, Matrix]:
+    """The same with what newer studies keep: categories, benchmarks, and a task that was absent."""
+    facts, matrix = facts_and_matrix(num_instances)
+    rng = np.random.default_rng(1)
+    tasks = {"bigbench_tasks": [f"{name}__bigbench" for name in BIGBENCH],
+             "bbh_tasks": [f"{name}__bbh" for name in BBH]}
+    for task in (*tasks["bigbench_tasks"], *tasks["bbh_tasks"]):
+        facts["decisions"][task] = decision(task, facts["library"])
+        merged = {entry["merged"] for entry in facts["decisions"].values()}
+        for name in dict.fromkeys((*(expert for expert, _ in matrix), *sorted(merged))):
+            matrix[name, task] = cell(rng, task, 0.0, num_instances)
+    categories = {task: CATEGORIES[task.split("__")[0]] for task in facts["seen_tasks"]}
+    return {**facts, **tasks, "categories": categories, "absent_tasks": ABSENT,
+            "multitask_tasks": facts["seen_tasks"]}, matrix
+
+
 def decision(task: str, library: list[str]) -> dict:
     """A routing decision for one task: the library turned by the task's hash-free number."""
     start = sum(map(ord, task)) % len(library)
@@ -69,7 +95,7 @@ def cell(rng: np.random.Generator, task: str, gain: float, num_instances: int) -
     """
     dataset = task.split("__")[0]
     indices = np.arange(num_instances) * 3
-    if dataset in ("wiki_auto", "e2e_nlg_cleaned", "common_gen"):
+    if dataset in ("wiki_auto", "e2e_nlg_cleaned", "common_gen", "bbh_dyck_languages"):
         return Cell(np.clip(rng.normal(0.2 + gain / 2, 0.1, num_instances), 0, 1), indices, "rouge_l",
                     dataset, num_cut=0)
     winogrande = dataset.startswith("winogrande")

@@ -1,6 +1,8 @@
 """Hugging Face folders in and out: bits, configs, logits and texts against transformers itself."""
 
 import json
+import pathlib
+import sys
 
 import hf_folders
 import jax
@@ -9,6 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
+
+import real_vocabularies as real
 
 from elm_jax import storage, trees
 from elm_jax.errors import InputError
@@ -70,14 +76,63 @@ def test_logits_and_greedy_texts_are_those_of_transformers(family, tmp_path):
     assert len({tuple(row) for row in texts}) > 10, "the texts must differ for the comparison to say much"
 
 
-def test_a_tokenizer_of_bytes_travels_along(tmp_path):
-    """ByT5's folders have no vocabulary, only words on which class reads bytes."""
+def byt5_folder(folder, how):
+    """A ByT5: no vocabulary, only words on which class reads bytes."""
+    hf_folders.publish(hf_folders.build("byt5"), "byt5", folder)
+    if how == "saved":
+        transformers.ByT5Tokenizer().save_pretrained(folder)
+    elif how == "named":
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    return folder
+
+
+@pytest.mark.parametrize("how", ["saved", "named", "only in config.json"])
+def test_a_tokenizer_of_bytes_becomes_a_vocabulary_and_a_tokenizer_again(how, tmp_path):
+    back = there_and_back(byt5_folder(tmp_path / "source", how), tmp_path)
+    wanted = transformers.ByT5Tokenizer()
+    again = transformers.AutoTokenizer.from_pretrained(back)
+    assert isinstance(again, transformers.ByT5Tokenizer) and len(again) == len(wanted)
+    base = load_base(tmp_path / "elm")
+    assert base.vocabulary_path == str(tmp_path / "elm" / "vocabulary.json")
+    assert base.vocabulary.size == base.config.vocab_size == 384
+    for text in ("Zwölf Boxkämpfer 字 😀", "", "two  spaces\n"):
+        ids = wanted(text).input_ids
+        assert again(text).input_ids == ids == [*base.vocabulary.encode(text), 1]
+        assert base.vocabulary.decode(ids) == text
+    assert again("<extra_id_3>").input_ids == wanted("<extra_id_3>").input_ids
+    assert load_base(back).vocabulary.fingerprint == base.vocabulary.fingerprint
+    assert load_base(tmp_path / "source").vocabulary.fingerprint == base.vocabulary.fingerprint
+
+
+def test_a_tokenizer_of_bytes_with_other_extra_ids(tmp_path):
+    folder = byt5_folder(tmp_path / "source", "named")
+    transformers.ByT5Tokenizer(extra_ids=120).save_pretrained(folder)
+    back = there_and_back(folder, tmp_path)
+    assert len(transformers.AutoTokenizer.from_pretrained(back)) == load_base(back).vocabulary.size == 379
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": -1}')
+    (folder / "added_tokens.json").unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"(?s)number of extra ids is wrong.*tokenizer_config.json.*-1"):
+        hf.open_hf(folder)
+
+
+def test_a_tokenizer_file_of_another_kind_travels_as_it_is(tmp_path, texts):
+    """BPE, which SentencePiece's models here cannot stand for."""
     hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "source")
-    transformers.ByT5Tokenizer().save_pretrained(tmp_path / "source")
+    real.write_tokenizer(tmp_path / "source", real.make_tokenizer("bpe", texts, vocab_size=310))
     back = there_and_back(tmp_path / "source", tmp_path)
-    text = "Zwölf Boxkämpfer 字 <extra_id_3>"
-    wanted = transformers.ByT5Tokenizer()(text).input_ids
-    assert transformers.AutoTokenizer.from_pretrained(back)(text).input_ids == wanted
+    ours = load_base(tmp_path / "elm").vocabulary
+    for folder in (tmp_path / "source", back):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        assert all([*ours.encode(text), 1] == theirs(text).input_ids for text in texts[:100])
+    assert (back / "tokenizer.json").read_bytes() == (tmp_path / "source" / "tokenizer.json").read_bytes()
+    assert not (back / "spiece.model").exists()
+    (tmp_path / "source" / "tokenizer_config.json").unlink()
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    hf_tokenizer.write_vocabulary(storage.as_path(fresh), ours.contents)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(fresh)
+    assert (theirs.pad_token_id, theirs.eos_token_id) == (0, 1)
+    assert all([*ours.encode(text), 1] == theirs(text).input_ids for text in texts[:100])
 
 
 def test_added_tokens_travel_along(tmp_path, vocabulary_proto):

@@ -9,7 +9,7 @@ import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax import storage
-from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts.formats import checks, hf_tokenizer
 
@@ -41,7 +41,7 @@ def written(request, vocabulary_proto, texts, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "config.json").write_text(json.dumps({"model_type": request.param}))
     hf_tokenizer.write_tokenizer(storage.as_path(folder), proto)
-    return folder, Vocabulary(proto)
+    return folder, SentencePieceVocabulary(proto)
 
 
 def score(vocabulary, ids):
@@ -76,7 +76,7 @@ def test_a_vocabulary_from_tokenizer_json_alone(written, texts, tmp_path):
     folder, vocabulary = written
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
-    rebuilt = Vocabulary(found.proto)
+    rebuilt = SentencePieceVocabulary(found.contents)
     assert (rebuilt.size, rebuilt.added_ids) == (vocabulary.size, vocabulary.added_ids)
     assert "built from tokenizer.json" in found.notes[0] and not found.added
     for text in [*texts, *ODD]:
@@ -92,7 +92,7 @@ def test_a_tokenizer_json_that_transformers_wrote(vocabulary_proto, texts, tmp_p
     assert not (tmp_path / "saved" / "spiece.model").exists()
     found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path / "saved"))
     assert not found.added
-    rebuilt, ours = Vocabulary(found.proto), Vocabulary(vocabulary_proto)
+    rebuilt, ours = SentencePieceVocabulary(found.contents), SentencePieceVocabulary(vocabulary_proto)
     assert rebuilt.size == ours.size
     assert_same_ids(transformers.AutoTokenizer.from_pretrained(tmp_path / "saved"), rebuilt, [*texts, *ODD])
     for text in [*texts, *ODD]:
@@ -108,7 +108,7 @@ def test_added_tokens_are_named_and_travel_along(written, tmp_path):
     assert {number: entry["content"] for number, entry in found.added.items()} == {
         vocabulary.size: "<speaker>", vocabulary.size + 1: "<listener>"}
     (tmp_path / "again").mkdir()
-    hf_tokenizer.write_tokenizer(storage.as_path(tmp_path / "again"), found.proto, found.added)
+    hf_tokenizer.write_tokenizer(storage.as_path(tmp_path / "again"), found.contents, found.added)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     text = "<speaker> hello <listener> and <extra_id_0>"
     ids = again(text).input_ids
@@ -118,7 +118,7 @@ def test_added_tokens_are_named_and_travel_along(written, tmp_path):
     assert "<listener>" not in again.decode(ids, skip_special_tokens=True)
     assert vocabulary.size in again(text).input_ids and len(again) == vocabulary.size + 2
     assert any("<speaker>, <listener>" in note for note in found.notes)
-    assert Vocabulary(found.proto).size == vocabulary.size
+    assert SentencePieceVocabulary(found.contents).size == vocabulary.size
 
 
 def test_added_tokens_with_a_gap_are_left_out_and_named(written, tmp_path):
@@ -136,15 +136,37 @@ def tokenizer_with(written, **changes):
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "not a T5's(.|\n)*BPE"),
-    ({"model": {"type": "Unigram", "vocab": [["<s>", 0], ["</s>", 0], ["<unk>", 0]]}}, "special ids"),
-    ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}, "Lowercase"),
+    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []},
+     r"special ids are not(.|\n)*0 = 'a'"),
+    ({"model": {"type": "Unheard", "vocab": {"a": 0}}}, "tokenizer cannot be read"),
+    ({"model": {"type": "Unigram", "unk_id": 2, "vocab": [["<s>", 0], ["</s>", 0], ["<unk>", 0]]}},
+     r"special ids are not(.|\n)*</s> = 1"),
     ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "*no base64*"}}, "map is damaged"),
 ])
-def test_tokenizers_that_are_not_a_t5s(written, tmp_path, changes, words):
+def test_tokenizers_that_cannot_be_used(written, tmp_path, changes, words):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_with(written, **changes)))
     with pytest.raises(InputError, match=words):
         hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+
+
+@pytest.mark.parametrize("changes", [
+    {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}]}},
+])
+def test_what_sentencepiece_cannot_stand_for_stays_as_it_is(written, texts, tmp_path, changes):
+    folder, _ = written
+    (tmp_path / "tokenizer_config.json").write_bytes((folder / "tokenizer_config.json").read_bytes())
+    values = tokenizer_with(written, **changes)
+    values["model"]["vocab"] += [["x9", -3.0]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+    assert not found.is_sentencepiece and "as it is" in found.notes[0]
+    ours = Vocabulary.from_bytes(found.contents)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in [*texts[:200], *ODD, "IN 2024"]:
+        assert [*ours.encode(text), 1] == theirs(text).input_ids
 
 
 def test_a_damaged_spiece_model(tmp_path):

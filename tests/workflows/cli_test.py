@@ -19,7 +19,7 @@ def run(capsys, *argv):
 def test_help_of_every_verb_shows_an_example(capsys):
     for words in ([], ["train"], ["study"], ["demo"], ["route"], ["merge"], ["evaluate"], ["report"],
                   ["convert"], ["library", "build"], ["library", "verify"], ["tasks", "show"],
-                  ["tasks", "prepare"]):
+                  ["tasks", "prepare"], ["tasks", "cache"], ["tasks", "stats"], ["tasks", "check"]):
         with pytest.raises(SystemExit) as ended:
             cli.main([*words, "--help"])
         assert ended.value.code == 0 and "example:\n  " in capsys.readouterr().out

@@ -539,7 +539,7 @@ def test_a_vocabulary_for_a_model_without_one(world, tmp_path):
            vocabulary=world.base.vocabulary_path)
     refuse("no vocabulary here", tmp_path / "t5", "hf", tmp_path / "x", "elm", vocabulary="/no/file")
     opened = sources.open_source("elm", world.base.path, vocabulary=world.base.vocabulary_path)
-    assert opened.model.vocabulary == world.base.vocabulary.proto
+    assert opened.model.vocabulary == world.base.vocabulary.contents
 
 
 def lying_header(folder):
@@ -553,7 +553,7 @@ def code_inside(folder):
 
 
 def other_vocabulary(folder, world):
-    hf_folders.add_vocabulary(folder, world.base.vocabulary.proto)
+    hf_folders.add_vocabulary(folder, world.base.vocabulary.contents)
 
 
 @pytest.mark.parametrize(("spoil", "words"), [

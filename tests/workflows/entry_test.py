@@ -85,7 +85,8 @@ def test_a_module_of_the_current_folder_is_a_registry(world, tmp_path):
     done = elm("tasks", "prepare", "--base", world.base.path, "--prepared", "arrays", "own__ask",
                "mini_emotion__name_the_emotion", "--module", "own_tasks", *MODULE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "own__ask test: 6 rows\nmini_emotion__name_the_emotion validation: 150 rows\n"
+    assert done.stdout == (
+        "own__ask test: 6 rows, 0 dropped\nmini_emotion__name_the_emotion validation: 150 rows, 0 dropped\n")
     done = elm("tasks", "list", "--module", "own_taks", cwd=tmp_path)
     assert done.returncode == 2 and "own_taks cannot be imported" in done.stderr
     assert "in the current folder" in done.stderr

@@ -9,6 +9,7 @@ import pytest
 import tiny_study as tiny
 
 from elm_jax import cli, storage
+from elm_jax import config as config_lib
 from elm_jax.data import registry
 from elm_jax.errors import InputError
 from elm_jax.workflows import run_record, study_checks
@@ -25,6 +26,14 @@ GIN = str(pathlib.Path(__file__).with_name("tiny_study.gin"))
     ("study.top_k=1", "Merging needs two or more experts"),
     ("study.unseen_tasks=('mini_note__main_point',)", "classified by rank"),
     ("study.mesh_data=3", "Batch size does not divide"),
+    ("study.bbh_tasks=('own_bhb',)", "nearest: own_bbh"),
+    ("study.bbh_tasks=('mini_topic__about_what',)", "one that nothing is ever trained on"),
+    ("study.bbh_tasks=('mini_topic',)", "study.bbh_tasks: mini_topic__"),
+    ("study.bbh_tasks=('own_bbh','own_count__count')", "A name is given twice"),
+    ("study.multitask_tasks=('own_parity__ask',)", "evaluation only cannot be trained on"),
+    ("study.multitask_tasks=('own_bbh',)", "evaluation only cannot be trained on"),
+    ("study.multitask_tasks=('mini_topik',)", "nearest: mini_topic"),
+    ("study.unseen_tasks=('mini_product__what_is_sold','own_missing__count')", "got: no data"),
 ])
 def test_what_would_fail_late_is_refused_first(binding, words, tmp_path, capsys):
     workdir = tmp_path / "study"
@@ -37,6 +46,23 @@ def test_a_study_without_its_data_says_which_variable_names_them(tmp_path, capsy
     monkeypatch.delenv("ELM_DATA_DIR", raising=False)
     status = cli.main(["study", "--gin_file", "studies/p3_small.gin", f"--gin.WORKDIR='{tmp_path / 'x'}'"])
     assert status == 2 and "set ELM_DATA_DIR" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_benchmark_tasks_without_data_are_told_and_left_out(tmp_path, caplog):
+    config_lib.parse([GIN], [f"WORKDIR='{tmp_path}'"])
+    given = config_lib.build("study")
+    study = study_checks.expanded(given)
+    study_checks.check(study)
+    absent = study_checks.absent_tasks(study)
+    assert [(row["benchmark"], row["task"], row["reason"]) for row in absent] == [
+        ("BBH", "own_missing__count", "no data")]
+    assert "own_missing__count is not scored: no data" in caplog.text
+    left = study_checks.without(study, absent)
+    assert given.bbh_tasks == ("own_bbh",) and left.bbh_tasks == ("own_count__count",)
+    assert left.target_tasks == ("mini_product__what_is_sold", "mini_emotion__name_the_emotion",
+                                 "mini_note__sum_up", "own_parity__ask", "own_count__count")
+    (tmp_path / "prepared" / "own_missing__count").mkdir(parents=True)
+    assert study_checks.absent_tasks(study) == []  # prepared arrays need no file
 
 
 @pytest.mark.slow
@@ -70,7 +96,7 @@ def test_arrays_of_other_rows_are_refused(world, tmp_path, monkeypatch):
     registry.add_prompted_task("letters", None, "which", kind="rank", role="train", splits=("train",))
 
     def read() -> int:
-        arrays = TaskData(world.base.vocabulary, world.base.vocabulary_path, ("elm_jax.tasks.embedded",),
+        arrays = TaskData(world.base.vocabulary, ("elm_jax.tasks.embedded",),
                           str(tmp_path / "prepared"))
         return len(arrays.split("letters__which", "train"))
 

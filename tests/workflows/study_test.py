@@ -56,14 +56,42 @@ def test_a_study_ends_with_table_report_and_pictures(whole):
     for name in ("base", "multitask", "best single expert", "RoE top-1", "RoE top-3 merged",
                  "dataset experts merged", "oracle", "split-half oracle", "random expert"):
         assert name in names
-    assert "BIG-bench mean" in table["columns"]
+    assert {"BIG-bench mean", "BBH ROUGE-L"} <= set(table["columns"])
+    assert [(row["category"], row["label"]) for row in table["benchmarks"]] == [
+        ("BIG-bench", "own_parity"), ("BBH", "own_count")]
+    assert [(row["label"], row["metric"]) for row in table["by_category"]] == [
+        ("topic_classification", "accuracy"), ("sentiment", "accuracy"), ("summarization", "rouge_l")]
     results = folder / "results"
     rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
-    assert {row["split"] for row in rows if row["task"] == "own_parity__ask"} == {"test"}
-    assert {row["split"] for row in rows if row["task"] != "own_parity__ask"} == {"validation"}
+    tested = {row["task"] for row in rows if row["split"] == "test"}
+    assert tested == {"own_parity__ask", "own_count__count"}
+    assert {row["split"] for row in rows if row["task"] not in tested} == {"validation"}
+    absent = [{"benchmark": "BBH", "task": "own_missing__count", "dataset": "own_missing",
+               "reason": "no data"}]
+    facts = json.loads((results / "study.json").read_text())
+    assert table["absent"] == facts["absent_tasks"] == absent
+    trained = ["mini_topic__which_section", "mini_topic__about_what", "mini_review__good_or_bad"]
+    card = json.loads((folder / "experts" / "multitask" / "expert" / "expert.json").read_text())
+    assert facts["multitask_tasks"] == card["tasks"] == trained
+    assert "own_missing: no data" in (results / "report.md").read_text()
     assert (results / "report.md").exists() and "data:image/png" in (results / "report.html").read_text()
     assert (results / "heat_map.png").read_bytes()[:4] == b"\x89PNG"
     assert "pretrain" in (folder / "config.gin").read_text()
+
+
+def test_results_of_an_older_study_are_still_reported(whole, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(whole[0] / "results", results)
+    facts = json.loads((results / "study.json").read_text())
+    for name in ("bbh_tasks", "bigbench_tasks", "absent_tasks", "categories", "multitask_tasks"):
+        del facts[name]
+    (results / "study.json").write_text(json.dumps(facts))
+    elm(tmp_path / "log", "report", results)
+    table = json.loads((results / "table.json").read_text())
+    assert [column for column in whole[1]["columns"] if column not in table["columns"]] == [
+        "BIG-bench mean", "BBH ROUGE-L"]
+    text = (results / "report.md").read_text()
+    assert "By category" in (whole[0] / "results" / "report.md").read_text() and "By category" not in text
 
 
 def test_killed_three_times_it_gives_the_same_table(whole, tmp_path):

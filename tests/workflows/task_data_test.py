@@ -1,5 +1,6 @@
 """Prepared arrays serve every documented use of a task's data, with no data folder and no TensorFlow."""
 
+import json
 import logging
 import types
 
@@ -31,7 +32,7 @@ def no_data(monkeypatch):
 
 @pytest.mark.parametrize("max_rows", [8, 149, 10_000])
 def test_a_whole_split_serves_every_subset_as_preparing_would(world, monkeypatch, max_rows):
-    made = TaskData(world.base.vocabulary, world.base.vocabulary_path, tiny.MODULES).split(
+    made = TaskData(world.base.vocabulary, tiny.MODULES).split(
         tiny.REVIEW, "validation", max_rows)
     world.data.split(tiny.REVIEW, "validation")
     monkeypatch.setattr(TaskData, "_prepare", lambda *_: pytest.fail("the whole split is not used"))
@@ -70,3 +71,28 @@ def test_the_splits_of_a_task_are_its_own():
     assert data.splits_of("ag_news__classify") == ("train", "validation")
     bigbench = next(name for name in task_data.registry.task_names(role="bigbench"))
     assert data.splits_of(bigbench) == ("test",)
+
+
+def test_arrays_serve_where_the_data_have_only_the_other_split(world, tmp_path, monkeypatch):
+    rows = tmp_path / "data" / "ag_news"
+    rows.mkdir(parents=True)
+    lines = "".join(json.dumps({"text": f"passage {number}", "label": 1}) + "\n" for number in range(5))
+    for split in ("train", "validation"):
+        (rows / f"{split}.jsonl").write_text(lines)
+    monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path / "data"))
+
+    def data() -> TaskData:
+        return TaskData(world.base.vocabulary, prepared_dir=str(tmp_path / "arrays"))
+
+    assert len(data().split("ag_news__classify", "validation")) == 5
+    (rows / "validation.jsonl").unlink()
+    assert len(data().split("ag_news__classify", "validation")) == 5
+    (rows / "validation.jsonl").write_text(lines + lines)
+    with pytest.raises(InputError, match="made of other rows"):
+        data().split("ag_news__classify", "validation")
+
+
+def test_what_a_kill_leaves_is_not_taken_for_arrays(tmp_path, no_data):
+    save_split(tmp_path, "trec__trec1", "train")
+    save_split(tmp_path, "trec__trec2", "train.0badcafe.partial")
+    assert TaskData(VOCABULARY, prepared_dir=str(tmp_path)).tasks_of("trec") == ["trec__trec1"]

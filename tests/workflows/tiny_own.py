@@ -1,4 +1,4 @@
-"""A registry of one's own, with a task that has a test split only, as BIG-bench's have."""
+"""A registry of one's own, with tasks that have a test split only, as those of BIG-bench and BBH have."""
 
 from elm_jax.data import registry
 from elm_jax.data.templates import PromptTemplate
@@ -7,3 +7,10 @@ ROWS = [{"text": f"Is {number} even?", "label": number % 2} for number in range(
 PROMPT = PromptTemplate("Ask", "{{text}} ||| {{answer_choices[label]}}", "yes ||| no", ("Accuracy",))
 registry.add_prompted_task("own_parity", None, PROMPT, kind="rank", role="bigbench", splits=("test",),
                            rows=lambda split: ROWS)
+WRITTEN = PromptTemplate("Count", "{{text}} ||| {{text | length}}", None, ("ROUGE",))
+registry.add_mixture("own_bbh", [
+    registry.add_prompted_task("own_count", None, WRITTEN, kind="generation", role="bbh", splits=("test",),
+                               rows=lambda split: ROWS),
+    registry.add_prompted_task("own_missing", None, WRITTEN, kind="generation", role="bbh",
+                               splits=("test",))])
+"""Of the second there is no file."""

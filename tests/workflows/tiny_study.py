@@ -50,4 +50,4 @@ def make_expert(base: Base, folder: pathlib.Path, **changes):
 
 def make_data(base: Base, folder: pathlib.Path) -> TaskData:
     """The prepared splits that the experts were trained on."""
-    return TaskData(base.vocabulary, base.vocabulary_path, MODULES, str(folder / "prepared"))
+    return TaskData(base.vocabulary, MODULES, str(folder / "prepared"))

@@ -5,9 +5,12 @@ import pytest
 import tiny_study as tiny
 
 from elm_jax import trees
+from elm_jax.data import registry
+from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts.overlay import load_expert, resolve
+from elm_jax.workflows.train import TrainConfig, make_stream, tasks_of, with_recipe
 
 
 def changed_leaves(base, params):
@@ -61,6 +64,36 @@ def test_an_unknown_task_names_the_three_nearest(world, tmp_path):
         tiny.make_expert(world.base, tmp_path / "x", task="mini_topic__about_wat")
 
 
+def test_a_task_for_evaluation_is_not_trained_on(world, tmp_path):
+    with pytest.raises(InputError, match=r"(?s)for evaluation only.*mini_note__sum_up.*unseen_extra"):
+        tiny.make_expert(world.base, tmp_path / "x", task=f"{tiny.TOPIC},mini_note__sum_up")
+    assert not (tmp_path / "x").exists()
+
+
+def test_arrays_of_a_task_for_evaluation_are_not_trained_on_either(world, tmp_path):
+    found = tiny.make_data(world.base, world.folder).split(tiny.TOPIC, "train")
+    held = PreparedSplit("far_away__task", "train", {**found.info, "role": "bbh"}, found.arrays)
+    held.save(tmp_path / "arrays" / "far_away__task" / "train")
+    with pytest.raises(InputError, match=r"(?s)for evaluation only.*far_away__task.*role bbh"):
+        tiny.make_expert(world.base, tmp_path / "x", task="far_away__task",
+                         prepared_dir=str(tmp_path / "arrays"))
+
+
+def test_a_task_s_recipe_takes_the_places_of_what_is_given(world):
+    config = TrainConfig(model_dir="x", task="trec__trec1", initial_checkpoint_path="y", train_steps=3,
+                         task_recipe=True)
+    registry.import_tasks(["elm_jax.tasks"])
+    found = with_recipe(config, ["trec__trec1", "trec__trec2"])
+    assert (found.epochs, found.train_steps, found.batch_size) == (10, None, 16)
+    assert found.task_feature_lengths == {"inputs": 256, "targets": 128} and found.max_examples == 50_000
+    by_hand = TrainConfig(model_dir="x", task="trec__trec1", initial_checkpoint_path="y", epochs=10)
+    assert found.digest() == by_hand.digest() != config.digest()
+    for tasks, message in ((["trec__trec1", "xsum__doc_tldr"], "2 recipes"),
+                           (["trec__trec1", "far_away__task"], "no recipe of far_away__task")):
+        with pytest.raises(InputError, match=rf"(?s)no recipe in common.*{message}"):
+            with_recipe(config, tasks)
+
+
 def test_an_expert_of_another_base_is_refused(world):
     with pytest.raises(InputError, match="belongs to another base"):
         resolve(world.other_base, world.topic)
@@ -89,3 +122,17 @@ def test_a_wrong_config_is_refused_before_anything_is_read(world, tmp_path, chan
     with pytest.raises(InputError, match=words):
         tiny.train_config(world.base, tmp_path / "x", **changes)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_mixture_s_own_cap_holds_in_training(world, monkeypatch):
+    """Of two prompts of a data set of 600 rows each, capped at 10, five are drawn of each."""
+    monkeypatch.setattr(registry, "_MIXTURES", dict(registry._MIXTURES))
+    capped = registry.capped_mixture("mini_topic", 10)
+    data = tiny.make_data(world.base, world.folder)
+    sizes = {}
+    for task, most in (("mini_topic", None), (capped, None), (capped, 6), (capped, 1000)):
+        config = tiny.train_config(world.base, world.folder / "x", task=task, kind="dataset", pack=False,
+                                   max_examples=most)
+        stream, rows = make_stream(config, data, tasks_of(config, data))
+        sizes[task, most] = len(stream.source)
+    assert sizes == {("mini_topic", None): rows, (capped, None): 10, (capped, 6): 6, (capped, 1000): 10}

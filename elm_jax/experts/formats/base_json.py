@@ -15,7 +15,6 @@ from elm_jax.models.t5_config import T5Config
 
 SCHEMA_VERSION = 1
 FILE = "base.json"
-VOCABULARY_FILE = "vocabulary.model"
 _FIELDS = {"network": dict, "fingerprint": str, "training": dict, "vocabulary": str | None}
 
 
@@ -53,28 +52,29 @@ def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) ->
 
 
 def read_vocabulary(folder: epath.Path, name: str | None, config: T5Config) -> bytes | None:
-    """The serialized SentencePiece model of a name that ``base.json`` gives, checked; None for no name."""
+    """The contents of the vocabulary's file that ``base.json`` names, checked; None for no name."""
     if not name:
         return None
     path = folder / storage.require_name(name, folder / FILE, "vocabulary")
-    proto = storage.read_bytes(path)
-    size = Vocabulary(proto, where=str(path)).size
+    contents = storage.read_bytes(path)
+    size = Vocabulary.from_bytes(contents, path).size
     if size > config.vocab_size:
         raise InputError(describe("The vocabulary is larger than the embedding", where=folder, got=size,
                                   expected=f"at most {config.vocab_size}"))
-    return proto
+    return contents
 
 
 def write(folder: epath.Path, config: T5Config, fingerprint: str, vocabulary: bytes | None,
           training: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes ``base.json`` and the vocabulary."""
-    if vocabulary is not None:
-        storage.write_bytes(folder / VOCABULARY_FILE, vocabulary)
+    file = None if vocabulary is None else Vocabulary.from_bytes(vocabulary).FILE
+    if file is not None:
+        storage.write_bytes(folder / file, vocabulary)
     storage.write_json(folder / FILE, {
         "schema_version": SCHEMA_VERSION,
         "network": config.to_dict(),
         "fingerprint": fingerprint,
-        "vocabulary": None if vocabulary is None else VOCABULARY_FILE,
+        "vocabulary": file,
         "training": dict(training),
         **({"facts": dict(facts)} if facts else {}),
         "created": utc_now(),

@@ -44,20 +44,20 @@ def check_base(config: T5Config, where: Any) -> None:
             "--base BASE` makes an expert of them"))
 
 
-def check_vocabulary(proto: bytes | None, rows: int, where: Any, added: Sequence[str] = ()) -> None:
+def check_vocabulary(contents: bytes | None, rows: int, where: Any, added: Sequence[str] = ()) -> None:
     """Raises InputError if a vocabulary cannot be that of an embedding of so many rows.
 
     T5's 32,100 ids on 32,128 rows are the normal case: the rest is padding.
 
     Args:
-        proto: serialized SentencePiece model; None passes.
+        contents: of the vocabulary's file, of any kind; None passes.
         rows: of the embedding.
         where: for the error.
-        added: tokens with ids behind the model's own.
+        added: tokens with ids behind the vocabulary's own.
     """
-    if proto is None:
+    if contents is None:
         return
-    size = Vocabulary(proto, where=str(where)).size + len(added)
+    size = Vocabulary.from_bytes(contents, where).size + len(added)
     slack = max(_PADDING, rows // 50)
     if not rows - slack < size <= rows:
         raise InputError(describe(

@@ -1,4 +1,4 @@
-"""This program's own base folder: base.json, weights in Orbax's form, vocabulary.model, the marker.
+"""This program's own base folder: base.json, weights in Orbax's form, the vocabulary, the marker.
 
 `write_elm` and Orbax's own saving of a whole tree (`storage.save_tree`) give the same kind of folder; this
 one holds one large leaf at a time, and once.
@@ -75,12 +75,12 @@ def open_elm(folder: storage.PathLike) -> Model:
     config = T5Config.from_dict(facts["network"], folder / base_json.FILE)
     tensors = ElmTensors(folder / WEIGHTS)
     check_fits(tensors, config, folder)
-    proto = base_json.read_vocabulary(folder, facts["vocabulary"], config)
+    vocabulary = base_json.read_vocabulary(folder, facts["vocabulary"], config)
     own = {"fingerprint": facts["fingerprint"], "training": facts["training"]}
     hashed = HashedTensors(tensors, facts["fingerprint"], folder,
                            "The base's weights are not those that were written",
                            "fetch or train the base again")
-    return Model("elm", str(folder), config, hashed, proto, {**facts.get("facts", {}), FACTS: own},
+    return Model("elm", str(folder), config, hashed, vocabulary, {**facts.get("facts", {}), FACTS: own},
                  check=hashed.check)
 
 

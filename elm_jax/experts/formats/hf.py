@@ -18,8 +18,8 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 FACTS = "hf"
 """Key of `Model.facts` under which what this program has no use for travels: ``{'config': {...},
-'generation_config': {...}}``, as the files had it; ``'tokenizer'``, files by name, of a folder without
-vocabulary; ``'added_tokens'``, by their ids, behind one."""
+'generation_config': {...}}``, as the files had it; ``'tokenizer'``, files by name, where the vocabulary is no
+SentencePiece model; ``'added_tokens'``, by their ids, behind one."""
 DEFAULT_SHARD_BYTES = 5e9
 _WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE,
             torch_files.SINGLE_FILE, torch_files.INDEX_FILE)
@@ -49,19 +49,19 @@ def open_hf(folder: storage.PathLike) -> Model:
     checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
     stored, more = _without_copies(stored, values, config, folder)
     tensors = _leaves(stored, values, config, folder)
-    found = hf_tokenizer.read_vocabulary(folder)
-    proto, added = (found.proto, found.added) if found else (None, {})
-    checks.check_vocabulary(proto, config.vocab_size, folder,
+    found = hf_tokenizer.read_vocabulary(folder, values.get("tokenizer_class"))
+    vocabulary, added = (found.contents, found.added) if found else (None, {})
+    checks.check_vocabulary(vocabulary, config.vocab_size, folder,
                             tuple(entry["content"] for entry in added.values()))
     notes += more + (found.notes if found else ("The folder carries no vocabulary",))
     kept = {"config": values}
-    if found is None:
+    if found is None or not found.is_sentencepiece:
         kept["tokenizer"] = hf_tokenizer.read_configs(folder)
-    elif added:
+    if added:
         kept["added_tokens"] = {str(number): dict(entry) for number, entry in added.items()}
     if (folder / GENERATION_FILE).exists():
         kept["generation_config"] = _read_json(folder / GENERATION_FILE)
-    return Model("hf", str(folder), config, tensors, proto, {FACTS: kept}, notes)
+    return Model("hf", str(folder), config, tensors, vocabulary, {FACTS: kept}, notes)
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
@@ -173,15 +173,25 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
     model.check()
-    if model.vocabulary is not None:
-        behind = {int(number): entry for number, entry in kept.get("added_tokens", {}).items()}
-        hf_tokenizer.write_tokenizer(target, model.vocabulary, behind)
-    for name, contents_of in ({} if model.vocabulary is not None else kept.get("tokenizer", {})).items():
-        storage.write_json(target / storage.require_name(name, model.where, "tokenizer's file"), contents_of)
+    _write_tokenizer(target, model, kept)
     if "generation_config" in kept:
         storage.write_json(target / GENERATION_FILE, kept["generation_config"])
     storage.write_json(target / CONFIG_FILE, values)
     return {path: Origin(*convert_hf.hf_name(path)) for path in order}
+
+
+def _write_tokenizer(target: epath.Path, model: Model, kept: Mapping[str, Any]) -> None:
+    """Writes the vocabulary, and over it what the folder that the model came from says of its tokenizer."""
+    if model.vocabulary is not None:
+        behind = {int(number): entry for number, entry in kept.get("added_tokens", {}).items()}
+        hf_tokenizer.write_vocabulary(target, model.vocabulary, behind)
+    for name, contents in kept.get("tokenizer", {}).items():
+        storage.write_json(target / storage.require_name(name, model.where, "tokenizer's file"), contents)
+
+
+def without_tokenizer(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder kept (see `FACTS`), for a model that has been given another vocabulary."""
+    return {name: value for name, value in kept.items() if name not in ("tokenizer", "added_tokens")}
 
 
 def _turned(spec: TensorSpec, transposed: bool) -> TensorSpec:

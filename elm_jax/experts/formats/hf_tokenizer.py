@@ -1,9 +1,10 @@
-"""Vocabularies in a Hugging Face folder: ``spiece.model`` or ``tokenizer.json`` in, both out.
+"""Vocabularies in a Hugging Face folder: ``spiece.model``, ``tokenizer.json``, or the name of ByT5's class.
 
 A ``tokenizer.json`` of a T5 is a SentencePiece model in other words: pieces with their scores and the
 normaliser's compiled character map. The two programs choose the same pieces but where two ways to cut
 a text score the same to the last digits (SentencePiece adds up in float32, tokenizers in float64), and
-Hugging Face's also reads ``</s>`` and its like in a text as special tokens.
+Hugging Face's also reads ``</s>`` and its like in a text as special tokens. Of a SentencePiece model both
+files are written; what SentencePiece cannot stand for (BPE, WordPiece, other normalisers) stays as it is.
 """
 
 import base64
@@ -17,23 +18,38 @@ from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax import storage
-from elm_jax.data.vocabulary import EXTRA_IDS, Vocabulary, own_sentinels, sentinel
+from elm_jax.data.vocabulary import (
+    BYTE_EXTRA_IDS,
+    EXTRA_IDS,
+    MOST_EXTRA_IDS,
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    TokenizerVocabulary,
+    Vocabulary,
+    own_sentinels,
+    sentinel,
+)
 from elm_jax.errors import InputError, describe
 
 SENTENCEPIECE_FILE = "spiece.model"
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE = TokenizerVocabulary.FILE
 ADDED_FILE = "added_tokens.json"
-TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", ADDED_FILE)
-"""What a folder without a vocabulary, ByT5's for one, says of its tokenizer."""
+CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_CONFIGS = (CONFIG_FILE, "special_tokens_map.json", ADDED_FILE)
+"""What a folder says of its tokenizer beside the vocabulary, or, as ByT5's, in its place."""
+BYTE_CLASS = "ByT5Tokenizer"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 AddedEntry = Mapping[str, Any]
 """A token that was added behind a vocabulary: ``content``, and those of `FLAGS` that its file gives."""
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 """Ids 0, 1 and 2."""
+_SPECIAL_NAMES = {"eos_token": _SPECIAL[1], "pad_token": _SPECIAL[0], "unk_token": _SPECIAL[2]}
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 _SPACES = ("Strip", "Replace", "Sequence", "Precompiled")
 """Normalisers of a T5: the character map, and what SentencePiece does with spaces anyway."""
+_CUTS = ("WhitespaceSplit", "Metaspace", "Sequence")
+"""What cuts a T5's text before the model does, as SentencePiece cuts it anyway."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,33 +57,70 @@ class FoundVocabulary:
     """A folder's vocabulary.
 
     Attributes:
-        proto: serialized SentencePiece model.
+        contents: of the vocabulary's file (`Vocabulary.from_bytes`).
         added: tokens that were added right behind it, which a SentencePiece model cannot hold, by their ids.
         notes: for the report.
+        is_sentencepiece: whether it is such a model, which holds all that a folder says of its tokenizer.
     """
 
-    proto: bytes
+    contents: bytes
     added: Mapping[int, AddedEntry] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    is_sentencepiece: bool = True
 
 
-def read_vocabulary(folder: epath.Path) -> FoundVocabulary | None:
+class AnotherKindError(InputError):
+    """A ``tokenizer.json`` is whole, but SentencePiece has no such model."""
+
+
+def read_vocabulary(folder: epath.Path, tokenizer_class: Any = None) -> FoundVocabulary | None:
     """The vocabulary of a Hugging Face folder, None if it holds none.
 
+    Args:
+        folder: of the model.
+        tokenizer_class: that the model's config names; the tokenizer's own config goes before it.
+
     Raises:
-        InputError: its file is damaged, or is not that of a T5.
+        InputError: its file is damaged, or its ids are not those that the network needs.
     """
     tokenizer = _read_tokenizer(folder / TOKENIZER_FILE) if (folder / TOKENIZER_FILE).exists() else None
-    notes: tuple[str, ...] = ()
     if (folder / SENTENCEPIECE_FILE).exists():
         proto = storage.read_bytes(folder / SENTENCEPIECE_FILE)
-        where = folder / SENTENCEPIECE_FILE
-    elif tokenizer is not None:
-        proto, where = to_sentencepiece(tokenizer, folder / TOKENIZER_FILE), folder / TOKENIZER_FILE
-        notes = (f"The SentencePiece model was built from {TOKENIZER_FILE}",)
-    else:
+        return _with_added(folder, tokenizer, proto, folder / SENTENCEPIECE_FILE, ())
+    if tokenizer is None:
+        return _bytes_of(folder, tokenizer_class)
+    where = folder / TOKENIZER_FILE
+    try:
+        proto = to_sentencepiece(tokenizer, where)
+    except AnotherKindError as error:
+        contents = storage.read_bytes(where)
+        TokenizerVocabulary(contents, where)
+        reason = ", ".join(line.strip() for line in str(error).splitlines() if str(where) not in line)
+        return FoundVocabulary(contents, notes=(f"{TOKENIZER_FILE} is the vocabulary as it is: {reason}",),
+                               is_sentencepiece=False)
+    return _with_added(folder, tokenizer, proto, where,
+                       (f"The SentencePiece model was built from {TOKENIZER_FILE}",))
+
+
+def _bytes_of(folder: epath.Path, tokenizer_class: Any) -> FoundVocabulary | None:
+    """The vocabulary of a folder whose tokenizer is ByT5's, which has no file but knows its number of ids."""
+    configs = read_configs(folder)
+    config = configs.get(CONFIG_FILE, {})
+    if config.get("tokenizer_class", tokenizer_class) != BYTE_CLASS:
         return None
-    vocabulary = Vocabulary(proto, where=str(where))
+    named = len(set(re.findall(r"<extra_id_\d+>", json.dumps(configs))))
+    extra_ids = named or config.get("extra_ids", BYTE_EXTRA_IDS)
+    if type(extra_ids) is not int or not 0 <= extra_ids <= MOST_EXTRA_IDS:
+        raise InputError(describe("The tokenizer's number of extra ids is wrong", where=folder / CONFIG_FILE,
+                                  got=repr(extra_ids)[:100], expected=f"0 to {MOST_EXTRA_IDS}"))
+    note = f"The vocabulary is bytes and {extra_ids} extra ids, as {BYTE_CLASS} reads"
+    return FoundVocabulary(ByteVocabulary(extra_ids).contents, notes=(note,), is_sentencepiece=False)
+
+
+def _with_added(folder: epath.Path, tokenizer: Mapping[str, Any] | None, proto: bytes, where: epath.Path,
+                notes: tuple[str, ...]) -> FoundVocabulary:
+    """A SentencePiece model, and the tokens that were added behind it if their ids follow on."""
+    vocabulary = SentencePieceVocabulary(proto, where=where)
     added = _added_tokens(folder, tokenizer, vocabulary.size)
     names = ", ".join(entry["content"] for entry in added.values())
     if added and not follow_on(added, vocabulary.size):
@@ -156,19 +209,22 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
     """A SentencePiece model that cuts texts as a ``tokenizer.json`` of the Unigram kind does.
 
     Raises:
-        InputError: another kind of tokenizer, or a normaliser that SentencePiece does not have.
+        AnotherKindError: another kind of tokenizer, or a step that SentencePiece does not have.
+        InputError: the pieces, or the character map, are damaged.
     """
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     if not isinstance(vocab, list) or model.get("type", "Unigram") != "Unigram" or not vocab:
-        raise InputError(describe("The tokenizer is not a T5's", where=where,
-                                  got=model.get("type") if isinstance(model, Mapping) else None,
-                                  expected="a Unigram model with pieces and scores"))
+        raise AnotherKindError(describe(
+            "The tokenizer is not a T5's", where=where,
+            got=model.get("type") if isinstance(model, Mapping) else None,
+            expected="a Unigram model with pieces and scores"))
     pieces = _pieces(vocab, where)
     found = tuple(piece for piece, _ in pieces[:3])
     if found != _SPECIAL:
-        raise InputError(describe("The vocabulary's special ids are not T5's", where=where, got=found,
-                                  expected=_SPECIAL))
+        raise AnotherKindError(describe("The vocabulary's special ids are not T5's", where=where, got=found,
+                                        expected=_SPECIAL))
+    _check_cuts(tokenizer.get("pre_tokenizer"), where)
     if own_sentinels([piece for piece, _ in pieces]) == EXTRA_IDS and pieces[-1][0] == sentinel(0):
         pieces = pieces[:-EXTRA_IDS]  # T5's file does not hold them: whoever reads it adds them
     proto = sentencepiece_model_pb2.ModelProto()
@@ -202,6 +258,14 @@ def _pieces(vocab: Sequence[Any], where: Any) -> list[tuple[str, float]]:
     return [(piece, float(score)) for piece, score in vocab]
 
 
+def _check_cuts(pre_tokenizer: Any, where: Any) -> None:
+    """Raises AnotherKindError if a text is cut before the model in a way that is not SentencePiece's."""
+    cuts = [part.get("type") for part in _parts(pre_tokenizer, "pretokenizers")]
+    if not all(kind in _CUTS for kind in cuts):
+        raise AnotherKindError(describe("SentencePiece does not cut so", where=where, got=repr(cuts)[:200],
+                                        expected=", ".join(_CUTS)))
+
+
 def _piece_type(number: int, piece: str, by_bytes: bool) -> int:
     if number == 2:
         return _Piece.UNKNOWN
@@ -219,8 +283,8 @@ def _character_map(normalizer: Any, where: Any) -> bytes:
     for part in _parts(normalizer, "normalizers"):
         kind = part.get("type")
         if kind not in _SPACES:
-            raise InputError(describe("SentencePiece has no such normaliser", where=where, got=kind,
-                                      expected=", ".join(_SPACES)))
+            raise AnotherKindError(describe("SentencePiece has no such normaliser", where=where, got=kind,
+                                            expected=", ".join(_SPACES)))
         if kind == "Precompiled":
             try:
                 found = base64.b64decode(part["precompiled_charsmap"] or "", validate=True)
@@ -249,6 +313,29 @@ def read_configs(folder: epath.Path) -> dict[str, Any]:
             for name in TOKENIZER_CONFIGS if (folder / name).exists()}
 
 
+def write_vocabulary(folder: epath.Path, contents: bytes,
+                     behind: Mapping[int, AddedEntry] | None = None) -> None:
+    """Writes a vocabulary of any kind so that ``AutoTokenizer`` gives its ids.
+
+    Args:
+        folder: exists.
+        contents: of the vocabulary's file.
+        behind: see `write_tokenizer`; the other kinds hold all tokens themselves.
+    """
+    vocabulary = Vocabulary.from_bytes(contents)
+    if isinstance(vocabulary, ByteVocabulary):
+        storage.write_json(folder / CONFIG_FILE, {
+            "tokenizer_class": BYTE_CLASS, "extra_ids": vocabulary.extra_ids, **_SPECIAL_NAMES,
+            "clean_up_tokenization_spaces": False})
+    elif isinstance(vocabulary, TokenizerVocabulary):
+        storage.write_bytes(folder / TOKENIZER_FILE, contents)
+        storage.write_json(folder / CONFIG_FILE, {
+            "tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.special_tokens(),
+            "clean_up_tokenization_spaces": False})
+    else:
+        write_tokenizer(folder, contents, behind)
+
+
 def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, AddedEntry] | None = None) -> None:
     """Writes ``spiece.model`` and the files with which ``AutoTokenizer`` gives this vocabulary's ids.
 
@@ -260,9 +347,9 @@ def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, Added
     behind = dict(behind or {})
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(proto)
-    added = Vocabulary(proto).added_ids
+    added = SentencePieceVocabulary(proto).added_ids
     sentinels = [sentinel(number) for number in range(added)]
-    special = {"eos_token": _SPECIAL[1], "pad_token": _SPECIAL[0], "unk_token": _SPECIAL[2]}
+    special: dict[str, Any] = dict(_SPECIAL_NAMES)
     if sentinels:
         special["additional_special_tokens"] = sentinels
     # transformers' own class for T5 knows no bytes for unknown characters, which mT5 has, and drops
@@ -273,10 +360,10 @@ def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, Added
         (folder / TOKENIZER_FILE).write_text(
             tokenizer_json(model, sentinels, [behind[number] for number in sorted(behind)]), encoding="utf-8")
     if behind:
-        storage.write_json(folder / "added_tokens.json",
+        storage.write_json(folder / ADDED_FILE,
                            {entry["content"]: number for number, entry in behind.items()})
     storage.write_json(folder / "special_tokens_map.json", special)
-    storage.write_json(folder / "tokenizer_config.json", {
+    storage.write_json(folder / CONFIG_FILE, {
         "tokenizer_class": "PreTrainedTokenizerFast" if general else "T5Tokenizer",
         **({} if general else {"extra_ids": added}), **special,
         "clean_up_tokenization_spaces": False, "model_max_length": 512})

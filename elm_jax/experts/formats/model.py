@@ -73,7 +73,7 @@ class Model:
         where: its folder, for errors and reports.
         config: its network.
         tensors: every leaf of that network, and no other.
-        vocabulary: serialized SentencePiece model, None if the folder carries none.
+        vocabulary: contents of its file (`Vocabulary.from_bytes`), None if the folder carries none.
         facts: what a format wants back when it is written again (Hugging Face's config fields that
             this program has no use for, the step of a T5X checkpoint); JSON-ready.
         notes: what the reader assumed or left out, a sentence each, for the report.

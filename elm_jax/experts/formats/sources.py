@@ -9,7 +9,7 @@ from etils import epath
 from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
-from elm_jax.experts.formats import adapters, checks, detect, elm, original, streaming
+from elm_jax.experts.formats import adapters, checks, detect, elm, hf, original, streaming
 from elm_jax.experts.formats.hashed import HashedTensors
 from elm_jax.experts.formats.model import Model, Origin, TensorSpec
 from elm_jax.experts.overlay import Expert, load_expert
@@ -69,7 +69,7 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
         kind: of the folder, a key of `detect.KINDS`.
         name: the folder, or for ``hf`` a hub name.
         base: folder of an expert's base, of any kind; None for the one that the expert's card names.
-        vocabulary: SentencePiece file for a model that carries none.
+        vocabulary: file of a vocabulary (`Vocabulary.load`) for a model that carries none.
         scanned: whether a T5X checkpoint must stack its layers; None takes either.
 
     Raises:
@@ -184,6 +184,10 @@ def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:
     path = storage.as_path(path)
     if not path.exists():
         raise InputError(describe("There is no vocabulary here", where=path))
-    proto = storage.read_bytes(path)
-    checks.check_vocabulary(proto, source.model.config.vocab_size, path)
-    return dataclasses.replace(source, model=dataclasses.replace(source.model, vocabulary=proto))
+    contents = storage.read_bytes(path)
+    checks.check_vocabulary(contents, source.model.config.vocab_size, path)
+    facts = dict(source.model.facts)
+    if contents != source.model.vocabulary and hf.FACTS in facts:
+        facts[hf.FACTS] = hf.without_tokenizer(facts[hf.FACTS])
+    return dataclasses.replace(source, model=dataclasses.replace(
+        source.model, vocabulary=contents, facts=facts))

@@ -19,6 +19,12 @@ from etils import epath
 from flax import serialization
 
 from elm_jax import storage
+from elm_jax.data.vocabulary import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    TokenizerVocabulary,
+    Vocabulary,
+)
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts.formats import (
     boxes,
@@ -41,7 +47,7 @@ TARGET = "target."
 STEP = "state.step"
 LARGEST_STEP = 2**31 - 1
 """T5X keeps it as an int32."""
-VOCABULARY_FILE = "vocabulary.model"
+VOCABULARY_FILES = tuple(kind.FILE for kind in (SentencePieceVocabulary, ByteVocabulary, TokenizerVocabulary))
 NETWORK_FILE = "network.gin"
 GIN_FILES = (NETWORK_FILE, "config.gin")
 CHUNK_BYTES = 1 << 26
@@ -116,8 +122,8 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
     Args:
         folder: a model's folder (its newest whole checkpoint is taken), a ``checkpoint_<step>`` in it,
             or the file ``checkpoint`` of the older layout.
-        vocabulary_path: a SentencePiece model, which T5X keeps elsewhere; None takes a
-            ``vocabulary.model`` that lies in the folder or beside it.
+        vocabulary_path: a vocabulary's file, which T5X keeps elsewhere; None takes one of
+            `VOCABULARY_FILES` that lies in the folder or beside it.
         scanned: whether layers must be stacked; None takes either.
 
     Raises:
@@ -133,10 +139,10 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
     notes = (*checkpoint.notes, *tree.notes, *_check_biases(tensors, stored, tree, where),
              *_left_out(contents.names()))
     _check_gin(tree.config, where)
-    proto = _vocabulary(vocabulary_path, where)
-    checks.check_vocabulary(proto, tree.config.vocab_size, vocabulary_path or where)
+    vocabulary = _vocabulary(vocabulary_path, where)
+    checks.check_vocabulary(vocabulary, tree.config.vocab_size, vocabulary_path or where)
     facts = {FACTS: {"step": _read_step(contents, checkpoint), **dataclasses.asdict(tree.form)}}
-    return Model("t5x", str(where), tree.config, tensors, proto, facts, notes)
+    return Model("t5x", str(where), tree.config, tensors, vocabulary, facts, notes)
 
 
 def parameter_shapes(folder: storage.PathLike) -> dict[str, tuple[int, ...]]:
@@ -235,7 +241,7 @@ def _vocabulary(path: storage.PathLike | None, where: epath.Path) -> bytes | Non
         if not path.exists():
             raise InputError(describe("There is no such vocabulary", where=path))
         return storage.read_bytes(path)
-    near = (folder / VOCABULARY_FILE for folder in (where, where.parent))
+    near = (folder / name for folder in (where, where.parent) for name in VOCABULARY_FILES)
     return next((storage.read_bytes(file) for file in near if file.exists()), None)
 
 
@@ -383,7 +389,8 @@ def _write_beside(folder: epath.Path, model: Model, form: Form) -> None:
     storage.write_text(folder / NETWORK_FILE, convert_t5x.gin_text(model.config, form))
     if model.vocabulary is not None:
         with storage.guard_writes(folder):
-            (folder / VOCABULARY_FILE).write_bytes(model.vocabulary)
+            file = Vocabulary.from_bytes(model.vocabulary, model.where).FILE
+            (folder / file).write_bytes(model.vocabulary)
 
 
 class _OrbaxCheckpoint:

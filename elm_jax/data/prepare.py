@@ -1,0 +1,108 @@
+"""A task's rows, rendered and tokenised into prepared arrays; needs no TensorFlow.
+
+The arrays are those that the task's SeqIO form gives (`pipeline.prepare` makes them of that), many times
+faster: one text after another through tf.data costs more than rendering and tokenising it.
+"""
+
+import collections
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from elm_jax.data import registry
+from elm_jax.data.prepared import PreparedSplit, check_max_rows
+from elm_jax.data.prompted_task import UNKNOWN_VERSION, PromptedTask, describe_dropped
+from elm_jax.data.vocabulary import EOS_ID, Vocabulary
+from elm_jax.errors import InputError, describe
+
+logger = logging.getLogger(__name__)
+REMEMBERED = 1 << 16
+"""Targets and choices whose tokens are kept in mind: the choices of most tasks are the same in every row."""
+
+
+def prepare(task: str, split: str, vocabulary: Vocabulary, *, max_rows: int | None = None,
+            seed: int = 0) -> PreparedSplit:
+    """Renders and tokenises a task's split.
+
+    Args:
+        task: name of a registered task.
+        split: one of its splits.
+        vocabulary: of the tokens.
+        max_rows: a random subset of at most so many rows, in the source's order.
+        seed: of the subset.
+
+    Returns:
+        The rows in the source's order, untrimmed.
+
+    Raises:
+        InputError: no such task or split, no data, a template that does not fit the rows, or no row
+            left after rendering.
+    """
+    facts = registry.get_task(task)
+    facts.check_split(split)
+    check_max_rows(max_rows, task)
+    dropped: collections.Counter[str] = collections.Counter()
+    prepared = PreparedSplit.from_rows(
+        task, split, {"kind": facts.kind}, tokenised_rows(facts, split, vocabulary, dropped))
+    prepared.info.update(info_of(facts, split, vocabulary, len(prepared), dropped, seed))
+    return prepared if max_rows is None else prepared.subset(max_rows, seed)
+
+
+def tokenised_rows(task: PromptedTask, split: str, vocabulary: Vocabulary,
+                   dropped: collections.Counter[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a split as `PreparedSplit.from_rows` takes them, one after another.
+
+    Args:
+        task: a registered task.
+        split: one of its splits.
+        vocabulary: of the tokens.
+        dropped: counts the rows that are left out, by the reason.
+    """
+    @functools.lru_cache(REMEMBERED)
+    def tokens_of(text: str) -> Sequence[int]:
+        return [*vocabulary.encode(text), EOS_ID]
+
+    for index, rendered in task.render_rows(split, dropped):
+        choices = list(rendered.choices or ()) if task.kind == "rank" else []
+        yield {
+            "inputs": [*vocabulary.encode(rendered.inputs), EOS_ID], "targets": tokens_of(rendered.targets),
+            "choices": [tokens_of(choice) for choice in choices],
+            "text": {"inputs": rendered.inputs, "targets": rendered.targets, "choices": choices,
+                     "index": index},
+        }
+
+
+def info_of(task: PromptedTask, split: str, vocabulary: Vocabulary, kept: int, dropped: Mapping[str, int],
+            seed: int) -> dict[str, Any]:
+    """What prepared arrays say of their making; logs how many rows were left out, and why.
+
+    Args:
+        task: a registered task.
+        split: of the arrays.
+        vocabulary: of the tokens.
+        kept: rows of the whole split that are left after rendering.
+        dropped: the others, by the reason.
+        seed: of subsets.
+
+    Raises:
+        InputError: no row is left.
+    """
+    num_dropped = sum(dropped.values())
+    if not kept:
+        raise InputError(describe(f"Task {task.name} has no row left after rendering", where=f"split {split}",
+                                  got=describe_dropped(dropped)))
+    template, version = task.load_template(), task.template_version()
+    if version == UNKNOWN_VERSION:
+        logger.warning("%s: the text of template %r is of no pinned version (digest %s)", task.name,
+                       task.template, template.digest)
+    logger.info("prepared %s %s: %d rows, %s", task.name, split, kept, describe_dropped(dropped))
+    return {
+        "dataset": task.dataset, "config": task.config, "template": task.template,
+        "kind": task.kind, "role": task.role,
+        "template_digest": template.digest, "template_version": version or "",
+        "choices_expression": template.answer_choices,
+        "vocabulary": vocabulary.fingerprint, "source": task.source_digest(split),
+        "num_source": kept + num_dropped, "num_dropped": num_dropped, "dropped": dict(dropped),
+        "max_rows": None, "seed": seed,
+    }

@@ -1,0 +1,305 @@
+"""One data set with one prompt template: its facts, its rows, and its rows as prompts."""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from elm_jax import storage
+from elm_jax.data import cached_p3, sources, templates
+from elm_jax.data.row_checks import RowChecks, ready_prompt
+from elm_jax.data.templates import PromptTemplate, Rendered
+from elm_jax.errors import InputError, describe
+from elm_jax.storage import PathLike
+
+RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
+"""From the name of a split to its rows: the same ones as long as the process runs, so that what is known of
+them need not be found out anew."""
+OwnRows = sources.OwnFile | cached_p3.CachedSplit
+"""A split's rows in files that somebody named."""
+RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""From a source's row to the fields that the template reads."""
+Places = Callable[[int], str]
+"""From a row's index to where it stands, for errors."""
+TemplateMaker = Callable[[], PromptTemplate]
+"""Gives a template that depends on settings beside the rows, as BIG-bench's do."""
+UNKNOWN_VERSION = "unknown"
+NOT_A_CHOICE = "target is none of the choices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the paper trains an expert of a task, as far as tasks differ.
+
+    Attributes:
+        max_examples: at most so many instances of the task.
+        epochs: passes over them.
+        source_length: tokens of an input while training.
+        target_length: tokens of a target.
+        batch_size: instances of an optimiser step.
+    """
+
+    max_examples: int
+    epochs: int
+    source_length: int
+    target_length: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptedTask:
+    """One data set with one prompt template.
+
+    Attributes:
+        name: ``<dataset>[_<config>]__<template>``.
+        dataset: name of the data set.
+        config: its config, None without one.
+        template: the template's own name.
+        kind: ``rank`` or ``generation``.
+        role: one of `registry.ROLES`.
+        splits: names of the splits.
+        prompt: the template, or what makes it; None if it is to be found by name when it is needed.
+        rows: reads a split, None for files; see `RowReader`.
+        own_files: the file of each split, None for those below the data folder.
+        template_folder: looked in for the template after the data folder, before promptsource.
+        truncate: whether fields are cut to 2048 characters, as promptsource does.
+        adapt: makes the template's fields of a source's row, None if they are the row's own.
+        source: data set and config whose rows these are, None for the task's own.
+        category: kind of task after T0's groups, None without one.
+        recipe: how an expert of the task is trained in the paper, None if it says nothing.
+        parts: names of the tasks whose instructions this one joins; empty for all but compositions.
+        ready: whether the rows are prompts already: ``inputs``, ``targets``, perhaps ``choices``.
+        versions: gives the template's known versions by the digest of its text; None if none are pinned.
+    """
+
+    name: str
+    dataset: str
+    config: str | None
+    template: str
+    kind: str
+    role: str
+    splits: tuple[str, ...]
+    prompt: PromptTemplate | TemplateMaker | None = None
+    rows: RowReader | None = None
+    template_folder: PathLike | None = None
+    truncate: bool = True
+    adapt: RowAdapter | None = None
+    source: tuple[str, str | None] | None = None
+    category: str | None = None
+    recipe: Recipe | None = None
+    parts: tuple[str, ...] = ()
+    versions: Callable[[str], Mapping[str, str]] | None = None
+    ready: bool = False
+    own_files: tuple[OwnRows, ...] | None = None
+
+    @property
+    def dataset_name(self) -> str:
+        """``<dataset>[_<config>]``, also the name of the mixture of the data set's prompts."""
+        return templates.dataset_name(self.dataset, self.config)
+
+    @property
+    def row_source(self) -> tuple[str, str | None]:
+        """Data set and config whose rows the task reads."""
+        return self.source or (self.dataset, self.config)
+
+    def load_template(self) -> PromptTemplate:
+        """The template: the one given, or found by its name.
+
+        Raises:
+            InputError: no folder has it.
+        """
+        if self.ready:
+            return PromptTemplate(self.template, "", None)
+        if isinstance(self.prompt, PromptTemplate):
+            return self.prompt
+        if self.prompt is not None:
+            return self.prompt()
+        folders = (sources.data_dir(), self.template_folder, templates.installed_folder())
+        return templates.find_template(
+            self.dataset, self.config, self.template, [folder for folder in folders if folder])
+
+    def template_version(self) -> str | None:
+        """Version of the template's text, None if nothing is pinned, ``unknown`` if it is no pinned text.
+
+        Raises:
+            InputError: no folder has the template.
+        """
+        if self.versions is None:
+            return None
+        return self.versions(self.name).get(self.load_template().digest, UNKNOWN_VERSION)
+
+    @property
+    def evaluation_split(self) -> str:
+        """The split that the task is scored on: ``validation``, or the last of those that it has."""
+        return "validation" if "validation" in self.splits else self.splits[-1]
+
+    def check_split(self, split: str) -> None:
+        """Raises InputError if the task has no such split."""
+        if split not in self.splits:
+            raise InputError(describe(f"Task {self.name} has no split {split!r}",
+                                      expected=f"one of {', '.join(self.splits)}"))
+
+    def read_rows(self, split: str) -> Sequence[Mapping[str, Any]]:
+        """All rows of a split, before rendering."""
+        self.check_split(split)
+        if self.rows is not None:
+            rows = self.rows(split)
+        elif self.own_files is not None:
+            rows = self._own_file(split).read()
+        else:
+            rows = sources.read_rows(*self.row_source, split)
+        if self.adapt is None:
+            return rows
+        places = self.places(split)
+        return [self._adapted(row, index, places) for index, row in enumerate(rows)]
+
+    def _adapted(self, row: Mapping[str, Any], index: int, places: Places) -> Mapping[str, Any]:
+        try:
+            made = self.adapt(row)
+        except InputError:
+            raise
+        except Exception as error:  # a function that somebody gave can fail in any way
+            what = "lacks a field that" if isinstance(error, KeyError) else "cannot be read as"
+            raise InputError(describe(f"A row {what} task {self.name} reads", where=places(index),
+                                      got=f"{type(error).__name__}: {error}",
+                                      expected=f"fields among {', '.join(sorted(row))}")) from error
+        if not isinstance(made, Mapping):
+            raise InputError(describe(f"The function of task {self.name} does not give fields",
+                                      where=places(index), got=repr(made)[:60],
+                                      expected="a dictionary, such as {'inputs': ..., 'targets': ...}"))
+        return made
+
+    def places(self, split: str) -> Places:
+        """From a row's index to where it stands: file and line, or a function's split and the number."""
+        found = self._find(split)
+        return (lambda index: f"{self.dataset_name} {split}, row {index + 1}") if found is None else (
+            found.place_of)
+
+    def _find(self, split: str) -> sources.FoundSplit | OwnRows | None:
+        if self.own_files is not None:
+            own = self._own_file(split)
+            return own if own.exists() else None
+        found = None if self.rows is not None else sources.find_split(*self.row_source, split)
+        return None if found is None or self._lacks_fields(found) else found
+
+    def _lacks_fields(self, found: sources.FoundSplit) -> bool:
+        """Whether TFDS's version of the data set lacks what the template reads: it is no source then."""
+        fields = found.fields() if self.adapt is None else None
+        if fields is None:
+            return False
+        try:
+            return not self.load_template().fields() <= fields
+        except InputError:
+            return False  # whoever renders will say that there is no template
+
+    def _own_file(self, split: str) -> OwnRows:
+        return next(own for own in self.own_files if own.split == split)
+
+    def has_rows(self, split: str) -> bool:
+        """Whether the data at hand have the split; a function of rows is taken to have it."""
+        return self.rows is not None or self._find(split) is not None
+
+    def num_rows(self, split: str) -> int:
+        """Number of rows of a split, before rendering."""
+        self.check_split(split)
+        if self.rows is not None or self.own_files is not None:
+            return len(self.read_rows(split))
+        return sources.num_rows(*self.row_source, split)
+
+    def why_unavailable(self) -> str | None:
+        """Why the task cannot be prepared with the data at hand; None if it can. Reads no rows."""
+        if self.rows is not None:
+            return None
+        if not any(self._find(split) for split in self.splits):
+            return "no data"
+        if self.own_files is not None:
+            return None
+        entry = sources.read_index().get(self.row_source, {})
+        if self.template in entry.get("unusable_templates", ()):
+            return "the data lack a field that the template reads"
+        return None
+
+    def source_digest(self, split: str) -> str:
+        """Hash of what the split is made of: its template, and the file of its rows (or the rows themselves).
+
+        Raises:
+            InputError: no such split, no template, or no data.
+        """
+        template = self.load_template()
+        digest = hashlib.sha256(json.dumps([
+            template.jinja, template.answer_choices, self.kind, self.truncate]).encode())
+        found = self._find(split)
+        files = () if found is None else tuple(
+            _file_digest(str(path), path.stat().length, path.stat().mtime) for path in found.files())
+        if found is None or self.adapt is not None or found.transforms:
+            digest.update(_rows_digest(self, split, files))  # what is made of the files may change as well
+        else:
+            digest.update("".join(files).encode())
+        return digest.hexdigest()[:16]
+
+    def render_rows(self, split: str,
+                    dropped: collections.Counter[str] | None = None) -> Iterator[tuple[int, Rendered]]:
+        """Renders a split, row by row, and leaves out what T0 leaves out.
+
+        A row is left out if its template skips it, if its input or target is empty, or, in a task of
+        kind ``rank``, if its target is none of its choices.
+
+        Args:
+            split: one of the task's.
+            dropped: counts the rows that are left out, by the reason.
+
+        Yields:
+            The row's place in the source, and the row as a prompt.
+
+        Raises:
+            InputError: a row lacks a field that the template reads, or the template fails on it.
+        """
+        template = self.load_template()
+        rows = self.read_rows(split)
+        if not rows:
+            raise InputError(describe(f"Task {self.name} has no rows", where=f"split {split}"))
+        places = self.places(split)
+        checks = RowChecks(template, places)
+        dropped = collections.Counter() if dropped is None else dropped
+        for index, row in enumerate(rows):
+            checks.check(row, index)
+            rendered = ready_prompt(row, places(index)) if self.ready else template.render_or_drop(
+                row, seed=index, truncate=self.truncate, where=places(index))
+            if not isinstance(rendered, str) and self.kind == "rank" and (
+                    rendered.targets not in (rendered.choices or ())):
+                rendered = NOT_A_CHOICE
+            if isinstance(rendered, str):
+                dropped[rendered] += 1
+            else:
+                yield index, rendered
+
+
+def describe_dropped(dropped: Mapping[str, int]) -> str:
+    """In words, how many rows were left out and why.
+
+    >>> describe_dropped({"target is empty": 2, "skipped by the template": 1})
+    '3 dropped (2 target is empty, 1 skipped by the template)'
+    """
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    return f"{sum(dropped.values())} dropped" + (f" ({reasons})" if reasons else "")
+
+
+@functools.lru_cache(maxsize=1024)
+def _rows_digest(task: PromptedTask, split: str, files: tuple[str, ...]) -> bytes:
+    """Hash of the rows as the template gets them.
+
+    The files' own hashes say when a remembered one is out of date; a function of rows is asked but once.
+    """
+    del files
+    rows = [dict(row) for row in task.read_rows(split)]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).digest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_digest(path: str, length: int, mtime: float) -> str:
+    """Hash of a file's bytes; length and time say when a remembered one is out of date."""
+    del length, mtime
+    return hashlib.sha256(storage.as_path(path).read_bytes()).hexdigest()

@@ -1,0 +1,68 @@
+"""Rows of one split agree in the fields that a template reads: none lacks one, or has it of another type."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from elm_jax.data.templates import EMPTY_INPUT, EMPTY_TARGET, PromptTemplate, Rendered
+from elm_jax.errors import InputError, describe
+
+_KINDS = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", tuple: "list",
+          dict: "object"}
+
+
+class RowChecks:
+    """Compares each row with those before it.
+
+    Args:
+        template: whose fields are looked at.
+        place_of: from a row's index to where it stands, for the errors.
+    """
+
+    def __init__(self, template: PromptTemplate, place_of: Callable[[int], str]) -> None:
+        self._template = template
+        self._place_of = place_of
+        self._fields: frozenset[str] = frozenset()
+        self._kinds: dict[str, tuple[str, int]] = {}
+        self._names = sorted(template.fields())
+
+    def check(self, row: Mapping[str, Any], index: int) -> None:
+        """Raises InputError if the row lacks a field, or has one of another type than a row before it.
+
+        A field may be null in some rows.
+        """
+        if self._fields != row.keys():  # rows of one file may differ in their fields
+            self._template.check_fields(row, self._place_of(index))
+            self._fields = frozenset(row)
+        for name in self._names:
+            value = row[name]
+            if value is None:
+                continue
+            kind = _KINDS.get(type(value), type(value).__name__)
+            known, first = self._kinds.setdefault(name, (kind, index))
+            if kind != known:
+                raise InputError(describe(
+                    f"Field {name!r} is of another type than before", where=self._place_of(index),
+                    got=f"{kind}: {str(value)[:60]!r}", expected=f"{known}, as in {self._place_of(first)}"))
+
+
+def ready_prompt(row: Mapping[str, Any], where: str) -> Rendered | str:
+    """A row that is a prompt already, or why it is left out.
+
+    Args:
+        row: ``inputs`` and ``targets``, perhaps ``choices``; other fields are passed over.
+        where: it stands.
+
+    Raises:
+        InputError: a field is missing or of another type.
+    """
+    inputs, targets, choices = row.get("inputs"), row.get("targets"), row.get("choices") or ()
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(value, str):
+            raise InputError(describe(f"Field {name!r} of a ready prompt is no text", where=where,
+                                      got="no such field" if value is None else type(value).__name__))
+    if not isinstance(choices, list | tuple) or not all(isinstance(choice, str) for choice in choices):
+        raise InputError(describe("Field 'choices' of a ready prompt is no list of texts", where=where,
+                                  got=repr(choices)[:60]))
+    if not inputs.strip() or not targets.strip():
+        return EMPTY_TARGET if inputs.strip() else EMPTY_INPUT
+    return Rendered(inputs, targets, tuple(choices) or None, None)

@@ -1,0 +1,114 @@
+"""Hugging Face's ``tokenizer.json`` through its tokenizers library, and where the special ids lie in it.
+
+The file says no word on which token pads and which ends a text; names do, and they are few.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from elm_jax.errors import InputError, describe
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NAMES = {"padding": ("pad", "padding"),
+         "EOS": ("/s", "eos", "end", "endoftext", "end_of_text", "im_end", "eot", "sep")}
+"""Words by which a special token is known, whatever the brackets around them and their case: ``<pad>``,
+``[PAD]``, ``<|endoftext|>``."""
+_RARE = "\U000f0000"
+"""A character for private use, which no vocabulary has a token for."""
+_BRACKETED = re.compile(r"[<\[{|]+(?P<word>[^<>\[\]{}|]+)[>\]}|]+")
+
+
+def parse(contents: bytes, where: Any) -> dict[str, Any]:
+    """The JSON object of a vocabulary's file.
+
+    Raises:
+        InputError: the file is damaged, or holds something else.
+    """
+    try:
+        values = json.loads(contents)
+    except (ValueError, RecursionError) as error:
+        raise InputError(describe("The vocabulary's file is no JSON", where=where, got=str(error)[:200],
+                                  cure="fetch the file again")) from error
+    if not isinstance(values, dict):
+        raise InputError(describe("The vocabulary's file is no JSON object", where=where,
+                                  got=type(values).__name__))
+    return values
+
+
+def open_tokenizer(contents: bytes, where: Any) -> "Tokenizer":
+    """The tokenizer of a file's contents; it neither cuts texts nor pads them, whatever the file says.
+
+    Raises:
+        InputError: the library cannot read it.
+    """
+    from tokenizers import Tokenizer  # late: most vocabularies are SentencePiece models
+
+    try:
+        tokenizer = Tokenizer.from_str(contents.decode())
+        tokenizer.encode(_RARE)  # a model without its unknown token fails only where it needs one
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing narrower, and its panics are no Exceptions
+        raise InputError(describe("The tokenizer cannot be read", where=where, got=str(error)[:200],
+                                  expected="a tokenizer.json of Hugging Face's tokenizers",
+                                  cure="fetch the file again")) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def check_special_ids(tokenizer: "Tokenizer", wanted: Mapping[str, int], where: Any) -> None:
+    """Checks that the tokens of `NAMES` have the ids that the program needs; nothing is renumbered.
+
+    Args:
+        tokenizer: of the file.
+        wanted: id by what the token is for, a key of `NAMES`.
+        where: the file, for the error.
+
+    Raises:
+        InputError: a token is not known by its name, or has another id; it says all that were found.
+    """
+    found = {purpose: _named(tokenizer, NAMES[purpose]) for purpose in wanted}
+    if all(number in found[purpose].values() for purpose, number in wanted.items()):
+        return
+    told = "; ".join(f"{purpose}: " + (", ".join(f"{token} = {number}" for token, number in tokens.items())
+                                       or "no token of a name that is known")
+                     for purpose, tokens in found.items())
+    held = ", ".join(f"{number} = {tokenizer.id_to_token(number)!r}" for number in wanted.values())
+    raise InputError(describe(
+        "The tokenizer's special ids are not those that the network needs", where=where,
+        got=f"{told} (ids {held})"[:400],
+        expected=", ".join(f"{purpose} = {number}" for purpose, number in wanted.items()),
+        cure="use a model whose tokenizer has these ids, as those of T5, mT5 and ByT5 have; ids are not "
+        "renumbered, for the embedding's rows have their order"))
+
+
+def _named(tokenizer: "Tokenizer", words: tuple[str, ...]) -> dict[str, int]:
+    """Tokens in brackets around one of the words, with their ids, by these."""
+    found = {}
+    for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
+        match = _BRACKETED.fullmatch(token)
+        if match and match["word"].lower() in words:
+            found[token] = number
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def unknown_id(tokenizer: "Tokenizer", values: Mapping[str, Any]) -> int | None:
+    """Id of the unknown token of a file that `open_tokenizer` has read; None without one, as by bytes."""
+    model = values["model"]
+    if model.get("unk_id") is not None:  # a Unigram model gives the id, the others the name
+        return int(model["unk_id"])
+    token = model.get("unk_token")
+    return None if token is None else tokenizer.token_to_id(token)
+
+
+def numbered(tokenizer: "Tokenizer", name: Callable[[int], str]) -> list[int]:
+    """Ids of the tokens of the names of 0, 1, 2 and so on, up to the first that is not there."""
+    found: list[int] = []
+    while (number := tokenizer.token_to_id(name(len(found)))) is not None:
+        found.append(number)
+    return found

@@ -1,0 +1,170 @@
+"""What `elm tasks` does: reads flags, calls one workflow, prints its result."""
+
+import argparse
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from elm_jax.data import sources
+from elm_jax.data.prompted_task import describe_dropped
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.base import load_vocabulary
+from elm_jax.printing import print_json, print_table
+from elm_jax.workflows import task_cache, task_check, task_stats
+from elm_jax.workflows import tasks as task_tools
+from elm_jax.workflows.checks import check_positive
+from elm_jax.workflows.task_data import TaskData
+
+logger = logging.getLogger(__name__)
+DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
+Item = TypeVar("Item")
+
+
+def modules_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The registries that the command line names, or the usual ones."""
+    return tuple(arguments.module or DEFAULT_MODULES)
+
+
+def task_data(arguments: argparse.Namespace) -> TaskData:
+    """Tasks in the vocabulary of ``--base``, prepared or in the folder ``--prepared``."""
+    vocabulary, _ = load_vocabulary(arguments.base)
+    if vocabulary is None:
+        raise InputError(describe("The base carries no vocabulary", where=arguments.base))
+    return TaskData(vocabulary, modules_of(arguments), arguments.prepared)
+
+
+def list_tasks(arguments: argparse.Namespace) -> None:
+    """`elm tasks list`."""
+    listing = task_tools.list_tasks(modules_of(arguments), role=arguments.role, dataset=arguments.dataset,
+                                    category=arguments.category, kind=arguments.kind)
+    if arguments.json:
+        print_json(listing)
+        return
+    lacks = {row["name"]: row["unavailable"] for row in listing["tasks"]}
+    table = Table("task or mixture", "dataset", "template", "role", "category", "kind", "lacks")
+    for row in listing["tasks"]:
+        table.add_row(row["name"], row["dataset"], repr(row["template"]), row["role"], row["category"] or "",
+                      row["kind"], row["unavailable"] or "")
+    for name, members in listing["mixtures"].items():
+        missing = sum(lacks[member] is not None for member in members)
+        table.add_row(name, f"mixture of {len(members)}", "", "", "", "",
+                      f"{missing} of its {len(members)} tasks" if missing else "")
+    print_table(table)
+    unserved = sum(reason is not None for reason in lacks.values())
+    logger.info("%d tasks, %d of them cannot be prepared; %s is %s", len(lacks), unserved,
+                sources.DATA_DIR_VARIABLE, sources.data_dir() or "not set")
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """`elm tasks show NAME`."""
+    check_positive(rows=arguments.rows, source_length=arguments.source_length,
+                   target_length=arguments.target_length)
+    vocabulary = load_vocabulary(arguments.base)[0] if arguments.base else None
+    shown = task_tools.show_task(
+        arguments.name, arguments.split, arguments.rows, modules=modules_of(arguments), vocabulary=vocabulary,
+        source_length=arguments.source_length, target_length=arguments.target_length)
+    if arguments.json:
+        print_json(shown)
+        return
+    for row in shown["rows"]:
+        print("\n".join(f"{name}: {value}" for name, value in task_tools.printable(row).items()) + "\n")
+    if shown["dropped"]:
+        print(f"of the rows before these, {describe_dropped(shown['dropped'])}")
+
+
+def stats(arguments: argparse.Namespace) -> int:
+    """`elm tasks stats`: a row a split; status 2 if one cannot be read, the others are shown all the same."""
+    check_positive(source_length=arguments.source_length, target_length=arguments.target_length)
+    data = task_data(arguments)
+    rows, faults = [], []
+    for job in _progress(task_cache.jobs_of(data, arguments.names, arguments.split), "reading"):
+        try:
+            prepared = dataclasses.replace(data).split(*job, arguments.max_rows)  # keeps one split in memory
+        except InputError as error:
+            faults.append(error)
+            continue
+        lengths = task_stats.lengths_of(job[0], arguments.source_length, arguments.target_length)
+        rows.append(task_stats.stats_of(prepared, lengths))
+    if arguments.json:
+        print_json({"splits": rows, "faults": [str(fault) for fault in faults]})
+    else:
+        _print_stats(rows)
+    for fault in faults:
+        logger.error("error: %s", fault)
+    return InputError.exit_status if faults else 0
+
+
+def _print_stats(rows: list[dict[str, Any]]) -> None:
+    table = Table(*task_stats.COLUMNS)
+    for row in rows:
+        table.add_row(*task_stats.cells(row))
+    print_table(table)
+    for reason, count in task_stats.dropped_in_all(rows).items():
+        print(f"dropped, {reason}: {count}")
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`elm tasks check`: status 1 if data that are there are not whole."""
+    rows = list(task_check.check_data(modules_of(arguments)))
+    faults = [fault for row in rows for fault in row["faults"]]
+    if arguments.json:
+        print_json({"datasets": rows, "data_dir": str(sources.data_dir() or "")})
+        return 1 if faults else 0
+    table = Table("dataset", "config", "role", "tasks", "rows", "lacking, or where to get it")
+    for row in sorted(rows, key=lambda row: not row["splits"]):
+        counts = ", ".join(f"{split} {count:,}" for split, count in row["splits"].items())
+        table.add_row(row["dataset"], row["config"] or "", ", ".join(row["roles"]), str(row["tasks"]),
+                      counts or ("damaged" if row["faults"] else "–"), escape(_remark(row)))
+    print_table(table)
+    present = [row for row in rows if row["splits"]]
+    print(f"{len(present)} data sets are there, {len(rows) - len(present)} are not; "
+          f"{sources.DATA_DIR_VARIABLE} is {sources.data_dir() or 'not set'}")
+    if len(present) < len(rows):
+        print(task_check.HOW_TO_GET)
+    for fault in faults:
+        logger.error("%s", fault)
+    return 1 if faults else 0
+
+
+def _remark(row: dict[str, Any]) -> str:
+    if row["origin"]:
+        return row["origin"]
+    reasons = {reason: sum(other == reason for other in row["lacking"].values())
+               for reason in row["lacking"].values()}
+    remarks = [f"{count} tasks: {reason}" for reason, count in reasons.items()]
+    remarks += [f"no {split}" for split in row["without"]]
+    return "; ".join([*remarks, *([f"{len(row['faults'])} faults, see below"] if row["faults"] else [])])
+
+
+def cache(arguments: argparse.Namespace) -> None:
+    """`elm tasks cache`: prepared arrays of tasks or mixtures, or of all that there are data for."""
+    if not arguments.prepared:
+        raise InputError(describe("--prepared names no folder", cure="give --prepared DIR"))
+    if arguments.num_workers < 1:
+        raise InputError(describe("--num_workers is no number of processes", got=arguments.num_workers,
+                                  expected="1 or more"))
+    data = task_data(arguments)
+    start = time.monotonic()
+    jobs = task_cache.jobs_of(data, arguments.names, arguments.split)
+    made = task_cache.cache(data, jobs, arguments.max_rows, arguments.num_workers)
+    rows = 0
+    for prepared in _progress(made, "preparing", len(jobs)):
+        dropped = prepared.info.get("dropped", {"in rendering": prepared.info["num_dropped"]})
+        print(f"{prepared.name} {prepared.split}: {len(prepared)} rows, {describe_dropped(dropped)}",
+              flush=True)
+        rows += len(prepared)
+    seconds = time.monotonic() - start
+    logger.info("%d splits, %d rows in %.1f s (%.0f a second)", len(jobs), rows, seconds, rows / seconds)
+
+
+def _progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
+    """A bar on standard error, where somebody looks at it."""
+    return track(items, what, total=total, console=Console(stderr=True), disable=not sys.stderr.isatty())

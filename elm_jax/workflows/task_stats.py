@@ -1,0 +1,82 @@
+"""`elm tasks stats`, and the lengths of `elm tasks show`: tokens of a task, and what its lengths cut off."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from elm_jax.data import registry
+from elm_jax.data.prepared import PreparedSplit
+
+PERCENTILES = (50, 90, 99)
+LENGTHS = {"inputs": 512, "targets": 128}
+"""Tokens where a task has no recipe: the lengths of the paper's evaluation."""
+
+
+def lengths_of(task: str, source_length: int | None = None, target_length: int | None = None
+               ) -> dict[str, int]:
+    """Tokens of inputs and targets that count for a task: those given, else its recipe's, else `LENGTHS`."""
+    recipe = registry.get_task(task).recipe if task in registry.task_names() else None
+    own = LENGTHS if recipe is None else {"inputs": recipe.source_length, "targets": recipe.target_length}
+    return {"inputs": source_length or own["inputs"], "targets": target_length or own["targets"]}
+
+
+def stats_of(split: PreparedSplit, lengths: Mapping[str, int]) -> dict[str, Any]:
+    """Counts and lengths of one task's split.
+
+    Args:
+        split: the whole split as prepared arrays, or a part of it.
+        lengths: tokens of ``inputs`` and of ``targets`` that are kept, EOS among them.
+
+    Returns:
+        ``instances`` (of the source), ``dropped`` (of them, by reason), ``rows``, ``choices`` (least and most
+        of a row, None for generation), and for ``inputs`` and ``targets`` ``{length, percentiles (as
+        {"50": tokens, ...}), max, cut (rows that lose tokens), cut_share}``.
+    """
+    counts = np.array([split.lengths_of(row) for row in range(len(split))], np.int64).reshape(-1, 2)
+    choices = np.diff(split.arrays["rows"]) - 2
+    return {
+        "task": split.name, "split": split.split, "kind": split.kind,
+        "instances": split.info.get("num_source", len(split)), "rows": len(split),
+        "of_at_most": split.info.get("max_rows"), "dropped": dict(split.info.get("dropped", {})),
+        "choices": [int(choices.min()), int(choices.max())] if split.kind == "rank" else None,
+        **{name: _lengths(counts[:, column], lengths[name])
+           for column, name in enumerate(("inputs", "targets"))},
+    }
+
+
+def _lengths(tokens: np.ndarray, length: int) -> dict[str, Any]:
+    return {
+        "length": length,
+        # The smallest length that keeps so many percent of the rows whole.
+        "percentiles": {str(share): int(np.percentile(tokens, share, method="inverted_cdf"))
+                        for share in PERCENTILES},
+        "max": int(tokens.max()), "cut": int((tokens > length).sum()),
+        "cut_share": float((tokens > length).mean()),
+    }
+
+
+def cells(row: Mapping[str, Any]) -> Sequence[str]:
+    """A row of `stats_of` as printable cells, in the order of `COLUMNS`."""
+    lengths = [cell for name in ("inputs", "targets") for cell in _length_cells(row[name])]
+    choices = "" if row["choices"] is None else "–".join(map(str, dict.fromkeys(row["choices"])))
+    return [row["task"], row["split"], str(row["instances"]), str(sum(row["dropped"].values())),
+            str(row["rows"]), choices, *lengths]
+
+
+COLUMNS = ("task", "split", "instances", "dropped", "rows", "choices",
+           "input tokens 50/90/99% max", "cut at", "target tokens 50/90/99% max", "cut at")
+
+
+def _length_cells(found: Mapping[str, Any]) -> list[str]:
+    shares = "/".join(str(found["percentiles"][str(share)]) for share in PERCENTILES)
+    return [f"{shares} {found['max']}", f"{found['length']}: {100 * found['cut_share']:.1f}%"]
+
+
+def dropped_in_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Rows that were left out of several splits, by reason."""
+    total: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        total.update(row["dropped"])
+    return dict(total)

@@ -1,0 +1,85 @@
+"""Exemplars, keys, queries and limits of evaluations as the workflows draw them."""
+
+import json
+
+import pytest
+import tiny_study as tiny
+
+from elm_jax import cli
+from elm_jax.data import registry
+from elm_jax.errors import InputError
+from elm_jax.evaluation.evaluator import EvaluationSettings
+from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.tasks import routing_instances
+
+
+def few_shot_data(world, count: int, length: int = 64) -> TaskData:
+    return TaskData(world.base.vocabulary, tiny.MODULES,
+                    str(world.folder / "prepared"), few_shot=count, few_shot_length=length)
+
+
+def test_few_shot_splits_are_made_of_the_plain_arrays(world):
+    plain = world.data.split(tiny.TOPIC, "validation")
+    made = few_shot_data(world, 2, 200).split(tiny.TOPIC, "validation")
+    train = world.data.split(tiny.TOPIC, "train")
+    known = {f"{train.text(row)['inputs']}\n{train.text(row)['targets']}" for row in range(len(train))}
+    for row in range(5):
+        text = made.text(row)["inputs"]
+        assert text.endswith(plain.text(row)["inputs"]) and text != plain.text(row)["inputs"]
+        assert text.split("\n\n")[0] in known
+    again = tiny.make_data(world.base, world.folder).split(tiny.TOPIC, "validation")
+    assert again.text(0) == plain.text(0)  # what lies on disk is without exemplars
+
+
+def test_an_expert_trained_with_exemplars(world, tmp_path):
+    expert = tiny.make_expert(world.base, tmp_path / "x", few_shot=1,
+                              prepared_dir=str(world.folder / "prepared"))
+    assert expert.card.training["few_shot"] == 1
+    assert expert.card.training["config_digest"] != world.topic.card.training["config_digest"]
+    assert "few_shot" not in world.topic.card.training
+    with pytest.raises(InputError, match="few_shot"):
+        tiny.train_config(world.base, tmp_path / "y", few_shot=-1)
+
+
+def test_tasks_without_train_rows_have_other_rows_of_their_own_for_exemplars(world):
+    made = few_shot_data(world, 2, 2000).split("mini_note__sum_up", "validation", 20)
+    plain = few_shot_data(world, 0).split("mini_note__sum_up", "validation")
+    inputs_of = {plain.text(row)["index"]: plain.text(row)["inputs"] for row in range(len(plain))}
+    answers = {f"{plain.text(row)['inputs']}\n{plain.text(row)['targets']}": plain.text(row)["index"]
+               for row in range(len(plain))}
+    for row in range(20):
+        text = made.text(row)
+        shots = text["inputs"].removesuffix(inputs_of[text["index"]]).split("\n\n")[:-1]
+        assert len(shots) == 2 and text["index"] not in {answers[shot] for shot in shots}
+
+
+def test_few_shot_results_are_results_of_their_own(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--base", world.base.path, "--task", tiny.TOPIC, "--output", "results/results.jsonl",
+             "--module", "elm_jax.tasks.embedded", "--prepared", str(world.folder / "prepared"),
+             "--max_rows", "8", "--mesh_data", "1"]
+    assert cli.main(words) == 0 and cli.main([*words, "--few_shot", "2"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
+    assert len({row["settings"] for row in rows}) == 2
+    assert EvaluationSettings().digest(8) == rows[0]["settings"] == EvaluationSettings(few_shot=0).digest(8)
+
+
+def test_queries_from_a_train_split_are_no_keys(world):
+    keys = {row["source"] for row in world.library.instances}
+    train = world.data.split(tiny.TOPIC, "train")
+    assert len(keys & {train.text(row)["inputs"] for row in range(len(train))}) >= 30
+    for folder in (None, str(world.folder / "prepared")):
+        found = routing_instances(tiny.TOPIC, "train", 10_000, modules=tiny.MODULES, prepared_dir=folder,
+                                  keys=keys)
+        assert 0 < len(found) < len(train) and not keys & {instance.source for instance in found}
+        whole = routing_instances(tiny.TOPIC, "validation", 32, modules=tiny.MODULES, keys=keys)
+        assert whole == routing_instances(tiny.TOPIC, "validation", 32, modules=tiny.MODULES)
+
+
+def test_mixtures_say_how_many_rows_are_scored(world):
+    registry.import_tasks(["elm_jax.tasks"])
+    data = TaskData(world.base.vocabulary, modules=("elm_jax.tasks",))
+    assert data.evaluation_rows(["t0_seen", "generative"]) == 300
+    assert data.evaluation_rows(["t0_unseen", "ag_news__classify"]) is None
+    with pytest.raises(InputError, match=r"(?s)unlike numbers.*t0_seen: 300, t0_unseen: all.*max_rows"):
+        data.evaluation_rows(["t0_seen", "t0_unseen"])
