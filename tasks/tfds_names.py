@@ -4,8 +4,7 @@ promptsource's templates, and so all tasks, go by the hub's fields. trec's label
 order in TFDS; rows get both numberings, under the field names of each version of promptsource's templates.
 
 hellaswag's rows in TFDS hold the context whole, and story_cloze's so as well: templates that read parts of it
-cannot be served by them. cnn_dailymail's texts lack the blank before a full stop that the hub's version 3.0.0
-has in its highlights. A ``huggingface:`` data set may lie in the same folder, so rows that have the hub's
+cannot be served by them. A ``huggingface:`` data set may lie in the same folder, so rows that have the hub's
 fields already are left as they are.
 """
 
