@@ -30,6 +30,7 @@ from elm_jax.workflows.build_library import build_library
 from elm_jax.workflows.convert import ConvertConfig, convert
 from elm_jax.workflows.evaluate import evaluate
 from elm_jax.workflows.merge import merge
+from elm_jax.workflows.merge_search import SearchConfig, search_and_merge, search_weights
 from elm_jax.workflows.pretrain import PretrainConfig, pretrain
 from elm_jax.workflows.route import route
 from elm_jax.workflows.task_data import TaskData
@@ -38,7 +39,7 @@ from elm_jax.workflows.train import TrainConfig, train
 __all__ = [
     "AdapterConfig", "Base", "ConvertConfig", "ElmError", "Expert", "ExpertCard", "ExpertLibrary",
     "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RoutingDecision",
-    "RoutingInstance", "RunError", "T5Config", "T5Network", "TaskData", "TrainConfig", "Vocabulary",
-    "add_task", "build_library", "convert", "evaluate", "load_base", "load_expert", "merge", "pretrain",
-    "resolve", "route", "save_base", "save_expert", "train",
+    "RoutingInstance", "RunError", "SearchConfig", "T5Config", "T5Network", "TaskData", "TrainConfig",
+    "Vocabulary", "add_task", "build_library", "convert", "evaluate", "load_base", "load_expert", "merge",
+    "pretrain", "resolve", "route", "save_base", "save_expert", "search_and_merge", "search_weights", "train",
 ]

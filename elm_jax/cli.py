@@ -9,10 +9,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from elm_jax import commands, hosts, preemption, task_commands
+from elm_jax import commands, hosts, merge_commands, preemption, search_commands, task_commands
 from elm_jax.errors import ElmError
 from elm_jax.experts.formats.detect import KINDS
+from elm_jax.merge_commands import PARAMETERS
+from elm_jax.merging.methods import METHODS
 from elm_jax.workflows.convert import DTYPES, LAYOUTS
+from elm_jax.workflows.merge_inputs import ALLOWED
 from elm_jax.workflows.t5x_expert import KINDS as EXPERT_KINDS
 
 GIN_PREFIX = "--gin."
@@ -120,6 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_runs(verbs)
     _add_farm(verbs)
     _add_library(verbs)
+    _add_merge(verbs)
     _add_tools(verbs)
     _add_tasks(verbs)
     return parser
@@ -260,6 +264,49 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
         parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
+def _add_merge(verbs: argparse._SubParsersAction) -> None:
+    merge = _verb(verbs, "merge", "Merges experts, or whole checkpoints of any network in safetensors.",
+                  "elm merge --method mean --weights 0.5,0.5 --output merged runs/a/expert runs/b/expert\n"
+                  "  elm merge --config merge.yaml --output merged        mergekit's own schema\n"
+                  "  elm merge --search gradient --base runs/base/base --task trec__trec1 --output merged "
+                  "\\\n    runs/a/expert runs/b/expert                       weights found on 32 instances",
+                  commands.merge)
+    merge.add_argument("models", nargs="*", metavar="DIR",
+                       help="experts of one base; or checkpoints (safetensors, elm, T5X)")
+    merge.add_argument("--output", metavar="DIR", help="appears when it is whole; a killed run goes on")
+    merge.add_argument("--config", metavar="FILE", help="a merge in mergekit's YAML schema")
+    merge.add_argument("--method", choices=sorted(METHODS), help="see `elm methods` (default: mean)")
+    merge.add_argument("--weights", metavar="W,W,...",
+                       help="one a folder; of a library also votes or similarity")
+    merge.add_argument("--pattern", action="append", default=[], metavar="PART=W,W,...",
+                       help="other weights for leaves with this in their name; may be given again")
+    merge.add_argument("--base", metavar="DIR", help="for methods on differences from it")
+    for each in PARAMETERS.values():
+        merge.add_argument(f"--{each.name}", metavar="X", help=f"{each.help} ({each.range})"
+                           + ("; one for all, or one a folder" if each.per_expert else ""))
+    merge.add_argument("--dtype", choices=DTYPES, help="of the result (default: the inputs')")
+    merge.add_argument("--to", dest="target", choices=sorted(KINDS),
+                       help="form of a whole model's result (default: the inputs')")
+    merge.add_argument("--allow", action="append", default=[], choices=sorted(ALLOWED),
+                       help="a difference that is no error; may be given again")
+    merge.add_argument("--lora_rank", type=int, metavar="R", help="of merged LoRA updates (default: exact)")
+    merge.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="of a file of weights")
+    merge.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core, at most 8)")
+    merge.add_argument("--dry_run", "--dry-run", action="store_true",
+                       help="print leaves, sizes, bytes and memory; write nothing")
+    merge.add_argument("--json", action="store_true", help="print one JSON object")
+    merge.add_argument("--id", metavar="NAME", help="name of the merged expert")
+    merge.add_argument("--library", metavar="DIR", help="merge the best experts of a library for --task")
+    merge.add_argument("--task", metavar="NAME")
+    merge.add_argument("--top_k", type=int, default=3, metavar="K")
+    merge.add_argument("--queries", type=int, default=32, metavar="Q")
+    _add_data(merge)
+    search_commands.add_search_flags(merge)
+    listing = _verb(verbs, "methods", "Lists the merging methods: what they compute, need and take.",
+                    "elm methods", merge_commands.list_methods)
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route = _verb(verbs, "route", "Which expert of a library suits a task.",
                   "elm route --library lib --task super_glue_rte__can_we_infer --queries 32 --top_k 3",
@@ -275,19 +322,6 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route.add_argument("--seed", type=int, default=0)
     route.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_data(route)
-    merge = _verb(verbs, "merge", "Merges experts by averaging their parameters.",
-                  "elm merge --method mean --weights 0.5,0.5 --output merged runs/a/expert runs/b/expert",
-                  commands.merge)
-    merge.add_argument("--method", default="mean")
-    merge.add_argument("--weights", metavar="W,W,...", help="one a expert, normalised to sum 1")
-    merge.add_argument("--output", required=True, metavar="DIR")
-    merge.add_argument("--id", metavar="NAME", help="name of the merged expert")
-    merge.add_argument("--library", metavar="DIR", help="merge the best experts of a library for --task")
-    merge.add_argument("--task", metavar="NAME")
-    merge.add_argument("--top_k", type=int, default=3, metavar="K")
-    merge.add_argument("--queries", type=int, default=32, metavar="Q")
-    merge.add_argument("experts", nargs="*", metavar="EXPERT_DIR")
-    _add_data(merge)
     evaluate = _verb(
         verbs, "evaluate", "Scores a base and experts on tasks: accuracy by rank, ROUGE-L.",
         "elm evaluate --base runs/base/base --expert runs/ag/expert --task ag_news__classify "

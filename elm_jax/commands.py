@@ -9,21 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax import config as config_lib
-from elm_jax import hosts, plan_commands, preemption, sharding, storage
+from elm_jax import hosts, merge_commands, plan_commands, preemption, sharding, storage
 from elm_jax.data import registry
-from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import load_base
 from elm_jax.experts.encoders import MiniLMEncoder
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.experts.overlay import load_expert
 from elm_jax.printing import print_json, print_table
 from elm_jax.task_commands import modules_of, task_data
 from elm_jax.workflows import build_library, run_record
 from elm_jax.workflows import convert as converting
 from elm_jax.workflows import evaluate as evaluating
 from elm_jax.workflows import farm as farming
-from elm_jax.workflows import merge as merging
 from elm_jax.workflows import report as reporting
 from elm_jax.workflows import route as routing
 from elm_jax.workflows import study as studying
@@ -231,33 +228,14 @@ def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
         instances = task_tools.routing_instances(
             arguments.task, getattr(arguments, "split", "validation"), arguments.queries,
             modules=modules_of(arguments), prepared_dir=arguments.prepared,
-            seed=getattr(arguments, "seed", 0),
+            seed=arguments.seed if arguments.verb == "route" else 0,  # a merge's own seed is of its masks
             keys={row["source"] for row in library.instances})
     return routing.route(library, instances, num_queries=arguments.queries)
 
 
 def merge(arguments: argparse.Namespace) -> None:
-    """`elm merge`: given experts, or the best of a library for a task."""
-    weights = None
-    if arguments.weights:
-        try:
-            weights = [float(word) for word in arguments.weights.split(",")]
-        except ValueError as error:
-            raise InputError(describe("--weights are not numbers", got=arguments.weights,
-                                      expected="numbers separated by commas")) from error
-    common = {"method": arguments.method, "weights": weights, "expert_id": arguments.id,
-              "output": arguments.output}
-    if arguments.library:
-        if not arguments.task or arguments.experts:
-            raise InputError(describe("Merging from a library needs --task and no expert folders",
-                                      got=f"--task {arguments.task}, {len(arguments.experts)} folders"))
-        library = ExpertLibrary.open(arguments.library)
-        merged = merging.merge(library, decision=_decide(library, arguments), top_k=arguments.top_k, **common)
-    else:
-        merged = merging.merge([load_expert(folder) for folder in arguments.experts], **common)
-    for parent in merged.card.parents:
-        print(f"{parent['weight']:.4f}  {parent['id']}")
-    print(merged.path)
+    """`elm merge`."""
+    merge_commands.merge(arguments, _decide)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ for a run that failed although its input was right. The command line prints both
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -50,6 +51,13 @@ def describe(
         if value is not None:
             lines.append(f"  {label}: {value}")
     return "\n".join(lines)
+
+
+def in_short(value: Any) -> str:
+    """The value's repr, cut to a line or two however long or deep the value is."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
+    return short.repr(value)
 
 
 def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:

@@ -1,8 +1,6 @@
 """What `elm train --plan` and `elm study --plan` do: gin without a base, one plan a run, a table or JSON."""
 
 import argparse
-import json
-import sys
 
 import jax
 from rich.console import Console
@@ -12,6 +10,7 @@ from elm_jax import config as config_lib
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import detect
 from elm_jax.models.t5_config import T5Config
+from elm_jax.printing import print_json
 from elm_jax.workflows import chips, plan_study
 from elm_jax.workflows.plan import StepPlan, plan_run
 from elm_jax.workflows.train import TrainConfig
@@ -46,9 +45,7 @@ def plan(arguments: argparse.Namespace) -> int:
         found, config = None, config_lib.build("train")
         plans = [plan_run(config, _network(config), topology)]
     if arguments.json:
-        value = found.to_dict() if found else plans[0].to_dict()
-        json.dump(value, sys.stdout)
-        sys.stdout.write("\n")
+        print_json(found.to_dict() if found else plans[0].to_dict())
     else:
         _print(plans, topology)
         if found:

@@ -14,8 +14,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -107,20 +107,25 @@ def require_name(name: Any, where: Any, what: str) -> str:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Writes a UTF-8 file whole: on a local disk through a temporary file beside it."""
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """Writes a file whole: on a local disk through a temporary file beside it."""
     if not hosts.is_first():
         return
     path = as_path(path)
     with guard_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not is_local(path):
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
             return
         # Two hosts that share the disk may have processes of one number.
         temporary = f"{path}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -128,13 +133,6 @@ def write_text(path: PathLike, text: str) -> None:
             if os.path.exists(temporary):
                 os.remove(temporary)
             raise
-
-
-def write_bytes(path: PathLike, content: bytes) -> None:
-    """Writes a file of bytes into a folder whose marker is yet to come."""
-    if hosts.is_first():
-        with guard_writes(path):
-            as_path(path).write_bytes(content)
 
 
 def write_json(path: PathLike, value: Any) -> None:
@@ -318,9 +316,7 @@ def staged(folder: PathLike) -> Iterator[epath.Path]:
             folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
-    target = folder.parent / f"{folder.name}.partial"
-    with _alone(target):
-        check_free(folder)  # another process may have ended in the meantime
+    with _renamed(folder) as target:
         try:
             with guard_writes(folder):
                 _empty(target)
@@ -328,10 +324,105 @@ def staged(folder: PathLike) -> Iterator[epath.Path]:
         except BaseException:
             _remove_for_good(target)
             raise
+
+
+@contextmanager
+def resumable(folder: PathLike, journal: str) -> Iterator[epath.Path]:
+    """As `staged`, on a local disk; but what an interrupted run left in ``<folder>.partial`` is kept.
+
+    It is removed by an `InputError` alone: an interruption, a full disk or a kill leave it for the next run,
+    which decides what of it serves.
+
+    Args:
+        folder: does not exist, or is empty.
+        journal: name of the file that whoever writes makes first and removes last, after the block. A folder
+            without one is not such a run's.
+
+    Raises:
+        InputError: as `staged`; the folder is not on a local disk; what lies in ``<folder>.partial`` is
+            somebody's own.
+    """
+    check_free(folder)
+    folder = as_path(folder)
+    if not is_local(folder):
+        raise InputError(describe("This can be written to a local disk only", where=folder,
+                                  cure="write it there, and copy it"))
+    with _renamed(folder) as target, _kept(target, journal):
+        yield target
+
+
+@contextmanager
+def workspace(folder: PathLike, journal: str) -> Iterator[epath.Path]:
+    """A local folder for what is needed on the way; gone when the block ends, unless it is interrupted.
+
+    What an interrupted run left in it is still there for the next one.
+
+    Args:
+        folder: whose parent need not be there either.
+        journal: as for `resumable`.
+
+    Raises:
+        InputError: another process works in it; it is not on a local disk; what lies in it is somebody's own.
+    """
+    folder = as_path(folder)
+    if not is_local(folder):
+        raise InputError(describe("This needs a local disk to work on", where=folder,
+                                  cure="write it to a local disk, and copy it"))
+    with _alone(folder), _kept(folder, journal):
+        yield folder
+        _remove_with_journal(folder, journal)
+
+
+def empty(folder: PathLike, keep: Collection[str] = ()) -> None:
+    """Removes what is in a local folder, but for some names; and not the folder."""
+    with guard_writes(folder):
+        _empty(as_path(folder), keep)
+
+
+def sync_names(folder: PathLike) -> None:
+    """Waits until the disk has the names of the files in a local folder."""
+    with guard_writes(folder):
+        descriptor = os.open(as_path(folder), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _renamed(folder: epath.Path) -> Iterator[epath.Path]:
+    """``<folder>.partial``, locked; it takes the folder's name when the block ends without an error."""
+    target = folder.parent / f"{folder.name}.partial"
+    with _alone(target):
+        check_free(folder)  # another process may have ended in the meantime
+        yield target
         with guard_writes(folder):
             if folder.exists():
                 folder.rmdir()
             os.replace(target, folder)
+
+
+@contextmanager
+def _kept(folder: epath.Path, journal: str) -> Iterator[None]:
+    """Leaves what an interrupted run left in a folder, and refuses a folder that is somebody's own."""
+    names = [path.name for path in folder.iterdir()]
+    if names and not any(name.startswith(journal) for name in names):  # also the temporary file of one
+        raise InputError(describe(
+            "This folder is needed to work in, and holds something else", where=folder,
+            got=", ".join(sorted(names)[:3]), expected=f"no such folder, or one with a {journal}",
+            cure="move or remove it, or give another name for the output"))
+    try:
+        yield
+    except InputError:
+        _remove_with_journal(folder, journal)
+        raise
+
+
+def _remove_with_journal(folder: epath.Path, journal: str) -> None:
+    """Removes a folder, its journal last, so that what a kill leaves of it is still known as ours."""
+    with suppress(OSError):
+        _empty(folder, (journal,))
+    _remove_for_good(folder)
 
 
 @contextmanager
@@ -356,8 +447,8 @@ def _alone(folder: epath.Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _empty(folder: epath.Path) -> None:
-    for path in folder.iterdir():
+def _empty(folder: epath.Path, keep: Collection[str] = ()) -> None:
+    for path in [path for path in folder.iterdir() if path.name not in keep]:
         if path.is_dir() and not os.path.islink(path):
             shutil.rmtree(path)
         else:

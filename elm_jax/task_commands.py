@@ -1,6 +1,7 @@
 """What `elm tasks` does: reads flags, calls one workflow, prints its result."""
 
 import argparse
+import collections
 import dataclasses
 import logging
 import sys
@@ -137,8 +138,7 @@ def check(arguments: argparse.Namespace) -> int:
 def _remark(row: dict[str, Any]) -> str:
     if row["origin"]:
         return row["origin"]
-    reasons = {reason: sum(other == reason for other in row["lacking"].values())
-               for reason in row["lacking"].values()}
+    reasons = collections.Counter(row["lacking"].values())
     remarks = [f"{count} tasks: {reason}" for reason, count in reasons.items()]
     remarks += [f"no {split}" for split in row["without"]]
     return "; ".join([*remarks, *([f"{len(row['faults'])} faults, see below"] if row["faults"] else [])])

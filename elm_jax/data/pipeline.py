@@ -22,8 +22,8 @@ import tensorflow as tf
 from rouge_score import rouge_scorer
 
 from elm_jax.data import registry
-from elm_jax.data.prepare import info_of
-from elm_jax.data.prepared import PreparedSplit, check_max_rows
+from elm_jax.data.prepare import prepare as prepare_rows
+from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.registry import (  # the registry's functions are this module's too
     add_mixture,
     add_prompted_task,
@@ -385,32 +385,18 @@ def import_tasks(module_names: Sequence[str]) -> None:
 def prepare(
     task: str, split: str, vocabulary: str, *, max_rows: int | None = None, seed: int = 0
 ) -> PreparedSplit:
-    """Tokenises a task's split through its SeqIO task, into the very arrays of `prepare.prepare`.
+    """As `prepare.prepare`, but through the task's SeqIO form; `vocabulary` is the path of its file."""
+    def rows_of(facts: registry.PromptedTask, split: str, _: Vocabulary,
+                dropped: collections.Counter[str]) -> list[dict[str, Any]]:
+        if task not in seqio.TaskRegistry.names():
+            _seqio_task(facts)
+        with use_vocabulary(vocabulary):
+            rows = [_prepared_row(example) for example in _examples(task, split)]
+        dropped.update(_dropped[task, split])
+        return rows
 
-    Args:
-        task: name of a registered task.
-        split: one of its splits.
-        vocabulary: path of a vocabulary's file, of any kind (`Vocabulary.load`).
-        max_rows: a random subset of at most so many rows, in the source's order.
-        seed: of the subset.
-
-    Returns:
-        The rows in the source's order, untrimmed.
-
-    Raises:
-        InputError: no such task or split, no data, a template that does not fit the rows, or no row
-            left after rendering.
-    """
-    facts = registry.get_task(task)
-    facts.check_split(split)
-    check_max_rows(max_rows, task)
-    if task not in seqio.TaskRegistry.names():
-        _seqio_task(facts)
-    with use_vocabulary(vocabulary):
-        rows = [_prepared_row(example) for example in _examples(task, split)]
-    info = info_of(facts, split, Vocabulary.load(vocabulary), len(rows), _dropped[task, split], seed)
-    prepared = PreparedSplit.from_rows(task, split, info, rows)
-    return prepared if max_rows is None else prepared.subset(max_rows, seed)
+    return prepare_rows(task, split, Vocabulary.load(vocabulary), max_rows=max_rows, seed=seed,
+                        rows_of=rows_of)
 
 
 def _examples(task: str, split: str) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ faster: one text after another through tf.data costs more than rendering and tok
 import collections
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from elm_jax.data import registry
@@ -21,8 +21,12 @@ REMEMBERED = 1 << 16
 """Targets and choices whose tokens are kept in mind: the choices of most tasks are the same in every row."""
 
 
+RowsOf = Callable[[PromptedTask, str, Vocabulary, "collections.Counter[str]"], Iterable[Mapping[str, Any]]]
+"""As `tokenised_rows`."""
+
+
 def prepare(task: str, split: str, vocabulary: Vocabulary, *, max_rows: int | None = None,
-            seed: int = 0) -> PreparedSplit:
+            seed: int = 0, rows_of: RowsOf | None = None) -> PreparedSplit:
     """Renders and tokenises a task's split.
 
     Args:
@@ -31,6 +35,7 @@ def prepare(task: str, split: str, vocabulary: Vocabulary, *, max_rows: int | No
         vocabulary: of the tokens.
         max_rows: a random subset of at most so many rows, in the source's order.
         seed: of the subset.
+        rows_of: renders and tokenises; None for `tokenised_rows`.
 
     Returns:
         The rows in the source's order, untrimmed.
@@ -43,9 +48,9 @@ def prepare(task: str, split: str, vocabulary: Vocabulary, *, max_rows: int | No
     facts.check_split(split)
     check_max_rows(max_rows, task)
     dropped: collections.Counter[str] = collections.Counter()
-    prepared = PreparedSplit.from_rows(
-        task, split, {"kind": facts.kind}, tokenised_rows(facts, split, vocabulary, dropped))
-    prepared.info.update(info_of(facts, split, vocabulary, len(prepared), dropped, seed))
+    rows = (rows_of or tokenised_rows)(facts, split, vocabulary, dropped)
+    prepared = PreparedSplit.from_rows(task, split, {"kind": facts.kind}, rows)
+    prepared.info.update(_info_of(facts, split, vocabulary, len(prepared), dropped, seed))
     return prepared if max_rows is None else prepared.subset(max_rows, seed)
 
 
@@ -73,8 +78,8 @@ def tokenised_rows(task: PromptedTask, split: str, vocabulary: Vocabulary,
         }
 
 
-def info_of(task: PromptedTask, split: str, vocabulary: Vocabulary, kept: int, dropped: Mapping[str, int],
-            seed: int) -> dict[str, Any]:
+def _info_of(task: PromptedTask, split: str, vocabulary: Vocabulary, kept: int, dropped: Mapping[str, int],
+             seed: int) -> dict[str, Any]:
     """What prepared arrays say of their making; logs how many rows were left out, and why.
 
     Args:

@@ -165,9 +165,13 @@ class PreparedSplit:
         """
         check_max_rows(max_rows, f"{self.name} {self.split}")
         kept = np.sort(draw_rows(len(self), max_rows, seed))
-        rows = ({"inputs": self.inputs(index), "targets": self.targets(index), "label": self.label(index),
-                 "choices": self.choices(index), "text": self.text(index)} for index in kept)
-        return self.from_rows(self.name, self.split, {**self.info, "max_rows": max_rows, "seed": seed}, rows)
+        return self.take(kept, max_rows=max_rows, seed=seed)
+
+    def take(self, rows: Iterable[int], **info: Any) -> "PreparedSplit":
+        """The rows of these numbers, in the order given; `info` is added to the facts."""
+        kept = ({"inputs": self.inputs(index), "targets": self.targets(index), "label": self.label(index),
+                 "choices": self.choices(index), "text": self.text(index)} for index in rows)
+        return self.from_rows(self.name, self.split, {**self.info, **info}, kept)
 
     def example(self, index: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of a row: the protocol of a source of training examples."""

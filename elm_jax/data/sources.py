@@ -25,6 +25,7 @@ from etils import epath
 from elm_jax import storage
 from elm_jax.data import tfds_rows
 from elm_jax.data.draw import draw_rows
+from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
 
 logger = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ def read_rows(dataset: str, config: str | None, split: str) -> list[dict[str, An
     """
     found = find_split(dataset, config, split)
     if found is None:
-        name = f"{dataset}/{config}" if config else dataset
+        name = dataset_path(dataset, config)
         raise InputError(describe(
             f"There are no {split} rows of {name}",
             where=f"{DATA_DIR_VARIABLE}={os.environ.get(DATA_DIR_VARIABLE, '')}",

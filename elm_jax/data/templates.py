@@ -348,6 +348,15 @@ def dataset_name(dataset: str, config: str | None) -> str:
     return _plain(dataset if config is None else f"{dataset}_{config}")
 
 
+def dataset_path(dataset: str, config: str | None) -> str:
+    """``<dataset>[/<config>]``, as the hub, the data folder and the results name it.
+
+    >>> dataset_path("super_glue", "wsc.fixed"), dataset_path("imdb", None)
+    ('super_glue/wsc.fixed', 'imdb')
+    """
+    return f"{dataset}/{config}" if config else dataset
+
+
 def task_name(dataset: str, config: str | None, template: str) -> str:
     """``<dataset>[_<config>]__<template>``.
 

@@ -19,6 +19,7 @@ from typing import Any
 from etils import epath
 
 from elm_jax import storage
+from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
 
 TFDS_DIR_VARIABLE = "ELM_TFDS_DIR"
@@ -57,7 +58,7 @@ def add_name(dataset: str, config: str | None, *names: TfdsName) -> None:
 
 def candidates(dataset: str, config: str | None) -> list[TfdsName]:
     """Names under which TFDS may have a data set, in the order in which they are tried."""
-    own = "/".join(part for part in (dataset, config) if part)
+    own = dataset_path(dataset, config)
     return [*_names.get((dataset, config), ()), TfdsName(own), TfdsName(f"huggingface:{own}")]
 
 

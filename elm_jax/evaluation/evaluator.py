@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from elm_jax import hosts, sharding
 from elm_jax.data.batches import choose_bucket, make_choice_batch, pad, trim
 from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.templates import dataset_path
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.evaluation import generate, metrics, rank
@@ -134,11 +135,11 @@ def task_result(
     else:
         estimate = metrics.mean_with_interval([found["rouge_l"] for found in predictions])
     chance = float(np.mean([1 / len(found["scores"]) for found in predictions])) if ranked else None
-    parts = (split.info["dataset"], split.info.get("config"))
     row = {
         "schema_version": SCHEMA_VERSION, "expert": expert, "base": base, "task": split.name,
-        "dataset": "/".join(part for part in parts if part), "template": split.info["template"],
-        "split": split.split, "metric": "accuracy" if ranked else "rouge_l",
+        "dataset": dataset_path(split.info["dataset"], split.info.get("config")),
+        "template": split.info["template"], "split": split.split,
+        "metric": "accuracy" if ranked else "rouge_l",
         "value": estimate.value, "num_instances": estimate.n, "ci95_low": estimate.low,
         "ci95_high": estimate.high, "chance": chance, "seconds": seconds,
         "settings": settings.digest(max_rows), "max_rows": max_rows,

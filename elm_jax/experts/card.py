@@ -10,7 +10,7 @@ from elm_jax.errors import InputError, describe
 SCHEMA_VERSION = 1
 KINDS = ("prompt", "dataset", "multitask", "merged")
 FORMS = ("adapter", "full")
-_LISTS = ("tasks", "templates", "template_digests", "template_versions", "parents")
+_LISTS = ("tasks", "templates", "template_digests", "template_versions", "parents", "merging")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
 
@@ -34,8 +34,10 @@ class ExpertCard:
             ``unknown`` for a text that is no known version's, empty where none is pinned.
         training: steps, examples, seed, config digest.
         metrics: figures measured after training, by name.
-        parents: for a merged expert ``[{'id', 'weight'}]``, else empty.
+        parents: for a merged expert ``[{'id', 'kind', 'weight', 'fingerprint'}]``, else empty;
+            a weight that differs by leaf is None.
         method: the merging method, else None.
+        merging: for a merged expert its settings: ``[{'method', 'weights', ..., 'leaves'}]``.
         created: UTC time, ISO 8601.
     """
 
@@ -53,6 +55,7 @@ class ExpertCard:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     parents: tuple[dict[str, Any], ...] = ()
     method: str | None = None
+    merging: tuple[dict[str, Any], ...] = ()
     created: str = dataclasses.field(default_factory=lambda: utc_now())
 
     def __post_init__(self) -> None:

@@ -1,180 +1,296 @@
-"""Merging methods: pure functions on overlays as flat dictionaries from path to array.
+"""The table of merging methods. What each of them computes is put together in `compose`."""
 
-Leaves may be numpy or JAX arrays (also traced ones). A sum over experts is accumulated in float64
-for numpy leaves and in float32 for JAX leaves, and rounded once, to the leaves' own dtype.
-"""
-
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from elm_jax import trees
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.types import Array, FlatParams
 
-MergeMethod = Callable[[Sequence[FlatParams], Sequence[float] | None], FlatParams]
-"""(overlays of one shape, weights or None) -> overlay of the same shape and dtypes."""
+RESCALES = ("none", "density", "l1")
+MOST_FAULTS = 50
+"""Leaves that an error lists."""
 
 
-def mean_leaf(leaves: Sequence[Array] | Array, weights: Sequence[float] | Array) -> Array:
-    """``y = sum_i w_i x_i`` of one leaf of E experts.
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A number or choice that a method takes.
 
-    Args:
-        leaves: E arrays of one shape and dtype, or one stacked array [E, ...].
-        weights: f[E], taken as they are.
-
-    Returns:
-        The sum, in the leaves' dtype.
+    Attributes:
+        name: of the argument.
+        kind: ``float``, ``bool``, ``int`` or ``choice``.
+        default: where none is given; None if the method then does without.
+        help: what it does, one line.
+        low: smallest value of a float or int.
+        high: largest value.
+        choices: of a choice.
+        per_expert: whether each expert may have its own.
     """
-    total = _wide(leaves[0]) * weights[0]
-    for number in range(1, len(leaves)):
-        total = total + _wide(leaves[number]) * weights[number]
-    return total.astype(leaves[0].dtype)
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    per_expert: bool = False
+
+    def check(self, value: Any, where: Any = None) -> Any:
+        """The value in its own type; InputError for one of another type, or out of range."""
+        if value is None and self.default is None:
+            return None
+        checked = _CHECKS[self.kind](self, value)
+        if checked is None:
+            raise InputError(describe(f"Parameter {self.name!r} cannot be this", where=where,
+                                      got=repr(value)[:100], expected=self.range))
+        return checked
+
+    @property
+    def range(self) -> str:
+        """What it may be, in words."""
+        if self.kind == "choice":
+            return " or ".join(self.choices)
+        if self.kind == "bool":
+            return "true or false"
+        what = "a number" if self.kind == "float" else "an integer"
+        if math.isinf(self.low) and math.isinf(self.high):
+            return what
+        return f"{what} from {self.low:g} to {self.high:g}"
 
 
-def weighted_mean(
-    overlays: Sequence[FlatParams], weights: Sequence[float] | None = None
-) -> FlatParams:
-    """``theta = sum_i w_i theta_i / sum_i w_i``, leaf by leaf.
+def _check_float(parameter: Parameter, value: Any) -> float | None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if fits and parameter.low <= value <= parameter.high else None
 
-    Args:
-        overlays: E flat overlays.
-        weights: one an expert, normalised here to sum 1; None means 1/E each.
 
-    Returns:
-        A flat overlay with the same leaves, shapes and dtypes.
+def _check_int(parameter: Parameter, value: Any) -> int | None:
+    fits = isinstance(value, int) and not isinstance(value, bool)
+    return value if fits and parameter.low <= value <= parameter.high else None
 
-    Raises:
-        InputError: weights that do not fit, or overlays that differ in leaf, shape or dtype.
 
-    Source: Jang et al., https://arxiv.org/abs/2302.03202, section 3.3; Wortsman et al.,
-        https://arxiv.org/abs/2203.05482.
+_CHECKS = {
+    "float": _check_float,
+    "int": _check_int,
+    "bool": lambda parameter, value: value if isinstance(value, bool) else None,
+    "choice": lambda parameter, value: value if value in parameter.choices else None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the table: which steps a method takes.
+
+    With task vectors ``d_i = x_i - base`` (``x_i`` itself where there is no base), every method but
+    ``slerp`` is ``base + scale * sum_i m_i w_i r_i d_i [/ sum_i m_i w_i]``: ``r_i d_i`` is the task vector
+    thinned out (`sparsify`) and rescaled (`rescale`), ``m_i`` is 1 where its sign is that of the sum
+    (`consensus`; else 1 everywhere), and the division happens where `normalize` is set.
+
+    Attributes:
+        name: in `METHODS`.
+        summary: what it is for, one line.
+        equation: of one element.
+        source: link to where it was published.
+        needs_base: whether it works on task vectors.
+        normalize: whether the sum is divided, unless a parameter ``normalize`` says otherwise.
+        num_experts: how many it takes; None for any number.
+        sparsify: ``magnitude``, ``random`` or None.
+        consensus: whether signs are voted on, element by element.
+        spherical: whether it goes along the arc between two experts.
+        signed: whether weights may be negative.
+        parameters: that it takes, beside the weights.
     """
-    weights = normalised_weights(weights, len(overlays))
-    check_mergeable(_numbered(overlays))
-    return {path: mean_leaf([each[path] for each in overlays], weights) for path in overlays[0]}
+
+    name: str
+    summary: str
+    equation: str
+    source: str
+    needs_base: bool = False
+    normalize: bool = False
+    num_experts: int | None = None
+    sparsify: str | None = None
+    consensus: bool = False
+    spherical: bool = False
+    signed: bool = True
+    parameters: tuple[Parameter, ...] = ()
+
+    def default_weights(self, count: int) -> tuple[float, ...]:
+        """One each where they are normalised, else 1/E each."""
+        return (1.0 if self.normalize or self.spherical else 1.0 / count,) * count
+
+    @property
+    def is_weighted_sum(self) -> bool:
+        """Whether the result is a sum of the experts times numbers that do not depend on their values."""
+        return self.sparsify is None and not self.consensus and not self.spherical
+
+    def settings(self, parameters: Mapping[str, Any], count: int, where: Any = None) -> dict[str, Any]:
+        """All parameters with their defaults, checked.
+
+        Args:
+            parameters: given ones, None for the default; of one that each expert has, one for all or each.
+            count: how many experts there are.
+            where: for errors.
+
+        Raises:
+            InputError: a parameter that the method does not take, or a value out of its range.
+        """
+        known = {each.name: each for each in self.parameters}
+        for name, value in parameters.items():
+            if name not in known and value is not None:
+                raise unknown_name(f"parameter of {self.name}", name, known)
+        found = {}
+        for name, each in known.items():
+            value = each.default if parameters.get(name) is None else parameters[name]
+            if each.per_expert:
+                values = value if isinstance(value, list | tuple) else (value,) * count
+                if len(values) != count:
+                    raise InputError(describe(f"There must be one {name} an expert", where=where,
+                                              got=len(values), expected=count))
+                found[name] = tuple(each.check(one, where) for one in values)
+            else:
+                found[name] = each.check(value, where)
+        return found
 
 
-def task_arithmetic_mean(
-    base: FlatParams, overlays: Sequence[FlatParams], lambdas: Sequence[float] | None = None
-) -> FlatParams:
-    """``theta = theta_pre + sum_i lambda_i (theta_i - theta_pre)``, leaf by leaf.
-
-    With lambdas of sum 1 this is the weighted mean, whatever the base.
-
-    Args:
-        base: theta_pre, flat; its leaves that the overlays lack are not looked at.
-        overlays: E flat overlays.
-        lambdas: one an expert, NOT normalised; None means 1/E each.
-
-    Returns:
-        A flat overlay with the overlays' leaves, shapes and dtypes.
-
-    Raises:
-        InputError: another number of lambdas than of overlays, or a leaf that differs between
-            overlays or from the base's.
-
-    Source: Ilharco et al., https://arxiv.org/abs/2212.04089; Jang et al., section 3.3.
-    """
-    lambdas = normalised_weights(None, len(overlays)) if lambdas is None else list(lambdas)
-    _check_weights(lambdas, len(overlays))
-    part = {path: base[path] for path in overlays[0] if path in base}
-    check_mergeable({"base": part, **_numbered(overlays)})
-    merged = {}
-    for path, start in part.items():
-        total = _wide(start)
-        for overlay, factor in zip(overlays, lambdas, strict=True):
-            total = total + (_wide(overlay[path]) - _wide(start)) * factor
-        merged[path] = total.astype(start.dtype)
-    return merged
+def _normalize(default: bool) -> Parameter:
+    return Parameter("normalize", "bool", default, "divide by the sum of the weights that take part")
 
 
-def normalised_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Weights divided by their sum; 1/n each for None.
-
-    Raises:
-        InputError: no expert, another number of weights than experts, a weight that is negative or
-            not finite, or a sum of zero.
-    """
-    if weights is None:
-        weights = [1.0] * count
-    _check_weights(weights, count)
-    total = math.fsum(weights)
-    if min(weights) < 0 or total <= 0:
-        raise InputError(
-            describe("Weights must be finite, none negative, not all zero", got=list(weights))
-        )
-    return [float(weight) / total for weight in weights]
+def _rescale(default: str) -> Parameter:
+    return Parameter("rescale", "choice", default, choices=RESCALES,
+                     help="after thinning: divide by the density, or match the L1 norm from before")
 
 
-def _check_weights(weights: Sequence[float], count: int) -> None:
-    """Raises InputError unless there are `count` (1 or more) finite weights."""
-    if count < 1:
-        raise InputError(describe("Merging needs experts", got=count, expected="1 or more"))
-    if len(weights) != count:
-        raise InputError(
-            describe(
-                "There must be one weight an expert",
-                got=f"{len(weights)} weights",
-                expected=f"{count}",
-            )
-        )
-    if not all(math.isfinite(weight) for weight in weights):
-        raise InputError(
-            describe("Weights must be finite, none negative, not all zero", got=list(weights))
-        )
+_DENSITY = Parameter("density", "float", 1.0, "share of each task vector that is kept", 0, 1, per_expert=True)
+_SCALE = Parameter("scale", "float", 1.0, "factor of the merged task vector (lambda)")
+_SEED = Parameter("seed", "int", 0, "of the random masks", 0, 2**31 - 1)
+_T = Parameter("t", "float", None, "share of the second expert; in place of weights", 0, 1)
+_SUM = "y = base + scale * sum_i w_i (x_i - base)"
+
+METHODS: dict[str, Method] = {method.name: method for method in (
+    Method("mean", "weighted average; the soup, and the paper's merging of prompt experts",
+           "y = sum_i w_i x_i / sum_i w_i, w_i >= 0", "https://arxiv.org/abs/2203.05482", normalize=True,
+           signed=False),
+    Method("linear", "weighted sum with any weights, normalised or not",
+           "y = sum_i w_i x_i [/ sum_i w_i]", "https://arxiv.org/abs/2203.05482", normalize=True,
+           parameters=(_normalize(True),)),
+    Method("task_arithmetic", "adds task vectors to the base; the paper's merging of dataset experts",
+           _SUM + " [/ sum_i w_i]", "https://arxiv.org/abs/2212.04089", needs_base=True,
+           parameters=(_normalize(False), _SCALE)),
+    Method("ties", "keeps the largest changes, and those that agree in sign",
+           "y = base + scale * sum_i m_i w_i top(d_i) / sum_i m_i w_i", "https://arxiv.org/abs/2306.01708",
+           needs_base=True, normalize=True, sparsify="magnitude", consensus=True,
+           parameters=(_DENSITY, _normalize(True), _rescale("none"), _SCALE)),
+    Method("dare_linear", "drops changes at random, rescales the others, adds them up",
+           "y = base + scale * sum_i w_i drop(d_i) / density_i", "https://arxiv.org/abs/2311.03099",
+           needs_base=True, sparsify="random",
+           parameters=(_DENSITY, _normalize(False), _rescale("density"), _SCALE, _SEED)),
+    Method("dare_ties", "drops changes at random, then votes on signs as TIES does",
+           "y = base + scale * sum_i m_i w_i drop(d_i) / density_i", "https://arxiv.org/abs/2311.03099",
+           needs_base=True, sparsify="random", consensus=True,
+           parameters=(_DENSITY, _normalize(False), _rescale("density"), _SCALE, _SEED)),
+    Method("slerp", "along the arc between two experts, leaf by leaf",
+           "y = sin((1-t) a) / sin a * x_1 + sin(t a) / sin a * x_2, a = angle(x_1, x_2)",
+           "https://doi.org/10.1145/325334.325242", num_experts=2, spherical=True, signed=False,
+           parameters=(_T,)),
+)}
+"""By name. A further method is a row here, with a step in `sparsify` or `compose` if it takes a new one."""
 
 
-def check_mergeable(overlays: Mapping[str, FlatParams]) -> None:
-    """Checks that named overlays agree in their leaves, and that these are of floating point.
-
-    Raises:
-        InputError: names both experts and the first leaf whose presence, shape or dtype differs.
-    """
-    names = list(overlays)
-    for path, leaf in sorted(overlays[names[0]].items()) if names else ():
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise InputError(
-                describe(
-                    "Only leaves of floating point can be merged",
-                    where=names[0],
-                    got=f"leaf {path}: {leaf.dtype}",
-                )
-            )
-    for other in names[1:]:
-        difference = trees.first_difference(overlays[names[0]], overlays[other])
-        if difference:
-            raise InputError(
-                describe(
-                    "Experts of unlike leaves cannot be merged",
-                    where=f"{names[0]} and {other}",
-                    got=f"first differing leaf {difference}",
-                    expected="the same leaves for all",
-                )
-            )
-
-
-METHODS: dict[str, MergeMethod] = {"mean": weighted_mean}
-"""Methods by name. A method that needs more (a base, exactly two experts, parameters with ranges)
-turns the values into rows that say so."""
-
-
-def get_method(name: str) -> MergeMethod:
+def get_method(name: str) -> Method:
     """A method by name; an unknown one is an InputError with the nearest names."""
     if name not in METHODS:
         raise unknown_name("merging method", name, METHODS)
     return METHODS[name]
 
 
-def _wide(leaf: Array) -> Array:
-    """The leaf in the dtype in which sums are accumulated."""
-    if isinstance(leaf, jax.Array):
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    return np.asarray(leaf).astype(np.float64)
+def check_weights(method: Method, weights: Sequence[float] | None, count: int,
+                  settings: Mapping[str, Any], where: Any = None) -> tuple[float, ...]:
+    """The weights, or the method's own for None.
+
+    Raises:
+        InputError: another number of them than of experts, one that is not finite, or negative where that
+            makes no sense; a sum of zero that should be divided by; experts that the method does not take.
+    """
+    check_count(method, count, where)
+    weights = method.default_weights(count) if weights is None else tuple(weights)
+    if len(weights) != count:
+        raise InputError(describe("There must be one weight an expert", where=where,
+                                  got=f"{len(weights)} weights", expected=count))
+    if not all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights):
+        raise InputError(describe("Weights must be finite numbers", where=where, got=list(weights)))
+    if not method.signed and (min(weights) < 0 or math.fsum(weights) <= 0):
+        raise InputError(describe(f"Weights of {method.name} must not be negative, nor all be zero",
+                                  where=where, got=list(weights), cure="method linear takes any weights"))
+    divides = settings.get("normalize", method.normalize) and not method.consensus
+    if divides and abs(math.fsum(weights)) < 1e-8:
+        raise InputError(describe("Weights that sum to zero cannot be normalised", where=where,
+                                  got=list(weights), cure="other weights, or normalize false"))
+    return tuple(float(weight) for weight in weights)
 
 
-def _numbered(overlays: Sequence[FlatParams]) -> dict[str, FlatParams]:
-    return {f"expert {number}": overlay for number, overlay in enumerate(overlays, start=1)}
+def resolve_weights(method: Method, weights: Sequence[float] | None, count: int,
+                    settings: Mapping[str, Any], where: Any = None) -> tuple[float, ...]:
+    """As `check_weights`; slerp's ``t`` says the weights too."""
+    if settings.get("t") is not None:
+        if weights is not None:
+            raise InputError(describe("Weights and t say the same, and both are given", where=where,
+                                      got=f"weights {list(weights)}, t {settings['t']}",
+                                      expected="one of them"))
+        weights = (1 - settings["t"], settings["t"])
+    return check_weights(method, weights, count, settings, where)
+
+
+def to_json(method: Method, weights: Sequence[float], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Method, weights and all parameters, as a card keeps them."""
+    return {"method": method.name, "weights": list(weights),
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}}
+
+
+def check_count(method: Method, count: int, where: Any = None) -> None:
+    """Raises InputError for another number of experts than the method takes."""
+    wrong = count < 1 if method.num_experts is None else count != method.num_experts
+    if wrong:
+        raise InputError(describe(f"Another number of experts than {method.name} takes", where=where,
+                                  got=count, expected=method.num_experts or "1 or more"))
+
+
+def no_base(method: Method) -> InputError:
+    """The error of a method on task vectors that is given no base."""
+    return InputError(describe(f"Method {method.name} works on differences from a base", got="no base",
+                               expected="the base that the experts were trained from",
+                               cure="give it, or take a method that needs none (`elm methods` lists them)"))
+
+
+def check_alike(experts: Sequence[Mapping[str, Any]], names: Sequence[str], *, dtypes: bool = True) -> None:
+    """Checks that flat trees have the same leaves, all of floating point.
+
+    Args:
+        experts: by leaf, anything with a shape and a dtype.
+        names: of the experts, for the error.
+        dtypes: whether dtypes must be equal too.
+
+    Raises:
+        InputError: names every leaf that differs.
+    """
+    first = experts[0]
+    faults = [f"{path} of {names[0]} is {leaf.dtype}, no floating point"
+              for path, leaf in sorted(first.items()) if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+    for name, other in zip(names[1:], experts[1:], strict=True):
+        faults += [f"{path} is missing from {name}" for path in sorted(first.keys() - other.keys())]
+        faults += [f"{path} is missing from {names[0]}" for path in sorted(other.keys() - first.keys())]
+        faults += [f"{path} is {_form(first[path])} in {names[0]}, {_form(leaf)} in {name}"
+                   for path, leaf in sorted(other.items())
+                   if path in first and _form(leaf, dtypes) != _form(first[path], dtypes)]
+    if faults:
+        raise InputError(describe(
+            "These cannot be merged: their leaves differ", where=", ".join(names),
+            got="; ".join(faults[:MOST_FAULTS]) + (f"; and {len(faults) - MOST_FAULTS} more"
+                                                   if len(faults) > MOST_FAULTS else ""),
+            expected="the same leaves, shapes and floating-point types in all"))
+
+
+def _form(leaf: Any, dtype: bool = True) -> str:
+    return f"{list(leaf.shape)} {leaf.dtype}" if dtype else str(list(leaf.shape))

@@ -17,6 +17,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Params
+from elm_jax.workflows.merge_search import warn_of_searched_rows
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.template_versions import warn_of_arrays, warn_of_changes
 
@@ -152,6 +153,7 @@ def evaluate_models(
         for task in pending:
             instances = data.split(task, split_of(task), max_rows)
             warn_of_arrays(model.card, instances)
+            warn_of_searched_rows(model.card, instances)
             result = evaluate_task(
                 network, params, instances, settings=settings, vocabulary=base.vocabulary, mesh=mesh,
                 expert=model.id, base=base.fingerprint, max_rows=max_rows)
@@ -206,6 +208,7 @@ def _evaluate_group(
         instances = data.split(task, split_of(task), max_rows)
         for model in models:
             warn_of_arrays(model.card, instances)
+            warn_of_searched_rows(model.card, instances)
         results = stacked.evaluate_task_stacked(
             network, params, instances, settings=settings,
             vocabulary=base.vocabulary, mesh=mesh, experts=[model.id for model in models],

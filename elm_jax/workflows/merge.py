@@ -1,92 +1,119 @@
-"""`elm merge`: experts of one base and one form into one expert, by arithmetic on their overlays."""
+"""Experts of one base and one form into one expert, in memory or on disk."""
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from elm_jax import storage, trees
+import numpy as np
+
+from elm_jax import hosts, storage, trees
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.base import Base
+from elm_jax.experts.formats.streaming import ArrayTensors
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.experts.overlay import Expert, save_expert
+from elm_jax.experts.overlay import Expert, check_base, write_expert
 from elm_jax.merging import methods
+from elm_jax.merging.recipe import Recipe
 from elm_jax.routing.vote import RoutingDecision
+from elm_jax.workflows import merge_experts, merge_files
+from elm_jax.workflows.merge_inputs import TensorsSource
+
+BY = ("votes", "similarity")
+"""What a routing decision can say of its experts' weights."""
 
 
 def merge(
     experts: Sequence[Expert] | ExpertLibrary, *, method: str = "mean",
-    weights: Sequence[float] | None = None, decision: RoutingDecision | None = None,
-    top_k: int = 3, expert_id: str | None = None, output: storage.PathLike | None = None,
+    weights: Sequence[float] | str | None = None, base: Base | None = None,
+    decision: RoutingDecision | None = None, top_k: int = 3, expert_id: str | None = None,
+    output: storage.PathLike | None = None, rank: int | None = None, **parameters: Any,
 ) -> Expert:
     """Merges experts, or the best of a library for a routing decision.
 
     Args:
         experts: two or more experts; or a library, together with `decision`.
-        method: name in `merging.methods.METHODS`.
-        weights: one a expert, normalised to sum 1; None for equal weights.
+        method: name in `merging.methods.METHODS`, whose row says the equation.
+        weights: one an expert; None for the method's own; with a decision also ``votes`` or ``similarity``.
+        base: that the experts were trained on, for methods on task vectors. What it has not (adapters) is
+            counted from zero.
         decision: with a library, whose `top_k` best experts are merged.
         top_k: how many, with a decision.
         expert_id: name of the merged expert; by default made of its parents' names.
-        output: folder to save to; None keeps it in memory.
+        output: folder to save to, which does not exist or is empty; None keeps it in memory. Of several
+            processes all call, and the first one writes.
+        rank: of merged LoRA updates; None for what is exact, or the sum of the ranks.
+        parameters: of the method, such as ``density``; a tuple has one for each expert.
 
     Raises:
-        InputError: fewer than two experts, unlike bases, forms, leaves or shapes (the first
-            differing leaf is named), or weights that do not fit.
+        InputError: fewer than two experts, unlike bases, kinds, networks or leaves (all are named), weights
+            or parameters that do not fit, a value that is not finite, or an output that is taken.
     """
+    if output is not None:
+        storage.check_free(output)
     if isinstance(experts, ExpertLibrary):
         if decision is None:
             raise InputError(describe("Merging from a library needs a routing decision"))
+        weights = decided_weights(decision, top_k, weights) if isinstance(weights, str) else weights
         experts = [experts.load(name) for name in decision.top(top_k)]
     experts = list(experts)
     if len(experts) < 2:
         raise InputError(describe("Merging needs two or more experts", got=len(experts)))
-    check_alike(experts)
-    methods.check_mergeable({_unique_name(e, n): trees.flatten(e.overlay) for n, e in enumerate(experts)})
-    weights = methods.normalised_weights(weights, len(experts))
-    overlay = methods.get_method(method)([trees.flatten(e.overlay) for e in experts], weights)
-    merged = Expert(_card(experts, method, weights, expert_id), trees.unflatten(overlay))
+    cards = [expert.card for expert in experts]
+    sources = [TensorsSource(ArrayTensors(expert.overlay)) for expert in experts]
+    merge_experts.check_alike(cards, [source.specs for source in sources])
+    recipe = Recipe.simple(method, weights, parameters, experts=[card.id for card in cards],
+                           specs=methods.get_method(method).parameters)
+    fingerprints = [trees.fingerprint(expert.overlay) for expert in experts]
+    leaves, network = merge_experts.plan_overlay(cards, sources, _base_source(base, experts), fingerprints,
+                                                 recipe, rank)
+    overlay = {}
+    with ThreadPoolExecutor(merge_files.default_workers()) as pool:
+        for leaf in leaves:
+            leaf.look(pool)
+            # In slices, as to disk: then few programs are compiled, whatever the leaves' sizes.
+            parts = [leaf.rows(*span) for span in leaf.slices()]
+            overlay[leaf.path] = np.concatenate([np.empty(0, leaf.dtype), *parts]).reshape(leaf.shape)
+            leaf.forget()
+    card = merge_experts.make_card(cards, fingerprints, network, merge_experts.settings_of(leaves), expert_id)
+    merged = Expert(card, trees.unflatten(overlay))
     if output is not None:
-        save_expert(output, merged)
-        merged = dataclasses.replace(merged, path=str(output))
+        hosts.barrier()  # until all have seen that the name is free
+        hosts.by_first(lambda: _save(output, merged))
+        return dataclasses.replace(merged, path=str(output))
     return merged
 
 
-def check_alike(experts: Sequence[Expert]) -> None:
-    """Raises InputError if two experts have unlike bases, kinds or networks."""
-    first = experts[0].card
-    for expert in experts[1:]:
-        other = expert.card
-        for what, left, right in (("base", first.base["fingerprint"], other.base["fingerprint"]),
-                                  ("kind", _kind(first), _kind(other)),
-                                  ("network", first.network, other.network)):
-            if left != right:
-                raise InputError(describe(
-                    f"Experts of unlike {what} cannot be merged", where=f"{first.id} and {other.id}",
-                    got=f"{left} and {right} ({_first_leaf(experts[0], expert)})",
-                    expected="the same for all"))
+def _save(output: storage.PathLike, expert: Expert) -> None:
+    with storage.staged(output) as folder:
+        write_expert(folder, expert)
 
 
-def _kind(card: ExpertCard) -> str:
-    """The kind, and of a merged expert that of its parents, which are all of one."""
-    return card.parents[0]["kind"] if card.kind == "merged" and card.parents else card.kind
+def _base_source(base: Base | None, experts: Sequence[Expert]) -> TensorsSource | None:
+    if base is None:
+        return None
+    for expert in experts:
+        check_base(base, expert.card, expert.path or expert.card.id)
+    return TensorsSource(ArrayTensors(base.params))
 
 
-def _first_leaf(a: Expert, b: Expert) -> str:
-    difference = trees.first_difference(a.overlay, b.overlay)
-    return f"first differing leaf: {difference}" if difference else "their leaves have equal names and shapes"
+def decided_weights(decision: RoutingDecision, top_k: int, by: str) -> list[float]:
+    """Weights of the `top_k` best experts.
 
+    Args:
+        decision: that ranks them.
+        top_k: how many.
+        by: ``votes``, or ``similarity``: the mean over queries of the nearest key's.
 
-def _unique_name(expert: Expert, number: int) -> str:
-    return f"{expert.card.id}#{number + 1}"
-
-
-def _card(experts: Sequence[Expert], method: str, weights: Sequence[float],
-          expert_id: str | None) -> ExpertCard:
-    first = experts[0].card
-    datasets = {expert.card.dataset for expert in experts}
-    return ExpertCard(
-        id=expert_id or "merged-" + "+".join(expert.card.id for expert in experts)[:150],
-        kind="merged", form=first.form, base=dict(first.base), network=dict(first.network),
-        tasks=tuple(dict.fromkeys(task for expert in experts for task in expert.card.tasks)),
-        dataset=datasets.pop() if len(datasets) == 1 else None, method=method,
-        parents=tuple({"id": expert.card.id, "kind": _kind(expert.card), "weight": float(weight)}
-                      for expert, weight in zip(experts, weights, strict=True)))
+    Raises:
+        InputError: another word; no votes, or a negative similarity, among them.
+    """
+    if by not in BY:
+        raise InputError(describe("Weights are numbers, or what a decision says", got=by, expected=BY))
+    decision.top(top_k)
+    lines = decision.ranking[:top_k]
+    weights = [float(line.votes if by == "votes" else line.mean_similarity) for line in lines]
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise InputError(describe(f"The {by} give no weights", where=", ".join(line.expert for line in lines),
+                                  got=weights, cure="give weights, or leave them out for equal ones"))
+    return weights

@@ -193,9 +193,9 @@ class Study:
                    "queries": config.num_queries, "top_k": config.top_k, "rows": config.max_eval_rows,
                    "seed": config.random_seed, "seen": config.prompt_tasks, "unseen": config.unseen_tasks,
                    "generative": config.generative_tasks, "heldout": config.heldout_prompts}
-        for name in ("bigbench", "bbh"):  # absent from the records of older studies, which had none
-            if tasks := getattr(config, f"{name}_tasks"):
-                made_of[name] = tasks
+        for field in study_checks.BENCHMARK_FIELDS:  # not in the records of older studies, which had none
+            if tasks := getattr(config, field):
+                made_of[field.removesuffix("_tasks")] = tasks
         if not self.made_of.fits("routing", made_of):
             path.unlink(missing_ok=True)
         routing = study_routing.route_study(config, library, self.data, path)

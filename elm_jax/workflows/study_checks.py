@@ -9,12 +9,14 @@ from jax.sharding import Mesh
 from elm_jax import sharding, storage
 from elm_jax.data import registry
 from elm_jax.data.sources import DATA_DIR_VARIABLE
+from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.evaluation.groups import BENCHMARKS
 from elm_jax.workflows.study_config import StudyConfig
 
 logger = logging.getLogger(__name__)
-BENCHMARKS = {"bigbench_tasks": "BIG-bench", "bbh_tasks": "BBH"}
-"""Fields of tasks that are only scored, and what the report calls them."""
+BENCHMARK_FIELDS = tuple(BENCHMARKS.values())
+"""Fields of tasks that are only scored."""
 
 
 def expanded(config: StudyConfig) -> StudyConfig:
@@ -28,19 +30,19 @@ def expanded(config: StudyConfig) -> StudyConfig:
     return dataclasses.replace(config, **{
         field: tuple(task for name in getattr(config, field)
                      for task in (registry.get_mixture(name).tasks if name in mixtures else (name,)))
-        for field in BENCHMARKS})
+        for field in BENCHMARK_FIELDS})
 
 
 def absent_tasks(config: StudyConfig) -> list[dict[str, str]]:
     """The benchmarks' tasks that cannot be scored: ``{benchmark, task, dataset, reason}``."""
     found = []
-    for field, benchmark in BENCHMARKS.items():
+    for benchmark, field in BENCHMARKS.items():
         for name in getattr(config, field):
             reason = _why_not(config, name)
             if reason is not None:
-                parts = (registry.get_task(name).dataset, registry.get_task(name).config)
+                task = registry.get_task(name)
                 found.append({"benchmark": benchmark, "task": name, "reason": reason,
-                              "dataset": "/".join(part for part in parts if part)})  # as results name it
+                              "dataset": dataset_path(task.dataset, task.config)})
                 logger.warning("%s is not scored: %s", name, reason)
     return found
 
@@ -49,7 +51,8 @@ def without(config: StudyConfig, absent: list[dict[str, str]]) -> StudyConfig:
     """The study without the tasks that `absent_tasks` found."""
     names = {row["task"] for row in absent}
     return dataclasses.replace(config, **{
-        field: tuple(name for name in getattr(config, field) if name not in names) for field in BENCHMARKS})
+        field: tuple(name for name in getattr(config, field) if name not in names)
+        for field in BENCHMARK_FIELDS})
 
 
 def check(config: StudyConfig) -> None:
@@ -69,7 +72,7 @@ def check(config: StudyConfig) -> None:
     for field in ("prompt_tasks", "heldout_prompts", "unseen_tasks", "generative_tasks"):
         for name in getattr(config, field):
             _check_task(config, field, name)
-    for field in BENCHMARKS:
+    for field in BENCHMARK_FIELDS:
         for name in getattr(config, field):
             _check_scored_only(field, name)
     if not any(registry.get_task(name).kind == "rank" for name in config.unseen_tasks):
@@ -80,7 +83,7 @@ def check(config: StudyConfig) -> None:
 def _known(field: str, name: str) -> registry.PromptedTask:
     """A task of one of the study's fields that has the split it is scored on."""
     tasks, mixtures = registry.task_names(), registry.mixture_names()
-    if name not in tasks and field in (*BENCHMARKS, "multitask_tasks"):
+    if name not in tasks and field in (*BENCHMARK_FIELDS, "multitask_tasks"):
         raise unknown_name("task or mixture", name, [*tasks, *mixtures], where=f"study.{field}")
     if name not in tasks:
         raise unknown_name("task", name, tasks, where=f"study.{field}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from elm_jax import storage, trees
 from elm_jax.data import registry
+from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
@@ -208,7 +209,7 @@ def _card(model: Model, base: Ground, config: T5Config, naming: Naming, run: Map
     source = run.get("MIXTURE_OR_TASK_NAME")
     trained_on = () if source is None else _tasks_of(source)
     tasks = [registry.get_task(task) for task in trained_on if task in registry.task_names()]
-    datasets = sorted({"/".join(part for part in (task.dataset, task.config) if part) for task in tasks})
+    datasets = sorted({dataset_path(task.dataset, task.config) for task in tasks})
     form = "full" if config.adapter is None else "adapter"
     kind = naming.kind or _kind(model, form, datasets)
     return ExpertCard(

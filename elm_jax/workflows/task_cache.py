@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import concurrent.futures.process
-import dataclasses
 import functools
 import logging
 import multiprocessing
@@ -103,15 +102,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _prepare(settings: tuple, job: Job, max_rows: int | None) -> str | None:
+def _prepare(settings: tuple[str, tuple[str, ...], str], job: Job, max_rows: int | None) -> str | None:
     """Prepares one split in a process of its own; what is wrong with its input comes back in words."""
+    vocabulary, modules, prepared_dir = settings
     try:
-        dataclasses.replace(_data(*settings)).split(*job, max_rows)  # a copy: it remembers no arrays
+        TaskData(_vocabulary(vocabulary), modules, prepared_dir).split(*job, max_rows)
     except InputError as error:
         return str(error)
     return None
 
 
-@functools.cache
-def _data(vocabulary: str, modules: tuple[str, ...], prepared_dir: str) -> TaskData:
-    return TaskData(Vocabulary.load(vocabulary), modules, prepared_dir)
+_vocabulary = functools.cache(Vocabulary.load)

@@ -73,9 +73,10 @@ class TaskData:
         self._splits.move_to_end(key)
         return self._splits[key]
 
-    def has_rows(self, task: str, split: str) -> bool:
+    def has_rows(self, task: str, split: str, max_rows: int | None = None) -> bool:
         """Whether a split is there as prepared arrays, or the data at hand have it."""
-        if self.prepared_dir is not None and storage.is_committed(self._folder(task, split, None)):
+        if self.prepared_dir is not None and any(
+                storage.is_committed(self._folder(task, split, rows)) for rows in {max_rows, None}):
             return True
         registry.import_tasks(self.modules)
         return registry.get_task(task).has_rows(split)
@@ -161,14 +162,15 @@ class TaskData:
         task = registry.get_task(prepared.name)
         if not task.has_rows(prepared.split) or task.why_unavailable() is not None:
             return
-        if task.source_digest(prepared.split) != made_of:
+        wanted = task.source_digest(prepared.split)
+        if wanted != made_of:
             then, now = prepared.info.get("template_digest"), task.load_template().digest
             raise InputError(describe(
                 "Prepared arrays were made of other rows, or with another template" if then is None
                 else "Prepared arrays were made of other rows" if then == now
                 else f"Prepared arrays were made with another text of template {task.template!r}",
                 where=folder,
-                got=made_of, expected=task.source_digest(prepared.split),
+                got=made_of, expected=wanted,
                 cure="prepare into another folder, or remove this one (what was trained on it is out of "
                 "date as well)"))
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from elm_jax import storage
 from elm_jax.data import registry
+from elm_jax.data.batches import trim
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.workflows import task_stats
@@ -71,21 +72,19 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
                                "choices": list(rendered.choices or ()),
                                "choices_expression": rendered.choices_expression}
         if vocabulary is not None:
-            row["tokens"] = {"input": len(vocabulary.encode(rendered.inputs)) + 1,
-                             "target": len(vocabulary.encode(rendered.targets)) + 1}
-            row["cut"] = {"input": _cut(rendered.inputs, lengths["inputs"], vocabulary),
-                          "target": _cut(rendered.targets, lengths["targets"], vocabulary)}
+            ids = {name: [*vocabulary.encode(row[name]), EOS_ID] for name in ("input", "target")}
+            row["tokens"] = {name: len(own) for name, own in ids.items()}
+            row["cut"] = {name: _cut(own, lengths[f"{name}s"], vocabulary) for name, own in ids.items()}
         rows.append(row)
         if len(rows) == count:
             break
     return {"task": name, "split": split, "rows": rows, "dropped": dict(dropped)}
 
 
-def _cut(text: str, length: int, vocabulary: Vocabulary) -> dict[str, Any]:
-    """How many tokens a length keeps (its EOS among them), and the text of those that it cuts off."""
-    tokens = vocabulary.encode(text)
-    kept = tokens if len(tokens) < length else tokens[:length - 1]
-    return {"length": length, "text": vocabulary.decode(tokens[len(kept):])}
+def _cut(ids: list[int], length: int, vocabulary: Vocabulary) -> dict[str, Any]:
+    """How many tokens a length keeps, and the text of those that training and scoring cut off for it."""
+    kept = len(trim(ids, length))
+    return {"length": length, "text": vocabulary.decode(ids[kept - 1:]) if kept < len(ids) else ""}
 
 
 def printable(row: dict[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.registry import PromptedTask
+from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError
 from elm_jax.experts.card import ExpertCard
 
@@ -54,7 +55,7 @@ def changed_in_arrays(card: ExpertCard, split: PreparedSplit) -> list[str]:
     then = texts.get(split.name)
     if None in (digest, then) or digest == then:
         return []
-    dataset = "/".join(filter(None, (split.info["dataset"], split.info["config"])))
+    dataset = dataset_path(split.info["dataset"], split.info["config"])
     return [_message(card, split.info["template"], dataset, then, digest, split.info.get("template_version"))]
 
 

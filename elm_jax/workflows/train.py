@@ -13,6 +13,7 @@ from elm_jax import hosts, sharding, storage
 from elm_jax.data import batches, registry
 from elm_jax.data.cursor import MixtureSource, TrainStream
 from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
@@ -407,8 +408,7 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[
 
 def dataset_of(prepared: Any) -> str:
     """``dataset`` or ``dataset/config`` of a prepared split."""
-    parts = (prepared.info["dataset"], prepared.info.get("config"))
-    return "/".join(part for part in parts if part)
+    return dataset_path(prepared.info["dataset"], prepared.info.get("config"))
 
 
 def num_steps(config: TrainConfig, stream: TrainStream) -> int:

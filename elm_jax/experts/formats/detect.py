@@ -17,7 +17,7 @@ KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
 }
 """By kind: whether a folder is one, and how it is opened. The first that fits is taken."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ("*.json", "*.model", "*.safetensors")
+_HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.safetensors")
 _HUB_WEIGHTS = ("pytorch_model*.bin",)
 """Fetched only where there is nothing else."""
 

@@ -114,6 +114,8 @@ def write_elm(folder: storage.PathLike, model: Model) -> dict[str, Origin]:
         model.check()
         base_json.write(target, model.config, fingerprint, model.vocabulary, training,
                         {key: value for key, value in model.facts.items() if key != FACTS})
+        for name, value in model.beside.items():
+            storage.write_json(target / name, value)
         storage.commit(target)
     return {path: Origin(path) for path in model.tensors.specs}
 

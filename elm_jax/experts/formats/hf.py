@@ -176,6 +176,8 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
     _write_tokenizer(target, model, kept)
     if "generation_config" in kept:
         storage.write_json(target / GENERATION_FILE, kept["generation_config"])
+    for name, value in model.beside.items():
+        storage.write_json(target / name, value)
     storage.write_json(target / CONFIG_FILE, values)
     return {path: Origin(*convert_hf.hf_name(path)) for path in order}
 

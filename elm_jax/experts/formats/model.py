@@ -76,6 +76,7 @@ class Model:
         vocabulary: contents of its file (`Vocabulary.from_bytes`), None if the folder carries none.
         facts: what a format wants back when it is written again (Hugging Face's config fields that
             this program has no use for, the step of a T5X checkpoint); JSON-ready.
+        beside: JSON files by name that a writer puts beside the weights.
         notes: what the reader assumed or left out, a sentence each, for the report.
         check: raises InputError if the contents are not those of which the folder records a fingerprint. A
             writer calls it when it has read all, before what it wrote gets its name: reading in the
@@ -89,6 +90,7 @@ class Model:
     vocabulary: bytes | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     check: Callable[[], None] = lambda: None
 
     @property

@@ -220,23 +220,31 @@ def write_file(path: storage.PathLike, specs: Mapping[str, TensorSpec], contents
         contents: asked for one tensor at a time.
         metadata: strings for the header; transformers asks for ``{'format': 'pt'}``.
     """
-    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
-    position = 0
-    for name, spec in specs.items():
-        end = position + spec.nbytes
-        header[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape),
-                        "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight
+    text, _ = make_header(specs, metadata)
     path = storage.as_path(path)
     with storage.guard_writes(path), path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(text)
         for name in specs:
             _write_pieces(file, contents(name))
         if storage.is_local(path):
             file.flush()
             os.fsync(file.fileno())
+
+
+def make_header(specs: Mapping[str, TensorSpec],
+                metadata: Mapping[str, str] | None = None) -> tuple[bytes, dict[str, int]]:
+    """What a file begins with, its length included, and where in the file each tensor's bytes begin."""
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    position, starts = 0, {}
+    for name, spec in specs.items():
+        starts[name], end = position, position + spec.nbytes
+        header[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape),
+                        "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight
+    text = len(text).to_bytes(8, "little") + text
+    return text, {name: len(text) + start for name, start in starts.items()}
 
 
 def _write_pieces(file: BinaryIO, pieces: Iterator[np.ndarray]) -> None:
@@ -256,15 +264,26 @@ def write_tensors(folder: storage.PathLike, specs: Mapping[str, TensorSpec], con
         max_shard_bytes: most bytes of tensors in a file; one larger tensor gets a file of its own.
     """
     folder = storage.as_path(folder)
-    shards = plan_shards(specs, max_shard_bytes)
-    if len(shards) == 1:
-        write_file(folder / SINGLE_FILE, specs, contents, {"format": "pt"})
-        return
-    table = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    files = name_shards(plan_shards(specs, max_shard_bytes))
+    for file, names in files.items():
         write_file(folder / file, {name: specs[name] for name in names}, contents, {"format": "pt"})
-        table |= dict.fromkeys(names, file)
+    write_index(folder, files, specs)
+
+
+def name_shards(shards: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
+    """The names of tensors by file, as transformers names the files."""
+    if len(shards) == 1:
+        return {SINGLE_FILE: shards[0]}
+    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": names
+            for number, names in enumerate(shards, start=1)}
+
+
+def write_index(folder: epath.Path, files: Mapping[str, Sequence[str]],
+                specs: Mapping[str, TensorSpec]) -> None:
+    """Writes the index of several shards; one file alone has none."""
+    if len(files) == 1:
+        return
+    table = {name: file for file, names in files.items() for name in names}
     total = {"total_size": sum(spec.nbytes for spec in specs.values())}
     storage.write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": dict(sorted(table.items()))})
 

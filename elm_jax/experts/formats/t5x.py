@@ -285,6 +285,8 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
         checkpoint = _LAYOUTS[layout](target / f"{t5x_folders.PREFIX}{step}")
         origins = _write_leaves(checkpoint, model, form)
         model.check()
+        for name, value in model.beside.items():
+            storage.write_json(target / name, value)
         _write_beside(target, model, form)
         checkpoint.finish(step)
     return origins

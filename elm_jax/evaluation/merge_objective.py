@@ -1,0 +1,204 @@
+"""How well a merge does on a few instances, as a pure function of its weights.
+
+``objective(weights) = task loss of (base + merge(overlays, weights)) on the instances + l1 * mean |w|``,
+differentiable in the weights, and hashable, so that programs are shared between searches of equal shapes.
+The task loss is
+
+- labelled, classification by rank: the cross-entropy of the right choice, ``-log softmax(scores)[label]``,
+  of the choices' log-probabilities by which `rank` decides;
+- labelled, generation: the cross-entropy a target token;
+- unlabelled, classification by rank: the entropy of ``softmax(scores)``. Labels are not even looked up.
+
+Source: Huang et al., https://arxiv.org/abs/2307.13269, section 3.3 (few-shot loss and L1); Yang et al.,
+https://arxiv.org/abs/2310.02575, section 3.2 (entropy).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from elm_jax import hosts, sharding, trees
+from elm_jax.data.batches import choose_bucket, make_choice_batch, trim
+from elm_jax.data.prepared import PreparedSplit
+from elm_jax.errors import InputError, describe
+from elm_jax.evaluation.evaluator import CHOICE_TOKEN_COST, EvaluationSettings
+from elm_jax.merging import compose, methods
+from elm_jax.models.t5 import T5Network
+from elm_jax.types import Array, FlatParams, Params
+
+NEVER = -1e9
+"""Score of what is no choice: its probability is zero, and so is its part of a gradient."""
+KINDS = {("rank", True): "cross-entropy of the right choice", ("generation", True): "cross-entropy a token",
+         ("rank", False): "entropy of the choices"}
+"""(kind of the task, labelled) -> what its objective is called."""
+
+
+class MergeData(NamedTuple):
+    """What an objective reads beside the weights: a pytree of arrays.
+
+    Attributes:
+        shared: leaves of the base that no overlay replaces, flat.
+        overlays: E flat overlays of one shape.
+        base: the base's own values of leaves that the overlays replace, flat; empty where the method needs
+            none of them.
+        batches: of `make_batches`, on the mesh.
+    """
+
+    shared: FlatParams
+    overlays: tuple[FlatParams, ...]
+    base: FlatParams
+    batches: Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeObjective:
+    """The objective of one network, method and kind of task; see the module's docstring.
+
+    Attributes:
+        network: of the base with any of the overlays.
+        method: name in `merging.methods.METHODS`.
+        kind: of the task, ``rank`` or ``generation``.
+        labelled: whether the right answers are used.
+        l1: factor of the mean absolute weight.
+        parameters: of the method, beside the weights, as pairs.
+        names: of the experts, on which random masks depend; None takes their numbers.
+    """
+
+    network: T5Network
+    method: str
+    kind: str
+    labelled: bool = True
+    l1: float = 0.0
+    parameters: tuple[tuple[str, Any], ...] = ()
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind, self.labelled) not in KINDS:
+            raise InputError(describe(
+                "Without labels only a task that ranks choices tells anything", got=f"a {self.kind} task",
+                expected="a task of kind rank", cure="use labelled instances"))
+
+    def __call__(self, weights: Array, data: MergeData) -> Array:
+        """f32[E] -> f32[]."""
+        merged = compose.merge_params(self.method, data.overlays, weights, data.base, names=self.names,
+                                      **dict(self.parameters))
+        params = trees.unflatten({**data.shared, **merged})
+
+        @jax.checkpoint  # of the backward pass one batch at a time is held
+        def add(total: tuple[Array, Array], batch: Mapping[str, Array]) -> tuple[tuple[Array, Array], None]:
+            loss, count = batch_loss(self.network, params, batch, self.kind, self.labelled)
+            return (total[0] + loss, total[1] + count), None
+
+        zero = jnp.zeros((), jnp.float32)
+        (loss, count), _ = jax.lax.scan(add, (zero, zero), dict(data.batches))
+        return loss / jnp.maximum(count, 1.0) + self.l1 * jnp.mean(jnp.abs(weights))
+
+
+def batch_loss(network: T5Network, params: Params, batch: Mapping[str, Array], kind: str, labelled: bool
+               ) -> tuple[Array, Array]:
+    """Sum of one batch's losses f32[], and what it is divided by: rows, or tokens of a generation."""
+    log_probs = network.target_log_probs(params, batch["inputs"], batch["choices"])
+    real = batch["real"]
+    if kind == "generation":  # the one choice is the target; padding has log-probability 0
+        return -jnp.sum(log_probs), jnp.sum(batch["choices"] != 0).astype(jnp.float32)
+    scores = jnp.where(batch["choice_mask"], log_probs.sum(axis=-1), NEVER)
+    choice_log_probs = jax.nn.log_softmax(scores, axis=-1)
+    if labelled:
+        right = jnp.take_along_axis(choice_log_probs, batch["labels"][:, None], axis=-1)[:, 0]
+        return -jnp.sum(right * real), jnp.sum(real)
+    entropy = -jnp.sum(jnp.exp(choice_log_probs) * choice_log_probs, axis=-1)
+    return jnp.sum(entropy * real), jnp.sum(real)
+
+
+def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, settings: EvaluationSettings,
+                 data_axis: int = 1) -> dict[str, np.ndarray]:
+    """Some rows of a split as N batches of one shape, so that one program serves all of them.
+
+    Args:
+        split: of a task.
+        rows: numbers of rows in it.
+        labelled: whether labels, or targets, come along.
+        settings: lengths and the budget of tokens a batch; targets are cut at `max_new_tokens`.
+        data_axis: size of the mesh's data axis, of which B is a multiple.
+
+    Returns:
+        inputs i32[N, B, S], choices i32[N, B, C, T] (C = 1 and the target, for a generation), choice_mask
+        bool[N, B, C], real f32[N, B], 0 for rows that only fill up; with labels of choices also labels
+        i32[N, B].
+
+    Raises:
+        InputError: no rows, a row without choices, or a labelled row without a right choice.
+    """
+    if not len(rows):
+        raise InputError(describe("A search needs instances", where=f"{split.name} {split.split}",
+                                  got="no rows"))
+    ranked = split.kind == "rank"
+    choices = [split.choices(row) if ranked else [trim(split.targets(row), settings.max_new_tokens)]
+               for row in rows]
+    inputs = [split.inputs(row) for row in rows]
+    source, number, target = _shape(inputs, choices, settings)
+    most = max(1, settings.tokens_per_batch // max(source, CHOICE_TOKEN_COST * number * target)) * data_axis
+    count = -(-len(rows) // most)
+    size = -(-len(rows) // (count * data_axis)) * data_axis
+    batch = make_choice_batch(inputs, choices, source_length=source, target_length=target, num_choices=number,
+                              batch_size=count * size)
+    batch["real"] = (np.arange(count * size) < len(rows)).astype(np.float32)
+    if ranked and labelled:
+        batch["labels"] = np.pad(_labels(split, rows), (0, count * size - len(rows)))
+    return {name: array.reshape(count, size, *array.shape[1:]) for name, array in batch.items()}
+
+
+def _shape(inputs: Sequence[np.ndarray], choices: Sequence[Sequence[np.ndarray]],
+           settings: EvaluationSettings) -> tuple[int, int, int]:
+    """S, C and T that hold all rows: buckets, and powers of two beyond them."""
+    limit = settings.source_length
+    buckets = [bucket for bucket in settings.source_buckets if bucket < limit]
+    source = choose_bucket(max(map(len, inputs)), [*buckets, limit], cut=True)
+    longest = max((len(choice) for own in choices for choice in own), default=1)
+    fitting = [bucket for bucket in settings.target_buckets if bucket >= longest]
+    return source, max(map(len, choices)), fitting[0] if fitting else 1 << (longest - 1).bit_length()
+
+
+def _labels(split: PreparedSplit, rows: Sequence[int]) -> np.ndarray:
+    labels = np.asarray([split.label(row) for row in rows], np.int32)
+    if labels.min() < 0:
+        raise InputError(describe("A row has no right choice", where=f"{split.name} {split.split}",
+                                  got=f"row {rows[int(labels.argmin())]}",
+                                  cure="leave it out, or search without labels"))
+    return labels
+
+
+def make_data(network: T5Network, base: Params, overlays: Sequence[Params], batches: Mapping[str, np.ndarray],
+              mesh: Mesh, *, needs_base: bool = True) -> MergeData:
+    """Base, overlays and batches on the mesh: parameters by the network's rules, rows over 'data'.
+
+    Args:
+        network: of the base with any of the overlays.
+        base: its parameters.
+        overlays: of one shape.
+        batches: of `make_batches`.
+        mesh: whose data axis the batches were made for.
+        needs_base: whether the method needs the base's values of the overlays' leaves.
+
+    Raises:
+        InputError: overlays of unlike leaves.
+    """
+    flat = [trees.flatten(overlay) for overlay in overlays]
+    methods.check_alike(flat, [f"expert {number}" for number in range(1, len(flat) + 1)])
+    axes = trees.flatten(network.logical_axes())
+
+    def put(leaves: FlatParams) -> FlatParams:
+        return {path: hosts.put(leaf, sharding.leaf_sharding(axes[path], leaf.shape, mesh))
+                for path, leaf in leaves.items()}
+
+    start = trees.flatten(base)
+    own = {path: start[path] for path in flat[0] if needs_base and path in start}
+    shared = {path: leaf for path, leaf in start.items() if path not in flat[0]}
+    rows = NamedSharding(mesh, PartitionSpec(None, "data"))
+    return MergeData(put(shared), tuple(put(overlay) for overlay in flat), put(own),
+                     {name: hosts.put(array, rows) for name, array in batches.items()})

@@ -1,0 +1,220 @@
+"""What `elm merge` and `elm methods` do: read flags, call one workflow, print its result."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from elm_jax import search_commands
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.library import ExpertLibrary
+from elm_jax.merging.methods import METHODS, get_method
+from elm_jax.merging.recipe import Recipe, Scope, parse_patterns
+from elm_jax.printing import print_json, print_table
+from elm_jax.routing.vote import RoutingDecision
+from elm_jax.workflows import merge as merging
+from elm_jax.workflows import merge_folders
+from elm_jax.workflows.convert import parse_size
+from elm_jax.workflows.merge_config import MergeConfig, read_config
+from elm_jax.workflows.merge_folders import MergeOptions
+
+PARAMETERS = {each.name: each for method in METHODS.values() for each in method.parameters}
+"""All parameters of all methods, each a flag."""
+Decide = Callable[[ExpertLibrary, argparse.Namespace], RoutingDecision]
+
+
+def list_methods(arguments: argparse.Namespace) -> None:
+    """`elm methods`: the table."""
+    if arguments.json:
+        print_json([{"name": method.name, "summary": method.summary, "equation": method.equation,
+                     "source": method.source, "needs_base": method.needs_base,
+                     "num_experts": method.num_experts, "normalize": method.normalize,
+                     "parameters": [{"name": each.name, "range": each.range, "default": each.default,
+                                     "per_expert": each.per_expert, "help": each.help}
+                                    for each in method.parameters]} for method in METHODS.values()])
+        return
+    table = Table("method", "what it does", "needs", "parameters")
+    for method in METHODS.values():
+        needs = [*(["a base"] if method.needs_base else []),
+                 f"{method.num_experts} experts" if method.num_experts else "any number"]
+        taken = [f"{each.name}={_word(each.default)}" for each in method.parameters]
+        table.add_row(method.name, method.summary, ", ".join(needs), " ".join(taken))
+    print_table(table)
+    width = max(map(len, METHODS))
+    for method in METHODS.values():
+        print(f"{method.name:{width}}  {method.equation}\n{'':{width}}  {method.source}")
+    print("\nx_i: the experts; d_i = x_i - base; w_i: weights; m_i: 1 where the sign is the sum's, else 0.")
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else json.dumps(value).strip('"')
+
+
+def merge(arguments: argparse.Namespace, decide: Decide) -> None:
+    """`elm merge`: folders, by flags or by a config; or the best experts of a library for a task.
+
+    Args:
+        arguments: flags.
+        decide: makes the routing decision of a library.
+    """
+    if arguments.search:
+        search_commands.merge_search(arguments, *_searched(arguments, decide))
+        return
+    if search_commands.given_flags(arguments):
+        raise InputError(describe("These belong to a search for weights", got=", ".join(
+            f"--{flag}" for flag in search_commands.given_flags(arguments)), cure="give --search too"))
+    config = _config(arguments, decide)
+    options = MergeOptions(
+        allow=tuple(arguments.allow), max_shard_bytes=parse_size(arguments.max_shard_size),
+        workers=arguments.workers, quiet=arguments.json, target=arguments.target, expert_id=arguments.id,
+        rank=arguments.lora_rank)
+    if arguments.dry_run:
+        _print_plan(merge_folders.plan_merge(config, options).summary(options.workers), arguments.json)
+        return
+    if arguments.output is None:
+        raise InputError(describe("There is no folder to write to", cure="give --output DIR, or --dry-run"))
+    report = merge_folders.merge_folders(config, arguments.output, options)
+    if arguments.json:
+        print_json(report)
+        return
+    for note in config.notes:
+        print(f"note: {note}")
+    for parent in report["parents"]:
+        share = "by leaf" if parent["weight"] is None else f"{parent['weight']:.4f}"
+        print(f"{share}  {parent.get('id', parent['path'])}")
+    print(f"{report['num_leaves']} leaves, {report['num_parameters']:,} parameters by {report['method']} "
+          f"in {report['seconds']:.1f} s")
+    print(report["output"])
+
+
+def _config(arguments: argparse.Namespace, decide: Decide) -> MergeConfig:
+    """What is merged: of a config file, of a library, or of folders."""
+    given = {name: getattr(arguments, name) for name in PARAMETERS if getattr(arguments, name) is not None}
+    if arguments.config:
+        return _from_file(arguments, given)
+    method = arguments.method or "mean"
+    models, weights = list(arguments.models), arguments.weights
+    if arguments.library:
+        models, weights = _from_library(arguments, decide)
+    if len(models) < 2:
+        raise InputError(describe("Merging needs two or more folders", got=len(models),
+                                  expected="experts or checkpoints, or --library with --task, or --config"))
+    weights = _numbers(weights, "--weights") if isinstance(weights, str) else weights
+    values = {name: _value(name, text) for name, text in given.items()}
+    return plain_config(method, models, weights, arguments.base, values, arguments.pattern, arguments.dtype)
+
+
+def _from_file(arguments: argparse.Namespace, given: dict[str, str]) -> MergeConfig:
+    """What a config says; ``--seed`` and ``--dtype`` may stand beside it."""
+    flags = ("method", "weights", "base", "pattern", "library", "task", "lora_rank")
+    extra = [*arguments.models, *(f"--{name}" for name in flags if getattr(arguments, name)),
+             *(f"--{name}" for name in given if name != "seed")]
+    if extra:
+        raise InputError(describe("A config says what is merged, and how", where=arguments.config,
+                                  got=f"beside it: {', '.join(extra)}", cure="give one or the other"))
+    config = read_config(arguments.config)
+    if arguments.dtype:
+        config = dataclasses.replace(config, out_dtype=arguments.dtype)
+    if "seed" in given:
+        spec = next((each for each in get_method(config.method).parameters if each.name == "seed"), None)
+        if spec is None:
+            raise InputError(describe(f"Method {config.method} draws nothing", got="--seed"))
+        recipe = config.recipe
+        config = dataclasses.replace(config, recipe=dataclasses.replace(
+            recipe, parameters=(*recipe.parameters, spec),
+            scopes=(Scope({"seed": _value("seed", given["seed"])}, "--seed"), *recipe.scopes)))
+    return config
+
+
+def _searched(arguments: argparse.Namespace, decide: Decide) -> tuple[list[str], dict[str, Any]]:
+    """The experts of a search for weights, and the method's parameters."""
+    refused = ("config", "weights", "pattern", "dtype", "target", "allow", "lora_rank", "dry_run")
+    given = [flag for flag in refused if getattr(arguments, flag)]
+    if given:
+        raise InputError(describe("A search for weights has no use for these", got=", ".join(
+            "--to" if flag == "target" else f"--{flag}" for flag in given)))
+    models = _from_library(arguments, decide)[0] if arguments.library else list(arguments.models)
+    return models, {name: _value(name, getattr(arguments, name)) for name in PARAMETERS
+                    if getattr(arguments, name) is not None}
+
+
+def plain_config(method: str, models: Sequence[str], weights: Sequence[float] | None, base: str | None,
+                 parameters: dict[str, Any], patterns: Sequence[str] = (),
+                 dtype: str | None = None) -> MergeConfig:
+    """A merge as flags describe it.
+
+    Args:
+        method: a key of `METHODS`.
+        models: folders.
+        weights: one a folder; None for the method's own.
+        base: folder of the base.
+        parameters: of the method; a tuple has one for each folder.
+        patterns: weights of parts of the leaves, such as ``SelfAttention=0.7,0.3``.
+        dtype: of the result.
+    """
+    row = get_method(method)
+    if base is not None and not row.needs_base:
+        raise InputError(describe(f"Method {method} takes no base", got=f"--base {base}",
+                                  cure="leave it out, or give the folder as one of those to merge"))
+    settings = parse_patterns(patterns, weights) if patterns else weights
+    recipe = Recipe.simple(method, settings, parameters, experts=models, specs=row.parameters)
+    donor = base or models[0]
+    return MergeConfig(method, tuple(models), base, recipe, None, dtype, donor, donor, (), "", "")
+
+
+def _from_library(arguments: argparse.Namespace, decide: Decide) -> tuple[list[str], Any]:
+    if not arguments.task or arguments.models:
+        raise InputError(describe("Merging from a library needs --task and no folders",
+                                  got=f"--task {arguments.task}, {len(arguments.models)} folders"))
+    library = ExpertLibrary.open(arguments.library)
+    decision = decide(library, arguments)
+    weights = arguments.weights
+    if weights in merging.BY:
+        weights = merging.decided_weights(decision, arguments.top_k, weights)
+    return [str(library.path / "experts" / name) for name in decision.top(arguments.top_k)], weights
+
+
+def _numbers(text: str, flag: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as error:
+        raise InputError(describe(f"{flag} are not numbers", got=text,
+                                  expected="numbers separated by commas")) from error
+
+
+def _value(name: str, text: str) -> Any:
+    """A flag's value; several, separated by commas, of a parameter that each expert has."""
+    each = PARAMETERS[name]
+    if each.kind == "choice":
+        return text
+    if each.kind == "bool":
+        if text not in ("true", "false"):
+            raise InputError(describe(f"--{name} is not true or false", got=text))
+        return text == "true"
+    numbers = _numbers(text, f"--{name}")
+    if each.kind == "int":
+        numbers = tuple(int(number) if number.is_integer() else number for number in numbers)
+    if each.per_expert and len(numbers) > 1:
+        return numbers
+    if len(numbers) > 1:
+        raise InputError(describe(f"--{name} is one for all", got=text, expected=each.range))
+    return numbers[0]
+
+
+def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    table = Table("leaf", "shape", "dtype", "MB", title=f"{plan['method']} of {len(plan['models'])}")
+    for leaf in plan["leaves"]:
+        table.add_row(leaf["leaf"], "x".join(map(str, leaf["shape"])), leaf["dtype"],
+                      f"{leaf['bytes'] / 1e6:.2f}")
+    print_table(table)
+    for note in plan["notes"]:
+        print(f"note: {note}")
+    print(f"{plan['num_leaves']} leaves, {plan['num_parameters']:,} parameters; reads "
+          f"{plan['bytes_to_read'] / 1e9:.2f} GB, writes {plan['bytes_to_write'] / 1e9:.2f} GB; needs about "
+          f"{plan['memory_bytes'] / 1e6:.0f} MB with {plan['workers']} workers")

@@ -1,0 +1,287 @@
+"""What merging computes: pure functions of the leaves of several experts.
+
+All of them work on numpy and on JAX arrays, eagerly or under jit, on one device or on leaves that are
+spread over a mesh (nothing but sums and counts then leaves a device), and have gradients in the weights.
+Sums are taken in float32, whatever the experts' dtype.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elm_jax.errors import InputError, describe
+from elm_jax.merging import methods, sparsify
+from elm_jax.merging.methods import Method
+from elm_jax.types import Array, FlatParams
+
+DOT_THRESHOLD = 0.9995
+"""Beyond this cosine, and below its negative, slerp takes the straight line; the bound is mergekit's."""
+
+SMALLEST = 1e-30
+"""A leaf of which the Euclidean norm is no larger has no direction: slerp takes the straight line."""
+
+
+class Numbers(NamedTuple):
+    """What has to be known of a whole leaf, and of the settings, to merge any slice of it.
+
+    Attributes:
+        weights: f32[E].
+        scale: f32, factor of the merged task vector.
+        cuts: of each expert, for ``magnitude``.
+        keys: u32[E, 2], for ``random``.
+        density: f32[E], for ``random``.
+        factors: f32[E], which each thinned task vector is multiplied by.
+        start: u32, place of the slice's first element in the leaf.
+    """
+
+    weights: Array
+    scale: Array | float = 1.0
+    cuts: tuple[sparsify.Cut, ...] = ()
+    keys: Array | None = None
+    density: Array | None = None
+    factors: Array | None = None
+    start: Array | int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Which steps are taken; fixed when a program is compiled.
+
+    Attributes:
+        method: a key of `methods.METHODS`.
+        normalize: whether the sum is divided by that of the weights that take part.
+        dtype: of the result; None for the experts' own.
+    """
+
+    method: str
+    normalize: bool = False
+    dtype: str | None = None
+
+
+def combine(steps: Steps, experts: Sequence[Array], base: Array | None, numbers: Numbers) -> Array:
+    """Merges a leaf, or whole rows of it, when `Numbers` says what must be known of the whole.
+
+    Args:
+        steps: what is done.
+        experts: E arrays of one shape.
+        base: of that shape, for a method that works on task vectors.
+        numbers: of the whole leaf.
+
+    Returns:
+        An array of the same shape.
+    """
+    method = methods.get_method(steps.method)
+    terms = [_thinned(method, _delta(expert, base), numbers, i) for i, expert in enumerate(experts)]
+    terms = [term * numbers.weights[i] for i, term in enumerate(terms)]
+    shares = [numbers.weights[i] for i in range(len(terms))]
+    if method.consensus:
+        positive = _total(terms) >= 0
+        agree = [(term != 0) & ((term > 0) == positive) for term in terms]
+        terms = [jnp.where(ours, term, 0.0) for ours, term in zip(agree, terms, strict=True)]
+        shares = [jnp.where(ours, share, 0.0) for ours, share in zip(agree, shares, strict=True)]
+    merged = _total(terms)
+    if steps.normalize:
+        # Element by element: a quotient by one number is compiled to a product, which is rounded otherwise.
+        divisor = jnp.where(merged == merged, _total(shares), 1.0)
+        merged = merged / jnp.where(divisor == 0, 1.0, divisor)
+    if base is not None:
+        merged = base.astype(jnp.float32) + merged * numbers.scale
+    return merged.astype(steps.dtype or experts[0].dtype)
+
+
+def _delta(expert: Array, base: Array | None) -> Array:
+    """The task vector in float32; without a base the expert itself."""
+    wide = expert.astype(jnp.float32)
+    return wide if base is None else wide - base.astype(jnp.float32)
+
+
+def _thinned(method: Method, delta: Array, numbers: Numbers, i: int) -> Array:
+    """A task vector after sparsifying and rescaling."""
+    if method.sparsify is None:
+        return delta
+    kept = jnp.where(mask(method, delta, numbers, i), delta, 0.0)
+    return kept if numbers.factors is None else kept * numbers.factors[i]
+
+
+def mask(method: Method, delta: Array, numbers: Numbers, i: int) -> Array:
+    """bool[...]: which elements of an expert's task vector, or of a slice of it, are kept."""
+    if method.sparsify == "magnitude":
+        return sparsify.keep_largest(delta, numbers.cuts[i], numbers.start)
+    return sparsify.keep_random(numbers.keys[i], numbers.density[i], delta.shape, numbers.start)
+
+
+def _total(terms: Sequence[Array]) -> Array:
+    """The sum, one after another in their order.
+
+    The new term stands first, so that where products and sums are fused, each product is added unrounded to
+    what was summed before, as other programs do it.
+    """
+    return functools.reduce(lambda total, term: term + total, terms)
+
+
+def arc_weights(cosine: Array, t: Array, xp: ModuleType = jnp) -> Array:
+    """The factors of two experts on the arc between them.
+
+    Args:
+        cosine: of the angle between them.
+        t: share of the second one.
+        xp: `jax.numpy`, or `numpy` for what is known in float64.
+
+    Returns:
+        f[2]; those of the straight line where the two are nearly parallel.
+    """
+    straight = xp.abs(cosine) > DOT_THRESHOLD
+    angle = xp.arccos(xp.where(straight, 0.0, cosine))
+    line = xp.stack([1 - t, t])
+    on_arc = xp.sin(line * angle) / xp.sin(angle)
+    # The ends are the experts themselves, whatever the quotient of two equal sines is rounded to.
+    at_end = (t == 0) | (t == 1)
+    correction = xp.where(at_end, line - on_arc, 0.0)
+    on_arc = on_arc + (correction if xp is np else jax.lax.stop_gradient(correction))
+    return xp.where(straight, line, on_arc)
+
+
+def merge_leaf(
+    method: str, experts: Sequence[Array] | Array, weights: Array | Sequence[float] | None = None,
+    base: Array | None = None, *, keys: Array | None = None, dtype: str | None = None, **parameters: Any,
+) -> Array:
+    """Merges one leaf of E experts.
+
+    Args:
+        method: a key of `methods.METHODS`, whose row says the equation and its source.
+        experts: E arrays of one shape, or one stacked array [E, ...].
+        weights: f[E]; of traced ones the shape is checked, of others the values. None for the method's own.
+        base: the base's leaf, for methods that need it.
+        keys: u32[E, 2], for the random ones (see `sparsify.random_key`); None takes the experts' numbers.
+        dtype: of the result; None for the first expert's.
+        parameters: of the method, fixed when a program is compiled.
+
+    Raises:
+        InputError: parameters or weights that the method does not take.
+    """
+    row = methods.get_method(method)
+    experts = [jnp.asarray(expert) for expert in experts]
+    settings = row.settings(parameters, len(experts))
+    weights = _weights(row, weights, len(experts), settings)
+    if row.needs_base and base is None:
+        raise methods.no_base(row)
+    base = jnp.asarray(base) if row.needs_base else None
+    if row.spherical:
+        weights = _arc(experts, weights)
+    if row.sparsify == "random" and keys is None:
+        keys = jnp.stack([sparsify.random_key(settings["seed"], str(i)) for i in range(len(experts))])
+    numbers = _numbers(row, experts, base, weights, settings, keys)
+    return combine(Steps(method, settings.get("normalize", row.normalize), dtype), experts, base, numbers)
+
+
+def _weights(row: Method, weights: Any, count: int, settings: dict[str, Any]) -> Array:
+    """f32[E], checked if they are known already."""
+    if isinstance(weights, jax.core.Tracer):
+        methods.check_count(row, count)
+        if weights.shape != (count,):
+            raise InputError(describe("There must be one weight an expert", got=weights.shape,
+                                      expected=(count,)))
+        return weights.astype(jnp.float32)
+    weights = weights if weights is None else [float(weight) for weight in weights]
+    return jnp.asarray(methods.resolve_weights(row, weights, count, settings), jnp.float32)
+
+
+def _arc(experts: Sequence[Array], weights: Array) -> Array:
+    first, second = (expert.astype(jnp.float32) for expert in experts)
+    norms = [_norm(each) for each in (first, second)]
+    # Divided before they are multiplied, so that large values do not overflow.
+    units = [each / jnp.maximum(norm, SMALLEST) for each, norm in zip((first, second), norms, strict=True)]
+    cosine = jnp.where(jnp.minimum(*norms) > SMALLEST, jnp.sum(units[0] * units[1]), 1.0)
+    return arc_weights(jnp.clip(cosine, -1.0, 1.0), weights[1] / (weights[0] + weights[1]))
+
+
+def _norm(values: Array) -> Array:
+    """Euclidean; scaled by the largest value first: squares of large ones would overflow, of small vanish."""
+    largest = jnp.maximum(jnp.max(jnp.abs(values), initial=0.0), SMALLEST)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(values / largest)))
+
+
+def _numbers(row: Method, experts: Sequence[Array], base: Array | None, weights: Array,
+             settings: dict[str, Any], keys: Array | None) -> Numbers:
+    """What must be known of the whole leaf, from the whole leaf."""
+    numbers = Numbers(weights, jnp.float32(settings.get("scale", 1.0)))
+    if row.sparsify is None:
+        return numbers
+    density = settings["density"]
+    deltas = [_delta(expert, base) for expert in experts]
+    if row.sparsify == "magnitude":
+        numbers = numbers._replace(cuts=tuple(
+            sparsify.find_cut(delta, sparsify.num_kept(share, delta.size))
+            for delta, share in zip(deltas, density, strict=True)))
+    else:
+        numbers = numbers._replace(keys=keys, density=jnp.asarray(density, jnp.float32))
+    return numbers._replace(factors=_factors(row, deltas, numbers, settings))
+
+
+def _factors(row: Method, deltas: Sequence[Array], numbers: Numbers,
+             settings: dict[str, Any]) -> Array | None:
+    rescale = settings.get("rescale", "none")
+    if rescale == "none":
+        return None
+    if rescale == "density":
+        return density_factors(row, settings["density"], deltas[0].size)
+    masks = [mask(row, delta, numbers, i) for i, delta in enumerate(deltas)]
+    return jnp.stack([
+        jnp.where(share >= 1, 1.0, sparsify.norm_factor(
+            jnp.sum(jnp.abs(delta)), jnp.sum(jnp.where(kept, jnp.abs(delta), 0.0))))
+        for share, delta, kept in zip(settings["density"], deltas, masks, strict=True)])
+
+
+def density_factors(row: Method, density: Sequence[float], size: int) -> Array:
+    """f32[E]: one divided by the share that is kept; 1 for a density of 0, which keeps nothing.
+
+    Of random masks that share is the density; of the largest elements it is a whole number of `size`.
+    """
+    if row.sparsify == "magnitude":
+        density = [sparsify.num_kept(share, size) / max(1, size) for share in density]
+    return jnp.asarray([1.0 / share if share > 0 else 1.0 for share in density], jnp.float32)
+
+
+def merge_params(
+    method: str, experts: Sequence[FlatParams], weights: Array | Sequence[float] | None = None,
+    base: FlatParams | None = None, *, names: Sequence[str] | None = None, dtype: str | None = None,
+    **parameters: Any,
+) -> FlatParams:
+    """Merges flat trees of parameters, leaf by leaf (see `merge_leaf`); may be jitted and differentiated.
+
+    Args:
+        method: a key of `methods.METHODS`.
+        experts: E flat trees with the same leaves.
+        weights: f[E].
+        base: flat; a leaf that it has not, such as an adapter's, counts as zero there.
+        names: of the experts, on which random masks depend; None takes their numbers.
+        dtype: of the result.
+        parameters: of the method.
+
+    Raises:
+        InputError: as `merge_leaf`; leaves that differ between experts, or from the base's.
+    """
+    row = methods.get_method(method)
+    names = [str(i) for i in range(len(experts))] if names is None else names
+    methods.check_alike(experts, names)
+    if row.needs_base:
+        if base is None:
+            raise methods.no_base(row)
+        base = {path: base.get(path, jnp.zeros_like(leaf)) for path, leaf in experts[0].items()}
+        methods.check_alike([experts[0], base], [names[0], "the base"], dtypes=False)
+    seed = row.settings(parameters, len(experts)).get("seed")
+    return {path: merge_leaf(
+        method, [expert[path] for expert in experts], weights, base[path] if row.needs_base else None,
+        keys=leaf_keys(seed, path, names) if row.sparsify == "random" else None, dtype=dtype, **parameters)
+        for path in experts[0]}
+
+
+def leaf_keys(seed: int, path: str, names: Sequence[str]) -> Array:
+    """u32[E, 2]: the key of each expert's random mask of a leaf; experts of one name get one mask."""
+    return jnp.stack([sparsify.random_key(seed, path, name) for name in names])

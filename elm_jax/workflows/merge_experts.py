@@ -1,0 +1,336 @@
+"""Experts merged overlay by overlay: which of them fit together, and how each leaf is merged."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.formats.model import TensorSpec
+from elm_jax.experts.overlay import is_adapter_leaf
+from elm_jax.merging import compose, low_rank, methods
+from elm_jax.merging.depth import depth_of
+from elm_jax.merging.recipe import LeafRecipe, Recipe
+from elm_jax.merging.stream import LeafMerge, Source
+from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.types import Array
+
+DOWN, UP = "down/kernel", "up/kernel"
+NO_WEIGHTS = ("dropout_rate", "dtype")
+"""Of a network's config: what says how it is run, and nothing of what its weights mean."""
+
+
+def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that experts can be merged.
+
+    Args:
+        cards: of the experts.
+        leaves: of each, by path, what has a shape and a dtype.
+
+    Raises:
+        InputError: they have unlike bases, kinds or networks, or unlike leaves, all of which are named. Of
+            LoRA's updates the ranks may differ.
+    """
+    first = cards[0]
+    for other, own in zip(cards[1:], leaves[1:], strict=True):
+        for what, left, right in (("base", first.base["fingerprint"], other.base["fingerprint"]),
+                                  ("kind", kind_of(first), kind_of(other)),
+                                  ("network", _network(first), _network(other))):
+            if left != right:
+                if what == "network":
+                    left, right = _unlike(left, right), _unlike(right, left)
+                raise InputError(describe(
+                    f"Experts of unlike {what} cannot be merged", where=f"{first.id} and {other.id}",
+                    got=f"{left} and {right} ({_first_leaf(leaves[0], own)})", expected="the same for all"))
+    methods.check_alike([{path: _without_rank(path, leaf, first) for path, leaf in own.items()}
+                         for own in leaves], [f"{card.id}#{n}" for n, card in enumerate(cards, start=1)])
+
+
+def _without_rank(path: str, leaf: Any, card: ExpertCard) -> Any:
+    """What is compared of a leaf: of low-rank factors all but the rank."""
+    if not is_low_rank(path, card):
+        return leaf
+    outer = leaf.shape[0] if path.endswith(DOWN) else leaf.shape[1]
+    return TensorSpec((outer,), np.dtype(leaf.dtype).name)
+
+
+def kind_of(card: ExpertCard) -> str:
+    """The kind, and of a merged expert that of its parents, which are all of one."""
+    return card.parents[0]["kind"] if card.kind == "merged" and card.parents else card.kind
+
+
+def _network(card: ExpertCard) -> dict[str, Any]:
+    """What of the network's config must be equal: ranks and scales of low-rank updates may differ."""
+    network = {name: value for name, value in card.network.items() if name not in NO_WEIGHTS}
+    adapter = network.get("adapter")
+    return {**network, "adapter": "lora"} if adapter and adapter.get("kind") == "lora" else network
+
+
+def _unlike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in ours.items() if theirs.get(name, ...) != value}
+
+
+def _first_leaf(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    for path in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(path), theirs.get(path)
+        if a is None or b is None or tuple(a.shape) != tuple(b.shape):
+            shapes = ["absent" if each is None else list(each.shape) for each in (a, b)]
+            return f"first differing leaf: {path}, {shapes[0]} and {shapes[1]}"
+    return "their leaves have equal names and shapes"
+
+
+def is_low_rank(path: str, card: ExpertCard) -> bool:
+    """Whether a leaf is a factor of a low-rank update."""
+    adapter = card.network.get("adapter") or {}
+    return adapter.get("kind") == "lora" and is_adapter_leaf(path) and path.endswith((DOWN, UP))
+
+
+def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[Source], base: Source | None,
+                 marks: Sequence[str], recipe: Recipe, rank: int | None = None,
+                 ) -> tuple[list["LeafMerge | FactorLeaf"], dict[str, Any]]:
+    """How every leaf of the merged overlay comes about, and its network's config.
+
+    Args:
+        cards: of the experts, which fit together (`check_alike`).
+        sources: their overlays.
+        base: leaves of the base, for methods that need it. It has no adapters: they are counted from zero.
+        marks: fingerprints of the overlays.
+        recipe: weights and parameters.
+        rank: of merged low-rank updates; None for what is exact, or else for the sum of the ranks.
+
+    Raises:
+        InputError: a setting or a filter that does not fit.
+    """
+    names = [card.id for card in cards]
+    paths = list(sources[0].specs)
+    unmatched = recipe.unmatched_filters(paths)
+    if unmatched:
+        raise InputError(describe("A filter matches no leaf", got="; ".join(unmatched),
+                                  expected=f"a part of names such as {', '.join(paths[:3])}"))
+    if base is None and methods.get_method(recipe.method).needs_base:
+        raise methods.no_base(methods.get_method(recipe.method))
+    if base is not None:
+        lacking = [path for path in paths if path not in base.specs and not is_adapter_leaf(path)]
+        if lacking:
+            raise InputError(describe("The base lacks leaves of the experts", got=", ".join(lacking)))
+    recipes = recipe.plan(paths, depth_of(paths))
+    network, leaves = dict(cards[0].network), []
+    for path in paths:
+        if is_low_rank(path, cards[0]):
+            continue
+        leaves.append(LeafMerge(path, recipes[path], sources, base, names, marks=marks))
+    updates = sorted({path.removesuffix(DOWN) for path in paths if is_low_rank(path, cards[0])
+                      and path.endswith(DOWN)})
+    if updates:
+        scales = [T5Config.from_dict(card.network).adapter.scale for card in cards]
+        for prefix in updates:
+            if recipes[prefix + DOWN] != recipes[prefix + UP]:
+                raise InputError(describe(
+                    "The two factors of a low-rank update are merged together, by one setting", where=prefix,
+                    got="other settings for down than for up",
+                    cure="name the update, not one of its factors"))
+        merged = [UpdateMerge(prefix, recipes[prefix + DOWN], sources, scales, names, marks, rank)
+                  for prefix in updates]
+        leaves += [leaf for update in merged for leaf in update.leaves()]
+        network["adapter"] = AdapterConfig(kind="lora", rank=merged[0].rank, alpha=None).to_dict()
+    return sorted(leaves, key=lambda leaf: leaf.path), network
+
+
+class UpdateMerge:
+    """A low-rank update of several experts, merged through its product (see `merging.low_rank`)."""
+
+    def __init__(self, prefix: str, recipe: LeafRecipe, sources: Sequence[Source], scales: Sequence[float],
+                 names: Sequence[str], marks: Sequence[str], rank: int | None) -> None:
+        """Reads nothing.
+
+        Args:
+            prefix: of its two leaves' paths.
+            recipe: how it is merged; its base is zero.
+            sources: the experts.
+            scales: that each of them multiplies its updates by.
+            names: of the experts, for errors.
+            marks: of the experts, see `LeafMerge`.
+            rank: of the result, at most; None for the sum of the ranks.
+        """
+        self._prefix, self.sources, self._scales = prefix, sources, scales
+        self._names, self._marks = names, marks
+        self._row = methods.get_method(recipe.method)
+        self._settings = self._row.settings(recipe.parameters, len(sources), prefix)
+        self._weights = methods.resolve_weights(self._row, recipe.weights, len(sources), self._settings,
+                                                prefix)
+        shapes = [[source.specs[prefix + end].shape for source in sources] for end in (DOWN, UP)]
+        self.size = (shapes[0][0][0], shapes[1][0][1])
+        total = sum(shape[1] for shape in shapes[0])
+        self._exact = self._row.is_weighted_sum and rank is None
+        self.rank = total if self._exact else min(rank or total, *self.size)
+        self.error: float | None = None
+
+    def leaves(self) -> list["FactorLeaf"]:
+        """The two factors."""
+        return [FactorLeaf(self, self._prefix + DOWN, 0, (self.size[0], self.rank)),
+                FactorLeaf(self, self._prefix + UP, 1, (self.rank, self.size[1]))]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `LeafMerge.settings`."""
+        return methods.to_json(self._row, self._weights, self._settings)
+
+    @functools.cached_property
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """(f32[D, R], f32[R, F])."""
+        downs, ups = ([self._whole(source, self._prefix + end, name)
+                       for source, name in zip(self.sources, self._names, strict=True)]
+                      for end in (DOWN, UP))
+        if self._exact:
+            self.error = 0.0
+            return low_rank.stack_factors(downs, ups, np.multiply(self._shares(), self._scales).tolist())
+        products = [scale * (down @ up) for scale, down, up in zip(self._scales, downs, ups, strict=True)]
+        settings = tuple((name, value) for name, value in self._settings.items() if name != "t")
+        keys = (compose.leaf_keys(self._settings["seed"], self._prefix, self._marks)
+                if self._row.sparsify == "random" else None)
+        update = np.asarray(_merge_products(self._row.name, products, keys, self._weights, settings))
+        down, up, self.error = low_rank.factorise(update, self.rank)
+        return down, up
+
+    def _shares(self) -> np.ndarray:
+        """What each update is multiplied by in a weighted sum."""
+        weights = np.asarray(self._weights, np.float64)
+        if self._settings.get("normalize", self._row.normalize):
+            weights = weights / weights.sum()
+        return weights * self._settings.get("scale", 1.0)
+
+    @staticmethod
+    def _whole(source: Source, path: str, name: str) -> np.ndarray:
+        spec = source.specs[path]
+        out = np.empty(int(np.prod(spec.shape, dtype=np.int64)), np.dtype(spec.dtype))
+        source.fill(path, 0, out)
+        if not np.all(np.isfinite(out.astype(np.float32))):
+            raise InputError(describe("A value is not finite", where=f"leaf {path} of {name}",
+                                      got="NaN or infinity", expected="finite values in all that is merged"))
+        return out.reshape(spec.shape).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "weights", "settings"))
+def _merge_products(method: str, products: Sequence[Array], keys: Array | None, weights: tuple[float, ...],
+                    settings: tuple[tuple[str, Any], ...]) -> Array:
+    """Updates merged in full, one program for all of one shape; their base is zero."""
+    base = jnp.zeros_like(products[0]) if methods.get_method(method).needs_base else None
+    return compose.merge_leaf(method, products, list(weights), base, keys=keys, **dict(settings))
+
+
+@dataclasses.dataclass
+class FactorLeaf:
+    """One factor of a merged update, as a leaf that is written like others."""
+
+    update: UpdateMerge
+    path: str
+    which: int
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the leaf."""
+        return np.dtype(np.float32)
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+        return self.shape[1]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows."""
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Elements of the leaf."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `LeafMerge.settings`."""
+        return self.update.settings
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that are read from all experts."""
+        return sum(4 * int(np.prod(source.specs[self.path].shape)) for source in self.update.sources)
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """As `LeafMerge.memory`: the products in full, where they are needed."""
+        return 4 * int(np.prod(self.update.size)) * (len(self.update.sources) + 3), 0
+
+    def look(self, workers: Executor) -> None:
+        """Computes both factors, once."""
+        self.update.factors  # noqa: B018  (it is kept there)
+
+    def forget(self) -> None:
+        """Both factors are small, and kept."""
+
+    def slices(self) -> list[tuple[int, int]]:
+        """All rows at once."""
+        return [(0, self.num_rows)] if self.size else []
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows, flat."""
+        values = np.zeros(self.shape, np.float32)
+        found = self.update.factors[self.which]
+        values[tuple(slice(0, size) for size in found.shape)] = found
+        return values[start:stop].reshape(-1)
+
+
+def settings_of(leaves: Sequence[Any]) -> list[dict[str, Any]]:
+    """Method, weights and parameters, and the leaves that they hold for: one entry where all are alike."""
+    groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for leaf in leaves:
+        if hasattr(leaf, "settings"):
+            groups.setdefault(repr(leaf.settings), (leaf.settings, []))[1].append(leaf.path)
+    return [{**settings, "leaves": "all" if len(groups) == 1 else paths}
+            for settings, paths in groups.values()]
+
+
+def factorisation_error(leaves: Sequence[Any]) -> float | None:
+    """The largest relative error of merged low-rank updates that were factorised; None if there are none."""
+    errors = [leaf.update.error for leaf in leaves if isinstance(leaf, FactorLeaf)]
+    return max((error for error in errors if error is not None), default=None)
+
+
+def shares_of(settings: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """Each parent's weight, divided by their sum where the merge divides; None where it differs by leaf."""
+    each = []
+    for own in settings:
+        method = methods.get_method(own["method"])
+        total = sum(own["weights"]) if own.get("normalize", method.normalize) or method.spherical else 1.0
+        each.append([weight / total for weight in own["weights"]])
+    return [weights[0] if len(set(weights)) == 1 else None for weights in zip(*each, strict=True)]
+
+
+def make_card(cards: Sequence[ExpertCard], fingerprints: Sequence[str | None], network: Mapping[str, Any],
+              settings: Sequence[Mapping[str, Any]], expert_id: str | None) -> ExpertCard:
+    """The card of a merged expert.
+
+    Args:
+        cards: of its parents.
+        fingerprints: of their overlays.
+        network: its network's config.
+        settings: see `settings_of`.
+        expert_id: None makes a name of the parents' names.
+    """
+    first, shares = cards[0], shares_of(settings)
+    datasets = {card.dataset for card in cards}
+    return ExpertCard(
+        id=expert_id or "merged-" + "+".join(card.id for card in cards)[:150],
+        kind="merged", form=first.form, base=dict(first.base), network=dict(network),
+        tasks=tuple(dict.fromkeys(task for card in cards for task in card.tasks)),
+        dataset=datasets.pop() if len(datasets) == 1 else None, method=settings[0]["method"],
+        parents=tuple({"id": card.id, "kind": kind_of(card), "weight": share, "fingerprint": fingerprint}
+                      for card, share, fingerprint in zip(cards, shares, fingerprints, strict=True)),
+        merging=tuple(settings))

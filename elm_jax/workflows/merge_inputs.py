@@ -1,0 +1,374 @@
+"""What is merged: checkpoints and experts on disk, opened, compared with each other, not yet read.
+
+Two models of equal shapes need not be two states of one network: another number of heads, another epsilon
+or another vocabulary make a merge worthless. All of that is compared, and what differs is an error that
+lists it, or is allowed by name (`ALLOWED`).
+"""
+
+import dataclasses
+import hashlib
+import math
+import pathlib
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.formats import checks, detect, hf, safetensors_files, streaming
+from elm_jax.experts.formats.model import Tensors, TensorSpec
+from elm_jax.experts.formats.safetensors_files import StoredTensor
+from elm_jax.merging.stream import as_rows
+
+ALLOWED = {
+    "dtypes": "leaves of unlike dtypes (the result takes the first model's)",
+    "configs": "unlike settings in config.json (the result takes the donor's)",
+    "vocabularies": "unlike tokenizers of one size (the result takes the donor's)",
+    "heads": "a model whose head is tied among others with a head of their own: its embedding is its head",
+    "missing": "leaves that some models lack: the base's take their place, or the first that has them",
+}
+"""What may differ if it is allowed by name."""
+EMBEDDINGS = ("shared.weight", "model.embed_tokens.weight", "transformer.wte.weight",
+              "gpt_neox.embed_in.weight", "embed_tokens.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_TIED_BY_DEFAULT = ("t5", "gpt2", "gemma", "gemma2", "gemma3", "gemma3_text", "bert", "opt", "bloom")
+_SCALED_HEADS = ("t5", "mt5", "umt5")
+"""Networks that scale what goes into a tied head, and not what goes into one of its own."""
+_VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
+                 "added_tokens.json")
+_UNIMPORTANT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_commit_hash",
+                "task_specific_params", "finetuning_task", "_attn_implementation_autoset")
+CARD_FILE = "merge.json"
+_SAMPLES, _SAMPLE_BYTES, _SMALL = 256, 1 << 16, 1 << 18
+
+
+class TensorsSource:
+    """Leaves of `Tensors`, for `merging.stream`.
+
+    Formats in chunks decode whole ones, of tens of megabytes, for every part that is read. So a leaf is read
+    in bands, larger than the slices, and the last two are kept: workers that go through a leaf together are
+    in no more. They are shared by all threads, and all sources' bands by one budget.
+    """
+
+    BAND_BYTES = 1 << 25
+    """Of a band, at most."""
+    BUDGET_BYTES = 1 << 27
+    """Of all bands of all sources."""
+    _all: ClassVar["weakref.WeakSet[TensorsSource]"] = weakref.WeakSet()
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors, self.specs = tensors, tensors.specs
+        self._lock = threading.Lock()
+        self._path: str | None = None
+        self._bands: list[tuple[int, np.ndarray]] = []
+        self._all.add(self)
+
+    def fill(self, path: str, start: int, out: np.ndarray) -> None:
+        """Reads whole rows into a flat array."""
+        shape = self.specs[path].shape
+        if out.size == math.prod(shape):
+            out[...] = np.asarray(self._tensors.read(path)).reshape(-1)
+            return
+        place, done = start * as_rows(shape)[1], 0
+        while done < out.size:
+            first, values = self._band(path, place + done)
+            part = values[place + done - first:][:out.size - done]
+            out[done:done + part.size] = part
+            done += part.size
+
+    def _band(self, path: str, place: int) -> tuple[int, np.ndarray]:
+        """The band that an element lies in: the place of its first element, and its values, flat."""
+        with self._lock:
+            if path != self._path:
+                self._path, self._bands = path, []
+            for first, values in self._bands:
+                if first <= place < first + values.size:
+                    return first, values
+            self._bands = self._bands[-1:]  # before the next one is read
+            self._bands.append(self._read_band(path, place))
+            return self._bands[-1]
+
+    def _read_band(self, path: str, place: int) -> tuple[int, np.ndarray]:
+        """Reads neighbours along the first dimension of which one is not larger than a band."""
+        shape, item = self.specs[path].shape, np.dtype(self.specs[path].dtype).itemsize
+        limit = min(self.BAND_BYTES, self.BUDGET_BYTES // (2 * len(self._all)))
+        axis = next((axis for axis in range(len(shape)) if math.prod(shape[axis + 1:]) * item <= limit),
+                    len(shape) - 1)
+        each = math.prod(shape[axis + 1:])
+        outer, inner = divmod(place, each * shape[axis])
+        count = max(1, limit // (each * item))
+        first = inner // each // count * count
+        before = (slice(int(at), int(at) + 1) for at in np.unravel_index(outer, shape[:axis]))
+        rows = slice(first, min(first + count, shape[axis]))
+        index = (*before, rows, *(slice(0, size) for size in shape[axis + 1:]))
+        return (outer * shape[axis] + first) * each, np.asarray(self._tensors.read(path, index)).reshape(-1)
+
+
+class StoredSource:
+    """Tensors of safetensors files under their own names, for `merging.stream`."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+        self._stored = stored
+        self.specs = {name: TensorSpec(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+
+    def fill(self, path: str, start: int, out: np.ndarray) -> None:
+        """Reads whole rows into a flat array, without another copy."""
+        if not out.size:
+            return
+        tensor, shape = self._stored[path], as_rows(self._stored[path].shape)
+        StoredTensor(tensor.path, shape, tensor.dtype, tensor.offset).fill(out.reshape(-1, shape[1]), start)
+
+
+class CastSource:
+    """A source whose values are rounded to another type before they are merged."""
+
+    def __init__(self, source: Any, dtype: str) -> None:
+        self._source = source
+        self.specs = {path: TensorSpec(tuple(spec.shape), dtype if spec.dtype in checks.FLOAT_DTYPES
+                                       else spec.dtype) for path, spec in source.specs.items()}
+
+    def fill(self, path: str, start: int, out: np.ndarray) -> None:
+        """Reads and casts whole rows."""
+        dtype = np.dtype(self._source.specs[path].dtype)
+        if dtype == out.dtype:
+            self._source.fill(path, start, out)
+            return
+        found = np.empty(out.size, dtype)
+        self._source.fill(path, start, found)
+        out[...] = found.astype(out.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A folder of safetensors, of any network.
+
+    Attributes:
+        where: the folder.
+        stored: tensors by name.
+        config: contents of config.json; empty if there is none.
+    """
+
+    where: epath.Path
+    stored: dict[str, StoredTensor]
+    config: dict[str, Any]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding: as the config says, or as networks of its kind have it."""
+        kind = self.config.get("model_type")
+        return bool(self.config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """Opens a folder of safetensors, local or on the hub; headers are checked, and contents not yet read.
+
+    Raises:
+        InputError: no such folder, no safetensors in it, or a header that does not fit its file.
+    """
+    folder = detect.locate(name)
+    files = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE)
+    if not any((folder / file).exists() for file in files):
+        raise InputError(describe("There are no safetensors here", where=folder, expected=" or ".join(files)))
+    config = {}
+    if (folder / hf.CONFIG_FILE).exists():
+        config = storage.read_json(folder / hf.CONFIG_FILE, kind=hf.CONFIG_FILE, schema_version=None)
+    return Checkpoint(folder, safetensors_files.open_tensors(folder), config)
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a folder, or what a hub name stands for, is one of safetensors."""
+    folder = detect.locate(name)
+    return any((folder / file).exists() for file in
+               (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE))
+
+
+def check_checkpoints(models: Sequence[Checkpoint], allow: Sequence[str],
+                      with_base: bool) -> list[Checkpoint]:
+    """Checks that checkpoints are states of one network, and completes what is allowed to be missing.
+
+    Args:
+        models: the experts, and last the base, if there is one.
+        allow: keys of `ALLOWED`.
+        with_base: whether there is one.
+
+    Returns:
+        The checkpoints with the same tensors each.
+
+    Raises:
+        InputError: lists what differs.
+    """
+    if "configs" not in allow:
+        _check_configs(models, set(_UNIMPORTANT) | ({"tie_word_embeddings"} if "heads" in allow else set()))
+    if "vocabularies" not in allow:
+        _check_vocabularies(models)
+    models = _without_copies(models)
+    if "heads" in allow:
+        models = _with_heads(models)
+    if "missing" in allow:
+        models = _completed(models, with_base)
+    _check_tensors(models, "dtypes" not in allow)
+    return list(models)
+
+
+def _check_configs(models: Sequence[Checkpoint], ignored: set[str]) -> None:
+    first, faults = models[0], []
+    for other in models[1:]:
+        keys = sorted((first.config.keys() | other.config.keys()) - ignored)
+        if first.config.get("model_type") != other.config.get("model_type"):
+            keys = ["model_type"]  # all else follows from it
+        for key in keys:
+            if first.config.get(key) != other.config.get(key) and "dropout" not in key:
+                faults.append(f"{key}: {first.config.get(key)!r} in {first.where}, "
+                              f"{other.config.get(key)!r} in {other.where}")
+    if faults:
+        raise InputError(describe("These are different networks: their config.json differ",
+                                  where=", ".join(str(model.where) for model in models),
+                                  got="; ".join(faults), expected="equal settings",
+                                  cure="--allow configs, if that makes no difference to the weights"))
+
+
+def _check_vocabularies(models: Sequence[Checkpoint]) -> None:
+    faults, kinds = [], []
+    for file in _VOCABULARIES:
+        having = [model for model in models if (model.where / file).exists()]
+        digests = [_digest(model.where / file) for model in having]
+        faults += [f"{file} differs between {having[0].where} and {model.where}"
+                   for model, digest in zip(having, digests, strict=True) if digest != digests[0]]
+        kinds += [{str(model.where) for model in having}] if having else []
+    with_one = set.union(set(), *kinds)
+    if kinds and not any(with_one <= names for names in kinds):
+        faults.append("no file of a vocabulary is in all of them, and so they cannot be compared")
+    if faults:
+        raise InputError(describe(
+            "The models have different vocabularies", where=models[0].where, got="; ".join(faults),
+            expected="one vocabulary: row i of the embeddings must be one token in all",
+            cure="--allow vocabularies, if only unused parts of these files differ"))
+
+
+def _digest(path: epath.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _embedding(model: Checkpoint) -> str | None:
+    return next((name for name in EMBEDDINGS if name in model.stored), None)
+
+
+def _without_copies(models: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Leaves out what only some models store: second copies of the embedding, which must equal it."""
+    everywhere = set.intersection(*(set(model.stored) for model in models))
+    all_tied = all(model.tied for model in models)
+    kept = []
+    for model in models:
+        embedding = _embedding(model)
+        heads = HEADS if model.tied else ()
+        copies = [name for name in (*COPIES, *heads) if embedding is not None and name in model.stored
+                  and (name not in everywhere or (name in heads and all_tied))]
+        for name in copies:
+            if not streaming.equal(model.stored[name], model.stored[embedding]):
+                raise InputError(describe(
+                    f"{name} differs from {embedding}, of which it should be a copy", where=model.where,
+                    expected="the same values, or this tensor in all models"))
+        kept.append(dataclasses.replace(model, stored={
+            name: tensor for name, tensor in model.stored.items() if name not in copies}))
+    return kept
+
+
+def _with_heads(models: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Gives models with a tied head one of their own, if another model has one."""
+    head = next((name for name in HEADS if any(name in model.stored for model in models)), None)
+    if head is None or all(head in model.stored for model in models):
+        return list(models)
+    if models[0].config.get("model_type") in _SCALED_HEADS:
+        raise InputError(describe(
+            "Tied and own heads of T5 cannot be merged: the one of them is scaled", where=models[0].where,
+            cure="give all models heads of their own, or none"))
+    return [model if head in model.stored or not model.tied or _embedding(model) is None
+            else dataclasses.replace(model, stored={**model.stored, head: model.stored[_embedding(model)]})
+            for model in models]
+
+
+def _completed(models: Sequence[Checkpoint], with_base: bool) -> list[Checkpoint]:
+    """Fills leaves that a model lacks from the base, or else from the first model that has them."""
+    have: dict[str, StoredTensor] = {}
+    for model in ((models[-1], *models) if with_base else models):
+        have = {**model.stored, **have}
+    return [dataclasses.replace(model, stored={**have, **model.stored}) for model in models]
+
+
+def _check_tensors(models: Sequence[Checkpoint], dtypes: bool) -> None:
+    first, faults, cures = models[0], [], set()
+    for other in models[1:]:
+        for name in sorted(first.stored.keys() | other.stored.keys()):
+            ours, theirs = first.stored.get(name), other.stored.get(name)
+            if ours is None or theirs is None:
+                faults.append(f"{name} is missing from {(first if ours is None else other).where}")
+                cures.add("heads" if name in HEADS else "missing")
+            elif ours.shape != theirs.shape:
+                faults.append(f"{name}: {list(ours.shape)} in {first.where}, {list(theirs.shape)} "
+                              f"in {other.where}")
+            elif ours.dtype != theirs.dtype and (dtypes or not _is_float(ours) or not _is_float(theirs)):
+                faults.append(f"{name}: {ours.dtype} in {first.where}, {theirs.dtype} in {other.where}")
+                cures.add("dtypes")
+    if faults:
+        more = f"; and {len(faults) - 50} more" if len(faults) > 50 else ""
+        cure = " or ".join(f"--allow {name} ({ALLOWED[name]})" for name in sorted(cures)) or None
+        raise InputError(describe("The models do not have the same tensors", where=first.where,
+                                  got="; ".join(faults[:50]) + more, cure=cure))
+
+
+def _is_float(tensor: StoredTensor) -> bool:
+    return tensor.dtype in checks.FLOAT_DTYPES
+
+
+def sampled_digest(folder: epath.Path) -> str:
+    """sha256 of what tells one training's weights from another's, without reading all of them.
+
+    Of every safetensors file its name and length; small ones whole, of larger ones 256 pieces of 64 KiB,
+    spread evenly, and every tensor below 256 KiB, such as norms. Two that differ in nothing but a few bytes
+    of a large tensor have the same.
+    """
+    whole = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(".safetensors"):
+            size = path.stat().length
+            whole.update(f"{path.name}:{size}:".encode())
+            with path.open("rb") as file:
+                for start, stop in _samples(path, size):
+                    file.seek(start)
+                    whole.update(file.read(stop - start))
+    return f"sampled-sha256:{whole.hexdigest()}"
+
+
+def _samples(path: epath.Path, size: int) -> list[tuple[int, int]]:
+    """Bytes (from, to) of a file that are hashed."""
+    if size <= _SAMPLES * _SAMPLE_BYTES:
+        return [(0, size)]
+    last = size - _SAMPLE_BYTES
+    starts = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)]
+    specs = {tensor.offset: TensorSpec(tensor.shape, tensor.dtype)
+             for tensor in safetensors_files.read_header(path).values()}
+    return [*((start, start + _SAMPLE_BYTES) for start in starts),
+            *((start, start + spec.nbytes) for start, spec in specs.items() if spec.nbytes <= _SMALL)]
+
+
+def changed_at(folder: epath.Path) -> list[tuple[str, int, int]]:
+    """Name, length and time of change of every local file below a folder."""
+    if not storage.is_local(folder):
+        return []
+    local = pathlib.Path(folder)
+    paths = sorted(local.rglob("*")) if local.is_dir() else [local]
+    found = [(path.name, path.stat()) for path in paths if path.is_file()]
+    return [(name, info.st_size, info.st_mtime_ns) for name, info in found]
+
+
+def copied_files(folder: epath.Path) -> list[epath.Path]:
+    """What belongs to a checkpoint beside its weights: tokenizer, generation settings, chat template."""
+    left_out = (hf.CONFIG_FILE, CARD_FILE, "adapter_config.json", "conversion_report.json")
+    return [path for path in sorted(folder.iterdir())
+            if path.name.endswith((".json", ".model", ".txt", ".jinja")) and not path.is_dir()
+            and path.name not in left_out and not path.name.endswith(".index.json")]

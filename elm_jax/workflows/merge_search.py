@@ -1,0 +1,394 @@
+"""`elm merge --search`: merge weights found on a few instances of a task, by gradient or by a population.
+
+The instances are of the train split, or a part of the validation split that is held back from the rest; a
+test split is refused. What was used is written down row by row. The found weights and the uniform mean are
+compared on rows that the search did not see.
+"""
+
+import dataclasses
+import logging
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from elm_jax import hosts, sharding, storage, trees
+from elm_jax.data.draw import draw_rows
+from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.templates import dataset_path
+from elm_jax.errors import InputError, describe
+from elm_jax.evaluation import merge_objective, metrics
+from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
+from elm_jax.evaluation.merge_objective import MergeData, MergeObjective
+from elm_jax.experts.base import Base, load_base
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.overlay import Expert, load_expert, resolve, write_expert
+from elm_jax.merging import low_rank, methods, search
+from elm_jax.merging.search import Found
+from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.types import Params
+from elm_jax.workflows.checks import check_choice, check_positive, check_range, check_types
+from elm_jax.workflows.merge import merge
+from elm_jax.workflows.merge_experts import DOWN, UP, is_low_rank
+from elm_jax.workflows.task_data import TaskData
+
+logger = logging.getLogger(__name__)
+SCHEMA_VERSION = 1
+REPORT = "search.json"
+SEARCHES = ("gradient", "evolution")
+LOG_EVERY = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """One search.
+
+    Attributes:
+        experts: folders of two or more experts of one base and one form.
+        base: folder of their base.
+        task: name of the task whose instances are searched on.
+        split: ``train``, or another split, of which the searched rows are then held back; never a test split.
+        num_examples: how many instances the search sees.
+        labelled: whether their right answers are used; if not, the entropy of the choices is made small.
+        search: ``gradient`` or ``evolution``.
+        steps: updates, or generations.
+        population: weight vectors of a generation.
+        at_once: so many of them are scored side by side, each holding a merged overlay; None for all.
+        learning_rate: of Adam, for ``gradient``.
+        l1: factor of the mean absolute weight; for methods whose weights are not normalised to sum one.
+        seed: of the rows' draw and of the population.
+        method: of the merge, a name in `merging.methods.METHODS`.
+        parameters: of the method, beside the weights.
+        max_rows: of the validation split a seeded random subset of at most so many rows counts, the same
+            as `elm evaluate` scores; None for all.
+        compare: whether the found weights and the uniform mean are compared on rows not searched.
+        source_length: tokens of an input that are kept.
+        max_new_tokens: of a generation, and of a target that is searched on.
+        tokens_per_batch: see `EvaluationSettings`.
+        expert_id: name of the merged expert; None for one made of its parents' names.
+        modules: registries to import by name.
+        prepared_dir: folder of prepared arrays; None prepares in memory.
+    """
+
+    experts: tuple[str, ...]
+    base: str
+    task: str
+    split: str = "train"
+    num_examples: int = 32
+    labelled: bool = True
+    search: str = "gradient"
+    steps: int = 40
+    population: int = 16
+    at_once: int | None = None
+    learning_rate: float = 0.1
+    l1: float = 0.0
+    seed: int = 0
+    method: str = "mean"
+    parameters: dict[str, object] = dataclasses.field(default_factory=dict)
+    max_rows: int | None = None
+    compare: bool = True
+    source_length: int = 512
+    max_new_tokens: int = 128
+    tokens_per_batch: int = 8192
+    expert_id: str | None = None
+    modules: tuple[str, ...] = ("elm_jax.tasks",)
+    prepared_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("search", self.search, SEARCHES)
+        check_positive(num_examples=self.num_examples, steps=self.steps, learning_rate=self.learning_rate,
+                       at_once=self.at_once, max_rows=self.max_rows)
+        check_range("population", self.population, 4)
+        check_range("l1", self.l1, 0.0)
+        check_range("seed", self.seed, 0)
+        check_split(self.split)
+        methods.get_method(self.method).settings(self.parameters, len(self.experts))
+        if "t" in self.parameters:
+            raise InputError(describe("The search finds what t would say", got=f"t = {self.parameters['t']}"))
+        if self.l1 and self.space == "simplex":
+            raise InputError(describe("The l1 term changes nothing where weights are shares of one",
+                                      where=f"method {self.method}", got=f"l1 = {self.l1}",
+                                      cure="leave it out, or take linear or task_arithmetic"))
+
+    @property
+    def space(self) -> str:
+        """Where the weights are looked for, a name in `merging.search.SPACES`.
+
+        What is divided by the weights' sum needs no other sum than one. A vote divides by the sum of those
+        that agree, element by element, which weights of both signs could bring near zero.
+        """
+        method = methods.get_method(self.method)
+        divided = self.parameters.get("normalize", method.normalize)
+        if not method.signed or (divided and method.consensus):
+            return "simplex"
+        return "plane" if divided else "free"
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        """How instances become batches, in the search and in the comparison."""
+        return EvaluationSettings(source_length=self.source_length, max_new_tokens=self.max_new_tokens,
+                                  tokens_per_batch=self.tokens_per_batch)
+
+
+def check_split(split: str) -> None:
+    """Raises InputError for a test split, however it is spelled: ``test``, ``test_r1``, ``test[:32]``."""
+    if "test" in re.split(r"[^a-z]+", split.lower()):
+        raise InputError(describe("Merge weights are never searched on a test split", got=split,
+                                  expected="train, or validation, of which the searched rows are held back"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Instances:
+    """What a search sees, and what it is measured on.
+
+    Attributes:
+        split: the split that is searched on.
+        rows: numbers of the searched rows in it, ascending.
+        held_back: rows that are not among them; None where there are none or no comparison is wanted.
+    """
+
+    split: PreparedSplit
+    rows: tuple[int, ...]
+    held_back: PreparedSplit | None
+
+    def indices(self) -> list[int]:
+        """Places of the searched rows in the source."""
+        return indices_of(self.split, self.rows)
+
+
+def indices_of(split: PreparedSplit, rows: Sequence[int]) -> list[int]:
+    """Places of some rows in the source."""
+    return [split.text(row)["index"] for row in rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """What was found, on which rows, and how it does on others.
+
+    Attributes:
+        weights: f[E], as `merge` takes them; those of equal weights if none were better.
+        found: objective, history and evaluations of the search.
+        report: all of it, JSON-ready; what `search_and_merge` writes beside the merged expert.
+    """
+
+    weights: tuple[float, ...]
+    found: Found
+    report: dict[str, Any]
+
+
+def choose_instances(config: SearchConfig, data: TaskData) -> Instances:
+    """Draws the rows to search on by the seed, and sets rows aside that the search does not see.
+
+    Of the train split the validation split is set aside, if the task has one; else what is left.
+
+    Raises:
+        InputError: a test split, or too few rows.
+    """
+    check_split(config.split)
+    train = config.split == "train"
+    split = data.split(config.task, config.split, None if train else config.max_rows)
+    answered = not (config.labelled and split.kind == "rank")
+    usable = [row for row in range(len(split)) if answered or split.label(row) >= 0]
+    if len(usable) < config.num_examples + (not train):
+        raise InputError(describe(
+            "There are too few rows to search on", where=f"{config.task} {config.split}", got=len(usable),
+            expected=f"{config.num_examples} to search on" + ("" if train else ", and some to hold back")))
+    rows = sorted(usable[place] for place in draw_rows(len(usable), config.num_examples, config.seed))
+    return Instances(split, tuple(rows), _held_back(config, data, split, rows) if config.compare else None)
+
+
+def _held_back(config: SearchConfig, data: TaskData, split: PreparedSplit, rows: Sequence[int]
+               ) -> PreparedSplit | None:
+    if config.split == "train" and data.has_rows(config.task, "validation", config.max_rows):
+        return data.split(config.task, "validation", config.max_rows)
+    searched = set(indices_of(split, rows))  # an index that comes twice is one instance
+    rest = [row for row in range(len(split)) if split.text(row)["index"] not in searched]
+    if config.split == "train" and config.max_rows is not None:
+        rest = sorted(rest[place] for place in draw_rows(len(rest), config.max_rows, config.seed))
+    return split.take(rest) if rest else None
+
+
+def search_weights(config: SearchConfig, *, base: Base | None = None, experts: Sequence[Expert] | None = None,
+                   data: TaskData | None = None, mesh: Mesh | None = None) -> SearchResult:
+    """Finds merge weights on a few instances, and compares them with the uniform mean on others.
+
+    Args:
+        config: the search.
+        base: the base, if it is loaded already.
+        experts: the experts, if they are loaded already.
+        data: the task data, if they are there already.
+        mesh: instances are split over its data axis; by default all devices.
+
+    Raises:
+        InputError: fewer than two experts, experts that do not fit together or to the base, a test split,
+            too few rows.
+        RunError: an objective that is not finite.
+    """
+    start = time.monotonic()
+    mesh = mesh or sharding.make_mesh(len(jax.devices()), 1)
+    base = base or load_base(config.base)
+    experts = list(experts or map(load_expert, config.experts))
+    data = data or TaskData(base.vocabulary, config.modules, config.prepared_dir)
+    uniform = merge(experts, base=base)  # all checks, and the merge that every other is compared with
+    instances = choose_instances(config, data)
+    network, shared, overlays = mergeable(base, experts, config.method)
+    method = methods.get_method(config.method)
+    objective = MergeObjective(
+        network, config.method, instances.split.kind, config.labelled, config.l1,
+        tuple(sorted(config.parameters.items())),
+        tuple(trees.fingerprint(one.overlay) for one in experts) if method.sparsify == "random" else None)
+    batches = merge_objective.make_batches(instances.split, instances.rows, labelled=config.labelled,
+                                           settings=config.settings, data_axis=mesh.shape["data"])
+    placed = merge_objective.make_data(network, shared, overlays, batches, mesh, needs_base=method.needs_base)
+    found = _run(config, objective, placed, len(experts))
+    alone = search.score_population(objective, np.eye(len(experts), dtype=np.float32), placed, config.at_once)
+    mean, uniform_mean = dataclasses.replace(objective, method="mean", l1=0.0, parameters=()), found.start
+    if mean != objective:
+        equal = np.full((1, len(experts)), 1 / len(experts), np.float32)
+        uniform_mean = float(search.score_population(mean, equal, placed)[0])
+    report = {
+        "schema_version": SCHEMA_VERSION, "task": config.task,
+        "dataset": dataset_of(instances.split), "split": config.split,
+        "rows": instances.indices(), "labelled": config.labelled, "method": config.method,
+        "parameters": config.parameters, "search": config.search, "seed": config.seed, "steps": config.steps,
+        **({"learning_rate": config.learning_rate} if config.search == "gradient"
+           else {"population": config.population}),
+        "l1": config.l1, "source_length": config.source_length, "base": base.fingerprint,
+        "objective": {
+            "name": merge_objective.KINDS[instances.split.kind, config.labelled],
+            "found": found.objective, "start": found.start,
+            "uniform_mean": uniform_mean,
+            "alone": [float(value) for value in hosts.whole(alone)],
+            "history": list(found.history), "evaluations": found.evaluations},
+        "experts": [{"id": expert.card.id, "weight": weight}
+                    for expert, weight in zip(experts, found.weights, strict=True)],
+        "seconds": time.monotonic() - start,
+    }
+    del placed
+    if instances.held_back is not None:
+        merged = merge(experts, method=config.method, weights=found.weights, base=base, **config.parameters)
+        report["held_back"] = compare(base, uniform, merged, instances.held_back, config.settings, mesh)
+    return SearchResult(found.weights, found, report)
+
+
+def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[T5Network, Params, list[Params]]:
+    """The network of a merge, the leaves that all merges share, and overlays to merge leaf by leaf.
+
+    Low-rank updates are merged through their products: here as updates of the summed rank, side by side.
+
+    Raises:
+        InputError: an overlay that does not fit, or low-rank updates by a method that is no weighted sum.
+    """
+    networks = [resolve(base, expert)[0] for expert in experts]
+    flat = [trees.flatten(expert.overlay) for expert in experts]
+    prefixes = [path.removesuffix(DOWN) for path in flat[0]
+                if is_low_rank(path, experts[0].card) and path.endswith(DOWN)]
+    if not prefixes:
+        return networks[0], base.params, [expert.overlay for expert in experts]
+    row = methods.get_method(method)
+    if not row.is_weighted_sum:
+        raise InputError(describe("Of low-rank updates only weighted sums can be searched", got=method,
+                                  expected="mean, linear or task_arithmetic"))
+    adapters = [T5Config.from_dict(expert.card.network).adapter for expert in experts]
+    shared = trees.flatten(base.params)
+    for prefix in prefixes:
+        downs, ups = ([own.pop(prefix + end) for own in flat] for end in (DOWN, UP))
+        shared[prefix + DOWN], wide = low_rank.side_by_side(downs, ups, [each.scale for each in adapters])
+        for own, up in zip(flat, wide, strict=True):
+            own[prefix + UP] = up
+    adapter = AdapterConfig(kind="lora", rank=sum(each.rank for each in adapters))
+    network = T5Network(dataclasses.replace(networks[0].config, adapter=adapter))
+    return network, trees.unflatten(shared), [trees.unflatten(own) for own in flat]
+
+
+def _run(config: SearchConfig, objective: MergeObjective, data: MergeData, count: int) -> Found:
+    def report(step: int, value: float) -> None:
+        if step % LOG_EVERY == 0 or step == config.steps:
+            logger.info("%s, step %d of %d: objective %.4f", config.search, step, config.steps, value)
+
+    if config.search == "gradient":
+        return search.by_gradient(objective, data, count, space=config.space, steps=config.steps,
+                                  learning_rate=config.learning_rate, report=report)
+    return search.by_evolution(objective, data, count, space=config.space, steps=config.steps,
+                               population=config.population, seed=config.seed, at_once=config.at_once,
+                               report=report)
+
+
+def compare(base: Base, uniform: Expert, merged: Expert, split: PreparedSplit, settings: EvaluationSettings,
+            mesh: Mesh) -> dict[str, Any]:
+    """The uniform mean and another merge on the same rows, and the interval of their paired difference."""
+    values, rows = {}, {}
+    for name, expert in (("uniform_mean", uniform), ("found", merged)):
+        network, params = resolve(base, expert)
+        params = sharding.put_tree(params, sharding.tree_shardings(network.logical_axes(), params, mesh))
+        result = evaluate_task(network, params, split, settings=settings, vocabulary=base.vocabulary,
+                               mesh=mesh, expert=expert.card.id, base=base.fingerprint)
+        rows[name] = result.rows[0]
+        values[name] = np.asarray([one.get("correct", one.get("rouge_l")) for one in result.predictions])
+        del params
+    difference = metrics.mean_with_interval(values["found"] - values["uniform_mean"])
+    measured = {name: {"value": row["value"], "ci95_low": row["ci95_low"], "ci95_high": row["ci95_high"]}
+                for name, row in rows.items()}
+    return {"split": split.split, "num_rows": len(split), "metric": rows["found"]["metric"],
+            "rows": indices_of(split, range(len(split))), **measured,
+            "difference": {"value": difference.value, "ci95_low": difference.low,
+                           "ci95_high": difference.high}}
+
+
+def search_and_merge(config: SearchConfig, output: storage.PathLike, *, base: Base | None = None,
+                     experts: Sequence[Expert] | None = None, data: TaskData | None = None,
+                     mesh: Mesh | None = None) -> tuple[Expert, SearchResult]:
+    """Finds weights, merges with them and saves the expert; its card and ``search.json`` name the rows used.
+
+    Args:
+        config: the search.
+        output: folder of the merged expert, which is not there yet; it appears when it is whole.
+        base, experts, data, mesh: as for `search_weights`.
+
+    Raises:
+        InputError: as for `search_weights`, or the output exists; nothing is written then.
+        RunError: an objective that is not finite.
+    """
+    storage.check_free(output)
+    base = base or load_base(config.base)
+    experts = list(experts or map(load_expert, config.experts))
+    result = search_weights(config, base=base, experts=experts, data=data, mesh=mesh)
+    merged = merge(experts, method=config.method, weights=result.weights, base=base,
+                   expert_id=config.expert_id, **config.parameters)
+    told = ("task", "dataset", "split", "rows", "labelled", "search", "seed", "steps")
+    card = dataclasses.replace(merged.card, training={
+        "weight_search": {name: result.report[name] for name in told}})
+    merged = dataclasses.replace(merged, card=card, path=str(output))
+
+    def save() -> None:
+        with storage.staged(output) as folder:
+            storage.write_json(folder / REPORT, result.report)
+            write_expert(folder, merged)  # its marker comes last
+
+    hosts.barrier()  # until all have seen that the name is free
+    hosts.by_first(save)
+    return merged, result
+
+
+def warn_of_searched_rows(card: ExpertCard | None, instances: PreparedSplit) -> None:
+    """Says so where rows are scored on which a merged expert's weights were searched, in whatever prompt."""
+    found = card.training.get("weight_search", {}) if card is not None else {}
+    if found.get("split") != instances.split or found.get("dataset") != dataset_of(instances):
+        return
+    rows = set(found["rows"])
+    shared = sum(index in rows for index in indices_of(instances, range(len(instances))))
+    if shared:
+        logger.warning("the merge weights of %s were searched on %d of the %d rows of %s %s that are scored: "
+                       "its result there is optimistic", card.id, shared, len(instances), instances.name,
+                       instances.split)
+
+
+def dataset_of(split: PreparedSplit) -> str:
+    """The data set of a split, as results name it."""
+    return dataset_path(split.info["dataset"], split.info.get("config"))

@@ -1,0 +1,102 @@
+"""YAML files that people write by hand: read strictly, with the place of each value in every message."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe, in_short, unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class YamlFile:
+    """A file's name, for messages, and the checks of what it holds.
+
+    A place is written as in ``models[0].parameters.weight``; the empty one is the whole file.
+    """
+
+    path: str
+
+    def at(self, place: str) -> str:
+        """The place as messages word it."""
+        return f"{self.path}: {place}" if place else self.path
+
+    def error(self, what: str, place: str, got: Any, expected: Any = None,
+              cure: str | None = None) -> InputError:
+        """The error for a value; long and nested ones are shortened."""
+        got = got if isinstance(got, str) else "nothing" if got is None else in_short(got)
+        return InputError(describe(what, where=self.at(place), got=got, expected=expected, cure=cure))
+
+    def mapping(self, value: Any, place: str, empty: bool = False) -> Mapping[str, Any]:
+        """The value, if it is a mapping; with `empty`, nothing is an empty one."""
+        if value is None and empty:
+            return {}
+        if not isinstance(value, Mapping):
+            raise self.error("A mapping is missing", place, value, "keys and values")
+        return value
+
+    def keys(self, value: Any, known: Sequence[str], place: str, what: str) -> None:
+        """Raises InputError unless the value is a mapping with these keys only."""
+        for key in self.mapping(value, place):
+            if key not in known:
+                raise unknown_name(what, str(key), known, where=self.at(place))
+
+    def entries(self, value: Any, place: str) -> list[Any]:
+        """The value, if it is a list that is not empty."""
+        if not isinstance(value, list) or not value:
+            raise self.error("A list is missing", place, value, "one entry or more, each after a dash")
+        return value
+
+
+def read_yaml(path: storage.PathLike, what: str, largest: int) -> tuple[dict[str, Any], str]:
+    """Reads a mapping from a YAML file.
+
+    Args:
+        path: the file.
+        what: how messages name it, such as "merge config".
+        largest: most bytes.
+
+    Returns:
+        The mapping, and the file's text.
+
+    Raises:
+        InputError: no such file, too large, not UTF-8, not YAML, a key written twice, or no mapping.
+    """
+    content = storage.read_bytes(storage.require_file(path))
+    if len(content) > largest:
+        raise InputError(describe(f"The {what} is too large", where=path, got=f"{len(content)} bytes",
+                                  expected=f"at most {largest}"))
+    try:
+        text = content.decode("utf-8-sig")
+        value = _StrictLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        raise InputError(describe(f"The {what} is not valid YAML", where=path, got=_problem(error),
+                                  expected="one document, in UTF-8")) from error
+    if not isinstance(value, dict):
+        raise InputError(describe(f"The {what} has another form", where=path, got=in_short(value),
+                                  expected="a mapping"))
+    return value, text
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without keys written twice, keys that are no words, and merge keys (``<<``)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "a key is no plain word", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is written twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
