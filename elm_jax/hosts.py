@@ -274,6 +274,18 @@ def finish() -> None:
 # -- arrays
 
 
+def in_order(result: Value) -> Value:
+    """The result of a program, computed by now where several processes compute on CPUs.
+
+    XLA starts programs that are under way on a CPU in the order in which their inputs become ready, which
+    differs from process to process, and Gloo tells two programs' messages apart by their order alone: they
+    wait for each other for ever, or take each other's numbers. Accelerators have queues; nothing waits there.
+    """
+    if count() > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(result)
+    return result
+
+
 def rows_of(where: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
     """Rows of a global batch that this process's devices hold, rising, i64[n]."""
     held = where.addressable_devices_indices_map((batch_size,)).values()
@@ -310,8 +322,8 @@ def put(leaf: Any, where: jax.sharding.Sharding, *, own: bool = False) -> jax.Ar
     """
     if count() == 1 or is_spread(leaf):
         if own:
-            return jax.device_put(jnp.array(leaf, copy=True), where, may_alias=False)
-        return jax.device_put(leaf, where)
+            leaf = in_order(jnp.array(in_order(leaf), copy=True))
+        return in_order(jax.device_put(in_order(leaf), where, may_alias=False if own else None))
     held = np.asarray(leaf)
     return jax.make_array_from_callback(held.shape, where, lambda index: np.array(held[index]))
 
@@ -319,7 +331,7 @@ def put(leaf: Any, where: jax.sharding.Sharding, *, own: bool = False) -> jax.Ar
 def whole(leaf: Any) -> np.ndarray:
     """An array's contents, also of one that lies on several processes (all must ask)."""
     if is_spread(leaf):
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(multihost_utils.process_allgather(in_order(leaf), tiled=True))
     return np.asarray(jax.device_get(leaf))
 
 

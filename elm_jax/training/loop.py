@@ -163,7 +163,8 @@ def fit(
     shardings = states.shardings_of_state(network, overlay, optimizer, mesh, rules)
 
     def advance(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return step_fn(placed, state, feed.put(batch), np.uint32(run.seed), np.int32(run.train_steps))
+        return hosts.in_order(
+            step_fn(placed, state, feed.put(batch), np.uint32(run.seed), np.int32(run.train_steps)))
 
     facts = {
         "config_digest": run.config_digest, "seed": run.seed, "stream": stream.facts(),
@@ -203,10 +204,10 @@ def _start_state(
     # Own buffers: the step donates the state's.
     placed = jax.tree.map(lambda leaf, target: hosts.put(leaf, target, own=not take), overlay,
                           shardings.overlay)
-    opt_state = jax.jit(
+    opt_state = hosts.in_order(jax.jit(
         lambda tree: states.create_state(tree, optimizer).opt_state,
         out_shardings=shardings.opt_state,
-    )(placed)
+    )(placed))
     step = hosts.put(np.zeros((), np.int32), shardings.step)
     return TrainState(step=step, overlay=placed, opt_state=opt_state)
 

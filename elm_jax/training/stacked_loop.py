@@ -231,7 +231,8 @@ class _StackLoop:
             while slot is None and self.queue:
                 run = self.queue.popleft()
                 opened = self._open(run)
-                self.state = self.programs.enter(self.state, self._place(opened.overlay), np.int32(index))
+                self.state = hosts.in_order(
+                    self.programs.enter(self.state, self._place(opened.overlay), np.int32(index)))
                 slot = self.slots[index] = Slot(run, opened, index, self.config, self._rows[index])
                 self._slots_on_mesh = None
                 _LOG.info("%s enters slot %d at step %d of %d", run.id, index, slot.step, slot.train_steps)
@@ -252,8 +253,8 @@ class _StackLoop:
     def _advance(self) -> None:
         """Dispatches one step of the stack, makes the next batches, reads the step before."""
         batches = [None if slot is None else slot.batch() for slot in self.slots]
-        self.state, metrics = self.programs.step(
-            self.frozen, self.state, stacked.put_stacked(batches, self.spec, self._rows), self._settings())
+        self.state, metrics = hosts.in_order(self.programs.step(
+            self.frozen, self.state, stacked.put_stacked(batches, self.spec, self._rows), self._settings()))
         self.tick += 1
         for slot in filter(None, self.slots):
             slot.step += 1
@@ -311,18 +312,18 @@ class _StackLoop:
         ends = slot.step == slot.train_steps
         rule, index = self.config.early_end, np.int32(slot.index)
         if rule is not None:
-            overlay = self.programs.overlay_of(self.state.overlay, index)
+            overlay = hosts.in_order(self.programs.overlay_of(self.state.overlay, index))
             found = validation_loss(self.loss_fn, self.frozen, overlay, slot.validation, self.spec.step)
             if not math.isfinite(found):
                 self._fail(slot, slot.step, ["validation_loss"], {"validation_loss": found})
                 return
             if slot.evaluated(found):
-                self.best = self.programs.keep(self.best, overlay, index)
+                self.best = hosts.in_order(self.programs.keep(self.best, overlay, index))
             ends = ends or slot.patience.ends(rule)
         if not ends:
             return
         source = self.state.overlay if self.best is None else self.best
-        overlay = hosts.to_host(self.programs.overlay_of(source, index))
+        overlay = hosts.to_host(hosts.in_order(self.programs.overlay_of(source, index)))
         self._leave(slot)
         step = slot.step if rule is None else slot.patience.best_step
         ended = Ended(slot.run, overlay, step, slot.row_of(step), slot.rows, slot.step)

@@ -120,12 +120,12 @@ def _one_leaf(
         return jax.ShapeDtypeStruct(shape, dtype)
     if all(isinstance(leaf, jax.Array) for leaf in leaves):
         if shape == leaves[0].shape and dtype == leaves[0].dtype:
-            return jax.device_put(leaves[0], where)
+            return hosts.put(leaves[0], where)
 
         def stack(*leaves: Array) -> Array:
             return jnp.stack([leaf.astype(dtype) for leaf in leaves]).reshape(shape)
 
-        return jax.jit(stack, out_shardings=where)(*leaves)
+        return hosts.in_order(jax.jit(stack, out_shardings=where)(*leaves))
     parts = [np.asarray(leaf).astype(dtype, copy=False) for leaf in leaves]
     return hosts.put(np.stack(parts) if len(shape) > parts[0].ndim else parts[0], where)
 

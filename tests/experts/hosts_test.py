@@ -78,7 +78,9 @@ def test_each_host_reads_its_own_slices(kind, tmp_path, monkeypatch):
     assert first["local"] == second["local"] == pytest.approx(total / 2, rel=0.01)
     # The first host alone reads all once more, for a fingerprint that no file records.
     for_fingerprint = total if kind != "elm" else 0
-    lists = 0.03 * total  # headers, indices and the databases' own
+    # Headers and indices. Chunks that are asked for at once each read the database's list anew, 3 kB for
+    # every one of the 64 kB here: 2 to 3.5 percent, as the threads run.
+    lists = 0.06 * total
     print(kind, {host["read"] / total for host in (first, second)})
     assert second["local"] <= second["read"] < second["local"] + lists
     assert first["read"] < first["local"] + for_fingerprint + lists

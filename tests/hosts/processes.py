@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def environment(devices: int, **more: str) -> dict[str, str]:
              "--xla_llvm_disable_expensive_passes=true")
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+            "PYTHONFAULTHANDLER": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
 
 
 class Run:
@@ -53,12 +54,23 @@ class Run:
                     env=environment(devices, **{**(place if count > 1 else {}), **env})))
 
     def wait(self, timeout: float = 900) -> list[int]:
-        """Their exit statuses."""
+        """Their exit statuses; an error that shows where each of them stands if they do not end in time."""
         end = time.monotonic() + timeout
         try:
             return [process.wait(max(0.1, end - time.monotonic())) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not at an end after {timeout:.0f} s\n{self._standing()}") from None
         finally:
             self.stop()
+
+    def _standing(self) -> str:
+        """What each process said last, and the stacks of its threads; ends them."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGBUS)  # Python's fault handler prints all stacks
+                process.wait(30)
+        return "\n".join(f"== process {number}\n{self.said(number)[-6000:]}"
+                         for number in range(len(self.processes)))
 
     def said(self, number: int | None = None) -> str:
         """Standard error of one, or of all, without the talk of the libraries."""
