@@ -69,7 +69,12 @@ def write_merged(folder: epath.Path, leaves: Sequence[LeafMerge], identity: Mapp
 def end_journal(folder: epath.Path) -> None:
     """Removes the journal, last of all: a folder without one is nobody's to go on with."""
     with storage.guard_writes(folder):
-        (folder / JOURNAL).unlink()
+        (folder / JOURNAL).unlink(missing_ok=True)
+
+
+def has_journal_of(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a run of the very same merge left its journal in a folder."""
+    return _journal_lines(folder)[:1] == [_line(identity)]
 
 
 def empty_workspace(folder: epath.Path) -> None:
@@ -96,14 +101,18 @@ def _open_journal(files: ShardsInPlace, identity: Mapping[str, Any]) -> set[str]
     At any moment there is a journal, and it names no leaf that a kill would leave undone: leaves of a file
     that is gone are taken out of it before the file is made anew.
     """
-    path = files.folder / JOURNAL
-    lines = path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []
-    same = bool(lines) and lines[0] == _line(identity)
+    path, lines = files.folder / JOURNAL, _journal_lines(files.folder)
+    same = lines[:1] == [_line(identity)]
     storage.empty(files.folder, keep=(JOURNAL, *(files.files if same else ())))
     done = sorted(_names(lines[1:]) & files.held()) if same else []
     storage.write_text(path, "".join(f"{_line(value)}\n" for value in (identity, *done)))
     storage.sync_names(files.folder)
     return set(done)
+
+
+def _journal_lines(folder: epath.Path) -> list[str]:
+    path = folder / JOURNAL
+    return path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []
 
 
 def _names(lines: Sequence[str]) -> set[str]:

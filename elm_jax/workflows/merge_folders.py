@@ -307,10 +307,14 @@ def merge_folders(config: MergeConfig, output: storage.PathLike,
         RunError: the disk is full.
     """
     start = time.monotonic()
-    storage.check_free(output)
+    whole = (storage.as_path(output) / merge_files.JOURNAL).exists()  # killed when only its journal was left
+    if not whole:
+        storage.check_free(output)
     plan = plan_merge(config, options)
     facts = make_facts(plan)
-    if plan.donor is not None:
+    if whole:
+        facts = _finished_before(storage.as_path(output), identity(plan, options))
+    elif plan.donor is not None:
         with storage.resumable(output, merge_files.JOURNAL) as folder:
             _write_leaves(folder, plan, options)
             _write_rest(folder, plan, facts)
@@ -320,6 +324,19 @@ def merge_folders(config: MergeConfig, output: storage.PathLike,
             _write_leaves(folder, plan, options)
             _write_model(plan, output, folder, facts, options)
     return {**facts, "output": str(output), "seconds": round(time.monotonic() - start, 3)}
+
+
+def _finished_before(output: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of an output that got its name in a run that was killed right then; its journal goes.
+
+    Raises:
+        InputError: it is of another merge.
+    """
+    if not merge_files.has_journal_of(output, wanted):
+        storage.check_free(output)
+    facts = storage.read_json(output / CARD_FILE, kind="card of a merge", schema_version=SCHEMA_VERSION)
+    merge_files.end_journal(output)
+    return facts
 
 
 def _write_leaves(folder: epath.Path, plan: Plan, options: MergeOptions) -> None:

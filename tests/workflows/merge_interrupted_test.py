@@ -146,7 +146,7 @@ def test_kill_9_in_the_middle_and_the_same_command_again(llama, tmp_path):
     assert sum(a != b for a, b in zip(merged[file.name], fresh[file.name], strict=True)) == 1
 
 
-@pytest.mark.parametrize("stage", ["after the leaves", "before the rename"])
+@pytest.mark.parametrize("stage", ["after the leaves", "before the rename", "after the rename"])
 def test_interrupted_at_its_very_end(stage, llama, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -159,14 +159,21 @@ def test_interrupted_at_its_very_end(stage, llama, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         if stage == "after the leaves":
             patch.setattr(merge_folders, "_write_rest", interrupt)
+        elif stage == "after the rename":
+            patch.setattr(merge_files, "end_journal", interrupt)
         else:
             patch.setattr(os, "replace", rename)
         with pytest.raises(KeyboardInterrupt):
             merge(made.experts_of(llama), tmp_path / "merged")
-    assert os.listdir(tmp_path) == ["merged.partial"]
+    assert os.listdir(tmp_path) == ["merged" if stage == "after the rename" else "merged.partial"]
+    if stage == "after the rename":
+        with pytest.raises(InputError, match="exists already"):
+            merge(made.experts_of(llama), tmp_path / "merged", method="linear", weights=(3, 2, 1))
     with monkeypatch.context() as patch:
         patch.setattr(stream.LeafMerge, "rows", interrupt)  # nothing is merged again
-        merge(made.experts_of(llama), tmp_path / "merged")
+        facts = merge(made.experts_of(llama), tmp_path / "merged")
+    assert facts["method"] == "mean" and facts["output"] == str(tmp_path / "merged")
+    assert os.listdir(tmp_path) == ["merged"] and not (tmp_path / "merged" / JOURNAL).exists()
     merge(made.experts_of(llama), tmp_path / "fresh")
     assert digests(tmp_path / "merged") == digests(tmp_path / "fresh")
 
