@@ -247,8 +247,9 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
                                            settings=config.settings, data_axis=mesh.shape["data"])
     placed = merge_objective.make_data(network, shared, overlays, batches, mesh, needs_base=method.needs_base)
     found = _run(config, objective, placed, len(experts))
-    alone = search.score_population(objective, np.eye(len(experts), dtype=np.float32), placed, config.at_once)
     mean, uniform_mean = dataclasses.replace(objective, method="mean", l1=0.0, parameters=()), found.start
+    # One expert's mean is the expert, which a sparsifying method would not give back.
+    alone = search.score_population(mean, np.eye(len(experts), dtype=np.float32), placed, config.at_once)
     if mean != objective:
         equal = np.full((1, len(experts)), 1 / len(experts), np.float32)
         uniform_mean = float(search.score_population(mean, equal, placed)[0])

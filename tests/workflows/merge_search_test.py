@@ -123,6 +123,16 @@ def test_the_expert_whose_task_it_is_gets_the_largest_weight(search, kind):
     assert [expert["weight"] for expert in found.report["experts"]] == list(found.weights)
 
 
+def test_an_expert_alone_scores_as_itself_whatever_method_is_searched():
+    """TIES trims even a single expert; its column "alone" must not."""
+    few = {"search": "evolution", "steps": 1}
+    mean, ties = run(config(**few)), run(config(**few, method="ties", parameters={"density": 0.2}))
+    assert ties.report["objective"]["alone"] == pytest.approx(mean.report["objective"]["alone"], rel=1e-6)
+    assert ties.report["objective"]["uniform_mean"] == pytest.approx(
+        mean.report["objective"]["uniform_mean"], rel=1e-6)
+    assert ties.report["objective"]["start"] != pytest.approx(mean.report["objective"]["start"], rel=1e-3)
+
+
 @pytest.mark.parametrize("search", merge_search.SEARCHES)
 def test_one_seed_is_one_result(search):
     first, again, other = (run(config(search=search, seed=seed, steps=2)) for seed in (3, 3, 4))
