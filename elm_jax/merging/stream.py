@@ -32,7 +32,7 @@ SLICE_BYTES = 1 << 24
 CACHE_BYTES = 3 << 25
 """A leaf that is smaller than this, of all experts and of the base together, is read once."""
 MOST_ELEMENTS = 1 << 19
-"""Of a slice of one expert; half of them take a tenth more of processor time, twice as many gain none."""
+"""Of a slice of one expert; half of them took a tenth more of processor time, twice as many little less."""
 _LEAST, _STEP = 1 << 15, 1 << 4
 """Smaller slices are filled up to so many elements, larger ones to this number times a power of the step: a
 program takes longer to compile than a few hundred slices of zeros to merge."""
@@ -156,7 +156,8 @@ class LeafMerge:
         kept += _PROGRAM_BYTES[self._row.sparsify] * len(self._names)
         if self._row.sparsify == "magnitude" and min(self._settings["density"]) < 1:
             kept += threshold.memory(len(self._names))
-        elements = _padded(max((stop - start for start, stop in self.slices()[:1]), default=0) * self.width)
+        rows = max((stop - start for start, stop in self.slices()[:1]), default=0)
+        elements = self._padded(rows * self.width)
         inputs = elements * sum(dtype.itemsize for dtype in self._dtypes)
         # Read once, copied once into the program's own memory; what it computes with is of float32.
         terms = len(self._names) if self._row.consensus else 0
@@ -167,10 +168,17 @@ class LeafMerge:
         """Rows (from, to) of each slice: even ones, so that no small rest asks for a program of its own."""
         if not self.size:
             return []
-        row_bytes = self.width * sum(dtype.itemsize for dtype in self._dtypes)
-        rows = max(1, min(SLICE_BYTES // row_bytes, MOST_ELEMENTS // self.width))
+        rows = max(1, self._most // self.width)
         rows = -(-self.num_rows // -(-self.num_rows // rows))
         return [(start, min(start + rows, self.num_rows)) for start in range(0, self.num_rows, rows)]
+
+    @property
+    def _most(self) -> int:
+        """Elements of a slice, at most, unless a row has more."""
+        return max(1, min(SLICE_BYTES // sum(dtype.itemsize for dtype in self._dtypes), MOST_ELEMENTS))
+
+    def _padded(self, count: int) -> int:
+        return _padded(count, self._most)
 
     def look(self, workers: Executor) -> None:
         """Finds what must be known of the whole leaf; once, before `rows`."""
@@ -191,7 +199,7 @@ class LeafMerge:
             InputError: a value that is not finite; names the leaf and the expert.
         """
         count = (stop - start) * self.width
-        padded = _padded(count)
+        padded = self._padded(count)
         parts = [_scratch(number, padded, dtype) for number, dtype in enumerate(self._dtypes)]
         for number, part in enumerate(parts):
             self._read(number, start, part[:count])
@@ -433,7 +441,7 @@ def _mask(method: str, delta: np.ndarray, numbers: Numbers, number: int, start: 
     own = slice(number, number + 1)
     keys, density = (None if each is None else each[own] for each in (numbers.keys, numbers.density))
     numbers = Numbers(numbers.weights[own], cuts=numbers.cuts[own], keys=keys, density=density, start=start)
-    padded = np.zeros(_padded(delta.size), np.float32)
+    padded = np.zeros(_padded(delta.size, _BLOCK), np.float32)
     padded[:delta.size] = delta
     return np.asarray(_mask_padded(method, padded, numbers))[:delta.size]
 
@@ -444,12 +452,12 @@ def _mask_padded(method: str, delta: Array, numbers: Numbers) -> Array:
     return compose.mask(methods.get_method(method), delta, numbers, 0)
 
 
-def _padded(count: int) -> int:
+def _padded(count: int, most: int) -> int:
     """Elements that a slice is filled up to, so that few programs are compiled; none beyond the most."""
     size = _LEAST
-    while size < min(count, MOST_ELEMENTS):
+    while size < min(count, most):
         size *= _STEP
-    return size if size <= MOST_ELEMENTS else max(count, MOST_ELEMENTS)
+    return size if size <= most else max(count, most)
 
 
 def _copy_rows(whole: Sequence[np.ndarray], width: int, number: int, start: int, out: np.ndarray) -> None:
