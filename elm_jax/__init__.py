@@ -7,34 +7,80 @@
     merged = elm.merge(library, decision=decision, top_k=3)
     rows = elm.evaluate(base, merged, tasks=["super_glue_rte__can_we_infer"])
 
-SeqIO and TensorFlow are imported only where SeqIO is asked for a task, or rows of TFDS are read.
+Each name is imported when it is first asked for, so that `import elm_jax` costs next to nothing. SeqIO and
+TensorFlow are imported only where SeqIO is asked for a task, or rows of TFDS are read.
 """
 
-# Experts and what they stand on.
-from elm_jax.data.own_task import add_task
-from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import Vocabulary
-from elm_jax.errors import ElmError, InputError, RunError
-from elm_jax.experts.base import Base, load_base, save_base
-from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.library import ExpertLibrary
-from elm_jax.experts.overlay import Expert, load_expert, resolve, save_expert
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import AdapterConfig, T5Config
-from elm_jax.routing.text import RoutingInstance
-from elm_jax.routing.vote import RoutingDecision
-from elm_jax.training.optimizers import OptimizerConfig
+from typing import TYPE_CHECKING
 
-# What is done with them.
-from elm_jax.workflows.build_library import build_library
-from elm_jax.workflows.convert import ConvertConfig, convert
-from elm_jax.workflows.evaluate import evaluate
-from elm_jax.workflows.merge import merge
-from elm_jax.workflows.merge_search import SearchConfig, search_and_merge, search_weights
-from elm_jax.workflows.pretrain import PretrainConfig, pretrain
-from elm_jax.workflows.route import route
-from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.train import TrainConfig, train
+from elm_jax import lazy
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says the same
+    # Experts and what they stand on.
+    from elm_jax.data.own_task import add_task
+    from elm_jax.data.prepared import PreparedSplit
+    from elm_jax.data.vocabulary import Vocabulary
+    from elm_jax.errors import ElmError, InputError, RunError
+    from elm_jax.experts.base import Base, load_base, save_base
+    from elm_jax.experts.card import ExpertCard
+    from elm_jax.experts.library import ExpertLibrary
+    from elm_jax.experts.overlay import Expert, load_expert, resolve, save_expert
+    from elm_jax.models.t5 import T5Network
+    from elm_jax.models.t5_config import AdapterConfig, T5Config
+    from elm_jax.routing.text import RoutingInstance
+    from elm_jax.routing.vote import RoutingDecision
+    from elm_jax.training.optimizers import OptimizerConfig
+
+    # What is done with them.
+    from elm_jax.workflows.build_library import build_library
+    from elm_jax.workflows.convert import ConvertConfig, convert
+    from elm_jax.workflows.evaluate import evaluate
+    from elm_jax.workflows.merge import merge
+    from elm_jax.workflows.merge_search import SearchConfig, search_and_merge, search_weights
+    from elm_jax.workflows.pretrain import PretrainConfig, pretrain
+    from elm_jax.workflows.route import route
+    from elm_jax.workflows.task_data import TaskData
+    from elm_jax.workflows.train import TrainConfig, train
+
+_MODULES = {
+    "AdapterConfig": "elm_jax.models.t5_config",
+    "Base": "elm_jax.experts.base",
+    "ConvertConfig": "elm_jax.workflows.convert",
+    "ElmError": "elm_jax.errors",
+    "Expert": "elm_jax.experts.overlay",
+    "ExpertCard": "elm_jax.experts.card",
+    "ExpertLibrary": "elm_jax.experts.library",
+    "InputError": "elm_jax.errors",
+    "OptimizerConfig": "elm_jax.training.optimizers",
+    "PreparedSplit": "elm_jax.data.prepared",
+    "PretrainConfig": "elm_jax.workflows.pretrain",
+    "RoutingDecision": "elm_jax.routing.vote",
+    "RoutingInstance": "elm_jax.routing.text",
+    "RunError": "elm_jax.errors",
+    "SearchConfig": "elm_jax.workflows.merge_search",
+    "T5Config": "elm_jax.models.t5_config",
+    "T5Network": "elm_jax.models.t5",
+    "TaskData": "elm_jax.workflows.task_data",
+    "TrainConfig": "elm_jax.workflows.train",
+    "Vocabulary": "elm_jax.data.vocabulary",
+    "add_task": "elm_jax.data.own_task",
+    "build_library": "elm_jax.workflows.build_library",
+    "convert": "elm_jax.workflows.convert",
+    "evaluate": "elm_jax.workflows.evaluate",
+    "load_base": "elm_jax.experts.base",
+    "load_expert": "elm_jax.experts.overlay",
+    "merge": "elm_jax.workflows.merge",
+    "pretrain": "elm_jax.workflows.pretrain",
+    "resolve": "elm_jax.experts.overlay",
+    "route": "elm_jax.workflows.route",
+    "save_base": "elm_jax.experts.base",
+    "save_expert": "elm_jax.experts.overlay",
+    "search_and_merge": "elm_jax.workflows.merge_search",
+    "search_weights": "elm_jax.workflows.merge_search",
+    "train": "elm_jax.workflows.train",
+}
+"""Where each public name is defined."""
+__getattr__, __dir__ = lazy.exports(__name__, _MODULES)
 
 __all__ = [
     "AdapterConfig", "Base", "ConvertConfig", "ElmError", "Expert", "ExpertCard", "ExpertLibrary",

@@ -1,25 +1,14 @@
-"""The `elm` command: flags, gin and exit statuses, and nothing else."""
+"""The `elm` command: its flags, and nothing that takes time to import."""
 
 import argparse
-import logging
-import os
 import sys
-import time
-import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from elm_jax import commands, hosts, merge_commands, preemption, search_commands, task_commands
-from elm_jax.errors import ElmError
-from elm_jax.experts.formats.detect import KINDS
-from elm_jax.merge_commands import PARAMETERS
-from elm_jax.merging.methods import METHODS
-from elm_jax.workflows.convert import DTYPES, LAYOUTS
-from elm_jax.workflows.merge_inputs import ALLOWED
-from elm_jax.workflows.t5x_expert import KINDS as EXPERT_KINDS
+from elm_jax import lazy, search_flags
+from elm_jax.merging.methods import METHODS, PARAMETERS
+from elm_jax.workflows.choices import ALLOWED, DTYPES, EXPERT_KINDS, LAYOUTS, MODEL_KINDS
 
 GIN_PREFIX = "--gin."
-LOSS_SECONDS = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,64 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bindings and not getattr(arguments, "takes_gin", False):
         parser.error(f"`elm {arguments.verb}` takes no gin bindings: {bindings[0]}")
     arguments.gin_bindings = bindings
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
-    for noisy in ("jax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "seqio"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs an error's traceback, then raises it
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _without_orphaned_writes
-    try:
-        _join_hosts(arguments)
-        status = arguments.run(arguments) or 0
-    except ElmError as error:
-        return _end(error.exit_status, f"elm {arguments.verb}: {error}")
-    except preemption.Stopped:
-        logging.info("stopped by SIGTERM; the same command goes on from here")
-        status = preemption.STOPPED
-    except KeyboardInterrupt:
-        return _end(130, f"elm {arguments.verb}: interrupted; start again to go on")
-    except BrokenPipeError:
-        status = 0
-    except Exception:
-        if hosts.count() == 1:
-            raise
-        time.sleep(LOSS_SECONDS)  # was it another process's death, the news of it ends this one now
-        return _end(1, traceback.format_exc())
-    hosts.finish()
-    return status
-
-
-def _join_hosts(arguments: argparse.Namespace) -> None:
-    """Finds the other processes of this run; only the first one's words and results are printed."""
-    if not hasattr(arguments, "coordinator_address"):
-        return
-    hosts.start(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
-    preemption.watch_notices()
-    if hosts.count() > 1:  # Gloo talks on standard output, which is for results: send it to standard error
-        results = os.dup(1) if hosts.is_first() else os.open(os.devnull, os.O_WRONLY)
-        os.dup2(2, 1)
-        sys.stdout = os.fdopen(results, "w", encoding="utf-8")
-    if not hosts.is_first():
-        logging.getLogger().setLevel(logging.WARNING)
-
-
-def _end(status: int, text: str) -> int:
-    """Prints why it ends; of several processes the first prints, and all end."""
-    if hosts.count() > 1:
-        hosts.fail(status, text)
-    print(text, file=sys.stderr)
-    return status
-
-
-def _without_orphaned_writes(unraisable: Any) -> None:
-    """Prints what Python cannot raise, but for writes whose fellow failed first.
-
-    On a full disk Orbax raises the first failure and closes its event loop while TensorStore still has
-    other leaves in hand; each of those would print a traceback before the one clear error.
-    """
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__unraisablehook__(unraisable)
+    with lazy.without_collector():
+        from elm_jax import execution  # late: JAX, of which help and wrong flags have no need
+    return execution.run(arguments)
 
 
 def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -130,8 +64,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: str,
-          run: Callable[[argparse.Namespace], int | None], aliases: Sequence[str] = ()
-          ) -> argparse.ArgumentParser:
+          run: str, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Adds a verb; `run` is ``module:function`` in this package, imported when the verb is run."""
     parser = verbs.add_parser(name, aliases=list(aliases), help=summary, description=summary,
                               epilog=f"example:\n  {example}",
                               formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,20 +96,20 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 
 def _add_runs(verbs: argparse._SubParsersAction) -> None:
     demo = _verb(verbs, "demo", "The whole study on the embedded tasks, with report.",
-                 "elm demo --workdir demo", commands.demo)
+                 "elm demo --workdir demo", "commands:demo")
     demo.add_argument("--workdir", required=True, metavar="DIR")
     train = _verb(
         verbs, "train", "Trains one expert, the multitask baseline, or a small base.",
         "elm train --gin_file gin/experts/prompt.gin --gin.MODEL_DIR=\"'runs/ag'\" "
         "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\" --gin.TASK=\"'ag_news__classify'\"",
-        commands.train)
+        "commands:train")
     _takes_gin(train)
     _add_hosts(train)
     _takes_plan(train)
     study = _verb(
         verbs, "study", "Trains, builds, routes, merges, evaluates and reports; resumable.",
         "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --gin.WORKDIR=\"'p3'\"",
-        commands.study)
+        "commands:study")
     _takes_gin(study)
     _takes_plan(study)
     _add_hosts(study)
@@ -186,13 +120,13 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     actions = farm.add_subparsers(dest="action", required=True, metavar="ACTION")
     init = _verb(actions, "init", "Makes a farm of a table of experts (JSON lines or CSV), or adds to one.",
                  "elm farm init --dir farm --table experts.csv --gin_file gin/experts/prompt.gin "
-                 "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\"", commands.farm_init)
+                 "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\"", "commands:farm_init")
     init.add_argument("--table", metavar="FILE", help="columns: task, expert_id, gin_file, and gin macros or "
                       "parameters; without it the config is a study's, whose experts are farmed")
     init.add_argument("--runs", metavar="DIR", help="folder of their runs (default: runs/ in the farm)")
     _takes_gin(init)
     work = _verb(actions, "work", "One worker: trains experts that nobody works on until none is left.",
-                 "elm farm work --dir farm", commands.farm_work)
+                 "elm farm work --dir farm", "commands:farm_work")
     work.add_argument("--lease_seconds", type=float, default=120.0, metavar="S",
                       help="a worker that is silent for so long is taken for dead (default: 120)")
     work.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True,
@@ -203,11 +137,11 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     work.add_argument("--mesh_model", type=int, help="instead of what the configs say")
     _add_hosts(work)
     status = _verb(actions, "status", "Where every expert stands; exit status 1 if one was given up.",
-                   "elm farm status --dir farm", commands.farm_status)
+                   "elm farm status --dir farm", "commands:farm_status")
     status.add_argument("--lease_seconds", type=float, default=120.0, metavar="S")
     status.add_argument("--json", action="store_true", help="one JSON object on standard output")
     retry = _verb(actions, "retry", "Lets experts that were given up be tried again.",
-                  "elm farm retry --dir farm ag_news__classify", commands.farm_retry)
+                  "elm farm retry --dir farm ag_news__classify", "commands:farm_retry")
     retry.add_argument("experts", nargs="*", metavar="ID", help="default: all that were given up")
     for parser in (init, work, status, retry):
         parser.add_argument("--dir", required=True, metavar="FARM", help="folder that all workers share")
@@ -240,15 +174,16 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
     actions = library.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = _verb(actions, "build", "Builds a library of finished experts.",
                   "elm library build --library lib --base runs/base/base runs/*/expert",
-                  commands.library_build)
+                  "library_commands:library_build")
     add = _verb(actions, "add", "Adds experts to a library.",
-                "elm library add --library lib --base runs/base/base runs/new/expert", commands.library_add)
+                "elm library add --library lib --base runs/base/base runs/new/expert",
+                "library_commands:library_add")
     remove = _verb(actions, "remove", "Removes experts by their ids.",
-                   "elm library remove --library lib ag_news__classify", commands.library_remove)
+                   "elm library remove --library lib ag_news__classify", "library_commands:library_remove")
     listing = _verb(actions, "list", "Lists the experts of a library.",
-                    "elm library list --library lib", commands.library_list)
+                    "elm library list --library lib", "library_commands:library_list")
     verify = _verb(actions, "verify", "Reads every expert and key back and checks them.",
-                   "elm library verify --library lib", commands.library_verify)
+                   "elm library verify --library lib", "library_commands:library_verify")
     for parser in (build, add, remove, listing, verify):
         parser.add_argument("--library", required=True, metavar="DIR")
     for parser in (build, add):
@@ -270,7 +205,7 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
                   "  elm merge --config merge.yaml --output merged        mergekit's own schema\n"
                   "  elm merge --search gradient --base runs/base/base --task trec__trec1 --output merged "
                   "\\\n    runs/a/expert runs/b/expert                       weights found on 32 instances",
-                  commands.merge)
+                  "merge_commands:merge")
     merge.add_argument("models", nargs="*", metavar="DIR",
                        help="experts of one base; or checkpoints (safetensors, elm, T5X)")
     merge.add_argument("--output", metavar="DIR", help="appears when it is whole; a killed run goes on")
@@ -285,7 +220,7 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
         merge.add_argument(f"--{each.name}", metavar="X", help=f"{each.help} ({each.range})"
                            + ("; one for all, or one a folder" if each.per_expert else ""))
     merge.add_argument("--dtype", choices=DTYPES, help="of the result (default: the inputs')")
-    merge.add_argument("--to", dest="target", choices=sorted(KINDS),
+    merge.add_argument("--to", dest="target", choices=sorted(MODEL_KINDS),
                        help="form of a whole model's result (default: the inputs')")
     merge.add_argument("--allow", action="append", default=[], choices=sorted(ALLOWED),
                        help="a difference that is no error; may be given again")
@@ -301,16 +236,16 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
     merge.add_argument("--top_k", type=int, default=3, metavar="K")
     merge.add_argument("--queries", type=int, default=32, metavar="Q")
     _add_data(merge)
-    search_commands.add_search_flags(merge)
+    search_flags.add_search_flags(merge)
     listing = _verb(verbs, "methods", "Lists the merging methods: what they compute, need and take.",
-                    "elm methods", merge_commands.list_methods)
+                    "elm methods", "merge_commands:list_methods")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route = _verb(verbs, "route", "Which expert of a library suits a task.",
                   "elm route --library lib --task super_glue_rte__can_we_infer --queries 32 --top_k 3",
-                  commands.route)
+                  "library_commands:route")
     route.add_argument("--library", required=True, metavar="DIR")
     target = route.add_mutually_exclusive_group(required=True)
     target.add_argument("--task", metavar="NAME", help="registered task")
@@ -325,7 +260,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     evaluate = _verb(
         verbs, "evaluate", "Scores a base and experts on tasks: accuracy by rank, ROUGE-L.",
         "elm evaluate --base runs/base/base --expert runs/ag/expert --task ag_news__classify "
-        "--output results/results.jsonl", commands.evaluate)
+        "--output results/results.jsonl", "tool_commands:evaluate")
     evaluate.add_argument("--base", required=True, metavar="DIR")
     evaluate.add_argument("--expert", action="append", default=[], metavar="DIR",
                           help="expert; may be given again; none scores the base itself")
@@ -350,17 +285,17 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     _add_hosts(evaluate)
     _add_convert(verbs)
     report = _verb(verbs, "report", "Writes the report of a study's results again.",
-                   "elm report demo/results", commands.report)
+                   "elm report demo/results", "tool_commands:report")
     report.add_argument("results", metavar="RESULTS_DIR")
 
 
 def _add_convert(verbs: argparse._SubParsersAction) -> None:
     convert = _verb(
         verbs, "convert", "Converts models and experts between this program, Hugging Face and T5X.",
-        "elm convert --from hf --to elm models/t5-v1_1-small bases/t5-v1_1-small --verify", commands.convert)
-    kinds = tuple(KINDS)
-    convert.add_argument("--from", dest="source_kind", required=True, choices=kinds, help="kind of SRC")
-    convert.add_argument("--to", dest="target_kind", required=True, choices=kinds, help="kind of DST")
+        "elm convert --from hf --to elm models/t5-v1_1-small bases/t5-v1_1-small --verify",
+        "tool_commands:convert")
+    convert.add_argument("--from", dest="source_kind", required=True, choices=MODEL_KINDS, help="kind of SRC")
+    convert.add_argument("--to", dest="target_kind", required=True, choices=MODEL_KINDS, help="kind of DST")
     convert.add_argument("source", metavar="SRC", help="folder of a model or of an expert; or a hub name")
     convert.add_argument("target", metavar="DST", help="folder to write; does not exist, or is empty")
     convert.add_argument("--base", metavar="DIR", help="base of an expert (default: the one its card names); "
@@ -390,23 +325,23 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
     tasks = verbs.add_parser("tasks", help="Registered tasks: list, show, stats, cache, check.")
     actions = tasks.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = _verb(actions, "list", "Lists tasks and mixtures.",
-                    "elm tasks list --role train --category sentiment", task_commands.list_tasks)
+                    "elm tasks list --role train --category sentiment", "task_commands:list_tasks")
     for fact, text in (("role", "train, unseen, generative, bigbench, bbh, ..."),
                        ("dataset", "as ag_news, super_glue_rte"), ("category", "as sentiment"),
                        ("kind", "rank or generation")):
         listing.add_argument(f"--{fact}", metavar=fact.upper(), help=f"only tasks of this {fact}: {text}")
     show = _verb(actions, "show", "Rows of a task as prompts, and what its lengths cut off.",
-                 "elm tasks show ag_news__classify --rows 2 --base runs/base/base", task_commands.show)
+                 "elm tasks show ag_news__classify --rows 2 --base runs/base/base", "task_commands:show")
     show.add_argument("name", metavar="NAME")
     show.add_argument("--split", help="default: validation, or the only one a task has")
     show.add_argument("--rows", type=int, default=3)
     show.add_argument("--base", metavar="DIR", help="count tokens in this base's vocabulary")
     stats = _verb(actions, "stats", "Instances, dropped rows, token lengths, and what the lengths cut off.",
                   "elm tasks stats --base runs/base/base ag_news__classify super_glue_rte",
-                  task_commands.stats)
+                  "task_commands:stats")
     cache = _verb(actions, "cache", "Renders and tokenises tasks once, into arrays.",
                   "elm tasks cache --base runs/base/base --prepared arrays --num_workers 8 trec",
-                  task_commands.cache, aliases=["prepare"])
+                  "task_commands:cache", aliases=["prepare"])
     cache.add_argument("--num_workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     for parser in (stats, cache):
         parser.add_argument("names", nargs="*", metavar="NAME",
@@ -423,7 +358,7 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
         parser.add_argument("--target_length", type=int, metavar="T",
                             help="tokens of a target that are kept (default: of the task's recipe, else 128)")
     check = _verb(actions, "check", "Which data sets are there and whole, and how to get the others.",
-                  "ELM_DATA_DIR=data elm tasks check", task_commands.check)
+                  "ELM_DATA_DIR=data elm tasks check", "task_commands:check")
     for parser in (listing, show, check):
         _add_modules(parser)
     for parser in (listing, show, stats, check):

@@ -1,4 +1,4 @@
-"""What each verb of the command line does: reads flags, calls one workflow, prints its result."""
+"""What `elm demo`, `train`, `study` and `farm` do: read flags, call one workflow, print its result."""
 
 import argparse
 import logging
@@ -9,24 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax import config as config_lib
-from elm_jax import hosts, merge_commands, plan_commands, preemption, sharding, storage
-from elm_jax.data import registry
-from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
-from elm_jax.experts.base import load_base
-from elm_jax.experts.encoders import MiniLMEncoder
-from elm_jax.experts.library import ExpertLibrary
+from elm_jax import plan_commands, preemption, storage
 from elm_jax.printing import print_json, print_table
-from elm_jax.task_commands import modules_of, task_data
-from elm_jax.workflows import build_library, run_record
-from elm_jax.workflows import convert as converting
-from elm_jax.workflows import evaluate as evaluating
 from elm_jax.workflows import farm as farming
-from elm_jax.workflows import report as reporting
-from elm_jax.workflows import route as routing
+from elm_jax.workflows import run_record
 from elm_jax.workflows import study as studying
-from elm_jax.workflows import tasks as task_tools
 from elm_jax.workflows.pretrain import pretrain
-from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import train as train_expert
 from elm_jax.workflows.train_stack import train_stack
 
@@ -154,140 +142,6 @@ def _config_writer(folder: str) -> Callable[[], None]:
     """Writes the operative config; called when a run starts, so that a refused one leaves no trace."""
     text = config_lib.operative()
     return lambda: storage.write_text(storage.as_path(folder) / "config.gin", text)
-
-
-def library_build(arguments: argparse.Namespace) -> None:
-    """`elm library build`."""
-    library = build_library.build_library(
-        arguments.library, arguments.experts, task_data(arguments), encoder=arguments.encoder,
-        text_format=arguments.text_format, instances_per_expert=arguments.instances, seed=arguments.seed)
-    print(f"{len(library)} experts, {len(library.instances)} keys, encoder {library.encoder.name}")
-
-
-def library_add(arguments: argparse.Namespace) -> None:
-    """`elm library add`."""
-    library = ExpertLibrary.open(arguments.library)
-    build_library.add_experts(library, arguments.experts, task_data(arguments), arguments.seed)
-    print(f"{len(library)} experts, {len(library.instances)} keys")
-
-
-def library_remove(arguments: argparse.Namespace) -> None:
-    """`elm library remove`."""
-    library = ExpertLibrary.open(arguments.library)
-    library.remove(arguments.experts)
-    print(f"{len(library)} experts, {len(library.instances)} keys")
-
-
-def library_list(arguments: argparse.Namespace) -> None:
-    """`elm library list`."""
-    library = ExpertLibrary.open(arguments.library)
-    if arguments.json:
-        print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
-                     "experts": library.facts["experts"]})
-        return
-    table = Table("expert", "kind", "dataset", "tasks", "keys", "steps",
-                  title=f"{library.encoder.name}, {library.text_format}")
-    for entry in library.entries.values():
-        card = entry.card
-        table.add_row(card.id, card.kind, card.dataset or "several", str(len(card.tasks)),
-                      str(entry.num_keys), str(card.training.get("steps", "")))
-    print_table(table)
-
-
-def library_verify(arguments: argparse.Namespace) -> int:
-    """`elm library verify`: status 1 if a fault was found."""
-    library = ExpertLibrary.open(arguments.library)
-    faults = library.verify()
-    if arguments.json:
-        print_json({"experts": len(library), "faults": faults})
-    else:
-        print("\n".join(faults) or f"{len(library)} experts are whole")
-    return 1 if faults else 0
-
-
-def route(arguments: argparse.Namespace) -> None:
-    """`elm route`."""
-    encoder = MiniLMEncoder.from_folder(arguments.encoder_dir) if arguments.encoder_dir else None
-    library = ExpertLibrary.open(arguments.library, encoder)
-    decision = _decide(library, arguments)
-    if arguments.json:
-        print_json(decision.to_dict())
-        return
-    table = Table("rank", "expert", "votes", "similarity",
-                  title=f"{decision.num_queries} queries, {decision.text_format}, {decision.encoder}")
-    for rank, row in enumerate(decision.ranking, start=1):
-        style = "bold" if rank <= arguments.top_k else None
-        table.add_row(str(rank), row.expert, str(row.votes), f"{row.mean_similarity:.3f}", style=style)
-    print_table(table)
-
-
-def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
-    if getattr(arguments, "examples", None):
-        instances = routing.read_examples(arguments.examples)
-    else:
-        instances = task_tools.routing_instances(
-            arguments.task, getattr(arguments, "split", "validation"), arguments.queries,
-            modules=modules_of(arguments), prepared_dir=arguments.prepared,
-            seed=arguments.seed if arguments.verb == "route" else 0,  # a merge's own seed is of its masks
-            keys={row["source"] for row in library.instances})
-    return routing.route(library, instances, num_queries=arguments.queries)
-
-
-def merge(arguments: argparse.Namespace) -> None:
-    """`elm merge`."""
-    merge_commands.merge(arguments, _decide)
-
-
-def evaluate(arguments: argparse.Namespace) -> None:
-    """`elm evaluate`: appends rows to results.jsonl; rows that are there already are kept."""
-    counter = run_record.CompileCounter()
-    mesh = sharding.make_mesh(arguments.mesh_data, arguments.mesh_model, arguments.mesh_experts)
-    base = load_base(arguments.base, mesh=mesh, rules=sharding.split_rules())
-    output = storage.as_path(arguments.output)
-    prepared = arguments.prepared or (str(output.parent / "prepared") if hosts.count() > 1 else None)
-    data = TaskData(base.vocabulary, modules_of(arguments), prepared,
-                    few_shot=arguments.few_shot, few_shot_length=arguments.source_length)
-    tasks = list(dict.fromkeys(task for name in arguments.task for task in data.tasks_of(name)))
-    registry.import_tasks(modules_of(arguments))  # of registered tasks a changed template is noticed
-    models = [evaluating.model_in(base, folder, mesh=mesh) for folder in arguments.expert]
-    store = ResultsStore(output.parent, output.name)
-    settings = EvaluationSettings(source_length=arguments.source_length,
-                                  max_new_tokens=arguments.max_new_tokens, few_shot=arguments.few_shot)
-    most = data.evaluation_rows(arguments.task) if arguments.max_rows is None else arguments.max_rows
-    evaluating.evaluate_models(
-        models or [evaluating.model_of(base, None)], lambda _: tasks, data, base, store, settings, mesh=mesh,
-        split=arguments.split, max_rows=most,
-        stack_experts=arguments.stack_experts)
-    table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
-    for row in store.rows():
-        interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"
-        table.add_row(row["expert"], row["task"], row["metric"], f"{100 * row['value']:.2f}", interval,
-                      str(row["num_instances"]), str(row["max_rows"] or "all"), str(row.get("num_cut", "–")))
-    print_table(table)
-    logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
-
-
-def convert(arguments: argparse.Namespace) -> int:
-    """`elm convert`: prints what was written and the largest difference, or the whole report as JSON."""
-    config = converting.ConvertConfig(
-        source=arguments.source, source_kind=arguments.source_kind, target=arguments.target,
-        target_kind=arguments.target_kind, base=arguments.base, dtype=arguments.dtype,
-        max_shard_bytes=converting.parse_size(arguments.max_shard_size), layout=arguments.layout,
-        scanned=arguments.scanned, step=arguments.step, vocabulary=arguments.vocabulary,
-        verify=arguments.verify, expert_id=arguments.id, kind=arguments.kind, modules=modules_of(arguments))
-    report = converting.convert(config)
-    if arguments.json:
-        print_json(report)
-        return 0
-    print("\n".join(converting.summary(report)))
-    return 0
-
-
-def report(arguments: argparse.Namespace) -> None:
-    """`elm report`."""
-    outcome = reporting.write_report(arguments.results)
-    outcome.print_table(Console())
-    print(f"report: {outcome.report_path}")
 
 
 def _paths(arguments: argparse.Namespace) -> list[str]:

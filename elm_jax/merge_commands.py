@@ -3,27 +3,20 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
-from elm_jax import search_commands
+from elm_jax import search_flags
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.library import ExpertLibrary
-from elm_jax.merging.methods import METHODS, get_method
+from elm_jax.merging.methods import METHODS, PARAMETERS, get_method
 from elm_jax.merging.recipe import Recipe, Scope, parse_patterns
 from elm_jax.printing import print_json, print_table
-from elm_jax.routing.vote import RoutingDecision
-from elm_jax.workflows import merge as merging
 from elm_jax.workflows import merge_folders
-from elm_jax.workflows.convert import parse_size
+from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.merge_config import MergeConfig, read_config
-from elm_jax.workflows.merge_folders import MergeOptions
-
-PARAMETERS = {each.name: each for method in METHODS.values() for each in method.parameters}
-"""All parameters of all methods, each a flag."""
-Decide = Callable[[ExpertLibrary, argparse.Namespace], RoutingDecision]
+from elm_jax.workflows.merge_plan import MergeOptions
 
 
 def list_methods(arguments: argparse.Namespace) -> None:
@@ -53,20 +46,17 @@ def _word(value: Any) -> str:
     return "" if value is None else json.dumps(value).strip('"')
 
 
-def merge(arguments: argparse.Namespace, decide: Decide) -> None:
+def merge(arguments: argparse.Namespace) -> None:
     """`elm merge`: folders, by flags or by a config; or the best experts of a library for a task.
 
-    Args:
-        arguments: flags.
-        decide: makes the routing decision of a library.
     """
     if arguments.search:
-        search_commands.merge_search(arguments, *_searched(arguments, decide))
+        _search(arguments)
         return
-    if search_commands.given_flags(arguments):
+    if search_flags.given_flags(arguments):
         raise InputError(describe("These belong to a search for weights", got=", ".join(
-            f"--{flag}" for flag in search_commands.given_flags(arguments)), cure="give --search too"))
-    config = _config(arguments, decide)
+            f"--{flag}" for flag in search_flags.given_flags(arguments)), cure="give --search too"))
+    config = _config(arguments)
     options = MergeOptions(
         allow=tuple(arguments.allow), max_shard_bytes=parse_size(arguments.max_shard_size),
         workers=arguments.workers, quiet=arguments.json, target=arguments.target, expert_id=arguments.id,
@@ -90,7 +80,7 @@ def merge(arguments: argparse.Namespace, decide: Decide) -> None:
     print(report["output"])
 
 
-def _config(arguments: argparse.Namespace, decide: Decide) -> MergeConfig:
+def _config(arguments: argparse.Namespace) -> MergeConfig:
     """What is merged: of a config file, of a library, or of folders."""
     given = {name: getattr(arguments, name) for name in PARAMETERS if getattr(arguments, name) is not None}
     if arguments.config:
@@ -98,7 +88,7 @@ def _config(arguments: argparse.Namespace, decide: Decide) -> MergeConfig:
     method = arguments.method or "mean"
     models, weights = list(arguments.models), arguments.weights
     if arguments.library:
-        models, weights = _from_library(arguments, decide)
+        models, weights = _from_library(arguments)
     if len(models) < 2:
         raise InputError(describe("Merging needs two or more folders", got=len(models),
                                   expected="experts or checkpoints, or --library with --task, or --config"))
@@ -129,14 +119,26 @@ def _from_file(arguments: argparse.Namespace, given: dict[str, str]) -> MergeCon
     return config
 
 
-def _searched(arguments: argparse.Namespace, decide: Decide) -> tuple[list[str], dict[str, Any]]:
+def _from_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:
+    from elm_jax import library_commands  # late: encoders and networks, which no other merge needs
+
+    return library_commands.best_of_library(arguments)
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from elm_jax import search_commands  # late: training and scoring, which no other merge needs
+
+    search_commands.merge_search(arguments, *_searched(arguments))
+
+
+def _searched(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """The experts of a search for weights, and the method's parameters."""
     refused = ("config", "weights", "pattern", "dtype", "target", "allow", "lora_rank", "dry_run")
     given = [flag for flag in refused if getattr(arguments, flag)]
     if given:
         raise InputError(describe("A search for weights has no use for these", got=", ".join(
             "--to" if flag == "target" else f"--{flag}" for flag in given)))
-    models = _from_library(arguments, decide)[0] if arguments.library else list(arguments.models)
+    models = _from_library(arguments)[0] if arguments.library else list(arguments.models)
     return models, {name: _value(name, getattr(arguments, name)) for name in PARAMETERS
                     if getattr(arguments, name) is not None}
 
@@ -163,18 +165,6 @@ def plain_config(method: str, models: Sequence[str], weights: Sequence[float] | 
     recipe = Recipe.simple(method, settings, parameters, experts=models, specs=row.parameters)
     donor = base or models[0]
     return MergeConfig(method, tuple(models), base, recipe, None, dtype, donor, donor, (), "", "")
-
-
-def _from_library(arguments: argparse.Namespace, decide: Decide) -> tuple[list[str], Any]:
-    if not arguments.task or arguments.models:
-        raise InputError(describe("Merging from a library needs --task and no folders",
-                                  got=f"--task {arguments.task}, {len(arguments.models)} folders"))
-    library = ExpertLibrary.open(arguments.library)
-    decision = decide(library, arguments)
-    weights = arguments.weights
-    if weights in merging.BY:
-        weights = merging.decided_weights(decision, arguments.top_k, weights)
-    return [str(library.path / "experts" / name) for name in decision.top(arguments.top_k)], weights
 
 
 def _numbers(text: str, flag: str) -> tuple[float, ...]:

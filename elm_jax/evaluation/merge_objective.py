@@ -26,8 +26,8 @@ from elm_jax import hosts, sharding, trees
 from elm_jax.data.batches import choose_bucket, make_choice_batch, trim
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.evaluator import CHOICE_TOKEN_COST, EvaluationSettings
-from elm_jax.merging import compose, methods
+from elm_jax.evaluation.settings import CHOICE_TOKEN_COST, EvaluationSettings
+from elm_jax.merging import alike, compose
 from elm_jax.models.t5 import T5Network
 from elm_jax.types import Array, FlatParams, Params
 
@@ -189,7 +189,7 @@ def make_data(network: T5Network, base: Params, overlays: Sequence[Params], batc
         InputError: overlays of unlike leaves.
     """
     flat = [trees.flatten(overlay) for overlay in overlays]
-    methods.check_alike(flat, [f"expert {number}" for number in range(1, len(flat) + 1)])
+    alike.check_alike(flat, [f"expert {number}" for number in range(1, len(flat) + 1)])
     axes = trees.flatten(network.logical_axes())
 
     def put(leaves: FlatParams) -> FlatParams:

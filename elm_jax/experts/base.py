@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from elm_jax import hosts, sharding, storage, trees
+from elm_jax import hosts, sharding, storage, tree_files, trees
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.experts.formats import base_json, checks, detect, elm, hf_tokenizer, streaming
 from elm_jax.experts.formats.model import Index, Model, Tensors
@@ -66,7 +66,7 @@ def save_base(
     """
     folder = storage.begin(folder)
     hosts.barrier()
-    storage.save_tree(folder / elm.WEIGHTS, params)
+    tree_files.save_tree(folder / elm.WEIGHTS, params)
     vocabulary = None if vocabulary_path is None else storage.read_bytes(vocabulary_path)
     base_json.write(folder, config, trees.fingerprint(params), vocabulary, training, {})
     storage.commit(folder)

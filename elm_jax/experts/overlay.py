@@ -8,7 +8,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from elm_jax import hosts, sharding, storage, trees
+from elm_jax import hosts, sharding, storage, tree_files, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
@@ -123,7 +123,7 @@ def save_expert(folder: storage.PathLike, expert: Expert) -> None:
 def write_expert(folder: storage.PathLike, expert: Expert) -> None:
     """As `save_expert`, into an empty folder that is there, as `storage.staged` gives one."""
     folder = storage.as_path(folder)
-    storage.save_tree(folder / elm.WEIGHTS, expert.overlay)
+    tree_files.save_tree(folder / elm.WEIGHTS, expert.overlay)
     _write_card(folder, expert.card, trees.fingerprint(expert.overlay))
     storage.commit(folder)
 
@@ -166,7 +166,7 @@ def load_expert(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Expert
     """
     folder, card, written = read_card(folder)
     weights = folder / elm.WEIGHTS
-    overlay = storage.restore_tree(weights, None if mesh is None else _on_mesh(weights, card, mesh))
+    overlay = tree_files.restore_tree(weights, None if mesh is None else _on_mesh(weights, card, mesh))
     found = written if mesh is not None and hosts.count() > 1 else trees.fingerprint(overlay)
     if found != written:
         raise InputError(describe("The expert's weights are not those that were written",
@@ -195,7 +195,7 @@ def read_card(folder: storage.PathLike) -> tuple[epath.Path, ExpertCard, str | N
 def _on_mesh(weights: epath.Path, card: ExpertCard, mesh: Mesh) -> Params:
     """The overlay's leaves as they lie on disk, each with its place on the mesh."""
     axes = trees.flatten(T5Network(T5Config.from_dict(card.network)).logical_axes())
-    leaves = trees.flatten(storage.tree_metadata(weights))
+    leaves = trees.flatten(tree_files.tree_metadata(weights))
     unknown = sorted(leaves.keys() - axes.keys())
     if unknown:
         raise InputError(describe("The expert's overlay does not fit its network config", where=weights,

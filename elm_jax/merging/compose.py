@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.merging import methods, sparsify
+from elm_jax.merging import alike, methods, sparsify
 from elm_jax.merging.methods import Method
 from elm_jax.types import Array, FlatParams
 
@@ -269,12 +269,12 @@ def merge_params(
     """
     row = methods.get_method(method)
     names = [str(i) for i in range(len(experts))] if names is None else names
-    methods.check_alike(experts, names)
+    alike.check_alike(experts, names)
     if row.needs_base:
         if base is None:
             raise methods.no_base(row)
         base = {path: base.get(path, jnp.zeros_like(leaf)) for path, leaf in experts[0].items()}
-        methods.check_alike([experts[0], base], [names[0], "the base"], dtypes=False)
+        alike.check_alike([experts[0], base], [names[0], "the base"], dtypes=False)
     seed = row.settings(parameters, len(experts)).get("seed")
     return {path: merge_leaf(
         method, [expert[path] for expert in experts], weights, base[path] if row.needs_base else None,

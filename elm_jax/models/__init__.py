@@ -1,7 +1,22 @@
-"""Networks: T5 with adapters, and its cached decoding."""
+"""Networks: T5 with adapters, and its cached decoding. Each name is imported when it is first asked for."""
 
-from elm_jax.models.decode import greedy
-from elm_jax.models.t5 import T5Network, shift_right
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from typing import TYPE_CHECKING
+
+from elm_jax import lazy
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says the same
+    from elm_jax.models.decode import greedy
+    from elm_jax.models.t5 import T5Network, shift_right
+    from elm_jax.models.t5_config import AdapterConfig, T5Config
+
+_MODULES = {
+    "AdapterConfig": "elm_jax.models.t5_config",
+    "T5Config": "elm_jax.models.t5_config",
+    "T5Network": "elm_jax.models.t5",
+    "greedy": "elm_jax.models.decode",
+    "shift_right": "elm_jax.models.t5",
+}
+"""Where each public name is defined."""
+__getattr__, __dir__ = lazy.exports(__name__, _MODULES)
 
 __all__ = ["AdapterConfig", "T5Config", "T5Network", "greedy", "shift_right"]

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,15 +20,12 @@ from elm_jax.experts.formats.sources import Source, open_source
 from elm_jax.experts.overlay import save_leaves_as_expert, write_expert
 from elm_jax.workflows import t5x_expert, verify
 from elm_jax.workflows.checks import check_choice, check_positive
+from elm_jax.workflows.choices import DTYPES, LAYOUTS
 
 logger = logging.getLogger(__name__)
 REPORT_FILE = "conversion_report.json"
 SCHEMA_VERSION = 1
-DTYPES = ("bfloat16", "float16", "float32")
-LAYOUTS = ("orbax", "zarr")
 _PROGRESS_SECONDS = 5.0
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", re.IGNORECASE)
-_UNITS = {"": 1, "B": 1, "KB": 1e3, "K": 1e3, "MB": 1e6, "M": 1e6, "GB": 1e9, "G": 1e9, "TB": 1e12, "T": 1e12}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +48,7 @@ class ConvertConfig:
         vocabulary: its file (`Vocabulary.load`), for a source that carries none.
         verify: whether the logits of source and target are compared afterwards.
         expert_id: name of the expert; None keeps its own.
-        kind: of the expert that a T5X run trained, a key of `t5x_expert.KINDS`; None tells it by its tasks.
+        kind: of the expert that a T5X run trained, one of `choices.EXPERT_KINDS`; None asks its tasks.
         modules: task registries, for the card of such an expert.
     """
 
@@ -258,15 +254,6 @@ def make_report(found: Source, source: Source, config: ConvertConfig, origins: M
 
 def _place(origin: Origin) -> str:
     return origin.name if origin.layer is None else f"{origin.name}[layer {origin.layer}]"
-
-
-def parse_size(text: str) -> float:
-    """``5GB``, ``500MB``, ``30KB`` (powers of 1000) or a number of bytes."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise InputError(describe("This is no size", got=repr(text),
-                                  expected="5GB, 500MB or a number of bytes"))
-    return float(match[1]) * _UNITS[match[2].upper()]
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:

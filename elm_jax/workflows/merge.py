@@ -18,6 +18,7 @@ from elm_jax.merging.recipe import Recipe
 from elm_jax.routing.vote import RoutingDecision
 from elm_jax.workflows import merge_experts, merge_files
 from elm_jax.workflows.merge_inputs import TensorsSource
+from elm_jax.workflows.merge_settings import settings_of
 
 BY = ("votes", "similarity")
 """What a routing decision can say of its experts' weights."""
@@ -75,7 +76,7 @@ def merge(
             parts = [leaf.rows(*span) for span in leaf.slices()]
             overlay[leaf.path] = np.concatenate([np.empty(0, leaf.dtype), *parts]).reshape(leaf.shape)
             leaf.forget()
-    card = merge_experts.make_card(cards, fingerprints, network, merge_experts.settings_of(leaves), expert_id)
+    card = merge_experts.make_card(cards, fingerprints, network, settings_of(leaves), expert_id)
     merged = Expert(card, trees.unflatten(overlay))
     if output is not None:
         hosts.barrier()  # until all have seen that the name is free

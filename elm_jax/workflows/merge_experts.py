@@ -14,12 +14,13 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.formats.model import TensorSpec
 from elm_jax.experts.overlay import is_adapter_leaf
-from elm_jax.merging import compose, low_rank, methods
+from elm_jax.merging import alike, compose, low_rank, methods
 from elm_jax.merging.depth import depth_of
 from elm_jax.merging.recipe import LeafRecipe, Recipe
 from elm_jax.merging.stream import LeafMerge, Source
 from elm_jax.models.t5_config import AdapterConfig, T5Config
 from elm_jax.types import Array
+from elm_jax.workflows.merge_settings import shares_of
 
 DOWN, UP = "down/kernel", "up/kernel"
 NO_WEIGHTS = ("dropout_rate", "dtype")
@@ -48,7 +49,7 @@ def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]
                 raise InputError(describe(
                     f"Experts of unlike {what} cannot be merged", where=f"{first.id} and {other.id}",
                     got=f"{left} and {right} ({_first_leaf(leaves[0], own)})", expected="the same for all"))
-    methods.check_alike([{path: _without_rank(path, leaf, first) for path, leaf in own.items()}
+    alike.check_alike([{path: _without_rank(path, leaf, first) for path, leaf in own.items()}
                          for own in leaves], [f"{card.id}#{n}" for n, card in enumerate(cards, start=1)])
 
 
@@ -287,30 +288,10 @@ class FactorLeaf:
         return values[start:stop].reshape(-1)
 
 
-def settings_of(leaves: Sequence[Any]) -> list[dict[str, Any]]:
-    """Method, weights and parameters, and the leaves that they hold for: one entry where all are alike."""
-    groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for leaf in leaves:
-        if hasattr(leaf, "settings"):
-            groups.setdefault(repr(leaf.settings), (leaf.settings, []))[1].append(leaf.path)
-    return [{**settings, "leaves": "all" if len(groups) == 1 else paths}
-            for settings, paths in groups.values()]
-
-
 def factorisation_error(leaves: Sequence[Any]) -> float | None:
     """The largest relative error of merged low-rank updates that were factorised; None if there are none."""
     errors = [leaf.update.error for leaf in leaves if isinstance(leaf, FactorLeaf)]
     return max((error for error in errors if error is not None), default=None)
-
-
-def shares_of(settings: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Each parent's weight, divided by their sum where the merge divides; None where it differs by leaf."""
-    each = []
-    for own in settings:
-        method = methods.get_method(own["method"])
-        total = sum(own["weights"]) if own.get("normalize", method.normalize) or method.spherical else 1.0
-        each.append([weight / total for weight in own["weights"]])
-    return [weights[0] if len(set(weights)) == 1 else None for weights in zip(*each, strict=True)]
 
 
 def make_card(cards: Sequence[ExpertCard], fingerprints: Sequence[str | None], network: Mapping[str, Any],
@@ -321,7 +302,7 @@ def make_card(cards: Sequence[ExpertCard], fingerprints: Sequence[str | None], n
         cards: of its parents.
         fingerprints: of their overlays.
         network: its network's config.
-        settings: see `settings_of`.
+        settings: see `merge_settings.settings_of`.
         expert_id: None makes a name of the parents' names.
     """
     first, shares = cards[0], shares_of(settings)

@@ -2,7 +2,7 @@
 
 Two models of equal shapes need not be two states of one network: another number of heads, another epsilon
 or another vocabulary make a merge worthless. All of that is compared, and what differs is an error that
-lists it, or is allowed by name (`ALLOWED`).
+lists it, or is allowed by name (`choices.ALLOWED`).
 """
 
 import dataclasses
@@ -19,19 +19,13 @@ from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import checks, detect, hf, safetensors_files, streaming
-from elm_jax.experts.formats.model import Tensors, TensorSpec
+from elm_jax.experts.formats import places, safetensors_files, streaming
+from elm_jax.experts.formats.hf_files import CONFIG_FILE
+from elm_jax.experts.formats.model import FLOAT_DTYPES, Tensors, TensorSpec
 from elm_jax.experts.formats.safetensors_files import StoredTensor
 from elm_jax.merging.stream import as_rows
+from elm_jax.workflows.choices import ALLOWED
 
-ALLOWED = {
-    "dtypes": "leaves of unlike dtypes (the result takes the first model's)",
-    "configs": "unlike settings in config.json (the result takes the donor's)",
-    "vocabularies": "unlike tokenizers of one size (the result takes the donor's)",
-    "heads": "a model whose head is tied among others with a head of their own: its embedding is its head",
-    "missing": "leaves that some models lack: the base's take their place, or the first that has them",
-}
-"""What may differ if it is allowed by name."""
 EMBEDDINGS = ("shared.weight", "model.embed_tokens.weight", "transformer.wte.weight",
               "gpt_neox.embed_in.weight", "embed_tokens.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -129,7 +123,7 @@ class CastSource:
 
     def __init__(self, source: Any, dtype: str) -> None:
         self._source = source
-        self.specs = {path: TensorSpec(tuple(spec.shape), dtype if spec.dtype in checks.FLOAT_DTYPES
+        self.specs = {path: TensorSpec(tuple(spec.shape), dtype if spec.dtype in FLOAT_DTYPES
                                        else spec.dtype) for path, spec in source.specs.items()}
 
     def fill(self, path: str, start: int, out: np.ndarray) -> None:
@@ -170,19 +164,19 @@ def open_checkpoint(name: str) -> Checkpoint:
     Raises:
         InputError: no such folder, no safetensors in it, or a header that does not fit its file.
     """
-    folder = detect.locate(name)
+    folder = places.locate(name)
     files = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE)
     if not any((folder / file).exists() for file in files):
         raise InputError(describe("There are no safetensors here", where=folder, expected=" or ".join(files)))
     config = {}
-    if (folder / hf.CONFIG_FILE).exists():
-        config = storage.read_json(folder / hf.CONFIG_FILE, kind=hf.CONFIG_FILE, schema_version=None)
+    if (folder / CONFIG_FILE).exists():
+        config = storage.read_json(folder / CONFIG_FILE, kind=CONFIG_FILE, schema_version=None)
     return Checkpoint(folder, safetensors_files.open_tensors(folder), config)
 
 
 def is_checkpoint(name: str) -> bool:
     """Whether a folder, or what a hub name stands for, is one of safetensors."""
-    folder = detect.locate(name)
+    folder = places.locate(name)
     return any((folder / file).exists() for file in
                (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE))
 
@@ -193,7 +187,7 @@ def check_checkpoints(models: Sequence[Checkpoint], allow: Sequence[str],
 
     Args:
         models: the experts, and last the base, if there is one.
-        allow: keys of `ALLOWED`.
+        allow: keys of `choices.ALLOWED`.
         with_base: whether there is one.
 
     Returns:
@@ -322,7 +316,7 @@ def _check_tensors(models: Sequence[Checkpoint], dtypes: bool) -> None:
 
 
 def _is_float(tensor: StoredTensor) -> bool:
-    return tensor.dtype in checks.FLOAT_DTYPES
+    return tensor.dtype in FLOAT_DTYPES
 
 
 def sampled_digest(folder: epath.Path) -> str:
@@ -368,7 +362,7 @@ def changed_at(folder: epath.Path) -> list[tuple[str, int, int]]:
 
 def copied_files(folder: epath.Path) -> list[epath.Path]:
     """What belongs to a checkpoint beside its weights: tokenizer, generation settings, chat template."""
-    left_out = (hf.CONFIG_FILE, CARD_FILE, "adapter_config.json", "conversion_report.json")
+    left_out = (CONFIG_FILE, CARD_FILE, "adapter_config.json", "conversion_report.json")
     return [path for path in sorted(folder.iterdir())
             if path.name.endswith((".json", ".model", ".txt", ".jinja")) and not path.is_dir()
             and path.name not in left_out and not path.name.endswith(".index.json")]

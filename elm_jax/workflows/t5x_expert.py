@@ -23,10 +23,10 @@ from elm_jax.models import convert_t5x
 from elm_jax.models.t5_config import AdapterConfig, T5Config
 from elm_jax.workflows import run_record, template_versions
 from elm_jax.workflows.checks import check_choice
+from elm_jax.workflows.choices import EXPERT_KINDS
 
 T5X_COMMIT = "cc342d4"
 """The T5X that gin/t5x/ and this module were tested with."""
-KINDS = ("prompt", "dataset", "multitask")
 CONFIG_FILE = "config.gin"
 DEFAULT_MODULES = ("elm_jax.tasks",)
 _MACRO = re.compile(r"^([A-Z_]+) = (.+)$", re.MULTILINE)
@@ -55,7 +55,7 @@ class Naming:
 
     Attributes:
         expert_id: None takes the name of the run's task or mixture, else that of its folder.
-        kind: a key of `KINDS`; None tells it by its adapters and the data sets of its tasks.
+        kind: a key of `EXPERT_KINDS`; None tells it by its adapters and the data sets of its tasks.
         modules: task registries, for the names of tasks and templates.
     """
 
@@ -65,7 +65,7 @@ class Naming:
 
     def __post_init__(self) -> None:
         if self.kind is not None:
-            check_choice("kind", self.kind, KINDS)
+            check_choice("kind", self.kind, EXPERT_KINDS)
 
 
 def expert_from_checkpoint(

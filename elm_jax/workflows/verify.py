@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from elm_jax import trees
-from elm_jax.experts.formats import adapters, detect
+from elm_jax.experts.formats import adapters, detect, places
 from elm_jax.experts.formats.model import Model
 from elm_jax.experts.formats.sources import Source, expert_folder
 from elm_jax.experts.overlay import Expert, load_expert
@@ -90,7 +90,7 @@ def _ours(model: Model, expert: Expert | None) -> Logits:
 
 def _read_back(target: str, source: Source) -> Logits:
     """The written folder, opened anew; an expert's overlay goes onto the base that it was converted with."""
-    folder = detect.locate(target)
+    folder = places.locate(target)
     if expert_folder(folder) is not None:
         return _ours(source.model, load_expert(folder))
     model = detect.open_model(folder)

@@ -13,6 +13,8 @@ from elm_jax import config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "elm_jax").rglob("*.py"))
+VERBS = ", ".join(f"elm_jax.{path.stem}" for path in SOURCES if path.stem.endswith("commands"))
+"""The modules that `elm` imports to run a verb."""
 GIN_FILES = sorted((ROOT / "gin").rglob("*.gin"))
 
 
@@ -51,8 +53,8 @@ def test_only_the_hub_s_door_downloads():
              if name.split(".")[0] in clients}
     # Not downloads: processes of one run talk to each other, a host's name, the cloud host's own notices.
     talk = {("lifeline.py", "socket"), ("leases.py", "socket"), ("preemption.py", "urllib")}
-    assert found == {("detect.py", "huggingface_hub"), ("verify.py", "transformers")} | talk
-    program = ("import elm_jax.cli, sys\n"
+    assert found == {("places.py", "huggingface_hub"), ("verify.py", "transformers")} | talk
+    program = (f"import elm_jax.execution, {VERBS}, sys\n"
                "assert not {'huggingface_hub', 'transformers', 'requests'} & set(sys.modules)\n")
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
@@ -70,7 +72,7 @@ def test_the_gin_folder_never_hides_gin():
 
 
 def test_import_needs_no_tensorflow():
-    program = ("import elm_jax, elm_jax.cli, sys\n"
+    program = (f"import elm_jax.execution, {VERBS}, sys\n"
                "assert 'tensorflow' not in sys.modules and 'seqio' not in sys.modules\n"
                "assert 'matplotlib' not in sys.modules and 'sklearn' not in sys.modules\n")
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

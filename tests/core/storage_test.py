@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax import sharding, storage
+from elm_jax import sharding, storage, tree_files
 from elm_jax.errors import InputError, RunError
 
 
@@ -69,23 +69,23 @@ def test_schema_version_is_checked(tmp_path):
 
 def test_tree_comes_back_whole_and_onto_a_mesh(tmp_path):
     tree = {"a": {"b": np.arange(12, dtype=np.float32).reshape(4, 3)}, "c": np.ones(8, np.int32)}
-    storage.save_tree(tmp_path / "weights", tree)
-    back = storage.restore_tree(tmp_path / "weights")
+    tree_files.save_tree(tmp_path / "weights", tree)
+    back = tree_files.restore_tree(tmp_path / "weights")
     assert np.array_equal(back["a"]["b"], tree["a"]["b"]) and back["c"].dtype == np.int32
     mesh = sharding.make_mesh(4, 2)
     target = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target), tree)
-    split = storage.restore_tree(tmp_path / "weights", like)
+    split = tree_files.restore_tree(tmp_path / "weights", like)
     assert split["a"]["b"].sharding == target
     assert np.array_equal(np.asarray(split["a"]["b"]), tree["a"]["b"])
 
 
 def test_weights_that_do_not_fit_name_the_leaf(tmp_path):
-    storage.save_tree(tmp_path / "weights", {"a": np.ones((2, 3), np.float32)})
+    tree_files.save_tree(tmp_path / "weights", {"a": np.ones((2, 3), np.float32)})
     with pytest.raises(InputError, match=r"leaf a: float32\[2, 3\] against float32\[2, 4\]"):
-        storage.restore_tree(tmp_path / "weights", {"a": jax.ShapeDtypeStruct((2, 4), np.float32)})
+        tree_files.restore_tree(tmp_path / "weights", {"a": jax.ShapeDtypeStruct((2, 4), np.float32)})
     with pytest.raises(InputError, match="no weights here"):
-        storage.restore_tree(tmp_path / "nothing")
+        tree_files.restore_tree(tmp_path / "nothing")
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path):
@@ -114,13 +114,13 @@ def test_a_full_disk_under_orbax_is_one_clear_error_too(tmp_path):
     program = (
         "import resource, signal, sys\n"
         "import numpy as np\n"
-        "from elm_jax import storage\n"
+        "from elm_jax import tree_files\n"
         "from elm_jax.errors import RunError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))\n"
         "values = np.random.default_rng(0).normal(size=(300, 300))\n"
         "try:\n"
-        f"    storage.save_tree({str(tmp_path / 'weights')!r}, {{'a': values}})\n"
+        f"    tree_files.save_tree({str(tmp_path / 'weights')!r}, {{'a': values}})\n"
         "except RunError as error:\n"
         "    print(error)\n")
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
@@ -129,7 +129,7 @@ def test_a_full_disk_under_orbax_is_one_clear_error_too(tmp_path):
 
 def test_damaged_weights_are_one_clear_error(tmp_path):
     values = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
-    storage.save_tree(tmp_path / "weights", {"a": values})
+    tree_files.save_tree(tmp_path / "weights", {"a": values})
     largest = max((path for path in (tmp_path / "weights").rglob("*") if path.is_file()),
                   key=lambda path: path.stat().st_size)
     assert largest.stat().st_size > 100_000
@@ -137,7 +137,7 @@ def test_damaged_weights_are_one_clear_error(tmp_path):
         file.truncate(1000)
     for like in (None, {"a": jax.ShapeDtypeStruct((300, 300), np.float32)}):
         with pytest.raises(InputError, match="The weights cannot be read"):
-            storage.restore_tree(tmp_path / "weights", like)
+            tree_files.restore_tree(tmp_path / "weights", like)
 
 
 def test_read_only_place_is_a_run_error(tmp_path, monkeypatch):

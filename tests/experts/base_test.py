@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax import storage, trees
+from elm_jax import storage, tree_files, trees
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base, save_base
 from elm_jax.models.t5 import T5Network
@@ -38,7 +38,7 @@ def test_changed_weights_are_noticed(tmp_path, params):
     save_base(tmp_path / "base", params, CONFIG, None, {})
     params["token_embedder"]["embedding"] = np.array(params["token_embedder"]["embedding"]) + 1
     storage.remove(tmp_path / "base" / "weights")
-    storage.save_tree(tmp_path / "base" / "weights", params)
+    tree_files.save_tree(tmp_path / "base" / "weights", params)
     with pytest.raises(InputError, match="not those that were written"):
         load_base(tmp_path / "base")
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from elm_jax import sharding, storage, trees
+from elm_jax import sharding, tree_files, trees
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts import base as base_lib
 from elm_jax.experts.base import base_of, load_base, save_base
-from elm_jax.experts.formats import detect, elm, hf, in_flight, sources, streaming, t5x
+from elm_jax.experts.formats import detect, elm, hf, in_flight, places, sources, streaming, t5x
 from elm_jax.experts.formats.model import Model
 from elm_jax.models.t5 import T5Network
 
@@ -43,7 +43,7 @@ def base_folder(source, tmp_path_factory):
 
 
 def test_orbax_reads_what_is_written_leaf_by_leaf(source, base_folder):
-    restored = trees.flatten(storage.restore_tree(base_folder / "weights"))
+    restored = trees.flatten(tree_files.restore_tree(base_folder / "weights"))
     opened = hf.open_hf(source)
     assert sorted(restored) == sorted(opened.tensors.specs)
     for path, leaf in restored.items():
@@ -360,4 +360,4 @@ def test_a_wrong_path_below_a_folder_that_is_there_is_no_name_of_the_hub(tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     with pytest.raises(InputError, match="There is no model here"):
-        detect.locate("runs/bsae")
+        places.locate("runs/bsae")

@@ -33,6 +33,7 @@ from elm_jax.experts.overlay import (
 from elm_jax.models.t5 import T5Network
 from elm_jax.workflows import convert as converting
 from elm_jax.workflows import verify
+from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.convert import ConvertConfig, convert
 from elm_jax.workflows.merge import merge
 
@@ -594,7 +595,7 @@ def test_a_full_disk_is_status_1_and_leaves_nothing(tmp_path, kind):
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5e9), ("500mb", 5e8), ("1.5 KB", 1500), ("42", 42)])
 def test_sizes(text, size):
-    assert converting.parse_size(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("words", [["--max_shard_size", "5 apples"], ["--max_shard_size", "0"]])

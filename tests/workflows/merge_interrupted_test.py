@@ -24,7 +24,7 @@ from elm_jax.experts.base import load_base
 from elm_jax.experts.overlay import load_expert
 from elm_jax.merge_commands import plain_config
 from elm_jax.merging import stream
-from elm_jax.workflows import merge_files, merge_folders
+from elm_jax.workflows import merge_experts, merge_files, merge_folders
 from elm_jax.workflows.merge_folders import MergeOptions
 
 OPTIONS = MergeOptions(quiet=True, max_shard_bytes=30_000.0)
@@ -201,7 +201,7 @@ def test_an_interrupted_merge_of_models_or_experts_goes_on(
     plan = merge_folders.plan_merge(config(folders), OPTIONS)
     assert len(names) == (expected or len(plan.leaves))
     counted: list[str] = []
-    for leaf in (stream.LeafMerge, merge_folders.FactorLeaf):
+    for leaf in (stream.LeafMerge, merge_experts.FactorLeaf):
         def rows(self, start, stop, rows=leaf.rows):
             counted.append(self.path)
             return rows(self, start, stop)

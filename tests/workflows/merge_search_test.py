@@ -26,6 +26,7 @@ from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf, load_
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import AdapterConfig, T5Network
 from elm_jax.workflows import merge_search
+from elm_jax.workflows.choices import SEARCHES
 from elm_jax.workflows.merge import merge
 from elm_jax.workflows.merge_search import SearchConfig, choose_instances, search_and_merge, search_weights
 
@@ -112,7 +113,7 @@ def run(chosen: SearchConfig, own: Data | None = None):
 
 
 @pytest.mark.parametrize("kind", ["rank", "generation"])
-@pytest.mark.parametrize("search", merge_search.SEARCHES)
+@pytest.mark.parametrize("search", SEARCHES)
 def test_the_expert_whose_task_it_is_gets_the_largest_weight(search, kind):
     found = run(config(search=search), data(kind))
     assert np.argmax(found.weights) == BEST and max(found.weights) > 0.5
@@ -133,7 +134,7 @@ def test_an_expert_alone_scores_as_itself_whatever_method_is_searched():
     assert ties.report["objective"]["start"] != pytest.approx(mean.report["objective"]["start"], rel=1e-3)
 
 
-@pytest.mark.parametrize("search", merge_search.SEARCHES)
+@pytest.mark.parametrize("search", SEARCHES)
 def test_one_seed_is_one_result(search):
     first, again, other = (run(config(search=search, seed=seed, steps=2)) for seed in (3, 3, 4))
     assert first.weights == again.weights

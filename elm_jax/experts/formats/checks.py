@@ -5,10 +5,9 @@ from typing import Any
 
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
+from elm_jax.experts.formats.model import FLOAT_DTYPES
 from elm_jax.models.t5_config import T5Config
 
-FLOAT_DTYPES = ("bfloat16", "float16", "float32", "float64")
-"""What a parameter may lie on disk as."""
 _PADDING = 128
 """Embedding rows are usually padded to a multiple of so many."""
 

@@ -1,13 +1,12 @@
-"""Which kind of model a folder holds, and models that are named by their place on the hub."""
+"""Which kind of model a folder holds."""
 
-import re
 from collections.abc import Callable
 
 from etils import epath
 
 from elm_jax import storage
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import elm, hf, names, t5x, t5x_folders
+from elm_jax.experts.formats import elm, hf, places, t5x, t5x_folders
 from elm_jax.experts.formats.model import Model
 
 KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
@@ -16,10 +15,6 @@ KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
     "t5x": (t5x_folders.is_t5x, t5x.open_t5x),
 }
 """By kind: whether a folder is one, and how it is opened. The first that fits is taken."""
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.safetensors")
-_HUB_WEIGHTS = ("pytorch_model*.bin",)
-"""Fetched only where there is nothing else."""
 
 
 def open_model(name: storage.PathLike) -> Model:
@@ -33,7 +28,7 @@ def open_model(name: storage.PathLike) -> Model:
         InputError: there is no such folder, or nothing that this program reads is in it, or its reader
             finds a fault.
     """
-    folder = locate(name)
+    folder = places.locate(name)
     for is_kind, open_kind in KINDS.values():
         if is_kind(folder):
             return open_kind(folder)
@@ -41,48 +36,3 @@ def open_model(name: storage.PathLike) -> Model:
         "The folder holds no model that this program reads", where=folder,
         got=", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "an empty folder",
         expected=f"a model of a kind among {', '.join(KINDS)}"))
-
-
-def locate(name: storage.PathLike) -> epath.Path:
-    """The folder that a name stands for; a hub name is fetched."""
-    if is_on_hub(name):
-        return _fetch(str(name).removeprefix(names.HUB))
-    folder = storage.as_path(name)
-    if folder.exists():
-        if not folder.is_dir() and not t5x_folders.is_t5x(folder):
-            raise InputError(describe("A model is a folder, not a file", where=folder))
-        return folder
-    # A wrong path below a folder that is there must not become a request to the hub.
-    if not _HUB_NAME.fullmatch(str(name)) or ("/" in str(name) and folder.parent.exists()):
-        raise InputError(describe("There is no model here", where=folder))
-    return _fetch(str(name))
-
-
-def is_on_hub(name: storage.PathLike) -> bool:
-    """Whether this is surely the hub's name of a model, and no folder's."""
-    return str(name).startswith(names.HUB)
-
-
-def _fetch(name: str) -> epath.Path:
-    """Fetches a model from the hub into its cache, or finds it there."""
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants  # which the package does not load by itself
-    except ImportError as error:
-        raise InputError(describe(
-            "There is no such folder, and models on the hub need the package huggingface_hub",
-            where=name, cure="give a folder, or pip install huggingface_hub")) from error
-    try:
-        files = huggingface_hub.list_repo_files(name)
-    except Exception:  # no network: what the cache holds may do
-        files = []
-    safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
-    patterns = _HUB_FILES if safe else (*_HUB_FILES, *_HUB_WEIGHTS)
-    try:
-        return storage.as_path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub's, the network's and the disk's errors have no common class
-        raise InputError(describe(
-            "There is no such folder, and the Hugging Face hub does not give such a model", where=name,
-            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}" if str(error).strip()
-            else type(error).__name__,
-            cure="give a folder; or check the name and the network")) from error

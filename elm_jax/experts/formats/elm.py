@@ -1,6 +1,6 @@
 """This program's own base folder: base.json, weights in Orbax's form, the vocabulary, the marker.
 
-`write_elm` and Orbax's own saving of a whole tree (`storage.save_tree`) give the same kind of folder; this
+`write_elm` and Orbax's own saving of a whole tree (`tree_files.save_tree`) give the same kind of folder; this
 one holds one large leaf at a time, and once.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from elm_jax import storage, trees
+from elm_jax import storage, tree_files, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import base_json, boxes, checks, in_flight, orbax_files, streaming, zarr_files
 from elm_jax.experts.formats.hashed import HashedTensors
@@ -41,7 +41,7 @@ class ElmTensors:
 
     def __init__(self, folder: epath.Path) -> None:
         self._folder = folder
-        metadata = trees.flatten(storage.tree_metadata(folder))
+        metadata = trees.flatten(tree_files.tree_metadata(folder))
         with storage.guard_reads(folder):
             self.specs = {path: TensorSpec(tuple(leaf.shape), np.dtype(leaf.dtype).name)
                           for path, leaf in metadata.items()}

@@ -9,18 +9,17 @@ from etils import epath
 from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import checks, hf_tokenizer, safetensors_files, streaming, torch_files
+from elm_jax.experts.formats.hf_files import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
 from elm_jax.experts.formats.model import Model, Origin, TensorSpec
 from elm_jax.models import convert_hf
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
 
-CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 FACTS = "hf"
 """Key of `Model.facts` under which what this program has no use for travels: ``{'config': {...},
 'generation_config': {...}}``, as the files had it; ``'tokenizer'``, files by name, where the vocabulary is no
 SentencePiece model; ``'added_tokens'``, by their ids, behind one."""
-DEFAULT_SHARD_BYTES = 5e9
 _WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE,
             torch_files.SINGLE_FILE, torch_files.INDEX_FILE)
 """In the order in which transformers looks for them."""
@@ -213,11 +212,3 @@ def _head_is_embedding(model: Model) -> bool:
         if not np.array_equal(head.T, embedding):
             return False
     return True
-
-
-def main_dtype(specs: Mapping[str, TensorSpec]) -> str:
-    """The dtype that most elements have."""
-    counts: dict[str, int] = {}
-    for spec in specs.values():
-        counts[spec.dtype] = counts.get(spec.dtype, 0) + int(np.prod(spec.shape, dtype=np.int64))
-    return max(counts, key=counts.__getitem__)

@@ -16,6 +16,8 @@ import numpy as np
 from elm_jax.experts.formats import names
 from elm_jax.models.t5_config import T5Config
 
+FLOAT_DTYPES = ("bfloat16", "float16", "float32", "float64")
+"""What a parameter may lie on disk as."""
 Index = tuple[slice, ...]
 """A part of a tensor, a slice a dimension."""
 

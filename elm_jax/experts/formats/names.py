@@ -8,6 +8,8 @@ from elm_jax import storage
 
 HUB = "hf://"
 """Begins the address of a model on the Hugging Face hub."""
+T5X_TREE_FILE = "checkpoint"
+"""The file of a T5X checkpoint by which it is named, too."""
 _HUB_FOLDER = re.compile(r"models--(.+)")
 _STEP = re.compile(r"checkpoint_\d+")
 _NOT_IN_AN_ID = re.compile(r"[^\w.+-]+", re.ASCII)

@@ -9,7 +9,7 @@ from etils import epath
 from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
-from elm_jax.experts.formats import adapters, checks, detect, elm, hf, original, streaming
+from elm_jax.experts.formats import adapters, checks, detect, elm, hf, original, places, streaming
 from elm_jax.experts.formats.hashed import HashedTensors
 from elm_jax.experts.formats.model import Model, Origin, TensorSpec
 from elm_jax.experts.overlay import Expert, load_expert
@@ -76,7 +76,7 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
         InputError: the folder is of another kind; a reader finds a fault; an expert's base is not found, or
             is another one; the vocabulary does not fit.
     """
-    folder = detect.locate(name)
+    folder = places.locate(name)
     if kind == "elm" and expert_folder(folder) is not None:
         source = _open_expert(expert_folder(folder), base)
     elif kind == "hf" and original.is_original(folder):
@@ -148,7 +148,7 @@ def needed_base(where: storage.PathLike, base: storage.PathLike | None, recorded
         InputError: there is none, or what is there holds an expert's adapters.
     """
     if base is None and recorded is not None:
-        there = detect.is_on_hub(recorded) or storage.as_path(recorded).exists()
+        there = places.is_on_hub(recorded) or storage.as_path(recorded).exists()
         base = recorded if there else None
     if base is None:
         raise InputError(describe("The expert's base is needed", where=where,

@@ -1,0 +1,58 @@
+"""How instances become batches: plain numbers, apart from what computes with them."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from elm_jax.errors import InputError, describe
+
+CHOICE_TOKEN_COST = 4
+"""What a token of a choice counts in the token budget: its logits are as long as the vocabulary."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """How instances become batches.
+
+    Attributes:
+        source_length: tokens of an input; longer ones are cut there, EOS kept.
+        max_new_tokens: of a generation, EOS included.
+        tokens_per_batch: most input tokens of one batch on one part of the mesh's data axis; a
+            choice's token counts `CHOICE_TOKEN_COST` of them. One instance always goes through.
+        source_buckets: row lengths of inputs, rising; those above `source_length` are not used.
+        target_buckets: row lengths of choices, rising; a longer choice, which is never cut, gets
+            the next power of two.
+        few_shot: exemplars that were put before each input.
+    """
+
+    source_length: int = 512
+    max_new_tokens: int = 128
+    tokens_per_batch: int = 8192
+    source_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    target_buckets: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    few_shot: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("source_length", "max_new_tokens", "tokens_per_batch"):
+            if not _is_count(getattr(self, name)):
+                raise InputError(describe("Evaluation setting is wrong", where=name,
+                                          got=repr(getattr(self, name)),
+                                          expected="an integer above 0"))
+        for name in ("source_buckets", "target_buckets"):
+            buckets = tuple(getattr(self, name))
+            rising = all(map(_is_count, buckets)) and list(buckets) == sorted(set(buckets))
+            if not buckets or not rising:
+                raise InputError(describe("Evaluation setting is wrong", where=name, got=buckets,
+                                          expected="rising integers above 0"))
+            object.__setattr__(self, name, buckets)  # gin gives lists, which cannot be hashed
+
+    def digest(self, max_rows: int | None) -> str:
+        """Hash of what can change a number: not of buckets and batch sizes, which cannot."""
+        facts = [self.source_length, self.max_new_tokens, max_rows]
+        facts += [self.few_shot] if self.few_shot else []  # results without exemplars keep their digest
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0

@@ -1,0 +1,84 @@
+"""Runs a verb of the `elm` command: logging, the other processes of the run, exit statuses."""
+
+import argparse
+import atexit
+import gc
+import logging
+import os
+import sys
+import time
+import traceback
+from typing import Any
+
+from elm_jax import hosts, lazy, preemption
+from elm_jax.errors import ElmError
+
+LOSS_SECONDS = 3.0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the verb whose ``module:function`` is in ``arguments.run``.
+
+    Returns:
+        See `cli.main`.
+    """
+    atexit.register(gc.freeze)  # the interpreter's last look for garbage would go through all of JAX
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
+    for noisy in ("jax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "seqio"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs an error's traceback, then raises it
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _without_orphaned_writes
+    try:
+        verb = lazy.resolve(f"elm_jax.{arguments.run}")
+        _join_hosts(arguments)
+        status = verb(arguments) or 0
+    except ElmError as error:
+        return _end(error.exit_status, f"elm {arguments.verb}: {error}")
+    except preemption.Stopped:
+        logging.info("stopped by SIGTERM; the same command goes on from here")
+        status = preemption.STOPPED
+    except KeyboardInterrupt:
+        return _end(130, f"elm {arguments.verb}: interrupted; start again to go on")
+    except BrokenPipeError:
+        status = 0
+    except Exception:
+        if hosts.count() == 1:
+            raise
+        time.sleep(LOSS_SECONDS)  # was it another process's death, the news of it ends this one now
+        return _end(1, traceback.format_exc())
+    hosts.finish()
+    return status
+
+
+def _join_hosts(arguments: argparse.Namespace) -> None:
+    """Finds the other processes of this run; only the first one's words and results are printed."""
+    if not hasattr(arguments, "coordinator_address"):
+        return
+    hosts.start(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
+    preemption.watch_notices()
+    if hosts.count() > 1:  # Gloo talks on standard output, which is for results: send it to standard error
+        results = os.dup(1) if hosts.is_first() else os.open(os.devnull, os.O_WRONLY)
+        os.dup2(2, 1)
+        sys.stdout = os.fdopen(results, "w", encoding="utf-8")
+    if not hosts.is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+def _end(status: int, text: str) -> int:
+    """Prints why it ends; of several processes the first prints, and all end."""
+    if hosts.count() > 1:
+        hosts.fail(status, text)
+    print(text, file=sys.stderr)
+    return status
+
+
+def _without_orphaned_writes(unraisable: Any) -> None:
+    """Prints what Python cannot raise, but for writes whose fellow failed first.
+
+    On a full disk Orbax raises the first failure and closes its event loop while TensorStore still has
+    other leaves in hand; each of those would print a traceback before the one clear error.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)

@@ -1,0 +1,106 @@
+"""What `elm library` and `elm route` do: read flags, call one workflow, print its result."""
+
+import argparse
+from typing import Any
+
+from rich.table import Table
+
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.encoders import MiniLMEncoder
+from elm_jax.experts.library import ExpertLibrary
+from elm_jax.printing import print_json, print_table
+from elm_jax.task_commands import modules_of, task_data
+from elm_jax.workflows import build_library
+from elm_jax.workflows import merge as merging
+from elm_jax.workflows import route as routing
+from elm_jax.workflows import tasks as task_tools
+
+
+def library_build(arguments: argparse.Namespace) -> None:
+    """`elm library build`."""
+    library = build_library.build_library(
+        arguments.library, arguments.experts, task_data(arguments), encoder=arguments.encoder,
+        text_format=arguments.text_format, instances_per_expert=arguments.instances, seed=arguments.seed)
+    print(f"{len(library)} experts, {len(library.instances)} keys, encoder {library.encoder.name}")
+
+
+def library_add(arguments: argparse.Namespace) -> None:
+    """`elm library add`."""
+    library = ExpertLibrary.open(arguments.library)
+    build_library.add_experts(library, arguments.experts, task_data(arguments), arguments.seed)
+    print(f"{len(library)} experts, {len(library.instances)} keys")
+
+
+def library_remove(arguments: argparse.Namespace) -> None:
+    """`elm library remove`."""
+    library = ExpertLibrary.open(arguments.library)
+    library.remove(arguments.experts)
+    print(f"{len(library)} experts, {len(library.instances)} keys")
+
+
+def library_list(arguments: argparse.Namespace) -> None:
+    """`elm library list`."""
+    library = ExpertLibrary.open(arguments.library)
+    if arguments.json:
+        print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
+                     "experts": library.facts["experts"]})
+        return
+    table = Table("expert", "kind", "dataset", "tasks", "keys", "steps",
+                  title=f"{library.encoder.name}, {library.text_format}")
+    for entry in library.entries.values():
+        card = entry.card
+        table.add_row(card.id, card.kind, card.dataset or "several", str(len(card.tasks)),
+                      str(entry.num_keys), str(card.training.get("steps", "")))
+    print_table(table)
+
+
+def library_verify(arguments: argparse.Namespace) -> int:
+    """`elm library verify`: status 1 if a fault was found."""
+    library = ExpertLibrary.open(arguments.library)
+    faults = library.verify()
+    if arguments.json:
+        print_json({"experts": len(library), "faults": faults})
+    else:
+        print("\n".join(faults) or f"{len(library)} experts are whole")
+    return 1 if faults else 0
+
+
+def route(arguments: argparse.Namespace) -> None:
+    """`elm route`."""
+    encoder = MiniLMEncoder.from_folder(arguments.encoder_dir) if arguments.encoder_dir else None
+    library = ExpertLibrary.open(arguments.library, encoder)
+    decision = _decide(library, arguments)
+    if arguments.json:
+        print_json(decision.to_dict())
+        return
+    table = Table("rank", "expert", "votes", "similarity",
+                  title=f"{decision.num_queries} queries, {decision.text_format}, {decision.encoder}")
+    for rank, row in enumerate(decision.ranking, start=1):
+        style = "bold" if rank <= arguments.top_k else None
+        table.add_row(str(rank), row.expert, str(row.votes), f"{row.mean_similarity:.3f}", style=style)
+    print_table(table)
+
+
+def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
+    if getattr(arguments, "examples", None):
+        instances = routing.read_examples(arguments.examples)
+    else:
+        instances = task_tools.routing_instances(
+            arguments.task, getattr(arguments, "split", "validation"), arguments.queries,
+            modules=modules_of(arguments), prepared_dir=arguments.prepared,
+            seed=arguments.seed if arguments.verb == "route" else 0,  # a merge's own seed is of its masks
+            keys={row["source"] for row in library.instances})
+    return routing.route(library, instances, num_queries=arguments.queries)
+
+
+def best_of_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:
+    """What `elm merge --library` merges: the folders of the best experts for a task, and their weights."""
+    if not arguments.task or arguments.models:
+        raise InputError(describe("Merging from a library needs --task and no folders",
+                                  got=f"--task {arguments.task}, {len(arguments.models)} folders"))
+    library = ExpertLibrary.open(arguments.library)
+    decision = _decide(library, arguments)
+    weights = arguments.weights
+    if weights in merging.BY:
+        weights = merging.decided_weights(decision, arguments.top_k, weights)
+    return [str(library.path / "experts" / name) for name in decision.top(arguments.top_k)], weights

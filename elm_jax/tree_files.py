@@ -1,0 +1,92 @@
+"""Trees of arrays on disk, by Orbax; apart from `storage`, as Orbax takes long to import.
+
+Of several processes of one run the first writes, and in the others the calls return at once. `save_tree`
+writes arrays that lie on several processes shard by shard, and is then called by all of them.
+"""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from elm_jax import hosts, storage, trees
+from elm_jax.errors import InputError, describe
+from elm_jax.types import Params
+
+_CHUNK_BYTES = 1 << 25
+
+
+def save_tree(folder: storage.PathLike, tree: Params) -> None:
+    """Writes a tree of arrays with Orbax into `folder` (which must not exist yet).
+
+    A tree with arrays that lie on several processes is written by all of them, each its own shards, and
+    is whole when the call returns in any; another one by the first process alone.
+    """
+    folder = storage.as_path(folder)
+    shared = any(hosts.is_spread(leaf) for leaf in jax.tree.leaves(tree))
+    if not shared and not hosts.is_first():
+        return
+    with storage.guard_writes(folder), _checkpointer(shared) as checkpointer:
+        # In chunks, so that a leaf, or a part of one, can be read without a second copy of it.
+        in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+        checkpointer.save(storage.absolute(folder), tree, save_args=in_chunks)
+        checkpointer.wait_until_finished()
+
+
+def _checkpointer(shared: bool) -> ocp.StandardCheckpointer:
+    """Orbax's, over all processes or over this one alone."""
+    if shared or hosts.count() == 1:
+        return ocp.StandardCheckpointer()
+    return ocp.StandardCheckpointer(multiprocessing_options=_alone_options())
+
+
+def _alone_options() -> ocp.options.MultiprocessingOptions:
+    me = hosts.index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone_{me}")
+
+
+def _reader() -> ocp.PyTreeCheckpointer:
+    """Reads in this process, whatever the others do."""
+    if hosts.count() == 1:
+        return ocp.PyTreeCheckpointer()
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone_options()),
+                            multiprocessing_options=_alone_options())
+
+
+def tree_metadata(folder: storage.PathLike) -> Params:
+    """Shape and dtype of every leaf that `save_tree` wrote, without reading contents.
+
+    Raises:
+        InputError: no readable checkpoint.
+    """
+    if not storage.as_path(folder).exists():
+        raise InputError(describe("There are no weights here", where=folder))
+    with storage.guard_reads(folder), _reader() as checkpointer:
+        return checkpointer.metadata(storage.absolute(folder)).item_metadata.tree
+
+
+def restore_tree(folder: storage.PathLike, like: Params | None = None) -> Params:
+    """Reads a tree that `save_tree` wrote.
+
+    Args:
+        folder: the Orbax folder.
+        like: tree of `jax.ShapeDtypeStruct` (with shardings, to restore onto a mesh, each process its
+            own shards; all must call). Without it every leaf comes back as a numpy array of the shape
+            and dtype on disk.
+
+    Raises:
+        InputError: no readable checkpoint, or the leaf whose presence, shape or dtype differs.
+    """
+    on_disk = tree_metadata(folder)
+    folder = storage.absolute(folder)
+    if like is None:
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), on_disk)
+        with storage.guard_reads(folder), _reader() as checkpointer:
+            return checkpointer.restore(folder, restore_args=restore_args)
+    difference = trees.first_difference(on_disk, like)
+    if difference:
+        raise InputError(
+            describe("The weights do not fit", where=folder, got=f"leaf {difference} (disk against wanted)")
+        )
+    with storage.guard_reads(folder), ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder, like)

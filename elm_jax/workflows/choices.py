@@ -1,0 +1,35 @@
+"""What flags and fields of configs may say: words and sizes, known without importing what they mean."""
+
+import re
+
+from elm_jax.errors import InputError, describe
+
+MODEL_KINDS = ("elm", "hf", "t5x")
+"""Kinds of whole models, the keys of `experts.formats.detect.KINDS`."""
+EXPERT_KINDS = ("prompt", "dataset", "multitask")
+"""Kinds of experts that a T5X run trains."""
+DTYPES = ("bfloat16", "float16", "float32")
+"""What parameters may be cast to."""
+LAYOUTS = ("orbax", "zarr")
+"""Of a T5X checkpoint."""
+SEARCHES = ("gradient", "evolution")
+"""How merge weights are found."""
+ALLOWED = {
+    "dtypes": "leaves of unlike dtypes (the result takes the first model's)",
+    "configs": "unlike settings in config.json (the result takes the donor's)",
+    "vocabularies": "unlike tokenizers of one size (the result takes the donor's)",
+    "heads": "a model whose head is tied among others with a head of their own: its embedding is its head",
+    "missing": "leaves that some models lack: the base's take their place, or the first that has them",
+}
+"""What may differ between merged models if it is allowed by name."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", re.IGNORECASE)
+_UNITS = {"": 1, "B": 1, "KB": 1e3, "K": 1e3, "MB": 1e6, "M": 1e6, "GB": 1e9, "G": 1e9, "TB": 1e12, "T": 1e12}
+
+
+def parse_size(text: str) -> float:
+    """``5GB``, ``500MB``, ``30KB`` (powers of 1000) or a number of bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(describe("This is no size", got=repr(text),
+                                  expected="5GB, 500MB or a number of bytes"))
+    return float(match[1]) * _UNITS[match[2].upper()]

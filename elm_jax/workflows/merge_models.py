@@ -1,0 +1,151 @@
+"""`elm merge` on experts, and on whole models by this program's own leaf names."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from etils import epath
+
+from elm_jax import storage
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.formats import detect, elm, hf, safetensors_files, streaming, t5x
+from elm_jax.experts.formats.model import Model, Origin, Tensors
+from elm_jax.experts.overlay import read_card, save_leaves_as_expert
+from elm_jax.merging import alike
+from elm_jax.workflows import merge_experts, merge_files
+from elm_jax.workflows.merge_config import MergeConfig
+from elm_jax.workflows.merge_inputs import CARD_FILE, TensorsSource
+from elm_jax.workflows.merge_plan import MergeOptions, Plan, cast, leaf_merges
+from elm_jax.workflows.merge_settings import settings_of
+
+
+def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
+    """Opens and compares experts' folders, checks their fingerprints, and plans how each leaf is merged.
+
+    Raises:
+        InputError: folders that are no experts, were changed, or do not fit together or to their base.
+    """
+    for dtype in (config.dtype, config.out_dtype):
+        if dtype not in (None, "float32"):
+            raise InputError(describe("An expert's leaves are float32", got=dtype,
+                                      cure="leave the dtype out; `elm convert --dtype` casts what it writes"))
+    _check_allowed(options, ())
+    folders, cards, written = zip(*(read_card(name) for name in config.models), strict=True)
+    tensors = [elm.ElmTensors(folder / elm.WEIGHTS) for folder in folders]
+    merge_experts.check_alike(cards, [own.specs for own in tensors])
+    _check_fingerprints(folders, tensors, written)
+    base = None if config.base is None else _open_base(config.base, cards[0])
+    leaves, network = merge_experts.plan_overlay(
+        cards, [TensorsSource(own) for own in tensors], base and TensorsSource(base.tensors), written,
+        config.recipe, options.rank)
+    card = merge_experts.make_card(cards, written, network, settings_of(leaves), options.expert_id)
+    digests = dict(zip(config.models, written, strict=True))
+    digests |= {config.base: cards[0].base["fingerprint"]} if config.base else {}
+    return Plan(config, leaves, digests, card=card)
+
+
+def _check_fingerprints(folders: Sequence[epath.Path], tensors: Sequence[Tensors],
+                        written: Sequence[str | None]) -> None:
+    with ThreadPoolExecutor(merge_files.default_workers()) as pool:
+        found = list(pool.map(streaming.fingerprint, tensors))
+    for folder, ours, theirs in zip(folders, found, written, strict=True):
+        if ours != theirs:
+            raise InputError(describe("The expert's weights are not those that were written", where=folder,
+                                      got=ours, expected=theirs, cure="copy or train the expert again"))
+
+
+def _open_base(name: str, card: ExpertCard) -> Model:
+    """A base of any kind; its contents are checked before they are used."""
+    model = detect.open_model(name)
+    found = model.facts.get(elm.FACTS, {}).get("fingerprint") or streaming.fingerprint(model.tensors)
+    if found != card.base["fingerprint"]:
+        raise InputError(describe("The experts belong to another base", where=name, got=found,
+                                  expected=f"{card.base.get('name')} {card.base['fingerprint']}",
+                                  cure="give the base that they were trained on"))
+    model.check()
+    return model
+
+
+def plan_models(config: MergeConfig, options: MergeOptions) -> Plan:
+    """Opens and compares whole models of any kind that this program reads, by its own leaf names.
+
+    Raises:
+        InputError: models of unlike networks, vocabularies, leaves or dtypes.
+    """
+    _check_allowed(options, ("vocabularies", "dtypes"))
+    folders = [*config.models, *([config.base] if config.base else [])]
+    models = [detect.open_model(name) for name in folders]
+    first = models[0]
+    for other in models[1:]:
+        a, b = ({name: value for name, value in model.config.to_dict().items()
+                 if name not in merge_experts.NO_WEIGHTS} for model in (first, other))
+        if a != b:
+            raise InputError(describe(
+                "Models of unlike networks cannot be merged", where=f"{first.where} and {other.where}",
+                got="; ".join(f"{key}: {a[key]} and {b.get(key)}" for key in a if a[key] != b.get(key)),
+                expected="equal networks"))
+        if "vocabularies" not in options.allow and first.vocabulary != other.vocabulary:
+            raise InputError(describe(
+                "The models have different vocabularies", where=f"{first.where} and {other.where}",
+                expected="one vocabulary: row i of the embeddings must be one token in all",
+                cure="--allow vocabularies, if only unused parts of these files differ"))
+    alike.check_alike([model.tensors.specs for model in models], folders,
+                        dtypes="dtypes" not in options.allow)
+    with ThreadPoolExecutor(merge_files.default_workers()) as pool:
+        list(pool.map(lambda model: model.check(), models))
+    sources = [cast(TensorsSource(model.tensors), config.dtype) for model in models]
+    digests = {name: _model_digest(model) for name, model in zip(folders, models, strict=True)}
+    leaves = leaf_merges(config.recipe, sources[:len(config.models)], sources[-1] if config.base else None,
+                         config.models, [digests[name] for name in config.models],
+                         config.out_dtype or config.dtype)
+    return Plan(config, leaves, digests, model=models[folders.index(config.donor)])
+
+
+def _model_digest(model: Model) -> str:
+    """The fingerprint that the folder records, or that of its leaves."""
+    known = model.facts.get(elm.FACTS, {}).get("fingerprint")
+    return known or streaming.fingerprint(model.tensors)
+
+
+def _check_allowed(options: MergeOptions, known: Sequence[str]) -> None:
+    idle = [name for name in options.allow if name not in known]
+    if idle:
+        raise InputError(describe("This cannot be allowed here",
+                                  got=", ".join(f"--allow {name}" for name in idle),
+                                  expected=" or ".join(known) or "no --allow: experts must be alike"))
+
+
+def _merged_tensors(folder: epath.Path) -> streaming.StoredTensors:
+    """What lies in a workspace, by this program's leaf names."""
+    stored = dict(sorted(safetensors_files.open_tensors(folder).items()))
+    return streaming.StoredTensors(stored, {path: Origin(path) for path in stored})
+
+
+def write_model(plan: Plan, output: storage.PathLike, work: epath.Path, facts: Mapping[str, Any],
+                 options: MergeOptions) -> None:
+    """Writes an expert, or a model in the form that is asked for, from what lies in the workspace.
+
+    That is emptied when all of it was read, before the output gets its name: a kill leaves one of the two.
+    """
+    tensors = _merged_tensors(work)
+
+    def check() -> None:
+        merge_files.empty_workspace(work)
+
+    if plan.card is not None:
+        error = merge_experts.factorisation_error(plan.leaves)
+        metrics = {} if error is None else {"factorisation_error": error}
+        with storage.staged(output) as folder:
+            save_leaves_as_expert(folder, dataclasses.replace(plan.card, metrics=metrics), tensors, check)
+        return
+    model = dataclasses.replace(plan.model, tensors=tensors, check=check, facts={
+        **plan.model.facts, elm.FACTS: {"training": {"merged": dict(facts)}}}, beside={CARD_FILE: facts})
+    target = options.target or plan.model.kind
+    if target == "elm":
+        elm.write_elm(output, model)
+    elif target == "t5x":
+        t5x.write_t5x(output, model)
+    else:
+        hf.write_hf(output, model, max_shard_bytes=options.max_shard_bytes)

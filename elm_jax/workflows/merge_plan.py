@@ -1,0 +1,128 @@
+"""A merge of folders before it begins: what is asked for, and how every leaf comes about."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from elm_jax.errors import InputError, describe
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.formats.hf_files import DEFAULT_SHARD_BYTES
+from elm_jax.experts.formats.model import FLOAT_DTYPES, Model
+from elm_jax.merging.recipe import Recipe
+from elm_jax.merging.stream import CopiedLeaf, LeafMerge, Source
+from elm_jax.workflows import merge_files, merge_inputs
+from elm_jax.workflows.checks import check_choice, check_positive
+from elm_jax.workflows.choices import ALLOWED, MODEL_KINDS
+from elm_jax.workflows.merge_config import MergeConfig
+from elm_jax.workflows.merge_inputs import Checkpoint
+
+_PROCESS_BYTES = 3.2e8
+"""Of a process that has compiled and merged a small checkpoint; measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeOptions:
+    """How a merge is carried out.
+
+    Attributes:
+        allow: keys of `choices.ALLOWED`.
+        max_shard_bytes: most bytes of a file of weights.
+        workers: threads; None for one a core, at most 8.
+        quiet: no progress bar.
+        target: form of a whole model's folder, one of `choices.MODEL_KINDS`; None for the first model's.
+        expert_id: name of a merged expert; None makes one of its parents' names.
+        rank: of merged LoRA updates; None for what is exact, or the sum of the ranks.
+    """
+
+    allow: tuple[str, ...] = ()
+    max_shard_bytes: float = DEFAULT_SHARD_BYTES
+    workers: int | None = None
+    quiet: bool = False
+    target: str | None = None
+    expert_id: str | None = None
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.allow:
+            check_choice("difference to allow", name, ALLOWED)
+        check_positive(max_shard_bytes=self.max_shard_bytes)
+        check_positive(**{name: getattr(self, name) for name in ("workers", "rank")
+                          if getattr(self, name) is not None})
+        if self.target is not None:
+            check_choice("form of the result", self.target, MODEL_KINDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A merge that is ready to begin.
+
+    Attributes:
+        config: what is asked for.
+        leaves: `LeafMerge` and what is used as one, in the order in which they are written.
+        digests: of each parent and of the base, by their folders' names.
+        donor: of checkpoints of safetensors, the one whose config.json and tokenizer the result gets.
+        ties_heads: False if the result has a head of its own, and the donor's config says otherwise.
+        card: of a merged expert.
+        model: of whole models, the one whose config, vocabulary and facts the result gets.
+    """
+
+    config: MergeConfig
+    leaves: list[Any]
+    digests: dict[str, str]
+    donor: Checkpoint | None = None
+    ties_heads: bool = True
+    card: ExpertCard | None = None
+    model: Model | None = None
+
+    def summary(self, workers: int | None) -> dict[str, Any]:
+        """What the merge reads, writes and needs, without doing it."""
+        kept, each = zip(*(leaf.memory for leaf in self.leaves), strict=True)
+        count = workers or merge_files.default_workers()
+        return {
+            "method": self.config.method, "models": list(self.config.models), "base": self.config.base,
+            "num_leaves": len(self.leaves), "num_parameters": sum(leaf.size for leaf in self.leaves),
+            "bytes_to_read": sum(leaf.bytes_read for leaf in self.leaves),
+            "bytes_to_write": sum(leaf.size * leaf.dtype.itemsize for leaf in self.leaves),
+            "workers": count,
+            "memory_bytes": int(_PROCESS_BYTES + max(
+                (one + count * other for one, other in zip(kept, each, strict=True)), default=0)),
+            "notes": list(self.config.notes),
+            "leaves": [{"leaf": leaf.path, "shape": list(leaf.shape), "dtype": leaf.dtype.name,
+                        "bytes": leaf.size * leaf.dtype.itemsize} for leaf in self.leaves],
+        }
+
+
+def leaf_merges(recipe: Recipe, experts: Sequence[Source], base: Source | None, names: Sequence[str],
+                marks: Sequence[str], dtype: str | None) -> list[LeafMerge | CopiedLeaf]:
+    """How each leaf is merged, in the first expert's order.
+
+    Args:
+        recipe: weights and parameters of every leaf.
+        experts: with the same leaves.
+        base: None for none.
+        names: of the experts.
+        marks: their digests.
+        dtype: of the result; None for the first expert's.
+
+    Raises:
+        InputError: a filter that no leaf matches, or a setting that a leaf's method does not take.
+    """
+    paths = list(experts[0].specs)
+    unmatched = recipe.unmatched_filters(paths)
+    if unmatched:
+        raise InputError(describe("A filter matches no leaf", got="; ".join(unmatched),
+                                  expected=f"a part of names such as {', '.join(paths[:3])}"))
+    if not any(spec.dtype in FLOAT_DTYPES for spec in experts[0].specs.values()):
+        raise InputError(describe("There is nothing to merge", where=names[0],
+                                  got=f"{len(paths)} tensors, none of them of floating point"))
+    recipes = recipe.plan(paths)
+    all_sources, all_names = ((experts, names) if base is None
+                              else ([*experts, base], [*names, "the base"]))
+    return [LeafMerge(path, recipes[path], experts, base, names, dtype, marks)
+            if experts[0].specs[path].dtype in FLOAT_DTYPES
+            else CopiedLeaf(path, all_sources, all_names) for path in paths]
+
+
+def cast(source: Source, dtype: str | None) -> Source:
+    """The source, its values rounded to a type if there is one."""
+    return source if dtype is None else merge_inputs.CastSource(source, dtype)
