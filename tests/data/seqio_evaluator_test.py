@@ -160,7 +160,8 @@ def shares_of(mixture, drawn=DRAWN):
 
 
 @pytest.mark.parametrize(("cap", "t0_rates", "rates"), [
-    (1000, False, (500, 500, 771)),  # trec's two prompts share it, ropes' one has all its rows
+    # trec's two prompts share it, ropes' one has all its rows
+    pytest.param(1000, False, (500, 500, 771), marks=pytest.mark.slow),
     (3500, True, (3000, 3000, 771)),  # T0 leaves each prompt of a data set below its cap all rows
 ])
 def test_mixtures_draw_by_size_up_to_the_cap(cap, t0_rates, rates):

@@ -116,7 +116,8 @@ def test_a_population_in_one_program_scores_as_each_does_alone(kind, labelled):
         np.testing.assert_allclose(found, alone, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "labelled"), [("rank", True), ("generation", True)])
+@pytest.mark.parametrize(("kind", "labelled"), [
+    ("rank", True), pytest.param("generation", True, marks=pytest.mark.slow)])
 def test_a_mesh_changes_nothing(kind, labelled):
     function = jax.jit(jax.value_and_grad(objective(kind, labelled)))
     one = function(WEIGHTS, placed(kind, labelled))
@@ -129,7 +130,8 @@ def weights_of(method: str) -> np.ndarray:
     return WEIGHTS[:2] if method == "slerp" else WEIGHTS
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", [  # TIES has all of DARE's steps but the draw
+    pytest.param(method, marks=[pytest.mark.slow] * method.startswith("dare")) for method in methods.METHODS])
 def test_every_method_can_be_searched(method):
     function = dataclasses.replace(objective("rank"), method=method)
     data = placed("rank")

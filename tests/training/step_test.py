@@ -108,7 +108,8 @@ def spec_of(mesh: tuple[int, int], kind: str = "dataset", **changes) -> steps.St
     return steps.make_spec(**options)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("prompt", marks=pytest.mark.slow), "dataset"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["prompt", "dataset"])
 def test_fsdp_holds_an_eighth_of_parameters_and_optimizer_state(kind):
     """Over the data axis alone: whatever has an embed dimension is cut, optimiser rows included."""
     bytes_of = {

@@ -54,6 +54,7 @@ def losses(folder: pathlib.Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
+@pytest.mark.slow
 def test_training_from_the_cache_alone_is_as_from_seqio(world, rows, tmp_path, monkeypatch, capsys):
     pipeline = pytest.importorskip("elm_jax.data.pipeline")
     monkeypatch.setenv("ELM_DATA_DIR", str(rows))

@@ -112,7 +112,7 @@ def run(chosen: SearchConfig, own: Data | None = None):
                           mesh=sharding.make_mesh(1, 1))
 
 
-@pytest.mark.parametrize("kind", ["rank", "generation"])
+@pytest.mark.parametrize("kind", ["rank", pytest.param("generation", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("search", SEARCHES)
 def test_the_expert_whose_task_it_is_gets_the_largest_weight(search, kind):
     found = run(config(search=search), data(kind))
@@ -256,8 +256,9 @@ def family(form: str) -> list[Expert]:
 
 
 @pytest.mark.parametrize(("form", "method", "parameters"), [
-    ("adapter", "dare_ties", {"density": 0.5}), ("full", "ties", {"density": 0.3}), ("full", "slerp", {}),
-    ("lora", "mean", {}), ("lora", "task_arithmetic", {"scale": 0.7})])
+    pytest.param("adapter", "dare_ties", {"density": 0.5}, marks=pytest.mark.slow),
+    ("full", "ties", {"density": 0.3}), pytest.param("full", "slerp", {}, marks=pytest.mark.slow),
+    ("lora", "mean", {}), pytest.param("lora", "task_arithmetic", {"scale": 0.7}, marks=pytest.mark.slow)])
 def test_the_merged_expert_has_the_loss_that_the_search_saw(form, method, parameters):
     chosen = config(experts=("a", "b"), method=method, parameters=parameters, steps=1, population=4,
                     search="evolution", seed=1)
@@ -320,7 +321,7 @@ def test_where_the_weights_are_looked_for():
     assert config(method="task_arithmetic", parameters={"normalize": True}).space == "plane"
 
 
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+@pytest.mark.parametrize("method", [pytest.param("linear", marks=pytest.mark.slow), "task_arithmetic"])
 def test_weights_of_any_sign_are_searched_too(method):
     found = run(config(method=method, steps=4, learning_rate=0.1, l1=0.01))
     assert np.argmax(found.weights) == BEST and found.found.objective < found.found.start
