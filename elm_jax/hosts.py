@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax._src import distributed  # JAX has no public name for its key-value store
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from elm_jax.errors import LOST_PROCESS, InputError, RunError, describe
 from elm_jax.lifeline import Lifeline, give_time_before_abort, leave_process
@@ -330,9 +331,18 @@ def put(leaf: Any, where: jax.sharding.Sharding, *, own: bool = False) -> jax.Ar
 
 def whole(leaf: Any) -> np.ndarray:
     """An array's contents, also of one that lies on several processes (all must ask)."""
-    if is_spread(leaf):
+    if not is_spread(leaf):
+        return np.asarray(jax.device_get(leaf))
+    if not isinstance(leaf.sharding, NamedSharding):
         return np.asarray(multihost_utils.process_allgather(in_order(leaf), tiled=True))
-    return np.asarray(jax.device_get(leaf))
+    everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    found = in_order(jax.jit(_same, out_shardings=everywhere)(in_order(leaf)))
+    return np.asarray(found.addressable_data(0))
+
+
+def _same(leaf: jax.Array) -> jax.Array:
+    """A function of the module, so that its programs are remembered."""
+    return leaf
 
 
 def to_host(tree: Any) -> Any:

@@ -189,7 +189,7 @@ class LeafMerge:
         self._numbers = self._find_numbers(workers)
 
     def forget(self) -> None:
-        """Lets go of what `look` read."""
+        """Lets go of what `look` read; the memory waits for the next leaf, as long as the workers live."""
         self._read = self._read_source
 
     def rows(self, start: int, stop: int) -> np.ndarray:

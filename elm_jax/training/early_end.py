@@ -7,7 +7,7 @@ import math
 import jax
 import numpy as np
 
-from elm_jax import sharding
+from elm_jax import hosts, sharding
 from elm_jax.errors import InputError, describe
 from elm_jax.training import state as states
 from elm_jax.training.step import StepSpec, abstract_of, batch_loss
@@ -79,7 +79,8 @@ def validation_loss(loss_fn: jax.stages.Compiled, frozen: Params, overlay: Param
     """Loss a token over all batches, in nats; their sums are added in float64."""
     total = weight = 0.0
     for batch in batches:
-        sums = jax.device_get(loss_fn(frozen, overlay, sharding.put_batch(batch, spec.mesh)))
+        sums = jax.device_get(hosts.in_order(
+            loss_fn(frozen, overlay, sharding.put_batch(batch, spec.mesh))))
         total, weight = total + float(sums[0]), weight + float(sums[1])
     return total / weight if weight else math.nan
 

@@ -1,7 +1,7 @@
 """The training loop: the only place where steps meet clocks, signals and disks.
 
 Step n is dispatched before the metrics of step n - 1 are read, and the next batch is made while the
-devices work.
+devices work; but see `hosts.in_order` for several processes on CPUs.
 """
 
 import dataclasses

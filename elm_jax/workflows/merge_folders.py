@@ -146,10 +146,11 @@ def identity(plan: Plan, options: MergeOptions) -> dict[str, Any]:
     """What makes two merges the same: a run goes on only with what such a one left."""
     config = plan.config
     folders = [*config.models, *([config.base] if config.base else [])]
+    givers = [config.donor, config.tokenizer]
     return {"schema_version": SCHEMA_VERSION, "with_base": config.base is not None,
             "parents": [[name, plan.digests[name]] for name in folders],  # a list: their order counts
-            "files": [merge_inputs.changed_at(places.locate(name)) for name in folders],
-            "settings": settings_of(plan.leaves),
+            "files": [merge_inputs.changed_at(places.locate(name)) for name in [*folders, *givers]],
+            "donor_and_tokenizer": givers, "settings": settings_of(plan.leaves),
             "leaves": [[leaf.path, list(leaf.shape), leaf.dtype.name] for leaf in plan.leaves],
             "cast": config.dtype, "allow": sorted(options.allow), "rank": options.rank,
             "max_shard_bytes": options.max_shard_bytes}

@@ -84,8 +84,8 @@ class Plan:
             "bytes_to_read": sum(leaf.bytes_read for leaf in self.leaves),
             "bytes_to_write": sum(leaf.size * leaf.dtype.itemsize for leaf in self.leaves),
             "workers": count,
-            "memory_bytes": int(_PROCESS_BYTES + max(
-                (one + count * other for one, other in zip(kept, each, strict=True)), default=0)),
+            # The memory of a leaf that was kept whole is still there when others are merged.
+            "memory_bytes": int(_PROCESS_BYTES + max(kept, default=0) + count * max(each, default=0)),
             "notes": list(self.config.notes),
             "leaves": [{"leaf": leaf.path, "shape": list(leaf.shape), "dtype": leaf.dtype.name,
                         "bytes": leaf.size * leaf.dtype.itemsize} for leaf in self.leaves],

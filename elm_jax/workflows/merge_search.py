@@ -148,10 +148,11 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
     found = _run(config, objective, placed, len(experts))
     mean, uniform_mean = dataclasses.replace(objective, method="mean", l1=0.0, parameters=()), found.start
     # One expert's mean is the expert, which a sparsifying method would not give back.
-    alone = search.score_population(mean, np.eye(len(experts), dtype=np.float32), placed, config.at_once)
+    alone = hosts.whole(search.score_population(
+        mean, np.eye(len(experts), dtype=np.float32), placed, config.at_once))
     if mean != objective:
         equal = np.full((1, len(experts)), 1 / len(experts), np.float32)
-        uniform_mean = float(search.score_population(mean, equal, placed)[0])
+        uniform_mean = float(hosts.whole(search.score_population(mean, equal, placed))[0])
     report = {
         "schema_version": SCHEMA_VERSION, "task": config.task,
         "dataset": dataset_of(instances.split), "split": config.split,
@@ -164,7 +165,7 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
             "name": merge_objective.KINDS[instances.split.kind, config.labelled],
             "found": found.objective, "start": found.start,
             "uniform_mean": uniform_mean,
-            "alone": [float(value) for value in hosts.whole(alone)],
+            "alone": [float(value) for value in alone],
             "history": list(found.history), "evaluations": found.evaluations},
         "experts": [{"id": expert.card.id, "weight": weight}
                     for expert, weight in zip(experts, found.weights, strict=True)],

@@ -1,5 +1,6 @@
 """Real `elm` processes on this machine: one run of several, each with simulated devices of its own."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -65,9 +66,11 @@ class Run:
 
     def _standing(self) -> str:
         """What each process said last, and the stacks of its threads; ends them."""
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGBUS)  # Python's fault handler prints all stacks
+        alive = [process for process in self.processes if process.poll() is None]
+        for process in alive:  # all at once: the first one's end would be the others' end too
+            process.send_signal(signal.SIGBUS)  # Python's fault handler prints all stacks
+        for process in alive:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
         return "\n".join(f"== process {number}\n{self.said(number)[-6000:]}"
                          for number in range(len(self.processes)))

@@ -268,6 +268,32 @@ def test_a_cast_of_the_inputs_makes_another_merge(llama, monkeypatch, tmp_path):
     assert digests(tmp_path / "merged") == digests(tmp_path / "fresh")
 
 
+def test_another_donor_or_tokenizer_makes_another_merge(llama, monkeypatch, tmp_path):
+    """Killed when the output had its name: nobody gets it with another folder's files beside the weights."""
+    from elm_jax.workflows.merge_config import read_config
+
+    folders = made.experts_of(llama)
+    text = "merge_method: linear\nmodels:\n" + "".join(
+        f"- model: {folder}\n  parameters: {{weight: 1}}\n" for folder in folders)
+    for name, more in (("plain", ""), ("tokenizer", f"tokenizer_source: {folders[2]}\n"),
+                       ("donor", f"base_model: {folders[1]}\n")):
+        (tmp_path / f"{name}.yaml").write_text(text + more)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_files, "end_journal", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            merge_folders.merge_folders(read_config(tmp_path / "plain.yaml"), tmp_path / "merged", OPTIONS)
+    for name in ("tokenizer", "donor"):
+        with pytest.raises(InputError, match="exists already"):
+            merge_folders.merge_folders(read_config(tmp_path / f"{name}.yaml"), tmp_path / "merged", OPTIONS)
+    assert (tmp_path / "merged" / JOURNAL).exists()
+    merge_folders.merge_folders(read_config(tmp_path / "plain.yaml"), tmp_path / "merged", OPTIONS)
+    assert not (tmp_path / "merged" / JOURNAL).exists()
+
+
 def test_what_is_allowed_makes_another_merge(tmp_path, monkeypatch):
     """A head that is filled in from the embedding is another one than that of the base."""
     tied = peer.make_family(tmp_path / "families", "llama_tied", "float32")
