@@ -54,7 +54,9 @@ def members(what, folder, count=3):
     processes = [subprocess.Popen([sys.executable, "-c", MEMBER, str(number), str(count), what, str(folder)],
                                   text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   env=environment(1)) for number in range(count)]
-    while not all((folder / f"here{number}").exists() for number in range(count)):
+    # One that dies may end another before that one could say that it was here.
+    while not all((folder / f"here{number}").exists() or process.poll() is not None
+                  for number, process in enumerate(processes)):
         assert all(process.poll() in (None, 0, -9, 75, 2) for process in processes)
         time.sleep(0.02)
     start = time.monotonic()
