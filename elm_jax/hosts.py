@@ -322,9 +322,10 @@ def put(leaf: Any, where: jax.sharding.Sharding, *, own: bool = False) -> jax.Ar
         own: whether the result must share no buffer with `leaf`, because it will be donated.
     """
     if count() == 1 or is_spread(leaf):
+        leaf = in_order(leaf)
         if own:
-            leaf = in_order(jnp.array(in_order(leaf), copy=True))
-        return in_order(jax.device_put(in_order(leaf), where, may_alias=False if own else None))
+            leaf = in_order(jnp.array(leaf, copy=True))
+        return in_order(jax.device_put(leaf, where, may_alias=False if own else None))
     held = np.asarray(leaf)
     return jax.make_array_from_callback(held.shape, where, lambda index: np.array(held[index]))
 

@@ -47,9 +47,7 @@ def _word(value: Any) -> str:
 
 
 def merge(arguments: argparse.Namespace) -> None:
-    """`elm merge`: folders, by flags or by a config; or the best experts of a library for a task.
-
-    """
+    """`elm merge`: folders, by flags or by a config; or the best experts of a library for a task."""
     if arguments.search:
         _search(arguments)
         return

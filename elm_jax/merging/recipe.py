@@ -200,6 +200,13 @@ class Recipe:
             for rule in rules_of(setting)
             if rule.get("filter") not in (None, "*") and not any(rule["filter"] in leaf for leaf in leaves)))
 
+    def check_filters(self, leaves: Sequence[str]) -> None:
+        """Raises InputError if there are `unmatched_filters`."""
+        unmatched = self.unmatched_filters(leaves)
+        if unmatched:
+            raise InputError(describe("A filter matches no leaf", got="; ".join(unmatched),
+                                      expected=f"a part of names such as {', '.join(leaves[:3])}"))
+
     def _specs(self) -> dict[str, Parameter]:
         return {WEIGHT: PlainParameter(WEIGHT, per_expert=True), **{p.name: p for p in self.parameters}}
 

@@ -50,7 +50,7 @@ def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]
                     f"Experts of unlike {what} cannot be merged", where=f"{first.id} and {other.id}",
                     got=f"{left} and {right} ({_first_leaf(leaves[0], own)})", expected="the same for all"))
     alike.check_alike([{path: _without_rank(path, leaf, first) for path, leaf in own.items()}
-                         for own in leaves], [f"{card.id}#{n}" for n, card in enumerate(cards, start=1)])
+                       for own in leaves], [f"{card.id}#{n}" for n, card in enumerate(cards, start=1)])
 
 
 def _without_rank(path: str, leaf: Any, card: ExpertCard) -> Any:
@@ -110,10 +110,7 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[Source], base: S
     """
     names = [card.id for card in cards]
     paths = list(sources[0].specs)
-    unmatched = recipe.unmatched_filters(paths)
-    if unmatched:
-        raise InputError(describe("A filter matches no leaf", got="; ".join(unmatched),
-                                  expected=f"a part of names such as {', '.join(paths[:3])}"))
+    recipe.check_filters(paths)
     if base is None and methods.get_method(recipe.method).needs_base:
         raise methods.no_base(methods.get_method(recipe.method))
     if base is not None:

@@ -149,7 +149,8 @@ def identity(plan: Plan, options: MergeOptions) -> dict[str, Any]:
     givers = [config.donor, config.tokenizer]
     return {"schema_version": SCHEMA_VERSION, "with_base": config.base is not None,
             "parents": [[name, plan.digests[name]] for name in folders],  # a list: their order counts
-            "files": [merge_inputs.changed_at(places.locate(name)) for name in [*folders, *givers]],
+            "files": [merge_inputs.changed_at(places.locate(name))
+                      for name in dict.fromkeys((*folders, *givers))],
             "donor_and_tokenizer": givers, "settings": settings_of(plan.leaves),
             "leaves": [[leaf.path, list(leaf.shape), leaf.dtype.name] for leaf in plan.leaves],
             "cast": config.dtype, "allow": sorted(options.allow), "rank": options.rank,
@@ -175,7 +176,7 @@ def _write_rest(folder: epath.Path, plan: Plan, facts: Mapping[str, Any]) -> Non
     """What stands beside the weights: the donor's config and tokenizer, the card, the config of the merge."""
     storage.write_json(folder / CARD_FILE, facts)
     copied = {path.name: path for name in (plan.config.donor, plan.config.tokenizer)  # whose files come first
-              for path in merge_inputs.copied_files(merge_inputs.open_checkpoint(name).where)}
+              for path in merge_inputs.copied_files(places.locate(name))}
     for name, path in copied.items():
         storage.write_bytes(folder / name, path.read_bytes())
     if plan.config.source_text:

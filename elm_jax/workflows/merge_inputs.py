@@ -38,6 +38,7 @@ _VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.jso
 _UNIMPORTANT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_commit_hash",
                 "task_specific_params", "finetuning_task", "_attn_implementation_autoset")
 CARD_FILE = "merge.json"
+_WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE)
 _SAMPLES, _SAMPLE_BYTES, _SMALL = 256, 1 << 16, 1 << 18
 
 
@@ -165,9 +166,9 @@ def open_checkpoint(name: str) -> Checkpoint:
         InputError: no such folder, no safetensors in it, or a header that does not fit its file.
     """
     folder = places.locate(name)
-    files = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE)
-    if not any((folder / file).exists() for file in files):
-        raise InputError(describe("There are no safetensors here", where=folder, expected=" or ".join(files)))
+    if not is_checkpoint(name):
+        raise InputError(describe("There are no safetensors here", where=folder,
+                                  expected=" or ".join(_WEIGHTS)))
     config = {}
     if (folder / CONFIG_FILE).exists():
         config = storage.read_json(folder / CONFIG_FILE, kind=CONFIG_FILE, schema_version=None)
@@ -177,8 +178,7 @@ def open_checkpoint(name: str) -> Checkpoint:
 def is_checkpoint(name: str) -> bool:
     """Whether a folder, or what a hub name stands for, is one of safetensors."""
     folder = places.locate(name)
-    return any((folder / file).exists() for file in
-               (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE))
+    return any((folder / file).exists() for file in _WEIGHTS)
 
 
 def check_checkpoints(models: Sequence[Checkpoint], allow: Sequence[str],
@@ -238,10 +238,15 @@ def _check_vocabularies(models: Sequence[Checkpoint]) -> None:
     if kinds and not any(with_one <= names for names in kinds):
         faults.append("no file of a vocabulary is in all of them, and so they cannot be compared")
     if faults:
-        raise InputError(describe(
-            "The models have different vocabularies", where=models[0].where, got="; ".join(faults),
-            expected="one vocabulary: row i of the embeddings must be one token in all",
-            cure="--allow vocabularies, if only unused parts of these files differ"))
+        raise unlike_vocabularies(models[0].where, "; ".join(faults))
+
+
+def unlike_vocabularies(where: object, got: str | None = None) -> InputError:
+    """The error of models whose embeddings' rows are not the same tokens."""
+    return InputError(describe(
+        "The models have different vocabularies", where=where, got=got,
+        expected="one vocabulary: row i of the embeddings must be one token in all",
+        cure="--allow vocabularies, if only unused parts of these files differ"))
 
 
 def _digest(path: epath.Path) -> str:

@@ -16,7 +16,7 @@ from elm_jax.experts.overlay import read_card, save_leaves_as_expert
 from elm_jax.merging import alike
 from elm_jax.workflows import merge_experts, merge_files
 from elm_jax.workflows.merge_config import MergeConfig
-from elm_jax.workflows.merge_inputs import CARD_FILE, TensorsSource
+from elm_jax.workflows.merge_inputs import CARD_FILE, TensorsSource, unlike_vocabularies
 from elm_jax.workflows.merge_plan import MergeOptions, Plan, cast, leaf_merges
 from elm_jax.workflows.merge_settings import settings_of
 
@@ -59,7 +59,7 @@ def _check_fingerprints(folders: Sequence[epath.Path], tensors: Sequence[Tensors
 def _open_base(name: str, card: ExpertCard) -> Model:
     """A base of any kind; its contents are checked before they are used."""
     model = detect.open_model(name)
-    found = model.facts.get(elm.FACTS, {}).get("fingerprint") or streaming.fingerprint(model.tensors)
+    found = _model_digest(model)
     if found != card.base["fingerprint"]:
         raise InputError(describe("The experts belong to another base", where=name, got=found,
                                   expected=f"{card.base.get('name')} {card.base['fingerprint']}",
@@ -87,12 +87,9 @@ def plan_models(config: MergeConfig, options: MergeOptions) -> Plan:
                 got="; ".join(f"{key}: {a[key]} and {b.get(key)}" for key in a if a[key] != b.get(key)),
                 expected="equal networks"))
         if "vocabularies" not in options.allow and first.vocabulary != other.vocabulary:
-            raise InputError(describe(
-                "The models have different vocabularies", where=f"{first.where} and {other.where}",
-                expected="one vocabulary: row i of the embeddings must be one token in all",
-                cure="--allow vocabularies, if only unused parts of these files differ"))
+            raise unlike_vocabularies(f"{first.where} and {other.where}")
     alike.check_alike([model.tensors.specs for model in models], folders,
-                        dtypes="dtypes" not in options.allow)
+                      dtypes="dtypes" not in options.allow)
     with ThreadPoolExecutor(merge_files.default_workers()) as pool:
         list(pool.map(lambda model: model.check(), models))
     sources = [cast(TensorsSource(model.tensors), config.dtype) for model in models]
@@ -124,7 +121,7 @@ def _merged_tensors(folder: epath.Path) -> streaming.StoredTensors:
 
 
 def write_model(plan: Plan, output: storage.PathLike, work: epath.Path, facts: Mapping[str, Any],
-                 options: MergeOptions) -> None:
+                options: MergeOptions) -> None:
     """Writes an expert, or a model in the form that is asked for, from what lies in the workspace.
 
     That is emptied when all of it was read, before the output gets its name: a kill leaves one of the two.

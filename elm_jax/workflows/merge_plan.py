@@ -108,10 +108,7 @@ def leaf_merges(recipe: Recipe, experts: Sequence[Source], base: Source | None, 
         InputError: a filter that no leaf matches, or a setting that a leaf's method does not take.
     """
     paths = list(experts[0].specs)
-    unmatched = recipe.unmatched_filters(paths)
-    if unmatched:
-        raise InputError(describe("A filter matches no leaf", got="; ".join(unmatched),
-                                  expected=f"a part of names such as {', '.join(paths[:3])}"))
+    recipe.check_filters(paths)
     if not any(spec.dtype in FLOAT_DTYPES for spec in experts[0].specs.values()):
         raise InputError(describe("There is nothing to merge", where=names[0],
                                   got=f"{len(paths)} tensors, none of them of floating point"))
