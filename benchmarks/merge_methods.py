@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 import elm_jax as elm
-from elm_jax import sharding
 from elm_jax.evaluation.cells import Cell, macro_mean
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.experts.overlay import Expert
 from elm_jax.merging.methods import METHODS
+from elm_jax.runtime import sharding
 from elm_jax.workflows.merge_search import SearchConfig, search_weights
 
 logger = logging.getLogger("elm_jax.benchmarks")

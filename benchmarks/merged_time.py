@@ -15,10 +15,10 @@ import jax
 from train_step import add_flags, in_turn, report
 
 import elm_jax as elm
-from elm_jax import sharding
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.experts.base import Base
 from elm_jax.experts.overlay import Expert
+from elm_jax.runtime import sharding
 
 MERGED = pathlib.Path("merged", "merged_dataset_experts")
 

@@ -21,12 +21,12 @@ from accelerator import NO_END, Shapes, ceilings, forward_flops
 from stacked import ALL_SHAPES
 from train_step import machine
 
-from elm_jax import trees
 from elm_jax.evaluation.rank import score_choices
 from elm_jax.evaluation.stacked import greedy_mixed, score_mixed
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Network
 from elm_jax.models.decode import greedy
+from elm_jax.runtime import trees
 
 
 def programs(shapes: Shapes, dtype: str, experts: int) -> dict[str, tuple]:

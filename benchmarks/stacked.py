@@ -21,9 +21,9 @@ import numpy as np
 from accelerator import SHAPES, Shapes, ceilings, make_batch, step_flops
 from train_step import SMALL, machine
 
-from elm_jax import sharding, trees
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Network
+from elm_jax.runtime import sharding, trees
 from elm_jax.training import stacked
 from elm_jax.training.losses import LossConfig
 from elm_jax.training.optimizers import OptimizerConfig

@@ -21,9 +21,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from elm_jax import sharding, trees
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Config, T5Network
+from elm_jax.runtime import sharding, trees
 from elm_jax.training.losses import LossConfig
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import create_state

@@ -13,7 +13,7 @@ TensorFlow are imported only where SeqIO is asked for a task, or rows of TFDS ar
 
 from typing import TYPE_CHECKING
 
-from elm_jax import lazy
+from elm_jax.runtime import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says the same
     # Experts and what they stand on.

@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from elm_jax import lazy, search_flags
+from elm_jax import search_flags
 from elm_jax.merging.methods import METHODS, PARAMETERS
+from elm_jax.runtime import lazy
 from elm_jax.workflows.choices import ALLOWED, DTYPES, EXPERT_KINDS, LAYOUTS, MODEL_KINDS
 
 GIN_PREFIX = "--gin."

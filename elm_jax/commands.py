@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax import config as config_lib
-from elm_jax import plan_commands, preemption, storage
+from elm_jax import plan_commands
 from elm_jax.printing import print_json, print_table
+from elm_jax.runtime import preemption, storage
 from elm_jax.workflows import farm as farming
 from elm_jax.workflows import run_record
 from elm_jax.workflows import study as studying

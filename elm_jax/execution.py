@@ -10,8 +10,8 @@ import time
 import traceback
 from typing import Any
 
-from elm_jax import hosts, lazy, preemption
 from elm_jax.errors import ElmError
+from elm_jax.runtime import hosts, lazy, preemption
 
 LOSS_SECONDS = 3.0
 

@@ -6,11 +6,11 @@ import logging
 from rich.console import Console
 from rich.table import Table
 
-from elm_jax import hosts, sharding, storage
 from elm_jax.data import registry
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import load_base
 from elm_jax.printing import print_json, print_table
+from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.task_commands import modules_of
 from elm_jax.workflows import convert as converting
 from elm_jax.workflows import evaluate as evaluating

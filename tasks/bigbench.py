@@ -12,10 +12,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from elm_jax import storage
 from elm_jax.data import registry, sources
 from elm_jax.data.templates import PromptTemplate
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 

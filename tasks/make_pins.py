@@ -9,8 +9,8 @@ import os
 
 from elm_jax.tasks import facts, pins
 
-from elm_jax import storage
 from elm_jax.data import registry, templates
+from elm_jax.runtime import storage
 
 
 def main() -> None:

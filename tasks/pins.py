@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Mapping
 
-from elm_jax import storage
+from elm_jax.runtime import storage
 
 FILE = os.path.join(os.path.dirname(__file__), "pinned_templates.json")
 HEAD, PACKAGE, OWN = "promptsource 7dab96a3ee", "promptsource 0.2.3", "elm_jax 1"

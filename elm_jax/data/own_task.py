@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from elm_jax import storage
 from elm_jax.data import registry
 from elm_jax.data.prompted_task import RowReader
 from elm_jax.data.sources import OwnFile
 from elm_jax.data.templates import SEPARATOR, PromptTemplate
 from elm_jax.errors import InputError, describe
-from elm_jax.storage import PathLike
+from elm_jax.runtime import storage
+from elm_jax.runtime.storage import PathLike
 
 PromptFunction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a row to ``inputs``, ``targets`` and, to be ranked, ``choices``: texts, and a list of texts."""

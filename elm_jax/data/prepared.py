@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax import storage
 from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 SCHEMA_VERSION = 1
 KINDS = ("rank", "generation")

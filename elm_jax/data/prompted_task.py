@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from elm_jax import storage
 from elm_jax.data import cached_p3, sources, templates
 from elm_jax.data.row_checks import RowChecks, ready_prompt
 from elm_jax.data.templates import PromptTemplate, Rendered
 from elm_jax.errors import InputError, describe
-from elm_jax.storage import PathLike
+from elm_jax.runtime import storage
+from elm_jax.runtime.storage import PathLike
 
 RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
 """From the name of a split to its rows: the same ones as long as the process runs, so that what is known of

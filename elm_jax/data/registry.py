@@ -14,7 +14,6 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from elm_jax import storage
 from elm_jax.data import cached_p3, sources, templates
 from elm_jax.data.prepared import KINDS
 from elm_jax.data.prompted_task import (  # the registry's words are this module's too
@@ -27,7 +26,8 @@ from elm_jax.data.prompted_task import (  # the registry's words are this module
 )
 from elm_jax.data.templates import PromptTemplate
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.storage import PathLike
+from elm_jax.runtime import storage
+from elm_jax.runtime.storage import PathLike
 
 __all__ = [
     "EVALUATION_ONLY",

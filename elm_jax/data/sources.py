@@ -22,11 +22,11 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.data import tfds_rows
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import jinja2
 import jinja2.meta
 import yaml
 
-from elm_jax import storage
 from elm_jax.data import sandbox
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.runtime import storage
 
 SEPARATOR = "|||"
 """Stands between input and target, and between answer choices."""

@@ -18,9 +18,9 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 TFDS_DIR_VARIABLE = "ELM_TFDS_DIR"
 _HEAD = "dataset_info.json"

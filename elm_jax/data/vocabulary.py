@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from elm_jax import storage
 from elm_jax.data import tokenizer_files
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 EXTRA_IDS = 100

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from elm_jax import hosts, sharding
 from elm_jax.data.batches import choose_bucket, make_choice_batch, pad, trim
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.templates import dataset_path
@@ -18,6 +17,7 @@ from elm_jax.evaluation import generate, metrics, rank
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
 from elm_jax.evaluation.settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.models.t5 import T5Network
+from elm_jax.runtime import hosts, sharding
 from elm_jax.types import Params
 
 __all__ = ["EvaluationSettings", "ResultsStore", "TaskResult", "evaluate_task"]

@@ -1,9 +1,9 @@
 """Greedy generation as text."""
 
-from elm_jax import hosts
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import T5Network
+from elm_jax.runtime import hosts
 from elm_jax.types import Array, Params
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 SCHEMA_VERSION = 2
 """Since 2 a row holds ``num_cut`` and ``source_length``, a ranked prediction ``label``."""

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import hosts, sharding, trees
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
@@ -20,6 +19,7 @@ from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.decode import greedy
 from elm_jax.models.many import GroupedNetwork, Many, gather
 from elm_jax.models.t5 import T5Network
+from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.types import Array, Params
 
 

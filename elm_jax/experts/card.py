@@ -1,11 +1,11 @@
 """The card of an expert: what it is, where it comes from, which base it fits."""
 
 import dataclasses
-import datetime
 import re
 from typing import Any
 
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime.storage import utc_now
 
 SCHEMA_VERSION = 1
 KINDS = ("prompt", "dataset", "multitask", "merged")
@@ -113,8 +113,3 @@ class ExpertCard:
         except InputError as error:
             raise InputError(describe("The expert's card is not valid", where=where,
                                       got=str(error))) from error
-
-
-def utc_now() -> str:
-    """The time now, UTC, ISO 8601 to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models import sentence_encoder
 from elm_jax.routing.embed import Encoder, TfidfEncoder, check_encoder, sha256_of
+from elm_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 BUCKETS = (32, 64, 128, 256, 512)

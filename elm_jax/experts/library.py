@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.encoders import load_encoder, save_encoder
@@ -18,6 +17,7 @@ from elm_jax.experts.overlay import Expert, copy_expert, load_expert
 from elm_jax.routing.embed import Encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
+from elm_jax.runtime import storage
 
 _KEYS = re.compile(r"\d{6,}")
 

@@ -8,7 +8,6 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from elm_jax import hosts, sharding, storage, tree_files, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
@@ -16,6 +15,7 @@ from elm_jax.experts.formats import elm
 from elm_jax.experts.formats.model import Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
 from elm_jax.types import Array, Params
 
 

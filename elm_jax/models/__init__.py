@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from elm_jax import lazy
+from elm_jax.runtime import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says the same
     from elm_jax.models.decode import greedy

@@ -10,7 +10,7 @@ from elm_jax.models.adapter import LowRank
 from elm_jax.models.layers import Dense, Initializer, fan_in_normal, stream
 from elm_jax.models.recompute import recomputed
 from elm_jax.models.t5_config import AdapterConfig
-from elm_jax.sharding import constrain
+from elm_jax.runtime.sharding import constrain
 from elm_jax.types import Array
 
 KeysValues = tuple[Array, Array]

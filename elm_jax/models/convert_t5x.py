@@ -12,10 +12,10 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
-from elm_jax import trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.runtime import trees
 
 Shape = tuple[int, ...]
 BUCKETS, MAX_DISTANCE = 32, 128

@@ -16,7 +16,7 @@ import numpy as np
 from flax.linen.partitioning import param_with_axes
 
 from elm_jax.models.recompute import recomputed
-from elm_jax.sharding import constrain
+from elm_jax.runtime.sharding import constrain
 from elm_jax.types import Array
 
 RMS_EPSILON = 1e-6

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from elm_jax import trees
 from elm_jax.models.t5 import Cache, T5Network
+from elm_jax.runtime import trees
 from elm_jax.types import Array, Params
 
 Many = tuple[Params, Params]

@@ -18,8 +18,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage, trees
 from elm_jax.types import Array, FlatParams, Params
 
 CONFIG_FILE = "config.json"

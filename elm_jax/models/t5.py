@@ -10,12 +10,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from elm_jax import sharding, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models import layer_stack
 from elm_jax.models.layer_stack import Layout
 from elm_jax.models.t5_config import AdapterConfig, T5Config
 from elm_jax.models.transformer import Cache, Transformer
+from elm_jax.runtime import sharding, trees
 from elm_jax.types import Array, Batch, Params
 
 __all__ = ["AdapterConfig", "Cache", "Layout", "T5Config", "T5Network", "shift_right"]

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.runtime.config_checks import LARGEST_DIMENSION, check_dimension
 
 ACTIVATIONS = ("gelu", "linear", "relu")
 DTYPES = ("bfloat16", "float32")
@@ -38,10 +39,10 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         if self.bottleneck is not None:
-            _check_int("AdapterConfig.bottleneck", self.bottleneck)
+            check_dimension("AdapterConfig.bottleneck", self.bottleneck)
         if self.kind not in ADAPTER_KINDS:
             raise unknown_name("kind of adapter", str(self.kind), ADAPTER_KINDS, "AdapterConfig.kind")
-        _check_int("AdapterConfig.rank", self.rank)
+        check_dimension("AdapterConfig.rank", self.rank)
         alpha = self.alpha
         number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
         if alpha is not None and not (number and alpha > 0):
@@ -104,8 +105,8 @@ class T5Config:
         if isinstance(self.mlp_activations, list):
             object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for name in _DIMENSIONS:
-            _check_int(f"T5Config.{name}", getattr(self, name), _LARGEST.get(name, _LARGEST_DIMENSION))
-        _check_int("T5Config.num_heads * T5Config.head_dim", self.num_heads * self.head_dim)
+            check_dimension(f"T5Config.{name}", getattr(self, name), _LARGEST.get(name, LARGEST_DIMENSION))
+        check_dimension("T5Config.num_heads * T5Config.head_dim", self.num_heads * self.head_dim)
         self._check_choices()
         self._check_buckets()
 
@@ -233,19 +234,8 @@ _REQUIRED = (
 _DIMENSIONS = (
     *_REQUIRED, "relative_attention_num_buckets", "relative_attention_max_distance"
 )
-
-
-_LARGEST_DIMENSION = 2**24
 _LARGEST = {"num_encoder_layers": 1024, "num_decoder_layers": 1024}
 """A config that asks for more is damaged: the network is refused before anybody tries to build it."""
-
-
-def _check_int(where: str, value: object, largest: int = _LARGEST_DIMENSION) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise InputError(
-            describe("A dimension is wrong", where=where, got=repr(value)[:200],
-                     expected=f"a whole number from 1 to {largest}")
-        )
 
 
 def _wrong(field: str, value: object, expected: str) -> InputError:

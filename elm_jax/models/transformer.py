@@ -24,7 +24,7 @@ from elm_jax.models.layers import (
     RMSNorm,
 )
 from elm_jax.models.t5_config import T5Config
-from elm_jax.sharding import constrain
+from elm_jax.runtime.sharding import constrain
 from elm_jax.types import Array
 
 Cache = dict[str, Any]

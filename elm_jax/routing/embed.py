@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

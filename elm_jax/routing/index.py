@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.embed import Encoder, check_encoder
 from elm_jax.routing.text import FORMATS
+from elm_jax.runtime import storage, trees
 from elm_jax.types import Array
 
 SCHEMA_VERSION = 1

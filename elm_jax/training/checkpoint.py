@@ -15,8 +15,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from elm_jax import hosts, storage, trees
 from elm_jax.errors import InputError, RunError, describe
+from elm_jax.runtime import hosts, storage, trees
 from elm_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import math
 import jax
 import numpy as np
 
-from elm_jax import hosts, sharding
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import hosts, sharding
 from elm_jax.training import state as states
 from elm_jax.training.step import StepSpec, abstract_of, batch_loss
 from elm_jax.types import Array, Batch, Params

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 _PLAIN_SECONDS = 15.0
 _TERMINAL_SECONDS = 0.2

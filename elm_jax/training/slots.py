@@ -7,8 +7,8 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
-from elm_jax import hosts
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import hosts
 from elm_jax.training.early_end import EarlyEnd, Patience
 from elm_jax.training.loop import Stream
 from elm_jax.training.metrics import MetricsLog, StatusLine

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from elm_jax import hosts, sharding
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import hosts, sharding
 from elm_jax.training import state as states
 from elm_jax.training.state import TrainState
 from elm_jax.training.step import StepSpec, abstract_of, compiler_options, train_step

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import hosts, preemption, sharding, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5 import T5Network
-from elm_jax.sharding import Rules
+from elm_jax.runtime import hosts, preemption, sharding, trees
+from elm_jax.runtime.sharding import Rules
 from elm_jax.training import stacked
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints

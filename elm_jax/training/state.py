@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import hosts, sharding, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.models import layer_stack
 from elm_jax.models.t5 import T5Network
-from elm_jax.sharding import Rules
+from elm_jax.runtime import hosts, sharding, trees
+from elm_jax.runtime.sharding import Rules
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
 from elm_jax.types import Array, Params
 

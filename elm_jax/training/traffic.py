@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from elm_jax import sharding, trees
 from elm_jax.models.t5 import T5Network
-from elm_jax.sharding import Axes, Rules
+from elm_jax.runtime import sharding, trees
+from elm_jax.runtime.sharding import Axes, Rules
 from elm_jax.training.hlo import ring_bytes
 from elm_jax.types import Params
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.formats import adapters, detect, elm, hf, streaming, t5x
 from elm_jax.experts.formats.model import Index, Origin, Tensors
 from elm_jax.experts.formats.sources import Source, open_source
 from elm_jax.experts.overlay import save_leaves_as_expert, write_expert
+from elm_jax.runtime import staging, storage, trees
+from elm_jax.runtime.config_checks import check_choice, check_positive
 from elm_jax.workflows import t5x_expert, verify
-from elm_jax.workflows.checks import check_choice, check_positive
 from elm_jax.workflows.choices import DTYPES, LAYOUTS
 
 logger = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         InputError: a fault of the source, found before anything is written; the target is taken.
         RunError: the disk is full; the two models do not compute the same.
     """
-    storage.check_free(config.target)
+    staging.check_free(config.target)
     if config.verify and storage.is_local(config.target):
-        storage.check_free(unverified(config.target))
+        staging.check_free(unverified(config.target))
     found = open_named(config)
     check_dtype(found, config)
     # An expert's leaves are float32, as `elm train` saves them.
@@ -197,11 +197,11 @@ def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
     """Writes what was opened as the kind that is asked for; returns each leaf's new place."""
     model, expert = source.model, source.expert
     if config.target_kind == "elm" and expert is not None:
-        with storage.staged(config.target) as target:
+        with staging.staged(config.target) as target:
             write_expert(target, expert)
         return {path: Origin(path) for path in trees.flatten(expert.overlay)}
     if writes_full_expert(source, config):
-        with storage.staged(config.target) as target:
+        with staging.staged(config.target) as target:
             save_leaves_as_expert(target, source.card, model.tensors, model.check)
         return {path: Origin(path) for path in model.tensors.specs}
     if config.target_kind == "elm":

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 from jax.sharding import Mesh
 
-from elm_jax import hosts, preemption, sharding, storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult, evaluate_task
@@ -16,6 +15,7 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.models.t5 import T5Network
+from elm_jax.runtime import hosts, preemption, sharding, storage, trees
 from elm_jax.types import Params
 from elm_jax.workflows.merge_search import warn_of_searched_rows
 from elm_jax.workflows.task_data import TaskData

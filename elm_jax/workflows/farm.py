@@ -19,14 +19,14 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from elm_jax import hosts, preemption, sharding, storage
 from elm_jax.data import sources
 from elm_jax.errors import LOST_PROCESS, ElmError, InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import hosts, preemption, sharding, storage
+from elm_jax.runtime.leases import Attempt, Lease, Leases
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.workflows.leases import Attempt, Lease, Leases
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.train import TrainConfig, task_data, train
 

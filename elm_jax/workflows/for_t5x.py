@@ -18,12 +18,12 @@ import jax
 import optax
 from flax import traverse_util
 
-from elm_jax import trees
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.rank import accuracy_of_scores
 from elm_jax.experts.formats import checks
 from elm_jax.experts.formats import t5x as t5x_format
 from elm_jax.experts.overlay import is_adapter_leaf, trained_leaves
+from elm_jax.runtime import trees
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
 from elm_jax.types import Params
 from elm_jax.workflows.t5x_expert import (

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax import hosts, storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.formats.streaming import ArrayTensors
@@ -16,6 +15,7 @@ from elm_jax.experts.overlay import Expert, check_base, write_expert
 from elm_jax.merging import methods
 from elm_jax.merging.recipe import Recipe
 from elm_jax.routing.vote import RoutingDecision
+from elm_jax.runtime import hosts, staging, storage, trees
 from elm_jax.workflows import merge_experts, merge_files
 from elm_jax.workflows.merge_inputs import TensorsSource
 from elm_jax.workflows.merge_settings import settings_of
@@ -51,7 +51,7 @@ def merge(
             or parameters that do not fit, a value that is not finite, or an output that is taken.
     """
     if output is not None:
-        storage.check_free(output)
+        staging.check_free(output)
     if isinstance(experts, ExpertLibrary):
         if decision is None:
             raise InputError(describe("Merging from a library needs a routing decision"))
@@ -86,7 +86,7 @@ def merge(
 
 
 def _save(output: storage.PathLike, expert: Expert) -> None:
-    with storage.staged(output) as folder:
+    with staging.staged(output) as folder:
         write_expert(folder, expert)
 
 

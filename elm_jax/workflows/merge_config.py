@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elm_jax import storage
 from elm_jax.errors import unknown_name
 from elm_jax.merging.recipe import WEIGHT, Recipe, Region, Scope
 from elm_jax.merging.settings import PlainParameter, Setting, check_setting, map_setting
+from elm_jax.runtime import storage
 from elm_jax.workflows.merge_parts import (
     Part,
     Settings,

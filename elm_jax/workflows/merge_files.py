@@ -15,10 +15,10 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from elm_jax import storage
 from elm_jax.experts.formats.model import TensorSpec
 from elm_jax.experts.formats.shards_in_place import ShardsInPlace
 from elm_jax.merging.stream import LeafMerge
+from elm_jax.runtime import staging, storage
 
 logger = logging.getLogger(__name__)
 JOURNAL = "merge.journal"
@@ -79,7 +79,7 @@ def has_journal_of(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
 
 def empty_workspace(folder: epath.Path) -> None:
     """Removes all that `write_merged` wrote, its journal last."""
-    storage.empty(folder, keep=(JOURNAL,))
+    staging.empty(folder, keep=(JOURNAL,))
     end_journal(folder)
 
 
@@ -103,10 +103,10 @@ def _open_journal(files: ShardsInPlace, identity: Mapping[str, Any]) -> set[str]
     """
     path, lines = files.folder / JOURNAL, _journal_lines(files.folder)
     same = lines[:1] == [_line(identity)]
-    storage.empty(files.folder, keep=(JOURNAL, *(files.files if same else ())))
+    staging.empty(files.folder, keep=(JOURNAL, *(files.files if same else ())))
     done = sorted(_names(lines[1:]) & files.held()) if same else []
     storage.write_text(path, "".join(f"{_line(value)}\n" for value in (identity, *done)))
-    storage.sync_names(files.folder)
+    staging.sync_names(files.folder)
     return set(done)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.card import utc_now
 from elm_jax.experts.formats import places
 from elm_jax.experts.formats.hf_files import CONFIG_FILE, main_dtype
+from elm_jax.runtime import staging, storage
+from elm_jax.runtime.storage import utc_now
 from elm_jax.workflows import merge_files, merge_inputs
 from elm_jax.workflows.merge_config import MergeConfig
 from elm_jax.workflows.merge_inputs import CARD_FILE, StoredSource
@@ -107,18 +107,18 @@ def merge_folders(config: MergeConfig, output: storage.PathLike,
     start = time.monotonic()
     whole = (storage.as_path(output) / merge_files.JOURNAL).exists()  # killed when only its journal was left
     if not whole:
-        storage.check_free(output)
+        staging.check_free(output)
     plan = plan_merge(config, options)
     facts = make_facts(plan)
     if whole:
         facts = _finished_before(storage.as_path(output), identity(plan, options))
     elif plan.donor is not None:
-        with storage.resumable(output, merge_files.JOURNAL) as folder:
+        with staging.resumable(output, merge_files.JOURNAL) as folder:
             _write_leaves(folder, plan, options)
             _write_rest(folder, plan, facts)
         merge_files.end_journal(storage.as_path(output))
     else:
-        with storage.workspace(f"{str(output).rstrip('/')}.merging", merge_files.JOURNAL) as folder:
+        with staging.workspace(f"{str(output).rstrip('/')}.merging", merge_files.JOURNAL) as folder:
             _write_leaves(folder, plan, options)
             _models().write_model(plan, output, folder, facts, options)
     return {**facts, "output": str(output), "seconds": round(time.monotonic() - start, 3)}
@@ -131,7 +131,7 @@ def _finished_before(output: epath.Path, wanted: Mapping[str, Any]) -> dict[str,
         InputError: it is of another merge.
     """
     if not merge_files.has_journal_of(output, wanted):
-        storage.check_free(output)
+        staging.check_free(output)
     facts = storage.read_json(output / CARD_FILE, kind="card of a merge", schema_version=SCHEMA_VERSION)
     merge_files.end_journal(output)
     return facts

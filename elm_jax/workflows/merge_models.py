@@ -7,13 +7,13 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.formats import detect, elm, hf, safetensors_files, streaming, t5x
 from elm_jax.experts.formats.model import Model, Origin, Tensors
 from elm_jax.experts.overlay import read_card, save_leaves_as_expert
 from elm_jax.merging import alike
+from elm_jax.runtime import staging, storage
 from elm_jax.workflows import merge_experts, merge_files
 from elm_jax.workflows.merge_config import MergeConfig
 from elm_jax.workflows.merge_inputs import CARD_FILE, TensorsSource, unlike_vocabularies
@@ -134,7 +134,7 @@ def write_model(plan: Plan, output: storage.PathLike, work: epath.Path, facts: M
     if plan.card is not None:
         error = merge_experts.factorisation_error(plan.leaves)
         metrics = {} if error is None else {"factorisation_error": error}
-        with storage.staged(output) as folder:
+        with staging.staged(output) as folder:
             save_leaves_as_expert(folder, dataclasses.replace(plan.card, metrics=metrics), tensors, check)
         return
     model = dataclasses.replace(plan.model, tensors=tensors, check=check, facts={

@@ -10,8 +10,8 @@ from elm_jax.experts.formats.hf_files import DEFAULT_SHARD_BYTES
 from elm_jax.experts.formats.model import FLOAT_DTYPES, Model
 from elm_jax.merging.recipe import Recipe
 from elm_jax.merging.stream import CopiedLeaf, LeafMerge, Source
+from elm_jax.runtime.config_checks import check_choice, check_positive
 from elm_jax.workflows import merge_files, merge_inputs
-from elm_jax.workflows.checks import check_choice, check_positive
 from elm_jax.workflows.choices import ALLOWED, MODEL_KINDS
 from elm_jax.workflows.merge_config import MergeConfig
 from elm_jax.workflows.merge_inputs import Checkpoint

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from elm_jax import hosts, sharding, storage, trees
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.templates import dataset_path
@@ -30,6 +29,7 @@ from elm_jax.merging import low_rank, methods, search
 from elm_jax.merging.search import Found
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.runtime import hosts, sharding, staging, storage, trees
 from elm_jax.types import Params
 from elm_jax.workflows.merge import merge
 from elm_jax.workflows.merge_experts import DOWN, UP, is_low_rank
@@ -256,7 +256,7 @@ def search_and_merge(config: SearchConfig, output: storage.PathLike, *, base: Ba
         InputError: as for `search_weights`, or the output exists; nothing is written then.
         RunError: an objective that is not finite.
     """
-    storage.check_free(output)
+    staging.check_free(output)
     base = base or load_base(config.base)
     experts = list(experts or map(load_expert, config.experts))
     result = search_weights(config, base=base, experts=experts, data=data, mesh=mesh)
@@ -268,7 +268,7 @@ def search_and_merge(config: SearchConfig, output: storage.PathLike, *, base: Ba
     merged = dataclasses.replace(merged, card=card, path=str(output))
 
     def save() -> None:
-        with storage.staged(output) as folder:
+        with staging.staged(output) as folder:
             storage.write_json(folder / REPORT, result.report)
             write_expert(folder, merged)  # its marker comes last
 

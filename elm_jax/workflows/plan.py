@@ -12,12 +12,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from elm_jax import sharding, trees
 from elm_jax.data import batches
 from elm_jax.errors import RunError, describe
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import sharding, trees
 from elm_jax.training import hlo, traffic
 from elm_jax.training import state as states
 from elm_jax.training import step as steps

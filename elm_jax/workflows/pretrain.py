@@ -15,7 +15,6 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from elm_jax import hosts, sharding, storage, trees
 from elm_jax.data.cursor import TrainStream
 from elm_jax.data.pretraining import PretrainingSource
 from elm_jax.data.registry import import_module
@@ -25,10 +24,11 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import hosts, sharding, storage, trees
+from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.loop import train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows import run_record
-from elm_jax.workflows.checks import check_positive, check_types
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import plots, report
 from elm_jax.evaluation.answers import read_answers
@@ -18,6 +17,7 @@ from elm_jax.evaluation.cells import Cell, Matrix, cell_of
 from elm_jax.evaluation.evaluator import ResultsStore
 from elm_jax.evaluation.groups import BENCHMARKS
 from elm_jax.evaluation.study_table import study_table, target_tasks
+from elm_jax.runtime import storage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from elm_jax import storage
 from elm_jax.data import sources
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide
+from elm_jax.runtime import storage
 
 
 def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], *, num_queries: int = 32,

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from elm_jax import storage
+from elm_jax.runtime import storage
 
 PACKAGES = ("elm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqio",
             "tensorflow", "sentencepiece")

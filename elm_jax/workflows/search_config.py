@@ -6,7 +6,7 @@ import re
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.settings import EvaluationSettings
 from elm_jax.merging import methods
-from elm_jax.workflows.checks import check_choice, check_positive, check_range, check_types
+from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.choices import SEARCHES
 
 

@@ -11,9 +11,9 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from elm_jax import storage
 from elm_jax.data import sources
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.runtime import storage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe, in_short, unknown_name
+from elm_jax.runtime import storage
 
 
 @dataclasses.dataclass(frozen=True)

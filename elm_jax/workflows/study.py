@@ -11,14 +11,14 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax import hosts, sharding, storage
 from elm_jax.data import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
-from elm_jax.preemption import Stopped
+from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows import merge as merging
 from elm_jax.workflows import report as reporting
 from elm_jax.workflows import run_record, study_checks, study_routing

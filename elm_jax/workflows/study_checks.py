@@ -6,12 +6,12 @@ import logging
 import jax
 from jax.sharding import Mesh
 
-from elm_jax import sharding, storage
 from elm_jax.data import registry
 from elm_jax.data.sources import DATA_DIR_VARIABLE
 from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.evaluation.groups import BENCHMARKS
+from elm_jax.runtime import sharding, storage
 from elm_jax.workflows.study_config import StudyConfig
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from typing import Any
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.workflows.checks import check_positive, check_types
 
 
 @dataclasses.dataclass(frozen=True)

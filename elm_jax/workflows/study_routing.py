@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax import storage
 from elm_jax.data import registry
 from elm_jax.experts.encoders import find_minilm, make_encoder
 from elm_jax.experts.library import ExpertLibrary
@@ -14,6 +13,7 @@ from elm_jax.routing.embed import Encoder, TfidfEncoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide
+from elm_jax.runtime import storage
 from elm_jax.workflows.build_library import draw_instances
 from elm_jax.workflows.route import route
 from elm_jax.workflows.study_config import StudyConfig

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax import storage, trees
 from elm_jax.data import registry
 from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
@@ -21,8 +20,9 @@ from elm_jax.experts.formats.sources import Source, needed_base, of_card, refere
 from elm_jax.experts.overlay import Expert, trained_leaves
 from elm_jax.models import convert_t5x
 from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.runtime import storage, trees
+from elm_jax.runtime.config_checks import check_choice
 from elm_jax.workflows import run_record, template_versions
-from elm_jax.workflows.checks import check_choice
 from elm_jax.workflows.choices import EXPERT_KINDS
 
 T5X_COMMIT = "cc342d4"

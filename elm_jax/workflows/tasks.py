@@ -4,7 +4,6 @@ import collections
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from elm_jax import storage
 from elm_jax.data import registry
 from elm_jax.data.batches import trim
 from elm_jax.data.draw import draw_rows
@@ -12,6 +11,7 @@ from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.text import RoutingInstance
+from elm_jax.runtime import storage
 from elm_jax.workflows import task_stats
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax import hosts, sharding, storage
 from elm_jax.data import batches, registry
 from elm_jax.data.cursor import MixtureSource, TrainStream
 from elm_jax.data.prepared import PreparedSplit
@@ -20,13 +19,14 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
 from elm_jax.models.t5 import Layout, T5Network
 from elm_jax.models.t5_config import DTYPES, AdapterConfig, T5Config
+from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, fit_stack
 from elm_jax.types import Batch, Params
 from elm_jax.workflows import run_record, template_versions
-from elm_jax.workflows.checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.task_data import TaskData
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from elm_jax import trees
 from elm_jax.experts.formats import adapters, detect, places
 from elm_jax.experts.formats.model import Model
 from elm_jax.experts.formats.sources import Source, expert_folder
 from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.models.t5 import T5Network, shift_right
+from elm_jax.runtime import trees
 from elm_jax.types import FlatParams
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import time
 import pytest
 import yaml
 
-from elm_jax import hosts
+from elm_jax.runtime import hosts
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"

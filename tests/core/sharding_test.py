@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from elm_jax import sharding
 from elm_jax.errors import InputError
-from elm_jax.sharding import Axes
+from elm_jax.runtime import sharding
+from elm_jax.runtime.sharding import Axes
 
 
 @pytest.mark.parametrize(("sizes", "shape"), [

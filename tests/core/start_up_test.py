@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import elm_jax
-from elm_jax import cli, lazy, models
+from elm_jax import cli, models
 from elm_jax.experts.formats import detect
+from elm_jax.runtime import lazy
 from elm_jax.workflows import choices
 
 HEAVY = {"jax", "numpy", "orbax", "flax", "optax", "tensorflow", "seqio", "tensorstore", "sklearn", "rich"}

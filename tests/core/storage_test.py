@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from elm_jax import sharding, storage, tree_files
 from elm_jax.errors import InputError, RunError
+from elm_jax.runtime import sharding, staging, storage, tree_files
 
 
 def test_a_folder_is_whole_only_with_its_marker(tmp_path):
@@ -152,10 +152,10 @@ def test_read_only_place_is_a_run_error(tmp_path, monkeypatch):
 
 def test_two_processes_do_not_write_one_folder(tmp_path):
     """The second is refused and takes nothing away from the first; a killed one blocks nobody."""
-    with storage.staged(tmp_path / "x") as target:
+    with staging.staged(tmp_path / "x") as target:
         (target / "part").write_text("first")
         with pytest.raises(InputError, match="Another process is writing this folder"):
-            with storage.staged(tmp_path / "x"):
+            with staging.staged(tmp_path / "x"):
                 pass
         assert (target / "part").read_text() == "first"
     assert (tmp_path / "x" / "part").read_text() == "first" and os.listdir(tmp_path) == ["x"]
@@ -168,14 +168,14 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
                "    os.kill(os.getpid(), signal.SIGKILL)\n")
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], check=False)
     assert (tmp_path / "x.partial" / "old").exists()
-    with storage.staged(tmp_path / "x") as target:
+    with staging.staged(tmp_path / "x") as target:
         assert list(target.iterdir()) == []
     assert os.listdir(tmp_path) == ["x"] and os.path.exists("/etc")
 
 
 def test_a_folder_that_failed_is_gone(tmp_path):
     with pytest.raises(KeyError):
-        with storage.staged(tmp_path / "x") as target:
+        with staging.staged(tmp_path / "x") as target:
             (target / "part").write_text("half")
             raise KeyError
     assert os.listdir(tmp_path) == []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elm_jax import trees
+from elm_jax.runtime import trees
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from elm_jax import storage
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError
+from elm_jax.runtime import storage
 
 INFO = {"kind": "rank", "dataset": "toys", "choices_expression": "no ||| yes", "vocabulary": "sha256:0"}
 

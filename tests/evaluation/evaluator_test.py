@@ -15,7 +15,6 @@ from tiny_model import (
     vocabulary,
 )
 
-from elm_jax import sharding, trees
 from elm_jax.data.batches import make_choice_batch, trim
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError
@@ -24,6 +23,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evalu
 from elm_jax.evaluation.rank import score_choices
 from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.decode import greedy
+from elm_jax.runtime import sharding, trees
 
 SETTINGS = EvaluationSettings(
     source_length=24, max_new_tokens=6, tokens_per_batch=512, source_buckets=(12, 64),

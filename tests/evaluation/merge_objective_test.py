@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tiny_model as tiny
 
-from elm_jax import sharding, trees
 from elm_jax.data.batches import pad, trim
 from elm_jax.errors import InputError
 from elm_jax.evaluation import merge_objective, rank
 from elm_jax.evaluation.evaluator import EvaluationSettings
 from elm_jax.evaluation.merge_objective import MergeObjective
 from elm_jax.merging import methods, search
+from elm_jax.runtime import sharding, trees
 
 NETWORK = tiny.network()
 SETTINGS = EvaluationSettings(source_length=24, max_new_tokens=6, tokens_per_batch=2000,

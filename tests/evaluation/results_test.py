@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from elm_jax import storage
 from elm_jax.errors import InputError
 from elm_jax.evaluation.results import ResultsStore, TaskResult
+from elm_jax.runtime import storage
 
 
 def result(expert: str = "one", task: str = "toys__ask", value: float = 0.5, digest: str = "aaa",

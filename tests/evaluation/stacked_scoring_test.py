@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tiny_model as tiny
 
-from elm_jax import sharding, trees
 from elm_jax.errors import InputError
 from elm_jax.evaluation import rank, stacked
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.models import many
 from elm_jax.models.decode import greedy
+from elm_jax.runtime import sharding, trees
 
 NETWORK = tiny.network()
 SIZE = 3

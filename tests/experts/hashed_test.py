@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError
 from elm_jax.experts.formats import hashed, streaming
+from elm_jax.runtime import storage, trees
 
 LEAVES = {"a/norm": np.arange(7.0, dtype=np.float32),
           "b/kernel": np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32),

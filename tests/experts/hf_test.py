@@ -16,12 +16,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "data"))
 
 import real_vocabularies as real
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.formats import elm, hf, hf_tokenizer, safetensors_files, torch_files
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import T5Network, shift_right
+from elm_jax.runtime import storage, trees
 
 FAMILIES = sorted(hf_folders.PUBLISHED)
 logits_of = jax.jit(lambda network, params, batch: network.logits(params, batch), static_argnums=0)

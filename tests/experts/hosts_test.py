@@ -11,11 +11,11 @@ import hf_folders
 import numpy as np
 import pytest
 
-from elm_jax import trees
 from elm_jax.experts.base import load_base
 from elm_jax.experts.formats import elm, hf, streaming, t5x
 from elm_jax.experts.formats.model import Model
 from elm_jax.models.convert_hf import config_from_hf
+from elm_jax.runtime import trees
 
 # Every matrix but the biases is split eight ways, along its longer side.
 SIZES = {"d_model": 256, "d_kv": 64, "d_ff": 1024, "num_heads": 8, "num_layers": 2, "num_decoder_layers": 2,

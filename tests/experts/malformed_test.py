@@ -9,13 +9,13 @@ import hf_folders
 import numpy as np
 import pytest
 
-from elm_jax import storage
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.formats import adapters, elm, hf, sources
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
 from elm_jax.models.t5_config import AdapterConfig
+from elm_jax.runtime import storage
 
 BYTES = {
     "no UTF-8": b"\xff\xfe{\x00}\x00",

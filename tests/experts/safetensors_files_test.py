@@ -10,11 +10,11 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from elm_jax import storage
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts.formats import safetensors_files, streaming
 from elm_jax.experts.formats.model import Origin, TensorSpec
 from elm_jax.experts.formats.safetensors_files import StoredTensor
+from elm_jax.runtime import staging
 
 F32_2X3 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
@@ -141,14 +141,14 @@ def test_staged_folders(tmp_path):
     (tmp_path / "x.partial").mkdir()
     (tmp_path / "x.partial" / "left over").write_text("by a killed run")
     (tmp_path / "x").mkdir()
-    with storage.staged(tmp_path / "x") as target:
+    with staging.staged(tmp_path / "x") as target:
         assert not list(target.iterdir())
         (target / "a").write_text("a")
         assert not list((tmp_path / "x").iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "a").exists()
-    with pytest.raises(InputError, match="target exists already"), storage.staged(tmp_path / "x"):
+    with pytest.raises(InputError, match="target exists already"), staging.staged(tmp_path / "x"):
         pass
-    with pytest.raises(KeyError), storage.staged(tmp_path / "y") as target:
+    with pytest.raises(KeyError), staging.staged(tmp_path / "y") as target:
         (target / "a").write_text("a")
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

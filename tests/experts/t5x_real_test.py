@@ -7,10 +7,10 @@ import jax
 import pytest
 import t5x_checkpoints as made
 
-from elm_jax import trees
 from elm_jax.errors import InputError
 from elm_jax.experts.formats import detect, elm, t5x
 from elm_jax.models.t5_config import AdapterConfig
+from elm_jax.runtime import trees
 
 try:
     import flax

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from elm_jax import storage
 from elm_jax.errors import InputError
 from elm_jax.experts.formats import streaming, torch_files
+from elm_jax.runtime import storage
 
 
 class Code:

@@ -19,11 +19,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "workflows"))
 import tiny_study as tiny
 from processes import Run, newest_checkpoint
 
-from elm_jax import sharding, trees
 from elm_jax.errors import LOST_PROCESS
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.overlay import load_expert
-from elm_jax.preemption import STOPPED
+from elm_jax.runtime import sharding, trees
+from elm_jax.runtime.preemption import STOPPED
 from elm_jax.workflows.evaluate import evaluate_models, model_in
 from elm_jax.workflows.train import train
 

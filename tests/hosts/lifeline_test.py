@@ -14,7 +14,7 @@ from elm_jax.errors import LOST_PROCESS
 
 MEMBER = """
 import json, os, signal, socket, sys, time
-from elm_jax.lifeline import Lifeline
+from elm_jax.runtime.lifeline import Lifeline
 index, count, what, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 line, path = Lifeline(index, count), f"{folder}/told"
 if index == 0:

@@ -11,7 +11,7 @@ import time
 import pytest
 from processes import environment
 
-from elm_jax import preemption
+from elm_jax.runtime import preemption
 
 
 def test_sigterm_is_remembered_inside_and_kills_outside():

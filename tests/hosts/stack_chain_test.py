@@ -13,10 +13,10 @@ import tiny_study as tiny
 from chain_test import ROUNDING, assert_lost, kill
 from processes import Run, newest_checkpoint
 
-from elm_jax import sharding, trees
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.overlay import load_expert
-from elm_jax.preemption import STOPPED
+from elm_jax.runtime import sharding, trees
+from elm_jax.runtime.preemption import STOPPED
 from elm_jax.workflows.evaluate import evaluate_models, model_in
 from elm_jax.workflows.train_stack import TrainStackConfig, train_stack
 

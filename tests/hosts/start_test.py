@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from elm_jax import hosts, sharding
 from elm_jax.data.cursor import MixtureSource, TrainStream
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError
+from elm_jax.runtime import hosts, sharding
 
 LENGTHS = {"inputs": 24, "targets": 8}
 SLURM = {"SLURM_JOB_ID": "9000", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3",

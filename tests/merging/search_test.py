@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax import sharding
 from elm_jax.errors import InputError, RunError
 from elm_jax.merging import search
+from elm_jax.runtime import sharding
 
 DATA = jnp.asarray([0.7, 0.2, 0.1, 0.0])
 

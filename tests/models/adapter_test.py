@@ -6,8 +6,8 @@ import torch
 import transformers
 from hf_weights import hf_logits, padded_tokens, peer, small_config
 
-from elm_jax import trees
 from elm_jax.models import AdapterConfig, T5Network
+from elm_jax.runtime import trees
 
 logits_of = jax.jit(T5Network.logits, static_argnums=0)
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 import transformers
 
-from elm_jax import trees
 from elm_jax.models import T5Config
+from elm_jax.runtime import trees
 from elm_jax.types import Params
 
 GENERATIONS = {

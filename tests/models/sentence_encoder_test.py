@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from elm_jax import trees
 from elm_jax.errors import InputError
 from elm_jax.models import sentence_encoder
+from elm_jax.runtime import trees
 
 CONFIG = sentence_encoder.SentenceEncoderConfig(
     vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,

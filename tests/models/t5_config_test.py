@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from elm_jax import errors, trees
+from elm_jax import errors
 from elm_jax.models import AdapterConfig, T5Config, T5Network
+from elm_jax.runtime import trees
 
 GIN_FOLDER = pathlib.Path(__file__).parents[2] / "gin" / "models"
 SIZES = {

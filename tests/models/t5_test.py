@@ -17,8 +17,9 @@ from hf_weights import (
     small_config,
 )
 
-from elm_jax import errors, sharding, trees
+from elm_jax import errors
 from elm_jax.models import AdapterConfig, T5Config, T5Network, shift_right
+from elm_jax.runtime import sharding, trees
 
 logits_of = jax.jit(T5Network.logits, static_argnums=0)
 log_probs_of = jax.jit(T5Network.target_log_probs, static_argnums=0)

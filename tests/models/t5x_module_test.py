@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax import trees
 from elm_jax.models.t5 import AdapterConfig, T5Config, T5Network, shift_right
 from elm_jax.models.t5x_module import T5XTransformer
+from elm_jax.runtime import trees
 
 CONFIG = T5Config(vocab_size=50, emb_dim=24, num_heads=3, head_dim=5, mlp_dim=40, num_encoder_layers=1,
                   num_decoder_layers=2, adapter=AdapterConfig(7))

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from elm_jax import storage
 from elm_jax.errors import InputError
 from elm_jax.routing.index import NEAREST, TIE, KeyIndex, best_per_expert
+from elm_jax.runtime import storage
 
 
 @dataclasses.dataclass

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from elm_jax import sharding, trees
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.experts.overlay import is_adapter_leaf, is_norm_leaf, load_expert, resolve, save_expert
+from elm_jax.runtime import sharding, trees
 from elm_jax.workflows.t5x_expert import expert_from_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from elm_jax import sharding, storage, trees
 from elm_jax.errors import InputError, RunError
+from elm_jax.runtime import sharding, storage, trees
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import sharding
 from elm_jax.errors import InputError, RunError
+from elm_jax.runtime import sharding
 from elm_jax.training import hlo
 from elm_jax.workflows import chips
 

@@ -7,8 +7,8 @@ import pytest
 import tiny_run
 import tiny_stack
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError
+from elm_jax.runtime import storage, trees
 from elm_jax.training import stacked
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.early_end import EarlyEnd, Patience

@@ -11,7 +11,7 @@ import time
 import pytest
 import tiny_stack
 
-from elm_jax import storage, trees
+from elm_jax.runtime import storage, trees
 
 pytestmark = pytest.mark.slow
 SCRIPT = pathlib.Path(__file__).with_name("tiny_stack.py")

@@ -11,9 +11,9 @@ import pytest
 import tiny_run
 import tiny_stack
 
-from elm_jax import sharding, trees
 from elm_jax.errors import InputError
 from elm_jax.models import AdapterConfig
+from elm_jax.runtime import sharding, trees
 from elm_jax.training import stacked
 from elm_jax.training import state as states
 from elm_jax.training import step as steps

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import tiny_run
 
-from elm_jax import sharding, trees
 from elm_jax.data import batches
 from elm_jax.data.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError
+from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
 from elm_jax.training.loop import train_overlay

@@ -12,7 +12,7 @@ import sys
 import jax
 import tiny_run
 
-from elm_jax import sharding, storage, trees
+from elm_jax.runtime import sharding, storage, trees
 from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, StackResult, fit_stack

@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experts"))
 
 import hf_folders
 
-from elm_jax import cli, storage, trees
+from elm_jax import cli
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.formats import adapters, detect, sources
@@ -31,6 +31,7 @@ from elm_jax.experts.overlay import (
     write_expert,
 )
 from elm_jax.models.t5 import T5Network
+from elm_jax.runtime import staging, trees
 from elm_jax.workflows import convert as converting
 from elm_jax.workflows import verify
 from elm_jax.workflows.choices import parse_size
@@ -154,7 +155,7 @@ def test_a_dataset_expert_gets_another_name(capsys, world, tmp_path):
 def test_two_processes_do_not_write_one_expert(world, tmp_path, expert):
     """While one writes, a second conversion to the same name is refused, and the first one ends well."""
     config = ConvertConfig(str(world.folder / expert), "elm", str(tmp_path / "x"), "elm")
-    with storage.staged(tmp_path / "x") as target:
+    with staging.staged(tmp_path / "x") as target:
         card = world.topic if expert == "topic" else world.dataset
         write_expert(target, card)
         with pytest.raises(InputError, match="Another process is writing"):

@@ -11,10 +11,10 @@ import pytest
 import tiny_study as tiny
 
 from elm_jax.errors import InputError, RunError
-from elm_jax.preemption import Stopped
+from elm_jax.runtime.leases import Leases
+from elm_jax.runtime.preemption import Stopped
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.workflows import farm
-from elm_jax.workflows.leases import Leases
 from elm_jax.workflows.train import TrainConfig
 
 NAMES = tuple("abcdef")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tiny_study as tiny
 
-from elm_jax import storage
 from elm_jax.errors import InputError
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.embed import TfidfEncoder
+from elm_jax.runtime import storage
 from elm_jax.workflows.build_library import add_experts, training_instances
 from elm_jax.workflows.route import read_examples, route
 

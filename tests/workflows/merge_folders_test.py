@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "merging"))
 import merge_cases as cases
 import mergekit_peer as peer
 
-from elm_jax import cli, storage, trees
+from elm_jax import cli
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.formats import detect
@@ -29,6 +29,7 @@ from elm_jax.experts.overlay import load_expert, resolve
 from elm_jax.merge_commands import plain_config
 from elm_jax.merging.methods import METHODS
 from elm_jax.models.t5 import T5Network
+from elm_jax.runtime import storage, trees
 from elm_jax.workflows import merge_inputs
 from elm_jax.workflows.merge_folders import MergeOptions, merge_folders, plan_merge
 

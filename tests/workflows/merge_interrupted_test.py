@@ -18,12 +18,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "merging"))
 
 import mergekit_peer as peer
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.overlay import load_expert
 from elm_jax.merge_commands import plain_config
 from elm_jax.merging import stream
+from elm_jax.runtime import staging, trees
 from elm_jax.workflows import merge_experts, merge_files, merge_folders
 from elm_jax.workflows.merge_folders import MergeOptions
 
@@ -341,7 +341,7 @@ def test_two_processes_at_once_are_one_clear_error(what, llama, models, monkeypa
 
 
 def test_two_processes_at_once_on_the_command_line(llama, tmp_path):
-    with storage.resumable(tmp_path / "merged", JOURNAL) as folder:
+    with staging.resumable(tmp_path / "merged", JOURNAL) as folder:
         (folder / "part").write_text("first")
         second = run("-m", "elm_jax.cli", "merge", "--output", tmp_path / "merged", *made.experts_of(llama))
         assert second.returncode == 2 and "Another process is writing this folder" in second.stderr

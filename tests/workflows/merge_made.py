@@ -18,11 +18,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "evaluation"))
 import mergekit_peer as peer
 import tiny_model
 
-from elm_jax import cli, trees
+from elm_jax import cli
 from elm_jax.experts.base import Base, save_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf, save_expert
 from elm_jax.models.t5 import AdapterConfig, T5Network
+from elm_jax.runtime import trees
 from elm_jax.workflows.convert import ConvertConfig, convert
 
 NUM_EXPERTS = peer.NUM_EXPERTS

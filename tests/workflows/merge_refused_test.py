@@ -20,12 +20,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "merging"))
 
 import mergekit_peer as peer
 
-from elm_jax import trees
 from elm_jax.errors import InputError
 from elm_jax.experts.base import save_base
 from elm_jax.experts.overlay import Expert, save_expert
 from elm_jax.merge_commands import plain_config
 from elm_jax.merging.methods import METHODS
+from elm_jax.runtime import trees
 from elm_jax.workflows import merge_folders, merge_inputs
 from elm_jax.workflows.merge_config import read_config
 from elm_jax.workflows.merge_folders import MergeOptions

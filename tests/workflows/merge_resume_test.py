@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from elm_jax import storage
 from elm_jax.errors import InputError
 from elm_jax.experts.formats import safetensors_files
 from elm_jax.experts.formats.streaming import ArrayTensors
 from elm_jax.merging.stream import CopiedLeaf
+from elm_jax.runtime import staging, storage
 from elm_jax.workflows import merge_files
 from elm_jax.workflows.merge_files import JOURNAL
 from elm_jax.workflows.merge_inputs import TensorsSource
@@ -78,7 +78,7 @@ def test_half_written_files_of_an_earlier_run_are_gone(tmp_path):
     assert {path.suffix for path in (tmp_path / "x").iterdir()} == {".safetensors", ".json", ".journal"}
 
 
-@pytest.mark.parametrize(("enter", "place"), [(storage.resumable, "x.partial"), (storage.workspace, "x")])
+@pytest.mark.parametrize(("enter", "place"), [(staging.resumable, "x.partial"), (staging.workspace, "x")])
 def test_a_folder_of_somebodys_own_stays(enter, place, tmp_path):
     (tmp_path / place).mkdir()
     (tmp_path / place / "mine.txt").write_text("mine")

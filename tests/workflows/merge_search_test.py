@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "evaluation"))
 import tiny_model as tiny
 import tiny_study
 
-from elm_jax import cli, sharding, trees
+from elm_jax import cli
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError
 from elm_jax.evaluation import merge_objective, rank
@@ -25,6 +25,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf, load_expert, resolve
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import AdapterConfig, T5Network
+from elm_jax.runtime import sharding, trees
 from elm_jax.workflows import merge_search
 from elm_jax.workflows.choices import SEARCHES
 from elm_jax.workflows.merge import merge

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli, plan_commands, trees
+from elm_jax import cli, plan_commands
 from elm_jax import config as config_lib
 from elm_jax.experts.base import Base
 from elm_jax.experts.overlay import initial_overlay
 from elm_jax.models.t5 import T5Network
+from elm_jax.runtime import trees
 from elm_jax.workflows import chips
 from elm_jax.workflows.plan import plan_run, split_leaves
 from elm_jax.workflows.train import TrainConfig

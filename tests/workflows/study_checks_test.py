@@ -8,10 +8,11 @@ import jax
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli, storage
+from elm_jax import cli
 from elm_jax import config as config_lib
 from elm_jax.data import registry
 from elm_jax.errors import InputError
+from elm_jax.runtime import storage
 from elm_jax.workflows import run_record, study_checks
 from elm_jax.workflows.task_data import TaskData
 

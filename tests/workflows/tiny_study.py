@@ -3,9 +3,9 @@
 import dataclasses
 import pathlib
 
-from elm_jax import sharding
 from elm_jax.experts.base import Base, load_base
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import sharding
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows.pretrain import PretrainConfig, pretrain
 from elm_jax.workflows.task_data import TaskData

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli, sharding, storage, trees
+from elm_jax import cli
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts.overlay import load_expert
+from elm_jax.runtime import sharding, storage, trees
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.workflows.stack_table import Row, rows_of_table
 from elm_jax.workflows.train import train

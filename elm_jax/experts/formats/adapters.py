@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.formats import checks, hf, safetensors_files, streaming
@@ -21,6 +20,7 @@ from elm_jax.experts.formats.model import Index, Model, Origin, Tensors, TensorS
 from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
 from elm_jax.models.convert_hf import hf_name
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import staging, storage, trees
 from elm_jax.types import FlatParams
 
 CONFIG_FILE = "adapters.json"
@@ -75,7 +75,7 @@ def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,
     turned = {name: hf_name(path).transposed for name, path in paths.items()}
     specs = {name: TensorSpec(_turned(overlay[path].shape, turned[name]), np.dtype(overlay[path].dtype).name)
              for name, path in sorted(paths.items())}
-    with storage.staged(folder) as target:
+    with staging.staged(folder) as target:
         safetensors_files.write_file(
             target / WEIGHTS_FILE, specs,
             lambda name: streaming.pieces(np.asarray(overlay[paths[name]]), turned[name]), {"format": "pt"})

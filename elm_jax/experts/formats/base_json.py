@@ -5,13 +5,13 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.card import utc_now
 from elm_jax.experts.formats import hf, hf_tokenizer, t5x
 from elm_jax.models import convert_hf
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import storage
+from elm_jax.runtime.storage import utc_now
 
 SCHEMA_VERSION = 1
 FILE = "base.json"

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import elm, hf, places, t5x, t5x_folders
 from elm_jax.experts.formats.model import Model
+from elm_jax.runtime import storage
 
 KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
     "elm": (elm.is_elm, elm.open_elm),

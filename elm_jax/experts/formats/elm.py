@@ -11,13 +11,13 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from elm_jax import storage, tree_files, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import base_json, boxes, checks, in_flight, orbax_files, streaming, zarr_files
 from elm_jax.experts.formats.hashed import HashedTensors
 from elm_jax.experts.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import staging, storage, tree_files, trees
 
 WEIGHTS = "weights"
 FACTS = "elm"
@@ -109,7 +109,7 @@ def write_elm(folder: storage.PathLike, model: Model) -> dict[str, Origin]:
         RunError: the disk is full.
     """
     training = model.facts.get(FACTS, {}).get("training") or {"converted_from": model.kind}
-    with storage.staged(folder) as target:
+    with staging.staged(folder) as target:
         fingerprint = save_leaves(target / WEIGHTS, model.tensors)
         model.check()
         base_json.write(target, model.config, fingerprint, model.vocabulary, training,

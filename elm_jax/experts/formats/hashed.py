@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax import trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import streaming
 from elm_jax.experts.formats.model import Index, Tensors
+from elm_jax.runtime import trees
 
 _SMALL = 1 << 20
 """Bytes of a leaf that nobody asks for, and that is read for the hash alone before the next one."""

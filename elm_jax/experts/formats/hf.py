@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import checks, hf_tokenizer, safetensors_files, streaming, torch_files
 from elm_jax.experts.formats.hf_files import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
@@ -14,6 +13,7 @@ from elm_jax.experts.formats.model import Model, Origin, TensorSpec
 from elm_jax.models import convert_hf
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import staging, storage, trees
 
 GENERATION_FILE = "generation_config.json"
 FACTS = "hf"
@@ -142,7 +142,7 @@ def write_hf(folder: storage.PathLike, model: Model, *,
             not the one that its folder records.
         RunError: the disk is full.
     """
-    with storage.staged(folder) as target:
+    with staging.staged(folder) as target:
         return write_into(target, model, max_shard_bytes)
 
 

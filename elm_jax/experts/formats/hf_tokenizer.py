@@ -17,7 +17,6 @@ from typing import Any
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
-from elm_jax import storage
 from elm_jax.data.vocabulary import (
     BYTE_EXTRA_IDS,
     EXTRA_IDS,
@@ -30,6 +29,7 @@ from elm_jax.data.vocabulary import (
     sentinel,
 )
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 SENTENCEPIECE_FILE = "spiece.model"
 TOKENIZER_FILE = TokenizerVocabulary.FILE

@@ -4,7 +4,7 @@ import os
 import pathlib
 import re
 
-from elm_jax import storage
+from elm_jax.runtime import storage
 
 HUB = "hf://"
 """Begins the address of a model on the Hugging Face hub."""

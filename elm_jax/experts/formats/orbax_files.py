@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.experts.formats import zarr_files
+from elm_jax.runtime import storage
 
 METADATA_FILE = "_METADATA"
 CHECKPOINT_FILE = "_CHECKPOINT_METADATA"

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.formats import adapters, hf, torch_files
@@ -21,6 +20,7 @@ from elm_jax.experts.formats.model import Origin
 from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
 from elm_jax.models.convert_hf import hf_name
 from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.runtime import storage, trees
 
 FOLDER = "adapter_params"
 _ADAPTER = re.compile(r"((?:encoder|decoder)\.block\.\d+\.layer\.\d+)\.adapter_controller\.adapters\.([^.]+)"

@@ -4,9 +4,9 @@ import re
 
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import names
+from elm_jax.runtime import storage
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.safetensors")

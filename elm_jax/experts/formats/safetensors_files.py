@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats.model import TensorSpec
+from elm_jax.runtime import storage
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.experts.formats import safetensors_files
 from elm_jax.experts.formats.model import TensorSpec
+from elm_jax.runtime import staging, storage
 
 
 class ShardsInPlace:
@@ -51,7 +51,7 @@ class ShardsInPlace:
         with storage.guard_writes(self.folder):
             for file in self.files:
                 self._begin(file)
-        storage.sync_names(self.folder)
+        staging.sync_names(self.folder)
         return self
 
     def __exit__(self, *_: Any) -> None:

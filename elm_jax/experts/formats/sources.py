@@ -6,7 +6,6 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax import storage, trees
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.experts.formats import adapters, checks, detect, elm, hf, original, places, streaming
@@ -15,6 +14,7 @@ from elm_jax.experts.formats.model import Model, Origin, TensorSpec
 from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.models.convert_hf import hf_name
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import storage, trees
 
 CARD_FILE = "expert.json"
 

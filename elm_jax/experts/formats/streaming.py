@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from elm_jax import trees
 from elm_jax.experts.formats import boxes
 from elm_jax.experts.formats.model import Index, Origin, Tensors, TensorSpec
+from elm_jax.runtime import trees
 
 PIECE_BYTES = 1 << 24
 AHEAD_BYTES = 1 << 26

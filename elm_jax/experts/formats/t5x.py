@@ -18,7 +18,6 @@ import numpy as np
 from etils import epath
 from flax import serialization
 
-from elm_jax import storage
 from elm_jax.data.vocabulary import (
     ByteVocabulary,
     SentencePieceVocabulary,
@@ -39,6 +38,7 @@ from elm_jax.experts.formats.model import Index, Model, Origin, TensorSpec
 from elm_jax.models import convert_t5x
 from elm_jax.models.convert_t5x import Form, Place
 from elm_jax.models.t5_config import T5Config
+from elm_jax.runtime import staging, storage
 
 FACTS = "t5x"
 """Key of `Model.facts`: ``{'step': 1000, 'scanned': False, 'own_biases': False}``, in which form it lay."""
@@ -281,7 +281,7 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
     if step is None:
         step = int(model.facts.get(FACTS, {}).get("step", 0))
     _check_writable(model, form, step)
-    with storage.staged(folder) as target:
+    with staging.staged(folder) as target:
         checkpoint = _LAYOUTS[layout](target / f"{t5x_folders.PREFIX}{step}")
         origins = _write_leaves(checkpoint, model, form)
         model.check()

@@ -14,11 +14,11 @@ import numpy as np
 from etils import epath
 from flax import serialization
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import orbax_files, zarr_files
 from elm_jax.experts.formats.model import Index
 from elm_jax.experts.formats.names import T5X_TREE_FILE as TREE_FILE
+from elm_jax.runtime import storage
 
 ITEMS = ("state", "default")
 """What the arrays' folder within a step is called: by T5X, and by Orbax where nobody named it."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats.safetensors_files import check_index, read_index
+from elm_jax.runtime import storage
 
 SINGLE_FILE = "pytorch_model.bin"
 INDEX_FILE = "pytorch_model.bin.index.json"

@@ -16,10 +16,10 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import boxes, in_flight, zarr_chunks
 from elm_jax.experts.formats.model import Index
+from elm_jax.runtime import storage
 
 MANIFEST = "manifest.ocdbt"
 HEADER = ".zarray"

@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax import hosts
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.runtime import hosts
 from elm_jax.types import Array, Batch, Params
 
 MESH_AXES = ("data", "experts", "model")

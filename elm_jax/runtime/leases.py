@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from elm_jax import storage
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
 
 _CLAIM = re.compile(r"(\d+)\.claim\.json")
 

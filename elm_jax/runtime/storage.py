@@ -4,23 +4,21 @@ Buckets have no atomic rename, so nothing relies on one: a folder is whole when,
 commit marker, written last, is there. `begin` removes the marker before anything else is touched.
 
 Of several processes of one run the first writes; in the others the calls that write text, markers and
-whole folders return at once. Trees of arrays are of `tree_files`.
+whole folders return at once. `staging` writes folders beside their name; `tree_files` writes trees of arrays.
 """
 
-import fcntl
+import datetime
 import json
 import os
 import secrets
-import shutil
-import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
 
-from elm_jax import hosts
 from elm_jax.errors import ElmError, InputError, RunError, describe
+from elm_jax.runtime import hosts
 
 MARKER = "COMMITTED.json"
 _REFUSED_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted",
@@ -282,187 +280,6 @@ def remove(folder: PathLike) -> None:
         folder.rmtree()
 
 
-def check_free(folder: PathLike) -> None:
-    """Raises InputError if there is something of this name already, but for an empty folder."""
-    folder = as_path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(describe("The target exists already", where=folder,
-                                  expected="a name that is free, or an empty folder",
-                                  cure="give another name, or remove it"))
-
-
-@contextmanager
-def staged(folder: PathLike) -> Iterator[epath.Path]:
-    """A folder to write into that takes its final name when the block ends without an error.
-
-    On a local disk that is ``<folder>.partial``, renamed at the end; what an interrupted run left there
-    is removed first. Buckets cannot rename: there it is the folder itself, and whoever writes must write
-    the file without which nothing opens last.
-
-    Raises:
-        InputError: there is a folder of the final name already, and something in it; or another process
-            is writing it.
-    """
-    check_free(folder)
-    folder = as_path(folder)
-    if not is_local(folder):
-        with guard_writes(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        return
-    with _renamed(folder) as target:
-        try:
-            with guard_writes(folder):
-                _empty(target)
-            yield target
-        except BaseException:
-            _remove_for_good(target)
-            raise
-
-
-@contextmanager
-def resumable(folder: PathLike, journal: str) -> Iterator[epath.Path]:
-    """As `staged`, on a local disk; but what an interrupted run left in ``<folder>.partial`` is kept.
-
-    It is removed by an `InputError` alone: an interruption, a full disk or a kill leave it for the next run,
-    which decides what of it serves.
-
-    Args:
-        folder: does not exist, or is empty.
-        journal: name of the file that whoever writes makes first and removes last, after the block. A folder
-            without one is not such a run's.
-
-    Raises:
-        InputError: as `staged`; the folder is not on a local disk; what lies in ``<folder>.partial`` is
-            somebody's own.
-    """
-    check_free(folder)
-    folder = as_path(folder)
-    if not is_local(folder):
-        raise InputError(describe("This can be written to a local disk only", where=folder,
-                                  cure="write it there, and copy it"))
-    with _renamed(folder) as target, _kept(target, journal):
-        yield target
-
-
-@contextmanager
-def workspace(folder: PathLike, journal: str) -> Iterator[epath.Path]:
-    """A local folder for what is needed on the way; gone when the block ends, unless it is interrupted.
-
-    What an interrupted run left in it is still there for the next one.
-
-    Args:
-        folder: whose parent need not be there either.
-        journal: as for `resumable`.
-
-    Raises:
-        InputError: another process works in it; it is not on a local disk; what lies in it is somebody's own.
-    """
-    folder = as_path(folder)
-    if not is_local(folder):
-        raise InputError(describe("This needs a local disk to work on", where=folder,
-                                  cure="write it to a local disk, and copy it"))
-    with _alone(folder), _kept(folder, journal):
-        yield folder
-        _remove_with_journal(folder, journal)
-
-
-def empty(folder: PathLike, keep: Collection[str] = ()) -> None:
-    """Removes what is in a local folder, but for some names; and not the folder."""
-    with guard_writes(folder):
-        _empty(as_path(folder), keep)
-
-
-def sync_names(folder: PathLike) -> None:
-    """Waits until the disk has the names of the files in a local folder."""
-    with guard_writes(folder):
-        descriptor = os.open(as_path(folder), os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _renamed(folder: epath.Path) -> Iterator[epath.Path]:
-    """``<folder>.partial``, locked; it takes the folder's name when the block ends without an error."""
-    target = folder.parent / f"{folder.name}.partial"
-    with _alone(target):
-        check_free(folder)  # another process may have ended in the meantime
-        yield target
-        with guard_writes(folder):
-            if folder.exists():
-                folder.rmdir()
-            os.replace(target, folder)
-
-
-@contextmanager
-def _kept(folder: epath.Path, journal: str) -> Iterator[None]:
-    """Leaves what an interrupted run left in a folder, and refuses a folder that is somebody's own."""
-    names = [path.name for path in folder.iterdir()]
-    if names and not any(name.startswith(journal) for name in names):  # also the temporary file of one
-        raise InputError(describe(
-            "This folder is needed to work in, and holds something else", where=folder,
-            got=", ".join(sorted(names)[:3]), expected=f"no such folder, or one with a {journal}",
-            cure="move or remove it, or give another name for the output"))
-    try:
-        yield
-    except InputError:
-        _remove_with_journal(folder, journal)
-        raise
-
-
-def _remove_with_journal(folder: epath.Path, journal: str) -> None:
-    """Removes a folder, its journal last, so that what a kill leaves of it is still known as ours."""
-    with suppress(OSError):
-        _empty(folder, (journal,))
-    _remove_for_good(folder)
-
-
-@contextmanager
-def _alone(folder: epath.Path) -> Iterator[None]:
-    """Makes a folder and holds its lock, which the system releases when this process ends in any way."""
-    with guard_writes(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = not folder.exists() or not os.path.samestat(os.stat(folder), os.fstat(descriptor))
-        except BlockingIOError:
-            taken = True
-        except OSError:  # a file system without locks: nothing can be told
-            taken = False
-        if taken:
-            raise InputError(describe("Another process is writing this folder", where=folder,
-                                      cure="wait for it, or give another name"))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _empty(folder: epath.Path, keep: Collection[str] = ()) -> None:
-    for path in [path for path in folder.iterdir() if path.name not in keep]:
-        if path.is_dir() and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.remove(path)
-
-
-def _remove_for_good(folder: epath.Path, quiet: float = 0.5, limit: float = 10.0) -> None:
-    """Removes a folder until it stays away for `quiet` of at most `limit` seconds.
-
-    A write that Orbax gave up on may still make its files anew.
-    """
-    end = time.monotonic() + limit
-    away_since = time.monotonic()
-    while time.monotonic() < min(end, away_since + quiet):
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            away_since = time.monotonic()
-        time.sleep(0.05)
-
-
 def absolute(folder: PathLike) -> epath.Path:
     """The path as Orbax and TensorStore want it."""
     folder = as_path(folder)
@@ -478,3 +295,8 @@ def guard_reads(path: PathLike) -> Iterator[None]:
         raise InputError(describe(
             "The weights cannot be read", where=path, got=str(error)[:300],
             cure="files are missing or damaged: fetch or write them again")) from error
+
+
+def utc_now() -> str:
+    """The time now, UTC, ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

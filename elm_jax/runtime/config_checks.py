@@ -73,6 +73,19 @@ def _in_words(hint: Any) -> str:
     return _WORDS.get(hint) or f"@{hint.__name__}()"
 
 
+LARGEST_DIMENSION = 2**24
+"""A config that asks for more is damaged: the network is refused before anybody tries to build it."""
+
+
+def check_dimension(where: str, value: object, largest: int = LARGEST_DIMENSION) -> None:
+    """Raises InputError if `value` is not a whole number from 1 to `largest`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise InputError(
+            describe("A dimension is wrong", where=where, got=repr(value)[:200],
+                     expected=f"a whole number from 1 to {largest}")
+        )
+
+
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raises InputError, naming the nearest choices, if `value` is none of them."""
     if value not in set(choices):

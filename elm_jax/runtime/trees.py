@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from elm_jax import hosts
+from elm_jax.runtime import hosts
 from elm_jax.types import FlatParams, Params
 
 

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from elm_jax.errors import LOST_PROCESS, InputError, RunError, describe
-from elm_jax.lifeline import Lifeline, give_time_before_abort, leave_process
+from elm_jax.runtime.lifeline import Lifeline, give_time_before_abort, leave_process
 from elm_jax.types import Batch
 
 ENVIRONMENT = {"coordinator_address": "ELM_COORDINATOR", "num_processes": "ELM_NUM_PROCESSES",

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from elm_jax import hosts, storage, trees
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import hosts, storage, trees
 from elm_jax.types import Params
 
 _CHUNK_BYTES = 1 << 25

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from jax.experimental import multihost_utils
 
-from elm_jax import hosts
+from elm_jax.runtime import hosts
 
 STOPPED = 128 + signal.SIGTERM
 """Exit status of a run that was told to stop, and has saved; the same command goes on from there."""
