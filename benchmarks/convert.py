@@ -27,7 +27,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
 import numpy as np
 
-from elm_jax import config as config_lib
+from elm_jax.cli import gin_config as config_lib
 from elm_jax.experts.formats import hf, safetensors_files
 from elm_jax.experts.formats.model import Model, TensorSpec
 from elm_jax.experts.formats.streaming import PIECE_BYTES

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from elm_jax import config
+from elm_jax.cli import gin_config
 from elm_jax.errors import InputError
 from elm_jax.models.t5_config import T5Config
 from elm_jax.training.optimizers import OptimizerConfig
@@ -26,8 +26,8 @@ SHARDINGS = sorted((GIN / "sharding").glob("*.gin"))
 
 
 def build(file, name, *bindings):
-    config.parse([str(GIN / file)], [*BINDINGS[name], *bindings])
-    return config.build(name)
+    gin_config.parse([str(GIN / file)], [*BINDINGS[name], *bindings])
+    return gin_config.build(name)
 
 
 @pytest.mark.parametrize(("file", "name"), RUNS)
@@ -49,8 +49,8 @@ def test_the_study_at_the_papers_scale_has_its_experts_and_targets():
 
 @pytest.mark.parametrize("path", SHARDINGS, ids=lambda path: path.stem)
 def test_the_shipped_sharding_rules_are_rules(path):
-    config.parse([str(GIN / "experts" / "prompt.gin"), str(path)], BINDINGS["train"])
-    rules = dict(config.build("train").rules())
+    gin_config.parse([str(GIN / "experts" / "prompt.gin"), str(path)], BINDINGS["train"])
+    rules = dict(gin_config.build("train").rules())
     split = {name for name, axis in rules.items() if axis == "model"}
     assert bool(split) == ("model" in path.stem)
     assert (rules["embed"] == "data") == ("fsdp" in path.stem)

@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-from elm_jax import config
+from elm_jax.cli import gin_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "elm_jax").rglob("*.py"))
-VERBS = ", ".join(f"elm_jax.{path.stem}" for path in SOURCES if path.stem.endswith("commands"))
+VERBS = ", ".join(f"elm_jax.cli.{path.stem}" for path in SOURCES
+                  if path.parent.name == "cli" and not path.stem.startswith("__"))
 """The modules that `elm` imports to run a verb."""
 GIN_FILES = sorted((ROOT / "gin").rglob("*.gin"))
 
@@ -40,7 +41,7 @@ def test_only_the_data_door_imports_tensorflow_and_seqio():
 
 def test_only_config_imports_gin():
     found = {path.name for path in SOURCES for name in imported(path) if name.split(".")[0] == "gin"}
-    assert found == {"config.py"}
+    assert found == {"gin_config.py"}
 
 
 def test_only_the_hub_s_door_downloads():
@@ -54,7 +55,7 @@ def test_only_the_hub_s_door_downloads():
     # Not downloads: processes of one run talk to each other, a host's name, the cloud host's own notices.
     talk = {("lifeline.py", "socket"), ("leases.py", "socket"), ("preemption.py", "urllib")}
     assert found == {("places.py", "huggingface_hub"), ("verify.py", "transformers")} | talk
-    program = (f"import elm_jax.execution, {VERBS}, sys\n"
+    program = (f"import elm_jax.cli.execution, {VERBS}, sys\n"
                "assert not {'huggingface_hub', 'transformers', 'requests'} & set(sys.modules)\n")
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
@@ -72,7 +73,7 @@ def test_the_gin_folder_never_hides_gin():
 
 
 def test_import_needs_no_tensorflow():
-    program = (f"import elm_jax.execution, {VERBS}, sys\n"
+    program = (f"import elm_jax.cli.execution, {VERBS}, sys\n"
                "assert 'tensorflow' not in sys.modules and 'seqio' not in sys.modules\n"
                "assert 'matplotlib' not in sys.modules and 'sklearn' not in sys.modules\n")
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
@@ -84,14 +85,14 @@ OWN_GIN_FILES = [path for path in GIN_FILES if path.parent.name != "t5x"]
 
 @pytest.mark.parametrize("path", OWN_GIN_FILES, ids=lambda path: str(path.relative_to(ROOT / "gin")))
 def test_every_gin_file_parses(path):
-    config.parse([str(path)], [])
+    gin_config.parse([str(path)], [])
 
 
 @pytest.mark.parametrize("path", [path for path in GIN_FILES if path.parent.name == "models"],
                          ids=lambda path: path.stem)
 def test_every_size_builds(path):
-    config.parse([str(path)], [])
-    assert config.build("T5Config").emb_dim >= 128
+    gin_config.parse([str(path)], [])
+    assert gin_config.build("T5Config").emb_dim >= 128
 
 
 @pytest.mark.parametrize("path", [path for path in GIN_FILES if path.parent.name != "models"],

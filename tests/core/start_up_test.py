@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import elm_jax
-from elm_jax import cli, models
+from elm_jax import models
+from elm_jax.cli import flags
 from elm_jax.experts.formats import detect
 from elm_jax.runtime import lazy
 from elm_jax.workflows import choices
@@ -80,7 +81,7 @@ def runs(parser: argparse.ArgumentParser):
 
 
 def test_every_verb_has_its_function():
-    found = set(runs(cli.make_parser()))
+    found = set(runs(flags.make_parser()))
     assert len(found) > 20 and all(callable(lazy.resolve(f"elm_jax.{run}")) for run in found)
 
 

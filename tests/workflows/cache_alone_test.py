@@ -11,7 +11,7 @@ import time
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli
+from elm_jax.cli import main
 from elm_jax.data import registry, sources, templates
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.workflows import task_cache
@@ -59,8 +59,8 @@ def test_training_from_the_cache_alone_is_as_from_seqio(world, rows, tmp_path, m
     pipeline = pytest.importorskip("elm_jax.data.pipeline")
     monkeypatch.setenv("ELM_DATA_DIR", str(rows))
     arrays = tmp_path / "arrays"
-    status = cli.main(["tasks", "cache", "--base", world.base.path, "--prepared", str(arrays),
-                       "--num_workers", "2", "--module", "elm_jax.tasks", *TASKS])
+    status = main.main(["tasks", "cache", "--base", world.base.path, "--prepared", str(arrays),
+                        "--num_workers", "2", "--module", "elm_jax.tasks", *TASKS])
     printed = capsys.readouterr().out.splitlines()
     assert status == 0 and printed == [
         f"{task} {split}: 80 rows, 0 dropped" for task in TASKS for split in ("train", "validation")]
@@ -109,8 +109,8 @@ def test_one_bad_row_ends_the_cache_and_keeps_the_rest(world, rows, tmp_path, mo
     monkeypatch.setenv("ELM_DATA_DIR", str(folder))
     for workers in ("1", "2"):
         arrays = tmp_path / f"arrays{workers}"
-        status = cli.main(["tasks", "cache", "--base", world.base.path, "--prepared", str(arrays),
-                           "--num_workers", workers, "--module", "elm_jax.tasks", TASKS[0]])
+        status = main.main(["tasks", "cache", "--base", world.base.path, "--prepared", str(arrays),
+                            "--num_workers", workers, "--module", "elm_jax.tasks", TASKS[0]])
         message = capsys.readouterr().err
         assert status == 2 and f"{folder}/ag_news/validation.jsonl, line 81" in message
         assert len(PreparedSplit.open(arrays / TASKS[0] / "train")) == 80
@@ -140,13 +140,13 @@ def test_workers_end_with_the_process_that_started_them(world, tmp_path):
 
 def test_names_without_rows_are_refused(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
-    status = cli.main(["tasks", "cache", "--base", world.base.path, "--prepared", str(tmp_path / "arrays"),
-                       "--module", "elm_jax.tasks", "ag_news__classify"])
+    status = main.main(["tasks", "cache", "--base", world.base.path, "--prepared", str(tmp_path / "arrays"),
+                        "--module", "elm_jax.tasks", "ag_news__classify"])
     assert status == 2 and "There are no train rows of ag_news" in capsys.readouterr().err
     with pytest.raises(task_cache.InputError, match=r"(?s)None of the tasks has such a split.*no_such_split"):
         task_cache.jobs_of(TaskData(world.base.vocabulary, ("elm_jax.tasks",)), [], ["no_such_split"])
-    assert cli.main(["tasks", "cache", "--base", world.base.path, "--prepared", str(tmp_path / "arrays"),
-                     "--num_workers", "0", "ag_news__classify"]) == 2
+    assert main.main(["tasks", "cache", "--base", world.base.path, "--prepared", str(tmp_path / "arrays"),
+                      "--num_workers", "0", "ag_news__classify"]) == 2
 
 
 def test_only_so_many_splits_are_kept_open(world, tmp_path, monkeypatch):

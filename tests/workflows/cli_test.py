@@ -5,13 +5,13 @@ import json
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli
+from elm_jax.cli import main
 
 MODULE = ["--module", "elm_jax.tasks.embedded"]
 
 
 def run(capsys, *argv):
-    status = cli.main([str(word) for word in argv])
+    status = main.main([str(word) for word in argv])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -21,13 +21,13 @@ def test_help_of_every_verb_shows_an_example(capsys):
                   ["convert"], ["library", "build"], ["library", "verify"], ["tasks", "show"],
                   ["tasks", "prepare"], ["tasks", "cache"], ["tasks", "stats"], ["tasks", "check"]):
         with pytest.raises(SystemExit) as ended:
-            cli.main([*words, "--help"])
+            main.main([*words, "--help"])
         assert ended.value.code == 0 and "example:\n  " in capsys.readouterr().out
 
 
 def test_a_wrong_verb_is_status_2(capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.main(["trian"])
+        main.main(["trian"])
     assert ended.value.code == 2 and "invalid choice" in capsys.readouterr().err
 
 
@@ -66,7 +66,7 @@ def test_tasks_list_says_what_each_lacks_and_cuts_no_name(capsys, tmp_path, monk
 @pytest.mark.parametrize("words", [("list",), ("show", tiny.TOPIC)])
 def test_flags_that_would_do_nothing_are_refused(capsys, words):
     with pytest.raises(SystemExit) as ended:
-        cli.main(["tasks", *words, "--prepared", "arrays"])
+        main.main(["tasks", *words, "--prepared", "arrays"])
     assert ended.value.code == 2 and "--prepared" in capsys.readouterr().err
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experts"))
 
 import hf_folders
 
-from elm_jax import cli
+from elm_jax.cli import main
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.formats import adapters, detect, sources
@@ -40,7 +40,7 @@ from elm_jax.workflows.merge import merge
 
 
 def run(capsys, *words):
-    status = cli.main(["convert", *map(str, words)])
+    status = main.main(["convert", *map(str, words)])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

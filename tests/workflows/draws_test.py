@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli
+from elm_jax.cli import main
 from elm_jax.data import registry
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings
@@ -58,7 +58,7 @@ def test_few_shot_results_are_results_of_their_own(world, tmp_path, monkeypatch)
     words = ["evaluate", "--base", world.base.path, "--task", tiny.TOPIC, "--output", "results/results.jsonl",
              "--module", "elm_jax.tasks.embedded", "--prepared", str(world.folder / "prepared"),
              "--max_rows", "8", "--mesh_data", "1"]
-    assert cli.main(words) == 0 and cli.main([*words, "--few_shot", "2"]) == 0
+    assert main.main(words) == 0 and main.main([*words, "--few_shot", "2"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
     assert len({row["settings"] for row in rows}) == 2
     assert EvaluationSettings().digest(8) == rows[0]["settings"] == EvaluationSettings(few_shot=0).digest(8)

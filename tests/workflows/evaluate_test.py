@@ -2,7 +2,7 @@
 
 import pytest
 
-from elm_jax import cli, config
+from elm_jax.cli import flags, gin_config
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult
 from elm_jax.workflows.evaluate import Model, evaluate_models
@@ -61,12 +61,12 @@ def test_a_study_replaces_the_results_of_a_model_trained_again(tmp_path):
 
 def test_all_rows_are_scored_unless_asked_otherwise():
     command = ["evaluate", "--base", "b", "--task", "t", "--output", "o"]
-    assert cli.make_parser().parse_args(command).max_rows is None
-    assert cli.make_parser().parse_args([*command, "--max_rows", "300"]).max_rows == 300
+    assert flags.make_parser().parse_args(command).max_rows is None
+    assert flags.make_parser().parse_args([*command, "--max_rows", "300"]).max_rows == 300
 
 
 def test_p3_small_says_that_its_tasks_were_chosen_after_a_trial():
-    config.parse(["gin/studies/p3_small.gin"], ["WORKDIR='p3'"])
-    study = config.build("study")
+    gin_config.parse(["gin/studies/p3_small.gin"], ["WORKDIR='p3'"])
+    study = gin_config.build("study")
     assert "300 validation rows of each prompt" in study.selection_note
     assert (study.eval_source_length, study.max_eval_rows) == (256, 300)

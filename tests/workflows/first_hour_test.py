@@ -19,7 +19,7 @@ from elm_jax.experts.overlay import load_expert
 
 ROOT = pathlib.Path(__file__).parents[2]
 ELM = """#!/bin/sh
-exec {python} -m elm_jax.cli "$@"
+exec {python} -m elm_jax.cli.main "$@"
 """
 HF = """#!/bin/sh
 mkdir -p "$4" && cp {checkpoint}/* "$4"

@@ -21,12 +21,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "merging"))
 import merge_cases as cases
 import mergekit_peer as peer
 
-from elm_jax import cli
+from elm_jax.cli import main
+from elm_jax.cli.merge import plain_config
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.formats import detect
 from elm_jax.experts.overlay import load_expert, resolve
-from elm_jax.merge_commands import plain_config
 from elm_jax.merging.methods import METHODS
 from elm_jax.models.t5 import T5Network
 from elm_jax.runtime import storage, trees
@@ -396,7 +396,7 @@ def test_the_plan_of_a_large_merge_needs_no_more_memory_for_more_models(llama):
 def test_library_routing_merge(capsys, world, tmp_path):
     words = ["--library", world.folder / "library", "--task", "mini_review__good_or_bad", "--queries", 12,
              "--module", "elm_jax.tasks.embedded"]
-    assert cli.main(["route", *map(str, words), "--json"]) == 0
+    assert main.main(["route", *map(str, words), "--json"]) == 0
     ranking = json.loads(capsys.readouterr().out)["ranking"]
     words += ["--top_k", 2]
     overlays = {name: trees.flatten(world.library.load(name).overlay) for name in world.library}

@@ -18,10 +18,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "merging"))
 
 import mergekit_peer as peer
 
+from elm_jax.cli.merge import plain_config
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.overlay import load_expert
-from elm_jax.merge_commands import plain_config
 from elm_jax.merging import stream
 from elm_jax.runtime import staging, trees
 from elm_jax.workflows import merge_experts, merge_files, merge_folders

@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "evaluation"))
 import mergekit_peer as peer
 import tiny_model
 
-from elm_jax import cli
+from elm_jax.cli import main
 from elm_jax.experts.base import Base, save_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf, save_expert
@@ -33,7 +33,7 @@ CONFIG = tiny_model.network(adapter=False).config
 
 def run(capsys, *words) -> tuple[int, str, str]:
     """`elm merge`: exit status, output, errors."""
-    status = cli.main(["merge", *map(str, words)])
+    status = main.main(["merge", *map(str, words)])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

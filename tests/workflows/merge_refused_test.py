@@ -20,10 +20,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "merging"))
 
 import mergekit_peer as peer
 
+from elm_jax.cli.merge import plain_config
 from elm_jax.errors import InputError
 from elm_jax.experts.base import save_base
 from elm_jax.experts.overlay import Expert, save_expert
-from elm_jax.merge_commands import plain_config
 from elm_jax.merging.methods import METHODS
 from elm_jax.runtime import trees
 from elm_jax.workflows import merge_folders, merge_inputs

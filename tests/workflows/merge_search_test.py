@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "evaluation"))
 import tiny_model as tiny
 import tiny_study
 
-from elm_jax import cli
+from elm_jax.cli import main
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError
 from elm_jax.evaluation import merge_objective, rank
@@ -347,13 +347,13 @@ SEARCH = ["merge", "--search", "gradient", "--task", tiny_study.TOPIC, "--module
 def test_the_command_line_searches_merges_and_tells(world, tmp_path, capsys):
     folders = [str(world.folder / "topic"), str(world.folder / "review" / "expert")]
     shared = ["--base", world.base.path, "--prepared", str(world.folder / "prepared"), *folders]
-    assert cli.main([*SEARCH, *shared, "--output", str(tmp_path / "mix"), "--id", "mix"]) == 0
+    assert main.main([*SEARCH, *shared, "--output", str(tmp_path / "mix"), "--id", "mix"]) == 0
     told = capsys.readouterr().out
     card = load_expert(tmp_path / "mix").card
     assert tiny_study.REVIEW in told and f"{card.parents[0]['weight']:.4f}" in told
     assert "other rows (validation)" in told and told.endswith(f"{tmp_path / 'mix'}\n")
     assert card.training["weight_search"]["task"] == tiny_study.TOPIC
-    assert cli.main([*SEARCH, *shared, "--output", str(tmp_path / "again"), "--json"]) == 0
+    assert main.main([*SEARCH, *shared, "--output", str(tmp_path / "again"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [each["weight"] for each in found["experts"]] == card.merging[0]["weights"] and found["rows"]
 
@@ -366,5 +366,5 @@ def test_the_command_line_searches_merges_and_tells(world, tmp_path, capsys):
     (["merge", "--output", "x", "a", "b", "--search_seed", "0"], "--search_seed"),
     ([*SEARCH, "--output", "x", "--base", "b", "--density", "0.5", "a", "b"], "parameter of mean")])
 def test_flags_that_make_no_sense_are_refused(flags, message, capsys):
-    assert cli.main(flags) == 2
+    assert main.main(flags) == 2
     assert message in capsys.readouterr().err

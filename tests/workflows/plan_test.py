@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli, plan_commands
-from elm_jax import config as config_lib
+from elm_jax.cli import gin_config as config_lib
+from elm_jax.cli import main
+from elm_jax.cli import plan as plan_commands
 from elm_jax.experts.base import Base
 from elm_jax.experts.overlay import initial_overlay
 from elm_jax.models.t5 import T5Network
@@ -29,7 +30,7 @@ SCALE = [("xl_prompt_v5e16", "v5e:4x4"), ("xl_dataset_v5e16", "v5e:4x4"), ("xxl_
 
 
 def plan(capsys, *arguments):
-    status = cli.main(["train", "--plan", *arguments, *SMALL, "--gin_file", "models/tiny.gin"])
+    status = main.main(["train", "--plan", *arguments, *SMALL, "--gin_file", "models/tiny.gin"])
     out = capsys.readouterr()
     return status, out.out, out.err
 
@@ -94,13 +95,13 @@ def test_what_cannot_be_planned_is_an_input_error(capsys, arguments, message):
 
 
 def test_a_plan_without_dimensions_says_where_they_come_from(capsys):
-    status = cli.main(["train", "--plan", "--topology", "cpu:8", "--gin_file", "experts/prompt.gin"])
+    status = main.main(["train", "--plan", "--topology", "cpu:8", "--gin_file", "experts/prompt.gin"])
     assert status == 2 and "gin/models/xl.gin" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_plan_of_a_study_adds_up(capsys):
-    status = cli.main([
+    status = main.main([
         "study", "--plan", "--topology", "cpu:2", "--json", "--gin_file",
         str(pathlib.Path(__file__).parent / "tiny_study.gin")])
     found = json.loads(capsys.readouterr().out)

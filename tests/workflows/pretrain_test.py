@@ -5,20 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from elm_jax import config
+from elm_jax.cli import gin_config
 from elm_jax.workflows.pretrain import pretrain
 
 
 def losses(folder, dtype: str) -> np.ndarray:
     """Of 200 steps by the shipped gin files. AdamW at a small rate: a loss that no rounding can toss."""
-    config.parse(["gin/runs/pretrain.gin"], [
+    gin_config.parse(["gin/runs/pretrain.gin"], [
         f"MODEL_DIR='{folder / dtype}'", f"pretrain.dtype='{dtype}'", "VOCAB_SIZE=1664",
         "PASSAGES=('elm_jax.tasks.embedded:passages',)", "pretrain.vocab_pieces=1500",
         "pretrain.character_coverage=1.0", "TRAIN_STEPS=200", "BATCH_SIZE=8",
         "TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 64}", "pretrain.chunk_length=64",
         "OptimizerConfig.name='adamw'", "LEARNING_RATE=1e-3", "OptimizerConfig.schedule='constant'",
         "pretrain.log_period=1", "pretrain.tensorboard=False"])
-    pretrain(config.build("pretrain"))
+    pretrain(gin_config.build("pretrain"))
     rows = (folder / dtype / "metrics.jsonl").read_text().splitlines()
     return np.array([json.loads(row)["loss"] for row in rows])
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli
-from elm_jax import config as config_lib
+from elm_jax.cli import gin_config as config_lib
+from elm_jax.cli import main
 from elm_jax.data import registry
 from elm_jax.errors import InputError
 from elm_jax.runtime import storage
@@ -38,14 +38,14 @@ GIN = str(pathlib.Path(__file__).with_name("tiny_study.gin"))
 ])
 def test_what_would_fail_late_is_refused_first(binding, words, tmp_path, capsys):
     workdir = tmp_path / "study"
-    status = cli.main(["study", "--gin_file", GIN, f"--gin.WORKDIR='{workdir}'", f"--gin.{binding}"])
+    status = main.main(["study", "--gin_file", GIN, f"--gin.WORKDIR='{workdir}'", f"--gin.{binding}"])
     assert status == 2 and words in capsys.readouterr().err
     assert not workdir.exists()
 
 
 def test_a_study_without_its_data_says_which_variable_names_them(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("ELM_DATA_DIR", raising=False)
-    status = cli.main(["study", "--gin_file", "studies/p3_small.gin", f"--gin.WORKDIR='{tmp_path / 'x'}'"])
+    status = main.main(["study", "--gin_file", "studies/p3_small.gin", f"--gin.WORKDIR='{tmp_path / 'x'}'"])
     assert status == 2 and "set ELM_DATA_DIR" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
@@ -75,11 +75,11 @@ def test_a_refused_run_leaves_the_config_of_the_finished_one(world, tmp_path, ca
               "--gin.TASK_MODULES=('elm_jax.tasks.embedded',)",
               "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}"]
     missing = [*common, "--gin.TRAIN_STEPS=2", f"--gin.INITIAL_CHECKPOINT_PATH='{tmp_path / 'none'}'"]
-    assert cli.main(missing) == 2 and not run.exists()
+    assert main.main(missing) == 2 and not run.exists()
     base = f"--gin.INITIAL_CHECKPOINT_PATH='{world.base.path}'"
-    assert cli.main([*common, base, "--gin.TRAIN_STEPS=2"]) == 0
+    assert main.main([*common, base, "--gin.TRAIN_STEPS=2"]) == 0
     before = (run / "config.gin").read_text()
-    assert cli.main([*common, base, "--gin.TRAIN_STEPS=3"]) == 2
+    assert main.main([*common, base, "--gin.TRAIN_STEPS=3"]) == 2
     assert (run / "config.gin").read_text() == before and "TRAIN_STEPS = 2" in before
     capsys.readouterr()
 

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from elm_jax import config
+from elm_jax.cli import gin_config
 from elm_jax.data import registry
 from elm_jax.workflows import study_checks
 
@@ -42,8 +42,8 @@ BBH = (
 
 @pytest.fixture(scope="module")
 def study():
-    config.parse(["studies/t0_data.gin"], ["WORKDIR='t0data'"])
-    return study_checks.expanded(config.build("study"))
+    gin_config.parse(["studies/t0_data.gin"], ["WORKDIR='t0data'"])
+    return study_checks.expanded(gin_config.build("study"))
 
 
 def sources(tasks):

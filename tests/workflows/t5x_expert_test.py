@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experts"))
 
 import t5x_checkpoints as made
 
-from elm_jax import cli
+from elm_jax.cli import main
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base, save_base
 from elm_jax.experts.formats import detect
@@ -64,7 +64,7 @@ def make_run(folder: pathlib.Path, base, layout: str, *, form: str, task: str | 
 
 
 def run(capsys, *words):
-    status = cli.main(["convert", "--from", "t5x", *map(str, words)])
+    status = main.main(["convert", "--from", "t5x", *map(str, words)])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -225,9 +225,11 @@ def test_what_does_not_fit(capsys, base, tmp_path):
 def test_an_experts_name_can_be_chosen(capsys, base, tmp_path):
     make_run(tmp_path / "run", base, "zarr", form="adapter", task=TASK)
     words = ["convert", "--base", base.path]
-    assert cli.main([*words, "--from", "t5x", "--to", "hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
-    assert cli.main([*words, "--from", "hf", "--to", "elm", "--id", "renamed", str(tmp_path / "hf"),
-                     str(tmp_path / "elm")]) == 0
+    assert main.main([*words, "--from", "t5x", "--to", "hf", str(tmp_path / "run"),
+                      str(tmp_path / "hf")]) == 0
+    assert main.main([*words, "--from", "hf", "--to", "elm", "--id", "renamed", str(tmp_path / "hf"),
+                      str(tmp_path / "elm")]) == 0
     assert load_expert(tmp_path / "elm").card.id == "renamed"
-    status = cli.main(["convert", "--from", "elm", "--to", "hf", "--id", "x", base.path, str(tmp_path / "x")])
+    status = main.main(["convert", "--from", "elm", "--to", "hf", "--id", "x", base.path,
+                        str(tmp_path / "x")])
     assert status == 2 and "whole model" in capsys.readouterr().err

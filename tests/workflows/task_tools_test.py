@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli
+from elm_jax.cli import main
 from elm_jax.data import registry, sources
 from elm_jax.workflows import task_stats
 
@@ -28,7 +28,7 @@ templates:
 
 
 def run(capsys, *words):
-    status = cli.main([str(word) for word in words])
+    status = main.main([str(word) for word in words])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

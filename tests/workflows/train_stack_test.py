@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_study as tiny
 
-from elm_jax import cli
+from elm_jax.cli import main
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts.overlay import load_expert
 from elm_jax.runtime import sharding, storage, trees
@@ -189,7 +189,7 @@ def test_the_command_trains_a_mixture_of_tasks(world, tmp_path, capsys):
              f"--gin.PREPARED_DIR='{world.folder / 'prepared'}'", "--gin.STACK_EXPERTS=2",
              "--gin.MESH_DATA=1", "--gin.train.tensorboard=False"]
     for _ in range(2):
-        assert cli.main(words) == 0
+        assert main.main(words) == 0
         printed = capsys.readouterr().out.split()
         assert [line.split("/")[-2] for line in printed] == [OTHER, tiny.TOPIC]  # the mixture's order
     assert (tmp_path / "runs" / "config.gin").exists()

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the verb whose ``module:function`` is in ``arguments.run``.
 
     Returns:
-        See `cli.main`.
+        See `main.main`.
     """
     atexit.register(gc.freeze)  # the interpreter's last look for garbage would go through all of JAX
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _without_orphaned_writes
     try:
-        verb = lazy.resolve(f"elm_jax.{arguments.run}")
+        verb = lazy.resolve(f"elm_jax.cli.{arguments.run}")
         _join_hosts(arguments)
         status = verb(arguments) or 0
     except ElmError as error:

@@ -5,14 +5,16 @@ reads the user's files and bindings, builds a config with no arguments given in 
 override gin silently), and refuses bindings that nothing used.
 """
 
+import argparse
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gin
 from elm_jax.errors import InputError, describe, nearest_names
 from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.runtime import storage
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows.pretrain import PretrainConfig
@@ -43,7 +45,7 @@ Binding = tuple[str, str, str]
 
 def search_paths(extra: Sequence[str] = ()) -> list[str]:
     """Folders in which gin files are looked up: the user's, the current one, a checkout's, the package's."""
-    package = pathlib.Path(__file__).resolve().parent
+    package = pathlib.Path(__file__).resolve().parents[1]
     return [*extra, "", str(package.parent / "gin"), str(package / "gin")]
 
 
@@ -163,3 +165,23 @@ def _spelled(binding: Binding) -> str:
 def operative() -> str:
     """The config as it was used, for ``config.gin`` in the run folder."""
     return gin.operative_config_str()
+
+
+def config_writer(folder: str) -> Callable[[], None]:
+    """Writes the operative config; called when a run starts, so that a refused one leaves no trace."""
+    text = operative()
+    return lambda: storage.write_text(storage.as_path(folder) / "config.gin", text)
+
+
+def parse_flags(arguments: argparse.Namespace) -> None:
+    """Parses what ``--gin_file``, ``--gin.NAME`` and ``--gin_search_paths`` give.
+
+    Raises:
+        InputError: as `parse`.
+    """
+    parse(arguments.gin_file, arguments.gin_bindings, paths_of(arguments))
+
+
+def paths_of(arguments: argparse.Namespace) -> list[str]:
+    """The folders of ``--gin_search_paths``."""
+    return [path for path in arguments.gin_search_paths.split(",") if path]

@@ -1,51 +1,11 @@
-"""The `elm` command: its flags, and nothing that takes time to import."""
+"""The flags of every verb, and nothing that takes time to import."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from elm_jax import search_flags
+from elm_jax.cli import merge_search_flags
 from elm_jax.merging.methods import METHODS, PARAMETERS
-from elm_jax.runtime import lazy
 from elm_jax.workflows.choices import ALLOWED, DTYPES, EXPERT_KINDS, LAYOUTS, MODEL_KINDS
-
-GIN_PREFIX = "--gin."
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb.
-
-    Returns:
-        0 done, 1 the run failed, 2 wrong input, 143 stopped by SIGTERM and saved, 75 another process of the
-        run was lost; the last two are worth a restart.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = make_parser()
-    known, bindings = _take_gin_bindings(argv)
-    arguments = parser.parse_args(known)
-    if bindings and not getattr(arguments, "takes_gin", False):
-        parser.error(f"`elm {arguments.verb}` takes no gin bindings: {bindings[0]}")
-    arguments.gin_bindings = bindings
-    with lazy.without_collector():
-        from elm_jax import execution  # late: JAX, of which help and wrong flags have no need
-    return execution.run(arguments)
-
-
-def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits off ``--gin.NAME=VALUE`` (or ``--gin.NAME VALUE``), as T5X users write it."""
-    known, bindings, position = [], [], 0
-    while position < len(argv):
-        word = argv[position]
-        if word.startswith(GIN_PREFIX):
-            binding = word.removeprefix(GIN_PREFIX)
-            if "=" not in binding and position + 1 < len(argv):
-                position += 1
-                binding = f"{binding}={argv[position]}"
-            bindings.append(binding)
-        else:
-            known.append(word)
-        position += 1
-    return known, bindings
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: str,
           run: str, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Adds a verb; `run` is ``module:function`` in this package, imported when the verb is run."""
+    """Adds a verb; `run` is ``module:function`` in `elm_jax.cli`, imported when the verb is run."""
     parser = verbs.add_parser(name, aliases=list(aliases), help=summary, description=summary,
                               epilog=f"example:\n  {example}",
                               formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,20 +57,27 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 
 def _add_runs(verbs: argparse._SubParsersAction) -> None:
     demo = _verb(verbs, "demo", "The whole study on the embedded tasks, with report.",
-                 "elm demo --workdir demo", "commands:demo")
+                 "elm demo --workdir demo", "demo:demo")
     demo.add_argument("--workdir", required=True, metavar="DIR")
     train = _verb(
-        verbs, "train", "Trains one expert, the multitask baseline, or a small base.",
+        verbs, "train", "Trains one expert, the multitask baseline, or a stack of experts.",
         "elm train --gin_file gin/experts/prompt.gin --gin.MODEL_DIR=\"'runs/ag'\" "
         "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\" --gin.TASK=\"'ag_news__classify'\"",
-        "commands:train")
+        "train:train")
     _takes_gin(train)
     _add_hosts(train)
     _takes_plan(train)
+    pretrain = _verb(
+        verbs, "pretrain", "Trains a small base from raw text.",
+        "elm pretrain --gin_file gin/runs/pretrain.gin --gin.MODEL_DIR=\"'runs/base'\" "
+        "\\\n    --gin.PASSAGES=\"('corpus.txt',)\"",
+        "pretrain:pretrain")
+    _takes_gin(pretrain)
+    _add_hosts(pretrain)
     study = _verb(
         verbs, "study", "Trains, builds, routes, merges, evaluates and reports; resumable.",
         "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --gin.WORKDIR=\"'p3'\"",
-        "commands:study")
+        "study:study")
     _takes_gin(study)
     _takes_plan(study)
     _add_hosts(study)
@@ -121,13 +88,13 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     actions = farm.add_subparsers(dest="action", required=True, metavar="ACTION")
     init = _verb(actions, "init", "Makes a farm of a table of experts (JSON lines or CSV), or adds to one.",
                  "elm farm init --dir farm --table experts.csv --gin_file gin/experts/prompt.gin "
-                 "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\"", "commands:farm_init")
+                 "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\"", "farm:farm_init")
     init.add_argument("--table", metavar="FILE", help="columns: task, expert_id, gin_file, and gin macros or "
                       "parameters; without it the config is a study's, whose experts are farmed")
     init.add_argument("--runs", metavar="DIR", help="folder of their runs (default: runs/ in the farm)")
     _takes_gin(init)
     work = _verb(actions, "work", "One worker: trains experts that nobody works on until none is left.",
-                 "elm farm work --dir farm", "commands:farm_work")
+                 "elm farm work --dir farm", "farm:farm_work")
     work.add_argument("--lease_seconds", type=float, default=120.0, metavar="S",
                       help="a worker that is silent for so long is taken for dead (default: 120)")
     work.add_argument("--wait", action=argparse.BooleanOptionalAction, default=True,
@@ -138,11 +105,11 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     work.add_argument("--mesh_model", type=int, help="instead of what the configs say")
     _add_hosts(work)
     status = _verb(actions, "status", "Where every expert stands; exit status 1 if one was given up.",
-                   "elm farm status --dir farm", "commands:farm_status")
+                   "elm farm status --dir farm", "farm:farm_status")
     status.add_argument("--lease_seconds", type=float, default=120.0, metavar="S")
     status.add_argument("--json", action="store_true", help="one JSON object on standard output")
     retry = _verb(actions, "retry", "Lets experts that were given up be tried again.",
-                  "elm farm retry --dir farm ag_news__classify", "commands:farm_retry")
+                  "elm farm retry --dir farm ag_news__classify", "farm:farm_retry")
     retry.add_argument("experts", nargs="*", metavar="ID", help="default: all that were given up")
     for parser in (init, work, status, retry):
         parser.add_argument("--dir", required=True, metavar="FARM", help="folder that all workers share")
@@ -175,16 +142,16 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
     actions = library.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = _verb(actions, "build", "Builds a library of finished experts.",
                   "elm library build --library lib --base runs/base/base runs/*/expert",
-                  "library_commands:library_build")
+                  "library:library_build")
     add = _verb(actions, "add", "Adds experts to a library.",
                 "elm library add --library lib --base runs/base/base runs/new/expert",
-                "library_commands:library_add")
+                "library:library_add")
     remove = _verb(actions, "remove", "Removes experts by their ids.",
-                   "elm library remove --library lib ag_news__classify", "library_commands:library_remove")
+                   "elm library remove --library lib ag_news__classify", "library:library_remove")
     listing = _verb(actions, "list", "Lists the experts of a library.",
-                    "elm library list --library lib", "library_commands:library_list")
+                    "elm library list --library lib", "library:library_list")
     verify = _verb(actions, "verify", "Reads every expert and key back and checks them.",
-                   "elm library verify --library lib", "library_commands:library_verify")
+                   "elm library verify --library lib", "library:library_verify")
     for parser in (build, add, remove, listing, verify):
         parser.add_argument("--library", required=True, metavar="DIR")
     for parser in (build, add):
@@ -206,7 +173,7 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
                   "  elm merge --config merge.yaml --output merged        mergekit's own schema\n"
                   "  elm merge --search gradient --base runs/base/base --task trec__trec1 --output merged "
                   "\\\n    runs/a/expert runs/b/expert                       weights found on 32 instances",
-                  "merge_commands:merge")
+                  "merge:merge")
     merge.add_argument("models", nargs="*", metavar="DIR",
                        help="experts of one base; or checkpoints (safetensors, elm, T5X)")
     merge.add_argument("--output", metavar="DIR", help="appears when it is whole; a killed run goes on")
@@ -237,16 +204,16 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
     merge.add_argument("--top_k", type=int, default=3, metavar="K")
     merge.add_argument("--queries", type=int, default=32, metavar="Q")
     _add_data(merge)
-    search_flags.add_search_flags(merge)
+    merge_search_flags.add_search_flags(merge)
     listing = _verb(verbs, "methods", "Lists the merging methods: what they compute, need and take.",
-                    "elm methods", "merge_commands:list_methods")
+                    "elm methods", "methods:list_methods")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route = _verb(verbs, "route", "Which expert of a library suits a task.",
                   "elm route --library lib --task super_glue_rte__can_we_infer --queries 32 --top_k 3",
-                  "library_commands:route")
+                  "route:route")
     route.add_argument("--library", required=True, metavar="DIR")
     target = route.add_mutually_exclusive_group(required=True)
     target.add_argument("--task", metavar="NAME", help="registered task")
@@ -261,7 +228,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     evaluate = _verb(
         verbs, "evaluate", "Scores a base and experts on tasks: accuracy by rank, ROUGE-L.",
         "elm evaluate --base runs/base/base --expert runs/ag/expert --task ag_news__classify "
-        "--output results/results.jsonl", "tool_commands:evaluate")
+        "--output results/results.jsonl", "evaluate:evaluate")
     evaluate.add_argument("--base", required=True, metavar="DIR")
     evaluate.add_argument("--expert", action="append", default=[], metavar="DIR",
                           help="expert; may be given again; none scores the base itself")
@@ -286,7 +253,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     _add_hosts(evaluate)
     _add_convert(verbs)
     report = _verb(verbs, "report", "Writes the report of a study's results again.",
-                   "elm report demo/results", "tool_commands:report")
+                   "elm report demo/results", "report:report")
     report.add_argument("results", metavar="RESULTS_DIR")
 
 
@@ -294,7 +261,7 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     convert = _verb(
         verbs, "convert", "Converts models and experts between this program, Hugging Face and T5X.",
         "elm convert --from hf --to elm models/t5-v1_1-small bases/t5-v1_1-small --verify",
-        "tool_commands:convert")
+        "convert:convert")
     convert.add_argument("--from", dest="source_kind", required=True, choices=MODEL_KINDS, help="kind of SRC")
     convert.add_argument("--to", dest="target_kind", required=True, choices=MODEL_KINDS, help="kind of DST")
     convert.add_argument("source", metavar="SRC", help="folder of a model or of an expert; or a hub name")
@@ -326,23 +293,23 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
     tasks = verbs.add_parser("tasks", help="Registered tasks: list, show, stats, cache, check.")
     actions = tasks.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = _verb(actions, "list", "Lists tasks and mixtures.",
-                    "elm tasks list --role train --category sentiment", "task_commands:list_tasks")
+                    "elm tasks list --role train --category sentiment", "tasks:list_tasks")
     for fact, text in (("role", "train, unseen, generative, bigbench, bbh, ..."),
                        ("dataset", "as ag_news, super_glue_rte"), ("category", "as sentiment"),
                        ("kind", "rank or generation")):
         listing.add_argument(f"--{fact}", metavar=fact.upper(), help=f"only tasks of this {fact}: {text}")
     show = _verb(actions, "show", "Rows of a task as prompts, and what its lengths cut off.",
-                 "elm tasks show ag_news__classify --rows 2 --base runs/base/base", "task_commands:show")
+                 "elm tasks show ag_news__classify --rows 2 --base runs/base/base", "tasks:show")
     show.add_argument("name", metavar="NAME")
     show.add_argument("--split", help="default: validation, or the only one a task has")
     show.add_argument("--rows", type=int, default=3)
     show.add_argument("--base", metavar="DIR", help="count tokens in this base's vocabulary")
     stats = _verb(actions, "stats", "Instances, dropped rows, token lengths, and what the lengths cut off.",
                   "elm tasks stats --base runs/base/base ag_news__classify super_glue_rte",
-                  "task_commands:stats")
+                  "tasks:stats")
     cache = _verb(actions, "cache", "Renders and tokenises tasks once, into arrays.",
                   "elm tasks cache --base runs/base/base --prepared arrays --num_workers 8 trec",
-                  "task_commands:cache", aliases=["prepare"])
+                  "tasks:cache", aliases=["prepare"])
     cache.add_argument("--num_workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     for parser in (stats, cache):
         parser.add_argument("names", nargs="*", metavar="NAME",
@@ -359,12 +326,8 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
         parser.add_argument("--target_length", type=int, metavar="T",
                             help="tokens of a target that are kept (default: of the task's recipe, else 128)")
     check = _verb(actions, "check", "Which data sets are there and whole, and how to get the others.",
-                  "ELM_DATA_DIR=data elm tasks check", "task_commands:check")
+                  "ELM_DATA_DIR=data elm tasks check", "tasks:check")
     for parser in (listing, show, check):
         _add_modules(parser)
     for parser in (listing, show, stats, check):
         parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

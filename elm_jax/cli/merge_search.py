@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
+from elm_jax.cli.merge_search_flags import FLAGS, given_flags
+from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.tasks import modules_of
 from elm_jax.errors import InputError, describe
-from elm_jax.printing import print_json, print_table
-from elm_jax.search_flags import FLAGS, given_flags
-from elm_jax.task_commands import modules_of
 from elm_jax.workflows.merge_search import search_and_merge
 from elm_jax.workflows.search_config import SearchConfig
 

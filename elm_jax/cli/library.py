@@ -5,15 +5,13 @@ from typing import Any
 
 from rich.table import Table
 
+from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.route import _decide
+from elm_jax.cli.tasks import task_data
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.encoders import MiniLMEncoder
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.printing import print_json, print_table
-from elm_jax.task_commands import modules_of, task_data
 from elm_jax.workflows import build_library
 from elm_jax.workflows import merge as merging
-from elm_jax.workflows import route as routing
-from elm_jax.workflows import tasks as task_tools
 
 
 def library_build(arguments: argparse.Namespace) -> None:
@@ -63,34 +61,6 @@ def library_verify(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(faults) or f"{len(library)} experts are whole")
     return 1 if faults else 0
-
-
-def route(arguments: argparse.Namespace) -> None:
-    """`elm route`."""
-    encoder = MiniLMEncoder.from_folder(arguments.encoder_dir) if arguments.encoder_dir else None
-    library = ExpertLibrary.open(arguments.library, encoder)
-    decision = _decide(library, arguments)
-    if arguments.json:
-        print_json(decision.to_dict())
-        return
-    table = Table("rank", "expert", "votes", "similarity",
-                  title=f"{decision.num_queries} queries, {decision.text_format}, {decision.encoder}")
-    for rank, row in enumerate(decision.ranking, start=1):
-        style = "bold" if rank <= arguments.top_k else None
-        table.add_row(str(rank), row.expert, str(row.votes), f"{row.mean_similarity:.3f}", style=style)
-    print_table(table)
-
-
-def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
-    if getattr(arguments, "examples", None):
-        instances = routing.read_examples(arguments.examples)
-    else:
-        instances = task_tools.routing_instances(
-            arguments.task, getattr(arguments, "split", "validation"), arguments.queries,
-            modules=modules_of(arguments), prepared_dir=arguments.prepared,
-            seed=arguments.seed if arguments.verb == "route" else 0,  # a merge's own seed is of its masks
-            keys={row["source"] for row in library.instances})
-    return routing.route(library, instances, num_queries=arguments.queries)
 
 
 def best_of_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:

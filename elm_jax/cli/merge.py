@@ -2,48 +2,20 @@
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
-from elm_jax import search_flags
+from elm_jax.cli import merge_search_flags
+from elm_jax.cli.printing import print_json, print_table
 from elm_jax.errors import InputError, describe
-from elm_jax.merging.methods import METHODS, PARAMETERS, get_method
+from elm_jax.merging.methods import PARAMETERS, get_method
 from elm_jax.merging.recipe import Recipe, Scope, parse_patterns
-from elm_jax.printing import print_json, print_table
 from elm_jax.workflows import merge_folders
 from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.merge_config import MergeConfig, read_config
 from elm_jax.workflows.merge_plan import MergeOptions
-
-
-def list_methods(arguments: argparse.Namespace) -> None:
-    """`elm methods`: the table."""
-    if arguments.json:
-        print_json([{"name": method.name, "summary": method.summary, "equation": method.equation,
-                     "source": method.source, "needs_base": method.needs_base,
-                     "num_experts": method.num_experts, "normalize": method.normalize,
-                     "parameters": [{"name": each.name, "range": each.range, "default": each.default,
-                                     "per_expert": each.per_expert, "help": each.help}
-                                    for each in method.parameters]} for method in METHODS.values()])
-        return
-    table = Table("method", "what it does", "needs", "parameters")
-    for method in METHODS.values():
-        needs = [*(["a base"] if method.needs_base else []),
-                 f"{method.num_experts} experts" if method.num_experts else "any number"]
-        taken = [f"{each.name}={_word(each.default)}" for each in method.parameters]
-        table.add_row(method.name, method.summary, ", ".join(needs), " ".join(taken))
-    print_table(table)
-    width = max(map(len, METHODS))
-    for method in METHODS.values():
-        print(f"{method.name:{width}}  {method.equation}\n{'':{width}}  {method.source}")
-    print("\nx_i: the experts; d_i = x_i - base; w_i: weights; m_i: 1 where the sign is the sum's, else 0.")
-
-
-def _word(value: Any) -> str:
-    return "" if value is None else json.dumps(value).strip('"')
 
 
 def merge(arguments: argparse.Namespace) -> None:
@@ -51,9 +23,9 @@ def merge(arguments: argparse.Namespace) -> None:
     if arguments.search:
         _search(arguments)
         return
-    if search_flags.given_flags(arguments):
+    if merge_search_flags.given_flags(arguments):
         raise InputError(describe("These belong to a search for weights", got=", ".join(
-            f"--{flag}" for flag in search_flags.given_flags(arguments)), cure="give --search too"))
+            f"--{flag}" for flag in merge_search_flags.given_flags(arguments)), cure="give --search too"))
     config = _config(arguments)
     options = MergeOptions(
         allow=tuple(arguments.allow), max_shard_bytes=parse_size(arguments.max_shard_size),
@@ -118,15 +90,15 @@ def _from_file(arguments: argparse.Namespace, given: dict[str, str]) -> MergeCon
 
 
 def _from_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:
-    from elm_jax import library_commands  # late: encoders and networks, which no other merge needs
+    from elm_jax.cli import library  # late: encoders and networks, which no other merge needs
 
-    return library_commands.best_of_library(arguments)
+    return library.best_of_library(arguments)
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    from elm_jax import search_commands  # late: training and scoring, which no other merge needs
+    from elm_jax.cli import merge_search  # late: training and scoring, which no other merge needs
 
-    search_commands.merge_search(arguments, *_searched(arguments))
+    merge_search.merge_search(arguments, *_searched(arguments))
 
 
 def _searched(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:

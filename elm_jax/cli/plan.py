@@ -6,11 +6,11 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from elm_jax import config as config_lib
+from elm_jax.cli import gin_config as config_lib
+from elm_jax.cli.printing import print_json
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats import detect
 from elm_jax.models.t5_config import T5Config
-from elm_jax.printing import print_json
 from elm_jax.workflows import chips, plan_study
 from elm_jax.workflows.plan import StepPlan, plan_run
 from elm_jax.workflows.train import TrainConfig
@@ -54,7 +54,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def _parse(arguments: argparse.Namespace) -> None:
-    paths = [path for path in arguments.gin_search_paths.split(",") if path]
+    paths = config_lib.paths_of(arguments)
     bindings = list(arguments.gin_bindings)
     config_lib.parse(arguments.gin_file, bindings, paths)
     bindings += [f"{name}={NOT_GIVEN!r}" for name in config_lib.missing_macros() if name in PLACES]

@@ -14,11 +14,11 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from elm_jax.cli.printing import print_json, print_table
 from elm_jax.data import sources
 from elm_jax.data.prompted_task import describe_dropped
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import load_vocabulary
-from elm_jax.printing import print_json, print_table
 from elm_jax.runtime.config_checks import check_positive
 from elm_jax.workflows import task_cache, task_check, task_stats
 from elm_jax.workflows import tasks as task_tools

@@ -3,20 +3,16 @@
 import argparse
 import logging
 
-from rich.console import Console
 from rich.table import Table
 
+from elm_jax.cli.printing import print_table
+from elm_jax.cli.tasks import modules_of
 from elm_jax.data import registry
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import load_base
-from elm_jax.printing import print_json, print_table
 from elm_jax.runtime import hosts, sharding, storage
-from elm_jax.task_commands import modules_of
-from elm_jax.workflows import convert as converting
 from elm_jax.workflows import evaluate as evaluating
-from elm_jax.workflows import report as reporting
 from elm_jax.workflows import run_record
-from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.task_data import TaskData
 
 logger = logging.getLogger(__name__)
@@ -49,26 +45,3 @@ def evaluate(arguments: argparse.Namespace) -> None:
                       str(row["num_instances"]), str(row["max_rows"] or "all"), str(row.get("num_cut", "–")))
     print_table(table)
     logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
-
-
-def convert(arguments: argparse.Namespace) -> int:
-    """`elm convert`: prints what was written and the largest difference, or the whole report as JSON."""
-    config = converting.ConvertConfig(
-        source=arguments.source, source_kind=arguments.source_kind, target=arguments.target,
-        target_kind=arguments.target_kind, base=arguments.base, dtype=arguments.dtype,
-        max_shard_bytes=parse_size(arguments.max_shard_size), layout=arguments.layout,
-        scanned=arguments.scanned, step=arguments.step, vocabulary=arguments.vocabulary,
-        verify=arguments.verify, expert_id=arguments.id, kind=arguments.kind, modules=modules_of(arguments))
-    report = converting.convert(config)
-    if arguments.json:
-        print_json(report)
-        return 0
-    print("\n".join(converting.summary(report)))
-    return 0
-
-
-def report(arguments: argparse.Namespace) -> None:
-    """`elm report`."""
-    outcome = reporting.write_report(arguments.results)
-    outcome.print_table(Console())
-    print(f"report: {outcome.report_path}")

@@ -1,0 +1,1 @@
+"""The command line: a file a verb, flags, and gin at the edge."""

@@ -1,0 +1,27 @@
+"""What `elm convert` does: read flags, call one workflow, print its result."""
+
+import argparse
+import logging
+
+from elm_jax.cli.printing import print_json
+from elm_jax.cli.tasks import modules_of
+from elm_jax.workflows import convert as converting
+from elm_jax.workflows.choices import parse_size
+
+logger = logging.getLogger(__name__)
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """`elm convert`: prints what was written and the largest difference, or the whole report as JSON."""
+    config = converting.ConvertConfig(
+        source=arguments.source, source_kind=arguments.source_kind, target=arguments.target,
+        target_kind=arguments.target_kind, base=arguments.base, dtype=arguments.dtype,
+        max_shard_bytes=parse_size(arguments.max_shard_size), layout=arguments.layout,
+        scanned=arguments.scanned, step=arguments.step, vocabulary=arguments.vocabulary,
+        verify=arguments.verify, expert_id=arguments.id, kind=arguments.kind, modules=modules_of(arguments))
+    report = converting.convert(config)
+    if arguments.json:
+        print_json(report)
+        return 0
+    print("\n".join(converting.summary(report)))
+    return 0

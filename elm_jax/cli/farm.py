@@ -1,0 +1,80 @@
+"""What `elm farm` does: read flags, call one workflow, print its result."""
+
+import argparse
+import logging
+from typing import Any
+
+from rich.table import Table
+
+from elm_jax.cli import gin_config as config_lib
+from elm_jax.cli.printing import print_json, print_table
+from elm_jax.runtime import storage
+from elm_jax.workflows import farm as farming
+from elm_jax.workflows import study as studying
+
+logger = logging.getLogger(__name__)
+
+
+def farm_init(arguments: argparse.Namespace) -> None:
+    """`elm farm init`: every row's config is built, and so checked, before anything is written."""
+    if arguments.table is None:
+        config_lib.parse_flags(arguments)
+        config = config_lib.build("study")
+        jobs = studying.farm_jobs(config, config_lib.operative())
+    else:
+        jobs = [_farm_job(arguments, row) for row in farming.read_table(arguments.table)]
+    new = farming.create(arguments.dir, jobs)
+    print(f"{len(jobs)} experts, {new} of them new: elm farm work --dir {arguments.dir}")
+
+
+def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> farming.Job:
+    folder = storage.as_path(arguments.runs or "runs") / row["expert_id"]
+    files = [row["gin_file"]] if "gin_file" in row else arguments.gin_file
+    bindings = [*arguments.gin_bindings, *farming.bindings_of(row), f"MODEL_DIR = {str(folder)!r}"]
+    config_lib.parse(files, bindings, config_lib.paths_of(arguments))
+    return farming.Job(row["expert_id"], config_lib.build("train"), config_lib.operative())
+
+
+def farm_work(arguments: argparse.Namespace) -> int:
+    """`elm farm work`: status 1 if an expert was given up."""
+    settings = farming.WorkSettings(
+        lease_seconds=arguments.lease_seconds, attempts=arguments.attempts, wait=arguments.wait,
+        max_experts=arguments.max_experts, poll_seconds=arguments.poll_seconds,
+        mesh_data=arguments.mesh_data, mesh_model=arguments.mesh_model)
+    farming.Worker(arguments.dir, settings).run()
+    rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
+    given_up = [row for row in rows if row["state"] == "failed"]
+    for row in given_up:
+        logger.error("given up: %s: %s", row["expert"], row["error"])
+    logger.info("%d of %d experts are done", sum(row["state"] == "done" for row in rows), len(rows))
+    return 1 if given_up else 0
+
+
+def farm_status(arguments: argparse.Namespace) -> int:
+    """`elm farm status`: status 1 if an expert was given up."""
+    rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
+    counts = {state: sum(row["state"] == state for row in rows) for state in farming.STATES}
+    if arguments.json:
+        print_json({"counts": counts, "experts": rows})
+    else:
+        table = Table("expert", "kind", "state", "attempts", "step", "seconds", "worker", "error")
+        for row in rows:
+            state = row["state"]
+            if row["silent_seconds"] is not None:
+                state += f", {row['silent_seconds']:.0f} s ago"
+            table.add_row(row["expert"], row["kind"], state, str(row["attempts"]), str(row["step"]),
+                          str(row["seconds"] or ""), row["worker"] or "", _in_short(row["error"]))
+        print_table(table)
+        print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    return 1 if counts["failed"] else 0
+
+
+def _in_short(error: str | None) -> str:
+    """An error's first line, or a traceback's last."""
+    lines = (error or "").strip().splitlines() or [""]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
+
+
+def farm_retry(arguments: argparse.Namespace) -> None:
+    """`elm farm retry`."""
+    print("\n".join(farming.forgive(arguments.dir, arguments.experts, arguments.attempts)))

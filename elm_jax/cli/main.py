@@ -1,0 +1,45 @@
+"""The `elm` command: parses its flags, then hands over to the verb."""
+
+import sys
+from collections.abc import Sequence
+
+from elm_jax.cli.flags import make_parser
+from elm_jax.runtime import lazy
+
+GIN_PREFIX = "--gin."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Returns:
+        0 done, 1 the run failed, 2 wrong input, 143 stopped by SIGTERM and saved, 75 another process of the
+        run was lost; the last two are worth a restart.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser()
+    known, bindings = _take_gin_bindings(argv)
+    arguments = parser.parse_args(known)
+    if bindings and not getattr(arguments, "takes_gin", False):
+        parser.error(f"`elm {arguments.verb}` takes no gin bindings: {bindings[0]}")
+    arguments.gin_bindings = bindings
+    with lazy.without_collector():
+        from elm_jax.cli import execution  # late: JAX, of which help and wrong flags have no need
+    return execution.run(arguments)
+
+
+def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits off ``--gin.NAME=VALUE`` (or ``--gin.NAME VALUE``), as T5X users write it."""
+    known, bindings, position = [], [], 0
+    while position < len(argv):
+        word = argv[position]
+        if word.startswith(GIN_PREFIX):
+            binding = word.removeprefix(GIN_PREFIX)
+            if "=" not in binding and position + 1 < len(argv):
+                position += 1
+                binding = f"{binding}={argv[position]}"
+            bindings.append(binding)
+        else:
+            known.append(word)
+        position += 1
+    return known, bindings

@@ -1,0 +1,33 @@
+"""What `elm study` does: builds a config from gin, runs the study, prints its table."""
+
+import argparse
+import logging
+
+from rich.console import Console
+
+from elm_jax.cli import gin_config as config_lib
+from elm_jax.cli import plan
+from elm_jax.runtime import preemption
+from elm_jax.workflows import study as studying
+
+logger = logging.getLogger(__name__)
+
+
+def study(arguments: argparse.Namespace) -> int:
+    """`elm study`: a whole study from gin, or its plan."""
+    if arguments.plan or arguments.topology:
+        return plan.plan(arguments)
+    return run(arguments.gin_file, arguments.gin_bindings, config_lib.paths_of(arguments))
+
+
+def run(files: list[str], bindings: list[str], paths: list[str]) -> int:
+    """Runs the study of some gin files and bindings, found along some paths; returns the exit status."""
+    config_lib.parse(files, bindings, paths)
+    config = config_lib.build("study")
+    outcome = studying.runrun(config, on_start=config_lib.config_writer(config.workdir))
+    if outcome is None:
+        logger.info("stopped by SIGTERM; the same command goes on from here")
+        return preemption.STOPPED
+    outcome.print_table(Console())
+    print(f"report: {outcome.report_path}")
+    return 0
