@@ -22,7 +22,7 @@ from elm_jax.data import registry, sources
 from elm_jax.data.cursor import MixtureSource, TrainStream
 from elm_jax.data.prepare import prepare, tokenised_rows
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
+from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 
 PIECES = 8000
 SPLIT = "train"

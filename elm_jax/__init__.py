@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     # Experts and what they stand on.
     from elm_jax.data.own_task import add_task
     from elm_jax.data.prepared import PreparedSplit
-    from elm_jax.data.vocabulary import Vocabulary
     from elm_jax.errors import ElmError, InputError, RunError
     from elm_jax.experts.base import Base, load_base, save_base
     from elm_jax.experts.card import ExpertCard
@@ -30,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.routing.text import RoutingInstance
     from elm_jax.routing.vote import RoutingDecision
     from elm_jax.training.optimizers import OptimizerConfig
+    from elm_jax.vocabularies.vocabulary import Vocabulary
 
     # What is done with them.
     from elm_jax.workflows.build_library import build_library
@@ -62,7 +62,7 @@ _MODULES = {
     "T5Network": "elm_jax.models.t5",
     "TaskData": "elm_jax.workflows.task_data",
     "TrainConfig": "elm_jax.workflows.train",
-    "Vocabulary": "elm_jax.data.vocabulary",
+    "Vocabulary": "elm_jax.vocabularies.vocabulary",
     "add_task": "elm_jax.data.own_task",
     "build_library": "elm_jax.workflows.build_library",
     "convert": "elm_jax.workflows.convert",

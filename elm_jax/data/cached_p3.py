@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
 
 try:  # a hundred times as fast, where it is installed
     from google_crc32c import value as _fast_crc

@@ -8,8 +8,8 @@ from typing import Any
 
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe
+from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
 
 FORM = "{inputs}\n{targets}\n\n"
 """One exemplar."""

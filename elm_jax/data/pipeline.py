@@ -33,8 +33,8 @@ from elm_jax.data.registry import (  # the registry's functions are this module'
     mixture_tasks,
     task_names,
 )
-from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe
+from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
 
 __all__ = [
     "RunVocabulary", "add_mixture", "add_prompted_task", "describe_task", "evaluation_name",

@@ -13,8 +13,8 @@ from typing import Any
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit, check_max_rows
 from elm_jax.data.prompted_task import UNKNOWN_VERSION, PromptedTask, describe_dropped
-from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe
+from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
 
 logger = logging.getLogger(__name__)
 REMEMBERED = 1 << 16

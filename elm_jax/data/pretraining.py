@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe
+from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0

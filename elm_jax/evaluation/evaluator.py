@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from elm_jax.data.batches import choose_bucket, make_choice_batch, pad, trim
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.templates import dataset_path
-from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.evaluation import generate, metrics, rank
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
@@ -19,6 +18,7 @@ from elm_jax.evaluation.settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.models.t5 import T5Network
 from elm_jax.runtime import hosts, sharding
 from elm_jax.types import Params
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 __all__ = ["EvaluationSettings", "ResultsStore", "TaskResult", "evaluate_task"]
 

@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import evaluator, rank
 from elm_jax.evaluation.evaluator import EvaluationSettings
@@ -21,6 +20,7 @@ from elm_jax.models.many import GroupedNetwork, Many, gather
 from elm_jax.models.t5 import T5Network
 from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.types import Array, Params
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 
 def put_stack(network: T5Network, shared: Params, overlays: Sequence[Params], mesh: Mesh) -> Many:

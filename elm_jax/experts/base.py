@@ -10,14 +10,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from elm_jax.data.vocabulary import Vocabulary
-from elm_jax.experts.formats import base_json, checks, detect, elm, hf_tokenizer, streaming
+from elm_jax.experts.formats import base_json, checks, detect, elm, streaming
 from elm_jax.experts.formats.model import Index, Model, Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.types import FlatParams, Params
+from elm_jax.vocabularies import hf_tokenizer
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

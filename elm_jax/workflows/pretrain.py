@@ -19,7 +19,6 @@ from elm_jax.data.cursor import TrainStream
 from elm_jax.data.pretraining import PretrainingSource
 from elm_jax.data.registry import import_module
 from elm_jax.data.sources import DATA_DIR_VARIABLE
-from elm_jax.data.vocabulary import SentencePieceVocabulary, Vocabulary, train_vocabulary
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models.t5 import T5Network
@@ -28,6 +27,7 @@ from elm_jax.runtime import hosts, sharding, storage, trees
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.loop import train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary, train_vocabulary
 from elm_jax.workflows import run_record
 
 logger = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ from elm_jax.data import registry
 from elm_jax.data.few_shot import with_exemplars
 from elm_jax.data.prepare import prepare
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import hosts, storage
 from elm_jax.runtime.config_checks import check_range
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 PARTIAL = ".partial"

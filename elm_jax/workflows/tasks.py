@@ -8,10 +8,10 @@ from elm_jax.data import registry
 from elm_jax.data.batches import trim
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import EOS_ID, Vocabulary
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import storage
+from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
 from elm_jax.workflows import task_stats
 
 

@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from elm_jax.data import cached_p3, registry
-from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.errors import InputError
+from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 
 ROWS = [{"inputs": f"Is {number} even?\nSay: ", "targets": "yes" if number % 2 == 0 else "no",
          "choices": ["yes", "no", "||| maybe"]} for number in range(7)]

@@ -5,8 +5,8 @@ import pytest
 
 from elm_jax.data.few_shot import with_exemplars
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.errors import InputError
+from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 
 WORDS = ["red", "green", "bright", "house", "river", "stands", "near", "old"]
 

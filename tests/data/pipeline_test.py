@@ -13,11 +13,12 @@ import pytest
 
 seqio = pytest.importorskip("seqio")
 
-from elm_jax.data import pipeline, registry, vocabulary  # noqa: E402
+from elm_jax.data import pipeline, registry  # noqa: E402
 from elm_jax.data.prepared import PreparedSplit  # noqa: E402
 from elm_jax.data.templates import PromptTemplate  # noqa: E402
-from elm_jax.data.vocabulary import Vocabulary  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
+from elm_jax.vocabularies import vocabulary  # noqa: E402
+from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
 
 SIZE = 34
 """Trained pieces."""

@@ -12,12 +12,13 @@ import pytest
 
 seqio = pytest.importorskip("seqio")
 
-from elm_jax.data import pipeline, registry, sources, vocabulary  # noqa: E402
+from elm_jax.data import pipeline, registry, sources  # noqa: E402
 from elm_jax.data.prepare import prepare, tokenised_rows  # noqa: E402
 from elm_jax.data.prepared import PreparedSplit  # noqa: E402
 from elm_jax.data.templates import PromptTemplate  # noqa: E402
-from elm_jax.data.vocabulary import Vocabulary  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
+from elm_jax.vocabularies import vocabulary  # noqa: E402
+from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
 
 REAL = ("ag_news__classify", "cosmos_qa__context_answer_to_question",
         "common_gen__random_task_template_prompt", "quail__no_prompt_id",
@@ -114,7 +115,7 @@ def test_tensorflow_is_not_imported(model):
 import sys
 from elm_jax.data import registry
 from elm_jax.data.prepare import prepare
-from elm_jax.data.vocabulary import Vocabulary
+from elm_jax.vocabularies.vocabulary import Vocabulary
 registry.import_tasks(["elm_jax.tasks.embedded"])
 print(len(prepare("mini_topic__about_what", "validation", Vocabulary.load({model!r}))))
 assert not {{"tensorflow", "seqio", "tensorflow_datasets"}} & set(sys.modules)

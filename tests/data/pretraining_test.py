@@ -14,8 +14,8 @@ from elm_jax.tasks.embedded import datasets as embedded_datasets
 
 from elm_jax.data import pretraining, registry, sources
 from elm_jax.data.pretraining import PretrainingSource
-from elm_jax.data.vocabulary import EXTRA_IDS, train_vocabulary
 from elm_jax.errors import InputError
+from elm_jax.vocabularies.vocabulary import EXTRA_IDS, train_vocabulary
 
 VOCAB = 400
 SENTINELS = np.arange(VOCAB - 1, VOCAB - 1 - EXTRA_IDS, -1)

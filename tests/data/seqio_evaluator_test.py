@@ -14,8 +14,8 @@ seqio = pytest.importorskip("seqio")
 import elm_jax.tasks  # noqa: E402, F401  (fills the registry)
 
 from elm_jax.data import pipeline, registry  # noqa: E402
-from elm_jax.data.vocabulary import ByteVocabulary  # noqa: E402
 from elm_jax.evaluation.rank import accuracy_of_scores  # noqa: E402
+from elm_jax.vocabularies.vocabulary import ByteVocabulary  # noqa: E402
 
 RANK, WRITE = "ag_news__classify", "xsum__doc_tldr"
 BYTES = ByteVocabulary()

@@ -7,15 +7,15 @@ import pytest
 import real_vocabularies as real
 import transformers
 
-from elm_jax.data import vocabulary
 from elm_jax.data.pretraining import PretrainingSource
-from elm_jax.data.vocabulary import (
+from elm_jax.errors import InputError
+from elm_jax.vocabularies import vocabulary
+from elm_jax.vocabularies.vocabulary import (
     ByteVocabulary,
     SentencePieceVocabulary,
     TokenizerVocabulary,
     Vocabulary,
 )
-from elm_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import random
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from elm_jax.data import vocabulary
-from elm_jax.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from elm_jax.errors import InputError
+from elm_jax.vocabularies import vocabulary
+from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary
 
 TEXT = """the market of old town rose fell quickly after heavy rain over green hills where seven
 farmers sold apples pears bread and cheese to people from distant rivers"""

@@ -7,10 +7,10 @@ import tempfile
 import numpy as np
 
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.models.t5 import AdapterConfig, T5Config, T5Network
 from elm_jax.runtime import trees
 from elm_jax.types import Params
+from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 
 VOCAB_SIZE = 64
 WORDS = ("red", "green", "blue", "dog", "cat", "bird", "runs", "sleeps", "sings", "fast", "slow", "now")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts import base as base_lib
 from elm_jax.experts.base import base_of, load_base, save_base
@@ -21,6 +20,7 @@ from elm_jax.experts.formats import detect, elm, hf, in_flight, places, sources,
 from elm_jax.experts.formats.model import Model
 from elm_jax.models.t5 import T5Network
 from elm_jax.runtime import sharding, tree_files, trees
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from elm_jax.data.vocabulary import train_vocabulary
+from elm_jax.vocabularies.vocabulary import train_vocabulary
 
 torch.set_num_threads(1)  # models this small lose most of their time to threads that wait for each other
 SIZES = {"d_model": 24, "d_kv": 5, "d_ff": 40, "num_heads": 3, "num_layers": 2, "vocab_size": 320}

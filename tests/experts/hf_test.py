@@ -18,10 +18,11 @@ import real_vocabularies as real
 
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
-from elm_jax.experts.formats import elm, hf, hf_tokenizer, safetensors_files, torch_files
+from elm_jax.experts.formats import elm, hf, safetensors_files, torch_files
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import T5Network, shift_right
 from elm_jax.runtime import storage, trees
+from elm_jax.vocabularies import hf_tokenizer
 
 FAMILIES = sorted(hf_folders.PUBLISHED)
 logits_of = jax.jit(lambda network, params, batch: network.logits(params, batch), static_argnums=0)

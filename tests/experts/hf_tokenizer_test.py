@@ -8,10 +8,11 @@ import sentencepiece
 import transformers
 from sentencepiece import sentencepiece_model_pb2
 
-from elm_jax.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import checks, hf_tokenizer
+from elm_jax.experts.formats import checks
 from elm_jax.runtime import storage
+from elm_jax.vocabularies import hf_tokenizer
+from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary
 
 ODD = ["", " ", "  two  spaces\tand\nlines ", "Café ﬁne ½ full　width Ａ", "字 is unknown 😀",
        "zero\u200bwidth", "the <extra_id_0> came <extra_id_99>", "<extra_id_3> <extra_id_4>"]

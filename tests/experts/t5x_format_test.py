@@ -18,11 +18,11 @@ import t5x_checkpoints as made
 import tensorstore as ts
 from flax import serialization
 
-from elm_jax.data.vocabulary import train_vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts.formats import elm, in_flight, streaming, t5x
 from elm_jax.models import convert_t5x
 from elm_jax.models.t5_config import AdapterConfig
+from elm_jax.vocabularies.vocabulary import train_vocabulary
 
 LAYOUTS = ("orbax", "zarr")
 

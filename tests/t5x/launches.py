@@ -23,7 +23,6 @@ import seqio
 import tensorflow as tf
 from t5x import checkpoints, partitioning, train_state, utils
 
-from elm_jax.data.vocabulary import train_vocabulary
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models.t5 import T5Network
@@ -32,6 +31,7 @@ from elm_jax.models.t5x_module import T5XTransformer
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.loop import train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.vocabularies.vocabulary import train_vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent

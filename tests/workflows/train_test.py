@@ -6,10 +6,10 @@ import tiny_study as tiny
 
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.errors import InputError
 from elm_jax.experts.overlay import load_expert, resolve
 from elm_jax.runtime import trees
+from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.workflows.train import TrainConfig, make_stream, tasks_of, with_recipe
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import hf, hf_tokenizer, t5x
+from elm_jax.experts.formats import hf, t5x
 from elm_jax.models import convert_hf
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import storage
 from elm_jax.runtime.storage import utc_now
+from elm_jax.vocabularies import hf_tokenizer
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
 FILE = "base.json"

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elm_jax.data.vocabulary import Vocabulary
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.formats.model import FLOAT_DTYPES
 from elm_jax.models.t5_config import T5Config
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 _PADDING = 128
 """Embedding rows are usually padded to a multiple of so many."""

@@ -7,13 +7,14 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import checks, hf_tokenizer, safetensors_files, streaming, torch_files
+from elm_jax.experts.formats import checks, safetensors_files, streaming, torch_files
 from elm_jax.experts.formats.hf_files import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
 from elm_jax.experts.formats.model import Model, Origin, TensorSpec
 from elm_jax.models import convert_hf
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import staging, storage, trees
+from elm_jax.vocabularies import hf_tokenizer
 
 GENERATION_FILE = "generation_config.json"
 FACTS = "hf"

@@ -18,12 +18,6 @@ import numpy as np
 from etils import epath
 from flax import serialization
 
-from elm_jax.data.vocabulary import (
-    ByteVocabulary,
-    SentencePieceVocabulary,
-    TokenizerVocabulary,
-    Vocabulary,
-)
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts.formats import (
     boxes,
@@ -39,6 +33,12 @@ from elm_jax.models import convert_t5x
 from elm_jax.models.convert_t5x import Form, Place
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import staging, storage
+from elm_jax.vocabularies.vocabulary import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    TokenizerVocabulary,
+    Vocabulary,
+)
 
 FACTS = "t5x"
 """Key of `Model.facts`: ``{'step': 1000, 'scanned': False, 'own_biases': False}``, in which form it lay."""

@@ -17,7 +17,9 @@ from typing import Any
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
-from elm_jax.data.vocabulary import (
+from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
+from elm_jax.vocabularies.vocabulary import (
     BYTE_EXTRA_IDS,
     EXTRA_IDS,
     MOST_EXTRA_IDS,
@@ -28,8 +30,6 @@ from elm_jax.data.vocabulary import (
     own_sentinels,
     sentinel,
 )
-from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
 
 SENTENCEPIECE_FILE = "spiece.model"
 TOKENIZER_FILE = TokenizerVocabulary.FILE

@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from elm_jax.data import tokenizer_files
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.vocabularies import tokenizer_json
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 EXTRA_IDS = 100
@@ -71,7 +71,7 @@ class Vocabulary(abc.ABC):
         """
         if not contents.startswith(b"{"):  # no SentencePiece model does
             return SentencePieceVocabulary(contents, where=where)
-        values = tokenizer_files.parse(contents, where)
+        values = tokenizer_json.parse(contents, where)
         if "kind" in values:
             return ByteVocabulary(_extra_ids_of(values, where))
         return TokenizerVocabulary(contents, where)
@@ -239,12 +239,12 @@ class TokenizerVocabulary(Vocabulary):
         Raises:
             InputError: the library cannot read it; padding and EOS have no names, or are not 0 and 1.
         """
-        self._tokenizer = tokenizer_files.open_tokenizer(contents, where)
-        tokenizer_files.check_special_ids(self._tokenizer, {"padding": PAD_ID, "EOS": EOS_ID}, where)
+        self._tokenizer = tokenizer_json.open_tokenizer(contents, where)
+        tokenizer_json.check_special_ids(self._tokenizer, {"padding": PAD_ID, "EOS": EOS_ID}, where)
         self.contents = contents
-        self.unk_id = tokenizer_files.unknown_id(self._tokenizer, tokenizer_files.parse(contents, where))
+        self.unk_id = tokenizer_json.unknown_id(self._tokenizer, tokenizer_json.parse(contents, where))
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        self._sentinels = tokenizer_files.numbered(self._tokenizer, sentinel)
+        self._sentinels = tokenizer_json.numbered(self._tokenizer, sentinel)
         self.extra_ids = len(self._sentinels)
         self.fingerprint = f"sha256:{hashlib.sha256(contents).hexdigest()}"
 

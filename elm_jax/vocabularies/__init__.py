@@ -1,0 +1,1 @@
+"""Vocabularies: SentencePiece, tokenizer.json and bytes, read, used and converted."""
