@@ -28,9 +28,10 @@ import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
 import numpy as np
 
 from elm_jax.cli import gin_config as config_lib
-from elm_jax.experts.formats import hf, safetensors_files
-from elm_jax.experts.formats.model import Model, TensorSpec
-from elm_jax.experts.formats.streaming import PIECE_BYTES
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Model, TensorSpec
+from elm_jax.formats.tensors import safetensors_files
+from elm_jax.formats.tensors.streaming import PIECE_BYTES
 
 GIGA = 1e9
 
@@ -58,7 +59,8 @@ def make_model(folder: pathlib.Path, size: str, dtype: str) -> None:
     """Writes the Hugging Face folder that is converted."""
     config_lib.parse([f"models/{size}.gin"], [])
     config = config_lib.build("T5Config")
-    hf.write_hf(folder, Model("elm", "random", config, RandomTensors(hf.leaf_shapes(config), dtype)))
+    t5_models.write_hf(folder, Model("elm", "random", config, RandomTensors(t5_models.leaf_shapes(config),
+                                                                            dtype)))
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -22,8 +22,8 @@ import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
 import numpy as np
 import tokenizers
 
-from elm_jax.experts.formats import safetensors_files
-from elm_jax.experts.formats.model import TensorSpec
+from elm_jax.formats.model import TensorSpec
+from elm_jax.formats.tensors import safetensors_files
 
 HEAD = 64
 WIDTHS = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)

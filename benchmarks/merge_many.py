@@ -23,8 +23,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from elm_jax.experts.formats import hf, safetensors_files
-from elm_jax.experts.formats.model import TensorSpec
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import TensorSpec
+from elm_jax.formats.tensors import safetensors_files
 from elm_jax.models.t5_config import T5Config
 
 XL = T5Config(vocab_size=32128, emb_dim=2048, num_heads=32, head_dim=64, mlp_dim=5120, num_encoder_layers=24,
@@ -36,7 +37,7 @@ SETTINGS = {"ties": ["--density", "0.2"]}
 
 def specs_of(dtype: str, share: int) -> dict[str, TensorSpec]:
     """Every so-manieth leaf of T5-XL, from the first."""
-    shapes = hf.leaf_shapes(XL)
+    shapes = t5_models.leaf_shapes(XL)
     return {path: TensorSpec(shapes[path], dtype) for path in sorted(shapes)[::share]}
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from elm_jax.experts.formats import base_json, checks, detect, elm, streaming
-from elm_jax.experts.formats.model import Index, Model, Tensors
+from elm_jax.formats import detect, tree_checks
+from elm_jax.formats.elm import base_json, elm_folders
+from elm_jax.formats.model import Index, Model, Tensors
+from elm_jax.formats.tensors import streaming
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
@@ -67,7 +69,7 @@ def save_base(
     """
     folder = storage.begin(folder)
     hosts.barrier()
-    tree_files.save_tree(folder / elm.WEIGHTS, params)
+    tree_files.save_tree(folder / elm_folders.WEIGHTS, params)
     vocabulary = None if vocabulary_path is None else storage.read_bytes(vocabulary_path)
     base_json.write(folder, config, trees.fingerprint(params), vocabulary, training, {})
     storage.commit(folder)
@@ -105,8 +107,8 @@ def load_vocabulary(folder: storage.PathLike) -> tuple[Vocabulary | None, str | 
 
 def base_of(model: Model, mesh: Mesh | None = None, rules: Rules = sharding.DEFAULT_RULES) -> Base:
     """The base that an opened model is (see `load_base`)."""
-    checks.check_base(model.config, model.where)
-    recorded = model.facts.get(elm.FACTS, {}).get("fingerprint")
+    tree_checks.check_base(model.config, model.where)
+    recorded = model.facts.get(elm_folders.FACTS, {}).get("fingerprint")
     if mesh is None:
         params = {path: model.tensors.read(path).astype(np.float32, copy=False)
                   for path in model.tensors.specs}

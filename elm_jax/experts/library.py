@@ -12,9 +12,9 @@ from typing import Any
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.encoders import load_encoder, save_encoder
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
 from elm_jax.routing.embed import Encoder
+from elm_jax.routing.encoders import load_encoder, save_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import storage

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
-from elm_jax.experts.formats import elm
-from elm_jax.experts.formats.model import Tensors
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.model import Tensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import AdapterConfig, T5Config
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
@@ -123,7 +123,7 @@ def save_expert(folder: storage.PathLike, expert: Expert) -> None:
 def write_expert(folder: storage.PathLike, expert: Expert) -> None:
     """As `save_expert`, into an empty folder that is there, as `storage.staged` gives one."""
     folder = storage.as_path(folder)
-    tree_files.save_tree(folder / elm.WEIGHTS, expert.overlay)
+    tree_files.save_tree(folder / elm_folders.WEIGHTS, expert.overlay)
     _write_card(folder, expert.card, trees.fingerprint(expert.overlay))
     storage.commit(folder)
 
@@ -140,7 +140,7 @@ def save_leaves_as_expert(
         check: called when all of them were read, before the folder is whole.
     """
     folder = storage.as_path(folder)
-    fingerprint = elm.save_leaves(folder / elm.WEIGHTS, tensors)
+    fingerprint = elm_folders.save_leaves(folder / elm_folders.WEIGHTS, tensors)
     check()
     _write_card(folder, card, fingerprint)
     storage.commit(folder)
@@ -165,7 +165,7 @@ def load_expert(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Expert
         InputError: the folder is not whole, the card is not valid, or the weights have changed.
     """
     folder, card, written = read_card(folder)
-    weights = folder / elm.WEIGHTS
+    weights = folder / elm_folders.WEIGHTS
     overlay = tree_files.restore_tree(weights, None if mesh is None else _on_mesh(weights, card, mesh))
     found = written if mesh is not None and hosts.count() > 1 else trees.fingerprint(overlay)
     if found != written:

@@ -13,10 +13,15 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, RunError, describe
-from elm_jax.experts.formats import adapters, detect, elm, hf, streaming, t5x
-from elm_jax.experts.formats.model import Index, Origin, Tensors
-from elm_jax.experts.formats.sources import Source, open_source
+from elm_jax.experts import hf_adapters
 from elm_jax.experts.overlay import save_leaves_as_expert, write_expert
+from elm_jax.experts.weight_sources import Source, open_source
+from elm_jax.formats import detect
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Index, Origin, Tensors
+from elm_jax.formats.t5x import t5x_writer
+from elm_jax.formats.tensors import streaming
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.runtime.config_checks import check_choice, check_positive
 from elm_jax.workflows import t5x_expert, verify
@@ -58,7 +63,7 @@ class ConvertConfig:
     target_kind: str
     base: str | None = None
     dtype: str | None = None
-    max_shard_bytes: float = hf.DEFAULT_SHARD_BYTES
+    max_shard_bytes: float = t5_models.DEFAULT_SHARD_BYTES
     layout: str = "orbax"
     scanned: bool | None = None
     step: int | None = None
@@ -185,10 +190,10 @@ def cast(source: Source, dtype: str | None) -> Source:
         return source
     model = source.model
     facts = dict(model.facts)
-    kept = facts.get(hf.FACTS, {})
+    kept = facts.get(t5_models.FACTS, {})
     if "config" in kept:
         named = {name: dtype for name in ("torch_dtype", "dtype") if name in kept["config"]}
-        facts[hf.FACTS] = {**kept, "config": {**kept["config"], **(named or {"torch_dtype": dtype})}}
+        facts[t5_models.FACTS] = {**kept, "config": {**kept["config"], **(named or {"torch_dtype": dtype})}}
     return dataclasses.replace(source, model=dataclasses.replace(
         model, tensors=streaming.CastTensors(model.tensors, dtype), facts=facts))
 
@@ -205,15 +210,16 @@ def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
             save_leaves_as_expert(target, source.card, model.tensors, model.check)
         return {path: Origin(path) for path in model.tensors.specs}
     if config.target_kind == "elm":
-        return elm.write_elm(config.target, model)
+        return elm_folders.write_elm(config.target, model)
     if config.target_kind == "t5x":
         if expert is not None:
-            model = adapters.with_overlay(model, expert, adapters=True)
-        return t5x.write_t5x(config.target, model, layout=config.layout, scanned=config.scanned,
-                             step=config.step)
+            model = hf_adapters.with_overlay(model, expert, adapters=True)
+        return t5x_writer.write_t5x(config.target, model, layout=config.layout, scanned=config.scanned,
+                                    step=config.step)
     if expert is not None:
-        return adapters.write_hf_expert(config.target, model, expert, max_shard_bytes=config.max_shard_bytes)
-    return hf.write_hf(config.target, model, max_shard_bytes=config.max_shard_bytes)
+        return hf_adapters.write_hf_expert(config.target, model, expert,
+                                           max_shard_bytes=config.max_shard_bytes)
+    return t5_models.write_hf(config.target, model, max_shard_bytes=config.max_shard_bytes)
 
 
 def make_report(found: Source, source: Source, config: ConvertConfig, origins: Mapping[str, Origin],

@@ -20,9 +20,9 @@ from flax import traverse_util
 
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.rank import accuracy_of_scores
-from elm_jax.experts.formats import checks
-from elm_jax.experts.formats import t5x as t5x_format
 from elm_jax.experts.overlay import is_adapter_leaf, trained_leaves
+from elm_jax.formats import tree_checks
+from elm_jax.formats.t5x import t5x_checkpoints as t5x_format
 from elm_jax.runtime import trees
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
 from elm_jax.types import Params
@@ -143,7 +143,7 @@ def start_from_base(
     needed = {name: leaf for name, leaf in wanted.items() if name not in adapters or adapters & found.keys()}
     shapes = t5x_format.parameter_shapes(path) if path is not None else {
         name: wanted[name].shape if name in wanted else () for name in found}
-    checks.check_leaves(
+    tree_checks.check_leaves(
         "The checkpoint does not hold this network's base", path or "INITIAL_CHECKPOINT_PATH", shapes,
         {name: leaf.shape for name, leaf in needed.items()},
         "give the gin file of the base's size after that of the run")

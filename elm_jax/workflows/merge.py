@@ -9,9 +9,9 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
-from elm_jax.experts.formats.streaming import ArrayTensors
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import Expert, check_base, write_expert
+from elm_jax.formats.tensors.streaming import ArrayTensors
 from elm_jax.merging import methods
 from elm_jax.merging.recipe import Recipe
 from elm_jax.routing.vote import RoutingDecision

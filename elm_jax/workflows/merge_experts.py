@@ -12,8 +12,8 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats.model import TensorSpec
 from elm_jax.experts.overlay import is_adapter_leaf
+from elm_jax.formats.model import TensorSpec
 from elm_jax.merging import alike, compose, low_rank, methods
 from elm_jax.merging.depth import depth_of
 from elm_jax.merging.recipe import LeafRecipe, Recipe

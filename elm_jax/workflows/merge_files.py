@@ -15,8 +15,8 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from elm_jax.experts.formats.model import TensorSpec
-from elm_jax.experts.formats.shards_in_place import ShardsInPlace
+from elm_jax.formats.model import TensorSpec
+from elm_jax.formats.tensors.shards_in_place import ShardsInPlace
 from elm_jax.merging.stream import LeafMerge
 from elm_jax.runtime import staging, storage
 

@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import places
-from elm_jax.experts.formats.hf_files import CONFIG_FILE, main_dtype
+from elm_jax.formats import places
+from elm_jax.formats.hf.config_json import CONFIG_FILE, main_dtype
 from elm_jax.runtime import staging, storage
 from elm_jax.runtime.storage import utc_now
 from elm_jax.workflows import merge_files, merge_inputs

@@ -18,10 +18,11 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import places, safetensors_files, streaming
-from elm_jax.experts.formats.hf_files import CONFIG_FILE
-from elm_jax.experts.formats.model import FLOAT_DTYPES, Tensors, TensorSpec
-from elm_jax.experts.formats.safetensors_files import StoredTensor
+from elm_jax.formats import places
+from elm_jax.formats.hf.config_json import CONFIG_FILE
+from elm_jax.formats.model import FLOAT_DTYPES, Tensors, TensorSpec
+from elm_jax.formats.tensors import safetensors_files, streaming
+from elm_jax.formats.tensors.safetensors_files import StoredTensor
 from elm_jax.merging.stream import as_rows
 from elm_jax.runtime import storage
 from elm_jax.workflows.choices import ALLOWED

@@ -9,9 +9,13 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats import detect, elm, hf, safetensors_files, streaming, t5x
-from elm_jax.experts.formats.model import Model, Origin, Tensors
 from elm_jax.experts.overlay import read_card, save_leaves_as_expert
+from elm_jax.formats import detect
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Model, Origin, Tensors
+from elm_jax.formats.t5x import t5x_writer
+from elm_jax.formats.tensors import safetensors_files, streaming
 from elm_jax.merging import alike
 from elm_jax.runtime import staging, storage
 from elm_jax.workflows import merge_experts, merge_files
@@ -33,7 +37,7 @@ def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
                                       cure="leave the dtype out; `elm convert --dtype` casts what it writes"))
     _check_allowed(options, ())
     folders, cards, written = zip(*(read_card(name) for name in config.models), strict=True)
-    tensors = [elm.ElmTensors(folder / elm.WEIGHTS) for folder in folders]
+    tensors = [elm_folders.ElmTensors(folder / elm_folders.WEIGHTS) for folder in folders]
     merge_experts.check_alike(cards, [own.specs for own in tensors])
     _check_fingerprints(folders, tensors, written)
     base = None if config.base is None else _open_base(config.base, cards[0])
@@ -102,7 +106,7 @@ def plan_models(config: MergeConfig, options: MergeOptions) -> Plan:
 
 def _model_digest(model: Model) -> str:
     """The fingerprint that the folder records, or that of its leaves."""
-    known = model.facts.get(elm.FACTS, {}).get("fingerprint")
+    known = model.facts.get(elm_folders.FACTS, {}).get("fingerprint")
     return known or streaming.fingerprint(model.tensors)
 
 
@@ -138,11 +142,12 @@ def write_model(plan: Plan, output: storage.PathLike, work: epath.Path, facts: M
             save_leaves_as_expert(folder, dataclasses.replace(plan.card, metrics=metrics), tensors, check)
         return
     model = dataclasses.replace(plan.model, tensors=tensors, check=check, facts={
-        **plan.model.facts, elm.FACTS: {"training": {"merged": dict(facts)}}}, beside={CARD_FILE: facts})
+        **plan.model.facts, elm_folders.FACTS: {"training": {"merged": dict(facts)}}},
+        beside={CARD_FILE: facts})
     target = options.target or plan.model.kind
     if target == "elm":
-        elm.write_elm(output, model)
+        elm_folders.write_elm(output, model)
     elif target == "t5x":
-        t5x.write_t5x(output, model)
+        t5x_writer.write_t5x(output, model)
     else:
-        hf.write_hf(output, model, max_shard_bytes=options.max_shard_bytes)
+        t5_models.write_hf(output, model, max_shard_bytes=options.max_shard_bytes)

@@ -6,8 +6,8 @@ from typing import Any
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats.hf_files import DEFAULT_SHARD_BYTES
-from elm_jax.experts.formats.model import FLOAT_DTYPES, Model
+from elm_jax.formats.hf.config_json import DEFAULT_SHARD_BYTES
+from elm_jax.formats.model import FLOAT_DTYPES, Model
 from elm_jax.merging.recipe import Recipe
 from elm_jax.merging.stream import CopiedLeaf, LeafMerge, Source
 from elm_jax.runtime.config_checks import check_choice, check_positive

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from elm_jax.data import registry
-from elm_jax.experts.encoders import find_minilm, make_encoder
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.embed import Encoder, TfidfEncoder
+from elm_jax.routing.encoders import find_minilm, make_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide

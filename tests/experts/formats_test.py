@@ -15,9 +15,14 @@ import torch
 
 from elm_jax.errors import InputError
 from elm_jax.experts import base as base_lib
+from elm_jax.experts import weight_sources
 from elm_jax.experts.base import base_of, load_base, save_base
-from elm_jax.experts.formats import detect, elm, hf, in_flight, places, sources, streaming, t5x
-from elm_jax.experts.formats.model import Model
+from elm_jax.formats import detect, places
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Model
+from elm_jax.formats.t5x import t5x_writer
+from elm_jax.formats.tensors import in_flight, streaming
 from elm_jax.models.t5 import T5Network
 from elm_jax.runtime import sharding, tree_files, trees
 from elm_jax.vocabularies.vocabulary import Vocabulary
@@ -36,15 +41,15 @@ def source(tmp_path_factory, vocabulary_proto):
 def base_folder(source, tmp_path_factory):
     """The same as a base folder, in chunks so small that every leaf has several."""
     folder = tmp_path_factory.mktemp("base") / "t5"
-    chunk, elm.CHUNK_BYTES = elm.CHUNK_BYTES, 256
-    elm.write_elm(folder, hf.open_hf(source))
-    elm.CHUNK_BYTES = chunk
+    chunk, elm_folders.CHUNK_BYTES = elm_folders.CHUNK_BYTES, 256
+    elm_folders.write_elm(folder, t5_models.open_hf(source))
+    elm_folders.CHUNK_BYTES = chunk
     return folder
 
 
 def test_orbax_reads_what_is_written_leaf_by_leaf(source, base_folder):
     restored = trees.flatten(tree_files.restore_tree(base_folder / "weights"))
-    opened = hf.open_hf(source)
+    opened = t5_models.open_hf(source)
     assert sorted(restored) == sorted(opened.tensors.specs)
     for path, leaf in restored.items():
         assert leaf.dtype.name == "bfloat16"
@@ -52,7 +57,7 @@ def test_orbax_reads_what_is_written_leaf_by_leaf(source, base_folder):
 
 
 def test_parts_of_leaves_are_parts_of_the_whole(source, base_folder):
-    for opened in (hf.open_hf(source), elm.open_elm(base_folder)):
+    for opened in (t5_models.open_hf(source), elm_folders.open_elm(base_folder)):
         for path, spec in opened.tensors.specs.items():
             whole = opened.tensors.read(path)
             assert (whole.shape, whole.dtype.name) == (spec.shape, spec.dtype)
@@ -63,16 +68,16 @@ def test_parts_of_leaves_are_parts_of_the_whole(source, base_folder):
 
 def test_the_order_of_reading_is_the_sources_and_changes_no_result(source, base_folder, tmp_path):
     """A stack of all layers is best read layer after layer; a fingerprint goes by the alphabet."""
-    opened = hf.open_hf(source)
+    opened = t5_models.open_hf(source)
     recorded = Recorded(opened.tensors)
     order = sorted(opened.tensors.specs, key=lambda path: path[::-1])
     recorded.specs = {path: opened.tensors.specs[path] for path in order}
     model = Model("t5x", "nowhere", opened.config, recorded)
-    elm.write_elm(tmp_path / "elm", model)
+    elm_folders.write_elm(tmp_path / "elm", model)
     assert list(recorded.parts) == order
     assert load_base(tmp_path / "elm").fingerprint == load_base(base_folder).fingerprint
     recorded.parts.clear()
-    hf.write_hf(tmp_path / "hf", model)
+    t5_models.write_hf(tmp_path / "hf", model)
     assert list(recorded.parts) == order
     hf_folders.assert_same_bits(hf_folders.stored(tmp_path / "hf"), hf_folders.stored(source))
 
@@ -81,7 +86,7 @@ def test_bfloat16_on_disk_is_float32_in_memory(source, base_folder, vocabulary_p
     base = load_base(base_folder)
     assert {leaf.dtype.name for leaf in trees.flatten(base.params).values()} == {"float32"}
     assert base.fingerprint == trees.fingerprint(base.params) == load_base(source).fingerprint
-    assert base.fingerprint == streaming.fingerprint(hf.open_hf(source).tensors)
+    assert base.fingerprint == streaming.fingerprint(t5_models.open_hf(source).tensors)
     assert base.vocabulary.size == 312
     for path in (base.vocabulary_path, load_base(source).vocabulary_path):
         with open(path, "rb") as file:
@@ -89,7 +94,7 @@ def test_bfloat16_on_disk_is_float32_in_memory(source, base_folder, vocabulary_p
 
 
 def test_a_vocabulary_without_a_file_gets_one(source, tmp_path, texts):
-    hf.write_hf(tmp_path / "t5", hf.open_hf(source))
+    t5_models.write_hf(tmp_path / "t5", t5_models.open_hf(source))
     (tmp_path / "t5" / "spiece.model").unlink()
     base = load_base(tmp_path / "t5")
     assert Vocabulary.load(base.vocabulary_path).encode(texts[0]) == base.vocabulary.encode(texts[0])
@@ -114,7 +119,7 @@ def test_on_a_mesh_each_leaf_is_read_once(kind, source, base_folder):
     opened = detect.open_model(source if kind == "hf" else base_folder)
     recorded = Recorded(opened.tensors)
     mesh = sharding.make_mesh(1, 8)
-    facts = {**opened.facts, elm.FACTS: {"fingerprint": "known"}}  # so that nobody reads all for it
+    facts = {**opened.facts, elm_folders.FACTS: {"fingerprint": "known"}}  # so that nobody reads all for it
     base = base_of(Model(opened.kind, opened.where, opened.config, recorded, None, facts), mesh)
     network = T5Network(opened.config)
     wanted = trees.flatten(sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh))
@@ -155,7 +160,7 @@ def test_one_leaf_at_a_time(kind, source, base_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(in_flight, "BYTES", 0)
     monkeypatch.setattr(streaming, "AHEAD_BYTES", 0)
     model = Model(opened.kind, opened.where, opened.config, Counted(opened.tensors))
-    (hf.write_hf if kind == "hf" else elm.write_elm)(tmp_path / "out", model)
+    (t5_models.write_hf if kind == "hf" else elm_folders.write_elm)(tmp_path / "out", model)
     assert len(most) == len(opened.tensors.specs)
     # TensorStore's threads let go of an array a moment after they have written it.
     assert max(most) <= (1 if kind == "hf" else 2)
@@ -198,7 +203,7 @@ def test_damaged_weights_are_seen_on_a_mesh_too(base_folder, tmp_path):
 
 
 def test_facts_of_a_base_survive_another_pass(base_folder, tmp_path):
-    elm.write_elm(tmp_path / "again", elm.open_elm(base_folder))
+    elm_folders.write_elm(tmp_path / "again", elm_folders.open_elm(base_folder))
     old, new = (json.loads((folder / "base.json").read_text())
                 for folder in (base_folder, tmp_path / "again"))
     assert {**old, "created": None} == {**new, "created": None}
@@ -217,7 +222,7 @@ def test_a_base_that_was_saved_whole_opens_the_same(base_folder, source, tmp_pat
 
 
 def test_casting_rounds_and_there_and_back_is_the_same(source):
-    tensors = hf.open_hf(source).tensors
+    tensors = t5_models.open_hf(source).tensors
     wide = streaming.CastTensors(tensors, "float32")
     narrow = streaming.CastTensors(wide, "bfloat16")
     for path in tensors.specs:
@@ -228,7 +233,7 @@ def test_casting_rounds_and_there_and_back_is_the_same(source):
 def test_a_cast_reads_large_leaves_in_boxes(source, base_folder, monkeypatch):
     """Of no leaf is there more than a box in its old dtype; parts of a leaf are cast as the whole is."""
     monkeypatch.setattr(streaming, "AHEAD_BYTES", 512)
-    for opened in (hf.open_hf(source), elm.open_elm(base_folder)):
+    for opened in (t5_models.open_hf(source), elm_folders.open_elm(base_folder)):
         recorded = Recorded(opened.tensors)
         wide = streaming.CastTensors(recorded, "float32")
         for path, spec in wide.specs.items():
@@ -286,7 +291,7 @@ def test_hub_names(source, tmp_path, monkeypatch):
     there = load_base(source).fingerprint
     assert (base.name, base.path, base.fingerprint) == ("some/t5", "hf://some/t5", there)
     # What a card says of its base finds it again, where a folder's name could not be taken for the hub's.
-    assert sources.needed_base("an expert", None, base.reference()["path"]).name == "some/t5"
+    assert weight_sources.needed_base("an expert", None, base.reference()["path"]).name == "some/t5"
     assert load_base("hf://some/t5").name == load_base(snapshot).name == "some/t5"
     with pytest.raises(InputError, match=r"hub does not give such a model(.|\n)*some/other"):
         load_base("some/other")
@@ -341,7 +346,7 @@ def test_a_killed_conversion_leaves_nothing_that_opens(kind, source, tmp_path):
                                stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     assert writing.stdout.readline() == "half\n"
     with pytest.raises(InputError, match=r"Another process is writing this folder(.|\n)*out.partial"):
-        hf.write_hf(target, hf.open_hf(source))
+        t5_models.write_hf(target, t5_models.open_hf(source))
     time.sleep(0.2)
     os.kill(writing.pid, signal.SIGKILL)
     writing.wait()
@@ -351,8 +356,9 @@ def test_a_killed_conversion_leaves_nothing_that_opens(kind, source, tmp_path):
     with pytest.raises(InputError):
         load_base(left)
     # The next attempt does not stumble over what is left.
-    opened = hf.open_hf(source)
-    {"hf": hf.write_hf, "elm": elm.write_elm, "t5x": t5x.write_t5x}[kind](target, opened)
+    opened = t5_models.open_hf(source)
+    {"hf": t5_models.write_hf, "elm": elm_folders.write_elm, "t5x": t5x_writer.write_t5x}[kind](target,
+                                                                                                opened)
     assert not left.exists() and load_base(target).fingerprint == load_base(source).fingerprint
 
 

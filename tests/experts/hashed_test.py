@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import hashed, streaming
+from elm_jax.formats.tensors import hashed, streaming
 from elm_jax.runtime import storage, trees
 
 LEAVES = {"a/norm": np.arange(7.0, dtype=np.float32),

@@ -18,7 +18,9 @@ import real_vocabularies as real
 
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
-from elm_jax.experts.formats import elm, hf, safetensors_files, torch_files
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.tensors import safetensors_files, torch_files
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5 import T5Network, shift_right
 from elm_jax.runtime import storage, trees
@@ -30,8 +32,8 @@ logits_of = jax.jit(lambda network, params, batch: network.logits(params, batch)
 
 def there_and_back(source, tmp_path, **save):
     """hf -> elm -> hf."""
-    elm.write_elm(tmp_path / "elm", hf.open_hf(source))
-    hf.write_hf(tmp_path / "back", elm.open_elm(tmp_path / "elm"), **save)
+    elm_folders.write_elm(tmp_path / "elm", t5_models.open_hf(source))
+    t5_models.write_hf(tmp_path / "back", elm_folders.open_elm(tmp_path / "elm"), **save)
     return tmp_path / "back"
 
 
@@ -113,7 +115,7 @@ def test_a_tokenizer_of_bytes_with_other_extra_ids(tmp_path):
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": -1}')
     (folder / "added_tokens.json").unlink(missing_ok=True)
     with pytest.raises(InputError, match=r"(?s)number of extra ids is wrong.*tokenizer_config.json.*-1"):
-        hf.open_hf(folder)
+        t5_models.open_hf(folder)
 
 
 def test_a_tokenizer_file_of_another_kind_travels_as_it_is(tmp_path, texts):
@@ -152,7 +154,7 @@ def test_a_folder_that_transformers_5_saved(family, tmp_path):
     model = hf_folders.build(family)
     model.save_pretrained(tmp_path / "source")
     assert json.loads((tmp_path / "source" / "config.json").read_text())["tie_word_embeddings"] is True
-    assert hf.open_hf(tmp_path / "source").config.logits_via_embedding is (family == "t5_1_0")
+    assert t5_models.open_hf(tmp_path / "source").config.logits_via_embedding is (family == "t5_1_0")
     back = there_and_back(tmp_path / "source", tmp_path)
     hf_folders.assert_same_bits(hf_folders.stored(tmp_path / "source"), hf_folders.stored(back))
     assert (json.loads((back / "config.json").read_text())
@@ -183,11 +185,11 @@ def test_a_fresh_config_is_one_that_transformers_reads_alike(tmp_path):
     for family in ("t5_1_0", "t5_1_1", "t5_1_1_tied"):
         model = hf_folders.build(family)
         hf_folders.publish(model, family, tmp_path / family)
-        opened = hf.open_hf(tmp_path / family)
+        opened = t5_models.open_hf(tmp_path / family)
         bare = type(opened)("t5x", "nowhere", opened.config, opened.tensors)
-        hf.write_hf(tmp_path / f"{family}_fresh", bare)
+        t5_models.write_hf(tmp_path / f"{family}_fresh", bare)
         back = type(model).from_pretrained(tmp_path / f"{family}_fresh").eval()
-        assert hf.open_hf(tmp_path / f"{family}_fresh").config == opened.config
+        assert t5_models.open_hf(tmp_path / f"{family}_fresh").config == opened.config
         feed = {name: torch.tensor([[5, 7, 9, 1]]) for name in ("input_ids", "decoder_input_ids")}
         with torch.no_grad():
             assert torch.equal(model(**feed).logits, back(**feed).logits)
@@ -200,7 +202,7 @@ def test_pytorch_files_with_copies_and_leftovers(old, tmp_path):
     hf_folders.publish(model, "t5_1_0", tmp_path / "safe")
     hf_folders.publish_as_torch(model, "t5_1_0", tmp_path / "source",
                                 _use_new_zipfile_serialization=not old)
-    opened = hf.open_hf(tmp_path / "source")
+    opened = t5_models.open_hf(tmp_path / "source")
     assert any("encoder.embed_tokens.weight" in note and "EncDec" in note for note in opened.notes)
     assert any("before 1.6" in note for note in opened.notes) is old
     assert load_base(tmp_path / "source").fingerprint == load_base(tmp_path / "safe").fingerprint
@@ -229,7 +231,7 @@ def test_one_model_has_one_fingerprint_in_every_format_and_dtype(tmp_path):
     model = hf_folders.build("t5_1_1", torch.bfloat16)
     hf_folders.publish(model, "t5_1_1", tmp_path / "bfloat16")
     hf_folders.publish(model.float(), "t5_1_1", tmp_path / "float32")
-    elm.write_elm(tmp_path / "elm", hf.open_hf(tmp_path / "bfloat16"))
+    elm_folders.write_elm(tmp_path / "elm", t5_models.open_hf(tmp_path / "bfloat16"))
     bases = [load_base(tmp_path / name) for name in ("bfloat16", "float32", "elm")]
     assert len({base.fingerprint for base in bases}) == 1
     for base in bases:
@@ -247,8 +249,8 @@ def test_the_published_rows_of_mt5(tmp_path):
     (tmp_path / "source" / "config.json").write_text(json.dumps(config))
     back = there_and_back(tmp_path / "source", tmp_path)
     hf_folders.assert_same_bits(hf_folders.stored(tmp_path / "source"), hf_folders.stored(back))
-    bare = hf.open_hf(back)
-    hf.write_hf(tmp_path / "fresh", type(bare)("t5x", "nowhere", bare.config, bare.tensors))
+    bare = t5_models.open_hf(back)
+    t5_models.write_hf(tmp_path / "fresh", type(bare)("t5x", "nowhere", bare.config, bare.tensors))
     assert json.loads((tmp_path / "fresh" / "config.json").read_text())["model_type"] == "mt5"
 
 
@@ -270,7 +272,7 @@ def spoilt(whole, tmp_path):
 
 def refuse(folder, words):
     with pytest.raises(InputError, match=words) as caught:
-        hf.open_hf(folder)
+        t5_models.open_hf(folder)
     return str(caught.value)
 
 
@@ -370,22 +372,22 @@ def test_whole_numbers_are_no_parameters(tmp_path):
 def test_a_folder_that_is_taken_is_left_alone(whole, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="target exists already"):
-        hf.write_hf(tmp_path, hf.open_hf(whole))
+        t5_models.write_hf(tmp_path, t5_models.open_hf(whole))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_source_that_shrinks_while_it_is_read_leaves_nothing(spoilt, tmp_path):
-    opened = hf.open_hf(spoilt)
+    opened = t5_models.open_hf(spoilt)
     shard = sorted(spoilt.glob("model-*.safetensors"))[-1]
     shard.write_bytes(shard.read_bytes()[:200])
-    for write in (hf.write_hf, elm.write_elm):
+    for write in (t5_models.write_hf, elm_folders.write_elm):
         with pytest.raises(InputError, match="become shorter"):
             write(tmp_path / "out", opened)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["spoilt"]
 
 
 def test_shards_are_planned_in_order_and_by_size(whole):
-    specs = hf.open_hf(whole).tensors.specs
+    specs = t5_models.open_hf(whole).tensors.specs
     shards = safetensors_files.plan_shards(specs, 10_000)
     assert [name for shard in shards for name in shard] == list(specs)
     for shard in shards:

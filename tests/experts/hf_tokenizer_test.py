@@ -9,7 +9,7 @@ import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import checks
+from elm_jax.formats import tree_checks
 from elm_jax.runtime import storage
 from elm_jax.vocabularies import hf_tokenizer
 from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary
@@ -178,7 +178,7 @@ def test_a_damaged_spiece_model(tmp_path):
 
 def test_a_vocabulary_of_another_size(vocabulary_proto):
     for rows in (312, 320, 384, 439):
-        checks.check_vocabulary(vocabulary_proto, rows, "here")
+        tree_checks.check_vocabulary(vocabulary_proto, rows, "here")
     for rows, added in ((311, ()), (440, ()), (32128, ()), (312, ("<speaker>",))):
         with pytest.raises(InputError, match=f"not that of the embedding(.|\n)*{rows} rows"):
-            checks.check_vocabulary(vocabulary_proto, rows, "here", added)
+            tree_checks.check_vocabulary(vocabulary_proto, rows, "here", added)

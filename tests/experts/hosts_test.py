@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from elm_jax.experts.base import load_base
-from elm_jax.experts.formats import elm, hf, streaming, t5x
-from elm_jax.experts.formats.model import Model
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Model
+from elm_jax.formats.t5x import t5x_checkpoints, t5x_writer
+from elm_jax.formats.tensors import streaming
 from elm_jax.models.convert_hf import config_from_hf
 from elm_jax.runtime import trees
 
@@ -60,14 +63,15 @@ def on_two_hosts(folder: pathlib.Path) -> list[dict]:
 @pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="counts bytes as Linux does")
 @pytest.mark.parametrize("kind", ["hf", "elm", "t5x"])
 def test_each_host_reads_its_own_slices(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(elm, "CHUNK_BYTES", 1 << 16)
-    monkeypatch.setattr(t5x, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(elm_folders, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(t5x_checkpoints, "CHUNK_BYTES", 1 << 16)
     config = config_from_hf({**hf_folders.PUBLISHED["t5_1_1"], **SIZES})
     rng = np.random.default_rng(0)
     params = {path: rng.normal(size=shape).astype(np.float32)
-              for path, shape in hf.leaf_shapes(config).items()}
+              for path, shape in t5_models.leaf_shapes(config).items()}
     model = Model("made", "made", config, streaming.ArrayTensors(trees.unflatten(params)))
-    {"hf": hf.write_hf, "elm": elm.write_elm, "t5x": t5x.write_t5x}[kind](tmp_path / kind, model)
+    {"hf": t5_models.write_hf, "elm": elm_folders.write_elm,
+     "t5x": t5x_writer.write_t5x}[kind](tmp_path / kind, model)
     whole = load_base(tmp_path / kind)
     total = 4 * trees.count(whole.params)
     first, second = on_two_hosts(tmp_path / kind)

@@ -8,7 +8,7 @@ import pytest
 import tensorstore as ts
 
 from elm_jax.errors import RunError
-from elm_jax.experts.formats import boxes, in_flight
+from elm_jax.formats.tensors import boxes, in_flight
 
 
 @pytest.mark.parametrize(

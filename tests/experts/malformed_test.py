@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
+from elm_jax.experts import hf_adapters, weight_sources
 from elm_jax.experts.base import load_base
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats import adapters, elm, hf, sources
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.hf import t5_models
 from elm_jax.models.t5_config import AdapterConfig
 from elm_jax.runtime import storage
 
@@ -35,13 +37,13 @@ def folders(tmp_path_factory, vocabulary_proto):
     hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", root / "t5", shard_size="30KB")
     hf_folders.add_vocabulary(root / "t5", vocabulary_proto)
     (root / "t5" / "generation_config.json").write_text('{"max_length": 20}')
-    opened = hf.open_hf(root / "t5")
-    elm.write_elm(root / "base", opened)
+    opened = t5_models.open_hf(root / "t5")
+    elm_folders.write_elm(root / "base", opened)
     base = load_base(root / "base")
     config, overlay, _ = initial_overlay(base, "adapter", adapter=AdapterConfig(3), train_norms=True, seed=0)
     card = ExpertCard("e", "prompt", "adapter", base.reference(), config.to_dict())
     save_expert(root / "expert", Expert(card, overlay))
-    adapters.write_hf_expert(root / "hf", opened, load_expert(root / "expert"))
+    hf_adapters.write_hf_expert(root / "hf", opened, load_expert(root / "expert"))
     (root / "hf" / "added_tokens.json").write_text('{"<new>": 312}')
     return root
 
@@ -53,7 +55,7 @@ FILES = [("t5", "config.json"), ("t5", "generation_config.json"), ("t5", "model.
 
 def open_all(root, kind):
     """Everything that a conversion does before it writes."""
-    source = sources.open_source("hf" if kind in ("t5", "hf") else "elm", root / kind)
+    source = weight_sources.open_source("hf" if kind in ("t5", "hf") else "elm", root / kind)
     source.leaves()
 
 
@@ -194,7 +196,7 @@ def test_a_folder_in_place_of_a_file(spoilt, kind, name):
 
 def test_a_vocabulary_that_is_a_folder(spoilt):
     with pytest.raises(InputError, match="file is expected"):
-        sources.open_source("hf", spoilt / "t5", vocabulary=spoilt)
+        weight_sources.open_source("hf", spoilt / "t5", vocabulary=spoilt)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "a\0b", None, 7, ["x"]])

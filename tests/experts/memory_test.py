@@ -13,8 +13,8 @@ import hf_folders
 import numpy as np
 import pytest
 
-from elm_jax.experts.formats import hf
-from elm_jax.experts.formats.model import Model, TensorSpec
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Model, TensorSpec
 from elm_jax.models.convert_hf import config_from_hf
 from elm_jax.workflows.convert import ConvertConfig, convert
 
@@ -52,7 +52,7 @@ class Drawn:
 
 def make(folder, vocab_size):
     config = config_from_hf({**hf_folders.PUBLISHED["t5_1_1"], **TINY, "vocab_size": vocab_size})
-    hf.write_hf(folder, Model("made", "made", config, Drawn(hf.leaf_shapes(config))))
+    t5_models.write_hf(folder, Model("made", "made", config, Drawn(t5_models.leaf_shapes(config))))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import t5x_checkpoints as made
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats import names, t5x
+from elm_jax.formats import leaf_names
+from elm_jax.formats.t5x import t5x_writer
 from elm_jax.models.t5_config import AdapterConfig
 
 CACHED = "/root/.cache/huggingface/hub/models--google--t5-v1_1-small/snapshots/" + 40 * "a"
@@ -21,7 +22,7 @@ CACHED = "/root/.cache/huggingface/hub/models--google--t5-v1_1-small/snapshots/"
     ("models--gpt--x", "models--gpt--x"),
 ])
 def test_names(where, name):
-    assert names.name_of(where) == name
+    assert leaf_names.name_of(where) == name
 
 
 def test_names_from_within(tmp_path, monkeypatch):
@@ -29,14 +30,14 @@ def test_names_from_within(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     for there, where in ((folder, "."), (folder.parent, "checkpoint_7"), (folder.parent, ".")):
         monkeypatch.chdir(there)
-        assert names.name_of(where) == "xl_lm"
+        assert leaf_names.name_of(where) == "xl_lm"
     os.symlink(folder.parent, tmp_path / "latest")
-    assert names.name_of(tmp_path / "latest") == "latest"
+    assert leaf_names.name_of(tmp_path / "latest") == "latest"
 
 
 def test_what_finds_a_model_again():
-    assert names.address_of("runs/xl_lm/checkpoint_7") == "runs/xl_lm/checkpoint_7"
-    assert names.address_of(CACHED) == "hf://google/t5-v1_1-small"
+    assert leaf_names.address_of("runs/xl_lm/checkpoint_7") == "runs/xl_lm/checkpoint_7"
+    assert leaf_names.address_of(CACHED) == "hf://google/t5-v1_1-small"
 
 
 @pytest.mark.parametrize(("name", "made_of_it"), [
@@ -44,7 +45,7 @@ def test_what_finds_a_model_again():
     ("---", "expert"), ("é" * 300, "_"),
 ])
 def test_names_as_ids(name, made_of_it):
-    assert names.as_id(name) == made_of_it
+    assert leaf_names.as_id(name) == made_of_it
     ExpertCard(made_of_it, "prompt", "adapter", {"fingerprint": "x"}, {})
 
 
@@ -59,7 +60,7 @@ def test_a_t5x_base_is_called_as_its_run(tmp_path):
 def test_a_checkpoint_with_adapters_is_no_base(tmp_path):
     network = made.config().with_adapter(AdapterConfig(7))
     model = made.memory_model(network, made.random_leaves(network))
-    t5x.write_t5x(tmp_path / "run", model)
+    t5x_writer.write_t5x(tmp_path / "run", model)
     words = (r"no base: it holds the adapters[^$]*run/checkpoint_0\n"
              r"[^$]*adapters: {'bottleneck': 7}[^$]*--from t5x --to elm")
     with pytest.raises(InputError, match=words):

@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 
 from elm_jax.errors import InputError, RunError
-from elm_jax.experts.formats import safetensors_files, streaming
-from elm_jax.experts.formats.model import Origin, TensorSpec
-from elm_jax.experts.formats.safetensors_files import StoredTensor
+from elm_jax.formats.model import Origin, TensorSpec
+from elm_jax.formats.tensors import safetensors_files, streaming
+from elm_jax.formats.tensors.safetensors_files import StoredTensor
 from elm_jax.runtime import staging
 
 F32_2X3 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import serialization
 
-from elm_jax.experts.formats.model import Index, Model, Origin, TensorSpec
+from elm_jax.formats.model import Index, Model, Origin, TensorSpec
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import trees

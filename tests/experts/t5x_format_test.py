@@ -19,7 +19,9 @@ import tensorstore as ts
 from flax import serialization
 
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import elm, in_flight, streaming, t5x
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.t5x import t5x_checkpoints, t5x_writer
+from elm_jax.formats.tensors import in_flight, streaming
 from elm_jax.models import convert_t5x
 from elm_jax.models.t5_config import AdapterConfig
 from elm_jax.vocabularies.vocabulary import train_vocabulary
@@ -41,7 +43,7 @@ def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, i
 def test_reads_every_layout_and_tree(tmp_path, writer, form):
     made.write(writer, tmp_path, form)
     leaves = made.random_leaves(made.config())
-    model = t5x.open_t5x(tmp_path)
+    model = t5x_checkpoints.open_t5x(tmp_path)
     assert model.config == made.config() and model.kind == "t5x"
     scanned, own_biases = made.FORMS[form]
     assert model.facts == {"t5x": {"step": 7, "scanned": scanned, "own_biases": own_biases}}
@@ -56,7 +58,7 @@ def test_reads_every_layout_and_tree(tmp_path, writer, form):
 @pytest.mark.parametrize("writer", ["orbax", "zarr"])
 def test_reads_every_generation_and_dtype(tmp_path, writer, generation, dtype):
     _, leaves = made.write(writer, tmp_path, "scalable", generation, dtype)
-    model = t5x.open_t5x(tmp_path)
+    model = t5x_checkpoints.open_t5x(tmp_path)
     assert model.config == made.config(generation)
     made.assert_same(made.read_all(model), leaves)
 
@@ -66,7 +68,7 @@ def test_reads_small_leaves_out_of_the_msgpack_file_and_several_chunks(tmp_path)
     inline = tuple(path for path in leaves if path.endswith("_norm/scale"))
     folder = made.write_zarr(tmp_path, leaves, inline=inline, rows=7)
     assert not (folder / "target.encoder.encoder_norm.scale").exists()
-    model = t5x.open_t5x(folder / "checkpoint")
+    model = t5x_checkpoints.open_t5x(folder / "checkpoint")
     made.assert_same(made.read_all(model), leaves)
 
 
@@ -82,14 +84,14 @@ def test_reads_the_spec_of_buckets_and_of_old_tensorstore(tmp_path):
         spec["kvstore"] |= {"driver": "gcs", "bucket": "t5x-dummy-bucket"}
         (spec["kvstore"] if name == "encoder" else spec)["path"] = path
     (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(contents))
-    made.assert_same(made.read_all(t5x.open_t5x(folder)), leaves)
+    made.assert_same(made.read_all(t5x_checkpoints.open_t5x(folder)), leaves)
 
 
 @pytest.mark.parametrize("form", made.FORMS)
 @pytest.mark.parametrize("writer", ["orbax", "zarr"])
 def test_reads_any_part_of_a_leaf(tmp_path, writer, form):
     _, leaves = made.write(writer, tmp_path, form)
-    tensors = t5x.open_t5x(tmp_path).tensors
+    tensors = t5x_checkpoints.open_t5x(tmp_path).tensors
     rng = np.random.default_rng(1)
     for path, leaf in leaves.items():
         for _ in range(4):
@@ -104,7 +106,7 @@ def test_reads_any_part_of_a_leaf(tmp_path, writer, form):
 def test_a_slice_reads_only_its_own_chunks(tmp_path):
     leaves = made.random_leaves(made.config())
     folder = made.write_zarr(tmp_path, leaves, rows=6)
-    tensors = t5x.open_t5x(folder).tensors
+    tensors = t5x_checkpoints.open_t5x(folder).tensors
     kernel = "encoder/layers_1/mlp/wi_0/kernel"
     (folder / f"target.{kernel.replace('/', '.')}" / "2.0").write_bytes(b"damaged")
     assert np.array_equal(tensors.read(kernel, (slice(0, 12), slice(3, 5))), leaves[kernel][:12, 3:5])
@@ -120,8 +122,8 @@ def test_round_trip_is_bit_identical(tmp_path, layout, scanned, generation, dtyp
     network = made.config(generation)
     leaves = made.random_leaves(network, dtype)
     model = made.memory_model(network, leaves, facts={"t5x": {"step": 1100000}})
-    origins = t5x.write_t5x(tmp_path / "out", model, layout=layout, scanned=scanned)
-    read = t5x.open_t5x(tmp_path / "out", scanned=scanned)
+    origins = t5x_writer.write_t5x(tmp_path / "out", model, layout=layout, scanned=scanned)
+    read = t5x_checkpoints.open_t5x(tmp_path / "out", scanned=scanned)
     assert read.config == network and read.facts["t5x"]["step"] == 1100000
     assert read.tensors.origins == origins
     made.assert_same(made.read_all(read), leaves)
@@ -132,7 +134,7 @@ def test_round_trip_is_bit_identical(tmp_path, layout, scanned, generation, dtyp
 def test_orbax_itself_reads_what_is_written(tmp_path, scanned):
     network = made.config()
     leaves = made.random_leaves(network, "bfloat16")
-    t5x.write_t5x(tmp_path / "out", made.memory_model(network, leaves), scanned=scanned, step=3)
+    t5x_writer.write_t5x(tmp_path / "out", made.memory_model(network, leaves), scanned=scanned, step=3)
     wanted = made.as_t5x(leaves, network, "scalable" if scanned else "minimal")
     made.assert_same(made.read_tree(tmp_path / "out", 3), wanted)
 
@@ -142,7 +144,7 @@ def test_tensorstore_itself_reads_what_is_written(tmp_path, scanned):
     network = made.config()
     leaves = made.random_leaves(network)
     model = made.memory_model(network, leaves)
-    t5x.write_t5x(tmp_path / "out", model, layout="zarr", scanned=scanned, step=0)
+    t5x_writer.write_t5x(tmp_path / "out", model, layout="zarr", scanned=scanned, step=0)
     folder = tmp_path / "out" / "checkpoint_0"
     contents = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
     assert contents["version"] == 3 and set(contents) == {"version", "optimizer"}
@@ -165,7 +167,7 @@ def test_tensorstore_itself_reads_what_is_written(tmp_path, scanned):
 def test_a_layer_of_a_written_stack_is_a_chunk_of_its_own(tmp_path):
     network = made.config()
     model = made.memory_model(network, made.random_leaves(network))
-    t5x.write_t5x(tmp_path / "out", model, layout="zarr", scanned=True)
+    t5x_writer.write_t5x(tmp_path / "out", model, layout="zarr", scanned=True)
     header = tmp_path / "out/checkpoint_0/target.decoder.decoder.mlp.wo.kernel/.zarray"
     facts = json.loads(header.read_text())
     assert (facts["shape"], facts["chunks"], facts["compressor"]) == ([40, 4, 24], [40, 1, 24], None)
@@ -176,12 +178,12 @@ def test_adapters_travel(tmp_path):
     leaves = made.random_leaves(network)
     leaves["encoder/layers_0/mlp_adapter/up/bias"][:] = 0  # as adapters begin
     folder = made.write_zarr(tmp_path / "in", leaves)
-    model = t5x.open_t5x(folder)
+    model = t5x_checkpoints.open_t5x(folder)
     assert model.config == network
     made.assert_same(made.read_all(model), leaves)
     for layout in LAYOUTS:
-        t5x.write_t5x(tmp_path / layout, model, layout=layout)
-        made.assert_same(made.read_all(t5x.open_t5x(tmp_path / layout)), leaves)
+        t5x_writer.write_t5x(tmp_path / layout, model, layout=layout)
+        made.assert_same(made.read_all(t5x_checkpoints.open_t5x(tmp_path / layout)), leaves)
 
 
 def test_adapters_are_restored_by_our_module(tmp_path):
@@ -190,8 +192,8 @@ def test_adapters_are_restored_by_our_module(tmp_path):
     facts = {"t5x": {"step": 3, "scanned": True}}  # of a base that lay stacked
     model = made.memory_model(network, made.random_leaves(network), facts=facts)
     with pytest.raises(InputError, match=r"no adapters(.|\n)*--no-scanned"):
-        t5x.write_t5x(tmp_path / "out", model, scanned=True)
-    t5x.write_t5x(tmp_path / "out", model)
+        t5x_writer.write_t5x(tmp_path / "out", model, scanned=True)
+    t5x_writer.write_t5x(tmp_path / "out", model)
     text = (tmp_path / "out" / "network.gin").read_text()
     assert "t5x_module.T5XTransformer.config = @t5_config.T5Config()" in text and "t5x.examples" not in text
     assert "t5_config.AdapterConfig.bottleneck = 7" in text
@@ -204,11 +206,12 @@ def test_adapters_are_restored_by_our_module(tmp_path):
 def test_a_checkpoint_comes_back_as_it_lay(tmp_path, form, layout):
     """t5x -> elm -> t5x without a word about its form: the very tree that T5X had."""
     _, leaves = made.write(layout, tmp_path / "in", form, dtype="bfloat16")
-    elm.write_elm(tmp_path / "base", t5x.open_t5x(tmp_path / "in"))
-    t5x.write_t5x(tmp_path / "out", elm.open_elm(tmp_path / "base"))
+    elm_folders.write_elm(tmp_path / "base", t5x_checkpoints.open_t5x(tmp_path / "in"))
+    t5x_writer.write_t5x(tmp_path / "out", elm_folders.open_elm(tmp_path / "base"))
     made.assert_same(made.read_tree(tmp_path / "out"), made.as_t5x(leaves, made.config(), form))
     for scanned in (True, False):
-        t5x.write_t5x(tmp_path / str(scanned), elm.open_elm(tmp_path / "base"), scanned=scanned)
+        t5x_writer.write_t5x(tmp_path / str(scanned), elm_folders.open_elm(tmp_path / "base"),
+                             scanned=scanned)
         wanted = made.as_t5x(leaves, made.config(), "scalable" if scanned else "minimal")
         made.assert_same(made.read_tree(tmp_path / str(scanned)), wanted)
 
@@ -217,14 +220,14 @@ def test_vocabulary_and_network_travel(tmp_path, small_vocabulary):
     proto, pieces = small_vocabulary
     network = dataclasses.replace(made.config(), vocab_size=pieces + 28)
     model = made.memory_model(network, made.random_leaves(network), vocabulary=proto)
-    t5x.write_t5x(tmp_path / "out", model)
-    assert t5x.open_t5x(tmp_path / "out").vocabulary == proto
+    t5x_writer.write_t5x(tmp_path / "out", model)
+    assert t5x_checkpoints.open_t5x(tmp_path / "out").vocabulary == proto
     assert f"network.T5Config.vocab_size = {pieces + 28}" in (tmp_path / "out/network.gin").read_text()
     (tmp_path / "out/vocabulary.model").rename(tmp_path / "elsewhere.model")
-    assert t5x.open_t5x(tmp_path / "out").vocabulary is None
-    assert t5x.open_t5x(tmp_path / "out", tmp_path / "elsewhere.model").vocabulary == proto
+    assert t5x_checkpoints.open_t5x(tmp_path / "out").vocabulary is None
+    assert t5x_checkpoints.open_t5x(tmp_path / "out", tmp_path / "elsewhere.model").vocabulary == proto
     with pytest.raises(InputError, match="There is no such vocabulary"):
-        t5x.open_t5x(tmp_path / "out", tmp_path / "nowhere.model")
+        t5x_checkpoints.open_t5x(tmp_path / "out", tmp_path / "nowhere.model")
 
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path, small_vocabulary):
@@ -232,7 +235,7 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path, small_vocabulary):
     (tmp_path / "it.model").write_bytes(proto)
     made.write("zarr", tmp_path / "in", "minimal")
     with pytest.raises(InputError, match=r"vocabulary is not that of the embedding[^$]*50 rows"):
-        t5x.open_t5x(tmp_path / "in", tmp_path / "it.model")
+        t5x_checkpoints.open_t5x(tmp_path / "in", tmp_path / "it.model")
 
 
 @pytest.mark.parametrize("writer", ["orbax", "zarr"])
@@ -243,21 +246,21 @@ def test_takes_the_newest_whole_checkpoint_and_says_so(tmp_path, writer):
     cut = tmp_path / "checkpoint_200"
     shutil.copytree(step, cut)
     (cut / ("checkpoint" if writer == "zarr" else "state/_METADATA")).unlink()
-    model = t5x.open_t5x(tmp_path)
+    model = t5x_checkpoints.open_t5x(tmp_path)
     assert model.facts["t5x"]["step"] == 100
     made.assert_same(made.read_all(model), leaves)
     notes = " ".join(model.notes)
     assert "Read checkpoint_100, the newest whole one of 3" in notes
     assert "checkpoint_200 (it has no" in notes and "tmp-17 (still being written)" in notes
     with pytest.raises(InputError, match="half written"):
-        t5x.open_t5x(cut)
+        t5x_checkpoints.open_t5x(cut)
     with pytest.raises(InputError, match="half written"):
-        t5x.open_t5x(tmp_path / "checkpoint_300.orbax-checkpoint-tmp-17")
+        t5x_checkpoints.open_t5x(tmp_path / "checkpoint_300.orbax-checkpoint-tmp-17")
 
 
 def test_the_folder_of_the_arrays_may_be_given(tmp_path):
     folder, leaves = made.write("orbax", tmp_path, "minimal")
-    model = t5x.open_t5x(folder / "state")
+    model = t5x_checkpoints.open_t5x(folder / "state")
     assert model.where == str(folder) and model.facts["t5x"]["step"] == 7
     made.assert_same(made.read_all(model), leaves)
 
@@ -279,12 +282,12 @@ def test_nothing_is_written_if_something_is_wrong(tmp_path):
         (made.memory_model(network, lacking), {}, r"missing \(18\)"),
     ):
         with pytest.raises(InputError, match=message):
-            t5x.write_t5x(target, wrong, **options)
+            t5x_writer.write_t5x(target, wrong, **options)
         assert list(tmp_path.iterdir()) == []
     target.mkdir()
     (target / "something").touch()
     with pytest.raises(InputError, match="exists already"):
-        t5x.write_t5x(target, model)
+        t5x_writer.write_t5x(target, model)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -300,7 +303,7 @@ def test_an_interrupted_writing_leaves_nothing_under_the_name(tmp_path, layout, 
 
     monkeypatch.setattr(made.MemoryTensors, "read", fail)
     with pytest.raises(KeyboardInterrupt):
-        t5x.write_t5x(tmp_path / "out", model, layout=layout)
+        t5x_writer.write_t5x(tmp_path / "out", model, layout=layout)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -345,14 +348,14 @@ def test_one_leaf_is_in_memory_at_a_time(tmp_path, scanned, monkeypatch):
     # Small leaves are written together, and read ahead; here every leaf counts as a large one.
     monkeypatch.setattr(in_flight, "BYTES", 0)
     monkeypatch.setattr(streaming, "AHEAD_BYTES", 0)
-    t5x.write_t5x(tmp_path / "out", model, scanned=scanned)
+    t5x_writer.write_t5x(tmp_path / "out", model, scanned=scanned)
     # TensorStore's threads let go of an array a moment after they have written it.
     assert len(held) == len(model.tensors.specs) and most <= 2
 
 
 def test_specs_keep_the_layers_of_a_stack_together(tmp_path):
     made.write("orbax", tmp_path, "scalable")
-    origins = list(t5x.open_t5x(tmp_path).tensors.origins.values())
+    origins = list(t5x_checkpoints.open_t5x(tmp_path).tensors.origins.values())
     names = [origin.name for origin in origins]
     assert [name for name, _ in itertools.groupby(names)] == sorted(set(names))
 

@@ -8,7 +8,9 @@ import pytest
 import t5x_checkpoints as made
 
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import detect, elm, t5x
+from elm_jax.formats import detect
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.t5x import t5x_checkpoints, t5x_writer
 from elm_jax.models.t5_config import AdapterConfig
 from elm_jax.runtime import trees
 
@@ -57,11 +59,11 @@ def test_t5x_to_elm_to_t5x_is_bit_identical(tmp_path, form, generation, dtype, l
     of_t5x, state = initial(config, form)
     wanted = as_saved(state, dtype)
     of_t5x.save(tmp_path / "run", state, layout, dtype)
-    elm.write_elm(tmp_path / "base", t5x.open_t5x(tmp_path / "run"))
+    elm_folders.write_elm(tmp_path / "base", t5x_checkpoints.open_t5x(tmp_path / "run"))
     model = detect.open_model(tmp_path / "base")
     for back in LAYOUTS:
         out = tmp_path / f"to_{back}"
-        t5x.write_t5x(out, model, layout=back, scanned=form == "scalable")
+        t5x_writer.write_t5x(out, model, layout=back, scanned=form == "scalable")
         restored = of_t5x.restore(out / "checkpoint_1234", training=False, use_orbax=True)
         made.assert_same(flat(restored.params), wanted)
         assert int(restored.step) == 1234
@@ -80,7 +82,7 @@ def test_step_0_is_restored_too(tmp_path, layout, scanned):
     config = made.config()
     of_t5x, _ = initial(config, "scalable" if scanned else "minimal")
     leaves = made.random_leaves(config, "bfloat16")
-    t5x.write_t5x(tmp_path / "out", made.memory_model(config, leaves), layout=layout, scanned=scanned)
+    t5x_writer.write_t5x(tmp_path / "out", made.memory_model(config, leaves), layout=layout, scanned=scanned)
     restored = of_t5x.restore(tmp_path / "out", training=True, use_orbax=True, mode="latest")
     made.assert_same(flat(restored.params), made.as_t5x(leaves, config, "scalable" if scanned else "minimal"))
     assert int(restored.step) == 0
@@ -93,7 +95,7 @@ def test_reads_what_t5x_writes_from_several_devices(tmp_path, form, layout):
     config = dataclasses.replace(made.config(), num_heads=4, vocab_size=52)
     of_t5x, state = initial(config, form, partitions=4)
     of_t5x.save(tmp_path / "run", state, layout, "float32")
-    model = t5x.open_t5x(tmp_path / "run")
+    model = t5x_checkpoints.open_t5x(tmp_path / "run")
     assert model.config == config
     made.assert_same(made.as_t5x(made.read_all(model), config, form), as_saved(state, "float32"))
 
@@ -103,7 +105,7 @@ def test_t5x_restores_onto_several_devices(tmp_path, form):
     config = dataclasses.replace(made.config(), num_heads=4, vocab_size=52)
     of_t5x, _ = initial(config, form, partitions=4)
     leaves = made.random_leaves(config)
-    t5x.write_t5x(tmp_path / "out", made.memory_model(config, leaves), scanned=form == "scalable")
+    t5x_writer.write_t5x(tmp_path / "out", made.memory_model(config, leaves), scanned=form == "scalable")
     restored = of_t5x.restore(tmp_path / "out" / "checkpoint_0", training=False, use_orbax=True)
     made.assert_same(flat(restored.params), made.as_t5x(leaves, config, form))
     kernel = trees.flatten(flax.core.unfreeze(restored.params))[
@@ -116,14 +118,14 @@ def test_scalable_t5_as_initialised_has_biases_of_its_own(tmp_path, layout):
     of_t5x, state = initial(made.config(), "scalable", equal_biases=False)
     of_t5x.save(tmp_path / "run", state, layout, "float32")
     with pytest.raises(InputError, match="relative position biases of their own"):
-        t5x.open_t5x(tmp_path / "run")
+        t5x_checkpoints.open_t5x(tmp_path / "run")
 
 
 @pytest.mark.parametrize("scanned", [False, True])
 def test_the_network_s_gin_file_builds_t5x_s_network(tmp_path, scanned):
     config = made.config("t5_1_0_tied")
     model = made.memory_model(config, made.random_leaves(config))
-    t5x.write_t5x(tmp_path / "out", model, scanned=scanned)
+    t5x_writer.write_t5x(tmp_path / "out", model, scanned=scanned)
     gin.clear_config()
     text = (tmp_path / "out" / "network.gin").read_text()
     gin.parse_config(f"{text}\nMODULE = @network.Transformer()")
@@ -139,7 +141,7 @@ def test_what_is_written_beside_adapters_restores_them_in_t5x(tmp_path):
     """network.gin builds our module, and T5X's model of it restores every leaf, adapters too."""
     config = made.config().with_adapter(AdapterConfig(7))
     leaves = made.random_leaves(config)
-    t5x.write_t5x(tmp_path / "out", made.memory_model(config, leaves))
+    t5x_writer.write_t5x(tmp_path / "out", made.memory_model(config, leaves))
     gin.clear_config()
     text = (tmp_path / "out" / "network.gin").read_text()
     gin.parse_config(f"{text}\nMODULE = @t5x_module.T5XTransformer()")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import streaming, torch_files
+from elm_jax.formats.tensors import streaming, torch_files
 from elm_jax.runtime import storage
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorstore as ts
 
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import boxes, in_flight, zarr_chunks, zarr_files
+from elm_jax.formats.tensors import boxes, in_flight, zarr_chunks, zarr_files
 
 COMPRESSORS = {
     "none": None,

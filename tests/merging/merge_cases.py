@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.experts.formats.model import TensorSpec
+from elm_jax.formats.model import TensorSpec
 from elm_jax.merging import compose, methods
 from elm_jax.merging.recipe import LeafRecipe
 from elm_jax.merging.stream import LeafMerge

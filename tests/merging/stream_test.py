@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from merge_cases import Case
 
 from elm_jax.errors import InputError
-from elm_jax.experts.formats.model import TensorSpec
-from elm_jax.experts.formats.streaming import ArrayTensors
+from elm_jax.formats.model import TensorSpec
+from elm_jax.formats.tensors.streaming import ArrayTensors
 from elm_jax.merging import compose, sparsify, stream, threshold
 from elm_jax.merging.methods import METHODS
 from elm_jax.merging.recipe import LeafRecipe

@@ -20,8 +20,8 @@ import hf_folders
 
 from elm_jax.cli import main
 from elm_jax.errors import InputError, RunError
+from elm_jax.experts import hf_adapters, weight_sources
 from elm_jax.experts.base import load_base
-from elm_jax.experts.formats import adapters, detect, sources
 from elm_jax.experts.overlay import (
     is_adapter_leaf,
     is_norm_leaf,
@@ -30,6 +30,7 @@ from elm_jax.experts.overlay import (
     save_expert,
     write_expert,
 )
+from elm_jax.formats import detect
 from elm_jax.models.t5 import T5Network
 from elm_jax.runtime import staging, trees
 from elm_jax.workflows import convert as converting
@@ -513,7 +514,7 @@ def test_an_expert_on_a_base_with_one_bit_flipped(world, exported, tmp_path, exp
 
 def test_verification_sees_a_bit_flipped_in_the_target(exported, tmp_path):
     convert(ConvertConfig(str(exported), "hf", str(tmp_path / "base"), "elm"))
-    source = sources.open_source("hf", exported)
+    source = weight_sources.open_source("hf", exported)
     flip_a_bit(tmp_path / "base")
     with pytest.raises(InputError, match="base's weights are not those that were written"):
         verify.compare(source, "hf", str(tmp_path / "base"), "elm")
@@ -531,7 +532,7 @@ def test_adapters_that_are_damaged_or_of_another_kind(world, tmp_path):
         refuse(words, tmp_path / "hf", "hf", tmp_path / "x", "elm")
     (tmp_path / "hf" / "adapters.safetensors").unlink()
     refuse("adapters' weights are missing", tmp_path / "hf", "hf", tmp_path / "x", "elm")
-    (tmp_path / "hf" / adapters.CONFIG_FILE).write_text('{"peft_type": "LORA"}')
+    (tmp_path / "hf" / hf_adapters.CONFIG_FILE).write_text('{"peft_type": "LORA"}')
     refuse("form that this program does not read", tmp_path / "hf", "hf", tmp_path / "x", "elm")
 
 
@@ -540,7 +541,7 @@ def test_a_vocabulary_for_a_model_without_one(world, tmp_path):
     refuse("not that of the embedding", tmp_path / "t5", "hf", tmp_path / "x", "elm",
            vocabulary=world.base.vocabulary_path)
     refuse("no vocabulary here", tmp_path / "t5", "hf", tmp_path / "x", "elm", vocabulary="/no/file")
-    opened = sources.open_source("elm", world.base.path, vocabulary=world.base.vocabulary_path)
+    opened = weight_sources.open_source("elm", world.base.path, vocabulary=world.base.vocabulary_path)
     assert opened.model.vocabulary == world.base.vocabulary.contents
 
 

@@ -69,7 +69,7 @@ def test_a_base_that_does_not_fit_its_config_is_status_2_and_names_the_leaf(worl
 
 
 def test_keys_of_another_encoder_are_status_2(world, tmp_path):
-    from elm_jax.experts.encoders import TfidfEncoder, save_encoder
+    from elm_jax.routing.encoders import TfidfEncoder, save_encoder
 
     shutil.copytree(world.library.path, tmp_path / "lib")
     shutil.rmtree(tmp_path / "lib" / "encoder")

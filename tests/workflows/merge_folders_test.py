@@ -25,8 +25,8 @@ from elm_jax.cli import main
 from elm_jax.cli.merge import plain_config
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
-from elm_jax.experts.formats import detect
 from elm_jax.experts.overlay import load_expert, resolve
+from elm_jax.formats import detect
 from elm_jax.merging.methods import METHODS
 from elm_jax.models.t5 import T5Network
 from elm_jax.runtime import storage, trees

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.experts.formats import safetensors_files
-from elm_jax.experts.formats.streaming import ArrayTensors
+from elm_jax.formats.tensors import safetensors_files
+from elm_jax.formats.tensors.streaming import ArrayTensors
 from elm_jax.merging.stream import CopiedLeaf
 from elm_jax.runtime import staging, storage
 from elm_jax.workflows import merge_files

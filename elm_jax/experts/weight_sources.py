@@ -7,11 +7,15 @@ from typing import Any
 from etils import epath
 
 from elm_jax.errors import InputError, describe
+from elm_jax.experts import hf_adapters, original_files
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
-from elm_jax.experts.formats import adapters, checks, detect, elm, hf, original, places, streaming
-from elm_jax.experts.formats.hashed import HashedTensors
-from elm_jax.experts.formats.model import Model, Origin, TensorSpec
 from elm_jax.experts.overlay import Expert, load_expert
+from elm_jax.formats import detect, places, tree_checks
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Model, Origin, TensorSpec
+from elm_jax.formats.tensors import streaming
+from elm_jax.formats.tensors.hashed import HashedTensors
 from elm_jax.models.convert_hf import hf_name
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import storage, trees
@@ -79,9 +83,10 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
     folder = places.locate(name)
     if kind == "elm" and expert_folder(folder) is not None:
         source = _open_expert(expert_folder(folder), base)
-    elif kind == "hf" and original.is_original(folder):
+    elif kind == "hf" and original_files.is_original(folder):
         under = needed_base(folder, base, None)
-        source = Source(str(folder), under, *original.read_original(folder, under.config, reference(under)))
+        source = Source(str(folder), under, *original_files.read_original(folder, under.config,
+                                                                          reference(under)))
     else:
         source = _open_model(kind, folder, base, {"scanned": scanned} if kind == "t5x" else {})
     return _with_vocabulary(source, vocabulary)
@@ -103,8 +108,8 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
         raise InputError(describe(
             f"The source is no {kind} folder", where=folder, got=" or ".join(found) or "none of any kind",
             cure=f"--from {found[0]}" if found else None))
-    if kind == "hf" and adapters.is_with_adapters(folder):
-        expert = adapters.read_hf_expert(folder)
+    if kind == "hf" and hf_adapters.is_with_adapters(folder):
+        expert = hf_adapters.read_hf_expert(folder)
         if base is not None:
             _check_base(expert.card, needed_base(folder, base, None))
         origins = {path: Origin(*hf_name(path)) for path in trees.flatten(expert.overlay)}
@@ -124,9 +129,9 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
         expert = load_expert(folder)
         return Source(str(folder), under, expert,
                       {path: Origin(path) for path in trees.flatten(expert.overlay)})
-    tensors = elm.ElmTensors(folder / elm.WEIGHTS)
+    tensors = elm_folders.ElmTensors(folder / elm_folders.WEIGHTS)
     config = T5Config.from_dict(card.network, folder / CARD_FILE)
-    elm.check_fits(tensors, config, folder)
+    elm_folders.check_fits(tensors, config, folder)
     hashed = HashedTensors(tensors, str(written), folder,
                            "The expert's weights are not those that were written",
                            "copy or train the expert again", as_float32=False)
@@ -138,7 +143,7 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
 def of_card(model: Model, card: ExpertCard) -> Model:
     """The model, saying that it is the full expert of this card."""
     return dataclasses.replace(
-        model, facts={**model.facts, elm.FACTS: {"training": {"expert": card.to_dict()}}})
+        model, facts={**model.facts, elm_folders.FACTS: {"training": {"expert": card.to_dict()}}})
 
 
 def needed_base(where: storage.PathLike, base: storage.PathLike | None, recorded: str | None) -> Model:
@@ -155,7 +160,7 @@ def needed_base(where: storage.PathLike, base: storage.PathLike | None, recorded
                                   got="no --base" + (f", and none at {recorded}" if recorded else ""),
                                   cure="give the folder of the base with --base"))
     under = detect.open_model(base)
-    checks.check_base(under.config, under.where)
+    tree_checks.check_base(under.config, under.where)
     return under
 
 
@@ -166,7 +171,7 @@ def reference(base: Model) -> dict[str, str]:
 
 def fingerprint_of(model: Model) -> str:
     """The fingerprint that a folder records, else that of its leaves, one in memory at a time."""
-    return model.facts.get(elm.FACTS, {}).get("fingerprint") or streaming.fingerprint(model.tensors)
+    return model.facts.get(elm_folders.FACTS, {}).get("fingerprint") or streaming.fingerprint(model.tensors)
 
 
 def _check_base(card: ExpertCard, under: Model) -> None:
@@ -185,9 +190,9 @@ def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:
     if not path.exists():
         raise InputError(describe("There is no vocabulary here", where=path))
     contents = storage.read_bytes(path)
-    checks.check_vocabulary(contents, source.model.config.vocab_size, path)
+    tree_checks.check_vocabulary(contents, source.model.config.vocab_size, path)
     facts = dict(source.model.facts)
-    if contents != source.model.vocabulary and hf.FACTS in facts:
-        facts[hf.FACTS] = hf.without_tokenizer(facts[hf.FACTS])
+    if contents != source.model.vocabulary and t5_models.FACTS in facts:
+        facts[t5_models.FACTS] = t5_models.without_tokenizer(facts[t5_models.FACTS])
     return dataclasses.replace(source, model=dataclasses.replace(
         source.model, vocabulary=contents, facts=facts))

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from elm_jax.experts.formats import boxes
-from elm_jax.experts.formats.model import Index, Origin, Tensors, TensorSpec
+from elm_jax.formats.model import Index, Origin, Tensors, TensorSpec
+from elm_jax.formats.tensors import boxes
 from elm_jax.runtime import trees
 
 PIECE_BYTES = 1 << 24

@@ -5,7 +5,7 @@ import re
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import names
+from elm_jax.formats import leaf_names
 from elm_jax.runtime import storage
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -17,10 +17,10 @@ _HUB_WEIGHTS = ("pytorch_model*.bin",)
 def locate(name: storage.PathLike) -> epath.Path:
     """The folder that a name stands for; a hub name is fetched."""
     if is_on_hub(name):
-        return _fetch(str(name).removeprefix(names.HUB))
+        return _fetch(str(name).removeprefix(leaf_names.HUB))
     folder = storage.as_path(name)
     if folder.exists():
-        if not folder.is_dir() and folder.name != names.T5X_TREE_FILE:
+        if not folder.is_dir() and folder.name != leaf_names.T5X_TREE_FILE:
             raise InputError(describe("A model is a folder, not a file", where=folder))
         return folder
     # A wrong path below a folder that is there must not become a request to the hub.
@@ -31,7 +31,7 @@ def locate(name: storage.PathLike) -> epath.Path:
 
 def is_on_hub(name: storage.PathLike) -> bool:
     """Whether this is surely the hub's name of a model, and no folder's."""
-    return str(name).startswith(names.HUB)
+    return str(name).startswith(leaf_names.HUB)
 
 
 def _fetch(name: str) -> epath.Path:

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats.safetensors_files import check_index, read_index
+from elm_jax.formats.tensors.safetensors_files import check_index, read_index
 from elm_jax.runtime import storage
 
 SINGLE_FILE = "pytorch_model.bin"

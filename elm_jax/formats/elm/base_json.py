@@ -6,7 +6,8 @@ from typing import Any
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import hf, t5x
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.t5x import t5x_checkpoints
 from elm_jax.models import convert_hf
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import storage
@@ -39,17 +40,17 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) -> None:
     """Checks what other formats want back when the model is written in them again."""
-    kept = others.get(hf.FACTS, {})
+    kept = others.get(t5_models.FACTS, {})
     if "config" in kept:
         convert_hf.config_from_hf(kept["config"] if isinstance(kept["config"], dict) else {}, where)
     if not isinstance(kept.get("generation_config", {}), dict):
         raise InputError(describe("The base's generation_config is wrong", where=where,
                                   got=repr(kept["generation_config"])[:100], expected="an object"))
     hf_tokenizer.check_kept(kept.get("tokenizer", {}), kept.get("added_tokens", {}), where)
-    step = others.get(t5x.FACTS, {}).get("step", 0)
-    if type(step) is not int or not 0 <= step <= t5x.LARGEST_STEP:
+    step = others.get(t5x_checkpoints.FACTS, {}).get("step", 0)
+    if type(step) is not int or not 0 <= step <= t5x_checkpoints.LARGEST_STEP:
         raise InputError(describe("The base's step is wrong", where=where, got=repr(step)[:100],
-                                  expected=f"a whole number from 0 to {t5x.LARGEST_STEP}"))
+                                  expected=f"a whole number from 0 to {t5x_checkpoints.LARGEST_STEP}"))
 
 
 def read_vocabulary(folder: epath.Path, name: str | None, config: T5Config) -> bytes | None:

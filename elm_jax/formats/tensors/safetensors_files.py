@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats.model import TensorSpec
+from elm_jax.formats.model import TensorSpec
 from elm_jax.runtime import storage
 
 SINGLE_FILE = "model.safetensors"

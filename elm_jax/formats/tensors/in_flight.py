@@ -14,8 +14,8 @@ import numpy as np
 import tensorstore as ts
 
 from elm_jax.errors import RunError, describe
-from elm_jax.experts.formats import boxes
-from elm_jax.experts.formats.model import Index
+from elm_jax.formats.model import Index
+from elm_jax.formats.tensors import boxes
 
 BYTES = 1 << 26
 """Of chunks that are read, or written, at the same time."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax.experts.formats import safetensors_files
-from elm_jax.experts.formats.model import TensorSpec
+from elm_jax.formats.model import TensorSpec
+from elm_jax.formats.tensors import safetensors_files
 from elm_jax.runtime import staging, storage
 
 

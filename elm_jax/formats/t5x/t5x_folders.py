@@ -15,9 +15,9 @@ from etils import epath
 from flax import serialization
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import orbax_files, zarr_files
-from elm_jax.experts.formats.model import Index
-from elm_jax.experts.formats.names import T5X_TREE_FILE as TREE_FILE
+from elm_jax.formats.leaf_names import T5X_TREE_FILE as TREE_FILE
+from elm_jax.formats.model import Index
+from elm_jax.formats.tensors import orbax_files, zarr_files
 from elm_jax.runtime import storage
 
 ITEMS = ("state", "default")

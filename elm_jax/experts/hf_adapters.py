@@ -15,9 +15,11 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats import checks, hf, safetensors_files, streaming
-from elm_jax.experts.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
+from elm_jax.formats import tree_checks
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
+from elm_jax.formats.tensors import safetensors_files, streaming
 from elm_jax.models.convert_hf import hf_name
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import staging, storage, trees
@@ -58,7 +60,7 @@ def with_overlay(model: Model, expert: Expert, *, adapters: bool) -> Model:
 
 
 def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,
-                    max_shard_bytes: float = hf.DEFAULT_SHARD_BYTES) -> dict[str, Origin]:
+                    max_shard_bytes: float = t5_models.DEFAULT_SHARD_BYTES) -> dict[str, Origin]:
     """Writes a prompt expert as a Hugging Face folder with adapters beside the model.
 
     Args:
@@ -80,7 +82,7 @@ def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,
             target / WEIGHTS_FILE, specs,
             lambda name: streaming.pieces(np.asarray(overlay[paths[name]]), turned[name]), {"format": "pt"})
         storage.write_json(target / CONFIG_FILE, _description(expert, overlay))
-        written = hf.write_into(target, with_overlay(model, expert, adapters=False), max_shard_bytes)
+        written = t5_models.write_into(target, with_overlay(model, expert, adapters=False), max_shard_bytes)
     return written | {path: Origin(*hf_name(path)) for path in paths.values()}
 
 
@@ -124,11 +126,11 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
     if not (folder / WEIGHTS_FILE).exists():
         raise InputError(describe("The adapters' weights are missing", where=folder / WEIGHTS_FILE))
     stored = safetensors_files.read_header(folder / WEIGHTS_FILE)
-    names = {path: hf_name(path) for path in hf.leaf_shapes(config) if is_adapter_leaf(path)}
+    names = {path: hf_name(path) for path in t5_models.leaf_shapes(config) if is_adapter_leaf(path)}
     overlay = read_named(stored, {path: (name.name, name.transposed) for path, name in names.items()},
                          config, folder / WEIGHTS_FILE)
     if values.get("trained_norms"):
-        tensors = hf.open_hf(folder).tensors
+        tensors = t5_models.open_hf(folder).tensors
         overlay |= {path: tensors.read(path).astype(np.float32, copy=False)
                     for path in tensors.specs if is_norm_leaf(path)}
     return Expert(card, trees.unflatten(overlay), path=str(folder))
@@ -144,11 +146,11 @@ def read_named(stored: Mapping[str, streaming.Stored], names: Mapping[str, tuple
         config: whose shapes the leaves must have.
         where: for errors.
     """
-    shapes = hf.leaf_shapes(config)
-    checks.check_leaves("The tensors do not fit the network", where,
-                        {name: tensor.shape for name, tensor in stored.items()},
-                        {name: _turned(shapes[path], turned) for path, (name, turned) in names.items()})
-    checks.check_dtypes(where, {name: tensor.dtype for name, tensor in stored.items()})
+    shapes = t5_models.leaf_shapes(config)
+    tree_checks.check_leaves("The tensors do not fit the network", where,
+                             {name: tensor.shape for name, tensor in stored.items()},
+                             {name: _turned(shapes[path], turned) for path, (name, turned) in names.items()})
+    tree_checks.check_dtypes(where, {name: tensor.dtype for name, tensor in stored.items()})
     return {path: streaming.read_part(stored[name], None, turned).astype(np.float32, copy=False)
             for path, (name, turned) in sorted(names.items())}
 

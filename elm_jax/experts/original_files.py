@@ -14,10 +14,12 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
+from elm_jax.experts import hf_adapters
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.formats import adapters, hf, torch_files
-from elm_jax.experts.formats.model import Origin
 from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Origin
+from elm_jax.formats.tensors import torch_files
 from elm_jax.models.convert_hf import hf_name
 from elm_jax.models.t5_config import AdapterConfig, T5Config
 from elm_jax.runtime import storage, trees
@@ -69,12 +71,12 @@ def read_original(folder: storage.PathLike, config: T5Config, base: Mapping[str,
                                   got=", ".join(tasks) or "none", expected="one task"))
     config = config.with_adapter(AdapterConfig(_bottleneck(loaded)))
     names = {path: _original_name(path, tasks[0])
-             for path in hf.leaf_shapes(config) if is_adapter_leaf(path)}
-    norms = {path: tuple(hf_name(path)) for path in hf.leaf_shapes(config) if is_norm_leaf(path)}
+             for path in t5_models.leaf_shapes(config) if is_adapter_leaf(path)}
+    norms = {path: tuple(hf_name(path)) for path in t5_models.leaf_shapes(config) if is_norm_leaf(path)}
     if any(name in loaded for name, _ in norms.values()):
         names |= norms  # trained all together or not at all
     stored = {name: LoadedTensor(array) for name, array in loaded.items()}
-    overlay = adapters.read_named(stored, names, config, inside)
+    overlay = hf_adapters.read_named(stored, names, config, inside)
     card = ExpertCard(
         id=expert_id or tasks[0], kind="prompt", form="adapter", base=dict(base), network=config.to_dict(),
         tasks=(tasks[0],), training={"converted_from": "joeljang/ELM"})

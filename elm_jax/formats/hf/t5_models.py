@@ -7,9 +7,10 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import checks, safetensors_files, streaming, torch_files
-from elm_jax.experts.formats.hf_files import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
-from elm_jax.experts.formats.model import Model, Origin, TensorSpec
+from elm_jax.formats import tree_checks
+from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
+from elm_jax.formats.model import Model, Origin, TensorSpec
+from elm_jax.formats.tensors import safetensors_files, streaming, torch_files
 from elm_jax.models import convert_hf
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
@@ -46,13 +47,13 @@ def open_hf(folder: storage.PathLike) -> Model:
     values = _read_json(folder / CONFIG_FILE)
     config = convert_hf.config_from_hf(values, folder / CONFIG_FILE)
     stored, notes = _open_weights(folder)
-    checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
+    tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
     stored, more = _without_copies(stored, values, config, folder)
     tensors = _leaves(stored, values, config, folder)
     found = hf_tokenizer.read_vocabulary(folder, values.get("tokenizer_class"))
     vocabulary, added = (found.contents, found.added) if found else (None, {})
-    checks.check_vocabulary(vocabulary, config.vocab_size, folder,
-                            tuple(entry["content"] for entry in added.values()))
+    tree_checks.check_vocabulary(vocabulary, config.vocab_size, folder,
+                                 tuple(entry["content"] for entry in added.values()))
     notes += more + (found.notes if found else ("The folder carries no vocabulary",))
     kept = {"config": values}
     if found is None or not found.is_sentencepiece:
@@ -112,9 +113,9 @@ def _leaves(stored: Mapping[str, streaming.Stored], values: Mapping[str, Any], c
         names[convert_hf.HEAD] = convert_hf.HfName(convert_hf.HF_EMBEDDING, True)
     wanted = {name.name: shapes[path][::-1] if name.transposed else shapes[path]
               for path, name in names.items()}
-    checks.check_leaves("The weights do not fit the config", where,
-                        {name: tensor.shape for name, tensor in stored.items()}, wanted,
-                        "fetch the folder again, or use the config that the weights were made with")
+    tree_checks.check_leaves("The weights do not fit the config", where,
+                             {name: tensor.shape for name, tensor in stored.items()}, wanted,
+                             "fetch the folder again, or use the config that the weights were made with")
     return streaming.StoredTensors(
         {path: stored[name.name] for path, name in names.items()},
         {path: Origin(name.name, name.transposed) for path, name in names.items()})

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from elm_jax.experts.formats.model import Index
+from elm_jax.formats.model import Index
 
 
 def chunk_shape(shape: Sequence[int], itemsize: int, limit: int,

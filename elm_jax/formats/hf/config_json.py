@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from elm_jax.experts.formats.model import TensorSpec
+from elm_jax.formats.model import TensorSpec
 
 CONFIG_FILE = "config.json"
 DEFAULT_SHARD_BYTES = 5e9

@@ -5,14 +5,17 @@ from collections.abc import Callable
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import elm, hf, places, t5x, t5x_folders
-from elm_jax.experts.formats.model import Model
+from elm_jax.formats import places
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.model import Model
+from elm_jax.formats.t5x import t5x_checkpoints, t5x_folders
 from elm_jax.runtime import storage
 
 KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
-    "elm": (elm.is_elm, elm.open_elm),
-    "hf": (hf.is_hf, hf.open_hf),
-    "t5x": (t5x_folders.is_t5x, t5x.open_t5x),
+    "elm": (elm_folders.is_elm, elm_folders.open_elm),
+    "hf": (t5_models.is_hf, t5_models.open_hf),
+    "t5x": (t5x_folders.is_t5x, t5x_checkpoints.open_t5x),
 }
 """By kind: whether a folder is one, and how it is opened. The first that fits is taken."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax.experts.formats import zarr_files
+from elm_jax.formats.tensors import zarr_files
 from elm_jax.runtime import storage
 
 METADATA_FILE = "_METADATA"

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
 import numpy as np
 
-from elm_jax.experts.formats import names
+from elm_jax.formats import leaf_names
 from elm_jax.models.t5_config import T5Config
 
 FLOAT_DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -98,9 +98,9 @@ class Model:
     @property
     def name(self) -> str:
         """What its user calls it (see `names.name_of`)."""
-        return names.name_of(self.where)
+        return leaf_names.name_of(self.where)
 
     @property
     def address(self) -> str:
         """What finds it again (see `names.address_of`)."""
-        return names.address_of(self.where)
+        return leaf_names.address_of(self.where)

@@ -17,8 +17,8 @@ import tensorstore as ts
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import boxes, in_flight, zarr_chunks
-from elm_jax.experts.formats.model import Index
+from elm_jax.formats.model import Index
+from elm_jax.formats.tensors import boxes, in_flight, zarr_chunks
 from elm_jax.runtime import storage
 
 MANIFEST = "manifest.ocdbt"

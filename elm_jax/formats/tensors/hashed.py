@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import streaming
-from elm_jax.experts.formats.model import Index, Tensors
+from elm_jax.formats.model import Index, Tensors
+from elm_jax.formats.tensors import streaming
 from elm_jax.runtime import trees
 
 _SMALL = 1 << 20

@@ -12,9 +12,11 @@ import tensorstore as ts
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.formats import base_json, boxes, checks, in_flight, orbax_files, streaming, zarr_files
-from elm_jax.experts.formats.hashed import HashedTensors
-from elm_jax.experts.formats.model import Index, Model, Origin, Tensors, TensorSpec
+from elm_jax.formats import tree_checks
+from elm_jax.formats.elm import base_json
+from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
+from elm_jax.formats.tensors import boxes, in_flight, orbax_files, streaming, zarr_files
+from elm_jax.formats.tensors.hashed import HashedTensors
 from elm_jax.models.t5 import T5Network
 from elm_jax.models.t5_config import T5Config
 from elm_jax.runtime import staging, storage, tree_files, trees
@@ -87,11 +89,11 @@ def open_elm(folder: storage.PathLike) -> Model:
 def check_fits(tensors: Tensors, config: T5Config, where: Any) -> None:
     """Raises one InputError that names all leaves that do not fit the network, and all of a wrong type."""
     wanted = trees.flatten(T5Network(config).abstract_params())
-    checks.check_leaves("The base does not fit its network config", where,
-                        {path: spec.shape for path, spec in tensors.specs.items()},
-                        {path: leaf.shape for path, leaf in wanted.items()},
-                        "use the config that the base was made with")
-    checks.check_dtypes(where, {path: spec.dtype for path, spec in tensors.specs.items()})
+    tree_checks.check_leaves("The base does not fit its network config", where,
+                             {path: spec.shape for path, spec in tensors.specs.items()},
+                             {path: leaf.shape for path, leaf in wanted.items()},
+                             "use the config that the base was made with")
+    tree_checks.check_dtypes(where, {path: spec.dtype for path, spec in tensors.specs.items()})
 
 
 def write_elm(folder: storage.PathLike, model: Model) -> dict[str, Origin]:

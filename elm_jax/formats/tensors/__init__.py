@@ -1,0 +1,1 @@
+"""Files of tensors: safetensors, PyTorch, Orbax, zarr; read and written as streams."""
