@@ -28,8 +28,8 @@ from elm_jax.evaluation.rank import score_choices
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Config, T5Network
 from elm_jax.models.decode import greedy
+from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees
-from elm_jax.training.losses import LossConfig
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import create_state
 from elm_jax.training.step import compile_step, make_spec

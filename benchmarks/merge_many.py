@@ -26,7 +26,7 @@ import numpy as np
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import TensorSpec
 from elm_jax.formats.tensors import safetensors_files
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
 
 XL = T5Config(vocab_size=32128, emb_dim=2048, num_heads=32, head_dim=64, mlp_dim=5120, num_encoder_layers=24,
               num_decoder_layers=24, mlp_activations=("gelu", "linear"), logits_via_embedding=False)

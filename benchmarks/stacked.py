@@ -23,9 +23,9 @@ from train_step import SMALL, machine
 
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Network
+from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import stacked
-from elm_jax.training.losses import LossConfig
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import create_state
 from elm_jax.training.step import StepSpec, compile_step, make_spec

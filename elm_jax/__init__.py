@@ -24,8 +24,9 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.experts.card import ExpertCard
     from elm_jax.experts.library import ExpertLibrary
     from elm_jax.experts.overlay import Expert, load_expert, resolve, save_expert
-    from elm_jax.models.t5 import T5Network
-    from elm_jax.models.t5_config import AdapterConfig, T5Config
+    from elm_jax.models.adapters.config import AdapterConfig
+    from elm_jax.models.t5.config import T5Config
+    from elm_jax.models.t5.network import T5Network
     from elm_jax.routing.text import RoutingInstance
     from elm_jax.routing.vote import RoutingDecision
     from elm_jax.training.optimizers import OptimizerConfig
@@ -43,7 +44,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.workflows.train import TrainConfig, train
 
 _MODULES = {
-    "AdapterConfig": "elm_jax.models.t5_config",
+    "AdapterConfig": "elm_jax.models.adapters.config",
     "Base": "elm_jax.experts.base",
     "ConvertConfig": "elm_jax.workflows.convert",
     "ElmError": "elm_jax.errors",
@@ -58,8 +59,8 @@ _MODULES = {
     "RoutingInstance": "elm_jax.routing.text",
     "RunError": "elm_jax.errors",
     "SearchConfig": "elm_jax.workflows.merge_search",
-    "T5Config": "elm_jax.models.t5_config",
-    "T5Network": "elm_jax.models.t5",
+    "T5Config": "elm_jax.models.t5.config",
+    "T5Network": "elm_jax.models.t5.network",
     "TaskData": "elm_jax.workflows.task_data",
     "TrainConfig": "elm_jax.workflows.train",
     "Vocabulary": "elm_jax.vocabularies.vocabulary",

@@ -13,7 +13,8 @@ from typing import Any
 
 import gin
 from elm_jax.errors import InputError, describe, nearest_names
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import storage
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig

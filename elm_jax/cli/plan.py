@@ -10,7 +10,7 @@ from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli.printing import print_json
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import detect
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
 from elm_jax.workflows import chips, plan_study
 from elm_jax.workflows.plan import StepPlan, plan_run
 from elm_jax.workflows.train import TrainConfig

@@ -15,7 +15,7 @@ from elm_jax.errors import InputError, RunError, describe
 from elm_jax.evaluation import generate, metrics, rank
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
 from elm_jax.evaluation.settings import CHOICE_TOKEN_COST, EvaluationSettings
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding
 from elm_jax.types import Params
 from elm_jax.vocabularies.vocabulary import Vocabulary

@@ -1,7 +1,7 @@
 """Greedy generation as text."""
 
 from elm_jax.models.decode import greedy
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts
 from elm_jax.types import Array, Params
 from elm_jax.vocabularies.vocabulary import Vocabulary

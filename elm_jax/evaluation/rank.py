@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.types import Array, Params
 
 TIE = 1e-5

@@ -15,9 +15,9 @@ from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import evaluator, rank
 from elm_jax.evaluation.evaluator import EvaluationSettings
 from elm_jax.evaluation.results import TaskResult
+from elm_jax.models.adapters.stacked import GroupedNetwork, Many, gather
 from elm_jax.models.decode import greedy
-from elm_jax.models.many import GroupedNetwork, Many, gather
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.types import Array, Params
 from elm_jax.vocabularies.vocabulary import Vocabulary

@@ -14,8 +14,8 @@ from elm_jax.formats import detect, tree_checks
 from elm_jax.formats.elm import base_json, elm_folders
 from elm_jax.formats.model import Index, Model, Tensors
 from elm_jax.formats.tensors import streaming
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.types import FlatParams, Params

@@ -20,8 +20,8 @@ from elm_jax.formats import tree_checks
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.formats.tensors import safetensors_files, streaming
-from elm_jax.models.convert_hf import hf_name
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.hf_names import hf_name
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.types import FlatParams
 

@@ -20,8 +20,9 @@ from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Origin
 from elm_jax.formats.tensors import torch_files
-from elm_jax.models.convert_hf import hf_name
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.hf_names import hf_name
 from elm_jax.runtime import storage, trees
 
 FOLDER = "adapter_params"

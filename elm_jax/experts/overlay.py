@@ -13,8 +13,9 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.model import Tensors
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
 from elm_jax.types import Array, Params
 

@@ -16,8 +16,8 @@ from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Model, Origin, TensorSpec
 from elm_jax.formats.tensors import streaming
 from elm_jax.formats.tensors.hashed import HashedTensors
-from elm_jax.models.convert_hf import hf_name
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.hf_names import hf_name
 from elm_jax.runtime import storage, trees
 
 CARD_FILE = "expert.json"

@@ -5,7 +5,7 @@ from typing import Any
 
 from elm_jax.errors import InputError, describe
 from elm_jax.formats.model import FLOAT_DTYPES
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 _PADDING = 128

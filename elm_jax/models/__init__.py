@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING
 from elm_jax.runtime import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says the same
+    from elm_jax.models.adapters.config import AdapterConfig
     from elm_jax.models.decode import greedy
-    from elm_jax.models.t5 import T5Network, shift_right
-    from elm_jax.models.t5_config import AdapterConfig, T5Config
+    from elm_jax.models.t5.config import T5Config
+    from elm_jax.models.t5.network import T5Network, shift_right
 
 _MODULES = {
-    "AdapterConfig": "elm_jax.models.t5_config",
-    "T5Config": "elm_jax.models.t5_config",
-    "T5Network": "elm_jax.models.t5",
+    "AdapterConfig": "elm_jax.models.adapters.config",
+    "T5Config": "elm_jax.models.t5.config",
+    "T5Network": "elm_jax.models.t5.network",
     "greedy": "elm_jax.models.decode",
-    "shift_right": "elm_jax.models.t5",
+    "shift_right": "elm_jax.models.t5.network",
 }
 """Where each public name is defined."""
 __getattr__, __dir__ = lazy.exports(__name__, _MODULES)

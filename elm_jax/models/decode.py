@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.types import Array, Params
 
 

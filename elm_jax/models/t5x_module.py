@@ -1,15 +1,19 @@
 """The network with T5X's calling convention, for `t5x.models.EncoderDecoderModel` as it is.
 
 Needs Flax only. Parameters, their names and their logical axes are `transformer.Transformer`'s; T5X's
-own decoding functions (beam search, temperature sampling) work on the cache that is kept here.
+own decoding functions (beam search, temperature sampling) work on the cache that is kept here. Gin files of
+exported folders name this module, and find the network's configs in it.
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from elm_jax.models.t5_config import T5Config
-from elm_jax.models.transformer import Cache, Transformer
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.modules import Cache, Transformer
 from elm_jax.types import Array
+
+__all__ = ["AdapterConfig", "T5Config", "T5XTransformer"]
 
 CACHE = "cache"
 INDEX = "cache_index"

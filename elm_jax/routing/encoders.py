@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.models import sentence_encoder
+from elm_jax.models.bert import sentence_encoder
 from elm_jax.routing.embed import Encoder, TfidfEncoder, check_encoder, sha256_of
 from elm_jax.runtime import storage
 

@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elm_jax.errors import InputError, RunError, describe
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.losses import LossConfig
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, preemption, sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
-from elm_jax.training.losses import LossConfig
 from elm_jax.training.metrics import MetricsLog, Progress
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import TrainState

@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.losses import LossConfig
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, preemption, sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training import stacked
@@ -27,7 +28,6 @@ from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.early_end import EarlyEnd, compile_loss, validation_loss
 from elm_jax.training.loop import Stream
-from elm_jax.training.losses import LossConfig
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.slots import Opened, Slot, StackedRun, StackProgress
 from elm_jax.training.state import TrainState

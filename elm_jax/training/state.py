@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models import layer_stack
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.blocks import layer_stack
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer

@@ -15,11 +15,11 @@ import optax
 from jax.sharding import Mesh
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.losses import LossConfig, LossSums, token_cross_entropy
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training import state as states
-from elm_jax.training.losses import LossConfig, LossSums, token_cross_entropy
 from elm_jax.training.optimizers import OptimizerConfig, learning_rate, make_optimizer
 from elm_jax.training.state import TrainState
 from elm_jax.types import Array, Batch, Params

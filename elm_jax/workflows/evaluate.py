@@ -14,7 +14,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskR
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, preemption, sharding, storage, trees
 from elm_jax.types import Params
 from elm_jax.workflows.merge_search import warn_of_searched_rows

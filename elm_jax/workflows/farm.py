@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from elm_jax.data import sources
 from elm_jax.errors import LOST_PROCESS, ElmError, InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import hosts, preemption, sharding, storage
 from elm_jax.runtime.leases import Attempt, Lease, Leases
 from elm_jax.training.early_end import EarlyEnd

@@ -18,7 +18,8 @@ from elm_jax.merging import alike, compose, low_rank, methods
 from elm_jax.merging.depth import depth_of
 from elm_jax.merging.recipe import LeafRecipe, Recipe
 from elm_jax.merging.stream import LeafMerge, Source
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import T5Config
 from elm_jax.types import Array
 from elm_jax.workflows.merge_settings import shares_of
 

@@ -27,8 +27,9 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve, write_expert
 from elm_jax.merging import low_rank, methods, search
 from elm_jax.merging.search import Found
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, staging, storage, trees
 from elm_jax.types import Params
 from elm_jax.workflows.merge import merge

@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 from elm_jax.data import batches
 from elm_jax.errors import RunError, describe
 from elm_jax.experts.overlay import trained_leaves
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.losses import LossConfig
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import hlo, traffic
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
-from elm_jax.training.losses import LossConfig
 from elm_jax.types import Batch, Params
 from elm_jax.workflows.chips import Topology, devices_of
 from elm_jax.workflows.train import FORM_OF_KIND, TrainConfig

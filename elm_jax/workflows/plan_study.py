@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import trees
 from elm_jax.training import state as states
 from elm_jax.training import traffic

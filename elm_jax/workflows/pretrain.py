@@ -21,8 +21,8 @@ from elm_jax.data.registry import import_module
 from elm_jax.data.sources import DATA_DIR_VARIABLE
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, storage, trees
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.loop import train_overlay

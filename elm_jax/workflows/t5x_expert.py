@@ -20,8 +20,9 @@ from elm_jax.formats import leaf_names, tree_checks
 from elm_jax.formats.model import Model, Tensors
 from elm_jax.formats.t5x import t5x_checkpoints
 from elm_jax.formats.tensors import boxes, streaming
-from elm_jax.models import convert_t5x
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5 import t5x_names
+from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import storage, trees
 from elm_jax.runtime.config_checks import check_choice
 from elm_jax.workflows import run_record, template_versions
@@ -143,7 +144,7 @@ def expert_of(model: Model, base: Ground, naming: Naming) -> tuple[ExpertCard, l
             expected="adapters in a prompt expert, and in no other"))
     tree_checks.check_leaves("The checkpoint does not fit the base's network", model.where,
                              {path: spec.shape for path, spec in model.tensors.specs.items()},
-                             convert_t5x.leaf_shapes(config), "give the base that the run started from")
+                             t5x_names.leaf_shapes(config), "give the base that the run started from")
     run = run_facts(model)
     trains = trained_leaves(form, bool(run.get("TRAIN_NORMS", True)))
     _check_frozen(model, base, trains)

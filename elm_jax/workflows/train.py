@@ -17,8 +17,9 @@ from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
-from elm_jax.models.t5 import Layout, T5Network
-from elm_jax.models.t5_config import DTYPES, AdapterConfig, T5Config
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import DTYPES, T5Config
+from elm_jax.models.t5.network import Layout, T5Network
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
 from elm_jax.training.early_end import EarlyEnd

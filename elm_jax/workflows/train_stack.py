@@ -16,7 +16,7 @@ from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, read_card, save_expert
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, StackResult, fit_stack

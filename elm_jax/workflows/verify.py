@@ -15,7 +15,7 @@ from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.experts.weight_sources import Source, expert_folder
 from elm_jax.formats import detect, places
 from elm_jax.formats.model import Model
-from elm_jax.models.t5 import T5Network, shift_right
+from elm_jax.models.t5.network import T5Network, shift_right
 from elm_jax.runtime import trees
 from elm_jax.types import FlatParams
 

@@ -6,7 +6,7 @@ import pytest
 
 from elm_jax.cli import gin_config
 from elm_jax.errors import InputError
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows.pretrain import PretrainConfig
 from elm_jax.workflows.study_config import StageSettings

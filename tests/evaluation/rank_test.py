@@ -7,7 +7,7 @@ from tiny_model import network, parameters, rank_rows
 
 from elm_jax.data.batches import make_choice_batch, pad, shift_right
 from elm_jax.evaluation import rank
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 
 
 def full_pass_scores(

@@ -10,7 +10,7 @@ import tiny_model as tiny
 from elm_jax.errors import InputError
 from elm_jax.evaluation import rank, stacked
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
-from elm_jax.models import many
+from elm_jax.models.adapters import stacked as many
 from elm_jax.models.decode import greedy
 from elm_jax.runtime import sharding, trees
 

@@ -6,8 +6,8 @@ import pytest
 
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base, save_base
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import storage, tree_files, trees
 
 CONFIG = T5Config(vocab_size=32, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=1,

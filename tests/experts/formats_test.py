@@ -23,7 +23,7 @@ from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Model
 from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import in_flight, streaming
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import sharding, tree_files, trees
 from elm_jax.vocabularies.vocabulary import Vocabulary
 

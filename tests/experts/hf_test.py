@@ -22,7 +22,7 @@ from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.tensors import safetensors_files, torch_files
 from elm_jax.models.decode import greedy
-from elm_jax.models.t5 import T5Network, shift_right
+from elm_jax.models.t5.network import T5Network, shift_right
 from elm_jax.runtime import storage, trees
 from elm_jax.vocabularies import hf_tokenizer
 

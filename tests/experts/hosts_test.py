@@ -17,7 +17,7 @@ from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Model
 from elm_jax.formats.t5x import t5x_checkpoints, t5x_writer
 from elm_jax.formats.tensors import streaming
-from elm_jax.models.convert_hf import config_from_hf
+from elm_jax.models.t5.hf_names import config_from_hf
 from elm_jax.runtime import trees
 
 # Every matrix but the biases is split eight ways, along its longer side.

@@ -16,7 +16,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.hf import t5_models
-from elm_jax.models.t5_config import AdapterConfig
+from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.runtime import storage
 
 BYTES = {

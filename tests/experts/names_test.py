@@ -10,7 +10,7 @@ from elm_jax.experts.base import load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.formats import leaf_names
 from elm_jax.formats.t5x import t5x_writer
-from elm_jax.models.t5_config import AdapterConfig
+from elm_jax.models.adapters.config import AdapterConfig
 
 CACHED = "/root/.cache/huggingface/hub/models--google--t5-v1_1-small/snapshots/" + 40 * "a"
 

@@ -10,8 +10,8 @@ import tensorstore as ts
 from flax import serialization
 
 from elm_jax.formats.model import Index, Model, Origin, TensorSpec
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import trees
 
 _GATED = {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False}

@@ -22,8 +22,8 @@ from elm_jax.errors import InputError
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.t5x import t5x_checkpoints, t5x_writer
 from elm_jax.formats.tensors import in_flight, streaming
-from elm_jax.models import convert_t5x
-from elm_jax.models.t5_config import AdapterConfig
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5 import t5x_names
 from elm_jax.vocabularies.vocabulary import train_vocabulary
 
 LAYOUTS = ("orbax", "zarr")
@@ -195,8 +195,8 @@ def test_adapters_are_restored_by_our_module(tmp_path):
         t5x_writer.write_t5x(tmp_path / "out", model, scanned=True)
     t5x_writer.write_t5x(tmp_path / "out", model)
     text = (tmp_path / "out" / "network.gin").read_text()
-    assert "t5x_module.T5XTransformer.config = @t5_config.T5Config()" in text and "t5x.examples" not in text
-    assert "t5_config.AdapterConfig.bottleneck = 7" in text
+    assert "t5x_module.T5XTransformer.config = @t5x_module.T5Config()" in text and "t5x.examples" not in text
+    assert "t5x_module.AdapterConfig.bottleneck = 7" in text
 
 
 @pytest.mark.parametrize(("form", "layout"), [
@@ -368,10 +368,10 @@ def test_tensorflow_is_not_imported(module):
     assert done.stdout.strip() == "[]", done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("form", [convert_t5x.MINIMAL, convert_t5x.SCALABLE, convert_t5x.Form(False, True)])
+@pytest.mark.parametrize("form", [t5x_names.MINIMAL, t5x_names.SCALABLE, t5x_names.Form(False, True)])
 def test_names_and_shapes_are_found_again(form):
     for generation in made.GENERATIONS:
         network = made.config(generation)
-        shapes = convert_t5x.tensor_shapes(network, form)
-        tree = convert_t5x.read_tree(shapes, "here")
+        shapes = t5x_names.tensor_shapes(network, form)
+        tree = t5x_names.read_tree(shapes, "here")
         assert (tree.config, tree.form, tree.wanted) == (network, form, shapes)

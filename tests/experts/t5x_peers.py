@@ -17,7 +17,7 @@ from t5x import adafactor, checkpoints, decoding, models, partitioning, utils
 from t5x.examples.scalable_t5 import network as scalable_network
 from t5x.examples.t5 import network as minimal_network
 
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import trees
 
 INPUT_SHAPES = {

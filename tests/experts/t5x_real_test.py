@@ -11,7 +11,7 @@ from elm_jax.errors import InputError
 from elm_jax.formats import detect
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.t5x import t5x_checkpoints, t5x_writer
-from elm_jax.models.t5_config import AdapterConfig
+from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.runtime import trees
 
 try:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.models.attention import add_biases, attend
-from elm_jax.models.layers import activate
-from elm_jax.models.recompute import recomputed
+from elm_jax.models.blocks.attention import add_biases, attend
+from elm_jax.models.layers.dense import activate
+from elm_jax.models.layers.recompute import recomputed
 
 RNG = np.random.default_rng(0)
 QUERIES, KEYS, VALUES = (

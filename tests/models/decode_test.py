@@ -9,7 +9,7 @@ import torch
 from hf_weights import GENERATIONS, padded_tokens, peer, small_config
 
 from elm_jax.models import AdapterConfig, T5Network, greedy
-from elm_jax.models.t5 import Cache
+from elm_jax.models.t5.network import Cache
 
 INPUTS = padded_tokens(np.random.default_rng(0), (7, 3, 12, 1), 14)
 

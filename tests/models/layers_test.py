@@ -7,13 +7,8 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from elm_jax.models.layers import (
-    Dropout,
-    Embed,
-    RelativePositionBias,
-    RMSNorm,
-    distance_buckets,
-)
+from elm_jax.models.layers.dense import Dropout, Embed, RMSNorm
+from elm_jax.models.t5.relative_bias import RelativePositionBias, distance_buckets
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

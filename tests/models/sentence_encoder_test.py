@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from elm_jax.errors import InputError
-from elm_jax.models import sentence_encoder
+from elm_jax.models.bert import sentence_encoder
 from elm_jax.runtime import trees
 
 CONFIG = sentence_encoder.SentenceEncoderConfig(

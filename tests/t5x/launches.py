@@ -25,8 +25,9 @@ from t5x import checkpoints, partitioning, train_state, utils
 
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.experts.overlay import trained_leaves
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.models.t5x_module import T5XTransformer
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.loop import train_overlay

@@ -10,13 +10,13 @@ import pytest
 import tiny_run
 
 from elm_jax.errors import InputError
-from elm_jax.models import layer_stack
-from elm_jax.models.t5 import Layout, T5Network
+from elm_jax.models.blocks import layer_stack
+from elm_jax.models.losses import LossConfig
+from elm_jax.models.t5.network import Layout, T5Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
 from elm_jax.training.loop import train_overlay
-from elm_jax.training.losses import LossConfig
 
 NUM_STEPS = 4
 FSDP = (("embed", "data"),)

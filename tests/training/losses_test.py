@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.training.losses import LossConfig, token_cross_entropy
+from elm_jax.models.losses import LossConfig, token_cross_entropy
 
 
 def reference(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, config: LossConfig):

@@ -13,11 +13,11 @@ import tiny_stack
 
 from elm_jax.errors import InputError
 from elm_jax.models import AdapterConfig
+from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import stacked
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
-from elm_jax.training.losses import LossConfig
 
 RELATIVE = 1e-6
 """Of a step. Not to the bit: XLA's products of E * B rows, and its sums, group their terms in another way."""

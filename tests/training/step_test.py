@@ -16,11 +16,11 @@ import tiny_run
 from elm_jax.data import batches
 from elm_jax.data.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError
+from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
 from elm_jax.training.loop import train_overlay
-from elm_jax.training.losses import LossConfig
 
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 4)]
 RULES = {

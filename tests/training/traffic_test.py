@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tiny_run
 
-from elm_jax.models.t5 import Layout, T5Network
+from elm_jax.models.losses import LossConfig
+from elm_jax.models.t5.network import Layout, T5Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import hlo, traffic
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
-from elm_jax.training.losses import LossConfig
 
 LAYERS, ROWS, SOURCE, TARGET = 3, 16, 32, 16
 SCANNED = Layout("layer", True)

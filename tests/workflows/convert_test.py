@@ -31,7 +31,7 @@ from elm_jax.experts.overlay import (
     write_expert,
 )
 from elm_jax.formats import detect
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import staging, trees
 from elm_jax.workflows import convert as converting
 from elm_jax.workflows import verify

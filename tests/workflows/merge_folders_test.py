@@ -28,7 +28,7 @@ from elm_jax.experts.base import load_base
 from elm_jax.experts.overlay import load_expert, resolve
 from elm_jax.formats import detect
 from elm_jax.merging.methods import METHODS
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import storage, trees
 from elm_jax.workflows import merge_inputs
 from elm_jax.workflows.merge_folders import MergeOptions, merge_folders, plan_merge

@@ -24,7 +24,7 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf, load_expert, resolve
 from elm_jax.models.decode import greedy
-from elm_jax.models.t5 import AdapterConfig, T5Network
+from elm_jax.models.t5.network import AdapterConfig, T5Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.workflows import merge_search
 from elm_jax.workflows.choices import SEARCHES

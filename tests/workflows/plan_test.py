@@ -16,7 +16,7 @@ from elm_jax.cli import main
 from elm_jax.cli import plan as plan_commands
 from elm_jax.experts.base import Base
 from elm_jax.experts.overlay import initial_overlay
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import trees
 from elm_jax.workflows import chips
 from elm_jax.workflows.plan import plan_run, split_leaves

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from elm_jax.experts.base import Base, load_base
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import sharding
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.workflows.pretrain import PretrainConfig, pretrain

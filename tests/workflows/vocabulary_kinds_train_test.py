@@ -22,7 +22,7 @@ import real_vocabularies as real
 from elm_jax.data import registry
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base, save_base
-from elm_jax.models.t5 import T5Network
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import storage, trees
 from elm_jax.vocabularies.vocabulary import ByteVocabulary, train_vocabulary
 from elm_jax.workflows import pretrain as pretraining

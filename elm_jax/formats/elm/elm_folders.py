@@ -17,8 +17,8 @@ from elm_jax.formats.elm import base_json
 from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.formats.tensors import boxes, in_flight, orbax_files, streaming, zarr_files
 from elm_jax.formats.tensors.hashed import HashedTensors
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import staging, storage, tree_files, trees
 
 WEIGHTS = "weights"

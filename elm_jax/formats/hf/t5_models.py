@@ -11,9 +11,9 @@ from elm_jax.formats import tree_checks
 from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
 from elm_jax.formats.model import Model, Origin, TensorSpec
 from elm_jax.formats.tensors import safetensors_files, streaming, torch_files
-from elm_jax.models import convert_hf
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5 import hf_names
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.vocabularies import hf_tokenizer
 
@@ -45,7 +45,7 @@ def open_hf(folder: storage.PathLike) -> Model:
         raise InputError(describe("There is no Hugging Face model here", where=folder,
                                   expected=f"a folder with a {CONFIG_FILE}"))
     values = _read_json(folder / CONFIG_FILE)
-    config = convert_hf.config_from_hf(values, folder / CONFIG_FILE)
+    config = hf_names.config_from_hf(values, folder / CONFIG_FILE)
     stored, notes = _open_weights(folder)
     tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
     stored, more = _without_copies(stored, values, config, folder)
@@ -85,8 +85,8 @@ def _without_copies(
     stored: dict[str, streaming.Stored], values: Mapping[str, Any], config: T5Config, where: epath.Path,
 ) -> tuple[dict[str, streaming.Stored], tuple[str, ...]]:
     """Leaves out second copies of the embedding, which must equal it, and tensors that nobody uses."""
-    tied = (convert_hf.HF_HEAD,) if config.logits_via_embedding else ()
-    copies = [name for name in (convert_hf.HF_EMBEDDING, *convert_hf.EMBEDDING_COPIES, *tied)
+    tied = (hf_names.HF_HEAD,) if config.logits_via_embedding else ()
+    copies = [name for name in (hf_names.HF_EMBEDDING, *hf_names.EMBEDDING_COPIES, *tied)
               if name in stored]
     if not copies:
         return stored, ()
@@ -94,23 +94,23 @@ def _without_copies(
     for name in copies[1:]:
         if not streaming.equal(embedding, stored[name]):
             cure = ("set tie_word_embeddings to false in config.json if the model has a head of its own"
-                    if name == convert_hf.HF_HEAD else None)
+                    if name == hf_names.HF_HEAD else None)
             raise InputError(describe(f"{name} differs from {copies[0]}, of which it should be a copy",
                                       where=where, got=f"{list(stored[name].shape)} {stored[name].dtype}, "
                                       f"against {list(embedding.shape)} {embedding.dtype}", cure=cure))
-    left_out = [*copies[1:], *(name for name in convert_hf.LEFTOVERS if name in stored)]
+    left_out = [*copies[1:], *(name for name in hf_names.LEFTOVERS if name in stored)]
     kept = {name: tensor for name, tensor in stored.items() if name not in (*copies, *left_out)}
     notes = (f"Left out, as a copy of the embedding or used by nothing: {', '.join(left_out)}",)
-    return {convert_hf.HF_EMBEDDING: embedding, **kept}, notes if left_out else ()
+    return {hf_names.HF_EMBEDDING: embedding, **kept}, notes if left_out else ()
 
 
 def _leaves(stored: Mapping[str, streaming.Stored], values: Mapping[str, Any], config: T5Config,
             where: epath.Path) -> streaming.StoredTensors:
     """The network's leaves among the stored tensors, checked against the config."""
     shapes = leaf_shapes(config)
-    names = {path: convert_hf.hf_name(path) for path in shapes}
-    if convert_hf.HF_HEAD not in stored and convert_hf.may_share_head(values):
-        names[convert_hf.HEAD] = convert_hf.HfName(convert_hf.HF_EMBEDDING, True)
+    names = {path: hf_names.hf_name(path) for path in shapes}
+    if hf_names.HF_HEAD not in stored and hf_names.may_share_head(values):
+        names[hf_names.HEAD] = hf_names.HfName(hf_names.HF_EMBEDDING, True)
     wanted = {name.name: shapes[path][::-1] if name.transposed else shapes[path]
               for path, name in names.items()}
     tree_checks.check_leaves("The weights do not fit the config", where,
@@ -154,14 +154,14 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
         raise InputError(describe("Hugging Face's T5 has no adapters", where=model.where,
                                   cure="write the model without them, and the adapters beside it"))
     kept = model.facts.get(FACTS, {})
-    values = convert_hf.config_to_hf(model.config, kept.get("config"))
+    values = hf_names.config_to_hf(model.config, kept.get("config"))
     order = list(model.tensors.specs)  # in which they are read cheapest, and checked as they are read
     if model.kind == "hf":
-        order = convert_hf.hf_order(order)
-    if convert_hf.may_share_head(values) and _head_is_embedding(model):
-        order.remove(convert_hf.HEAD)
-    paths = {convert_hf.hf_name(path).name: path for path in order}
-    specs = {name: _turned(model.tensors.specs[path], convert_hf.hf_name(path).transposed)
+        order = hf_names.hf_order(order)
+    if hf_names.may_share_head(values) and _head_is_embedding(model):
+        order.remove(hf_names.HEAD)
+    paths = {hf_names.hf_name(path).name: path for path in order}
+    specs = {name: _turned(model.tensors.specs[path], hf_names.hf_name(path).transposed)
              for name, path in paths.items()}
     if "config" not in kept:
         values["torch_dtype"] = main_dtype(specs)
@@ -170,7 +170,7 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
 
     def contents(name: str) -> Iterator[np.ndarray]:
         """The next leaf: names are asked for in the order of `specs`."""
-        return streaming.pieces(next(leaves), convert_hf.hf_name(paths[name]).transposed)
+        return streaming.pieces(next(leaves), hf_names.hf_name(paths[name]).transposed)
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
     model.check()
@@ -180,7 +180,7 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
     for name, value in model.beside.items():
         storage.write_json(target / name, value)
     storage.write_json(target / CONFIG_FILE, values)
-    return {path: Origin(*convert_hf.hf_name(path)) for path in order}
+    return {path: Origin(*hf_names.hf_name(path)) for path in order}
 
 
 def _write_tokenizer(target: epath.Path, model: Model, kept: Mapping[str, Any]) -> None:
@@ -204,13 +204,13 @@ def _turned(spec: TensorSpec, transposed: bool) -> TensorSpec:
 def _head_is_embedding(model: Model) -> bool:
     """Whether an untied head still holds the embedding's values."""
     specs = model.tensors.specs
-    if specs[convert_hf.HEAD].dtype != specs[convert_hf.EMBEDDING].dtype:
+    if specs[hf_names.HEAD].dtype != specs[hf_names.EMBEDDING].dtype:
         return False
     rows, step = model.config.vocab_size, 4096
     for start in range(0, rows, step):
         part = slice(start, min(rows, start + step))
-        head = model.tensors.read(convert_hf.HEAD, (slice(None), part))
-        embedding = model.tensors.read(convert_hf.EMBEDDING, (part, slice(None)))
+        head = model.tensors.read(hf_names.HEAD, (slice(None), part))
+        embedding = model.tensors.read(hf_names.EMBEDDING, (part, slice(None)))
         if not np.array_equal(head.T, embedding):
             return False
     return True

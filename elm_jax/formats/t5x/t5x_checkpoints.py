@@ -20,9 +20,9 @@ from elm_jax.errors import InputError, describe
 from elm_jax.formats import tree_checks
 from elm_jax.formats.model import Index, Model, Origin, TensorSpec
 from elm_jax.formats.t5x import t5x_folders
-from elm_jax.models import convert_t5x
-from elm_jax.models.convert_t5x import Place
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5 import t5x_names
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.t5x_names import Place
 from elm_jax.runtime import storage
 from elm_jax.vocabularies.vocabulary import (
     ByteVocabulary,
@@ -47,17 +47,17 @@ CHUNK_BYTES = 1 << 26
 class T5XTensors:
     """`Tensors` of a T5X checkpoint. Reading them in the order of `specs` reads each stack only once."""
 
-    def __init__(self, stored: Mapping[str, t5x_folders.Stored], tree: convert_t5x.Tree) -> None:
+    def __init__(self, stored: Mapping[str, t5x_folders.Stored], tree: t5x_names.Tree) -> None:
         """Reads nothing.
 
         Args:
             stored: arrays by T5X's name without ``target``.
             tree: which leaf lies in which of them.
         """
-        self._places = {path: tree.places[path][0] for path in convert_t5x.in_cheap_order(tree)}
+        self._places = {path: tree.places[path][0] for path in t5x_names.in_cheap_order(tree)}
         self._stored, self._config = stored, tree.config
         self._kept: t5x_folders.Stored | None = None
-        shapes = convert_t5x.leaf_shapes(tree.config)
+        shapes = t5x_names.leaf_shapes(tree.config)
         self.specs = {path: TensorSpec(shapes[path], stored[place.name].dtype)
                       for path, place in self._places.items()}
         self.origins = {path: origin_of(place) for path, place in self._places.items()}
@@ -72,7 +72,7 @@ class T5XTensors:
         stored = self._array(place)
         index = index if index is not None else (slice(None),) * len(shape)
         spans = [range(size)[part] for part, size in zip(index, shape, strict=True)]
-        joined = convert_t5x.joined_axis(path)
+        joined = t5x_names.joined_axis(path)
         split = joined is not None and len(stored.shape) == 3 + (place.layer is not None)
         box = [slice(span.start, span.stop) for span in spans]
         if split:
@@ -81,10 +81,10 @@ class T5XTensors:
             box[joined:joined + 1] = [heads, slice(0, size)]
             first = spans[joined].start - heads.start * size
         if place.layer is not None:
-            box.insert(convert_t5x.LAYER_AXIS, slice(place.layer, place.layer + 1))
+            box.insert(t5x_names.LAYER_AXIS, slice(place.layer, place.layer + 1))
         part = stored.read(tuple(box))
         if place.layer is not None:
-            part = part.squeeze(convert_t5x.LAYER_AXIS)
+            part = part.squeeze(t5x_names.LAYER_AXIS)
         if split:
             width = (heads.stop - heads.start) * size
             part = part.reshape(*part.shape[:joined], width, *part.shape[joined + 2:])
@@ -94,7 +94,7 @@ class T5XTensors:
     def _array(self, place: Place) -> t5x_folders.Stored:
         """The tensor to read. Where chunks hold several layers, those of one stack are kept."""
         stored = self._stored[place.name]
-        if place.layer is None or stored.chunks[convert_t5x.LAYER_AXIS] == 1:
+        if place.layer is None or stored.chunks[t5x_names.LAYER_AXIS] == 1:
             return stored
         kept = self._kept
         if kept is None or kept.name != stored.name:
@@ -160,16 +160,16 @@ def origin_of(place: Place) -> Origin:
 
 
 def _checked_tree(stored: Mapping[str, t5x_folders.Stored], where: epath.Path,
-                  scanned: bool | None) -> convert_t5x.Tree:
+                  scanned: bool | None) -> t5x_names.Tree:
     """The tree that the checkpoint holds, after all that can be checked without its contents."""
     found = {name: array.shape for name, array in stored.items()}
-    tree = convert_t5x.read_tree(found, where)
+    tree = t5x_names.read_tree(found, where)
     if scanned is not None and scanned != tree.form.scanned:
         kinds = {True: "layers stacked (scanned)", False: "one tensor a layer (not scanned)"}
         raise InputError(describe("The checkpoint is of the other kind", where=where,
                                   got=kinds[tree.form.scanned], expected=kinds[scanned]))
     tree_checks.check_leaves("The checkpoint does not hold a T5", where, found, tree.wanted,
-                             convert_t5x.shape_hint(tree, found))
+                             t5x_names.shape_hint(tree, found))
     tree_checks.check_dtypes(where, {name: array.dtype for name, array in stored.items()})
     faults = [fault for array in stored.values() for fault in array.faults()]
     if faults:
@@ -179,7 +179,7 @@ def _checked_tree(stored: Mapping[str, t5x_folders.Stored], where: epath.Path,
     return tree
 
 
-def _check_biases(tensors: T5XTensors, stored: Mapping[str, t5x_folders.Stored], tree: convert_t5x.Tree,
+def _check_biases(tensors: T5XTensors, stored: Mapping[str, t5x_folders.Stored], tree: t5x_names.Tree,
                   where: epath.Path) -> tuple[str, ...]:
     """Relative position biases of all layers must be equal: this program's network has one a stack."""
     notes = []
@@ -237,4 +237,4 @@ def _check_gin(config: T5Config, where: epath.Path) -> None:
     """T5X writes its gin config beside its checkpoints: what it says of the network must be so."""
     for file in (folder / name for folder in (where, where.parent) for name in GIN_FILES):
         if file.exists():
-            convert_t5x.check_gin(storage.read_text(file), config, file)
+            t5x_names.check_gin(storage.read_text(file), config, file)

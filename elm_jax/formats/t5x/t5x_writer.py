@@ -19,9 +19,9 @@ from elm_jax.formats.t5x.t5x_checkpoints import (
     origin_of,
 )
 from elm_jax.formats.tensors import boxes, in_flight, orbax_files, streaming, zarr_files
-from elm_jax.models import convert_t5x
-from elm_jax.models.convert_t5x import Form, Place
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.t5 import t5x_names
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.t5x_names import Form, Place
 from elm_jax.runtime import staging, storage
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
@@ -72,9 +72,9 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
 def _form(model: Model, scanned: bool | None) -> Form:
     """The form to write: the one that is asked for, else the one that the model had in T5X."""
     if scanned is not None:
-        return convert_t5x.SCALABLE if scanned else convert_t5x.MINIMAL
+        return t5x_names.SCALABLE if scanned else t5x_names.MINIMAL
     if model.config.adapter is not None:  # T5X's scalable network has none
-        return convert_t5x.MINIMAL
+        return t5x_names.MINIMAL
     facts = model.facts.get(FACTS, {})
     stacked = bool(facts.get("scanned"))
     return Form(stacked, stacked or bool(facts.get("own_biases")))
@@ -91,13 +91,13 @@ def _check_writable(model: Model, form: Form, step: int) -> None:
                                   got="--scanned for a model with adapters",
                                   cure="write its layers one by one (--no-scanned)"))
     distances = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
-    if distances != (convert_t5x.BUCKETS, convert_t5x.MAX_DISTANCE):
+    if distances != (t5x_names.BUCKETS, t5x_names.MAX_DISTANCE):
         raise InputError(describe("T5X's networks have other relative positions", where=model.where,
                                   got="{} buckets up to distance {}".format(*distances),
-                                  expected=f"{convert_t5x.BUCKETS} buckets up to {convert_t5x.MAX_DISTANCE}"))
+                                  expected=f"{t5x_names.BUCKETS} buckets up to {t5x_names.MAX_DISTANCE}"))
     tree_checks.check_leaves("The tensors do not fit the network", model.where,
                              {path: spec.shape for path, spec in tensors.specs.items()},
-                             convert_t5x.leaf_shapes(config))
+                             t5x_names.leaf_shapes(config))
     tree_checks.check_dtypes(model.where, {path: spec.dtype for path, spec in tensors.specs.items()})
     mixed = sorted(name for name, dtypes in _dtypes(model, form).items() if len(dtypes) > 1)
     if mixed:
@@ -109,7 +109,7 @@ def _dtypes(model: Model, form: Form) -> dict[str, set[str]]:
     """By tensor: the dtypes of its layers."""
     dtypes: dict[str, set[str]] = {}
     for path, spec in model.tensors.specs.items():
-        for place in convert_t5x.places(path, model.config, form):
+        for place in t5x_names.places(path, model.config, form):
             dtypes.setdefault(place.name, set()).add(spec.dtype)
     return dtypes
 
@@ -132,14 +132,14 @@ class _Writer:
 
     def __init__(self, checkpoint: _NewCheckpoint, config: T5Config, form: Form) -> None:
         self._checkpoint, self._config, self._form = checkpoint, config, form
-        self._shapes = convert_t5x.tensor_shapes(config, form)
+        self._shapes = t5x_names.tensor_shapes(config, form)
         self._created: dict[str, zarr_files.NewArray] = {}
 
     def write(self, path: str, values: np.ndarray, writes: in_flight.Writes) -> None:
         """Starts to write a leaf. A large one is written when this returns."""
         if self._form.own_biases:
-            values = values.reshape(convert_t5x.split_heads(path, values.shape, self._config))
-        for place in convert_t5x.places(path, self._config, self._form):
+            values = values.reshape(t5x_names.split_heads(path, values.shape, self._config))
+        for place in t5x_names.places(path, self._config, self._form):
             self._array(place, values.dtype).write(values, writes, place.layer)
         if values.nbytes > in_flight.BYTES:
             writes.wait()
@@ -147,7 +147,7 @@ class _Writer:
     def _array(self, place: Place, dtype: np.dtype) -> zarr_files.NewArray:
         name = origin_of(place).name
         if name not in self._created:
-            axis = None if place.layer is None else convert_t5x.LAYER_AXIS
+            axis = None if place.layer is None else t5x_names.LAYER_AXIS
             shape = self._shapes[place.name]
             chunks = boxes.chunk_shape(shape, dtype.itemsize, CHUNK_BYTES, axis)
             self._created[name] = self._checkpoint.create(name, shape, dtype.name, chunks)
@@ -161,11 +161,11 @@ def _write_leaves(checkpoint: _NewCheckpoint, model: Model, form: Form) -> dict[
     with in_flight.Writes() as writes:
         for path in paths:
             writer.write(path, next(leaves), writes)
-    return {path: origin_of(convert_t5x.places(path, model.config, form)[0]) for path in paths}
+    return {path: origin_of(t5x_names.places(path, model.config, form)[0]) for path in paths}
 
 
 def _write_beside(folder: epath.Path, model: Model, form: Form) -> None:
-    storage.write_text(folder / NETWORK_FILE, convert_t5x.gin_text(model.config, form))
+    storage.write_text(folder / NETWORK_FILE, t5x_names.gin_text(model.config, form))
     if model.vocabulary is not None:
         with storage.guard_writes(folder):
             file = Vocabulary.from_bytes(model.vocabulary, model.where).FILE

@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.t5 import T5Network
-from elm_jax.models.t5_config import AdapterConfig, T5Config
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import trees
 
 Shape = tuple[int, ...]
@@ -249,9 +250,9 @@ def gin_text(config: T5Config, form: Form) -> str:
     """
     values = {name: getattr(config, name) for name in _GIN_FIELDS}
     if config.adapter is not None:
-        return _gin_lines("elm_jax.models", ("t5x_module", "t5_config"), "T5XTransformer", values,
-                          "t5_config.T5Config.adapter = @t5_config.AdapterConfig()",
-                          f"t5_config.AdapterConfig.bottleneck = {config.bottleneck}")
+        return _gin_lines("elm_jax.models", ("t5x_module", "t5x_module"), "T5XTransformer", values,
+                          "t5x_module.T5Config.adapter = @t5x_module.AdapterConfig()",
+                          f"t5x_module.AdapterConfig.bottleneck = {config.bottleneck}")
     if form.own_biases:
         return _gin_lines("t5x.examples.scalable_t5", ("network", "network"), "Transformer", values,
                           f"network.T5Config.scan_layers = {form.scanned}")

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.adapter import LowRank
-from elm_jax.models.layers import Dense, Initializer, fan_in_normal, stream
-from elm_jax.models.recompute import recomputed
-from elm_jax.models.t5_config import AdapterConfig
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.low_rank import LowRank
+from elm_jax.models.layers.dense import Dense, Initializer, fan_in_normal, stream
+from elm_jax.models.layers.recompute import recomputed
 from elm_jax.runtime.sharding import constrain
 from elm_jax.types import Array
 

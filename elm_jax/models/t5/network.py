@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models import layer_stack
-from elm_jax.models.layer_stack import Layout
-from elm_jax.models.t5_config import AdapterConfig, T5Config
-from elm_jax.models.transformer import Cache, Transformer
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.blocks import layer_stack
+from elm_jax.models.blocks.layer_stack import Layout
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.modules import Cache, Transformer
 from elm_jax.runtime import sharding, trees
 from elm_jax.types import Array, Batch, Params
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.models.layers import RMS_EPSILON
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.layers.dense import RMS_EPSILON
+from elm_jax.models.t5.config import T5Config
 
 EMBEDDING = "token_embedder/embedding"
 HEAD = "decoder/logits_dense/kernel"

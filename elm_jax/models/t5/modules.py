@@ -10,20 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.adapter import Adapter
-from elm_jax.models.attention import Attention, KeysValues
-from elm_jax.models.layer_stack import Layout, run_layers
-from elm_jax.models.layers import (
-    LOGITS_PRECISION,
-    MASKED,
-    Dense,
-    Dropout,
-    Embed,
-    Mlp,
-    RelativePositionBias,
-    RMSNorm,
-)
-from elm_jax.models.t5_config import T5Config
+from elm_jax.models.adapters.bottleneck import Adapter
+from elm_jax.models.blocks.attention import Attention, KeysValues
+from elm_jax.models.blocks.layer_stack import Layout, run_layers
+from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp, RMSNorm
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.relative_bias import RelativePositionBias
 from elm_jax.runtime.sharding import constrain
 from elm_jax.types import Array
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.t5 import Cache, T5Network
+from elm_jax.models.t5.network import Cache, T5Network
 from elm_jax.runtime import trees
 from elm_jax.types import Array, Params
 

@@ -1,0 +1,1 @@
+"""Adapters: what a prompt expert adds to a frozen network."""

@@ -1,0 +1,1 @@
+"""T5: config, network, modules, and its names in other programs' files."""

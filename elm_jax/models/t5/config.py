@@ -1,0 +1,201 @@
+"""What a T5 network is: its dimensions, its generation (1.0 or 1.1), its adapters.
+
+Frozen and hashable, so that a config can be a static argument of `jax.jit`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models.adapters.config import REDUCTION, AdapterConfig
+from elm_jax.runtime.config_checks import LARGEST_DIMENSION, check_dimension
+
+ACTIVATIONS = ("gelu", "linear", "relu")
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Dimensions of a T5 encoder-decoder.
+
+    T5 1.1: ``mlp_activations=('gelu', 'linear')``, ``logits_via_embedding=False``.
+    T5 1.0: ``mlp_activations=('relu',)``, ``logits_via_embedding=True``.
+
+    Attributes:
+        vocab_size: rows V of the embedding.
+        emb_dim: model width D.
+        num_heads: heads H.
+        head_dim: size K of one head; ``H * K`` need not equal D.
+        mlp_dim: feed-forward width F.
+        num_encoder_layers: layers of the encoder.
+        num_decoder_layers: layers of the decoder.
+        mlp_activations: one name for ``act(x wi) wo``, two for ``act(x wi_0) * act(x wi_1) wo``.
+        dropout_rate: rate of every dropout.
+        logits_via_embedding: head tied to the embedding, logits scaled by ``D ** -0.5``.
+        dtype: of the activations; parameters, softmax, norms and logits stay float32.
+        relative_attention_num_buckets: rows of the relative position bias.
+        relative_attention_max_distance: distances from here on share one bucket.
+        adapter: None builds a network without adapters.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    dropout_rate: float = 0.0
+    logits_via_embedding: bool = False
+    dtype: str = "float32"
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    adapter: AdapterConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Checks types and ranges; a list of activations becomes a tuple."""
+        if isinstance(self.mlp_activations, list):
+            object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in _DIMENSIONS:
+            check_dimension(f"T5Config.{name}", getattr(self, name), _LARGEST.get(name, LARGEST_DIMENSION))
+        check_dimension("T5Config.num_heads * T5Config.head_dim", self.num_heads * self.head_dim)
+        self._check_choices()
+        self._check_buckets()
+
+    def _check_choices(self) -> None:
+        if not isinstance(self.mlp_activations, tuple) or len(self.mlp_activations) not in (1, 2):
+            raise _wrong("mlp_activations", self.mlp_activations, "a tuple of one or two names")
+        for activation in self.mlp_activations:
+            if activation not in ACTIVATIONS:
+                raise unknown_name(
+                    "activation", str(activation), ACTIVATIONS, "T5Config.mlp_activations"
+                )
+        if self.dtype not in DTYPES:
+            raise unknown_name("dtype", str(self.dtype), DTYPES, "T5Config.dtype")
+        if not isinstance(self.logits_via_embedding, bool):
+            raise _wrong("logits_via_embedding", self.logits_via_embedding, "True or False")
+        rate = self.dropout_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
+            raise _wrong("dropout_rate", rate, "a number in [0, 1)")
+        if self.adapter is not None and not isinstance(self.adapter, AdapterConfig):
+            raise _wrong("adapter", self.adapter, "None or an AdapterConfig")
+
+    def _check_buckets(self) -> None:
+        buckets = self.relative_attention_num_buckets
+        distance = self.relative_attention_max_distance
+        if buckets % 4:
+            raise _wrong("relative_attention_num_buckets", buckets, "a multiple of 4")
+        if distance <= buckets // 2:
+            raise _wrong(
+                "relative_attention_max_distance", distance,
+                f"more than {buckets // 2} (half the buckets)",
+            )
+
+    @property
+    def bottleneck(self) -> int:
+        """Width R of the adapters.
+
+        Raises:
+            InputError: the network has no adapters.
+        """
+        if self.adapter is None:
+            raise InputError(
+                describe("This network has no adapters", where="T5Config.adapter",
+                         expected="an AdapterConfig", cure="config.with_adapter(AdapterConfig())")
+            )
+        if self.adapter.kind != "bottleneck":
+            raise InputError(
+                describe("This network has no bottleneck adapters", where="T5Config.adapter",
+                         got=f"adapters of kind {self.adapter.kind!r}", expected="kind 'bottleneck'"))
+        return self.adapter.bottleneck or max(1, self.emb_dim // REDUCTION)
+
+    @property
+    def has_bottlenecks(self) -> bool:
+        """Whether there are adapters after self-attention and feed-forward."""
+        return self.adapter is not None and self.adapter.kind == "bottleneck"
+
+    @property
+    def low_rank(self) -> AdapterConfig | None:
+        """LoRA's updates; None for a network without."""
+        return self.adapter if self.adapter is not None and self.adapter.kind == "lora" else None
+
+    @property
+    def activation_dtype(self) -> jnp.dtype:
+        """`dtype` as a NumPy dtype."""
+        return jnp.dtype(self.dtype)
+
+    def with_adapter(self, adapter: AdapterConfig | None) -> "T5Config":
+        """The same network with other adapters, or with none."""
+        return dataclasses.replace(self, adapter=adapter)
+
+    def with_dropout(self, rate: float) -> "T5Config":
+        """The same network with another dropout rate."""
+        return dataclasses.replace(self, dropout_rate=rate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary. Inverse of `from_dict`."""
+        adapter = None if self.adapter is None else self.adapter.to_dict()
+        return {**dataclasses.asdict(self), "mlp_activations": list(self.mlp_activations),
+                "adapter": adapter}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: Any = None) -> "T5Config":
+        """Reads what `to_dict` wrote.
+
+        Args:
+            values: the fields.
+            where: the file that they come from, for the error.
+
+        Raises:
+            InputError: a field is unknown, missing or wrong.
+        """
+        try:
+            return cls._from_dict(values)
+        except InputError as error:
+            if where is None:
+                raise
+            raise InputError(describe("The network's config is wrong", where=where,
+                                      got=str(error))) from error
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> "T5Config":
+        if not isinstance(values, Mapping):
+            raise InputError(describe("The network's config is wrong", got=repr(values)[:200],
+                                      expected="an object with the fields of a T5Config"))
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown_name("T5Config field", name, known)
+        missing = [name for name in _REQUIRED if name not in values]
+        if missing:
+            raise InputError(describe("T5Config lacks fields", expected=", ".join(missing)))
+        values = dict(values)
+        if isinstance(values.get("adapter"), Mapping):
+            fields = [field.name for field in dataclasses.fields(AdapterConfig)]
+            unknown = set(values["adapter"]) - set(fields)
+            if unknown:
+                raise unknown_name("AdapterConfig field", sorted(unknown)[0], fields)
+            values["adapter"] = AdapterConfig(**values["adapter"])
+        return cls(**values)
+
+
+_REQUIRED = (
+    "vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim",
+    "num_encoder_layers", "num_decoder_layers",
+)
+_DIMENSIONS = (
+    *_REQUIRED, "relative_attention_num_buckets", "relative_attention_max_distance"
+)
+_LARGEST = {"num_encoder_layers": 1024, "num_decoder_layers": 1024}
+"""A config that asks for more is damaged: the network is refused before anybody tries to build it."""
+
+
+def _wrong(field: str, value: object, expected: str) -> InputError:
+    return InputError(
+        describe("The network's config is wrong", where=f"T5Config.{field}", got=repr(value)[:200],
+                 expected=expected)
+    )
