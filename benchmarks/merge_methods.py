@@ -21,9 +21,9 @@ import elm_jax as elm
 from elm_jax.evaluation.cells import Cell, macro_mean
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.experts.overlay import Expert
-from elm_jax.merging.methods import METHODS
+from elm_jax.merging.methods.method_table import METHODS
 from elm_jax.runtime import sharding
-from elm_jax.workflows.merge_search import SearchConfig, search_weights
+from elm_jax.workflows.merge.search_merge import SearchConfig, search_weights
 
 logger = logging.getLogger("elm_jax.benchmarks")
 TASKS = ("ag_news__classify", "dbpedia_14__given_list_what_category_does_the_paragraph_belong_to",

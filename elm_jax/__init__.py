@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.workflows.build_library import build_library
     from elm_jax.workflows.convert import ConvertConfig, convert
     from elm_jax.workflows.evaluate import evaluate
-    from elm_jax.workflows.merge import merge
-    from elm_jax.workflows.merge_search import SearchConfig, search_and_merge, search_weights
+    from elm_jax.workflows.merge.in_memory import merge
+    from elm_jax.workflows.merge.search_merge import SearchConfig, search_and_merge, search_weights
     from elm_jax.workflows.pretrain import PretrainConfig, pretrain
     from elm_jax.workflows.route import route
     from elm_jax.workflows.task_data import TaskData
@@ -58,7 +58,7 @@ _MODULES = {
     "RoutingDecision": "elm_jax.routing.vote",
     "RoutingInstance": "elm_jax.routing.text",
     "RunError": "elm_jax.errors",
-    "SearchConfig": "elm_jax.workflows.merge_search",
+    "SearchConfig": "elm_jax.workflows.merge.search_merge",
     "T5Config": "elm_jax.models.t5.config",
     "T5Network": "elm_jax.models.t5.network",
     "TaskData": "elm_jax.workflows.task_data",
@@ -70,14 +70,14 @@ _MODULES = {
     "evaluate": "elm_jax.workflows.evaluate",
     "load_base": "elm_jax.experts.base",
     "load_expert": "elm_jax.experts.overlay",
-    "merge": "elm_jax.workflows.merge",
+    "merge": "elm_jax.workflows.merge.in_memory",
     "pretrain": "elm_jax.workflows.pretrain",
     "resolve": "elm_jax.experts.overlay",
     "route": "elm_jax.workflows.route",
     "save_base": "elm_jax.experts.base",
     "save_expert": "elm_jax.experts.overlay",
-    "search_and_merge": "elm_jax.workflows.merge_search",
-    "search_weights": "elm_jax.workflows.merge_search",
+    "search_and_merge": "elm_jax.workflows.merge.search_merge",
+    "search_weights": "elm_jax.workflows.merge.search_merge",
     "train": "elm_jax.workflows.train",
 }
 """Where each public name is defined."""

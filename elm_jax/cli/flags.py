@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from elm_jax.cli import merge_search_flags
-from elm_jax.merging.methods import METHODS, PARAMETERS
+from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
 from elm_jax.workflows.choices import ALLOWED, DTYPES, EXPERT_KINDS, LAYOUTS, MODEL_KINDS
 
 

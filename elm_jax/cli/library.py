@@ -11,7 +11,7 @@ from elm_jax.cli.tasks import task_data
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.workflows import build_library
-from elm_jax.workflows import merge as merging
+from elm_jax.workflows.merge import in_memory as merging
 
 
 def library_build(arguments: argparse.Namespace) -> None:

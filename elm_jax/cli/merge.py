@@ -10,12 +10,12 @@ from rich.table import Table
 from elm_jax.cli import merge_search_flags
 from elm_jax.cli.printing import print_json, print_table
 from elm_jax.errors import InputError, describe
-from elm_jax.merging.methods import PARAMETERS, get_method
-from elm_jax.merging.recipe import Recipe, Scope, parse_patterns
-from elm_jax.workflows import merge_folders
+from elm_jax.merging.methods.method_table import PARAMETERS, get_method
+from elm_jax.merging.recipes.mergekit_yaml import MergeConfig, read_config
+from elm_jax.merging.recipes.recipe import Recipe, Scope, parse_patterns
 from elm_jax.workflows.choices import parse_size
-from elm_jax.workflows.merge_config import MergeConfig, read_config
-from elm_jax.workflows.merge_plan import MergeOptions
+from elm_jax.workflows.merge import merge_folders
+from elm_jax.workflows.merge.merge_plan import MergeOptions
 
 
 def merge(arguments: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ from elm_jax.cli.merge_search_flags import FLAGS, given_flags
 from elm_jax.cli.printing import print_json, print_table
 from elm_jax.cli.tasks import modules_of
 from elm_jax.errors import InputError, describe
-from elm_jax.workflows.merge_search import search_and_merge
-from elm_jax.workflows.search_config import SearchConfig
+from elm_jax.workflows.merge.search_config import SearchConfig
+from elm_jax.workflows.merge.search_merge import search_and_merge
 
 
 def merge_search(arguments: argparse.Namespace, models: Sequence[str], parameters: Mapping[str, Any]) -> None:

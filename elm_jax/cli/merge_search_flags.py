@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from elm_jax.workflows.choices import SEARCHES
-from elm_jax.workflows.search_config import SearchConfig
+from elm_jax.workflows.merge.search_config import SearchConfig
 
 FLAGS = {"search_split": "split", "search_seed": "seed", **{name: name for name in (
     "num_examples", "steps", "population", "at_once", "learning_rate", "l1", "max_rows", "source_length",

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from elm_jax.cli.printing import print_json, print_table
-from elm_jax.merging.methods import METHODS
+from elm_jax.merging.methods.method_table import METHODS
 
 
 def list_methods(arguments: argparse.Namespace) -> None:

@@ -22,9 +22,9 @@ import ml_dtypes
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.merging import compose, methods, sparsify, threshold
-from elm_jax.merging.compose import Numbers, Steps
-from elm_jax.merging.recipe import LeafRecipe
+from elm_jax.merging.methods import compose, method_table, sparsify, threshold
+from elm_jax.merging.methods.compose import Numbers, Steps
+from elm_jax.merging.recipes.recipe import LeafRecipe
 from elm_jax.types import Array
 
 SLICE_BYTES = 1 << 24
@@ -94,14 +94,14 @@ class LeafMerge:
                 for a method that tells elements apart by their places.
         """
         self.path, self._names, self._marks = path, tuple(names), tuple(marks or names)
-        self._row = methods.get_method(recipe.method)
+        self._row = method_table.get_method(recipe.method)
         self._settings = self._row.settings(recipe.parameters, len(experts), f"leaf {path}")
-        self._weights = methods.resolve_weights(self._row, recipe.weights, len(experts), self._settings,
-                                                f"leaf {path}")
+        self._weights = method_table.resolve_weights(self._row, recipe.weights, len(experts), self._settings,
+                                                     f"leaf {path}")
         self.shape = tuple(experts[0].specs[path].shape)
         self.dtype = np.dtype(dtype or experts[0].specs[path].dtype)
         if self._row.needs_base and base is None:
-            raise methods.no_base(self._row)
+            raise method_table.no_base(self._row)
         if self.dtype == np.float64:
             raise InputError(describe("Sums are taken in float32, and a leaf of float64 would lose by it",
                                       where=f"leaf {path}", got="float64",
@@ -122,7 +122,7 @@ class LeafMerge:
     @property
     def settings(self) -> dict[str, Any]:
         """Method, weights and all parameters, as they count for this leaf; JSON-ready."""
-        return methods.to_json(self._row, self._weights, self._settings)
+        return method_table.to_json(self._row, self._weights, self._settings)
 
     @property
     def size(self) -> int:
@@ -431,7 +431,7 @@ def _merge_slice(steps: Steps, experts: list[Array], base: Array | None,
     """
     merged = compose.combine(steps, experts, base, numbers)
     looked_at = [merged]
-    if methods.get_method(steps.method).sparsify is not None:
+    if method_table.get_method(steps.method).sparsify is not None:
         looked_at += experts if base is None else [*experts, base]
     return merged, jnp.all(jnp.stack([jnp.all(jnp.isfinite(values)) for values in looked_at]))
 
@@ -449,7 +449,7 @@ def _mask(method: str, delta: np.ndarray, numbers: Numbers, number: int, start: 
 @functools.partial(jax.jit, static_argnames="method")
 def _mask_padded(method: str, delta: Array, numbers: Numbers) -> Array:
     """Of the only expert that the numbers are of, so that one program does for all."""
-    return compose.mask(methods.get_method(method), delta, numbers, 0)
+    return compose.mask(method_table.get_method(method), delta, numbers, 0)
 
 
 def _padded(count: int, most: int) -> int:

@@ -17,7 +17,7 @@ from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, 
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, preemption, sharding, storage, trees
 from elm_jax.types import Params
-from elm_jax.workflows.merge_search import warn_of_searched_rows
+from elm_jax.workflows.merge.search_merge import warn_of_searched_rows
 from elm_jax.workflows.task_data import TaskData
 from elm_jax.workflows.template_versions import warn_of_arrays, warn_of_changes
 

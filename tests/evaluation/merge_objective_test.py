@@ -10,11 +10,13 @@ import tiny_model as tiny
 
 from elm_jax.data.batches import pad, trim
 from elm_jax.errors import InputError
-from elm_jax.evaluation import merge_objective, rank
+from elm_jax.evaluation import rank
 from elm_jax.evaluation.evaluator import EvaluationSettings
-from elm_jax.evaluation.merge_objective import MergeObjective
-from elm_jax.merging import methods, search
+from elm_jax.merging import weight_search
+from elm_jax.merging.methods import method_table
 from elm_jax.runtime import sharding, trees
+from elm_jax.workflows.merge import search_objective
+from elm_jax.workflows.merge.search_objective import MergeObjective
 
 NETWORK = tiny.network()
 SETTINGS = EvaluationSettings(source_length=24, max_new_tokens=6, tokens_per_batch=2000,
@@ -37,14 +39,14 @@ def split(kind: str):
 
 
 def batches(kind: str, labelled: bool, data_axis: int = 1, source=None):
-    return merge_objective.make_batches(source or split(kind), ROWS, labelled=labelled, settings=SETTINGS,
-                                        data_axis=data_axis)
+    return search_objective.make_batches(source or split(kind), ROWS, labelled=labelled, settings=SETTINGS,
+                                         data_axis=data_axis)
 
 
 def placed(kind: str, labelled: bool = True, mesh=None, source=None):
     mesh = mesh or sharding.make_mesh(1, 1)
     rows = batches(kind, labelled, mesh.shape["data"], source)
-    return merge_objective.make_data(NETWORK, tiny.parameters(NETWORK), overlays(), rows, mesh)
+    return search_objective.make_data(NETWORK, tiny.parameters(NETWORK), overlays(), rows, mesh)
 
 
 def objective(kind: str, labelled: bool = True, **changes) -> MergeObjective:
@@ -112,7 +114,7 @@ def test_a_population_in_one_program_scores_as_each_does_alone(kind, labelled):
     population = np.asarray(jax.nn.softmax(jax.random.normal(jax.random.key(0), (6, 3))))
     alone = [float(value_of(function, weights, data)) for weights in population]
     for at_once in (None, 2):
-        found = search.score_population(function, population, data, at_once)
+        found = weight_search.score_population(function, population, data, at_once)
         np.testing.assert_allclose(found, alone, rtol=1e-5)
 
 
@@ -131,7 +133,8 @@ def weights_of(method: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", [  # TIES has all of DARE's steps but the draw
-    pytest.param(method, marks=[pytest.mark.slow] * method.startswith("dare")) for method in methods.METHODS])
+    pytest.param(method,
+                 marks=[pytest.mark.slow] * method.startswith("dare")) for method in method_table.METHODS])
 def test_every_method_can_be_searched(method):
     function = dataclasses.replace(objective("rank"), method=method)
     data = placed("rank")
@@ -177,7 +180,7 @@ def test_without_labels_none_is_read():
 def test_every_row_comes_once_whatever_the_budget():
     for budget in (1, 700, 2000, 10**6):
         settings = dataclasses.replace(SETTINGS, tokens_per_batch=budget)
-        made = merge_objective.make_batches(
+        made = search_objective.make_batches(
             split("rank"), ROWS, labelled=True, settings=settings, data_axis=2)
         assert made["real"].shape[1] % 2 == 0 and made["real"].sum() == len(ROWS)
         flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in made.items()}
@@ -201,11 +204,11 @@ def test_what_cannot_be_searched_is_refused():
     with pytest.raises(InputError, match=r"(?s)Without labels.*generation"):
         objective("generation", False)
     with pytest.raises(InputError, match="no rows"):
-        merge_objective.make_batches(split("rank"), (), labelled=True, settings=SETTINGS)
+        search_objective.make_batches(split("rank"), (), labelled=True, settings=SETTINGS)
     unanswered = tiny.split_of([{**row, "label": -1} for row in tiny.rank_rows(3)], "rank")
     with pytest.raises(InputError, match="no right choice"):
-        merge_objective.make_batches(unanswered, (0, 1), labelled=True, settings=SETTINGS)
+        search_objective.make_batches(unanswered, (0, 1), labelled=True, settings=SETTINGS)
     unlike = [overlays()[0], tiny.parameters(NETWORK)]
     with pytest.raises(InputError, match="their leaves differ"):
-        merge_objective.make_data(NETWORK, tiny.parameters(NETWORK), unlike, batches("rank", True),
-                                  sharding.make_mesh(1, 1))
+        search_objective.make_data(NETWORK, tiny.parameters(NETWORK), unlike, batches("rank", True),
+                                   sharding.make_mesh(1, 1))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from elm_jax.formats.model import TensorSpec
-from elm_jax.merging import compose, methods
-from elm_jax.merging.recipe import LeafRecipe
+from elm_jax.merging.methods import compose, method_table
+from elm_jax.merging.recipes.recipe import LeafRecipe
 from elm_jax.merging.stream import LeafMerge
 
 LEAF = "encoder/layers_0/mlp/wi/kernel"
@@ -20,10 +20,10 @@ EPSILON = 2.0**-23
 """Between 1 and the next float32."""
 DECIDED = 2.0**-20
 """Of the terms' sum: a vote of less is one of rounding errors in float32."""
-ALL = tuple(methods.METHODS)
-WITH_BASE = tuple(name for name, row in methods.METHODS.items() if row.needs_base)
-SPARSE = tuple(name for name, row in methods.METHODS.items() if row.sparsify)
-DETERMINISTIC = tuple(name for name, row in methods.METHODS.items() if row.sparsify != "random")
+ALL = tuple(method_table.METHODS)
+WITH_BASE = tuple(name for name, row in method_table.METHODS.items() if row.needs_base)
+SPARSE = tuple(name for name, row in method_table.METHODS.items() if row.sparsify)
+DETERMINISTIC = tuple(name for name, row in method_table.METHODS.items() if row.sparsify != "random")
 
 
 class ArraySource:
@@ -53,8 +53,8 @@ class Case:
     leaf: str = LEAF
 
     @property
-    def row(self) -> methods.Method:
-        return methods.METHODS[self.method]
+    def row(self) -> method_table.Method:
+        return method_table.METHODS[self.method]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Case:
     @property
     def all_weights(self) -> list[float]:
         """Weights, the method's own where none are given."""
-        return list(methods.resolve_weights(self.row, self.weights, len(self.experts), self.settings))
+        return list(method_table.resolve_weights(self.row, self.weights, len(self.experts), self.settings))
 
     @property
     def all_names(self) -> list[str]:
@@ -260,13 +260,13 @@ FROM_PAPERS = {
     "dare_ties": lambda case: _elected(case, dare(case)), "slerp": slerp,
 }
 """Methods in plain float64."""
-REFERENCE = {name: FROM_PAPERS.get(name, by_steps) for name in methods.METHODS}
+REFERENCE = {name: FROM_PAPERS.get(name, by_steps) for name in method_table.METHODS}
 
 
 def random_case(method: str, shape: tuple[int, ...], *, seed: int = 0, count: int = 3, dtype: str = "float32",
                 distance: float = 0.25, **changes: Any) -> Case:
     """A base and experts beside it, normal; of slerp two experts."""
-    row = methods.METHODS[method]
+    row = method_table.METHODS[method]
     rng = np.random.default_rng(seed)
     base = rng.normal(size=shape)
     experts = [np.asarray(base + distance * rng.normal(size=shape)).astype(np.dtype(dtype))
@@ -288,7 +288,7 @@ def orders(case: Case) -> list[tuple[int, ...]]:
 def has(case_or_method: Case | str, parameter: str) -> bool:
     """Whether a method takes a parameter."""
     method = case_or_method if isinstance(case_or_method, str) else case_or_method.method
-    return any(each.name == parameter for each in methods.METHODS[method].parameters)
+    return any(each.name == parameter for each in method_table.METHODS[method].parameters)
 
 
 def assert_within(found: np.ndarray, expected: Expected, units: float, output: float = 2.0**-24) -> None:

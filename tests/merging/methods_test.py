@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.merging import compose, methods
+from elm_jax.merging.methods import compose, method_table
 
 SHAPES = {"decoder/wo/kernel": (7, 5), "encoder/norm/scale": (5,), "encoder/scalar": ()}
 
@@ -138,4 +138,4 @@ def test_bad_weights_are_refused(weights):
 
 def test_unknown_method_names_the_nearest():
     with pytest.raises(InputError, match=r"Unknown merging method 'maen'.*\n.*mean"):
-        methods.get_method("maen")
+        method_table.get_method("maen")

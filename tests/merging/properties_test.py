@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from merge_cases import Case
 
 from elm_jax.errors import InputError
-from elm_jax.merging import methods, stream
-from elm_jax.merging.methods import METHODS, Method, Parameter
+from elm_jax.merging import stream
+from elm_jax.merging.methods import method_table
+from elm_jax.merging.methods.method_table import METHODS, Method, Parameter
 
 hypothesis.settings.register_profile(
     "merging", max_examples=14, derandomize=True, deadline=None, database=None,
@@ -438,7 +439,7 @@ def test_values_that_are_not_finite_are_refused(method, bad, dtype, monkeypatch)
 
 
 @pytest.mark.parametrize("method", [name for name in cases.SPARSE if cases.has(name, "rescale")])
-@pytest.mark.parametrize("rescale", methods.RESCALES)
+@pytest.mark.parametrize("rescale", method_table.RESCALES)
 def test_not_finite_with_every_rescaling(method, rescale, monkeypatch):
     """A norm over a leaf with NaN is NaN in every slice; the error still names who has it."""
     monkeypatch.setattr(stream, "MOST_ELEMENTS", 13 * 8)

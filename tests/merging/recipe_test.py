@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.merging import settings
-from elm_jax.merging.depth import depth_of, layer_of
-from elm_jax.merging.recipe import Recipe, Region, Scope, parse_patterns
-from elm_jax.merging.settings import PlainParameter, resolve
+from elm_jax.merging.recipes import leaf_settings
+from elm_jax.merging.recipes.depth import depth_of, layer_of
+from elm_jax.merging.recipes.leaf_settings import PlainParameter, resolve
+from elm_jax.merging.recipes.recipe import Recipe, Region, Scope, parse_patterns
 
 DENSITY = PlainParameter("density", default=1.0, low=0, high=1, per_expert=True)
 SPECS = (DENSITY, PlainParameter("scale", default=1.0), PlainParameter("t", low=0, high=1),
@@ -101,12 +101,13 @@ def test_every_value_is_checked_even_where_no_leaf_matches():
     for wrong in ([{"value": 0.5}, {"value": 2.0, "filter": "norm"}], {"value": [0, 7], "filter": "nowhere"}):
         assert at(wrong) in (0.5, None)
         with pytest.raises(InputError, match=r"(?s)density is out of range.*at least 0 and at most 1"):
-            settings.check_setting(wrong, DENSITY, "parameters.density")
+            leaf_settings.check_setting(wrong, DENSITY, "parameters.density")
 
 
 def test_map_setting_keeps_the_form():
-    changed = settings.map_setting([{"value": ["yes", False], "filter": "q"}, {"value": 1}], "bool", "here",
-                                   lambda value: "l1" if value else "none")
+    changed = leaf_settings.map_setting([{"value": ["yes", False], "filter": "q"}, {"value": 1}], "bool",
+                                        "here",
+                                        lambda value: "l1" if value else "none")
     assert changed == [{"value": ["l1", "none"], "filter": "q"}, {"value": "l1"}]
 
 

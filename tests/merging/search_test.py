@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError, RunError
-from elm_jax.merging import search
+from elm_jax.merging import weight_search
 from elm_jax.runtime import sharding
 
 DATA = jnp.asarray([0.7, 0.2, 0.1, 0.0])
@@ -28,14 +28,14 @@ class Distance:
 def run(kind, space="simplex", objective=None, seed=0, data=DATA, **changes):
     objective = objective or Distance()
     if kind == "gradient":
-        return search.by_gradient(objective, data, 4, space=space,
-                                  **{"steps": 120, "learning_rate": 0.1, **changes})
-    return search.by_evolution(objective, data, 4, space=space,
-                               **{"steps": 25, "population": 32, "seed": seed, **changes})
+        return weight_search.by_gradient(objective, data, 4, space=space,
+                                         **{"steps": 120, "learning_rate": 0.1, **changes})
+    return weight_search.by_evolution(objective, data, 4, space=space,
+                                      **{"steps": 25, "population": 32, "seed": seed, **changes})
 
 
 @pytest.mark.parametrize("kind", ["gradient", "evolution"])
-@pytest.mark.parametrize("space", search.SPACES)
+@pytest.mark.parametrize("space", weight_search.SPACES)
 def test_the_nearest_weights_are_found(kind, space):
     found = run(kind, space)
     np.testing.assert_allclose(found.weights, DATA, atol=0.04)
@@ -55,9 +55,9 @@ def test_weights_of_a_space_keep_its_rule(space):
             np.testing.assert_allclose(weights, np.asarray(wanted) - 0.5, atol=0.15)  # the nearest of sum 1
 
 
-@pytest.mark.parametrize("space", search.SPACES)
+@pytest.mark.parametrize("space", weight_search.SPACES)
 def test_the_origin_means_equal_weights(space):
-    np.testing.assert_allclose(search.get_space(space)(jnp.zeros(5)), np.full(5, 0.2), rtol=1e-6)
+    np.testing.assert_allclose(weight_search.get_space(space)(jnp.zeros(5)), np.full(5, 0.2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["gradient", "evolution"])
@@ -78,11 +78,11 @@ def test_a_population_scores_as_each_does_alone():
     alone = [float(Distance()(weights, DATA)) for weights in population]
     for at_once in (None, 1, 3, 7):
         np.testing.assert_allclose(
-            search.score_population(Distance(), population, DATA, at_once), alone, rtol=1e-6)
+            weight_search.score_population(Distance(), population, DATA, at_once), alone, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "program"), [("gradient", search._gradient_step),
-                                               ("evolution", search._generation)])
+@pytest.mark.parametrize(("kind", "program"), [("gradient", weight_search._gradient_step),
+                                               ("evolution", weight_search._generation)])
 def test_all_steps_are_one_program_wherever_the_data_lie(kind, program):
     spread = jax.device_put(DATA, sharding.batch_sharding(sharding.make_mesh(4, 1)))
     run(kind, steps=1, data=spread)
@@ -101,4 +101,4 @@ def test_what_is_not_finite_is_never_found_and_never_the_start():
 
 def test_an_unknown_space_is_refused():
     with pytest.raises(InputError, match="nearest: simplex"):
-        search.get_space("simplx")
+        weight_search.get_space("simplx")

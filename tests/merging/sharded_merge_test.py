@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from elm_jax.merging import compose
-from elm_jax.merging.methods import METHODS
+from elm_jax.merging.methods import compose
+from elm_jax.merging.methods.method_table import METHODS
 from elm_jax.runtime import sharding
 from elm_jax.training import hlo
 from elm_jax.workflows import chips

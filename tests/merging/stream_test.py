@@ -24,10 +24,11 @@ from merge_cases import Case
 from elm_jax.errors import InputError
 from elm_jax.formats.model import TensorSpec
 from elm_jax.formats.tensors.streaming import ArrayTensors
-from elm_jax.merging import compose, sparsify, stream, threshold
-from elm_jax.merging.methods import METHODS
-from elm_jax.merging.recipe import LeafRecipe
-from elm_jax.workflows.merge_inputs import TensorsSource
+from elm_jax.merging import stream
+from elm_jax.merging.methods import compose, sparsify, threshold
+from elm_jax.merging.methods.method_table import METHODS
+from elm_jax.merging.recipes.recipe import LeafRecipe
+from elm_jax.workflows.merge.merge_inputs import TensorsSource
 
 ROUNDED, SUMMED = 3.0, 5.0
 every_method = pytest.mark.parametrize("method", cases.ALL)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax.merging import compose, methods
+from elm_jax.merging.methods import compose, method_table
 from elm_jax.training import hlo
 from elm_jax.workflows import chips
 
@@ -17,11 +17,11 @@ SHAPES = {"embedding": ((32128, 2048), ("model", "data")), "wi": ((2048, 5120), 
 """Of T5-XL, and how a mesh of 4 x 4 chips holds them."""
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", method_table.METHODS)
 def test_tpu_program_moves_counts_and_sums_alone(name):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: no compiler for TPUs (pip install libtpu==0.0.51, 205 MB)")
-    row = methods.get_method(name)
+    row = method_table.get_method(name)
     devices = chips.devices_of(chips.parse("v5e:4x4"))
     mesh = Mesh(np.asarray(devices).reshape(4, 4), ("data", "model"))
     leaves = {path: jax.ShapeDtypeStruct(shape, jnp.bfloat16,

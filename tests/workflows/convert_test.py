@@ -37,7 +37,7 @@ from elm_jax.workflows import convert as converting
 from elm_jax.workflows import verify
 from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.convert import ConvertConfig, convert
-from elm_jax.workflows.merge import merge
+from elm_jax.workflows.merge.in_memory import merge
 
 
 def run(capsys, *words):

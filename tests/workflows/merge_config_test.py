@@ -5,9 +5,9 @@ import textwrap
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.merging.depth import depth_of
-from elm_jax.workflows import merge_config, strict_yaml
-from elm_jax.workflows.merge_config import read_config
+from elm_jax.merging.recipes import mergekit_yaml, strict_yaml
+from elm_jax.merging.recipes.depth import depth_of
+from elm_jax.merging.recipes.mergekit_yaml import read_config
 
 LINEAR = """
     merge_method: linear
@@ -233,7 +233,7 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
     (tmp_path / "merge.yaml").write_bytes(b"dtype: \xff")
     with pytest.raises(InputError, match=r"(?s)not valid YAML.*merge.yaml.*UTF-8"):
         read_config(tmp_path / "merge.yaml")
-    monkeypatch.setattr(merge_config, "LARGEST_FILE", 5)
+    monkeypatch.setattr(mergekit_yaml, "LARGEST_FILE", 5)
     with pytest.raises(InputError, match=r"(?s)too large.*8 bytes.*at most 5"):
         read_config(tmp_path / "merge.yaml")
 

@@ -27,11 +27,11 @@ from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
 from elm_jax.experts.overlay import load_expert, resolve
 from elm_jax.formats import detect
-from elm_jax.merging.methods import METHODS
+from elm_jax.merging.methods.method_table import METHODS
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import storage, trees
-from elm_jax.workflows import merge_inputs
-from elm_jax.workflows.merge_folders import MergeOptions, merge_folders, plan_merge
+from elm_jax.workflows.merge import merge_inputs
+from elm_jax.workflows.merge.merge_folders import MergeOptions, merge_folders, plan_merge
 
 WEIGHTS = (0.5, 0.3, 0.4)
 SETTINGS = {"density": 0.4, "scale": 0.9, "seed": 5}

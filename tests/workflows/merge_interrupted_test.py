@@ -24,11 +24,11 @@ from elm_jax.experts.base import load_base
 from elm_jax.experts.overlay import load_expert
 from elm_jax.merging import stream
 from elm_jax.runtime import staging, trees
-from elm_jax.workflows import merge_experts, merge_files, merge_folders
-from elm_jax.workflows.merge_folders import MergeOptions
+from elm_jax.workflows.merge import merge_folders, merge_overlays, output_files
+from elm_jax.workflows.merge.merge_folders import MergeOptions
 
 OPTIONS = MergeOptions(quiet=True, max_shard_bytes=30_000.0)
-JOURNAL = merge_files.JOURNAL
+JOURNAL = output_files.JOURNAL
 KILLED = """
 import os, signal, sys
 from elm_jax import cli
@@ -89,8 +89,8 @@ def done(folder: pathlib.Path) -> list[str]:
 def stops_after(monkeypatch, leaves: int, error: type[BaseException] = KeyboardInterrupt):
     """A merge that stops when some leaves are done, and on the disk."""
     with monkeypatch.context() as patch:
-        patch.setattr(merge_files, "_FLUSH_BYTES", 1)
-        add, count = merge_files._Journal.add, [0]
+        patch.setattr(output_files, "_FLUSH_BYTES", 1)
+        add, count = output_files._Journal.add, [0]
 
         def add_and_stop(self, name):
             add(self, name)
@@ -99,7 +99,7 @@ def stops_after(monkeypatch, leaves: int, error: type[BaseException] = KeyboardI
             if count[0] == leaves:
                 raise error
 
-        patch.setattr(merge_files._Journal, "add", add_and_stop)
+        patch.setattr(output_files._Journal, "add", add_and_stop)
         with pytest.raises(error):
             yield
 
@@ -160,7 +160,7 @@ def test_interrupted_at_its_very_end(stage, llama, monkeypatch, tmp_path):
         if stage == "after the leaves":
             patch.setattr(merge_folders, "_write_rest", interrupt)
         elif stage == "after the rename":
-            patch.setattr(merge_files, "end_journal", interrupt)
+            patch.setattr(output_files, "end_journal", interrupt)
         else:
             patch.setattr(os, "replace", rename)
         with pytest.raises(KeyboardInterrupt):
@@ -192,7 +192,7 @@ def test_an_interrupted_merge_of_models_or_experts_goes_on(
             def interrupt(*_, **__):
                 raise KeyboardInterrupt
 
-            patch.setattr(merge_files, "empty_workspace", interrupt)  # when all of it was read
+            patch.setattr(output_files, "empty_workspace", interrupt)  # when all of it was read
             with pytest.raises(KeyboardInterrupt):
                 merge(folders, tmp_path / "merged")
         expected = None
@@ -201,7 +201,7 @@ def test_an_interrupted_merge_of_models_or_experts_goes_on(
     plan = merge_folders.plan_merge(config(folders), OPTIONS)
     assert len(names) == (expected or len(plan.leaves))
     counted: list[str] = []
-    for leaf in (stream.LeafMerge, merge_experts.FactorLeaf):
+    for leaf in (stream.LeafMerge, merge_overlays.FactorLeaf):
         def rows(self, start, stop, rows=leaf.rows):
             counted.append(self.path)
             return rows(self, start, stop)
@@ -255,7 +255,7 @@ def test_what_another_merge_left_is_not_used(llama, monkeypatch, tmp_path):
 
 def test_a_cast_of_the_inputs_makes_another_merge(llama, monkeypatch, tmp_path):
     """Only a config in mergekit's schema can ask for it."""
-    from elm_jax.workflows.merge_config import read_config
+    from elm_jax.merging.recipes.mergekit_yaml import read_config
 
     text = "merge_method: linear\nout_dtype: float32\nmodels:\n" + "".join(
         f"- model: {folder}\n  parameters: {{weight: 1}}\n" for folder in made.experts_of(llama))
@@ -270,7 +270,7 @@ def test_a_cast_of_the_inputs_makes_another_merge(llama, monkeypatch, tmp_path):
 
 def test_another_donor_or_tokenizer_makes_another_merge(llama, monkeypatch, tmp_path):
     """Killed when the output had its name: nobody gets it with another folder's files beside the weights."""
-    from elm_jax.workflows.merge_config import read_config
+    from elm_jax.merging.recipes.mergekit_yaml import read_config
 
     folders = made.experts_of(llama)
     text = "merge_method: linear\nmodels:\n" + "".join(
@@ -283,7 +283,7 @@ def test_another_donor_or_tokenizer_makes_another_merge(llama, monkeypatch, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(merge_files, "end_journal", interrupt)
+        patch.setattr(output_files, "end_journal", interrupt)
         with pytest.raises(KeyboardInterrupt):
             merge_folders.merge_folders(read_config(tmp_path / "plain.yaml"), tmp_path / "merged", OPTIONS)
     for name in ("tokenizer", "donor"):
@@ -318,14 +318,14 @@ def test_two_processes_at_once_are_one_clear_error(what, llama, models, monkeypa
     """The second takes nothing away from the first, which ends as if it were alone."""
     folders = made.experts_of(llama) if what == "llama" else models
     inside, go_on = threading.Event(), threading.Event()
-    write_merged = merge_files.write_merged
+    write_merged = output_files.write_merged
 
     def slow(*words, **options):
         inside.set()
         assert go_on.wait(60)
         write_merged(*words, **options)
 
-    monkeypatch.setattr(merge_files, "write_merged", slow)
+    monkeypatch.setattr(output_files, "write_merged", slow)
     first = threading.Thread(target=merge, args=(folders, tmp_path / "merged"))
     first.start()
     try:

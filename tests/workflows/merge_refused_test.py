@@ -24,11 +24,11 @@ from elm_jax.cli.merge import plain_config
 from elm_jax.errors import InputError
 from elm_jax.experts.base import save_base
 from elm_jax.experts.overlay import Expert, save_expert
-from elm_jax.merging.methods import METHODS
+from elm_jax.merging.methods.method_table import METHODS
+from elm_jax.merging.recipes.mergekit_yaml import read_config
 from elm_jax.runtime import trees
-from elm_jax.workflows import merge_folders, merge_inputs
-from elm_jax.workflows.merge_config import read_config
-from elm_jax.workflows.merge_folders import MergeOptions
+from elm_jax.workflows.merge import merge_folders, merge_inputs
+from elm_jax.workflows.merge.merge_folders import MergeOptions
 
 HEAD, EMBEDDING, NORM = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
 LAST = "model.layers.3.self_attn.v_proj.weight"

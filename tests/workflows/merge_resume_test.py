@@ -8,9 +8,9 @@ from elm_jax.formats.tensors import safetensors_files
 from elm_jax.formats.tensors.streaming import ArrayTensors
 from elm_jax.merging.stream import CopiedLeaf
 from elm_jax.runtime import staging, storage
-from elm_jax.workflows import merge_files
-from elm_jax.workflows.merge_files import JOURNAL
-from elm_jax.workflows.merge_inputs import TensorsSource
+from elm_jax.workflows.merge import output_files
+from elm_jax.workflows.merge.merge_inputs import TensorsSource
+from elm_jax.workflows.merge.output_files import JOURNAL
 
 VALUES = {name: np.arange(6, dtype=np.int32).reshape(2, 3) + 10 * number
           for number, name in enumerate(("a", "b", "c"))}
@@ -32,8 +32,8 @@ def write(folder, identity=IDENTITY) -> list[str]:
     """Writes one leaf a file, and returns the leaves that were not believed to be done."""
     folder.mkdir(exist_ok=True)
     written = []
-    merge_files.write_merged(storage.as_path(folder), [Leaf(name, written) for name in VALUES], identity, 24,
-                             workers=1, quiet=True)
+    output_files.write_merged(storage.as_path(folder), [Leaf(name, written) for name in VALUES], identity, 24,
+                              workers=1, quiet=True)
     for name, tensor in safetensors_files.open_tensors(storage.as_path(folder)).items():
         rows = np.empty((2, 3), np.int32)
         tensor.fill(rows, 0)
@@ -94,8 +94,8 @@ def test_a_folder_of_somebodys_own_stays(enter, place, tmp_path):
 
 def test_an_emptied_workspace_loses_its_journal_last(monkeypatch, tmp_path):
     write(tmp_path / "x")
-    monkeypatch.setattr(merge_files, "end_journal", lambda folder: 1 / 0)
+    monkeypatch.setattr(output_files, "end_journal", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        merge_files.empty_workspace(storage.as_path(tmp_path / "x"))
+        output_files.empty_workspace(storage.as_path(tmp_path / "x"))
     assert [path.name for path in (tmp_path / "x").iterdir()] == [JOURNAL]
     assert write(tmp_path / "x") == ["a", "b", "c"]

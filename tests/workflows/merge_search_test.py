@@ -18,7 +18,7 @@ import tiny_study
 from elm_jax.cli import main
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError
-from elm_jax.evaluation import merge_objective, rank
+from elm_jax.evaluation import rank
 from elm_jax.evaluation.evaluator import EvaluationSettings, choice_batch, choices_of, plan_batches
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
@@ -26,10 +26,15 @@ from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf, load_
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5.network import AdapterConfig, T5Network
 from elm_jax.runtime import sharding, trees
-from elm_jax.workflows import merge_search
 from elm_jax.workflows.choices import SEARCHES
-from elm_jax.workflows.merge import merge
-from elm_jax.workflows.merge_search import SearchConfig, choose_instances, search_and_merge, search_weights
+from elm_jax.workflows.merge import search_merge, search_objective
+from elm_jax.workflows.merge.in_memory import merge
+from elm_jax.workflows.merge.search_merge import (
+    SearchConfig,
+    choose_instances,
+    search_and_merge,
+    search_weights,
+)
 
 NETWORK = tiny.network()
 BEST = 1
@@ -171,10 +176,10 @@ def test_other_splits_are_not(split):
 def test_rows_of_validation_are_held_back_from_the_rest():
     own = data("rank", "validation")
     found = choose_instances(config(split="validation", compare=True, max_rows=30), own)
-    left = merge_search.indices_of(found.held_back, range(len(found.held_back)))
+    left = search_merge.indices_of(found.held_back, range(len(found.held_back)))
     subset = own.split("", "validation", 30)
     assert len(found.rows) == 12 and len(left) == 18
-    assert set(found.indices()) | set(left) == set(merge_search.indices_of(subset, range(30)))
+    assert set(found.indices()) | set(left) == set(search_merge.indices_of(subset, range(30)))
     assert not set(found.indices()) & set(left)
 
 
@@ -184,7 +189,7 @@ def test_an_index_that_comes_twice_is_held_back_in_no_copy():
 
     own = data("rank", "validation", change=twice)
     found = choose_instances(config(split="validation", compare=True), own)
-    left = merge_search.indices_of(found.held_back, range(len(found.held_back)))
+    left = search_merge.indices_of(found.held_back, range(len(found.held_back)))
     assert left and not set(found.indices()) & set(left)
 
 
@@ -194,7 +199,7 @@ def test_of_train_the_validation_split_or_the_rest_is_held_back():
     assert len(found.held_back) == ROWS
     alone = choose_instances(config(compare=True), data("rank", "train"))
     assert alone.held_back.split == "train" and len(alone.held_back) == ROWS - 12
-    left = merge_search.indices_of(alone.held_back, range(len(alone.held_back)))
+    left = search_merge.indices_of(alone.held_back, range(len(alone.held_back)))
     assert not set(alone.indices()) & set(left)
 
 
@@ -268,9 +273,9 @@ def test_the_merged_expert_has_the_loss_that_the_search_saw(form, method, parame
     merged = merge(family(form), method=method, weights=found.weights, base=base(), **parameters)
     network, params = resolve(base(), merged)
     instances = choose_instances(chosen, data())
-    batches = merge_objective.make_batches(instances.split, instances.rows, labelled=True,
-                                           settings=chosen.settings)
-    score = jax.jit(merge_objective.batch_loss, static_argnums=(0, 3, 4))
+    batches = search_objective.make_batches(instances.split, instances.rows, labelled=True,
+                                            settings=chosen.settings)
+    score = jax.jit(search_objective.batch_loss, static_argnums=(0, 3, 4))
     loss = 0.0
     for number in range(len(batches["real"])):
         batch = {name: rows[number] for name, rows in batches.items()}
@@ -298,11 +303,11 @@ def test_scoring_searched_rows_is_told(caplog):
     for split, own_card, told in (("validation", card, True), ("train", card, False),
                               ("validation", experts()[0].card, False), ("validation", None, False)):
         caplog.clear()
-        merge_search.warn_of_searched_rows(own_card, own.split("", split))
+        search_merge.warn_of_searched_rows(own_card, own.split("", split))
         assert ("searched on 3 of the 40 rows" in caplog.text) == told, split
     other = tiny.rank_rows(ROWS)
     spaced = [{**row, "text": {**row["text"], "index": 2000 + n}} for n, row in enumerate(other)]
-    merge_search.warn_of_searched_rows(card, tiny.split_of(spaced, "rank"))
+    search_merge.warn_of_searched_rows(card, tiny.split_of(spaced, "rank"))
     assert not caplog.text
 
 

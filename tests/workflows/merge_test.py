@@ -9,7 +9,7 @@ import tiny_study as tiny
 from elm_jax.errors import InputError
 from elm_jax.experts.overlay import load_expert, resolve
 from elm_jax.runtime import trees
-from elm_jax.workflows.merge import merge
+from elm_jax.workflows.merge.in_memory import merge
 from elm_jax.workflows.route import route
 
 

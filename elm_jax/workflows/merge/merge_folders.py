@@ -12,13 +12,13 @@ from etils import epath
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import places
 from elm_jax.formats.hf.config_json import CONFIG_FILE, main_dtype
+from elm_jax.merging.methods.method_table import settings_of, shares_of
+from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
 from elm_jax.runtime import staging, storage
 from elm_jax.runtime.storage import utc_now
-from elm_jax.workflows import merge_files, merge_inputs
-from elm_jax.workflows.merge_config import MergeConfig
-from elm_jax.workflows.merge_inputs import CARD_FILE, StoredSource
-from elm_jax.workflows.merge_plan import MergeOptions, Plan, cast, leaf_merges
-from elm_jax.workflows.merge_settings import settings_of, shares_of
+from elm_jax.workflows.merge import merge_inputs, output_files
+from elm_jax.workflows.merge.merge_inputs import CARD_FILE, StoredSource
+from elm_jax.workflows.merge.merge_plan import MergeOptions, Plan, cast, leaf_merges
 
 SCHEMA_VERSION = 1
 CONFIG_COPY = "merge.yaml"
@@ -27,7 +27,7 @@ _DEFAULTS = MergeOptions()
 
 def _models() -> ModuleType:
     """What merges models and experts, and needs their networks: imported for them only."""
-    from elm_jax.workflows import merge_models
+    from elm_jax.workflows.merge import merge_models
 
     return merge_models
 
@@ -105,7 +105,7 @@ def merge_folders(config: MergeConfig, output: storage.PathLike,
         RunError: the disk is full.
     """
     start = time.monotonic()
-    whole = (storage.as_path(output) / merge_files.JOURNAL).exists()  # killed when only its journal was left
+    whole = (storage.as_path(output) / output_files.JOURNAL).exists()  # killed when only its journal was left
     if not whole:
         staging.check_free(output)
     plan = plan_merge(config, options)
@@ -113,12 +113,12 @@ def merge_folders(config: MergeConfig, output: storage.PathLike,
     if whole:
         facts = _finished_before(storage.as_path(output), identity(plan, options))
     elif plan.donor is not None:
-        with staging.resumable(output, merge_files.JOURNAL) as folder:
+        with staging.resumable(output, output_files.JOURNAL) as folder:
             _write_leaves(folder, plan, options)
             _write_rest(folder, plan, facts)
-        merge_files.end_journal(storage.as_path(output))
+        output_files.end_journal(storage.as_path(output))
     else:
-        with staging.workspace(f"{str(output).rstrip('/')}.merging", merge_files.JOURNAL) as folder:
+        with staging.workspace(f"{str(output).rstrip('/')}.merging", output_files.JOURNAL) as folder:
             _write_leaves(folder, plan, options)
             _models().write_model(plan, output, folder, facts, options)
     return {**facts, "output": str(output), "seconds": round(time.monotonic() - start, 3)}
@@ -130,16 +130,16 @@ def _finished_before(output: epath.Path, wanted: Mapping[str, Any]) -> dict[str,
     Raises:
         InputError: it is of another merge.
     """
-    if not merge_files.has_journal_of(output, wanted):
+    if not output_files.has_journal_of(output, wanted):
         staging.check_free(output)
     facts = storage.read_json(output / CARD_FILE, kind="card of a merge", schema_version=SCHEMA_VERSION)
-    merge_files.end_journal(output)
+    output_files.end_journal(output)
     return facts
 
 
 def _write_leaves(folder: epath.Path, plan: Plan, options: MergeOptions) -> None:
-    merge_files.write_merged(folder, plan.leaves, identity(plan, options), options.max_shard_bytes,
-                             workers=options.workers, quiet=options.quiet)
+    output_files.write_merged(folder, plan.leaves, identity(plan, options), options.max_shard_bytes,
+                              workers=options.workers, quiet=options.quiet)
 
 
 def identity(plan: Plan, options: MergeOptions) -> dict[str, Any]:

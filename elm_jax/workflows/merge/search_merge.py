@@ -19,22 +19,24 @@ from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation import merge_objective, metrics
+from elm_jax.evaluation import metrics
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
-from elm_jax.evaluation.merge_objective import MergeData, MergeObjective
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve, write_expert
-from elm_jax.merging import low_rank, methods, search
-from elm_jax.merging.search import Found
+from elm_jax.merging import weight_search
+from elm_jax.merging.methods import low_rank_products, method_table
+from elm_jax.merging.weight_search import Found
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, staging, storage, trees
 from elm_jax.types import Params
-from elm_jax.workflows.merge import merge
-from elm_jax.workflows.merge_experts import DOWN, UP, is_low_rank
-from elm_jax.workflows.search_config import SearchConfig, check_split
+from elm_jax.workflows.merge import search_objective
+from elm_jax.workflows.merge.in_memory import merge
+from elm_jax.workflows.merge.merge_overlays import DOWN, UP, is_low_rank
+from elm_jax.workflows.merge.search_config import SearchConfig, check_split
+from elm_jax.workflows.merge.search_objective import MergeData, MergeObjective
 from elm_jax.workflows.task_data import TaskData
 
 logger = logging.getLogger(__name__)
@@ -138,22 +140,23 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
     uniform = merge(experts, base=base)  # all checks, and the merge that every other is compared with
     instances = choose_instances(config, data)
     network, shared, overlays = mergeable(base, experts, config.method)
-    method = methods.get_method(config.method)
+    method = method_table.get_method(config.method)
     objective = MergeObjective(
         network, config.method, instances.split.kind, config.labelled, config.l1,
         tuple(sorted(config.parameters.items())),
         tuple(trees.fingerprint(one.overlay) for one in experts) if method.sparsify == "random" else None)
-    batches = merge_objective.make_batches(instances.split, instances.rows, labelled=config.labelled,
-                                           settings=config.settings, data_axis=mesh.shape["data"])
-    placed = merge_objective.make_data(network, shared, overlays, batches, mesh, needs_base=method.needs_base)
+    batches = search_objective.make_batches(instances.split, instances.rows, labelled=config.labelled,
+                                            settings=config.settings, data_axis=mesh.shape["data"])
+    placed = search_objective.make_data(network, shared, overlays, batches, mesh,
+                                        needs_base=method.needs_base)
     found = _run(config, objective, placed, len(experts))
     mean, uniform_mean = dataclasses.replace(objective, method="mean", l1=0.0, parameters=()), found.start
     # One expert's mean is the expert, which a sparsifying method would not give back.
-    alone = hosts.whole(search.score_population(
+    alone = hosts.whole(weight_search.score_population(
         mean, np.eye(len(experts), dtype=np.float32), placed, config.at_once))
     if mean != objective:
         equal = np.full((1, len(experts)), 1 / len(experts), np.float32)
-        uniform_mean = float(hosts.whole(search.score_population(mean, equal, placed))[0])
+        uniform_mean = float(hosts.whole(weight_search.score_population(mean, equal, placed))[0])
     report = {
         "schema_version": SCHEMA_VERSION, "task": config.task,
         "dataset": dataset_of(instances.split), "split": config.split,
@@ -163,7 +166,7 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
            else {"population": config.population}),
         "l1": config.l1, "source_length": config.source_length, "base": base.fingerprint,
         "objective": {
-            "name": merge_objective.KINDS[instances.split.kind, config.labelled],
+            "name": search_objective.KINDS[instances.split.kind, config.labelled],
             "found": found.objective, "start": found.start,
             "uniform_mean": uniform_mean,
             "alone": [float(value) for value in alone],
@@ -193,7 +196,7 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[T5Net
                 if is_low_rank(path, experts[0].card) and path.endswith(DOWN)]
     if not prefixes:
         return networks[0], base.params, [expert.overlay for expert in experts]
-    row = methods.get_method(method)
+    row = method_table.get_method(method)
     if not row.is_weighted_sum:
         raise InputError(describe("Of low-rank updates only weighted sums can be searched", got=method,
                                   expected="mean, linear or task_arithmetic"))
@@ -201,7 +204,8 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[T5Net
     shared = trees.flatten(base.params)
     for prefix in prefixes:
         downs, ups = ([own.pop(prefix + end) for own in flat] for end in (DOWN, UP))
-        shared[prefix + DOWN], wide = low_rank.side_by_side(downs, ups, [each.scale for each in adapters])
+        shared[prefix + DOWN], wide = low_rank_products.side_by_side(downs, ups,
+                                                                     [each.scale for each in adapters])
         for own, up in zip(flat, wide, strict=True):
             own[prefix + UP] = up
     adapter = AdapterConfig(kind="lora", rank=sum(each.rank for each in adapters))
@@ -215,11 +219,11 @@ def _run(config: SearchConfig, objective: MergeObjective, data: MergeData, count
             logger.info("%s, step %d of %d: objective %.4f", config.search, step, config.steps, value)
 
     if config.search == "gradient":
-        return search.by_gradient(objective, data, count, space=config.space, steps=config.steps,
-                                  learning_rate=config.learning_rate, report=report)
-    return search.by_evolution(objective, data, count, space=config.space, steps=config.steps,
-                               population=config.population, seed=config.seed, at_once=config.at_once,
-                               report=report)
+        return weight_search.by_gradient(objective, data, count, space=config.space, steps=config.steps,
+                                         learning_rate=config.learning_rate, report=report)
+    return weight_search.by_evolution(objective, data, count, space=config.space, steps=config.steps,
+                                      population=config.population, seed=config.seed, at_once=config.at_once,
+                                      report=report)
 
 
 def compare(base: Base, uniform: Expert, merged: Expert, split: PreparedSplit, settings: EvaluationSettings,

@@ -16,13 +16,13 @@ from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Model, Origin, Tensors
 from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import safetensors_files, streaming
-from elm_jax.merging import alike
+from elm_jax.merging.methods import alike
+from elm_jax.merging.methods.method_table import settings_of
+from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
 from elm_jax.runtime import staging, storage
-from elm_jax.workflows import merge_experts, merge_files
-from elm_jax.workflows.merge_config import MergeConfig
-from elm_jax.workflows.merge_inputs import CARD_FILE, TensorsSource, unlike_vocabularies
-from elm_jax.workflows.merge_plan import MergeOptions, Plan, cast, leaf_merges
-from elm_jax.workflows.merge_settings import settings_of
+from elm_jax.workflows.merge import merge_overlays, output_files
+from elm_jax.workflows.merge.merge_inputs import CARD_FILE, TensorsSource, unlike_vocabularies
+from elm_jax.workflows.merge.merge_plan import MergeOptions, Plan, cast, leaf_merges
 
 
 def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
@@ -38,13 +38,13 @@ def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
     _check_allowed(options, ())
     folders, cards, written = zip(*(read_card(name) for name in config.models), strict=True)
     tensors = [elm_folders.ElmTensors(folder / elm_folders.WEIGHTS) for folder in folders]
-    merge_experts.check_alike(cards, [own.specs for own in tensors])
+    merge_overlays.check_alike(cards, [own.specs for own in tensors])
     _check_fingerprints(folders, tensors, written)
     base = None if config.base is None else _open_base(config.base, cards[0])
-    leaves, network = merge_experts.plan_overlay(
+    leaves, network = merge_overlays.plan_overlay(
         cards, [TensorsSource(own) for own in tensors], base and TensorsSource(base.tensors), written,
         config.recipe, options.rank)
-    card = merge_experts.make_card(cards, written, network, settings_of(leaves), options.expert_id)
+    card = merge_overlays.make_card(cards, written, network, settings_of(leaves), options.expert_id)
     digests = dict(zip(config.models, written, strict=True))
     digests |= {config.base: cards[0].base["fingerprint"]} if config.base else {}
     return Plan(config, leaves, digests, card=card)
@@ -52,7 +52,7 @@ def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
 
 def _check_fingerprints(folders: Sequence[epath.Path], tensors: Sequence[Tensors],
                         written: Sequence[str | None]) -> None:
-    with ThreadPoolExecutor(merge_files.default_workers()) as pool:
+    with ThreadPoolExecutor(output_files.default_workers()) as pool:
         found = list(pool.map(streaming.fingerprint, tensors))
     for folder, ours, theirs in zip(folders, found, written, strict=True):
         if ours != theirs:
@@ -84,7 +84,7 @@ def plan_models(config: MergeConfig, options: MergeOptions) -> Plan:
     first = models[0]
     for other in models[1:]:
         a, b = ({name: value for name, value in model.config.to_dict().items()
-                 if name not in merge_experts.NO_WEIGHTS} for model in (first, other))
+                 if name not in merge_overlays.NO_WEIGHTS} for model in (first, other))
         if a != b:
             raise InputError(describe(
                 "Models of unlike networks cannot be merged", where=f"{first.where} and {other.where}",
@@ -94,7 +94,7 @@ def plan_models(config: MergeConfig, options: MergeOptions) -> Plan:
             raise unlike_vocabularies(f"{first.where} and {other.where}")
     alike.check_alike([model.tensors.specs for model in models], folders,
                       dtypes="dtypes" not in options.allow)
-    with ThreadPoolExecutor(merge_files.default_workers()) as pool:
+    with ThreadPoolExecutor(output_files.default_workers()) as pool:
         list(pool.map(lambda model: model.check(), models))
     sources = [cast(TensorsSource(model.tensors), config.dtype) for model in models]
     digests = {name: _model_digest(model) for name, model in zip(folders, models, strict=True)}
@@ -133,10 +133,10 @@ def write_model(plan: Plan, output: storage.PathLike, work: epath.Path, facts: M
     tensors = _merged_tensors(work)
 
     def check() -> None:
-        merge_files.empty_workspace(work)
+        output_files.empty_workspace(work)
 
     if plan.card is not None:
-        error = merge_experts.factorisation_error(plan.leaves)
+        error = merge_overlays.factorisation_error(plan.leaves)
         metrics = {} if error is None else {"factorisation_error": error}
         with staging.staged(output) as folder:
             save_leaves_as_expert(folder, dataclasses.replace(plan.card, metrics=metrics), tensors, check)

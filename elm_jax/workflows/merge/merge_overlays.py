@@ -14,14 +14,14 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import is_adapter_leaf
 from elm_jax.formats.model import TensorSpec
-from elm_jax.merging import alike, compose, low_rank, methods
-from elm_jax.merging.depth import depth_of
-from elm_jax.merging.recipe import LeafRecipe, Recipe
+from elm_jax.merging.methods import alike, compose, low_rank_products, method_table
+from elm_jax.merging.methods.method_table import shares_of
+from elm_jax.merging.recipes.depth import depth_of
+from elm_jax.merging.recipes.recipe import LeafRecipe, Recipe
 from elm_jax.merging.stream import LeafMerge, Source
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.models.t5.config import T5Config
 from elm_jax.types import Array
-from elm_jax.workflows.merge_settings import shares_of
 
 DOWN, UP = "down/kernel", "up/kernel"
 NO_WEIGHTS = ("dropout_rate", "dtype")
@@ -112,8 +112,8 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[Source], base: S
     names = [card.id for card in cards]
     paths = list(sources[0].specs)
     recipe.check_filters(paths)
-    if base is None and methods.get_method(recipe.method).needs_base:
-        raise methods.no_base(methods.get_method(recipe.method))
+    if base is None and method_table.get_method(recipe.method).needs_base:
+        raise method_table.no_base(method_table.get_method(recipe.method))
     if base is not None:
         lacking = [path for path in paths if path not in base.specs and not is_adapter_leaf(path)]
         if lacking:
@@ -159,10 +159,10 @@ class UpdateMerge:
         """
         self._prefix, self.sources, self._scales = prefix, sources, scales
         self._names, self._marks = names, marks
-        self._row = methods.get_method(recipe.method)
+        self._row = method_table.get_method(recipe.method)
         self._settings = self._row.settings(recipe.parameters, len(sources), prefix)
-        self._weights = methods.resolve_weights(self._row, recipe.weights, len(sources), self._settings,
-                                                prefix)
+        self._weights = method_table.resolve_weights(self._row, recipe.weights, len(sources), self._settings,
+                                                     prefix)
         shapes = [[source.specs[prefix + end].shape for source in sources] for end in (DOWN, UP)]
         self.size = (shapes[0][0][0], shapes[1][0][1])
         total = sum(shape[1] for shape in shapes[0])
@@ -178,7 +178,7 @@ class UpdateMerge:
     @property
     def settings(self) -> dict[str, Any]:
         """As `LeafMerge.settings`."""
-        return methods.to_json(self._row, self._weights, self._settings)
+        return method_table.to_json(self._row, self._weights, self._settings)
 
     @functools.cached_property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
@@ -188,13 +188,14 @@ class UpdateMerge:
                       for end in (DOWN, UP))
         if self._exact:
             self.error = 0.0
-            return low_rank.stack_factors(downs, ups, np.multiply(self._shares(), self._scales).tolist())
+            return low_rank_products.stack_factors(downs, ups, np.multiply(self._shares(),
+                                                                           self._scales).tolist())
         products = [scale * (down @ up) for scale, down, up in zip(self._scales, downs, ups, strict=True)]
         settings = tuple((name, value) for name, value in self._settings.items() if name != "t")
         keys = (compose.leaf_keys(self._settings["seed"], self._prefix, self._marks)
                 if self._row.sparsify == "random" else None)
         update = np.asarray(_merge_products(self._row.name, products, keys, self._weights, settings))
-        down, up, self.error = low_rank.factorise(update, self.rank)
+        down, up, self.error = low_rank_products.factorise(update, self.rank)
         return down, up
 
     def _shares(self) -> np.ndarray:
@@ -219,7 +220,7 @@ class UpdateMerge:
 def _merge_products(method: str, products: Sequence[Array], keys: Array | None, weights: tuple[float, ...],
                     settings: tuple[tuple[str, Any], ...]) -> Array:
     """Updates merged in full, one program for all of one shape; their base is zero."""
-    base = jnp.zeros_like(products[0]) if methods.get_method(method).needs_base else None
+    base = jnp.zeros_like(products[0]) if method_table.get_method(method).needs_base else None
     return compose.merge_leaf(method, products, list(weights), base, keys=keys, **dict(settings))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from elm_jax.errors import InputError, describe, in_short, unknown_name
-from elm_jax.merging.depth import depth_of, layer_of, name_parts, relative_depth, stack_sizes
-from elm_jax.merging.settings import (
+from elm_jax.merging.recipes.depth import depth_of, layer_of, name_parts, relative_depth, stack_sizes
+from elm_jax.merging.recipes.leaf_settings import (
     Parameter,
     PlainParameter,
     Setting,

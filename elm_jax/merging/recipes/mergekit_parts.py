@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from elm_jax.merging.recipe import Region
-from elm_jax.merging.settings import Setting
-from elm_jax.workflows.strict_yaml import YamlFile
+from elm_jax.merging.recipes.leaf_settings import Setting
+from elm_jax.merging.recipes.recipe import Region
+from elm_jax.merging.recipes.strict_yaml import YamlFile
 
 _MODEL_KEYS, _SOURCE_KEYS = ("model", "parameters"), ("model", "layer_range", "parameters")
 _SLICE_KEYS = ("sources", "base_model", "residual_weight", "parameters")

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elm_jax.errors import unknown_name
-from elm_jax.merging.recipe import WEIGHT, Recipe, Region, Scope
-from elm_jax.merging.settings import PlainParameter, Setting, check_setting, map_setting
-from elm_jax.runtime import storage
-from elm_jax.workflows.merge_parts import (
+from elm_jax.merging.recipes.leaf_settings import PlainParameter, Setting, check_setting, map_setting
+from elm_jax.merging.recipes.mergekit_parts import (
     Part,
     Settings,
     Source,
@@ -24,7 +22,9 @@ from elm_jax.workflows.merge_parts import (
     read_parts,
     read_settings,
 )
-from elm_jax.workflows.strict_yaml import YamlFile, read_yaml
+from elm_jax.merging.recipes.recipe import WEIGHT, Recipe, Region, Scope
+from elm_jax.merging.recipes.strict_yaml import YamlFile, read_yaml
+from elm_jax.runtime import storage
 
 LARGEST_FILE = 1 << 20
 """Bytes. A merge of hundreds of models with rules for every layer has some tens of thousands."""

@@ -12,13 +12,13 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import Expert, check_base, write_expert
 from elm_jax.formats.tensors.streaming import ArrayTensors
-from elm_jax.merging import methods
-from elm_jax.merging.recipe import Recipe
+from elm_jax.merging.methods import method_table
+from elm_jax.merging.methods.method_table import settings_of
+from elm_jax.merging.recipes.recipe import Recipe
 from elm_jax.routing.vote import RoutingDecision
 from elm_jax.runtime import hosts, staging, storage, trees
-from elm_jax.workflows import merge_experts, merge_files
-from elm_jax.workflows.merge_inputs import TensorsSource
-from elm_jax.workflows.merge_settings import settings_of
+from elm_jax.workflows.merge import merge_overlays, output_files
+from elm_jax.workflows.merge.merge_inputs import TensorsSource
 
 BY = ("votes", "similarity")
 """What a routing decision can say of its experts' weights."""
@@ -62,21 +62,21 @@ def merge(
         raise InputError(describe("Merging needs two or more experts", got=len(experts)))
     cards = [expert.card for expert in experts]
     sources = [TensorsSource(ArrayTensors(expert.overlay)) for expert in experts]
-    merge_experts.check_alike(cards, [source.specs for source in sources])
+    merge_overlays.check_alike(cards, [source.specs for source in sources])
     recipe = Recipe.simple(method, weights, parameters, experts=[card.id for card in cards],
-                           specs=methods.get_method(method).parameters)
+                           specs=method_table.get_method(method).parameters)
     fingerprints = [trees.fingerprint(expert.overlay) for expert in experts]
-    leaves, network = merge_experts.plan_overlay(cards, sources, _base_source(base, experts), fingerprints,
-                                                 recipe, rank)
+    leaves, network = merge_overlays.plan_overlay(cards, sources, _base_source(base, experts), fingerprints,
+                                                  recipe, rank)
     overlay = {}
-    with ThreadPoolExecutor(merge_files.default_workers()) as pool:
+    with ThreadPoolExecutor(output_files.default_workers()) as pool:
         for leaf in leaves:
             leaf.look(pool)
             # In slices, as to disk: then few programs are compiled, whatever the leaves' sizes.
             parts = [leaf.rows(*span) for span in leaf.slices()]
             overlay[leaf.path] = np.concatenate([np.empty(0, leaf.dtype), *parts]).reshape(leaf.shape)
             leaf.forget()
-    card = merge_experts.make_card(cards, fingerprints, network, settings_of(leaves), expert_id)
+    card = merge_overlays.make_card(cards, fingerprints, network, settings_of(leaves), expert_id)
     merged = Expert(card, trees.unflatten(overlay))
     if output is not None:
         hosts.barrier()  # until all have seen that the name is free

@@ -5,7 +5,7 @@ import re
 
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.settings import EvaluationSettings
-from elm_jax.merging import methods
+from elm_jax.merging.methods import method_table
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.choices import SEARCHES
 
@@ -74,7 +74,7 @@ class SearchConfig:
         check_range("l1", self.l1, 0.0)
         check_range("seed", self.seed, 0)
         check_split(self.split)
-        methods.get_method(self.method).settings(self.parameters, len(self.experts))
+        method_table.get_method(self.method).settings(self.parameters, len(self.experts))
         if "t" in self.parameters:
             raise InputError(describe("The search finds what t would say", got=f"t = {self.parameters['t']}"))
         if self.l1 and self.space == "simplex":
@@ -89,7 +89,7 @@ class SearchConfig:
         What is divided by the weights' sum needs no other sum than one. A vote divides by the sum of those
         that agree, element by element, which weights of both signs could bring near zero.
         """
-        method = methods.get_method(self.method)
+        method = method_table.get_method(self.method)
         divided = self.parameters.get("normalize", method.normalize)
         if not method.signed or (divided and method.consensus):
             return "simplex"

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.merging import alike, methods, sparsify
-from elm_jax.merging.methods import Method
+from elm_jax.merging.methods import alike, method_table, sparsify
+from elm_jax.merging.methods.method_table import Method
 from elm_jax.types import Array, FlatParams
 
 DOT_THRESHOLD = 0.9995
@@ -76,7 +76,7 @@ def combine(steps: Steps, experts: Sequence[Array], base: Array | None, numbers:
     Returns:
         An array of the same shape.
     """
-    method = methods.get_method(steps.method)
+    method = method_table.get_method(steps.method)
     terms = [_thinned(method, _delta(expert, base), numbers, i) for i, expert in enumerate(experts)]
     terms = [term * numbers.weights[i] for i, term in enumerate(terms)]
     shares = [numbers.weights[i] for i in range(len(terms))]
@@ -165,12 +165,12 @@ def merge_leaf(
     Raises:
         InputError: parameters or weights that the method does not take.
     """
-    row = methods.get_method(method)
+    row = method_table.get_method(method)
     experts = [jnp.asarray(expert) for expert in experts]
     settings = row.settings(parameters, len(experts))
     weights = _weights(row, weights, len(experts), settings)
     if row.needs_base and base is None:
-        raise methods.no_base(row)
+        raise method_table.no_base(row)
     base = jnp.asarray(base) if row.needs_base else None
     if row.spherical:
         weights = _arc(experts, weights)
@@ -183,13 +183,13 @@ def merge_leaf(
 def _weights(row: Method, weights: Any, count: int, settings: dict[str, Any]) -> Array:
     """f32[E], checked if they are known already."""
     if isinstance(weights, jax.core.Tracer):
-        methods.check_count(row, count)
+        method_table.check_count(row, count)
         if weights.shape != (count,):
             raise InputError(describe("There must be one weight an expert", got=weights.shape,
                                       expected=(count,)))
         return weights.astype(jnp.float32)
     weights = weights if weights is None else [float(weight) for weight in weights]
-    return jnp.asarray(methods.resolve_weights(row, weights, count, settings), jnp.float32)
+    return jnp.asarray(method_table.resolve_weights(row, weights, count, settings), jnp.float32)
 
 
 def _arc(experts: Sequence[Array], weights: Array) -> Array:
@@ -267,12 +267,12 @@ def merge_params(
     Raises:
         InputError: as `merge_leaf`; leaves that differ between experts, or from the base's.
     """
-    row = methods.get_method(method)
+    row = method_table.get_method(method)
     names = [str(i) for i in range(len(experts))] if names is None else names
     alike.check_alike(experts, names)
     if row.needs_base:
         if base is None:
-            raise methods.no_base(row)
+            raise method_table.no_base(row)
         base = {path: base.get(path, jnp.zeros_like(leaf)) for path, leaf in experts[0].items()}
         alike.check_alike([experts[0], base], [names[0], "the base"], dtypes=False)
     seed = row.settings(parameters, len(experts)).get("seed")

@@ -8,13 +8,13 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
 from elm_jax.formats.hf.config_json import DEFAULT_SHARD_BYTES
 from elm_jax.formats.model import FLOAT_DTYPES, Model
-from elm_jax.merging.recipe import Recipe
+from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
+from elm_jax.merging.recipes.recipe import Recipe
 from elm_jax.merging.stream import CopiedLeaf, LeafMerge, Source
 from elm_jax.runtime.config_checks import check_choice, check_positive
-from elm_jax.workflows import merge_files, merge_inputs
 from elm_jax.workflows.choices import ALLOWED, MODEL_KINDS
-from elm_jax.workflows.merge_config import MergeConfig
-from elm_jax.workflows.merge_inputs import Checkpoint
+from elm_jax.workflows.merge import merge_inputs, output_files
+from elm_jax.workflows.merge.merge_inputs import Checkpoint
 
 _PROCESS_BYTES = 3.2e8
 """Of a process that has compiled and merged a small checkpoint; measured."""
@@ -77,7 +77,7 @@ class Plan:
     def summary(self, workers: int | None) -> dict[str, Any]:
         """What the merge reads, writes and needs, without doing it."""
         kept, each = zip(*(leaf.memory for leaf in self.leaves), strict=True)
-        count = workers or merge_files.default_workers()
+        count = workers or output_files.default_workers()
         return {
             "method": self.config.method, "models": list(self.config.models), "base": self.config.base,
             "num_leaves": len(self.leaves), "num_parameters": sum(leaf.size for leaf in self.leaves),

@@ -26,7 +26,7 @@ from elm_jax.data.batches import choose_bucket, make_choice_batch, trim
 from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.settings import CHOICE_TOKEN_COST, EvaluationSettings
-from elm_jax.merging import alike, compose
+from elm_jax.merging.methods import alike, compose
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.types import Array, FlatParams, Params

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from elm_jax.merging.sparsify import Cut
+from elm_jax.merging.methods.sparsify import Cut
 
 Blocks = Callable[[int], Iterator[tuple[int, int, np.ndarray]]]
 """By the block's number: of each expert (number, place of the first element, float32 values)."""

@@ -1,0 +1,1 @@
+"""What is to be merged how: recipes by flags, and in mergekit's schema."""
