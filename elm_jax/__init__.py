@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     # Experts and what they stand on.
     from elm_jax.data.own_task import add_task
     from elm_jax.data.prepared import PreparedSplit
+    from elm_jax.data.preparing.task_data import TaskData
     from elm_jax.errors import ElmError, InputError, RunError
     from elm_jax.experts.base import Base, load_base, save_base
     from elm_jax.experts.card import ExpertCard
@@ -34,19 +35,19 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
 
     # What is done with them.
     from elm_jax.workflows.build_library import build_library
-    from elm_jax.workflows.convert import ConvertConfig, convert
+    from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
     from elm_jax.workflows.evaluate import evaluate
     from elm_jax.workflows.merge.in_memory import merge
     from elm_jax.workflows.merge.search_merge import SearchConfig, search_and_merge, search_weights
-    from elm_jax.workflows.pretrain import PretrainConfig, pretrain
     from elm_jax.workflows.route import route
-    from elm_jax.workflows.task_data import TaskData
-    from elm_jax.workflows.train import TrainConfig, train
+    from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
+    from elm_jax.workflows.train.train_config import TrainConfig
+    from elm_jax.workflows.train.train_expert import train
 
 _MODULES = {
     "AdapterConfig": "elm_jax.models.adapters.config",
     "Base": "elm_jax.experts.base",
-    "ConvertConfig": "elm_jax.workflows.convert",
+    "ConvertConfig": "elm_jax.workflows.convert.convert_model",
     "ElmError": "elm_jax.errors",
     "Expert": "elm_jax.experts.overlay",
     "ExpertCard": "elm_jax.experts.card",
@@ -54,31 +55,31 @@ _MODULES = {
     "InputError": "elm_jax.errors",
     "OptimizerConfig": "elm_jax.training.optimizers",
     "PreparedSplit": "elm_jax.data.prepared",
-    "PretrainConfig": "elm_jax.workflows.pretrain",
+    "PretrainConfig": "elm_jax.workflows.train.pretrain",
     "RoutingDecision": "elm_jax.routing.vote",
     "RoutingInstance": "elm_jax.routing.text",
     "RunError": "elm_jax.errors",
     "SearchConfig": "elm_jax.workflows.merge.search_merge",
     "T5Config": "elm_jax.models.t5.config",
     "T5Network": "elm_jax.models.t5.network",
-    "TaskData": "elm_jax.workflows.task_data",
-    "TrainConfig": "elm_jax.workflows.train",
+    "TaskData": "elm_jax.data.preparing.task_data",
+    "TrainConfig": "elm_jax.workflows.train.train_expert",
     "Vocabulary": "elm_jax.vocabularies.vocabulary",
     "add_task": "elm_jax.data.own_task",
     "build_library": "elm_jax.workflows.build_library",
-    "convert": "elm_jax.workflows.convert",
+    "convert": "elm_jax.workflows.convert.convert_model",
     "evaluate": "elm_jax.workflows.evaluate",
     "load_base": "elm_jax.experts.base",
     "load_expert": "elm_jax.experts.overlay",
     "merge": "elm_jax.workflows.merge.in_memory",
-    "pretrain": "elm_jax.workflows.pretrain",
+    "pretrain": "elm_jax.workflows.train.pretrain",
     "resolve": "elm_jax.experts.overlay",
     "route": "elm_jax.workflows.route",
     "save_base": "elm_jax.experts.base",
     "save_expert": "elm_jax.experts.overlay",
     "search_and_merge": "elm_jax.workflows.merge.search_merge",
     "search_weights": "elm_jax.workflows.merge.search_merge",
-    "train": "elm_jax.workflows.train",
+    "train": "elm_jax.workflows.train.train_expert",
 }
 """Where each public name is defined."""
 __getattr__, __dir__ = lazy.exports(__name__, _MODULES)

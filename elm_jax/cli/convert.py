@@ -1,14 +1,11 @@
 """What `elm convert` does: read flags, call one workflow, print its result."""
 
 import argparse
-import logging
 
 from elm_jax.cli.printing import print_json
 from elm_jax.cli.tasks import modules_of
-from elm_jax.workflows import convert as converting
 from elm_jax.workflows.choices import parse_size
-
-logger = logging.getLogger(__name__)
+from elm_jax.workflows.convert import convert_model as converting
 
 
 def convert(arguments: argparse.Namespace) -> int:

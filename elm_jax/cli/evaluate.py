@@ -8,12 +8,12 @@ from rich.table import Table
 from elm_jax.cli.printing import print_table
 from elm_jax.cli.tasks import modules_of
 from elm_jax.data import registry
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import load_base
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.workflows import evaluate as evaluating
-from elm_jax.workflows import run_record
-from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.train import run_record
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,19 @@ from rich.table import Table
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli.printing import print_json, print_table
 from elm_jax.runtime import storage
-from elm_jax.workflows import farm as farming
-from elm_jax.workflows import study as studying
+from elm_jax.workflows.farm import (
+    farm_status as farm_status_lib,
+)
+from elm_jax.workflows.farm import (
+    farm_table,
+)
+from elm_jax.workflows.farm import (
+    jobs as jobs_lib,
+)
+from elm_jax.workflows.farm import (
+    worker as farming,
+)
+from elm_jax.workflows.study import run_study as studying
 
 logger = logging.getLogger(__name__)
 
@@ -22,17 +33,17 @@ def farm_init(arguments: argparse.Namespace) -> None:
         config = config_lib.build("study")
         jobs = studying.farm_jobs(config, config_lib.operative())
     else:
-        jobs = [_farm_job(arguments, row) for row in farming.read_table(arguments.table)]
-    new = farming.create(arguments.dir, jobs)
+        jobs = [_farm_job(arguments, row) for row in farm_table.read_table(arguments.table)]
+    new = jobs_lib.create(arguments.dir, jobs)
     print(f"{len(jobs)} experts, {new} of them new: elm farm work --dir {arguments.dir}")
 
 
-def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> farming.Job:
+def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> jobs_lib.Job:
     folder = storage.as_path(arguments.runs or "runs") / row["expert_id"]
     files = [row["gin_file"]] if "gin_file" in row else arguments.gin_file
-    bindings = [*arguments.gin_bindings, *farming.bindings_of(row), f"MODEL_DIR = {str(folder)!r}"]
+    bindings = [*arguments.gin_bindings, *farm_table.bindings_of(row), f"MODEL_DIR = {str(folder)!r}"]
     config_lib.parse(files, bindings, config_lib.paths_of(arguments))
-    return farming.Job(row["expert_id"], config_lib.build("train"), config_lib.operative())
+    return jobs_lib.Job(row["expert_id"], config_lib.build("train"), config_lib.operative())
 
 
 def farm_work(arguments: argparse.Namespace) -> int:
@@ -42,7 +53,7 @@ def farm_work(arguments: argparse.Namespace) -> int:
         max_experts=arguments.max_experts, poll_seconds=arguments.poll_seconds,
         mesh_data=arguments.mesh_data, mesh_model=arguments.mesh_model)
     farming.Worker(arguments.dir, settings).run()
-    rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
+    rows = farm_status_lib.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
     given_up = [row for row in rows if row["state"] == "failed"]
     for row in given_up:
         logger.error("given up: %s: %s", row["expert"], row["error"])
@@ -52,8 +63,8 @@ def farm_work(arguments: argparse.Namespace) -> int:
 
 def farm_status(arguments: argparse.Namespace) -> int:
     """`elm farm status`: status 1 if an expert was given up."""
-    rows = farming.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
-    counts = {state: sum(row["state"] == state for row in rows) for state in farming.STATES}
+    rows = farm_status_lib.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
+    counts = {state: sum(row["state"] == state for row in rows) for state in farm_status_lib.STATES}
     if arguments.json:
         print_json({"counts": counts, "experts": rows})
     else:
@@ -77,4 +88,4 @@ def _in_short(error: str | None) -> str:
 
 def farm_retry(arguments: argparse.Namespace) -> None:
     """`elm farm retry`."""
-    print("\n".join(farming.forgive(arguments.dir, arguments.experts, arguments.attempts)))
+    print("\n".join(farm_status_lib.forgive(arguments.dir, arguments.experts, arguments.attempts)))

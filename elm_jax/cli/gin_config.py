@@ -18,10 +18,10 @@ from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import storage
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.workflows.pretrain import PretrainConfig
-from elm_jax.workflows.study_config import StageSettings, StudyConfig
-from elm_jax.workflows.train import TrainConfig
-from elm_jax.workflows.train_stack import TrainStackConfig
+from elm_jax.workflows.study.study_config import StageSettings, StudyConfig
+from elm_jax.workflows.train.pretrain import PretrainConfig
+from elm_jax.workflows.train.train_config import TrainConfig
+from elm_jax.workflows.train.train_stack import TrainStackConfig
 
 CONFIGURABLES: dict[str, type] = {
     "T5Config": T5Config,

@@ -11,9 +11,10 @@ from elm_jax.cli.printing import print_json
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import detect
 from elm_jax.models.t5.config import T5Config
-from elm_jax.workflows import chips, plan_study
-from elm_jax.workflows.plan import StepPlan, plan_run
-from elm_jax.workflows.train import TrainConfig
+from elm_jax.workflows import chips
+from elm_jax.workflows.plan import study_plan
+from elm_jax.workflows.plan.step_plan import StepPlan, plan_run
+from elm_jax.workflows.train.train_config import TrainConfig
 
 PLACES = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "TASK", "WORKDIR")
 """Macros that a run requires and a plan does not: folders, and what is trained on."""
@@ -39,7 +40,7 @@ def plan(arguments: argparse.Namespace) -> int:
             expected="gin/experts/prompt.gin", cure="plan one expert; a stack holds the frozen parameters "
             "once, overlay and optimiser state of all slots, and activations of those computed at once"))
     if config_lib.is_bound("study.workdir"):
-        found = plan_study.plan_study(config_lib.build("study"), topology)
+        found = study_plan.plan_study(config_lib.build("study"), topology)
         plans = found.plans
     else:
         found, config = None, config_lib.build("train")

@@ -5,8 +5,8 @@ import logging
 
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.runtime import preemption, storage
-from elm_jax.workflows import pretrain as pretraining
-from elm_jax.workflows import run_record
+from elm_jax.workflows.train import pretrain as pretraining
+from elm_jax.workflows.train import run_record
 
 logger = logging.getLogger(__name__)
 

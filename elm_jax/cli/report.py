@@ -1,13 +1,10 @@
 """What `elm report` does: read flags, call one workflow, print its result."""
 
 import argparse
-import logging
 
 from rich.console import Console
 
 from elm_jax.workflows import report as reporting
-
-logger = logging.getLogger(__name__)
 
 
 def report(arguments: argparse.Namespace) -> None:

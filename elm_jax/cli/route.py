@@ -10,7 +10,7 @@ from elm_jax.cli.tasks import modules_of
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.encoders import MiniLMEncoder
 from elm_jax.workflows import route as routing
-from elm_jax.workflows import tasks as task_tools
+from elm_jax.workflows.tasks import show_tasks as task_tools
 
 
 def route(arguments: argparse.Namespace) -> None:

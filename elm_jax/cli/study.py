@@ -8,7 +8,7 @@ from rich.console import Console
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli import plan
 from elm_jax.runtime import preemption
-from elm_jax.workflows import study as studying
+from elm_jax.workflows.study import run_study as studying
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from rich.table import Table
 
 from elm_jax.cli.printing import print_json, print_table
 from elm_jax.data import sources
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.prompted_task import describe_dropped
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import load_vocabulary
 from elm_jax.runtime.config_checks import check_positive
-from elm_jax.workflows import task_cache, task_check, task_stats
-from elm_jax.workflows import tasks as task_tools
-from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.tasks import show_tasks as task_tools
+from elm_jax.workflows.tasks import task_cache, task_check, task_stats
 
 logger = logging.getLogger(__name__)
 DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")

@@ -6,9 +6,9 @@ import logging
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli import plan, pretrain
 from elm_jax.runtime import preemption, storage
-from elm_jax.workflows import run_record
-from elm_jax.workflows.train import train as train_expert
-from elm_jax.workflows.train_stack import train_stack
+from elm_jax.workflows.train import run_record
+from elm_jax.workflows.train.train_expert import train as train_expert
+from elm_jax.workflows.train.train_stack import train_stack
 
 logger = logging.getLogger(__name__)
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert
+from elm_jax.experts.template_versions import warn_of_arrays
 from elm_jax.routing.embed import Encoder
 from elm_jax.routing.encoders import make_encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import storage
-from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.template_versions import warn_of_arrays
 
 
 def build_library(

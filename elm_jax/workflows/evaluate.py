@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 from jax.sharding import Mesh
 
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
+from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, preemption, sharding, storage, trees
 from elm_jax.types import Params
 from elm_jax.workflows.merge.search_merge import warn_of_searched_rows
-from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.template_versions import warn_of_arrays, warn_of_changes
 
 logger = logging.getLogger(__name__)
 BASE_ID = "base"

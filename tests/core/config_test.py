@@ -8,9 +8,9 @@ from elm_jax.cli import gin_config
 from elm_jax.errors import InputError
 from elm_jax.models.t5.config import T5Config
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.workflows.pretrain import PretrainConfig
-from elm_jax.workflows.study_config import StageSettings
-from elm_jax.workflows.train import TrainConfig
+from elm_jax.workflows.study.study_config import StageSettings
+from elm_jax.workflows.train.pretrain import PretrainConfig
+from elm_jax.workflows.train.train_config import TrainConfig
 
 GIN = pathlib.Path(__file__).resolve().parents[2] / "gin"
 BINDINGS = {

@@ -11,7 +11,7 @@ from elm_jax.tasks import bbh, bigbench, categories, compositional, generative, 
 
 from elm_jax.data import registry, sources, templates
 from elm_jax.errors import InputError
-from elm_jax.workflows import tasks
+from elm_jax.workflows.tasks import show_tasks
 
 # ELM.md, "36 training datasets (number of prompts; total 296)", to the letter.
 TRAIN_COUNTS = """adversarial_qa/adversarialQA 5, ag_news 7, amazon_polarity 9,
@@ -237,8 +237,8 @@ def test_listing_filters_by_role(tmp_path, role, count, datasets):
 
 
 def test_listing_filters_by_more():
-    listed = tasks.list_tasks(["elm_jax.tasks"], category="sentiment", kind="generation")
+    listed = show_tasks.list_tasks(["elm_jax.tasks"], category="sentiment", kind="generation")
     assert {row["dataset"] for row in listed["tasks"]} == {"app_reviews", "imdb"}
     assert listed["mixtures"] == {}
     with pytest.raises(InputError, match="Unknown category 'sentimental'"):
-        tasks.list_tasks(["elm_jax.tasks"], category="sentimental")
+        show_tasks.list_tasks(["elm_jax.tasks"], category="sentimental")

@@ -16,7 +16,7 @@ import pytest
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Model, TensorSpec
 from elm_jax.models.t5.hf_names import config_from_hf
-from elm_jax.workflows.convert import ConvertConfig, convert
+from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
 
 ROWS, WIDTH = 160_000, 1024
 LARGEST = ROWS * WIDTH * 4

@@ -12,7 +12,7 @@ import torch
 from elm_jax.experts.base import load_base
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5.network import T5Network, shift_right
-from elm_jax.workflows.convert import ConvertConfig, convert
+from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
 
 try:
     import jax

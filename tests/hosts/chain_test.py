@@ -25,7 +25,7 @@ from elm_jax.experts.overlay import load_expert
 from elm_jax.runtime import sharding, trees
 from elm_jax.runtime.preemption import STOPPED
 from elm_jax.workflows.evaluate import evaluate_models, model_in
-from elm_jax.workflows.train import train
+from elm_jax.workflows.train.train_expert import train
 
 pytestmark = pytest.mark.slow
 STEPS = 36

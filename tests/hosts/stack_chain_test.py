@@ -18,7 +18,7 @@ from elm_jax.experts.overlay import load_expert
 from elm_jax.runtime import sharding, trees
 from elm_jax.runtime.preemption import STOPPED
 from elm_jax.workflows.evaluate import evaluate_models, model_in
-from elm_jax.workflows.train_stack import TrainStackConfig, train_stack
+from elm_jax.workflows.train.train_stack import TrainStackConfig, train_stack
 
 pytestmark = pytest.mark.slow
 STEPS = {"long": 30, "short": 9, "middle": 17, "late": 8, "last": 5}

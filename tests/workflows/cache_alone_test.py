@@ -14,8 +14,8 @@ import tiny_study as tiny
 from elm_jax.cli import main
 from elm_jax.data import registry, sources, templates
 from elm_jax.data.prepared import PreparedSplit
-from elm_jax.workflows import task_cache
-from elm_jax.workflows.task_data import TaskData
+from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.workflows.tasks import task_cache
 
 TASKS = ("ag_news__classify", "common_gen__put_together")
 ALONE = """
@@ -150,7 +150,7 @@ def test_names_without_rows_are_refused(world, tmp_path, monkeypatch, capsys):
 
 
 def test_only_so_many_splits_are_kept_open(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("elm_jax.workflows.task_data.MOST_OPEN", 2)
+    monkeypatch.setattr("elm_jax.data.preparing.task_data.MOST_OPEN", 2)
     data = TaskData(world.base.vocabulary, tiny.MODULES, str(tmp_path))
     tasks = registry.task_names(available_only=True)
     mini = [name for name in tasks if name.startswith("mini_")][:4]

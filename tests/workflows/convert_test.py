@@ -33,10 +33,10 @@ from elm_jax.experts.overlay import (
 from elm_jax.formats import detect
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import staging, trees
-from elm_jax.workflows import convert as converting
-from elm_jax.workflows import verify
 from elm_jax.workflows.choices import parse_size
-from elm_jax.workflows.convert import ConvertConfig, convert
+from elm_jax.workflows.convert import convert_model as converting
+from elm_jax.workflows.convert import verify
+from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
 from elm_jax.workflows.merge.in_memory import merge
 
 

@@ -7,10 +7,10 @@ import tiny_study as tiny
 
 from elm_jax.cli import main
 from elm_jax.data import registry
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings
-from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.tasks import routing_instances
+from elm_jax.workflows.tasks.show_tasks import routing_instances
 
 
 def few_shot_data(world, count: int, length: int = 64) -> TaskData:

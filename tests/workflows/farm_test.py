@@ -14,8 +14,10 @@ from elm_jax.errors import InputError, RunError
 from elm_jax.runtime.leases import Leases
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.training.early_end import EarlyEnd
-from elm_jax.workflows import farm
-from elm_jax.workflows.train import TrainConfig
+from elm_jax.workflows.farm import farm_status, farm_table
+from elm_jax.workflows.farm import jobs as jobs_lib
+from elm_jax.workflows.farm import worker as farm
+from elm_jax.workflows.train.train_config import TrainConfig
 
 NAMES = tuple("abcdef")
 
@@ -23,7 +25,7 @@ NAMES = tuple("abcdef")
 def jobs(names=NAMES):
     config = TrainConfig(model_dir="runs/x", task="t", initial_checkpoint_path="base", train_steps=3,
                          optimizer=tiny.OPTIMIZER)
-    return [farm.Job(name, dataclasses.replace(config, expert_id=name, model_dir=f"runs/{name}"))
+    return [jobs_lib.Job(name, dataclasses.replace(config, expert_id=name, model_dir=f"runs/{name}"))
             for name in names]
 
 
@@ -40,7 +42,7 @@ def done(name, step=3):
 
 
 def states(folder, limit=3):
-    return {row["expert"]: row["state"] for row in farm.status(folder, 3, limit)}
+    return {row["expert"]: row["state"] for row in farm_status.status(folder, 3, limit)}
 
 
 @pytest.mark.parametrize("changes", [
@@ -50,12 +52,12 @@ def states(folder, limit=3):
 def test_every_config_comes_back_as_it_was_written(tmp_path, changes):
     """A study's jobs have a network in theirs, and a run may have an early end."""
     wanted = [dataclasses.replace(job, config=dataclasses.replace(job.config, **changes)) for job in jobs()]
-    farm.create(tmp_path, wanted)
-    assert farm.read(tmp_path) == wanted
+    jobs_lib.create(tmp_path, wanted)
+    assert jobs_lib.read(tmp_path) == wanted
 
 
 def test_every_expert_is_trained_once_by_many_workers(tmp_path):
-    farm.create(tmp_path, jobs([f"e{number}" for number in range(40)]))
+    jobs_lib.create(tmp_path, jobs([f"e{number}" for number in range(40)]))
     trained, lock = [], threading.Lock()
 
     def train(name):
@@ -73,7 +75,7 @@ def test_every_expert_is_trained_once_by_many_workers(tmp_path):
 
 
 def test_a_failure_is_tried_again_so_often_and_the_others_go_on(tmp_path):
-    farm.create(tmp_path, jobs())
+    jobs_lib.create(tmp_path, jobs())
     tried = []
 
     def train(name):
@@ -88,27 +90,27 @@ def test_a_failure_is_tried_again_so_often_and_the_others_go_on(tmp_path):
 
     assert worker(tmp_path, train).run() is False
     assert [tried.count(name) for name in NAMES] == [1, 3, 1, 2, 1, 1]
-    rows = {row["expert"]: row for row in farm.status(tmp_path, 3, 3)}
+    rows = {row["expert"]: row for row in farm_status.status(tmp_path, 3, 3)}
     assert [rows[name]["state"] for name in NAMES] == ["done", "failed", "failed", "done", "done", "done"]
     assert rows["b"]["error"] == "the disk is full" and rows["d"]["error"] is None
-    assert farm.forgive(tmp_path, [], 3) == ["b", "c"] and states(tmp_path)["b"] == "waiting"
+    assert farm_status.forgive(tmp_path, [], 3) == ["b", "c"] and states(tmp_path)["b"] == "waiting"
     assert worker(tmp_path, done).run() is True
 
 
 def test_a_worker_on_which_all_fails_ends(tmp_path):
-    farm.create(tmp_path, jobs())
+    jobs_lib.create(tmp_path, jobs())
 
     def train(name):
         raise RunError(f"no disk for {name}")
 
     with pytest.raises(RunError, match="3 experts in a row failed"):
         worker(tmp_path, train).run()
-    assert sum(row["attempts"] for row in farm.status(tmp_path, 3, 3)) == farm.SICK_AFTER
+    assert sum(row["attempts"] for row in farm_status.status(tmp_path, 3, 3)) == farm.SICK_AFTER
     assert set(states(tmp_path).values()) == {"waiting"}
 
 
 def test_what_sigterm_stopped_is_free_at_once_and_does_not_count(tmp_path):
-    farm.create(tmp_path, jobs(["a"]))
+    jobs_lib.create(tmp_path, jobs(["a"]))
     for _ in range(5):
         with pytest.raises(Stopped):
             worker(tmp_path, lambda name: types.SimpleNamespace(stopped=True, step=2)).run()
@@ -117,7 +119,7 @@ def test_what_sigterm_stopped_is_free_at_once_and_does_not_count(tmp_path):
 
 
 def test_a_dead_workers_expert_is_taken_over_after_the_lease_and_a_live_ones_is_not(tmp_path):
-    farm.create(tmp_path, jobs(["a", "b"]))
+    jobs_lib.create(tmp_path, jobs(["a", "b"]))
     dead, live = Leases(tmp_path / "attempts", 3, "dead"), Leases(tmp_path / "attempts", 3, "live")
     dead.claim("a", 1)
     lease = live.claim("b", 1)
@@ -178,16 +180,16 @@ def test_a_worker_that_was_taken_for_dead_learns_it(tmp_path):
 
 
 def test_an_expert_that_kills_its_workers_is_given_up(tmp_path):
-    farm.create(tmp_path, jobs(["a", "b"]))
+    jobs_lib.create(tmp_path, jobs(["a", "b"]))
     for number in (1, 2):
         Leases(tmp_path / "attempts", 3, f"dead{number}").claim("a", number)
     assert worker(tmp_path, done, attempts=2).run() is False
-    (row,) = [row for row in farm.status(tmp_path, 3, 2) if row["expert"] == "a"]
+    (row,) = [row for row in farm_status.status(tmp_path, 3, 2) if row["expert"] == "a"]
     assert row["state"] == "failed" and "dead2" in row["error"] and states(tmp_path)["b"] == "done"
 
 
 def test_a_claim_that_is_being_written_is_anothers(tmp_path):
-    farm.create(tmp_path, jobs(["a"]))
+    jobs_lib.create(tmp_path, jobs(["a"]))
     (tmp_path / "attempts" / "a").mkdir(parents=True)
     (tmp_path / "attempts" / "a" / "1.claim.json").write_text("")
     assert worker(tmp_path, done, wait=False).run() is False and states(tmp_path) == {"a": "training"}
@@ -199,12 +201,12 @@ def test_a_bucket_is_refused_plainly():
 
 
 def test_a_farm_grows_but_its_experts_do_not_change(tmp_path):
-    assert farm.create(tmp_path, jobs("ab")) == 2 and farm.create(tmp_path, jobs("bc")) == 1
-    assert [job.id for job in farm.read(tmp_path)] == ["a", "b", "c"]
-    assert farm.read(tmp_path)[0] == jobs("a")[0]
+    assert jobs_lib.create(tmp_path, jobs("ab")) == 2 and jobs_lib.create(tmp_path, jobs("bc")) == 1
+    assert [job.id for job in jobs_lib.read(tmp_path)] == ["a", "b", "c"]
+    assert jobs_lib.read(tmp_path)[0] == jobs("a")[0]
     other = dataclasses.replace(jobs("a")[0], config=dataclasses.replace(jobs("a")[0].config, random_seed=5))
     with pytest.raises(InputError, match="another config"):
-        farm.create(tmp_path, [other])
+        jobs_lib.create(tmp_path, [other])
 
 
 def test_tables_of_both_kinds_say_the_same(tmp_path):
@@ -213,10 +215,10 @@ def test_tables_of_both_kinds_say_the_same(tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "t.csv").write_text("task,expert_id,EPOCHS,LEARNING_RATE,TASK_FEATURE_LENGTHS\n"
                                     "t__a,,2,,\nt__b,x,,1e-3,{'inputs': 8}\n")
-    assert [sorted(row.items()) for row in farm.read_table(tmp_path / "t.csv")] == [
+    assert [sorted(row.items()) for row in farm_table.read_table(tmp_path / "t.csv")] == [
         sorted(row.items()) for row in rows] == [
-        sorted(row.items()) for row in farm.read_table(tmp_path / "t.jsonl")]
-    assert farm.bindings_of(rows[1]) == [
+        sorted(row.items()) for row in farm_table.read_table(tmp_path / "t.jsonl")]
+    assert farm_table.bindings_of(rows[1]) == [
         "TASK = 't__b'", "train.expert_id = 'x'", "LEARNING_RATE = 0.001",
         "TASK_FEATURE_LENGTHS = {'inputs': 8}"]
 
@@ -227,4 +229,4 @@ def test_tables_of_both_kinds_say_the_same(tmp_path):
 def test_a_wrong_table_names_the_row(tmp_path, text, words):
     (tmp_path / "t.jsonl").write_text(text)
     with pytest.raises(InputError, match=words):
-        farm.read_table(tmp_path / "t.jsonl")
+        farm_table.read_table(tmp_path / "t.jsonl")

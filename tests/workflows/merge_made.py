@@ -24,7 +24,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf, save_expert
 from elm_jax.models.t5.network import AdapterConfig, T5Network
 from elm_jax.runtime import trees
-from elm_jax.workflows.convert import ConvertConfig, convert
+from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
 
 NUM_EXPERTS = peer.NUM_EXPERTS
 KINDS = ("elm", "t5x", "hf")

@@ -19,8 +19,8 @@ from elm_jax.experts.overlay import initial_overlay
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import trees
 from elm_jax.workflows import chips
-from elm_jax.workflows.plan import plan_run, split_leaves
-from elm_jax.workflows.train import TrainConfig
+from elm_jax.workflows.plan.step_plan import plan_run, split_leaves
+from elm_jax.workflows.train.train_config import TrainConfig
 
 GIN = pathlib.Path(__file__).resolve().parents[2] / "gin"
 SMALL = ["--gin.VOCAB_SIZE=128", "--gin.T5Config.num_encoder_layers=1", "--gin.T5Config.num_decoder_layers=1",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elm_jax.cli import gin_config
-from elm_jax.workflows.pretrain import pretrain
+from elm_jax.workflows.train.pretrain import pretrain
 
 
 def losses(folder, dtype: str) -> np.ndarray:

@@ -11,10 +11,11 @@ import tiny_study as tiny
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli import main
 from elm_jax.data import registry
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError
 from elm_jax.runtime import storage
-from elm_jax.workflows import run_record, study_checks
-from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.study import study_checks
+from elm_jax.workflows.train import run_record
 
 GIN = str(pathlib.Path(__file__).with_name("tiny_study.gin"))
 

@@ -9,7 +9,7 @@ import pytest
 
 from elm_jax.cli import gin_config
 from elm_jax.data import registry
-from elm_jax.workflows import study_checks
+from elm_jax.workflows.study import study_checks
 
 TRAIN = [
     ("ag_news", None), ("common_gen", None), ("commonsense_qa", None), ("cos_e", "v1.11"),

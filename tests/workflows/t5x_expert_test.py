@@ -24,7 +24,7 @@ from elm_jax.experts.overlay import is_adapter_leaf, is_norm_leaf, load_expert
 from elm_jax.formats import detect
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.runtime import trees
-from elm_jax.workflows.t5x_expert import expert_from_checkpoint
+from elm_jax.workflows.convert.t5x_expert import expert_from_checkpoint
 
 NETWORK = made.config()
 MODULE = "elm_jax.tasks.embedded"

@@ -9,9 +9,9 @@ import pytest
 import tiny_study as tiny
 
 from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.preparing import task_data
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError
-from elm_jax.workflows import task_data
-from elm_jax.workflows.task_data import TaskData
 
 VOCABULARY = types.SimpleNamespace(fingerprint="v")
 

@@ -10,7 +10,7 @@ import tiny_study as tiny
 
 from elm_jax.cli import main
 from elm_jax.data import registry, sources
-from elm_jax.workflows import task_stats
+from elm_jax.workflows.tasks import task_stats
 
 TASKS = ["--module", "elm_jax.tasks"]
 LONG = "one two three " * 120

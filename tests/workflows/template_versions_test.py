@@ -8,11 +8,11 @@ import tiny_study as tiny
 from elm_jax.tasks import pins, t0_train
 
 from elm_jax.data import registry
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError
+from elm_jax.experts import template_versions
 from elm_jax.experts.card import ExpertCard
-from elm_jax.workflows import template_versions
 from elm_jax.workflows.build_library import training_instances
-from elm_jax.workflows.task_data import TaskData
 
 NAME = "ag_news__classify"
 YAML = """dataset: ag_news

@@ -3,13 +3,14 @@
 import dataclasses
 import pathlib
 
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.experts.base import Base, load_base
 from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import sharding
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.workflows.pretrain import PretrainConfig, pretrain
-from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.train import TrainConfig, train
+from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
+from elm_jax.workflows.train.train_config import TrainConfig
+from elm_jax.workflows.train.train_expert import train
 
 MODULES = ("elm_jax.tasks.embedded",)
 TOPIC, REVIEW = "mini_topic__about_what", "mini_review__good_or_bad"

@@ -12,9 +12,9 @@ from elm_jax.errors import InputError, RunError
 from elm_jax.experts.overlay import load_expert
 from elm_jax.runtime import sharding, storage, trees
 from elm_jax.training.early_end import EarlyEnd
-from elm_jax.workflows.stack_table import Row, rows_of_table
-from elm_jax.workflows.train import train
-from elm_jax.workflows.train_stack import TrainStackConfig, config_of, train_experts, train_stack
+from elm_jax.workflows.train.stack_table import Row, rows_of_table
+from elm_jax.workflows.train.train_expert import train
+from elm_jax.workflows.train.train_stack import TrainStackConfig, config_of, train_experts, train_stack
 
 OTHER = "mini_topic__which_section"
 

@@ -10,7 +10,8 @@ from elm_jax.errors import InputError
 from elm_jax.experts.overlay import load_expert, resolve
 from elm_jax.runtime import trees
 from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
-from elm_jax.workflows.train import TrainConfig, make_stream, tasks_of, with_recipe
+from elm_jax.workflows.train.train_config import TrainConfig
+from elm_jax.workflows.train.train_expert import make_stream, tasks_of, with_recipe
 
 
 def changed_leaves(base, params):

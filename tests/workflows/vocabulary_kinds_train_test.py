@@ -20,17 +20,17 @@ import hf_folders
 import real_vocabularies as real
 
 from elm_jax.data import registry
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base, save_base
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import storage, trees
 from elm_jax.vocabularies.vocabulary import ByteVocabulary, train_vocabulary
-from elm_jax.workflows import pretrain as pretraining
-from elm_jax.workflows.convert import ConvertConfig, convert
+from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
 from elm_jax.workflows.evaluate import evaluate
-from elm_jax.workflows.pretrain import PretrainConfig
-from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.train import train
+from elm_jax.workflows.train import pretrain as pretraining
+from elm_jax.workflows.train.pretrain import PretrainConfig
+from elm_jax.workflows.train.train_expert import train
 
 TASK, WRITE = "twenty_ag_news__classify", "twenty_xsum__doc_tldr"
 """The first rows of real tasks."""

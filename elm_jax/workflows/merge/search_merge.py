@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import metrics
@@ -37,7 +38,6 @@ from elm_jax.workflows.merge.in_memory import merge
 from elm_jax.workflows.merge.merge_overlays import DOWN, UP, is_low_rank
 from elm_jax.workflows.merge.search_config import SearchConfig, check_split
 from elm_jax.workflows.merge.search_objective import MergeData, MergeObjective
-from elm_jax.workflows.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1

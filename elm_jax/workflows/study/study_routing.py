@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from elm_jax.data import registry
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.embed import Encoder, TfidfEncoder
 from elm_jax.routing.encoders import find_minilm, make_encoder
@@ -16,8 +17,7 @@ from elm_jax.routing.vote import RoutingDecision, decide
 from elm_jax.runtime import storage
 from elm_jax.workflows.build_library import draw_instances
 from elm_jax.workflows.route import route
-from elm_jax.workflows.study_config import StudyConfig
-from elm_jax.workflows.task_data import TaskData
+from elm_jax.workflows.study.study_config import StudyConfig
 
 
 def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,

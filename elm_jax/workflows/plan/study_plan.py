@@ -13,12 +13,12 @@ from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import trees
 from elm_jax.training import state as states
 from elm_jax.training import traffic
-from elm_jax.workflows import study_checks
 from elm_jax.workflows.chips import Topology
-from elm_jax.workflows.plan import StepPlan, most_steps, plan_run, split_leaves
-from elm_jax.workflows.study import expert_config
-from elm_jax.workflows.study_config import StudyConfig
-from elm_jax.workflows.train import TrainConfig
+from elm_jax.workflows.plan.step_plan import StepPlan, most_steps, plan_run, split_leaves
+from elm_jax.workflows.study import study_checks
+from elm_jax.workflows.study.run_study import expert_config
+from elm_jax.workflows.study.study_config import StudyConfig
+from elm_jax.workflows.train.train_config import TrainConfig
 
 SCORING_SHARE = 0.4
 """Share of the chip's peak with which scoring is taken to run, for its upper figure."""

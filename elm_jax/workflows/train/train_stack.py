@@ -12,6 +12,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
@@ -20,11 +21,9 @@ from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, StackResult, fit_stack
-from elm_jax.workflows.stack_table import Row, rows_of_table
-from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.train import (
-    FORM_OF_KIND,
-    TrainConfig,
+from elm_jax.workflows.train.stack_table import Row, rows_of_table
+from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
+from elm_jax.workflows.train.train_expert import (
     check_network,
     check_same_run,
     make_card,

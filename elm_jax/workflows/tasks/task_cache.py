@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from elm_jax.data import registry
 from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.vocabularies.vocabulary import Vocabulary
-from elm_jax.workflows.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

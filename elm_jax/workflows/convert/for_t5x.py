@@ -26,10 +26,7 @@ from elm_jax.formats.t5x import t5x_checkpoints as t5x_format
 from elm_jax.runtime import trees
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
 from elm_jax.types import Params
-from elm_jax.workflows.t5x_expert import (
-    T5X_COMMIT,
-    expert_from_checkpoint,
-)
+from elm_jax.workflows.convert.t5x_expert import T5X_COMMIT, expert_from_checkpoint
 
 try:
     from t5x import optimizers, state_utils

@@ -28,7 +28,7 @@ from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.loop import train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary, train_vocabulary
-from elm_jax.workflows import run_record
+from elm_jax.workflows.train import run_record
 
 logger = logging.getLogger(__name__)
 

@@ -6,50 +6,30 @@ worker takes the next expert that nobody works on, trains it by the ordinary `tr
 checkpoints of an earlier worker if there are any, and looks for the next.
 """
 
-import csv
 import dataclasses
-import io
 import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from elm_jax.data import sources
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import LOST_PROCESS, ElmError, InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
-from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import hosts, preemption, sharding, storage
 from elm_jax.runtime.leases import Attempt, Lease, Leases
-from elm_jax.training.early_end import EarlyEnd
-from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.train import TrainConfig, task_data, train
+from elm_jax.workflows.farm.farm_status import is_over, tries
+from elm_jax.workflows.farm.jobs import Job, read, run_dir
+from elm_jax.workflows.train.train_config import TrainConfig
+from elm_jax.workflows.train.train_expert import task_data, train
 
 logger = logging.getLogger(__name__)
-SCHEMA_VERSION = 1
 SICK_AFTER = 3
 """So many experts in a row that fail are the fault of the worker rather than theirs."""
-STATES = ("waiting", "training", "stopped", "silent", "done", "failed")
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One expert of a farm.
-
-    Attributes:
-        id: of the expert.
-        config: its whole run.
-        gin: the config as gin text, for the run's folder.
-    """
-
-    id: str
-    config: TrainConfig
-    gin: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,120 +60,6 @@ class WorkSettings:
             raise InputError(describe("A worker's settings are out of range",
                                       got=f"lease of {self.lease_seconds} s, {self.attempts} attempts",
                                       expected="a lease of at least 3 s, at least one attempt"))
-
-
-# -- the table
-
-
-def read_table(path: storage.PathLike) -> list[dict[str, Any]]:
-    """Rows of a table of experts, JSON lines or CSV: ``task``, and what else is set for each.
-
-    ``expert_id`` is the task's name where a row has none. Any other column is a gin macro or parameter,
-    without its value in empty cells; CSV cells are read as gin would, and as text where that fails.
-
-    Raises:
-        InputError: no rows, a row without a task, an id that is no file name or stands twice.
-    """
-    if str(path).endswith(".csv"):
-        rows = [{name: _cell(value) for name, value in row.items() if name and value not in (None, "")}
-                for row in csv.DictReader(io.StringIO(storage.read_text(path)))]
-    else:
-        rows = list(sources.read_lines(path))
-    if not rows:
-        raise InputError(describe("The table of experts has no rows", where=path))
-    ids: dict[str, int] = {}
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}, row {number}"
-        if not isinstance(row.get("task"), str) or not row["task"].strip():
-            raise InputError(describe("A row of the table has no task", where=where, got=row))
-        row.setdefault("expert_id", row["task"])
-        storage.require_name(row["expert_id"], where, "expert_id")
-        if ids.setdefault(row["expert_id"], number) != number:
-            raise InputError(describe(
-                "Two rows of the table have one expert_id", where=where, got=row["expert_id"],
-                expected=f"another one than row {ids[row['expert_id']]}"))
-    return rows
-
-
-def _cell(text: str) -> Any:
-    import ast  # late: for tables only
-
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text.strip()
-
-
-def bindings_of(row: Mapping[str, Any]) -> list[str]:
-    """A row's columns as gin bindings."""
-    names = {"task": "TASK", "expert_id": "train.expert_id"}
-    return [f"{names.get(name, name)} = {value!r}" for name, value in row.items() if name != "gin_file"]
-
-
-# -- the folder
-
-
-def create(folder: storage.PathLike, jobs: list[Job]) -> int:
-    """Writes, or extends, a farm. Returns how many experts are new.
-
-    Raises:
-        InputError: an expert that is there already has another config.
-    """
-    folder = storage.as_path(folder)
-    Leases(folder / "attempts", 3)  # refuses a bucket
-    known = {job.id: job for job in read(folder)} if (folder / "farm.json").exists() else {}
-    for job in jobs:
-        if job.id in known and known[job.id].config.digest() != job.config.digest():
-            raise InputError(describe(
-                "The farm has an expert of this id with another config", where=f"{folder}: {job.id}",
-                got=job.config.digest(), expected=known[job.id].config.digest(),
-                cure="give it another expert_id, or make another farm"))
-    merged = {**known, **{job.id: job for job in jobs}}
-    storage.write_json(folder / "farm.json", {"schema_version": SCHEMA_VERSION, "experts": [
-        {"id": job.id, "config": dataclasses.asdict(job.config), "gin": job.gin} for job in merged.values()]})
-    return len(merged) - len(known)
-
-
-def read(folder: storage.PathLike) -> list[Job]:
-    """The experts of a farm, in the table's order."""
-    value = storage.read_json(storage.as_path(folder) / "farm.json", kind="farm",
-                              schema_version=SCHEMA_VERSION)
-    return [Job(entry["id"], _config(entry["config"]), entry["gin"]) for entry in value["experts"]]
-
-
-def _config(facts: Mapping[str, Any]) -> TrainConfig:
-    values = {name: _tuples(value) for name, value in facts.items()}
-    made = {name: make(facts[name]) for name, make in _NESTED.items() if facts.get(name) is not None}
-    return TrainConfig(**{**values, **made})
-
-
-_NESTED: dict[str, Callable[[Any], Any]] = {
-    "optimizer": lambda facts: OptimizerConfig(**facts), "early_end": lambda facts: EarlyEnd(**facts),
-    "network": T5Config.from_dict}
-"""Fields of a `TrainConfig` that are configs themselves."""
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-# -- working
-
-
-def tries(attempts: list[Attempt]) -> int:
-    """Attempts that count: all but those that SIGTERM ended, and those that the user forgave."""
-    forgiven = max((one.number for one in attempts if one.end and one.end["how"] == "forgiven"), default=0)
-    return sum(one.number > forgiven and (one.end is None or one.end["how"] == "failed") for one in attempts)
-
-
-def is_over(attempts: list[Attempt], limit: int) -> bool:
-    """Whether nobody is to work on it again: it is done, or was given up."""
-    last = attempts[-1] if attempts else None
-    if last is None or last.end is None:
-        return False
-    failed = last.end["how"] == "failed"
-    return last.end["how"] == "done" or (failed and (last.end["final"] or tries(attempts) >= limit))
 
 
 class Worker:
@@ -339,84 +205,7 @@ class Worker:
         return self._base[1]
 
 
-def run_dir(folder: storage.PathLike, job: Job) -> storage.PathLike:
-    """Where an expert is trained: as its config says, from the farm's folder on where that is relative."""
-    own = job.config.model_dir
-    return storage.as_path(own) if not storage.is_local(own) else storage.as_path(folder) / own
-
-
 def _words(error: BaseException) -> str:
     if isinstance(error, ElmError):
         return str(error)
     return "".join(traceback.format_exception(error))[-4000:]
-
-
-# -- looking
-
-
-def status(folder: storage.PathLike, lease_seconds: float, limit: int) -> list[dict[str, Any]]:
-    """One row an expert: its state, attempts, worker, step, seconds of silence, error.
-
-    Silence is measured by the shared disk's own clock: a file that is made now tells what it says.
-    """
-    folder = storage.as_path(folder)
-    leases = Leases(folder / "attempts", lease_seconds)
-    now = _clock_of(folder)
-    return [_status_row(leases, job, folder, now, limit) for job in read(folder)]
-
-
-def _status_row(leases: Leases, job: Job, folder: Any, now: float | None, limit: int) -> dict[str, Any]:
-    attempts = leases.attempts(job.id)
-    last = attempts[-1] if attempts else None
-    end = (last.end if last else None) or {}
-    silent = None if last is None or end or now is None else max(0.0, now - last.beat[0] / 1e9)
-    if last is None or end.get("how") == "forgiven":
-        state = "waiting"
-    elif not end:
-        state = "training" if silent is None or silent <= leases.seconds else "silent"
-    elif end["how"] == "failed":
-        state = "failed" if is_over(attempts, limit) else "waiting"
-    else:
-        state = end["how"]
-    steps = [path.name for path in _listing(run_dir(folder, job) / "checkpoints") if path.name.isdecimal()
-             and storage.is_committed(path)]
-    failures = [one.end["error"] for one in attempts if one.end and one.end["how"] == "failed"]
-    return {"expert": job.id, "task": job.config.task, "kind": job.config.kind, "state": state,
-            "attempts": len(attempts), "worker": last.worker if last else None,
-            "step": end.get("steps") or max(map(int, steps), default=0), "seconds": end.get("seconds"),
-            "silent_seconds": silent, "error": failures[-1] if failures and state != "done" else None}
-
-
-def _listing(folder: Any) -> list[Any]:
-    return list(folder.iterdir()) if folder.exists() else []
-
-
-def _clock_of(folder: Any) -> float | None:
-    """The time by the clock of the disk that a folder lies on; None if nothing can be written there."""
-    path = folder / f".clock-{os.getpid()}"
-    try:
-        path.write_text("")
-        found = os.stat(path).st_mtime
-        path.unlink()
-    except OSError:
-        return None
-    return found
-
-
-def forgive(folder: storage.PathLike, names: list[str], limit: int) -> list[str]:
-    """Lets experts that were given up be tried again; all of them if none is named. Returns their ids."""
-    folder = storage.as_path(folder)
-    leases = Leases(folder / "attempts", 3)
-    known = [job.id for job in read(folder)]
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise InputError(describe("The farm has no such expert", where=folder, got=unknown))
-    given_up = []
-    for name in names or known:
-        attempts = leases.attempts(name)
-        if is_over(attempts, limit) and attempts[-1].end["how"] == "failed":
-            lease = leases.claim(name, attempts[-1].number + 1)
-            if lease is not None:
-                lease.end("forgiven")
-                given_up.append(name)
-    return given_up

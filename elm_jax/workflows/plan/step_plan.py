@@ -24,7 +24,7 @@ from elm_jax.training import state as states
 from elm_jax.training import step as steps
 from elm_jax.types import Batch, Params
 from elm_jax.workflows.chips import Topology, devices_of
-from elm_jax.workflows.train import FORM_OF_KIND, TrainConfig
+from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 
 logger = logging.getLogger(__name__)
 GIGA = 1e9

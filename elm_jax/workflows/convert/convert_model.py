@@ -24,8 +24,8 @@ from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import streaming
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.runtime.config_checks import check_choice, check_positive
-from elm_jax.workflows import t5x_expert, verify
 from elm_jax.workflows.choices import DTYPES, LAYOUTS
+from elm_jax.workflows.convert import t5x_expert, verify
 
 logger = logging.getLogger(__name__)
 REPORT_FILE = "conversion_report.json"

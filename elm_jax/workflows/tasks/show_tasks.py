@@ -12,7 +12,7 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import storage
 from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
-from elm_jax.workflows import task_stats
+from elm_jax.workflows.tasks import task_stats
 
 
 def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:

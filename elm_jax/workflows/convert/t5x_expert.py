@@ -12,6 +12,7 @@ import numpy as np
 from elm_jax.data import registry
 from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe
+from elm_jax.experts import template_versions
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, trained_leaves
@@ -25,8 +26,8 @@ from elm_jax.models.t5 import t5x_names
 from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import storage, trees
 from elm_jax.runtime.config_checks import check_choice
-from elm_jax.workflows import run_record, template_versions
 from elm_jax.workflows.choices import EXPERT_KINDS
+from elm_jax.workflows.train import run_record
 
 T5X_COMMIT = "cc342d4"
 """The T5X that gin/t5x/ and this module were tested with."""

@@ -5,13 +5,13 @@ merging -> evaluation (the complete matrix of experts and tasks) -> report.
 """
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
 
 from elm_jax.data import registry
+from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
@@ -20,18 +20,18 @@ from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows import report as reporting
-from elm_jax.workflows import run_record, study_checks, study_routing
 from elm_jax.workflows.build_library import build_library
 from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_in, model_of
-from elm_jax.workflows.farm import Job
+from elm_jax.workflows.farm.jobs import Job
 from elm_jax.workflows.merge import in_memory as merging
-from elm_jax.workflows.pretrain import PretrainConfig, check_same_base, pretrain
-from elm_jax.workflows.study_config import StageSettings, StudyConfig
-from elm_jax.workflows.task_data import TaskData
-from elm_jax.workflows.train import TrainConfig, train
-from elm_jax.workflows.train_stack import train_experts
+from elm_jax.workflows.study import study_checks, study_routing
+from elm_jax.workflows.study.study_config import StageSettings, StudyConfig
+from elm_jax.workflows.train import run_record
+from elm_jax.workflows.train.pretrain import PretrainConfig, check_same_base, pretrain
+from elm_jax.workflows.train.train_config import TrainConfig
+from elm_jax.workflows.train.train_expert import train
+from elm_jax.workflows.train.train_stack import train_experts
 
-logger = logging.getLogger(__name__)
 MULTITASK_ID = "multitask"
 ALL_DATASETS_ID = "merged_dataset_experts"
 

@@ -12,7 +12,7 @@ from elm_jax.data.templates import dataset_path
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.evaluation.groups import BENCHMARKS
 from elm_jax.runtime import sharding, storage
-from elm_jax.workflows.study_config import StudyConfig
+from elm_jax.workflows.study.study_config import StudyConfig
 
 logger = logging.getLogger(__name__)
 BENCHMARK_FIELDS = tuple(BENCHMARKS.values())

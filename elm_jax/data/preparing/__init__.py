@@ -1,0 +1,1 @@
+"""Tasks as arrays of tokens: rendered, tokenised and kept."""

@@ -1,0 +1,1 @@
+"""`elm convert`: models and experts between this program, Hugging Face and T5X."""

@@ -1,0 +1,1 @@
+"""`elm farm`: a table of experts, trained by many workers."""

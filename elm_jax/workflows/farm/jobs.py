@@ -1,0 +1,81 @@
+"""A farm's folder: every expert's whole config in ``farm.json``."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from elm_jax.errors import InputError, describe
+from elm_jax.models.t5.config import T5Config
+from elm_jax.runtime import storage
+from elm_jax.runtime.leases import Leases
+from elm_jax.training.early_end import EarlyEnd
+from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.workflows.train.train_config import TrainConfig
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One expert of a farm.
+
+    Attributes:
+        id: of the expert.
+        config: its whole run.
+        gin: the config as gin text, for the run's folder.
+    """
+
+    id: str
+    config: TrainConfig
+    gin: str = ""
+
+
+def create(folder: storage.PathLike, jobs: list[Job]) -> int:
+    """Writes, or extends, a farm. Returns how many experts are new.
+
+    Raises:
+        InputError: an expert that is there already has another config.
+    """
+    folder = storage.as_path(folder)
+    Leases(folder / "attempts", 3)  # refuses a bucket
+    known = {job.id: job for job in read(folder)} if (folder / "farm.json").exists() else {}
+    for job in jobs:
+        if job.id in known and known[job.id].config.digest() != job.config.digest():
+            raise InputError(describe(
+                "The farm has an expert of this id with another config", where=f"{folder}: {job.id}",
+                got=job.config.digest(), expected=known[job.id].config.digest(),
+                cure="give it another expert_id, or make another farm"))
+    merged = {**known, **{job.id: job for job in jobs}}
+    storage.write_json(folder / "farm.json", {"schema_version": SCHEMA_VERSION, "experts": [
+        {"id": job.id, "config": dataclasses.asdict(job.config), "gin": job.gin} for job in merged.values()]})
+    return len(merged) - len(known)
+
+
+def read(folder: storage.PathLike) -> list[Job]:
+    """The experts of a farm, in the table's order."""
+    value = storage.read_json(storage.as_path(folder) / "farm.json", kind="farm",
+                              schema_version=SCHEMA_VERSION)
+    return [Job(entry["id"], _config(entry["config"]), entry["gin"]) for entry in value["experts"]]
+
+
+def _config(facts: Mapping[str, Any]) -> TrainConfig:
+    values = {name: _tuples(value) for name, value in facts.items()}
+    made = {name: make(facts[name]) for name, make in _NESTED.items() if facts.get(name) is not None}
+    return TrainConfig(**{**values, **made})
+
+
+_NESTED: dict[str, Callable[[Any], Any]] = {
+    "optimizer": lambda facts: OptimizerConfig(**facts), "early_end": lambda facts: EarlyEnd(**facts),
+    "network": T5Config.from_dict}
+"""Fields of a `TrainConfig` that are configs themselves."""
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def run_dir(folder: storage.PathLike, job: Job) -> storage.PathLike:
+    """Where an expert is trained: as its config says, from the farm's folder on where that is relative."""
+    own = job.config.model_dir
+    return storage.as_path(own) if not storage.is_local(own) else storage.as_path(folder) / own

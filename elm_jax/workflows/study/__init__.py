@@ -1,0 +1,1 @@
+"""`elm study`: trains, builds, routes, merges, evaluates and reports."""

@@ -1,0 +1,1 @@
+"""`elm tasks`: lists, shows, counts, checks and caches tasks."""

@@ -1,0 +1,1 @@
+"""`elm train` and `elm pretrain`: experts, stacks of them, bases."""

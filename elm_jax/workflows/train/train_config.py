@@ -1,0 +1,187 @@
+"""The config of one training run (gin: ``train.*``)."""
+
+import dataclasses
+import hashlib
+import json
+
+from elm_jax.errors import InputError, describe
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.t5.config import DTYPES, T5Config
+from elm_jax.models.t5.network import Layout, T5Network
+from elm_jax.runtime import sharding
+from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
+from elm_jax.training.early_end import EarlyEnd
+from elm_jax.training.optimizers import OptimizerConfig
+
+FORM_OF_KIND = {"prompt": "adapter", "dataset": "full", "multitask": "full"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run (gin: ``train.*``).
+
+    Attributes:
+        model_dir: run folder; the finished expert stands in its ``expert/``.
+        task: name of a task or of a mixture of tasks, or several names separated by commas.
+        kind: ``prompt``, ``dataset`` or ``multitask``.
+        initial_checkpoint_path: folder of the base.
+        train_steps: optimiser steps; give this or `epochs`.
+        epochs: passes over the data; give this or `train_steps`.
+        batch_size: global batch size, in rows (packed rows when `pack`).
+        task_feature_lengths: ``{'inputs': S, 'targets': T}``, tokens.
+        optimizer: see `OptimizerConfig`.
+        dropout_rate: of the network while training.
+        random_seed: of order, dropout and adapter initialisation.
+        pack: several examples in one row, separated by segment ids.
+        max_examples: at most so many examples of each dataset an epoch; None for all.
+        train_norms: whether the RMS norms train with the adapters.
+        adapter_bottleneck: width of the adapters; None for d_model // 32.
+        lora_rank: LoRA's updates of this rank in place of the adapters; None for adapters.
+        lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
+        task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
+            recipe (ELM.md's, for the training tasks), whatever is given here.
+        few_shot: rows of the train split that stand, with their answers, before each input, as far as its
+            length allows.
+        dtype: of activations; parameters are float32.
+        num_microbatches: gradient accumulation steps in one optimiser step.
+        mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
+        mesh_model: size of the mesh's model axis.
+        sharding_rules: rows (logical axis, mesh axis) in place of those of `sharding.DEFAULT_RULES`.
+        remat: what the backward pass computes again: ``none``, ``dots`` or ``layer``; see `Layout`.
+        scan_layers: whether layers run as a loop: one compiled layer, whatever their number.
+        base_dtype: in which the frozen kernels and embeddings lie on the devices; None for float32.
+        network: dimensions of the base, if they are to be checked; `elm train --plan` needs no base then.
+        checkpoint_period: steps between checkpoints.
+        keep_checkpoints: how many of the newest are kept.
+        log_period: steps between rows of ``metrics.jsonl``.
+        tensorboard: whether TensorBoard files are written beside them.
+        modules: registries to import by name.
+        prepared_dir: folder of prepared arrays; None prepares in memory.
+        expert_id: name of the expert; None for the task's name.
+        early_end: the rule by which the run may end before its last step; None for no such rule.
+    """
+
+    model_dir: str
+    task: str
+    initial_checkpoint_path: str
+    kind: str = "prompt"
+    train_steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 16
+    task_feature_lengths: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"inputs": 256, "targets": 128})
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    dropout_rate: float = 0.1
+    random_seed: int = 0
+    pack: bool = True
+    max_examples: int | None = 50_000
+    train_norms: bool = True
+    adapter_bottleneck: int | None = None
+    dtype: str = "float32"
+    num_microbatches: int = 1
+    mesh_data: int = -1
+    mesh_model: int = 1
+    sharding_rules: tuple[tuple | list, ...] = ()
+    remat: str = "none"
+    scan_layers: bool = False
+    base_dtype: str | None = None
+    network: T5Config | None = None
+    checkpoint_period: int = 1000
+    keep_checkpoints: int = 2
+    log_period: int = 10
+    tensorboard: bool = True
+    modules: tuple[str, ...] = ("elm_jax.tasks",)
+    prepared_dir: str | None = None
+    expert_id: str | None = None
+    early_end: EarlyEnd | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    task_recipe: bool = False
+    few_shot: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("kind", self.kind, FORM_OF_KIND)
+        check_choice("dtype", self.dtype, DTYPES)
+        self.rules()
+        self.layout()
+        self._check_base_dtype()
+        check_range("dropout_rate", self.dropout_rate, 0, 1)
+        check_range("random_seed", self.random_seed, 0)
+        check_range("few_shot", self.few_shot, 0)
+        check_positive(batch_size=self.batch_size, num_microbatches=self.num_microbatches,
+                       checkpoint_period=self.checkpoint_period, log_period=self.log_period,
+                       keep_checkpoints=self.keep_checkpoints, train_steps=self.train_steps,
+                       epochs=self.epochs, max_examples=self.max_examples, mesh_model=self.mesh_model,
+                       adapter_bottleneck=self.adapter_bottleneck, lora_rank=self.lora_rank,
+                       lora_alpha=self.lora_alpha,
+                       **{f"task_feature_lengths[{name!r}]": length
+                          for name, length in self.task_feature_lengths.items()})
+        if (self.train_steps is None) == (self.epochs is None):
+            raise InputError(describe("Give the length of training once", where="train",
+                                      got=f"train_steps={self.train_steps}, epochs={self.epochs}",
+                                      expected="exactly one of TRAIN_STEPS and EPOCHS"))
+        without = self.lora_rank is None and self.lora_alpha is not None
+        if without or (self.lora_rank is not None and self.adapter_bottleneck is not None):
+            raise InputError(describe(
+                "Give one kind of adapters", where="train",
+                got=f"adapter_bottleneck={self.adapter_bottleneck}, lora_rank={self.lora_rank}, "
+                f"lora_alpha={self.lora_alpha}", expected="a bottleneck, or a rank (and perhaps an alpha)"))
+        if self.task_recipe and self.kind != "prompt":
+            raise InputError(describe("A task's recipe is that of a prompt expert", where="train.task_recipe",
+                                      got=f"kind {self.kind!r}", cure="give lengths, batch size and epochs"))
+        if set(self.task_feature_lengths) != {"inputs", "targets"}:
+            raise InputError(describe("TASK_FEATURE_LENGTHS names the wrong features",
+                                      got=sorted(self.task_feature_lengths),
+                                      expected=["inputs", "targets"]))
+
+    def _check_base_dtype(self) -> None:
+        if self.base_dtype is None:
+            return
+        check_choice("base_dtype", self.base_dtype, DTYPES)
+        if FORM_OF_KIND[self.kind] == "full":
+            raise InputError(describe(
+                "There is no frozen base whose dtype could be chosen", where="train.base_dtype",
+                got=f"{self.base_dtype} for kind {self.kind!r}, which trains every leaf",
+                expected="None", cure="leaves that train stay in float32; leave BASE_DTYPE out"))
+
+    def layout(self) -> Layout:
+        """How the network is computed; decides no result."""
+        return Layout(self.remat, self.scan_layers)
+
+    def network_of(self, base: T5Config) -> T5Network:
+        """The network that trains, from that of the base (adapters are there already)."""
+        config = dataclasses.replace(base, dropout_rate=self.dropout_rate, dtype=self.dtype)
+        return T5Network(config, self.layout())
+
+    def rules(self) -> sharding.Rules:
+        """The run's sharding rules: the default ones with `sharding_rules` in their places."""
+        return sharding.make_rules(self.sharding_rules, where="train.sharding_rules")
+
+    def base_rules(self) -> sharding.Rules:
+        """Where the run's base lies: where its leaves train if they do, else split as far as possible."""
+        return self.rules() if FORM_OF_KIND[self.kind] == "full" else sharding.split_rules(self.rules())
+
+    def adapter(self) -> AdapterConfig:
+        """The adapters of a prompt expert."""
+        if self.lora_rank is None:
+            return AdapterConfig(bottleneck=self.adapter_bottleneck)
+        return AdapterConfig(kind="lora", rank=self.lora_rank, alpha=self.lora_alpha)
+
+    def digest(self) -> str:
+        """Hash of all that decides the result (not of where it is written or on what mesh)."""
+        facts = dataclasses.asdict(self)
+        for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
+                     "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",
+                     "remat", "scan_layers", "network"):
+            facts.pop(name)
+        for name in ("early_end", "lora_rank", "lora_alpha"):
+            if facts[name] is None:  # as it was before there were such settings
+                facts.pop(name)
+        for name in ("task_recipe", "few_shot"):
+            if not facts[name]:
+                facts.pop(name)
+        if self.base_dtype in (None, "float32"):  # as it was before there was a choice
+            facts.pop("base_dtype")
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
