@@ -18,10 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from elm_jax.data import registry, sources
-from elm_jax.data.cursor import MixtureSource, TrainStream
-from elm_jax.data.prepare import prepare, tokenised_rows
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.preparing.prepare import prepare, tokenised_rows
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import row_files
 from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 
 PIECES = 8000
@@ -45,10 +46,10 @@ def through_seqio(name: str, path: str) -> None:
     """The SeqIO task's examples as numpy, as SeqIO gives them."""
     import seqio
 
-    from elm_jax.data import pipeline
+    from elm_jax.data.preparing import seqio_tasks
 
-    pipeline.import_tasks(["elm_jax.tasks"])
-    with pipeline.use_vocabulary(path):
+    seqio_tasks.import_tasks(["elm_jax.tasks"])
+    with seqio_tasks.use_vocabulary(path):
         data = seqio.get_mixture_or_task(name).get_dataset(None, split=SPLIT, shuffle=False)
         for _ in data.as_numpy_iterator():
             pass
@@ -120,7 +121,7 @@ def main() -> None:
         print(f"{key}: {value:,.1f}" if isinstance(value, float) else f"{key}: {value}")
     print(json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                       "python": sys.version.split()[0], "dataset": arguments.dataset,
-                      "data": str(sources.data_dir()), **summary}))
+                      "data": str(row_files.data_dir()), **summary}))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 import elm_jax as elm
-from elm_jax.evaluation.cells import Cell, macro_mean
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.experts.overlay import Expert
 from elm_jax.merging.methods.method_table import METHODS
+from elm_jax.reporting.cells import Cell, macro_mean
 from elm_jax.runtime import sharding
 from elm_jax.workflows.merge.search_merge import SearchConfig, search_weights
 

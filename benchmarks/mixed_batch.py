@@ -22,7 +22,7 @@ from stacked import ALL_SHAPES
 from train_step import machine
 
 from elm_jax.evaluation.rank import score_choices
-from elm_jax.evaluation.stacked import greedy_mixed, score_mixed
+from elm_jax.evaluation.stacked_evaluator import greedy_mixed, score_mixed
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Network
 from elm_jax.models.decode import greedy

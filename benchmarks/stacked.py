@@ -25,8 +25,8 @@ from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Network
 from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees
-from elm_jax.training import stacked
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.stack import stacked_step
 from elm_jax.training.state import create_state
 from elm_jax.training.step import StepSpec, compile_step, make_spec
 from elm_jax.types import Params
@@ -88,17 +88,17 @@ def solo(spec: StepSpec, overlay: Params, frozen: Params, shapes: Shapes) -> Pro
 def stack(spec: StepSpec, overlay: Params, frozen: Params, shapes: Shapes, experts: int,
           at_once: int | None = None) -> Program:
     """The step of E experts in one program."""
-    whole = stacked.make_stack_spec(spec, experts, at_once)
+    whole = stacked_step.make_stack_spec(spec, experts, at_once)
     start = time.perf_counter()
-    programs = stacked.compile_stack(whole)
+    programs = stacked_step.compile_stack(whole)
     seconds = time.perf_counter() - start
-    state = stacked.empty_stack(whole)
+    state = stacked_step.empty_stack(whole)
     for number in range(experts):
         state = programs.enter(state, overlay, np.int32(number))
     held = [state]
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / experts
-    batch = stacked.put_stacked([make_batch(shapes)] * experts, whole)
-    slots = jax.device_put(stacked.Slots(
+    batch = stacked_step.put_stacked([make_batch(shapes)] * experts, whole)
+    slots = jax.device_put(stacked_step.Slots(
         np.arange(experts, dtype=np.uint32), np.full(experts, 1000, np.int32),
         np.full(experts, 1e-4, np.float32), np.ones(experts, bool)))
 

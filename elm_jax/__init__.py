@@ -17,9 +17,9 @@ from elm_jax.runtime import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says the same
     # Experts and what they stand on.
-    from elm_jax.data.own_task import add_task
-    from elm_jax.data.prepared import PreparedSplit
+    from elm_jax.data.arrays.prepared import PreparedSplit
     from elm_jax.data.preparing.task_data import TaskData
+    from elm_jax.data.registry.own_task import add_task
     from elm_jax.errors import ElmError, InputError, RunError
     from elm_jax.experts.base import Base, load_base, save_base
     from elm_jax.experts.card import ExpertCard
@@ -54,7 +54,7 @@ _MODULES = {
     "ExpertLibrary": "elm_jax.experts.library",
     "InputError": "elm_jax.errors",
     "OptimizerConfig": "elm_jax.training.optimizers",
-    "PreparedSplit": "elm_jax.data.prepared",
+    "PreparedSplit": "elm_jax.data.arrays.prepared",
     "PretrainConfig": "elm_jax.workflows.train.pretrain",
     "RoutingDecision": "elm_jax.routing.vote",
     "RoutingInstance": "elm_jax.routing.text",
@@ -65,7 +65,7 @@ _MODULES = {
     "TaskData": "elm_jax.data.preparing.task_data",
     "TrainConfig": "elm_jax.workflows.train.train_expert",
     "Vocabulary": "elm_jax.vocabularies.vocabulary",
-    "add_task": "elm_jax.data.own_task",
+    "add_task": "elm_jax.data.registry.own_task",
     "build_library": "elm_jax.workflows.build_library",
     "convert": "elm_jax.workflows.convert.convert_model",
     "evaluate": "elm_jax.workflows.evaluate",

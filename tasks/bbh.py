@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from elm_jax.data import registry
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.prompts.templates import PromptTemplate
+from elm_jax.data.registry import registry
 
 FIXED = {"boolean_expressions": ("True", "False"), "sports_understanding": ("yes", "no"),
          "web_of_lies": ("Yes", "No")}

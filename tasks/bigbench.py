@@ -12,8 +12,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from elm_jax.data import registry, sources
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.prompts.templates import PromptTemplate
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
 
@@ -69,7 +70,7 @@ def _settings(path: str) -> dict[str, dict[str, Any]]:
 
 
 def _settings_file() -> str | None:
-    folder = sources.data_dir()
+    folder = row_files.data_dir()
     path = folder and folder / "bigbench" / "tasks.json"
     return str(path) if path and path.exists() else None
 
@@ -92,7 +93,7 @@ def _adapt(row: Mapping[str, Any], task: str) -> dict[str, Any]:
     """A row's prefixes, input, choices and target (the first of the best choices)."""
     path = _settings_file()
     if path is None:
-        raise InputError(describe("BIG-bench tasks need their settings", where=sources.data_dir(),
+        raise InputError(describe("BIG-bench tasks need their settings", where=row_files.data_dir(),
                                   expected="a file bigbench/tasks.json below the data folder"))
     settings = _settings(path)
     key = f"{task}/{row['subtask']}" if "subtask" in row else task

@@ -16,7 +16,7 @@ from elm_jax.tasks.pins import versions_of
 from elm_jax.tasks.recipes import SEEN_ROWS
 from elm_jax.tasks.t0_train import TASKS as TRAIN_TASKS
 
-from elm_jax.data import registry
+from elm_jax.data.registry import registry
 
 LANGUAGES = {"ko": "Korean", "es": "Spanish", "zh": "Chinese", "fr": "French", "ja": "Japanese"}
 SUMMARIES = TRAIN_TASKS[TRAIN_TASKS.index("xsum__summarize_this_doc_summary")]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from elm_jax.tasks.pins import versions_of
 from elm_jax.tasks.recipes import recipe_of
 
-from elm_jax.data import registry, templates
+from elm_jax.data.prompts import templates
+from elm_jax.data.registry import registry
 
 TEMPLATE_FOLDER = os.path.join(os.path.dirname(__file__), "templates")
 """Templates of our own, in promptsource's layout, for data sets that promptsource has none for."""

@@ -1,5 +1,5 @@
 """Import this to have every task and mixture in SeqIO's own registries (``MIXTURE_OR_TASK_MODULE``)."""
 
-from elm_jax.data import pipeline
+from elm_jax.data.preparing import seqio_tasks
 
-pipeline.import_tasks(["elm_jax.tasks"])
+seqio_tasks.import_tasks(["elm_jax.tasks"])

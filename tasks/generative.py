@@ -7,7 +7,7 @@ Eight of the data sets have no promptsource templates, or none that fit; ours li
 from elm_jax.tasks.facts import Dataset, add_datasets
 from elm_jax.tasks.recipes import SEEN_ROWS
 
-from elm_jax.data import registry
+from elm_jax.data.registry import registry
 
 DATASETS = (
     Dataset(

@@ -9,7 +9,8 @@ import os
 
 from elm_jax.tasks import facts, pins
 
-from elm_jax.data import registry, templates
+from elm_jax.data.prompts import templates
+from elm_jax.data.registry import registry
 from elm_jax.runtime import storage
 
 

@@ -1,11 +1,12 @@
 """Where a data set's rows come from, of those that ``datasets.load_dataset(name, config)`` does not give.
 
-`elm tasks check` prints these. Files are wanted as JSON lines in the layout of `elm_jax.data.sources`.
+`elm tasks check` prints these. Files are wanted as JSON lines in the layout of
+`elm_jax.data.sources.row_files`.
 """
 
 from elm_jax.tasks import bbh, bigbench, compositional
 
-from elm_jax.data import registry
+from elm_jax.data.registry import registry
 
 ORIGINS = {
     **{("anli", config): f"datasets.load_dataset('anli'): train_{config} as train.jsonl, dev_{config} as "

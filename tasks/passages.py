@@ -12,7 +12,10 @@ from typing import Any
 
 from elm_jax.tasks import bbh, bigbench, generative, t0_eval, t0_train
 
-from elm_jax.data import pretraining, registry, sources, templates
+from elm_jax.data.arrays import span_corruption
+from elm_jax.data.prompts import templates
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import row_files
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +56,8 @@ def candidates() -> Iterator[str]:
     """
     missing = []
     for field in PASSAGES:
-        if sources.find_split(field.dataset, field.config, "train") is not None:
-            yield from sources.read_passages(field.dataset, field.config, field.fields)
+        if row_files.find_split(field.dataset, field.config, "train") is not None:
+            yield from row_files.read_passages(field.dataset, field.config, field.fields)
         else:
             missing.append(field.name)
     if missing:
@@ -77,8 +80,8 @@ def held_out() -> Iterator[str]:
     held += [(task.dataset, task.config, "test")
              for task in map(registry.get_task, bigbench.TASKS + bigbench.EXTRA_TASKS + bbh.TASKS)]
     for dataset, config, split in held:
-        if sources.find_split(dataset, config, split) is not None:
-            for row in sources.read_rows(dataset, config, split):
+        if row_files.find_split(dataset, config, split) is not None:
+            for row in row_files.read_rows(dataset, config, split):
                 yield from _texts(row)
 
 
@@ -94,5 +97,5 @@ def _texts(value: Any) -> Iterator[str]:
 def read_passages() -> list[str]:
     """Raw passages for pretraining: the candidates that share no twelve words in a row with `held_out`."""
     found = list(candidates())
-    overlaps = pretraining.check_overlap(found, held_out())
+    overlaps = span_corruption.check_overlap(found, held_out())
     return [passage for number, passage in enumerate(found) if number not in overlaps]

@@ -8,7 +8,7 @@ from prompt to prompt, the value of most. `elm train` takes them with ``train.ta
 
 from elm_jax.tasks.categories import CATEGORY_OF
 
-from elm_jax.data.registry import Recipe
+from elm_jax.data.registry.registry import Recipe
 
 PROMPT_CAP = 50_000
 GENERATION_CAP = 10_000

@@ -7,7 +7,7 @@ the role ``unseen_extra``.
 
 from elm_jax.tasks.facts import Dataset, add_datasets
 
-from elm_jax.data import registry
+from elm_jax.data.registry import registry
 
 DATASETS = (
     Dataset(

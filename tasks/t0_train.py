@@ -12,7 +12,7 @@ from elm_jax.tasks.categories import CATEGORIES, CATEGORY_OF
 from elm_jax.tasks.facts import Dataset, add_datasets
 from elm_jax.tasks.recipes import DATASET_CAP, GENERATION_CAP, PROMPT_CAP, SEEN_ROWS, T0_CAP
 
-from elm_jax.data import registry
+from elm_jax.data.registry import registry
 
 DATASETS = (
     Dataset(

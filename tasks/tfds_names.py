@@ -10,8 +10,8 @@ fields already are left as they are.
 
 from typing import Any
 
-from elm_jax.data import tfds_rows
-from elm_jax.data.tfds_rows import TfdsName
+from elm_jax.data.sources import tfds_rows
+from elm_jax.data.sources.tfds_rows import TfdsName
 
 _TFDS_COARSE = ("DESC", "ENTY", "ABBR", "HUM", "NUM", "LOC")
 _TFDS_FINE = (

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from elm_jax.cli.printing import print_table
 from elm_jax.cli.tasks import modules_of
-from elm_jax.data import registry
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import load_base
 from elm_jax.runtime import hosts, sharding, storage

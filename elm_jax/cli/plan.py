@@ -11,7 +11,7 @@ from elm_jax.cli.printing import print_json
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import detect
 from elm_jax.models.t5.config import T5Config
-from elm_jax.workflows import chips
+from elm_jax.planning import chips
 from elm_jax.workflows.plan import study_plan
 from elm_jax.workflows.plan.step_plan import StepPlan, plan_run
 from elm_jax.workflows.train.train_config import TrainConfig

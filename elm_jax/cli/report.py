@@ -4,7 +4,7 @@ import argparse
 
 from rich.console import Console
 
-from elm_jax.workflows import report as reporting
+from elm_jax.reporting import study_report as reporting
 
 
 def report(arguments: argparse.Namespace) -> None:

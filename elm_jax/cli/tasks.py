@@ -15,9 +15,9 @@ from rich.progress import track
 from rich.table import Table
 
 from elm_jax.cli.printing import print_json, print_table
-from elm_jax.data import sources
 from elm_jax.data.preparing.task_data import TaskData
-from elm_jax.data.prompted_task import describe_dropped
+from elm_jax.data.registry.prompted_task import describe_dropped
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import load_vocabulary
 from elm_jax.runtime.config_checks import check_positive
@@ -61,7 +61,7 @@ def list_tasks(arguments: argparse.Namespace) -> None:
     print_table(table)
     unserved = sum(reason is not None for reason in lacks.values())
     logger.info("%d tasks, %d of them cannot be prepared; %s is %s", len(lacks), unserved,
-                sources.DATA_DIR_VARIABLE, sources.data_dir() or "not set")
+                row_files.DATA_DIR_VARIABLE, row_files.data_dir() or "not set")
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -117,7 +117,7 @@ def check(arguments: argparse.Namespace) -> int:
     rows = list(task_check.check_data(modules_of(arguments)))
     faults = [fault for row in rows for fault in row["faults"]]
     if arguments.json:
-        print_json({"datasets": rows, "data_dir": str(sources.data_dir() or "")})
+        print_json({"datasets": rows, "data_dir": str(row_files.data_dir() or "")})
         return 1 if faults else 0
     table = Table("dataset", "config", "role", "tasks", "rows", "lacking, or where to get it")
     for row in sorted(rows, key=lambda row: not row["splits"]):
@@ -127,7 +127,7 @@ def check(arguments: argparse.Namespace) -> int:
     print_table(table)
     present = [row for row in rows if row["splits"]]
     print(f"{len(present)} data sets are there, {len(rows) - len(present)} are not; "
-          f"{sources.DATA_DIR_VARIABLE} is {sources.data_dir() or 'not set'}")
+          f"{row_files.DATA_DIR_VARIABLE} is {row_files.data_dir() or 'not set'}")
     if len(present) < len(rows):
         print(task_check.HOW_TO_GET)
     for fault in faults:

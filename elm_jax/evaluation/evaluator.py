@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from elm_jax.data.batches import choose_bucket, make_choice_batch, pad, trim
-from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.templates import dataset_path
+from elm_jax.data.arrays.batches import choose_bucket, make_choice_batch, pad, trim
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.evaluation import generate, metrics, rank
+from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
-from elm_jax.evaluation.settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding
 from elm_jax.types import Params

@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Iterable, Sequence
 
-from elm_jax.data import registry
-from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.registry import PromptedTask
-from elm_jax.data.templates import dataset_path
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.prompts.templates import dataset_path
+from elm_jax.data.registry import registry
+from elm_jax.data.registry.registry import PromptedTask
 from elm_jax.errors import InputError
 from elm_jax.experts.card import ExpertCard
 

@@ -22,7 +22,7 @@ from elm_jax.runtime import hosts, preemption, sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
-from elm_jax.training.metrics import MetricsLog, Progress
+from elm_jax.training.metrics_log import MetricsLog, Progress
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import TrainState
 from elm_jax.training.step import compile_step, make_spec, num_programs

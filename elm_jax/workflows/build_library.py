@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.draw import draw_rows
-from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation import stacked
+from elm_jax.evaluation import stacked_evaluator
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
@@ -203,13 +203,13 @@ def _evaluate_group(
         logger.info("%d experts are scored one after another: %s", len(experts), "their overlays are unlike"
                     if not all(alike) else f"the mesh has {axis} parts for experts")
         return
-    params = stacked.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
+    params = stacked_evaluator.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
     for task in tasks:
         instances = data.split(task, split_of(task), max_rows)
         for model in models:
             warn_of_arrays(model.card, instances)
             warn_of_searched_rows(model.card, instances)
-        results = stacked.evaluate_task_stacked(
+        results = stacked_evaluator.evaluate_task_stacked(
             network, params, instances, settings=settings,
             vocabulary=base.vocabulary, mesh=mesh, experts=[model.id for model in models],
             base=base.fingerprint, max_rows=max_rows)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from elm_jax.data import sources
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.text import RoutingInstance, format_text
@@ -39,7 +39,7 @@ def read_examples(path: storage.PathLike) -> list[RoutingInstance]:
         InputError: a line that is not JSON or has no ``inputs`` (file and line are named).
     """
     instances = []
-    for number, row in enumerate(sources.read_lines(path), start=1):
+    for number, row in enumerate(row_files.read_lines(path), start=1):
         if not isinstance(row.get("inputs"), str):
             raise InputError(describe("An instance has no text", where=f"{path}, line {number}",
                                       got=sorted(row), expected='a field "inputs" with a string'))

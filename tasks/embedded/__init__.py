@@ -10,7 +10,7 @@ import os
 
 from elm_jax.tasks.embedded.datasets import TRAIN, UNSEEN, passages, rows
 
-from elm_jax.data import registry
+from elm_jax.data.registry import registry
 
 __all__ = ["TRAIN_TASKS", "UNSEEN_TASKS", "passages", "rows"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from elm_jax.tasks.embedded import news, opinions, pairs, raw_text, reading, writing
 from elm_jax.tasks.embedded.draw import Draw
 
-from elm_jax.data.pretraining import check_overlap
+from elm_jax.data.arrays.span_corruption import check_overlap
 from elm_jax.errors import InputError, describe, unknown_name
 
 Row = dict[str, Any]

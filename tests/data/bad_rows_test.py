@@ -8,9 +8,10 @@ import re
 
 import pytest
 
-from elm_jax.data import registry, sources
-from elm_jax.data.prompted_task import describe_dropped
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.prompts.templates import PromptTemplate
+from elm_jax.data.registry import registry
+from elm_jax.data.registry.prompted_task import describe_dropped
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError
 
 ASK = PromptTemplate("Ask", "{{text}} {{words | join(', ')}} ||| {{answer_choices[label]}}", "no ||| yes",
@@ -28,7 +29,7 @@ def task(tmp_path, monkeypatch) -> registry.PromptedTask:
 
 def write(rows: list[dict | bytes], name: str = "train.jsonl") -> pathlib.Path:
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    path = pathlib.Path(sources.data_dir()) / "toys" / name
+    path = pathlib.Path(row_files.data_dir()) / "toys" / name
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     return path
 

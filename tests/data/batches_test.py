@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elm_jax.data import batches
+from elm_jax.data.arrays import batches
 from elm_jax.errors import InputError
 
 LENGTHS = {"inputs": 12, "targets": 6}

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from elm_jax.tasks import bbh, bigbench
 
-from elm_jax.data import registry
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 
 

@@ -6,7 +6,8 @@ import struct
 
 import pytest
 
-from elm_jax.data import cached_p3, registry
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import cached_p3
 from elm_jax.errors import InputError
 from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 

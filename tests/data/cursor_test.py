@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from elm_jax.data.cursor import MixtureSource, TrainStream
+from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError
 
 LENGTHS = {"inputs": 12, "targets": 6}

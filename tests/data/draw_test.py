@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.draw import draw_rows
-from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError
 
 

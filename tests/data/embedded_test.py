@@ -17,8 +17,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from elm_jax.data import registry, templates
-from elm_jax.data.pretraining import check_overlap
+from elm_jax.data.arrays.span_corruption import check_overlap
+from elm_jax.data.prompts import templates
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 
 NAMES = tuple(datasets.MAIN_FIELDS)

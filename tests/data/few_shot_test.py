@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from elm_jax.data.few_shot import with_exemplars
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.preparing.few_shot import with_exemplars
 from elm_jax.errors import InputError
 from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 

@@ -24,8 +24,10 @@ from typing import Any
 import yaml
 from elm_jax.tasks import facts
 
-from elm_jax.data import registry, sources, templates
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.prompts import templates
+from elm_jax.data.prompts.templates import PromptTemplate
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import row_files
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
 ROWS, FEW = 200, 10
@@ -52,8 +54,8 @@ def load_promptsource() -> types.ModuleType | None:
 
 def rows_of(dataset: str, config: str | None) -> list[dict[str, Any]]:
     """`ROWS` rows, of validation first, then of train."""
-    files = [sources.find_file(dataset, config, split) for split in ("validation", "train")]
-    lines = itertools.chain.from_iterable(sources.read_lines(path) for path in files if path is not None)
+    files = [row_files.find_file(dataset, config, split) for split in ("validation", "train")]
+    lines = itertools.chain.from_iterable(row_files.read_lines(path) for path in files if path is not None)
     return list(itertools.islice(lines, ROWS))
 
 
@@ -63,10 +65,10 @@ def served() -> Iterator[tuple[str, pathlib.Path, str, str | None, list[str]]]:
     Yields:
         A name, the file of the templates, data set and config of the rows, the templates' names.
     """
-    for entry in sources.read_index().values():
+    for entry in row_files.read_index().values():
         dataset, config = entry["name"], entry["config"]
         if entry["templates"]:
-            folder = sources.data_dir() / dataset
+            folder = row_files.data_dir() / dataset
             path = next(path for path in (folder / str(config) / templates.FILE_NAME,
                                           folder / templates.FILE_NAME) if path.exists())
             usable = sorted(set(templates.read_templates(path)) - set(entry.get("unusable_templates", ())))

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from elm_jax.data import registry
-from elm_jax.data.own_task import add_task
+from elm_jax.data.registry import registry
+from elm_jax.data.registry.own_task import add_task
 from elm_jax.errors import InputError
 
 ROWS = [{"text": f"ticket {number}", "team": ("billing", "shipping")[number % 2]} for number in range(30)]

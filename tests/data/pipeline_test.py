@@ -13,9 +13,10 @@ import pytest
 
 seqio = pytest.importorskip("seqio")
 
-from elm_jax.data import pipeline, registry  # noqa: E402
-from elm_jax.data.prepared import PreparedSplit  # noqa: E402
-from elm_jax.data.templates import PromptTemplate  # noqa: E402
+from elm_jax.data.arrays.prepared import PreparedSplit  # noqa: E402
+from elm_jax.data.preparing import seqio_tasks  # noqa: E402
+from elm_jax.data.prompts.templates import PromptTemplate  # noqa: E402
+from elm_jax.data.registry import registry  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
 from elm_jax.vocabularies import vocabulary  # noqa: E402
 from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
@@ -43,7 +44,7 @@ def names() -> dict[str, str]:
             "pipeline toys", None, template, kind=kind, role="train", rows=make_rows)
         for template, kind in ((RANK, "rank"), (WRITE, "generation"))}
     registry.add_mixture("pipeline_toys", list(added.values()))
-    pipeline.register()
+    seqio_tasks.register()
     return added
 
 
@@ -58,7 +59,7 @@ def model(tmp_path_factory) -> str:
 def test_prepared_rows_are_the_rendered_rows(names, model):
     ours = Vocabulary.load(model)
     for name in names.values():
-        split = pipeline.prepare(name, "train", model)
+        split = seqio_tasks.prepare(name, "train", model)
         expected = list(registry.get_task(name).render_rows("train"))
         assert len(split) == len(expected)
         for row, (index, rendered) in enumerate(expected):
@@ -73,7 +74,7 @@ def test_prepared_rows_are_the_rendered_rows(names, model):
 
 
 def test_info_tells_what_was_prepared(names, model):
-    info = pipeline.prepare(names["Which"], "validation", model).info
+    info = seqio_tasks.prepare(names["Which"], "validation", model).info
     assert re.fullmatch("[0-9a-f]{16}", info.pop("source"))
     assert info == {
         "dataset": "pipeline toys", "config": None, "template": "Which", "kind": "rank",
@@ -81,7 +82,7 @@ def test_info_tells_what_was_prepared(names, model):
         "template_digest": RANK.digest, "template_version": "",
         "vocabulary": Vocabulary.load(model).fingerprint, "num_source": 10, "num_dropped": 0, "dropped": {},
         "max_rows": None, "seed": 0}
-    info = pipeline.prepare(names["Write"], "validation", model).info
+    info = seqio_tasks.prepare(names["Write"], "validation", model).info
     assert info["num_dropped"] == 5 and info["dropped"] == {"skipped by the template": 5}
 
 
@@ -91,13 +92,13 @@ def assert_same(first: PreparedSplit, second: PreparedSplit) -> None:
 
 
 def test_preparing_is_deterministic(names, model):
-    assert_same(pipeline.prepare(names["Which"], "train", model),
-                pipeline.prepare(names["Which"], "train", model))
+    assert_same(seqio_tasks.prepare(names["Which"], "train", model),
+                seqio_tasks.prepare(names["Which"], "train", model))
 
 
 def test_max_rows_is_a_seeded_subset_in_order(names, model):
     def indices(**options: int) -> list[int]:
-        split = pipeline.prepare(names["Which"], "train", model, **options)
+        split = seqio_tasks.prepare(names["Which"], "train", model, **options)
         return [split.text(row)["index"] for row in range(len(split))]
 
     everything = indices()
@@ -114,7 +115,7 @@ def test_ordinary_seqio_use(names, model, monkeypatch):
     monkeypatch.setenv("ELM_VOCABULARY", model)
     task = seqio.get_mixture_or_task(names["Which"])
     examples = list(task.get_dataset(lengths, split="train", shuffle=False).as_numpy_iterator())
-    prepared = pipeline.prepare(names["Which"], "train", model)
+    prepared = seqio_tasks.prepare(names["Which"], "train", model)
     assert len(examples) == len(prepared) == task.num_input_examples("train")
     for row, example in enumerate(examples):
         assert example["inputs"].tolist() == prepared.inputs(row)[:8].tolist()
@@ -130,7 +131,7 @@ def test_ordinary_seqio_use(names, model, monkeypatch):
 def test_mixture_draws_from_all_its_tasks(names, model):
     mixture = seqio.get_mixture_or_task("pipeline_toys")
     assert mixture.total_rate == 80.0
-    with pipeline.use_vocabulary(model):
+    with seqio_tasks.use_vocabulary(model):
         data = mixture.get_dataset(None, split="train", num_epochs=1, seed=0,
                                    copy_pretokenized=True, compute_stats_empirically=False)
         starts = {row["inputs_pretokenized"][:6] for row in data.as_numpy_iterator()}
@@ -141,7 +142,7 @@ def test_two_vocabularies_serve_one_task(names, model, tmp_path):
     texts = ["Colour 1 a ü " + " ".join(WORDS[::-1])] * 20
     vocabulary.train_vocabulary(texts, tmp_path / "other.model", 25, seed=0)
     for path in (model, str(tmp_path / "other.model")):
-        split = pipeline.prepare(names["Write"], "train", path)
+        split = seqio_tasks.prepare(names["Write"], "train", path)
         assert split.inputs(0).tolist() == [*Vocabulary.load(path).encode("Colour 1"), 1]
         assert split.info["vocabulary"] == Vocabulary.load(path).fingerprint
 
@@ -163,11 +164,11 @@ def test_seqio_metrics(names):
 
 def test_bad_requests_are_clear_errors(names, model, tmp_path):
     with pytest.raises(InputError, match=r"Unknown task(?s:.*)nearest: pipeline_toys__write"):
-        pipeline.prepare("pipeline_toys__writ", "train", model)
+        seqio_tasks.prepare("pipeline_toys__writ", "train", model)
     with pytest.raises(InputError, match="no split 'test'"):
-        pipeline.prepare(names["Which"], "test", model)
+        seqio_tasks.prepare(names["Which"], "test", model)
     with pytest.raises(InputError, match="no vocabulary here"):
-        pipeline.prepare(names["Which"], "train", str(tmp_path / "none.model"))
+        seqio_tasks.prepare(names["Which"], "train", str(tmp_path / "none.model"))
 
 
 def test_errors_of_the_data_come_out_as_themselves(model, tmp_path, monkeypatch):
@@ -184,7 +185,7 @@ def test_errors_of_the_data_come_out_as_themselves(model, tmp_path, monkeypatch)
             ("", "is empty")):
         path.write_text(content)
         with pytest.raises(InputError, match=message):
-            pipeline.prepare(name, "train", model)
+            seqio_tasks.prepare(name, "train", model)
 
 
 def test_task_that_skips_every_row_is_an_error(model):
@@ -192,7 +193,7 @@ def test_task_that_skips_every_row_is_an_error(model):
     name = registry.add_prompted_task("pipeline toys", None, empty, kind="generation", role="train",
                                       rows=make_rows)
     with pytest.raises(InputError, match=r"(?s)no row left.*40 dropped .40 skipped by the template"):
-        pipeline.prepare(name, "train", model)
+        seqio_tasks.prepare(name, "train", model)
 
 
 def test_registered_again_after_new_data(tmp_path, monkeypatch):
@@ -200,13 +201,13 @@ def test_registered_again_after_new_data(tmp_path, monkeypatch):
     names = [registry.add_prompted_task(dataset, None, RANK, kind="rank", role="train")
              for dataset in ("early", "late")]
     registry.add_mixture("early_and_late", names)
-    pipeline.register()
+    seqio_tasks.register()
     assert "early_and_late" not in seqio.MixtureRegistry.names()
     for dataset, expected in (("early", names[:1]), ("late", names)):
         (tmp_path / dataset).mkdir()
         row = json.dumps({"words": WORDS, "label": 0})
         (tmp_path / dataset / "train.jsonl").write_text(row + "\n")
-        pipeline.register()
+        seqio_tasks.register()
         mixture = seqio.get_mixture_or_task("early_and_late")
         assert [task.name for task in mixture.tasks] == expected
 
@@ -233,15 +234,15 @@ def test_a_ranked_task_is_evaluated_choice_by_choice(names, model):
         asked.append((targets, scores))
         return {"rows": len({target["index"] for target in targets})}
 
-    name = pipeline.evaluation_name(names["Which"], metric)
+    name = seqio_tasks.evaluation_name(names["Which"], metric)
     assert name == f"{names['Which']}_score_eval"
-    with pipeline.use_vocabulary(model):
+    with seqio_tasks.use_vocabulary(model):
         evaluator = seqio.Evaluator(name, seqio.EncDecFeatureConverter(pack=False), "validation",
                                     sequence_length={"inputs": 20})
         batch = list(evaluator.cached_model_datasets[name].as_numpy_iterator())
         scores = [(index, float(row["decoder_target_tokens"].sum())) for index, row in batch]
         evaluator.evaluate(compute_metrics=True, score_fn=lambda data: scores)[0].result()
-    split = pipeline.prepare(names["Which"], "validation", model)
+    split = seqio_tasks.prepare(names["Which"], "validation", model)
     found = iter(zip(*asked[0], batch, strict=True))
     for number in range(len(split)):
         text = split.text(number)
@@ -259,12 +260,12 @@ def test_other_tasks_are_their_own_evaluation_and_mixtures_mix(names):
     def metric(targets, scores):
         return {}
 
-    assert pipeline.evaluation_name(names["Write"], metric) == names["Write"]
-    name = pipeline.evaluation_name("pipeline_toys", metric)
+    assert seqio_tasks.evaluation_name(names["Write"], metric) == names["Write"]
+    name = seqio_tasks.evaluation_name("pipeline_toys", metric)
     tasks = {task.name for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))}
     assert tasks == {names["Write"], f"{names['Which']}_score_eval"}
     with pytest.raises(InputError, match="Unknown task"):
-        pipeline.evaluation_name("nothing", metric)
+        seqio_tasks.evaluation_name("nothing", metric)
 
 
 def test_tasks_without_a_row_are_not_evaluated(names, caplog):
@@ -275,21 +276,21 @@ def test_tasks_without_a_row_are_not_evaluated(names, caplog):
         "never", None, PromptTemplate("Which", "{% if label > 5 %}{{words[0]}} ||| x{% endif %}", "x"),
         kind="rank", role="train", rows=make_rows)
     registry.add_mixture("mostly_never", [never, names["Which"]])
-    tasks = seqio.get_subtasks(seqio.get_mixture_or_task(pipeline.evaluation_name("mostly_never", metric)))
+    tasks = seqio.get_subtasks(seqio.get_mixture_or_task(seqio_tasks.evaluation_name("mostly_never", metric)))
     assert [task.name for task in tasks] == [f"{names['Which']}_score_eval"]
     assert "1 of 2 tasks have no row" in caplog.text
     with pytest.raises(InputError, match="nothing to evaluate"):
-        pipeline.evaluation_name(never, metric)
+        seqio_tasks.evaluation_name(never, metric)
 
 
 def test_a_vocabulary_set_once_serves_every_thread(names, model, monkeypatch):
-    monkeypatch.delenv(pipeline.VOCABULARY_VARIABLE, raising=False)
+    monkeypatch.delenv(seqio_tasks.VOCABULARY_VARIABLE, raising=False)
     with pytest.raises(InputError, match="There is no vocabulary here"):
-        pipeline.set_vocabulary("nowhere.model")
-    found = pipeline.set_vocabulary(model)
+        seqio_tasks.set_vocabulary("nowhere.model")
+    found = seqio_tasks.set_vocabulary(model)
     encoded = []
     thread = threading.Thread(target=lambda: encoded.append(found.encode("red house")))
     thread.start()
     thread.join()
     assert encoded == [Vocabulary.load(model).encode("red house")]
-    monkeypatch.delenv(pipeline.VOCABULARY_VARIABLE)
+    monkeypatch.delenv(seqio_tasks.VOCABULARY_VARIABLE)

@@ -12,10 +12,12 @@ import pytest
 
 seqio = pytest.importorskip("seqio")
 
-from elm_jax.data import pipeline, registry, sources  # noqa: E402
-from elm_jax.data.prepare import prepare, tokenised_rows  # noqa: E402
-from elm_jax.data.prepared import PreparedSplit  # noqa: E402
-from elm_jax.data.templates import PromptTemplate  # noqa: E402
+from elm_jax.data.arrays.prepared import PreparedSplit  # noqa: E402
+from elm_jax.data.preparing import seqio_tasks  # noqa: E402
+from elm_jax.data.preparing.prepare import prepare, tokenised_rows  # noqa: E402
+from elm_jax.data.prompts.templates import PromptTemplate  # noqa: E402
+from elm_jax.data.registry import registry  # noqa: E402
+from elm_jax.data.sources import row_files  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
 from elm_jax.vocabularies import vocabulary  # noqa: E402
 from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
@@ -32,10 +34,10 @@ needs_data = pytest.mark.skipif(not os.environ.get("ELM_DATA_DIR"), reason="ELM_
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     path = str(tmp_path_factory.mktemp("vocabulary") / "v.model")
-    if sources.data_dir() is None:
+    if row_files.data_dir() is None:
         vocabulary.train_vocabulary(["a red house near the river " * 3] * 9, path, 24, seed=0)
     else:
-        texts = [row["text"] for row in sources.read_rows("ag_news", None, "validation")]
+        texts = [row["text"] for row in row_files.read_rows("ag_news", None, "validation")]
         vocabulary.train_vocabulary(texts, path, 800, seed=0)
     return path
 
@@ -52,17 +54,17 @@ def few_rows(tmp_path, monkeypatch):
     def copy(name: str) -> str:
         task = registry.get_task(name)
         split = task.evaluation_split
-        path = sources.find_file(*task.row_source, split)
-        below = path.relative_to(sources.data_dir())
+        path = row_files.find_file(*task.row_source, split)
+        below = path.relative_to(row_files.data_dir())
         target = tmp_path / str(below).removesuffix(".gz")
         target.parent.mkdir(parents=True)
-        rows = itertools.islice(sources.read_lines(path), 60)
+        rows = itertools.islice(row_files.read_lines(path), 60)
         target.write_text("".join(json.dumps(row) + "\n" for row in rows))
         for other in ("bigbench/tasks.json", f"{task.dataset}/templates.yaml",
                       f"{task.dataset}/{task.config}/templates.yaml"):
-            if (sources.data_dir() / other).exists():
+            if (row_files.data_dir() / other).exists():
                 (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / other).write_text((sources.data_dir() / other).read_text())
+                (tmp_path / other).write_text((row_files.data_dir() / other).read_text())
         monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
         return split
     return copy
@@ -74,11 +76,11 @@ def test_real_tasks_are_as_seqio_gives_them(name, model, few_rows):
     registry.import_tasks(["elm_jax.tasks"])
     split = few_rows(name)
     made = prepare(name, split, Vocabulary.load(model))
-    assert_same(made, pipeline.prepare(name, split, model))
+    assert_same(made, seqio_tasks.prepare(name, split, model))
     assert_same(prepare(name, split, Vocabulary.load(model), max_rows=20, seed=3),
-                pipeline.prepare(name, split, model, max_rows=20, seed=3))
+                seqio_tasks.prepare(name, split, model, max_rows=20, seed=3))
     # And SeqIO itself, not through our reading of it.
-    with pipeline.use_vocabulary(model):
+    with seqio_tasks.use_vocabulary(model):
         task = seqio.get_mixture_or_task(name)
         examples = list(task.get_dataset(None, split=split, shuffle=False).as_numpy_iterator())
     assert 0 < len(examples) == len(made) <= 60
@@ -96,7 +98,7 @@ def test_rows_that_are_left_out_are_counted_by_reason(model):
     assert [made.text(row)["index"] for row in range(len(made))] == [1, 2, 4, 5, 7, 8]
     assert made.info["dropped"] == {"skipped by the template": 1, "target is empty": 3}
     assert made.info["num_source"] == 10 and made.info["num_dropped"] == 4
-    assert_same(made, pipeline.prepare(name, "train", model))
+    assert_same(made, seqio_tasks.prepare(name, "train", model))
     counted = collections.Counter()
     assert len(list(tokenised_rows(registry.get_task(name), "train", Vocabulary.load(model), counted))) == 6
     assert counted == made.info["dropped"]
@@ -114,7 +116,7 @@ def test_tensorflow_is_not_imported(model):
     program = f"""
 import sys
 from elm_jax.data import registry
-from elm_jax.data.prepare import prepare
+from elm_jax.data.preparing.prepare import prepare
 from elm_jax.vocabularies.vocabulary import Vocabulary
 registry.import_tasks(["elm_jax.tasks.embedded"])
 print(len(prepare("mini_topic__about_what", "validation", Vocabulary.load({model!r}))))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError
 from elm_jax.runtime import storage
 

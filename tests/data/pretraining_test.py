@@ -12,8 +12,10 @@ import pytest
 from elm_jax.tasks import embedded, passages
 from elm_jax.tasks.embedded import datasets as embedded_datasets
 
-from elm_jax.data import pretraining, registry, sources
-from elm_jax.data.pretraining import PretrainingSource
+from elm_jax.data.arrays import span_corruption
+from elm_jax.data.arrays.span_corruption import PretrainingSource
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError
 from elm_jax.vocabularies.vocabulary import EXTRA_IDS, train_vocabulary
 
@@ -58,13 +60,13 @@ def undo(inputs, targets, vocab_size):
     return original
 
 
-@pytest.mark.parametrize("length", [2, 3, 7, 8, 20, 41, 128, 513, pretraining.MAX_CHUNK])
+@pytest.mark.parametrize("length", [2, 3, 7, 8, 20, 41, 128, 513, span_corruption.MAX_CHUNK])
 def test_span_corruption_can_be_undone(length):
     rng = np.random.default_rng(length)
     for _ in range(10):
         chunk = rng.integers(3, VOCAB - EXTRA_IDS, length).astype(np.int32)
-        mask = pretraining.noise_mask(length, rng)
-        inputs, targets = pretraining.span_corruption(chunk, mask, SENTINELS)
+        mask = span_corruption.noise_mask(length, rng)
+        inputs, targets = span_corruption.span_corruption(chunk, mask, SENTINELS)
         assert inputs.dtype == targets.dtype == np.int32
         assert undo(inputs, targets, VOCAB) == chunk.tolist()
         sentinels = [token for token in inputs if token >= VOCAB - EXTRA_IDS]
@@ -78,7 +80,7 @@ def test_span_corruption_of_the_papers_example():
     words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week"]
     mask = np.isin(words, ["for", "inviting", "last"])
     chunk = np.arange(10, 20)
-    inputs, targets = pretraining.span_corruption(chunk, mask, SENTINELS)
+    inputs, targets = span_corruption.span_corruption(chunk, mask, SENTINELS)
     assert inputs.tolist() == [10, 11, 399, 14, 15, 16, 17, 398, 19, EOS]
     assert targets.tolist() == [399, 12, 13, 398, 18, EOS]
 
@@ -89,7 +91,7 @@ def test_noise_has_the_density_and_spans_of_t5(length):
     noise = max(round(0.15 * length), 1)
     spans = max(round(noise / 3), 1)
     for _ in range(50):
-        mask = pretraining.noise_mask(length, rng)
+        mask = span_corruption.noise_mask(length, rng)
         starts = mask & ~np.concatenate([[False], mask[:-1]])
         assert mask.shape == (length,) and mask.dtype == bool
         assert (mask.sum(), starts.sum()) == (noise, spans)
@@ -117,7 +119,7 @@ def test_all_ways_to_cut_noise_into_spans_are_equally_likely():
     draws = 4000
     noise, kept = collections.Counter(), collections.Counter()
     for _ in range(draws):
-        mask = pretraining.noise_mask(20, rng, density=0.3, mean_span=2.0)
+        mask = span_corruption.noise_mask(20, rng, density=0.3, mean_span=2.0)
         edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
         noise[tuple(np.diff(edges)[::2])] += 1
         kept[edges[0]] += 1
@@ -135,7 +137,7 @@ def test_prefix_and_target_make_up_the_passage_and_cuts_are_uniform():
     rng = np.random.default_rng(0)
     cuts = collections.Counter()
     for _ in range(1800):
-        inputs, targets = pretraining.prefix_lm(chunk, rng)
+        inputs, targets = span_corruption.prefix_lm(chunk, rng)
         assert inputs[-1] == targets[-1] == EOS
         assert np.concatenate([inputs[:-1], targets[:-1]]).tolist() == chunk.tolist()
         cuts[len(inputs) - 1] += 1
@@ -218,15 +220,15 @@ LONG = "the quick brown fox jumps over the lazy dog while two old cats sleep on"
     ("", "", False),
 ])
 def test_check_overlap(passage, forbidden, found):
-    result = pretraining.check_overlap(["something else", passage], [forbidden])
+    result = span_corruption.check_overlap(["something else", passage], [forbidden])
     assert set(result) == ({1} if found else set())
 
 
 def test_check_overlap_names_the_shared_run_and_takes_its_length():
     text = LONG.replace("dog", "hen")
-    assert pretraining.check_overlap([text], [LONG], words=8)[0] == (
+    assert span_corruption.check_overlap([text], [LONG], words=8)[0] == (
         "the quick brown fox jumps over the lazy")
-    assert not pretraining.check_overlap([text], [LONG], words=9)
+    assert not span_corruption.check_overlap([text], [LONG], words=9)
 
 
 def leaves(value):
@@ -248,7 +250,7 @@ def test_embedded_passages_hold_no_row_prompt_or_answer():
             if split == "validation" or name in embedded_datasets.UNSEEN
             for row in embedded_datasets.rows(name, split) for text in leaves(row)]
     assert len(held) > 7500  # more than a text a row
-    assert pretraining.check_overlap(found, held) == {}
+    assert span_corruption.check_overlap(found, held) == {}
     written = [text for name in (*embedded.TRAIN_TASKS, *embedded.UNSEEN_TASKS)
                for split in registry.get_task(name).splits
                for _, row in registry.get_task(name).render_rows(split)
@@ -267,13 +269,13 @@ RAW_FIELDS = {"text", "context", "content", "dialogue", "document", "sentence1",
 @pytest.fixture
 def real_passages(monkeypatch):
     folder = os.environ.get(
-        sources.DATA_DIR_VARIABLE, str(pathlib.Path(__file__).parents[3] / "shared" / "data"))
+        row_files.DATA_DIR_VARIABLE, str(pathlib.Path(__file__).parents[3] / "shared" / "data"))
     if not os.path.isdir(folder):
-        pytest.skip(f"no data folder: {sources.DATA_DIR_VARIABLE} is not set, and {folder} is absent")
-    monkeypatch.setenv(sources.DATA_DIR_VARIABLE, folder)
-    found = {field: list(sources.read_passages(field.dataset, field.config, field.fields))
+        pytest.skip(f"no data folder: {row_files.DATA_DIR_VARIABLE} is not set, and {folder} is absent")
+    monkeypatch.setenv(row_files.DATA_DIR_VARIABLE, folder)
+    found = {field: list(row_files.read_passages(field.dataset, field.config, field.fields))
              for field in passages.PASSAGES
-             if sources.find_file(field.dataset, field.config, "train") is not None}
+             if row_files.find_file(field.dataset, field.config, "train") is not None}
     if not found:
         pytest.skip(f"no data set of the passages table lies in {folder}")
     return found
@@ -300,21 +302,21 @@ def test_real_passages_are_of_training_data_sets_only(real_passages):
 def test_real_passages_hold_no_row_of_an_unseen_data_set(real_passages):
     texts = [text for found in real_passages.values() for text in found]
     held = [text for dataset, config, splits in sorted(available("unseen", "generative", "bigbench"), key=str)
-            for split in splits for row in sources.read_rows(dataset, config, split)
+            for split in splits for row in row_files.read_rows(dataset, config, split)
             for text in leaves(row)]
     assert len(texts) > 1000 and len(held) > 1000
     # Two Wikipedia abstracts of one form share a run of 12 words; of one row, far longer ones.
-    overlap = pretraining.check_overlap(texts, held, words=20)
+    overlap = span_corruption.check_overlap(texts, held, words=20)
     assert {number: texts[number] for number in overlap} == {}
 
 
 @pytest.mark.slow  # reads the real data whole
 def test_real_passages_are_no_prompt_and_no_answer(real_passages):
     for field, texts in real_passages.items():
-        rows = sources.read_rows(field.dataset, field.config, "train")
+        rows = row_files.read_rows(field.dataset, field.config, "train")
         others = [text for row in rows for name in row if name not in field.fields
                   for text in leaves(row[name])]
-        overlap = pretraining.check_overlap(texts, others, words=20)
+        overlap = span_corruption.check_overlap(texts, others, words=20)
         # Both sentences of a pair (mrpc) are raw text, and may share much of it.
         assert len(overlap) / len(texts) < (0.1 if field.config == "mrpc" else 0.01), field
         whole = {" ".join(text.split()) for text in texts}

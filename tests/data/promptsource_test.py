@@ -6,7 +6,8 @@ import pathlib
 import golden_renders
 import pytest
 
-from elm_jax.data import registry, templates
+from elm_jax.data.prompts import templates
+from elm_jax.data.registry import registry
 
 DATA = golden_renders.sources.data_dir() or pathlib.Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "index.json").exists(), reason="no data folder: set ELM_DATA_DIR")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from elm_jax.data import sources
+from elm_jax.data.sources import row_files
 
 DATA = pathlib.Path(os.environ.get("ELM_DATA_DIR")
                     or pathlib.Path(__file__).parents[3] / "shared" / "data")
@@ -27,10 +27,10 @@ def real_texts(monkeypatch: pytest.MonkeyPatch, count: int = 150) -> list[str]:
     need_data()
     monkeypatch.setenv("ELM_DATA_DIR", str(DATA))
     rows = [row for dataset, split in (("ag_news", "validation"), ("dbpedia_14", "validation"))
-            for row in sources.read_rows(dataset, None, split)[:count]]
+            for row in row_files.read_rows(dataset, None, split)[:count]]
     texts = [value for row in rows for value in row.values() if isinstance(value, str)]
     found = (DATA / "bigbench" / "language_identification.jsonl.gz")
-    texts += [row["input"] for row in list(sources.read_lines(found))[:count]]
+    texts += [row["input"] for row in list(row_files.read_lines(found))[:count]]
     assert sum(not text.isascii() for text in texts) > count / 2
     return texts + ODD
 

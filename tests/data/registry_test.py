@@ -9,8 +9,10 @@ import sys
 import pytest
 from elm_jax.tasks import facts, generative, passages, t0_eval, t0_train
 
-from elm_jax.data import registry, sources, templates
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.prompts import templates
+from elm_jax.data.prompts.templates import PromptTemplate
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError
 
 DATA = pathlib.Path(os.environ.get("ELM_DATA_DIR")
@@ -61,7 +63,7 @@ def test_rank_rows_need_a_right_choice(own_registry, folder):
     assert [index for index, _ in ranked.render_rows("train")] == [1]
     free = registry.get_task(registry.add_prompted_task(
         "toys", "free", odd, kind="generation", role="train",
-        rows=lambda split: sources.read_rows("toys", None, split)))
+        rows=lambda split: row_files.read_rows("toys", None, split)))
     assert [index for index, _ in free.render_rows("train")] == [0, 1]
 
 
@@ -218,8 +220,8 @@ def test_every_pair_of_the_data_folder_is_served(monkeypatch):
 def test_every_served_task_renders_and_is_of_its_template_s_kind(monkeypatch):
     monkeypatch.setenv("ELM_DATA_DIR", str(DATA))
     # The reader of whole files is replaced: some rows of each are enough.
-    monkeypatch.setattr(sources, "read_rows", lambda *name: [
-        row for row, _ in zip(sources.read_lines(sources.find_file(*name)), range(500),
+    monkeypatch.setattr(row_files, "read_rows", lambda *name: [
+        row for row, _ in zip(row_files.read_lines(row_files.find_file(*name)), range(500),
                               strict=False)])
     for name in registry.task_names(available_only=True):
         task = registry.get_task(name)
@@ -255,7 +257,7 @@ def test_passages_hold_no_text_that_is_evaluated_on(monkeypatch):
     seen = {run for passage in found for run in _runs_of_words(passage)}
     scored = 0
     for dataset, config, split in _scored_files():
-        for row in sources.read_rows(dataset, config, split):
+        for row in row_files.read_rows(dataset, config, split):
             for text in _strings(row):
                 shared = seen.intersection(_runs_of_words(text))
                 assert not shared, (dataset, config, split, shared)
@@ -270,7 +272,7 @@ def _scored_files() -> set[tuple[str, str | None, str]]:
         task = registry.get_task(name)
         splits = {"validation"} if task.role == "train" else {"train", "validation", "test"}
         found |= {(task.dataset, task.config, split) for split in splits
-                  if sources.find_file(task.dataset, task.config, split)}
+                  if row_files.find_file(task.dataset, task.config, split)}
     return found
 
 

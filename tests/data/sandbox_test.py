@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from elm_jax.data import sandbox
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.prompts import sandbox
+from elm_jax.data.prompts.templates import PromptTemplate
 from elm_jax.errors import InputError
 
 ROW = {"text": "some words of a row", "items": ["a", "b", "c"], "number": 3}

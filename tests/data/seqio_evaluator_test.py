@@ -13,7 +13,8 @@ seqio = pytest.importorskip("seqio")
 
 import elm_jax.tasks  # noqa: E402, F401  (fills the registry)
 
-from elm_jax.data import pipeline, registry  # noqa: E402
+from elm_jax.data.preparing import seqio_tasks  # noqa: E402
+from elm_jax.data.registry import registry  # noqa: E402
 from elm_jax.evaluation.rank import accuracy_of_scores  # noqa: E402
 from elm_jax.vocabularies.vocabulary import ByteVocabulary  # noqa: E402
 
@@ -43,7 +44,7 @@ def both():
             f"few {task.dataset}", task.config, task.load_template(), kind=task.kind, role="extra",
             rows=rows))
     registry.add_mixture("few_of_both", names)
-    pipeline.register()
+    seqio_tasks.register()
     return names
 
 
@@ -130,7 +131,7 @@ def test_texts_of_a_generation_task_are_scored_by_rouge(both):
 
 def test_choices_of_a_rank_task_are_scored_by_rank(both):
     scores, expected = draw_scores(both[0])
-    name = pipeline.evaluation_name(both[0], accuracy_of_scores)
+    name = seqio_tasks.evaluation_name(both[0], accuracy_of_scores)
     found = evaluate(name, score_fn=score_fn(scores))[name]
     assert found["accuracy"] == pytest.approx(expected) and found["rows"] == ROWS
     assert 0 < expected < 60  # of four choices, at random
@@ -139,7 +140,7 @@ def test_choices_of_a_rank_task_are_scored_by_rank(both):
 def test_a_mixture_is_evaluated_task_by_task(both):
     rank, write = both
     scores, expected = draw_scores(rank)
-    name = pipeline.evaluation_name("few_of_both", accuracy_of_scores)
+    name = seqio_tasks.evaluation_name("few_of_both", accuracy_of_scores)
     found = evaluate(name, predict_fn=predict_fn(predictions(write)), score_fn=score_fn(scores))
     assert set(found) == {f"{rank}_score_eval", write}
     assert found[f"{rank}_score_eval"]["accuracy"] == pytest.approx(expected)
@@ -169,7 +170,7 @@ def test_mixtures_draw_by_size_up_to_the_cap(cap, t0_rates, rates):
     whole = f"drawn_{'t0_' if t0_rates else ''}{cap}"
     registry.add_mixture(whole, tasks)
     name = registry.capped_mixture(whole, cap, t0_rates=t0_rates)
-    pipeline.register()
+    seqio_tasks.register()
     counts = shares_of(name)
     assert sum(counts.values()) == DRAWN
     for task, rate in zip(tasks, rates, strict=True):
@@ -191,7 +192,7 @@ def test_t0_s_cap_is_t0_s_rule():
 @pytest.mark.parametrize("name", ["t0_unseen", "bigbench", "bbh", "super_glue_rte"])
 def test_mixtures_without_a_train_split_can_be_read(name):
     """Their rates count the rows of the split that their tasks have."""
-    pipeline.register()
+    seqio_tasks.register()
     rates = registry.mixture_rates(name)
     tasks = {task: registry.get_task(task) for task in registry.mixture_tasks(name)}
     assert rates == {task: float(len(facts.read_rows(facts.evaluation_split)))

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from elm_jax.data import sources
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError
 
 ROWS = [{"text": f"passage {number}", "label": number % 2} for number in range(5)]
@@ -26,19 +26,19 @@ def test_rows_of_plain_and_zipped_files(folder, config, name):
     write = gzip.open if name.endswith(".gz") else open
     with write(folder / name, "wt") as file:
         file.write(LINES)
-    assert sources.read_rows("toys", config, "train") == ROWS
-    assert sources.num_rows("toys", config, "train") == 5
+    assert row_files.read_rows("toys", config, "train") == ROWS
+    assert row_files.num_rows("toys", config, "train") == 5
 
 
 def test_single_file_of_a_config_is_its_test_split(folder):
     (folder / "toys" / "small.jsonl").write_text(LINES)
-    assert sources.read_rows("toys", "small", "test") == ROWS
-    assert sources.find_file("toys", "small", "train") is None
+    assert row_files.read_rows("toys", "small", "test") == ROWS
+    assert row_files.find_file("toys", "small", "train") is None
 
 
 def test_last_line_may_lack_its_line_end(folder):
     (folder / "toys" / "train.jsonl").write_text(LINES.rstrip("\n"))
-    assert sources.read_rows("toys", None, "train") == ROWS
+    assert row_files.read_rows("toys", None, "train") == ROWS
 
 
 @pytest.mark.parametrize("content, line, message", [
@@ -55,7 +55,7 @@ def test_bad_lines_are_named(folder, content, line, message):
     (folder / "toys" / "big" / "train.jsonl.gz").write_bytes(gzip.compress(content))
     for config, name in ((None, "train.jsonl"), ("big", "train.jsonl.gz")):
         with pytest.raises(InputError, match=rf"(?s){message}.*{name}, line {line}(\n|$)"):
-            sources.read_rows("toys", config, "train")
+            row_files.read_rows("toys", config, "train")
 
 
 def test_cut_off_and_damaged_gzip_is_named(folder):
@@ -65,34 +65,34 @@ def test_cut_off_and_damaged_gzip_is_named(folder):
                     whole[:200] + b"\0" * 200 + whole[400:]):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"(?s)cut off or damaged|Line is.*line \d+"):
-            sources.read_rows("toys", None, "train")
+            row_files.read_rows("toys", None, "train")
 
 
 def test_missing_data_say_where_they_were_looked_for(folder, monkeypatch):
     with pytest.raises(InputError, match=rf"(?s)no validation rows of toys/big.*{folder}.*set ELM_"):
-        sources.read_rows("toys", "big", "validation")
+        row_files.read_rows("toys", "big", "validation")
     monkeypatch.delenv("ELM_DATA_DIR")
     with pytest.raises(InputError, match=r"(?s)no train rows of toys.*set ELM_DATA_DIR"):
-        sources.read_rows("toys", None, "train")
+        row_files.read_rows("toys", None, "train")
 
 
 def test_index(folder):
-    assert sources.read_index() == {}
+    assert row_files.read_index() == {}
     entry = {"name": "toys", "config": None, "splits": {"train": 9}}
     (folder / "index.json").write_text(json.dumps([entry]))
-    assert sources.read_index() == {("toys", None): entry}
-    assert sources.num_rows("toys", None, "train") == 9
+    assert row_files.read_index() == {("toys", None): entry}
+    assert row_files.num_rows("toys", None, "train") == 9
     for damaged in ("[{", '[{"name": "toys"}]', '{"toys": 1}'):
         (folder / "index.json").write_text(damaged)
         with pytest.raises(InputError, match="index of the data folder is damaged"):
-            sources.read_index()
+            row_files.read_index()
 
 
 def test_passages_are_joined_and_given_once(folder):
     rows = [{"title": "T", "body": ["a", "b"]}, {"title": "T", "body": ["a", "b"]},
             {"title": " ", "body": []}, {"title": "U", "body": ["c"]}]
     (folder / "toys" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert list(sources.read_passages("toys", None, ("title", "body"))) == ["T\na\nb", "U\nc"]
+    assert list(row_files.read_passages("toys", None, ("title", "body"))) == ["T\na\nb", "U\nc"]
 
 
 @pytest.mark.parametrize("row, message", [
@@ -100,4 +100,4 @@ def test_passages_are_joined_and_given_once(folder):
 def test_passages_need_text(folder, row, message):
     (folder / "toys" / "train.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=rf"(?s){message}"):
-        list(sources.read_passages("toys", None, ("text",)))
+        list(row_files.read_passages("toys", None, ("text",)))

@@ -9,7 +9,9 @@ import sys
 import pytest
 from elm_jax.tasks import bbh, bigbench, categories, compositional, generative, recipes, t0_eval, t0_train
 
-from elm_jax.data import registry, sources, templates
+from elm_jax.data.prompts import templates
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError
 from elm_jax.workflows.tasks import show_tasks
 
@@ -141,7 +143,7 @@ def test_bigbench_and_bbh():
     found = {config for _, config in pairs("bbh")}
     assert len(found) == 27
     assert registry.get_mixture("bbh").tasks == tuple(bbh.TASKS)
-    folder = sources.data_dir()
+    folder = row_files.data_dir()
     if folder is not None and (folder / "bbh").exists():
         assert found == {path.name.split(".")[0] for path in (folder / "bbh").iterdir()}
 

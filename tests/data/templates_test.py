@@ -12,8 +12,9 @@ import types
 
 import pytest
 
-from elm_jax.data import sources, templates
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.prompts import templates
+from elm_jax.data.prompts.templates import PromptTemplate
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError
 
 DATA = pathlib.Path(os.environ.get("ELM_DATA_DIR")
@@ -88,9 +89,9 @@ def test_every_served_template_equals_promptsource(promptsource_template, monkey
     for dataset, config in usable_pairs():
         found = templates.find_templates(dataset, config, [DATA])
         templates.check_collisions(dataset, config, found)
-        lines = sources.read_lines(sources.find_file(dataset, config, "validation"))
+        lines = row_files.read_lines(row_files.find_file(dataset, config, "validation"))
         rows = list(itertools.islice(lines, 3))
-        unusable = set(sources.read_index()[dataset, config].get("unusable_templates", ()))
+        unusable = set(row_files.read_index()[dataset, config].get("unusable_templates", ()))
         lacking = {name for name, value in found.items() if value.fields() - set(rows[0])}
         assert lacking == unusable, dataset
         for name in set(found) - unusable:

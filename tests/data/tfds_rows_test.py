@@ -11,7 +11,9 @@ from elm_jax.tasks import tfds_names
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from elm_jax.data import registry, sources, templates, tfds_rows  # noqa: E402
+from elm_jax.data.prompts import templates  # noqa: E402
+from elm_jax.data.registry import registry  # noqa: E402
+from elm_jax.data.sources import row_files, tfds_rows  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
 
 DATA = pathlib.Path(os.environ.get("ELM_DATA_DIR")
@@ -59,7 +61,7 @@ def prepared(tmp_path_factory) -> pathlib.Path:
         for (dataset, config), features in SERVED.items():
             name = FOLDERS.get((dataset, config), "/".join(part for part in (dataset, config) if part))
             rows = {split: [{field: row[field] for field in features}
-                            for row in sources.read_rows(dataset, config, split)[:220]]
+                            for row in row_files.read_rows(dataset, config, split)[:220]]
                     for split in ("train", "validation")}
             build(folder, name, features, rows)
     return folder
@@ -83,13 +85,13 @@ def test_rows_and_prompts_are_those_of_the_json_lines(only_tfds, monkeypatch):
     compared = 0
     for dataset, config in SERVED:
         for split in ("train", "validation"):
-            found = sources.read_rows(dataset, config, split)
+            found = row_files.read_rows(dataset, config, split)
             with monkeypatch.context() as patch:
                 patch.setenv("ELM_DATA_DIR", str(DATA))
-                wanted = sources.read_rows(dataset, config, split)[:220]
+                wanted = row_files.read_rows(dataset, config, split)[:220]
             assert found == wanted, (dataset, split)
         path = only_tfds / "/".join(part for part in (dataset, config) if part) / "templates.yaml"
-        rows = sources.read_rows(dataset, config, "validation")[:golden_renders.ROWS]
+        rows = row_files.read_rows(dataset, config, "validation")[:golden_renders.ROWS]
         name = templates.dataset_name(dataset, config)
         for own, template in templates.read_templates(path).items():
             render = golden_renders.ours(template)
@@ -118,13 +120,13 @@ def test_json_lines_come_first_and_test_stands_for_validation(tmp_path, monkeypa
     monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
     build(tmp_path / "tfds", "toys", {"n": np.int64}, {"train": [{"n": 1}], "test": [{"n": 2}]})
     caplog.set_level("INFO")
-    assert sources.read_rows("toys", None, "validation") == [{"n": 2}]
+    assert row_files.read_rows("toys", None, "validation") == [{"n": 2}]
     messages = [record.getMessage() for record in caplog.records if "stands for it" in record.getMessage()]
     assert len(messages) == 1 and "toys/1.0.0 has no split validation" in messages[0]
-    assert sources.num_rows("toys", None, "validation") == 1
+    assert row_files.num_rows("toys", None, "validation") == 1
     (tmp_path / "toys").mkdir()
     (tmp_path / "toys" / "train.jsonl").write_text('{"n": 5}\n')
-    assert sources.read_rows("toys", None, "train") == [{"n": 5}]
+    assert row_files.read_rows("toys", None, "train") == [{"n": 5}]
 
 
 def test_values_become_plain_ones(tmp_path, monkeypatch):
@@ -136,7 +138,7 @@ def test_values_become_plain_ones(tmp_path, monkeypatch):
     row = {"lists": [["a", "b"], [], ["ü"]], "yes": True, "share": 0.5, "none": [], "text": "x\ny",
            "parts": {"a": "", "b": {"c": [1, 2]}}}
     build(tmp_path, "toys", features, {"train": [row] * 250})
-    found = sources.read_rows("toys", None, "train")
+    found = row_files.read_rows("toys", None, "train")
     assert found == [row] * 250 and type(found[0]["yes"]) is bool
     json.dumps(found)  # nothing but plain values
 
@@ -145,15 +147,15 @@ def test_missing_and_damaged_data_sets_are_clear_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("ELM_TFDS_DIR", str(tmp_path))
     monkeypatch.delenv("ELM_DATA_DIR", raising=False)
     with pytest.raises(InputError, match=r"(?s)no train rows of toys.*TFDS prepares it, below ELM_TFDS_DIR"):
-        sources.read_rows("toys", None, "train")
+        row_files.read_rows("toys", None, "train")
     build(tmp_path, "toys", {"n": np.int64}, {"train": [{"n": number} for number in range(50)]})
     file, = (tmp_path / "toys" / "1.0.0").glob("*tfrecord*")
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(InputError, match=r"(?s)TFDS data set cannot be read.*toys/1.0.0, split train"):
-        sources.read_rows("toys", None, "train")
+        row_files.read_rows("toys", None, "train")
     (tmp_path / "toys" / "1.0.0" / "dataset_info.json").write_text('{"splits": 3}')
     with pytest.raises(InputError, match=r"(?s)head of a TFDS data set is damaged.*dataset_info.json"):
-        sources.read_rows("toys", None, "train")
+        row_files.read_rows("toys", None, "train")
 
 
 def test_where_tfds_differs_from_the_hub(tmp_path, monkeypatch):
@@ -168,11 +170,12 @@ def test_where_tfds_differs_from_the_hub(tmp_path, monkeypatch):
           {"train": [{"title": "T", "description": "D", "label": 2}]})
     build(tmp_path, "anli/r2", {"context": TEXT(), "hypothesis": TEXT(), "label": np.int64},
           {"validation": [{"context": "c", "hypothesis": "h", "label": 1}]})
-    assert sources.read_rows("trec", None, "train") == [
+    assert row_files.read_rows("trec", None, "train") == [
         {"text": "How?", "label_coarse": 0, "label_fine": 0, "coarse_label": 2, "fine_label": 26},
         {"text": "Where?", "label_coarse": 5, "label_fine": 14, "coarse_label": 4, "fine_label": 35}]
-    assert sources.read_rows("ag_news", None, "train") == [{"text": "T D", "label": 2}]
-    assert sources.read_rows("anli", "r2", "validation") == [{"premise": "c", "hypothesis": "h", "label": 1}]
+    assert row_files.read_rows("ag_news", None, "train") == [{"text": "T D", "label": 2}]
+    assert row_files.read_rows("anli", "r2", "validation") == [{"premise": "c", "hypothesis": "h",
+                                                                "label": 1}]
 
 
 def test_versions_that_differ_are_made_like_the_hub_s(tmp_path, monkeypatch):
@@ -185,14 +188,14 @@ def test_versions_that_differ_are_made_like_the_hub_s(tmp_path, monkeypatch):
     build(tmp_path, "anli/plain_text", {"premise": TEXT(), "hypothesis": TEXT()}, {
         f"{split}_r{part}": [{"premise": f"{split} {part}", "hypothesis": "h"}]
         for split in ("train", "dev", "test") for part in (1, 3)})
-    assert sources.read_rows("hellaswag", None, "validation") == [
+    assert row_files.read_rows("hellaswag", None, "validation") == [
         {"ctx": "c", "label": "3"}, {"ctx": "d", "label": ""}]
-    assert sources.read_rows("winogrande", "winogrande_xl", "validation") == [
+    assert row_files.read_rows("winogrande", "winogrande_xl", "validation") == [
         {"sentence": "s _", "label": 1, "answer": "2"}]
     for part in ("r1", "r3"):
-        found = [sources.read_rows("anli", part, split)[0]["premise"] for split in ("train", "validation")]
+        found = [row_files.read_rows("anli", part, split)[0]["premise"] for split in ("train", "validation")]
         assert found == [f"train {part[1]}", f"dev {part[1]}"]
-    assert sources.find_split("anli", "r2", "validation") is None
+    assert row_files.find_split("anli", "r2", "validation") is None
     fields = tfds_rows.fields_of(*tfds_rows.find("winogrande", "winogrande_xl"))
     assert fields == {"sentence", "label", "answer"}
     (tmp_path / "broken" / "1.0.0").mkdir(parents=True)

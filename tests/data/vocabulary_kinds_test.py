@@ -7,7 +7,7 @@ import pytest
 import real_vocabularies as real
 import transformers
 
-from elm_jax.data.pretraining import PretrainingSource
+from elm_jax.data.arrays.span_corruption import PretrainingSource
 from elm_jax.errors import InputError
 from elm_jax.vocabularies import vocabulary
 from elm_jax.vocabularies.vocabulary import (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elm_jax.evaluation.answers import read_answers
+from elm_jax.reporting.answers import read_answers
 
 
 def ranked(choices: list[list[str]], labels: list[int], given: list[int], old: bool = False) -> list[dict]:

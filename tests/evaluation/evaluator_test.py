@@ -15,8 +15,8 @@ from tiny_model import (
     vocabulary,
 )
 
-from elm_jax.data.batches import make_choice_batch, trim
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.batches import make_choice_batch, trim
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError
 from elm_jax.evaluation import evaluator, rank
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from tiny_model import generation_rows, network, parameters, vocabulary
 
-from elm_jax.data.batches import pad
+from elm_jax.data.arrays.batches import pad
 from elm_jax.evaluation.generate import generate
 from elm_jax.runtime import sharding
 

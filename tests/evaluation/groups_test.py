@@ -11,9 +11,9 @@ from rich.console import Console
 from synthetic_study import facts_and_matrix, with_groups
 
 from elm_jax.errors import InputError
-from elm_jax.evaluation import plots, report
-from elm_jax.evaluation.study_table import study_table
-from elm_jax.workflows.report import ReportOutcome, draw, oracle_ranks
+from elm_jax.reporting import plots, report
+from elm_jax.reporting.study_report import ReportOutcome, draw, oracle_ranks
+from elm_jax.reporting.study_table import study_table
 
 COUNT = 40
 

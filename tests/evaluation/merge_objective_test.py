@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_model as tiny
 
-from elm_jax.data.batches import pad, trim
+from elm_jax.data.arrays.batches import pad, trim
 from elm_jax.errors import InputError
 from elm_jax.evaluation import rank
 from elm_jax.evaluation.evaluator import EvaluationSettings

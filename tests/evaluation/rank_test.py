@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_model import network, parameters, rank_rows
 
-from elm_jax.data.batches import make_choice_batch, pad, shift_right
+from elm_jax.data.arrays.batches import make_choice_batch, pad, shift_right
 from elm_jax.evaluation import rank
 from elm_jax.models.t5.network import T5Network
 

@@ -11,10 +11,10 @@ import pytest
 from matplotlib import image
 from synthetic_study import facts_and_matrix
 
-from elm_jax.evaluation import report
 from elm_jax.evaluation.results import ResultsStore, TaskResult
-from elm_jax.evaluation.study_table import study_table
-from elm_jax.workflows.report import draw, oracle_ranks, read_matrix
+from elm_jax.reporting import report
+from elm_jax.reporting.study_report import draw, oracle_ranks, read_matrix
+from elm_jax.reporting.study_table import study_table
 
 
 class Page(html.parser.HTMLParser):

@@ -8,7 +8,7 @@ import pytest
 import tiny_model as tiny
 
 from elm_jax.errors import InputError
-from elm_jax.evaluation import rank, stacked
+from elm_jax.evaluation import rank, stacked_evaluator
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.models.adapters import stacked as many
 from elm_jax.models.decode import greedy
@@ -33,7 +33,8 @@ def params_of(number: int) -> dict:
 
 
 def put(mesh=None) -> many.Many:
-    return stacked.put_stack(NETWORK, tiny.parameters(NETWORK), overlays(), mesh or sharding.make_mesh(1, 1))
+    return stacked_evaluator.put_stack(NETWORK, tiny.parameters(NETWORK), overlays(),
+                                       mesh or sharding.make_mesh(1, 1))
 
 
 def split(kind: str):
@@ -63,7 +64,7 @@ def solo():
 
 @pytest.mark.parametrize("kind", ["rank", "generation"])
 def test_a_stack_gives_every_experts_rows(kind, solo):
-    found = stacked.evaluate_task_stacked(
+    found = stacked_evaluator.evaluate_task_stacked(
         NETWORK, put(), split(kind), settings=SETTINGS, vocabulary=tiny.vocabulary(),
         mesh=sharding.make_mesh(1, 1), experts=["e0", "e1", "e2"], base="sha256:abc", max_rows=16)
     for number, result in enumerate(found):
@@ -75,8 +76,8 @@ def test_a_stack_gives_every_experts_rows(kind, solo):
 def test_a_mesh_with_an_expert_axis_gives_the_same(solo):
     mesh = sharding.make_mesh(2, 2, 2)
     four = [*overlays(), overlays()[0]]
-    params = stacked.put_stack(NETWORK, tiny.parameters(NETWORK), four, mesh)
-    found = stacked.evaluate_task_stacked(
+    params = stacked_evaluator.put_stack(NETWORK, tiny.parameters(NETWORK), four, mesh)
+    found = stacked_evaluator.evaluate_task_stacked(
         NETWORK, params, split("rank"), settings=SETTINGS, vocabulary=tiny.vocabulary(), mesh=mesh,
         experts=["e0", "e1", "e2", "e0"], base="sha256:abc", max_rows=16)
     for number, result in zip((0, 1, 2, 0), found, strict=True):
@@ -88,7 +89,7 @@ def test_each_instance_by_its_own_expert(kind, solo):
     rows = split(kind)
     index = np.random.default_rng(0).integers(0, SIZE, len(rows))
     assert len(set(index)) == SIZE
-    found = stacked.evaluate_task_mixed(
+    found = stacked_evaluator.evaluate_task_mixed(
         NETWORK, put(), rows, index, settings=SETTINGS, vocabulary=tiny.vocabulary(),
         mesh=sharding.make_mesh(1, 1), name="router", base="sha256:abc", max_rows=16)
     for number, (one, chosen) in enumerate(zip(found.predictions, index, strict=True)):
@@ -109,13 +110,13 @@ def batch(rows: int = 8) -> tuple[np.ndarray, np.ndarray]:
 def test_mixed_scores_permute_with_the_rows_and_ignore_their_company():
     params, (inputs, choices) = put(), batch()
     index = np.array([0, 1, 2, 0, 1, 2, 2, 1], np.int32)
-    scores = np.asarray(stacked.score_mixed(NETWORK, params, index, inputs, choices))
+    scores = np.asarray(stacked_evaluator.score_mixed(NETWORK, params, index, inputs, choices))
     order = np.random.default_rng(1).permutation(8)
-    permuted = stacked.score_mixed(NETWORK, params, index[order], inputs[order], choices[order])
+    permuted = stacked_evaluator.score_mixed(NETWORK, params, index[order], inputs[order], choices[order])
     np.testing.assert_allclose(permuted, scores[order], atol=1e-5, rtol=0)
     company = index.copy()
     company[1:] = (index[1:] + 1) % SIZE
-    other = np.asarray(stacked.score_mixed(NETWORK, params, company, inputs, choices))
+    other = np.asarray(stacked_evaluator.score_mixed(NETWORK, params, company, inputs, choices))
     np.testing.assert_allclose(other[0], scores[0], atol=1e-5, rtol=0)
     assert np.abs(other[1:] - scores[1:]).min(axis=1).max() > 1e-3
     for number in range(SIZE):
@@ -126,7 +127,7 @@ def test_mixed_scores_permute_with_the_rows_and_ignore_their_company():
 def test_mixed_decoding_is_each_experts_own():
     params, (inputs, _) = put(), batch()
     index = np.array([0, 1, 2, 0, 1, 2, 2, 1], np.int32)
-    tokens = np.asarray(stacked.greedy_mixed(NETWORK, params, index, inputs, max_length=6))
+    tokens = np.asarray(stacked_evaluator.greedy_mixed(NETWORK, params, index, inputs, max_length=6))
     for number in range(SIZE):
         own = np.asarray(greedy(NETWORK, params_of(number), inputs, max_length=6))
         np.testing.assert_array_equal(tokens[index == number], own[index == number])
@@ -137,8 +138,8 @@ def test_dataset_experts_stack_and_mix_too():
     experts = [tiny.parameters(net, number) for number in range(2)]
     params, (inputs, choices) = ({}, many.stack(experts)), batch(4)
     index = np.array([1, 0, 0, 1], np.int32)
-    scores = np.asarray(stacked.score_mixed(net, params, index, inputs, choices))
-    tokens = np.asarray(stacked.greedy_mixed(net, params, index, inputs, max_length=4))
+    scores = np.asarray(stacked_evaluator.score_mixed(net, params, index, inputs, choices))
+    tokens = np.asarray(stacked_evaluator.greedy_mixed(net, params, index, inputs, max_length=4))
     for number, expert in enumerate(experts):
         own = np.asarray(rank.score_choices(net, expert, inputs, choices))
         np.testing.assert_allclose(scores[index == number], own[index == number], atol=1e-4, rtol=0)
@@ -150,24 +151,25 @@ def test_the_base_is_not_repeated_for_the_rows():
     """Base products of a mixed batch have the rows of all instances, and its weights no axis B."""
     params, (inputs, choices) = put(), batch()
     index = np.zeros(8, np.int32)
-    text = stacked.score_mixed.lower(NETWORK, params, index, inputs, choices).compile().as_text()
+    text = stacked_evaluator.score_mixed.lower(NETWORK, params, index, inputs, choices).compile().as_text()
     assert "f32[8,32,64]" not in text  # a feed-forward kernel a row
     alone_flops = rank.score_choices.lower(NETWORK, params_of(0), inputs, choices).compile().cost_analysis()
-    mixed = stacked.score_mixed.lower(NETWORK, params, index, inputs, choices).compile().cost_analysis()
+    mixed = stacked_evaluator.score_mixed.lower(NETWORK, params, index, inputs,
+                                                choices).compile().cost_analysis()
     assert mixed["flops"] == pytest.approx(alone_flops["flops"], rel=0.05)
 
 
 def test_what_does_not_fit_is_an_input_error():
     bad = [overlays()[0], {"decoder": overlays()[1]["decoder"]}]
     with pytest.raises(InputError, match=r"one shape stack[\s\S]*expert 1"):
-        stacked.put_stack(NETWORK, tiny.parameters(NETWORK), bad, sharding.make_mesh(1, 1))
+        stacked_evaluator.put_stack(NETWORK, tiny.parameters(NETWORK), bad, sharding.make_mesh(1, 1))
     with pytest.raises(InputError, match=r"multiple of 2"):
         put(sharding.make_mesh(1, 1, 2))
     with pytest.raises(InputError, match="from 0 to 2"):
-        stacked.check_index(np.array([0, 3]), SIZE)
+        stacked_evaluator.check_index(np.array([0, 3]), SIZE)
     settings = dataclasses.replace(SETTINGS)
     with pytest.raises(InputError, match="15 experts for 16 rows"):
-        stacked.evaluate_task_mixed(
+        stacked_evaluator.evaluate_task_mixed(
             NETWORK, put(), split("rank"), [0] * 15, settings=settings, vocabulary=tiny.vocabulary(),
             mesh=sharding.make_mesh(1, 1), name="router", base="x")
     assert jax.tree.leaves(put()[1])[0].shape[0] == SIZE

@@ -8,9 +8,9 @@ import pytest
 from synthetic_study import facts_and_matrix
 
 from elm_jax.errors import InputError
-from elm_jax.evaluation import cells
-from elm_jax.evaluation import study_table as tables
-from elm_jax.evaluation.cells import Cell
+from elm_jax.reporting import cells
+from elm_jax.reporting import study_table as tables
+from elm_jax.reporting.cells import Cell
 
 
 def random_matrix(num_experts: int, num_instances: int, seed: int, rate: float = 0.5) -> dict:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from elm_jax.evaluation.cells import Cell, Matrix
+from elm_jax.reporting.cells import Cell, Matrix
 
 SEEN_SETS = ("ag_news", "trec", "cosmos_qa", "paws_labeled_final", "rotten_tomatoes", "qasc", "quarel",
              "common_gen")

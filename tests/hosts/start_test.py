@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from elm_jax.data.cursor import MixtureSource, TrainStream
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError
 from elm_jax.runtime import hosts, sharding
 

@@ -17,9 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from elm_jax.merging.methods import compose
 from elm_jax.merging.methods.method_table import METHODS
+from elm_jax.planning import chips, hlo
 from elm_jax.runtime import sharding
-from elm_jax.training import hlo
-from elm_jax.workflows import chips
 
 ROUNDED, SUMMED = 3.0, 6.0
 MOST_BYTES = 64

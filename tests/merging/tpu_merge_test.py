@@ -9,8 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.merging.methods import compose, method_table
-from elm_jax.training import hlo
-from elm_jax.workflows import chips
+from elm_jax.planning import chips, hlo
 
 SHAPES = {"embedding": ((32128, 2048), ("model", "data")), "wi": ((2048, 5120), ("data", "model")),
           "wo": ((5120, 2048), ("model", "data")), "norm": ((2048,), ())}

@@ -2,10 +2,10 @@
 
 from elm_jax.tasks import for_seqio
 
-from elm_jax.data import pipeline
+from elm_jax.data.preparing import seqio_tasks
 
 TASKS = ("ag_news__classify", "common_gen__example_prompt", "trec__trec1", "trec__fine_grained_abbr")
 
 __all__ = ["TASKS", "for_seqio"]
-pipeline.add_mixture("few_tasks", TASKS)
-pipeline.register()
+seqio_tasks.add_mixture("few_tasks", TASKS)
+seqio_tasks.register()

@@ -146,12 +146,12 @@ def test_the_multitask_baseline_trains_and_evaluates_every_task(world):
 
 def own_evaluation(world, run, task: str, max_new_tokens: int = 1):
     """`elm evaluate`'s numbers for a launch's expert, saved and loaded on the way."""
-    from elm_jax.data import pipeline
+    from elm_jax.data.preparing import seqio_tasks
 
     folder = run.folder / "expert"
     save_expert(folder, expert_from_checkpoint(run.folder, world.base))
     network, params = resolve(world.base, load_expert(folder))
-    split = pipeline.prepare(task, "validation", world.base.vocabulary_path)
+    split = seqio_tasks.prepare(task, "validation", world.base.vocabulary_path)
     return evaluate_task(
         network, params, split, settings=EvaluationSettings(max_new_tokens=max_new_tokens),
         vocabulary=world.base.vocabulary, mesh=sharding.make_mesh(1, 1), expert="t5x", base="base")
@@ -168,10 +168,10 @@ def test_ranks_are_those_of_elm_evaluate(world):
 
 
 def test_written_texts_are_those_of_elm_evaluate(world):
-    from elm_jax.data import pipeline
+    from elm_jax.data.preparing import seqio_tasks
 
     run, name = written_run(world), "common_gen__example_prompt"
-    split = pipeline.prepare(name, "validation", world.base.vocabulary_path)
+    split = seqio_tasks.prepare(name, "validation", world.base.vocabulary_path)
     longest = max(len(split.targets(number)) for number in range(len(split)))
     own = own_evaluation(world, run, name, max_new_tokens=longest)
     theirs = [example["prediction"] for example in run.inferences(name, 3)]

@@ -10,9 +10,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, RunError
+from elm_jax.planning import chips, hlo
 from elm_jax.runtime import sharding
-from elm_jax.training import hlo
-from elm_jax.workflows import chips
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 ROWS, WIDTH, TRIPS = 64, 256, 5

@@ -10,7 +10,7 @@ import tiny_run
 
 from elm_jax.errors import InputError, RunError
 from elm_jax.runtime import sharding, storage, trees
-from elm_jax.training import metrics as metric_files
+from elm_jax.training import metrics_log as metric_files
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.loop import RunConfig
 from elm_jax.training.optimizers import OptimizerConfig

@@ -9,9 +9,9 @@ import tiny_stack
 
 from elm_jax.errors import InputError
 from elm_jax.runtime import storage, trees
-from elm_jax.training import stacked
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.early_end import EarlyEnd, Patience
+from elm_jax.training.stack import stacked_step
 
 TABLE = tiny_stack.table()
 STEP = 1e-6
@@ -61,11 +61,11 @@ def test_experts_leave_and_enter_and_each_is_its_solo_run(whole):
 @pytest.mark.slow
 def test_entering_compiles_nothing_and_the_width_changes_no_result(whole):
     _, ended, _ = whole
-    stacked.compile_stack.cache_clear()  # whatever other tests have compiled
+    stacked_step.compile_stack.cache_clear()  # whatever other tests have compiled
     again, _ = tiny_stack.stack(TABLE, 2)
-    assert stacked.num_programs() == 1
+    assert stacked_step.num_programs() == 1
     wide, _ = tiny_stack.stack(TABLE, 4)
-    assert stacked.num_programs() == 2
+    assert stacked_step.num_programs() == 2
     for row in TABLE:
         assert trees.fingerprint(again[row.id].overlay) == trees.fingerprint(ended[row.id].overlay)
         np.testing.assert_allclose(losses(wide[row.id].rows), losses(ended[row.id].rows),

@@ -15,9 +15,9 @@ from elm_jax.errors import InputError
 from elm_jax.models import AdapterConfig
 from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees
-from elm_jax.training import stacked
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
+from elm_jax.training.stack import stacked_step
 
 RELATIVE = 1e-6
 """Of a step. Not to the bit: XLA's products of E * B rows, and its sums, group their terms in another way."""
@@ -63,19 +63,19 @@ def run_stack(spec: steps.StepSpec, num_steps: int, *, kind: str = "prompt", act
               at_once: int | None = None):
     """(states after each step, metrics of each step) of four experts in one program."""
     overlays, frozen = parameters(spec, kind)
-    stack = stacked.make_stack_spec(spec, 4, at_once)
-    programs = stacked.compile_stack(stack)
+    stack = stacked_step.make_stack_spec(spec, 4, at_once)
+    programs = stacked_step.compile_stack(stack)
     frozen = sharding.put_tree(
         frozen, states.shardings_of_params(spec.network, frozen, spec.mesh, spec.rules))
-    state = stacked.empty_stack(stack)
+    state = stacked_step.empty_stack(stack)
     places = states.shardings_of_params(spec.network, overlays[0], spec.mesh, spec.rules)
     for number, overlay in enumerate(overlays):
         state = programs.enter(state, sharding.put_tree(overlay, places), np.int32(number))
-    slots = stacked.Slots(np.array(SEEDS, np.uint32), np.array(LENGTHS, np.int32),
-                          np.array(RATES, np.float32), np.array(active))
+    slots = stacked_step.Slots(np.array(SEEDS, np.uint32), np.array(LENGTHS, np.int32),
+                               np.array(RATES, np.float32), np.array(active))
     found = []
     for step in range(num_steps):
-        batch = stacked.put_stacked([batch_of(number, step) for number in range(4)], stack)
+        batch = stacked_step.put_stacked([batch_of(number, step) for number in range(4)], stack)
         state, metrics = programs.step(frozen, state, batch, slots)
         found.append(jax.device_get((state, metrics)))
     return found
@@ -150,7 +150,7 @@ def test_every_mesh_gives_the_steps_of_one_device(mesh):
     ((1, 1, 1), 1), ((1, 1, 1), 2), ((1, 1, 1), 3), ((2, 2, 2), 1), ((1, 2, 1), 1)])
 def test_experts_in_turn_take_the_same_steps(mesh, at_once):
     spec = spec_of(mesh=mesh)
-    assert stacked.make_stack_spec(spec, 4, at_once).at_once == {3: 2}.get(at_once, at_once)  # a divisor
+    assert stacked_step.make_stack_spec(spec, 4, at_once).at_once == {3: 2}.get(at_once, at_once)  # a divisor
     assert_same(run_stack(spec, 3, at_once=at_once), run_solo("adamw", 0.1, 1, "prompt", 3, (0, 3)))
 
 
@@ -169,8 +169,9 @@ def test_one_at_a_time_they_are_the_solo_steps_to_the_bit(optimizer, dropout, pa
 @pytest.mark.slow
 def test_in_turn_a_step_needs_the_memory_of_those_at_once():
     spec = spec_of()
-    memory = {at_once: stacked.compile_stack(stacked.make_stack_spec(spec, 8, at_once)).step.memory_analysis(
-        ).temp_size_in_bytes for at_once in (1, 8)}
+    programs = {at_once: stacked_step.compile_stack(stacked_step.make_stack_spec(spec, 8, at_once)).step
+                for at_once in (1, 8)}
+    memory = {at_once: program.memory_analysis().temp_size_in_bytes for at_once, program in programs.items()}
     assert memory[1] < memory[8] / 3
 
 
@@ -190,16 +191,16 @@ def test_dropout_is_each_experts_own():
     """Two slots of equal weights and data differ by their seed alone."""
     spec = spec_of("adamw")
     overlays, frozen = parameters(spec, "prompt")
-    stack = stacked.make_stack_spec(spec, 2)
-    programs = stacked.compile_stack(stack)
+    stack = stacked_step.make_stack_spec(spec, 2)
+    programs = stacked_step.compile_stack(stack)
 
     def losses(seeds: tuple[int, int]) -> np.ndarray:
-        state = stacked.empty_stack(stack)
+        state = stacked_step.empty_stack(stack)
         for number in range(2):
             state = programs.enter(state, overlays[0], np.int32(number))
-        slots = stacked.Slots(np.array(seeds, np.uint32), np.full(2, 9, np.int32),
-                              np.full(2, 1e-3, np.float32), np.ones(2, bool))
-        batch = stacked.put_stacked([batch_of(0, 0)] * 2, stack)
+        slots = stacked_step.Slots(np.array(seeds, np.uint32), np.full(2, 9, np.int32),
+                                   np.full(2, 1e-3, np.float32), np.ones(2, bool))
+        batch = stacked_step.put_stacked([batch_of(0, 0)] * 2, stack)
         return np.asarray(programs.step(frozen, state, batch, slots)[1]["loss"])
 
     same, other = losses((4, 4)), losses((4, 5))
@@ -209,7 +210,8 @@ def test_dropout_is_each_experts_own():
 def test_the_base_is_multiplied_once_for_all_experts():
     """A product with a weight of the base has the rows of all experts, not E products of one expert's."""
     spec = spec_of("adamw")
-    programs = {size: stacked.compile_stack(stacked.make_stack_spec(spec, size)).step for size in (2, 4)}
+    programs = {size: stacked_step.compile_stack(stacked_step.make_stack_spec(spec,
+                                                                              size)).step for size in (2, 4)}
     flops = {size: program.cost_analysis()["flops"] for size, program in programs.items()}
     assert flops[4] == pytest.approx(2 * flops[2], rel=0.02)
     counts, largest = {}, {}
@@ -224,39 +226,39 @@ def test_the_base_is_multiplied_once_for_all_experts():
 def test_rates_and_lengths_of_unlike_experts_compile_nothing():
     spec = spec_of("adamw")
     run_stack(spec, 1)
-    before = stacked.num_programs()
+    before = stacked_step.num_programs()
     other = spec._replace(optimizer=dataclasses.replace(spec.optimizer, learning_rate=0.5))
-    assert stacked.compile_stack(stacked.make_stack_spec(other, 4)) is stacked.compile_stack(
-        stacked.make_stack_spec(spec, 4))
-    assert stacked.num_programs() == before
+    assert stacked_step.compile_stack(stacked_step.make_stack_spec(other, 4)) is stacked_step.compile_stack(
+        stacked_step.make_stack_spec(spec, 4))
+    assert stacked_step.num_programs() == before
 
 
 def test_a_device_holds_its_experts_and_its_part_of_the_base():
     sizes = {}
     for mesh in ((1, 1, 1), (1, 4, 1)):
-        stack = stacked.abstract_stack(stacked.make_stack_spec(spec_of("adamw", mesh=mesh), 4))
+        stack = stacked_step.abstract_stack(stacked_step.make_stack_spec(spec_of("adamw", mesh=mesh), 4))
         sizes[mesh] = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(stack))
     assert 4 * sizes[1, 4, 1] == sizes[1, 1, 1]
 
 
 def test_a_stack_that_does_not_divide_is_an_input_error():
     with pytest.raises(InputError, match=r"got: 6 experts[\s\S]*multiple of 4"):
-        stacked.make_stack_spec(spec_of("adamw", mesh=(1, 4, 2)), 6)
+        stacked_step.make_stack_spec(spec_of("adamw", mesh=(1, 4, 2)), 6)
 
 
 def test_an_expert_that_is_not_a_number_stays_alone():
     spec = spec_of("adamw")
     overlays, frozen = parameters(spec, "prompt")
-    stack = stacked.make_stack_spec(spec, 4)
-    programs, found = stacked.compile_stack(stack), []
+    stack = stacked_step.make_stack_spec(spec, 4)
+    programs, found = stacked_step.compile_stack(stack), []
     for poisoned in (False, True):
-        state = stacked.empty_stack(stack)
+        state = stacked_step.empty_stack(stack)
         for number, overlay in enumerate(overlays):
             bad = jax.tree.map(lambda leaf: leaf * jnp.nan, overlay)
             state = programs.enter(state, bad if poisoned and number == 2 else overlay, np.int32(number))
-        slots = stacked.Slots(np.array(SEEDS, np.uint32), np.array(LENGTHS, np.int32),
-                              np.array(RATES, np.float32), np.ones(4, bool))
-        batch = stacked.put_stacked([batch_of(number, 0) for number in range(4)], stack)
+        slots = stacked_step.Slots(np.array(SEEDS, np.uint32), np.array(LENGTHS, np.int32),
+                                   np.array(RATES, np.float32), np.ones(4, bool))
+        batch = stacked_step.put_stacked([batch_of(number, 0) for number in range(4)], stack)
         found.append(jax.device_get(programs.step(frozen, state, batch, slots)))
     for clean, dirty in zip(*(jax.tree.leaves(one) for one in found), strict=True):
         np.testing.assert_array_equal(clean[[0, 1, 3]], dirty[[0, 1, 3]])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from elm_jax.data import batches
-from elm_jax.data.cursor import MixtureSource, TrainStream
+from elm_jax.data.arrays import batches
+from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError
 from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from elm_jax.data.cursor import TrainStream
+from elm_jax.data.arrays.cursor import TrainStream
 from elm_jax.models.t5.network import AdapterConfig, T5Config, T5Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.loop import FitResult, train_overlay

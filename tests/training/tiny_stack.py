@@ -15,7 +15,14 @@ import tiny_run
 from elm_jax.runtime import sharding, storage, trees
 from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, StackResult, fit_stack
+from elm_jax.training.stack.stacked_loop import (
+    Ended,
+    Opened,
+    StackConfig,
+    StackedRun,
+    StackResult,
+    fit_stack,
+)
 from elm_jax.types import Params
 
 OPTIMIZER = OptimizerConfig("adamw", learning_rate=1.0, schedule="linear_decay", warmup_steps=2,

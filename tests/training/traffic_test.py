@@ -9,8 +9,8 @@ import tiny_run
 
 from elm_jax.models.losses import LossConfig
 from elm_jax.models.t5.network import Layout, T5Network
+from elm_jax.planning import hlo, traffic
 from elm_jax.runtime import sharding, trees
-from elm_jax.training import hlo, traffic
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
 

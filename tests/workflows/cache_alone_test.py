@@ -12,9 +12,11 @@ import pytest
 import tiny_study as tiny
 
 from elm_jax.cli import main
-from elm_jax.data import registry, sources, templates
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.prompts import templates
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import row_files
 from elm_jax.workflows.tasks import task_cache
 
 TASKS = ("ag_news__classify", "common_gen__put_together")
@@ -36,15 +38,15 @@ for task in {tasks!r}:
 def rows(tmp_path_factory) -> pathlib.Path:
     """A data folder with 80 rows of two real data sets."""
     folder = tmp_path_factory.mktemp("rows")
-    if sources.data_dir() is None:
+    if row_files.data_dir() is None:
         pytest.skip("no data folder: set ELM_DATA_DIR")
     for dataset in ("ag_news", "common_gen"):
         (folder / dataset).mkdir()
         for split in ("train", "validation"):
-            lines = itertools.islice(sources.read_lines(sources.find_file(dataset, None, split)), 80)
+            lines = itertools.islice(row_files.read_lines(row_files.find_file(dataset, None, split)), 80)
             text = "".join(json.dumps(row) + "\n" for row in lines)
             (folder / dataset / f"{split}.jsonl").write_text(text)
-        text = (sources.data_dir() / dataset / "templates.yaml").read_text()
+        text = (row_files.data_dir() / dataset / "templates.yaml").read_text()
         (folder / dataset / "templates.yaml").write_text(text)
     return folder
 
@@ -56,7 +58,7 @@ def losses(folder: pathlib.Path) -> list[float]:
 
 @pytest.mark.slow
 def test_training_from_the_cache_alone_is_as_from_seqio(world, rows, tmp_path, monkeypatch, capsys):
-    pipeline = pytest.importorskip("elm_jax.data.pipeline")
+    pipeline = pytest.importorskip("elm_jax.data.preparing.seqio_tasks")
     monkeypatch.setenv("ELM_DATA_DIR", str(rows))
     arrays = tmp_path / "arrays"
     status = main.main(["tasks", "cache", "--base", world.base.path, "--prepared", str(arrays),

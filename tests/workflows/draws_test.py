@@ -6,8 +6,8 @@ import pytest
 import tiny_study as tiny
 
 from elm_jax.cli import main
-from elm_jax.data import registry
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings
 from elm_jax.workflows.tasks.show_tasks import routing_instances

@@ -15,7 +15,7 @@ ELM = pathlib.Path(sys.executable).with_name("elm")
 MODULE = ["--module", "elm_jax.tasks.embedded"]
 OWN_MODULE = '''
 from elm_jax.data import registry
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.prompts.templates import PromptTemplate
 
 ROWS = [{"text": f"row {number}", "label": number % 2} for number in range(6)]
 PROMPT = PromptTemplate("Ask", "{{text}} ||| {{answer_choices[label]}}", "no ||| yes", ("Accuracy",))

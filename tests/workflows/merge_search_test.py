@@ -16,7 +16,7 @@ import tiny_model as tiny
 import tiny_study
 
 from elm_jax.cli import main
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError
 from elm_jax.evaluation import rank
 from elm_jax.evaluation.evaluator import EvaluationSettings, choice_batch, choices_of, plan_batches

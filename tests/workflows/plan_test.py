@@ -17,8 +17,8 @@ from elm_jax.cli import plan as plan_commands
 from elm_jax.experts.base import Base
 from elm_jax.experts.overlay import initial_overlay
 from elm_jax.models.t5.network import T5Network
+from elm_jax.planning import chips
 from elm_jax.runtime import trees
-from elm_jax.workflows import chips
 from elm_jax.workflows.plan.step_plan import plan_run, split_leaves
 from elm_jax.workflows.train.train_config import TrainConfig
 

@@ -10,8 +10,8 @@ import tiny_study as tiny
 
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli import main
-from elm_jax.data import registry
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.runtime import storage
 from elm_jax.workflows.study import study_checks

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from elm_jax.cli import gin_config
-from elm_jax.data import registry
+from elm_jax.data.registry import registry
 from elm_jax.workflows.study import study_checks
 
 TRAIN = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_study as tiny
 
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing import task_data
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError

@@ -9,7 +9,8 @@ import pytest
 import tiny_study as tiny
 
 from elm_jax.cli import main
-from elm_jax.data import registry, sources
+from elm_jax.data.registry import registry
+from elm_jax.data.sources import row_files
 from elm_jax.workflows.tasks import task_stats
 
 TASKS = ["--module", "elm_jax.tasks"]
@@ -176,12 +177,12 @@ def test_check_reads_every_row(data, capsys):
 
 @pytest.mark.slow
 def test_check_of_the_whole_data_folder(capsys):
-    if sources.data_dir() is None:
+    if row_files.data_dir() is None:
         pytest.skip("no data folder: set ELM_DATA_DIR")
     status, out, err = run(capsys, "tasks", "check", "--json", *TASKS)
     assert status == 0, err
     found = {(row["dataset"], row["config"]): row["splits"] for row in json.loads(out)["datasets"]}
-    for (name, config), entry in sources.read_index().items():
+    for (name, config), entry in row_files.read_index().items():
         own = found[name, config]  # the unseen ones' train splits are nobody's to read
         assert own == {split: entry["splits"][split] for split in own}, (name, config)
         assert "validation" in own or "test" in own

@@ -7,8 +7,8 @@ import pytest
 import tiny_study as tiny
 from elm_jax.tasks import pins, t0_train
 
-from elm_jax.data import registry
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.experts import template_versions
 from elm_jax.experts.card import ExpertCard

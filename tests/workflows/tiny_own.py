@@ -1,7 +1,7 @@
 """A registry of one's own, with tasks that have a test split only, as those of BIG-bench and BBH have."""
 
-from elm_jax.data import registry
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.prompts.templates import PromptTemplate
+from elm_jax.data.registry import registry
 
 ROWS = [{"text": f"Is {number} even?", "label": number % 2} for number in range(20)]
 PROMPT = PromptTemplate("Ask", "{{text}} ||| {{answer_choices[label]}}", "yes ||| no", ("Accuracy",))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tiny_study as tiny
 
-from elm_jax.data import registry
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.experts.overlay import load_expert, resolve
 from elm_jax.runtime import trees

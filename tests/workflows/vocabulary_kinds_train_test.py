@@ -19,8 +19,8 @@ import elm_jax.tasks  # noqa: F401  (fills the registry)
 import hf_folders
 import real_vocabularies as real
 
-from elm_jax.data import registry
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base, save_base
 from elm_jax.models.t5.network import T5Network
@@ -116,10 +116,10 @@ def test_prepared_arrays_hold_the_ids_of_other_programs(made):
 
 def test_ordinary_seqio_use_gives_the_same_ids(made, monkeypatch):
     seqio = pytest.importorskip("seqio")
-    from elm_jax.data import pipeline
+    from elm_jax.data.preparing import seqio_tasks
 
     _, base, ids, _ = made
-    pipeline.register()
+    seqio_tasks.register()
     monkeypatch.setenv("ELM_VOCABULARY", base.vocabulary_path)
     task = seqio.get_mixture_or_task(TASK)
     vocabulary = task.output_features["inputs"].vocabulary

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from elm_jax.data import registry
-from elm_jax.data.few_shot import with_exemplars
-from elm_jax.data.prepare import prepare
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.preparing.few_shot import with_exemplars
+from elm_jax.data.preparing.prepare import prepare
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import hosts, storage
 from elm_jax.runtime.config_checks import check_range

@@ -31,7 +31,7 @@ from elm_jax.workflows.convert.t5x_expert import T5X_COMMIT, expert_from_checkpo
 try:
     from t5x import optimizers, state_utils
 
-    from elm_jax.data import pipeline  # TensorFlow, which T5X needs too
+    from elm_jax.data.preparing import seqio_tasks  # TensorFlow, which T5X needs too
 except ImportError as missing:
     raise InputError(describe(
         "T5X cannot be imported", got=str(missing), expected=f"T5X at commit {T5X_COMMIT}",
@@ -46,7 +46,7 @@ __all__ = [
 _PARAMETERS = "target/"
 
 
-def vocabulary(path: str, rows: int) -> pipeline.RunVocabulary:
+def vocabulary(path: str, rows: int) -> seqio_tasks.RunVocabulary:
     """The model's vocabulary, and from here on that of all tasks' features.
 
     Args:
@@ -56,7 +56,7 @@ def vocabulary(path: str, rows: int) -> pipeline.RunVocabulary:
     Raises:
         InputError: no such file, or one with more ids than rows, whose embedding would be no number.
     """
-    found = pipeline.set_vocabulary(path)
+    found = seqio_tasks.set_vocabulary(path)
     if found.vocab_size > rows:
         raise InputError(describe("The vocabulary is larger than the embedding", where=path,
                                   got=found.vocab_size, expected=f"at most VOCAB_SIZE = {rows}"))
@@ -71,7 +71,7 @@ def evaluation_name(name: str, module: str) -> str:
         module: whose import registers it.
     """
     importlib.import_module(module)
-    return pipeline.evaluation_name(name, accuracy_of_scores)
+    return seqio_tasks.evaluation_name(name, accuracy_of_scores)
 
 
 def trained_parameters(train_norms: bool = True) -> traverse_util.ModelParamTraversal:

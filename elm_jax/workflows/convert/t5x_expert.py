@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import registry
-from elm_jax.data.templates import dataset_path
+from elm_jax.data.prompts.templates import dataset_path
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.experts import template_versions
 from elm_jax.experts.base import Base

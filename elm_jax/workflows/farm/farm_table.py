@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from elm_jax.data import sources
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
 
@@ -23,7 +23,7 @@ def read_table(path: storage.PathLike) -> list[dict[str, Any]]:
         rows = [{name: _cell(value) for name, value in row.items() if name and value not in (None, "")}
                 for row in csv.DictReader(io.StringIO(storage.read_text(path)))]
     else:
-        rows = list(sources.read_lines(path))
+        rows = list(row_files.read_lines(path))
     if not rows:
         raise InputError(describe("The table of experts has no rows", where=path))
     ids: dict[str, int] = {}

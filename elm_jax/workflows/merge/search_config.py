@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.settings import EvaluationSettings
+from elm_jax.evaluation.evaluation_settings import EvaluationSettings
 from elm_jax.merging.methods import method_table
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.choices import SEARCHES

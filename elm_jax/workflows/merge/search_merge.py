@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.draw import draw_rows
-from elm_jax.data.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
-from elm_jax.data.templates import dataset_path
+from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import metrics
 from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task

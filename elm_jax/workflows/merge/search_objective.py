@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax.data.batches import choose_bucket, make_choice_batch, trim
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.batches import choose_bucket, make_choice_batch, trim
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.settings import CHOICE_TOKEN_COST, EvaluationSettings
+from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.merging.methods import alike, compose
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, trees

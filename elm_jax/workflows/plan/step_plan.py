@@ -12,18 +12,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from elm_jax.data import batches
+from elm_jax.data.arrays import batches
 from elm_jax.errors import RunError, describe
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models.losses import LossConfig
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
+from elm_jax.planning import hlo, traffic
+from elm_jax.planning.chips import Topology, devices_of
 from elm_jax.runtime import sharding, trees
-from elm_jax.training import hlo, traffic
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
 from elm_jax.types import Batch, Params
-from elm_jax.workflows.chips import Topology, devices_of
 from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.t5.network import T5Network
+from elm_jax.planning import traffic
+from elm_jax.planning.chips import Topology
 from elm_jax.runtime import trees
 from elm_jax.training import state as states
-from elm_jax.training import traffic
-from elm_jax.workflows.chips import Topology
 from elm_jax.workflows.plan.step_plan import StepPlan, most_steps, plan_run, split_leaves
 from elm_jax.workflows.study import study_checks
 from elm_jax.workflows.study.run_study import expert_config

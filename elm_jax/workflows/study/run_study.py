@@ -10,16 +10,16 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax.data import registry
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
+from elm_jax.reporting import study_report as reporting
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.preemption import Stopped
-from elm_jax.workflows import report as reporting
 from elm_jax.workflows.build_library import build_library
 from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_in, model_of
 from elm_jax.workflows.farm.jobs import Job

@@ -6,11 +6,11 @@ import logging
 import jax
 from jax.sharding import Mesh
 
-from elm_jax.data import registry
-from elm_jax.data.sources import DATA_DIR_VARIABLE
-from elm_jax.data.templates import dataset_path
+from elm_jax.data.prompts.templates import dataset_path
+from elm_jax.data.registry import registry
+from elm_jax.data.sources.row_files import DATA_DIR_VARIABLE
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.evaluation.groups import BENCHMARKS
+from elm_jax.reporting.groups import BENCHMARKS
 from elm_jax.runtime import sharding, storage
 from elm_jax.workflows.study.study_config import StudyConfig
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import registry
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.embed import Encoder, TfidfEncoder
 from elm_jax.routing.encoders import find_minilm, make_encoder

@@ -4,10 +4,10 @@ import collections
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from elm_jax.data import registry
-from elm_jax.data.batches import trim
+from elm_jax.data.arrays.batches import trim
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.draw import draw_rows
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import storage

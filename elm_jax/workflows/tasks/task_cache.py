@@ -10,9 +10,9 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 
-from elm_jax.data import registry
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.vocabularies.vocabulary import Vocabulary
 

@@ -4,8 +4,8 @@ import collections
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from elm_jax.data import registry
-from elm_jax.data.prompted_task import PromptedTask
+from elm_jax.data.registry import registry
+from elm_jax.data.registry.prompted_task import PromptedTask
 from elm_jax.errors import InputError
 
 HOW_TO_GET = """A data set of the hub as JSON lines (a split "test" serves where there is no "validation"):

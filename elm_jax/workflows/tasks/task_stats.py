@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data import registry
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.registry import registry
 
 PERCENTILES = (50, 90, 99)
 LENGTHS = {"inputs": 512, "targets": 128}

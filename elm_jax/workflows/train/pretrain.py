@@ -15,10 +15,10 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from elm_jax.data.cursor import TrainStream
-from elm_jax.data.pretraining import PretrainingSource
-from elm_jax.data.registry import import_module
-from elm_jax.data.sources import DATA_DIR_VARIABLE
+from elm_jax.data.arrays.cursor import TrainStream
+from elm_jax.data.arrays.span_corruption import PretrainingSource
+from elm_jax.data.registry.registry import import_module
+from elm_jax.data.sources.row_files import DATA_DIR_VARIABLE
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models.t5.config import T5Config

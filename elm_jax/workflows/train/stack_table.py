@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from elm_jax.data import sources
+from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import storage
 
@@ -60,7 +60,7 @@ def rows_of_table(path: storage.PathLike) -> list[Row]:
         rows = _read_csv(storage.read_text(path), name)
     elif name.endswith(".jsonl"):
         rows = [_row(value, f"{name}, line {number}", _typed)
-                for number, value in enumerate(sources.read_lines(path), start=1)]
+                for number, value in enumerate(row_files.read_lines(path), start=1)]
     else:
         raise InputError(describe("A table of experts is .jsonl or .csv", where=name))
     if not rows:

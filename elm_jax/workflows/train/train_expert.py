@@ -6,11 +6,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax.data import batches, registry
-from elm_jax.data.cursor import MixtureSource, TrainStream
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays import batches
+from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
-from elm_jax.data.templates import dataset_path
+from elm_jax.data.prompts.templates import dataset_path
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts import template_versions
 from elm_jax.experts.base import Base, load_base
@@ -20,7 +21,7 @@ from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.training.loop import FitResult, train_overlay
-from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, fit_stack
+from elm_jax.training.stack.stacked_loop import Ended, Opened, StackConfig, StackedRun, fit_stack
 from elm_jax.types import Batch, Params
 from elm_jax.workflows.train import run_record
 from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig

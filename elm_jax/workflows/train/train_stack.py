@@ -20,7 +20,14 @@ from elm_jax.experts.overlay import Expert, initial_overlay, read_card, save_exp
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.config_checks import check_positive, check_types
-from elm_jax.training.stacked_loop import Ended, Opened, StackConfig, StackedRun, StackResult, fit_stack
+from elm_jax.training.stack.stacked_loop import (
+    Ended,
+    Opened,
+    StackConfig,
+    StackedRun,
+    StackResult,
+    fit_stack,
+)
 from elm_jax.workflows.train.stack_table import Row, rows_of_table
 from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 from elm_jax.workflows.train.train_expert import (

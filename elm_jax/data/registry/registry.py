@@ -14,9 +14,10 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from elm_jax.data import cached_p3, sources, templates
-from elm_jax.data.prepared import KINDS
-from elm_jax.data.prompted_task import (  # the registry's words are this module's too
+from elm_jax.data.arrays.prepared import KINDS
+from elm_jax.data.prompts import templates
+from elm_jax.data.prompts.templates import PromptTemplate
+from elm_jax.data.registry.prompted_task import (
     OwnRows,
     PromptedTask,
     Recipe,
@@ -24,7 +25,7 @@ from elm_jax.data.prompted_task import (  # the registry's words are this module
     RowReader,
     TemplateMaker,
 )
-from elm_jax.data.templates import PromptTemplate
+from elm_jax.data.sources import cached_p3, row_files
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import storage
 from elm_jax.runtime.storage import PathLike
@@ -325,8 +326,8 @@ def mixture_tasks(name: str, prepared: Collection[str] = ()) -> list[str]:
              if task in prepared or _TASKS[task].why_unavailable() is None]
     if not found:
         raise InputError(describe(
-            f"There are no data for any task of mixture {name}", got=sources.data_dir(),
-            cure=f"set {sources.DATA_DIR_VARIABLE} to a folder that has the data sets, or give the "
+            f"There are no data for any task of mixture {name}", got=row_files.data_dir(),
+            cure=f"set {row_files.DATA_DIR_VARIABLE} to a folder that has the data sets, or give the "
             "folder of their prepared arrays"))
     if len(found) < len(mixture.tasks):
         logger.info("mixture %s: %d of %d tasks have data", name, len(found), len(mixture.tasks))

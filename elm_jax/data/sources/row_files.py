@@ -22,9 +22,9 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax.data import tfds_rows
 from elm_jax.data.draw import draw_rows
-from elm_jax.data.templates import dataset_path
+from elm_jax.data.prompts.templates import dataset_path
+from elm_jax.data.sources import tfds_rows
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
 

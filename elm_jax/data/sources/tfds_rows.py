@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax.data.templates import dataset_path
+from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
 

@@ -6,8 +6,8 @@ Where a task has no train split (unseen tasks, BIG-bench), exemplars are other r
 from collections.abc import Iterator
 from typing import Any
 
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.draw import draw_rows
-from elm_jax.data.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
 from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from elm_jax.data.templates import EMPTY_INPUT, EMPTY_TARGET, PromptTemplate, Rendered
+from elm_jax.data.prompts.templates import EMPTY_INPUT, EMPTY_TARGET, PromptTemplate, Rendered
 from elm_jax.errors import InputError, describe
 
 _KINDS = {bool: "true or false", int: "number", float: "number", str: "text", list: "list", tuple: "list",

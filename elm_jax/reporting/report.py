@@ -7,8 +7,8 @@ from typing import Any
 
 import jinja2
 
-from elm_jax.evaluation.page import HTML, MARKDOWN
-from elm_jax.evaluation.study_table import chosen_on_the_test, target_tasks
+from elm_jax.reporting.page import HTML, MARKDOWN
+from elm_jax.reporting.study_table import chosen_on_the_test, target_tasks
 
 SELECTED = "chosen on these very scores"
 CONSTANT, BY_POSITION = "†", "‡"

@@ -11,12 +11,12 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation import plots, report
-from elm_jax.evaluation.answers import read_answers
-from elm_jax.evaluation.cells import Cell, Matrix, cell_of
 from elm_jax.evaluation.evaluator import ResultsStore
-from elm_jax.evaluation.groups import BENCHMARKS
-from elm_jax.evaluation.study_table import study_table, target_tasks
+from elm_jax.reporting import plots, report
+from elm_jax.reporting.answers import read_answers
+from elm_jax.reporting.cells import Cell, Matrix, cell_of
+from elm_jax.reporting.groups import BENCHMARKS
+from elm_jax.reporting.study_table import study_table, target_tasks
 from elm_jax.runtime import storage
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from elm_jax.models.t5.network import T5Network
+from elm_jax.planning.hlo import ring_bytes
 from elm_jax.runtime import sharding, trees
 from elm_jax.runtime.sharding import Axes, Rules
-from elm_jax.training.hlo import ring_bytes
 from elm_jax.types import Params
 
 

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from elm_jax.data import registry
-from elm_jax.data.prepared import PreparedSplit, check_max_rows
-from elm_jax.data.prompted_task import UNKNOWN_VERSION, PromptedTask, describe_dropped
+from elm_jax.data.arrays.prepared import PreparedSplit, check_max_rows
+from elm_jax.data.registry import registry
+from elm_jax.data.registry.prompted_task import UNKNOWN_VERSION, PromptedTask, describe_dropped
 from elm_jax.errors import InputError, describe
 from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
 

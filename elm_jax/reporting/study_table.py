@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.cells import (
+from elm_jax.evaluation.metrics import Estimate
+from elm_jax.reporting.cells import (
     Matrix,
     Row,
     cell_of,
@@ -24,8 +25,7 @@ from elm_jax.evaluation.cells import (
     select,
     stacked,
 )
-from elm_jax.evaluation.groups import BENCHMARKS, benchmarks, by_category, by_dataset
-from elm_jax.evaluation.metrics import Estimate
+from elm_jax.reporting.groups import BENCHMARKS, benchmarks, by_category, by_dataset
 
 SPLIT_SEED = 0
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from elm_jax.evaluation.cells import Row, chance_of, macro_mean, majority_of, select
+from elm_jax.reporting.cells import Row, chance_of, macro_mean, majority_of, select
 
 METRICS = ("accuracy", "rouge_l")
 BENCHMARKS = {"BIG-bench": "bigbench_tasks", "BBH": "bbh_tasks"}

@@ -11,7 +11,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.runtime import hosts
 from elm_jax.training.early_end import EarlyEnd, Patience
 from elm_jax.training.loop import Stream
-from elm_jax.training.metrics import MetricsLog, StatusLine
+from elm_jax.training.metrics_log import MetricsLog, StatusLine
 from elm_jax.types import Batch, Params
 
 

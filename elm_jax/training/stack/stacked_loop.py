@@ -23,13 +23,13 @@ from elm_jax.models.losses import LossConfig
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, preemption, sharding, trees
 from elm_jax.runtime.sharding import Rules
-from elm_jax.training import stacked
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.early_end import EarlyEnd, compile_loss, validation_loss
 from elm_jax.training.loop import Stream
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.training.slots import Opened, Slot, StackedRun, StackProgress
+from elm_jax.training.stack import stacked_step
+from elm_jax.training.stack.slots import Opened, Slot, StackedRun, StackProgress
 from elm_jax.training.state import TrainState
 from elm_jax.training.step import make_spec
 from elm_jax.types import Array, Params
@@ -141,7 +141,7 @@ def fit_stack(
         RunError: a full disk.
     """
     if not runs:
-        return StackResult([], {}, False, 0, stacked.num_programs())
+        return StackResult([], {}, False, 0, stacked_step.num_programs())
     with ExitStack() as stack:
         should_stop = stack.enter_context(preemption.stop_flag())
         loop = _StackLoop(network, optimizer, base, runs, config, mesh, loss or LossConfig(), rules, on_end,
@@ -150,7 +150,7 @@ def fit_stack(
             on_start()
         hosts.barrier()  # all have compiled: at the first step Gloo waits 30 s for the slowest, and gives up
         loop.go(should_stop)
-        return StackResult(loop.ended, loop.failed, loop.stopped, loop.tick, stacked.num_programs())
+        return StackResult(loop.ended, loop.failed, loop.stopped, loop.tick, stacked_step.num_programs())
 
 
 class _StackLoop:
@@ -171,23 +171,23 @@ class _StackLoop:
         trained = trees.flatten(first.overlay)
         frozen, _ = trees.split(base, lambda path: path not in trained)
         states.check_params(network, frozen, first.overlay)
-        rules = stacked.rules_of_one(rules)
+        rules = stacked_step.rules_of_one(rules)
         self.frozen = states.frozen_leaves(network, frozen, mesh, rules, config.base_dtype)
         one = make_spec(network, optimizer, loss, self.frozen, first.overlay, first.stream.batch(0), mesh,
                         config.num_microbatches, rules)
-        self.spec = stacked.make_stack_spec(one, config.size, config.at_once)
-        self.programs = stacked.compile_stack(self.spec)
+        self.spec = stacked_step.make_stack_spec(one, config.size, config.at_once)
+        self.programs = stacked_step.compile_stack(self.spec)
         self.loss_fn = compile_loss(self.spec.step) if config.early_end else None
         self._opened = {runs[0].id: first}
-        self._rows = stacked.rows_of_slots(self.spec, first.stream.batch_size)
+        self._rows = stacked_step.rows_of_slots(self.spec, first.stream.batch_size)
         self._waiting: tuple[list[Slot | None], list[int], Mapping[str, Array]] | None = None
-        self._slots_on_mesh: stacked.Slots | None = None
+        self._slots_on_mesh: stacked_step.Slots | None = None
         # One thread that saves experts while the next steps run.
         self._saves = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="expert"))
         self._saving: list[Future] = []
-        self.state, self.best = stacked.empty_stack(self.spec), None
+        self.state, self.best = stacked_step.empty_stack(self.spec), None
         if config.early_end is not None:
-            self.best = stacked.empty_stack(self.spec).overlay
+            self.best = stacked_step.empty_stack(self.spec).overlay
         self.saver = None
         if config.run_dir is not None:
             facts = {"config_digest": config.config_digest, "optimizer": dataclasses.asdict(
@@ -239,7 +239,7 @@ class _StackLoop:
 
     def _open(self, run: StackedRun) -> Opened:
         opened = self._opened.pop(run.id, None) or run.open()
-        difference = trees.first_difference(opened.overlay, stacked.overlay_like(self.spec))
+        difference = trees.first_difference(opened.overlay, stacked_step.overlay_like(self.spec))
         if difference:
             raise InputError(describe("Experts of one stack have overlays of one shape", where=run.id,
                                       got=difference, expected="the leaves of the stack's first expert"))
@@ -254,7 +254,8 @@ class _StackLoop:
         """Dispatches one step of the stack, makes the next batches, reads the step before."""
         batches = [None if slot is None else slot.batch() for slot in self.slots]
         self.state, metrics = hosts.in_order(self.programs.step(
-            self.frozen, self.state, stacked.put_stacked(batches, self.spec, self._rows), self._settings()))
+            self.frozen, self.state, stacked_step.put_stacked(batches, self.spec, self._rows),
+            self._settings()))
         self.tick += 1
         for slot in filter(None, self.slots):
             slot.step += 1
@@ -262,12 +263,12 @@ class _StackLoop:
         self._read()
         self._waiting = (list(self.slots), [slot.step if slot else 0 for slot in self.slots], metrics)
 
-    def _settings(self) -> stacked.Slots:
+    def _settings(self) -> stacked_step.Slots:
         """Seeds, lengths and rates on the mesh; made again when someone enters or leaves."""
         if self._slots_on_mesh is None:
-            target = NamedSharding(self.mesh, PartitionSpec(stacked.AXIS))
+            target = NamedSharding(self.mesh, PartitionSpec(stacked_step.AXIS))
             slots = self.slots
-            columns = stacked.Slots(
+            columns = stacked_step.Slots(
                 seed=np.array([slot.run.seed if slot else 0 for slot in slots], np.uint32),
                 train_steps=np.array([slot.train_steps if slot else 1 for slot in slots], np.int32),
                 learning_rate=np.array([slot.run.learning_rate if slot else 0 for slot in slots],
@@ -390,7 +391,7 @@ class _StackLoop:
             return
         spec = self.spec._replace(size=note["size"])
         whole = sharding.replicated(self.mesh)
-        like = stacked.abstract_stack(spec)
+        like = stacked_step.abstract_stack(spec)
         if note["size"] != self.config.size:  # another width: through the host
             like = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), like)

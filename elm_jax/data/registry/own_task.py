@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from elm_jax.data import registry
-from elm_jax.data.prompted_task import RowReader
-from elm_jax.data.sources import OwnFile
-from elm_jax.data.templates import SEPARATOR, PromptTemplate
+from elm_jax.data.prompts.templates import SEPARATOR, PromptTemplate
+from elm_jax.data.registry import registry
+from elm_jax.data.registry.prompted_task import RowReader
+from elm_jax.data.sources.row_files import OwnFile
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
 from elm_jax.runtime.storage import PathLike

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.evaluation.study_table import chosen_on_the_test
+from elm_jax.reporting.study_table import chosen_on_the_test
 
 COLOURS = {"reference": "#9aa5b1", "choice of experts": "#3d6f9e", "chosen on these scores": "#d9a441"}
 LINES = ("--", ":")

@@ -21,10 +21,10 @@ import seqio
 import tensorflow as tf
 from rouge_score import rouge_scorer
 
-from elm_jax.data import registry
-from elm_jax.data.prepare import prepare as prepare_rows
-from elm_jax.data.prepared import PreparedSplit
-from elm_jax.data.registry import (  # the registry's functions are this module's too
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.preparing.prepare import prepare as prepare_rows
+from elm_jax.data.registry import registry
+from elm_jax.data.registry.registry import (
     add_mixture,
     add_prompted_task,
     describe_task,

@@ -8,9 +8,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from elm_jax.data import cached_p3, sources, templates
-from elm_jax.data.row_checks import RowChecks, ready_prompt
-from elm_jax.data.templates import PromptTemplate, Rendered
+from elm_jax.data.prompts import templates
+from elm_jax.data.prompts.row_checks import RowChecks, ready_prompt
+from elm_jax.data.prompts.templates import PromptTemplate, Rendered
+from elm_jax.data.sources import cached_p3, row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
 from elm_jax.runtime.storage import PathLike
@@ -18,7 +19,7 @@ from elm_jax.runtime.storage import PathLike
 RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
 """From the name of a split to its rows: the same ones as long as the process runs, so that what is known of
 them need not be found out anew."""
-OwnRows = sources.OwnFile | cached_p3.CachedSplit
+OwnRows = row_files.OwnFile | cached_p3.CachedSplit
 """A split's rows in files that somebody named."""
 RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a source's row to the fields that the template reads."""
@@ -117,7 +118,7 @@ class PromptedTask:
             return self.prompt
         if self.prompt is not None:
             return self.prompt()
-        folders = (sources.data_dir(), self.template_folder, templates.installed_folder())
+        folders = (row_files.data_dir(), self.template_folder, templates.installed_folder())
         return templates.find_template(
             self.dataset, self.config, self.template, [folder for folder in folders if folder])
 
@@ -150,7 +151,7 @@ class PromptedTask:
         elif self.own_files is not None:
             rows = self._own_file(split).read()
         else:
-            rows = sources.read_rows(*self.row_source, split)
+            rows = row_files.read_rows(*self.row_source, split)
         if self.adapt is None:
             return rows
         places = self.places(split)
@@ -178,14 +179,14 @@ class PromptedTask:
         return (lambda index: f"{self.dataset_name} {split}, row {index + 1}") if found is None else (
             found.place_of)
 
-    def _find(self, split: str) -> sources.FoundSplit | OwnRows | None:
+    def _find(self, split: str) -> row_files.FoundSplit | OwnRows | None:
         if self.own_files is not None:
             own = self._own_file(split)
             return own if own.exists() else None
-        found = None if self.rows is not None else sources.find_split(*self.row_source, split)
+        found = None if self.rows is not None else row_files.find_split(*self.row_source, split)
         return None if found is None or self._lacks_fields(found) else found
 
-    def _lacks_fields(self, found: sources.FoundSplit) -> bool:
+    def _lacks_fields(self, found: row_files.FoundSplit) -> bool:
         """Whether TFDS's version of the data set lacks what the template reads: it is no source then."""
         fields = found.fields() if self.adapt is None else None
         if fields is None:
@@ -207,7 +208,7 @@ class PromptedTask:
         self.check_split(split)
         if self.rows is not None or self.own_files is not None:
             return len(self.read_rows(split))
-        return sources.num_rows(*self.row_source, split)
+        return row_files.num_rows(*self.row_source, split)
 
     def why_unavailable(self) -> str | None:
         """Why the task cannot be prepared with the data at hand; None if it can. Reads no rows."""
@@ -217,7 +218,7 @@ class PromptedTask:
             return "no data"
         if self.own_files is not None:
             return None
-        entry = sources.read_index().get(self.row_source, {})
+        entry = row_files.read_index().get(self.row_source, {})
         if self.template in entry.get("unusable_templates", ()):
             return "the data lack a field that the template reads"
         return None

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax.data.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import evaluator, rank
 from elm_jax.evaluation.evaluator import EvaluationSettings

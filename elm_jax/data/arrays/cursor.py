@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from elm_jax.data import batches
+from elm_jax.data.arrays import batches
 from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
 from elm_jax.types import Batch

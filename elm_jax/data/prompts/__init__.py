@@ -1,0 +1,1 @@
+"""Rows to prompts: promptsource's templates, rendered in a sandbox."""

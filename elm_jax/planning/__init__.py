@@ -1,0 +1,1 @@
+"""What a compiled step costs on a chip: FLOPs, memory, bytes between chips."""

@@ -1,0 +1,1 @@
+"""Many experts trained as one program."""
