@@ -1,16 +1,16 @@
 """The operations that benchmarks/accelerator.py counts, against what XLA counts in the compiled programs."""
 
 import importlib.util
-import pathlib
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from checkout import ROOT
 
 from elm_jax.models import AdapterConfig, T5Config, T5Network
 
-FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 WIDE = T5Config(vocab_size=1500, emb_dim=256, num_heads=5, head_dim=48, mlp_dim=700, num_encoder_layers=2,
                 num_decoder_layers=3)
 

@@ -1,16 +1,16 @@
 """The config: round trip, hash, clear refusals, and the gin files with the published sizes."""
 
 import ast
-import pathlib
 import re
 
 import pytest
+from checkout import ROOT
 
 from elm_jax import errors
 from elm_jax.models import AdapterConfig, T5Config, T5Network
 from elm_jax.runtime import trees
 
-GIN_FOLDER = pathlib.Path(__file__).parents[2] / "gin" / "models"
+GIN_FOLDER = ROOT / "gin" / "models"
 SIZES = {
     "tiny": (128, 4, 32, 256, 2, 9_012_992),
     "small": (512, 6, 64, 1024, 8, 76_961_152),

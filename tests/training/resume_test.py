@@ -11,8 +11,9 @@ import time
 
 import pytest
 import tiny_run
+from checkout import HELPERS
 
-SCRIPT = pathlib.Path(__file__).with_name("tiny_run.py")
+SCRIPT = HELPERS.joinpath("tiny_run.py")
 STEPS = 400
 
 

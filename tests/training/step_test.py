@@ -2,7 +2,6 @@
 
 import functools
 import json
-import pathlib
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from checkout import ROOT
 
 from elm_jax.data.arrays import batches
 from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
@@ -313,7 +313,7 @@ def test_leaf_that_the_network_lacks_is_an_input_error():
 @pytest.mark.slow
 def test_a_prompt_experts_step_needs_at_most_half_of_full_fine_tuning():
     """At T5 1.1 small's shapes, by the compiler's account of the step that `elm train` runs."""
-    script = pathlib.Path(__file__).parents[2] / "benchmarks" / "train_step.py"
+    script = ROOT / "benchmarks" / "train_step.py"
     done = subprocess.run([sys.executable, str(script), "--memory"], capture_output=True, text=True,
                           timeout=900, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["ratio"] <= 0.5
