@@ -29,6 +29,7 @@ from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Config, T5Network
 from elm_jax.models.decode import greedy
 from elm_jax.models.losses import LossConfig
+from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import create_state
@@ -161,7 +162,7 @@ def training(shapes: Shapes, dtype: str, prompt: bool) -> tuple[Callable[[], obj
         config = config.with_adapter(AdapterConfig())
     network = T5Network(config)
     params = jax.jit(network.init)(jax.random.key(0))
-    overlay, frozen = trees.split(params, trained_leaves("adapter" if prompt else "full"))
+    overlay, frozen = trees.split(params, trained_leaves(role_of, "adapter" if prompt else "full"))
     optimizer = OptimizerConfig(name="adamw" if prompt else "adafactor", learning_rate=1e-4)
     batch = make_batch(shapes)
     step = compile_step(make_spec(network, optimizer, LossConfig(), frozen, overlay, batch,

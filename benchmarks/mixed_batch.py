@@ -26,6 +26,7 @@ from elm_jax.evaluation.stacked_evaluator import greedy_mixed, score_mixed
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Network
 from elm_jax.models.decode import greedy
+from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import trees
 
 
@@ -34,7 +35,7 @@ def programs(shapes: Shapes, dtype: str, experts: int) -> dict[str, tuple]:
     config = dataclasses.replace(shapes.config, dtype=dtype).with_adapter(AdapterConfig())
     network, rng = T5Network(config), np.random.default_rng(0)
     params = jax.jit(network.init)(jax.random.key(0))
-    overlay, shared = trees.split(params, trained_leaves("adapter"))
+    overlay, shared = trees.split(params, trained_leaves(role_of, "adapter"))
     stack = jax.jit(lambda tree: jax.tree.map(
         lambda leaf: leaf[None] * (1 + 1e-3 * np.arange(experts, dtype=np.float32).reshape(
             -1, *[1] * leaf.ndim)), tree))(overlay)

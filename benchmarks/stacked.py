@@ -24,6 +24,7 @@ from train_step import SMALL, machine
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Network
 from elm_jax.models.losses import LossConfig
+from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.stack import stacked_step
@@ -62,7 +63,8 @@ def parameters(shapes: Shapes, dtype: str) -> tuple[StepSpec, Params, Params]:
     """The spec of the solo step, the overlay and the frozen base."""
     config = dataclasses.replace(shapes.config, dtype=dtype).with_adapter(AdapterConfig())
     network = T5Network(config)
-    overlay, frozen = trees.split(jax.jit(network.init)(jax.random.key(0)), trained_leaves("adapter"))
+    overlay, frozen = trees.split(jax.jit(network.init)(jax.random.key(0)), trained_leaves(role_of,
+                                                                                           "adapter"))
     spec = make_spec(network, OPTIMIZER, LossConfig(), frozen, overlay, make_batch(shapes),
                      sharding.make_mesh(1, 1, 1), 1)
     return spec, overlay, frozen

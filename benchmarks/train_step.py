@@ -24,6 +24,7 @@ import numpy as np
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Config, T5Network
 from elm_jax.models.losses import LossConfig
+from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import create_state
@@ -155,7 +156,7 @@ def report(seconds: dict[str, list[float]], baseline: str) -> None:
 def memory(config: T5Config) -> None:
     """Prints the compiler's bytes of a prompt-expert step and of a full fine-tuning step."""
     with_adapters = config.with_adapter(AdapterConfig())
-    prompt = trees.split(T5Network(with_adapters).abstract_params(), trained_leaves("adapter"))
+    prompt = trees.split(T5Network(with_adapters).abstract_params(), trained_leaves(role_of, "adapter"))
     full = (T5Network(config).abstract_params(), {})
     table = {}
     for name, net, (overlay, frozen) in (

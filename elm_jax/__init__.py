@@ -63,7 +63,7 @@ _MODULES = {
     "T5Config": "elm_jax.models.t5.config",
     "T5Network": "elm_jax.models.t5.network",
     "TaskData": "elm_jax.data.preparing.task_data",
-    "TrainConfig": "elm_jax.workflows.train.train_expert",
+    "TrainConfig": "elm_jax.workflows.train.train_config",
     "Vocabulary": "elm_jax.vocabularies.vocabulary",
     "add_task": "elm_jax.data.registry.own_task",
     "build_library": "elm_jax.workflows.build_library",

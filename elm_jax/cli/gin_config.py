@@ -13,8 +13,8 @@ from typing import Any
 
 import gin
 from elm_jax.errors import InputError, describe, nearest_names
+from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig
-from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import storage
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
@@ -23,8 +23,11 @@ from elm_jax.workflows.train.pretrain import PretrainConfig
 from elm_jax.workflows.train.train_config import TrainConfig
 from elm_jax.workflows.train.train_stack import TrainStackConfig
 
+NETWORKS: dict[str, type] = {
+    family.config.__name__: family.config for family in families.FAMILIES.values()}
+"""Configs of networks, by the names that gin files have for them."""
 CONFIGURABLES: dict[str, type] = {
-    "T5Config": T5Config,
+    **NETWORKS,
     "AdapterConfig": AdapterConfig,
     "OptimizerConfig": OptimizerConfig,
     "StageSettings": StageSettings,

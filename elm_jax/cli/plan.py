@@ -10,7 +10,7 @@ from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli.printing import print_json
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import detect
-from elm_jax.models.t5.config import T5Config
+from elm_jax.models.network import NetworkConfig
 from elm_jax.planning import chips
 from elm_jax.workflows.plan import study_plan
 from elm_jax.workflows.plan.step_plan import StepPlan, plan_run
@@ -60,12 +60,13 @@ def _parse(arguments: argparse.Namespace) -> None:
     config_lib.parse(arguments.gin_file, bindings, paths)
     bindings += [f"{name}={NOT_GIVEN!r}" for name in config_lib.missing_macros() if name in PLACES]
     is_run = not config_lib.is_bound("study.workdir") and not config_lib.is_bound("pretrain.model_dir")
-    if is_run and config_lib.is_bound("T5Config.vocab_size") and not config_lib.is_bound("train.network"):
-        bindings.append("train.network=@T5Config()")
+    sizes = [name for name in config_lib.NETWORKS if config_lib.is_bound(f"{name}.vocab_size")]
+    if is_run and sizes and not config_lib.is_bound("train.network"):
+        bindings.append(f"train.network=@{sizes[0]}()")
     config_lib.parse(arguments.gin_file, bindings, paths)
 
 
-def _network(config: TrainConfig) -> T5Config:
+def _network(config: TrainConfig) -> NetworkConfig:
     """Dimensions from gin/models/, or else of the base that is named."""
     if config.network is not None:
         return config.network

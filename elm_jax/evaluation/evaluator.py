@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from elm_jax.data.arrays.batches import choose_bucket, make_choice_batch, pad, trim
+from elm_jax.data.arrays.batch_forms import BatchForm, form_of
+from elm_jax.data.arrays.batches import (
+    ChoiceShape,
+    choose_bucket,
+    make_choice_batch,
+    pad_prompts,
+    padded,
+)
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.evaluation import generate, metrics, rank
 from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding
 from elm_jax.types import Params
 from elm_jax.vocabularies.vocabulary import Vocabulary
@@ -42,7 +49,7 @@ class BatchShape:
 
 
 def evaluate_task(
-    network: T5Network, params: Params, split: PreparedSplit, *, settings: EvaluationSettings,
+    network: Network, params: Params, split: PreparedSplit, *, settings: EvaluationSettings,
     vocabulary: Vocabulary, mesh: Mesh, expert: str, base: str, max_rows: int | None = None,
 ) -> TaskResult:
     """Scores one model on one task.
@@ -103,13 +110,13 @@ def count_cut(split: PreparedSplit, source_length: int) -> int:
     return sum(len(split.inputs(number)) > source_length for number in range(len(split)))
 
 
-def _rank(network: T5Network, params: Params, split: PreparedSplit, settings: EvaluationSettings,
+def _rank(network: Network, params: Params, split: PreparedSplit, settings: EvaluationSettings,
           mesh: Mesh) -> list[dict[str, Any]]:
-    choices = choices_of(split)
+    choices, form = choices_of(split), form_of(network)
     found: list[dict[str, Any]] = []
     for shape, numbers in plan_batches(split, choices, settings, mesh.shape["data"]):
-        placed = sharding.put_batch(choice_batch(split, choices, shape, numbers), mesh)
-        scores = rank.score_choices(network, params, placed["inputs"], placed["choices"])
+        placed = sharding.put_batch(choice_batch(split, choices, shape, numbers, form), mesh)
+        scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
         found += ranked_rows(split, choices, numbers, hosts.whole(scores))
     return in_order(found)
 
@@ -120,13 +127,14 @@ def choices_of(split: PreparedSplit) -> list[list[np.ndarray]]:
 
 
 def choice_batch(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], shape: "BatchShape",
-                 numbers: Sequence[int]) -> dict[str, np.ndarray]:
-    """The batch of some rows to rank: inputs i32[B, S], choices i32[B, C, T]."""
-    batch = make_choice_batch(
-        [split.inputs(number) for number in numbers], [choices[number] for number in numbers],
-        source_length=shape.source, target_length=shape.target, num_choices=shape.choices,
-        batch_size=shape.rows)
-    return {name: batch[name] for name in ("inputs", "choices")}
+                 numbers: Sequence[int], form: BatchForm) -> dict[str, np.ndarray]:
+    """The batch of some rows to rank: inputs i32[B, S], choices i32[B, C, T], and their lengths."""
+    batch = dict(make_choice_batch(
+        [form.prompt(split.inputs(number), shape.source) for number in numbers],
+        [choices[number] for number in numbers],
+        ChoiceShape(shape.rows, shape.source, shape.choices, shape.target), form.ids.pad))
+    del batch["choice_mask"]  # the lengths say it too
+    return batch
 
 
 def ranked_rows(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], numbers: Sequence[int],
@@ -154,25 +162,26 @@ def ranked_rows(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], n
     return found
 
 
-def _generate(network: T5Network, params: Params, split: PreparedSplit,
+def _generate(network: Network, params: Params, split: PreparedSplit,
               settings: EvaluationSettings, mesh: Mesh, vocabulary: Vocabulary
               ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for shape, numbers in plan_batches(split, None, settings, mesh.shape["data"]):
-        placed = sharding.put_batch({"inputs": input_rows(split, shape, numbers)}, mesh)
+        placed = sharding.put_batch(input_rows(split, shape, numbers, form_of(network)), mesh)
         texts = generate.generate(
-            network, params, placed["inputs"], max_new_tokens=settings.max_new_tokens,
+            network, params, padded(placed, "inputs"), max_new_tokens=settings.max_new_tokens,
             vocabulary=vocabulary)
         found += generated_rows(split, numbers, texts)
     return in_order(found)
 
 
-def input_rows(split: PreparedSplit, shape: "BatchShape", numbers: Sequence[int]) -> np.ndarray:
-    """The inputs of some rows to generate from, i32[B, S]."""
-    inputs = [trim(split.inputs(number), shape.source) for number in numbers]
+def input_rows(split: PreparedSplit, shape: "BatchShape", numbers: Sequence[int], form: BatchForm
+               ) -> dict[str, np.ndarray]:
+    """The inputs of some rows to generate from, i32[B, S], and their lengths."""
+    inputs = [form.prompt(split.inputs(number), shape.source) for number in numbers]
     # Copies of a real row, not empty ones: decoding goes on until the last row has ended.
     inputs += inputs[:1] * (shape.rows - len(numbers))
-    return pad(inputs, shape.source)
+    return dict(pad_prompts(inputs, shape.rows, shape.source, form.ids.pad))
 
 
 def generated_rows(split: PreparedSplit, numbers: Sequence[int], texts: Sequence[str]

@@ -1,14 +1,14 @@
 """Greedy generation as text."""
 
 from elm_jax.models.decode import greedy
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network
 from elm_jax.runtime import hosts
-from elm_jax.types import Array, Params
+from elm_jax.types import Padded, Params
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 
 def generate(
-    network: T5Network, params: Params, inputs: Array, *, max_new_tokens: int,
+    network: Network, params: Params, inputs: Padded, *, max_new_tokens: int,
     vocabulary: Vocabulary,
 ) -> list[str]:
     """The most likely token at every step, as one text a row.
@@ -18,7 +18,7 @@ def generate(
     Args:
         network: static.
         params: of that network, on the mesh.
-        inputs: i32[B, S], padded with 0, on the mesh.
+        inputs: tokens i32[B, S], lengths i32[B], on the mesh.
         max_new_tokens: most tokens of a text, EOS included.
         vocabulary: turns tokens into text.
     """

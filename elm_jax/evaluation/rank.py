@@ -13,25 +13,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from elm_jax.models.t5.network import T5Network
-from elm_jax.types import Array, Params
+from elm_jax.models.network import Network
+from elm_jax.types import Array, Padded, Params
 
 TIE = 1e-5
 """Scores so near to each other, relative to the best, are equal: what float32 cannot tell apart."""
 
 
 @functools.partial(jax.jit, static_argnames=("network",))
-def score_choices(network: T5Network, params: Params, inputs: Array, choices: Array) -> Array:
-    """Log-probability of every choice; the encoder runs once an instance.
+def score_choices(network: Network, params: Params, inputs: Padded, choices: Padded) -> Array:
+    """Log-probability of every choice; the inputs are computed once an instance.
 
     Args:
         network: static; networks of equal config share one program for each shape.
         params: of that network, on any mesh.
-        inputs: i32[B, S], padded with 0.
-        choices: i32[B, C, T], EOS included, padded with 0.
+        inputs: tokens i32[B, S], lengths i32[B].
+        choices: tokens i32[B, C, T], EOS included, lengths i32[B, C].
 
     Returns:
-        f32[B, C]; 0 for a choice that is all padding, which `predict` never takes.
+        f32[B, C]; 0 for a choice of length 0, which `predict` never takes.
     """
     return network.target_log_probs(params, inputs, choices).sum(axis=-1)
 

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from elm_jax.data.arrays.batch_forms import form_of
+from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import evaluator, rank
@@ -17,13 +19,13 @@ from elm_jax.evaluation.evaluator import EvaluationSettings
 from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.adapters.stacked import GroupedNetwork, Many, gather
 from elm_jax.models.decode import greedy
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, trees
-from elm_jax.types import Array, Params
+from elm_jax.types import Array, Batch, Padded, Params
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 
-def put_stack(network: T5Network, shared: Params, overlays: Sequence[Params], mesh: Mesh) -> Many:
+def put_stack(network: Network, shared: Params, overlays: Sequence[Params], mesh: Mesh) -> Many:
     """The base and E overlays on the mesh: E over 'experts', all other axes by the solo rules.
 
     Args:
@@ -57,7 +59,7 @@ def put_stack(network: T5Network, shared: Params, overlays: Sequence[Params], me
 
 
 def evaluate_task_stacked(
-    network: T5Network, params: Many, split: PreparedSplit, *, settings: EvaluationSettings,
+    network: Network, params: Many, split: PreparedSplit, *, settings: EvaluationSettings,
     vocabulary: Vocabulary, mesh: Mesh, experts: Sequence[str], base: str, max_rows: int | None = None,
 ) -> list[TaskResult]:
     """Scores E models on one task in one program; the same results as `evaluate_task` a model.
@@ -93,12 +95,11 @@ def evaluate_task_stacked(
 def _rank(network: GroupedNetwork, params: Many, split: PreparedSplit, settings: EvaluationSettings,
           mesh: Mesh, vocabulary: Vocabulary) -> list[list[dict[str, Any]]]:
     del vocabulary  # choices are tokens already
-    choices = evaluator.choices_of(split)
+    choices, form = evaluator.choices_of(split), form_of(network)
     found: list[list[dict[str, Any]]] = [[] for _ in range(network.size)]
     for shape, numbers in evaluator.plan_batches(split, choices, settings, mesh.shape["data"]):
-        batch = evaluator.choice_batch(split, choices, shape, numbers)
-        placed = {name: put_rows(np.concatenate([rows] * network.size), mesh) for name, rows in batch.items()}
-        scores = rank.score_choices(network, params, placed["inputs"], placed["choices"])
+        placed = _repeated(evaluator.choice_batch(split, choices, shape, numbers, form), network.size, mesh)
+        scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
         scores = hosts.whole(scores)
         for own, group in zip(found, np.split(scores, network.size), strict=True):
             own += evaluator.ranked_rows(split, choices, numbers, group)
@@ -109,13 +110,18 @@ def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, setti
               mesh: Mesh, vocabulary: Vocabulary) -> list[list[dict[str, Any]]]:
     found: list[list[dict[str, Any]]] = [[] for _ in range(network.size)]
     for shape, numbers in evaluator.plan_batches(split, None, settings, mesh.shape["data"]):
-        rows = put_rows(np.concatenate([evaluator.input_rows(split, shape, numbers)] * network.size), mesh)
-        tokens = greedy(network, params, rows, max_length=settings.max_new_tokens)
+        placed = _repeated(evaluator.input_rows(split, shape, numbers, form_of(network)), network.size, mesh)
+        tokens = greedy(network, params, padded(placed, "inputs"), max_length=settings.max_new_tokens)
         tokens = hosts.whole(tokens)
         for own, group in zip(found, np.split(tokens, network.size), strict=True):
             texts = [vocabulary.decode(row) for row in group[:len(numbers)]]
             own += evaluator.generated_rows(split, numbers, texts)
     return found
+
+
+def _repeated(batch: Batch, size: int, mesh: Mesh) -> dict[str, Array]:
+    """A batch once for each of E models, on the mesh."""
+    return {name: put_rows(np.concatenate([rows] * size), mesh) for name, rows in batch.items()}
 
 
 def put_rows(rows: np.ndarray, mesh: Mesh) -> Array:
@@ -125,7 +131,7 @@ def put_rows(rows: np.ndarray, mesh: Mesh) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("network",))
 def score_mixed(
-    network: T5Network, params: Many, expert_index: Array, inputs: Array, choices: Array
+    network: Network, params: Many, expert_index: Array, inputs: Padded, choices: Padded
 ) -> Array:
     """Log-probability of every choice, each instance by its own expert.
 
@@ -133,34 +139,35 @@ def score_mixed(
         network: static.
         params: the base's leaves, and the overlays' [E, ...], from which one gather takes each instance's.
         expert_index: i32[B], in [0, E).
-        inputs: i32[B, S], padded with 0.
-        choices: i32[B, C, T], EOS included, padded with 0.
+        inputs: tokens i32[B, S], lengths i32[B].
+        choices: tokens i32[B, C, T], EOS included, lengths i32[B, C].
 
     Returns:
-        f32[B, C]; 0 for a choice that is all padding.
+        f32[B, C]; 0 for a choice of length 0.
     """
     own = (params[0], gather(params[1], expert_index))
-    return GroupedNetwork(network, inputs.shape[0]).target_log_probs(own, inputs, choices).sum(axis=-1)
+    return GroupedNetwork(network, inputs.tokens.shape[0]).target_log_probs(own, inputs, choices).sum(axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "max_length", "eos_id"))
-def greedy_mixed(network: T5Network, params: Many, expert_index: Array, inputs: Array, *, max_length: int,
-                 eos_id: int = 1) -> Array:
+def greedy_mixed(network: Network, params: Many, expert_index: Array, inputs: Padded, *, max_length: int,
+                 eos_id: int | None = None) -> Array:
     """The most likely token at every step, each instance by its own expert; see `decode.greedy`.
 
     Args:
         network: static.
         params: as for `score_mixed`.
         expert_index: i32[B], in [0, E).
-        inputs: i32[B, S], padded with 0.
+        inputs: tokens i32[B, S], lengths i32[B].
         max_length: most tokens a row gets, EOS included; static.
-        eos_id: token that ends a row; static.
+        eos_id: token that ends a row; None for the network's own; static.
 
     Returns:
         i32[B, max_length].
     """
     own = (params[0], gather(params[1], expert_index))
-    return greedy(GroupedNetwork(network, inputs.shape[0]), own, inputs, max_length=max_length, eos_id=eos_id)
+    grouped = GroupedNetwork(network, inputs.tokens.shape[0])
+    return greedy(grouped, own, inputs, max_length=max_length, eos_id=eos_id)
 
 
 def check_index(expert_index: np.ndarray, size: int) -> np.ndarray:
@@ -178,7 +185,7 @@ def check_index(expert_index: np.ndarray, size: int) -> np.ndarray:
 
 
 def evaluate_task_mixed(
-    network: T5Network, params: Many, split: PreparedSplit, expert_index: Sequence[int], *,
+    network: Network, params: Many, split: PreparedSplit, expert_index: Sequence[int], *,
     settings: EvaluationSettings, vocabulary: Vocabulary, mesh: Mesh, name: str, base: str,
     max_rows: int | None = None,
 ) -> TaskResult:
@@ -204,21 +211,22 @@ def evaluate_task_mixed(
     if not len(split) or len(index) != len(split):
         raise InputError(describe("Each row needs one expert", where=f"{split.name} {split.split}",
                                   got=f"{len(index)} experts for {len(split)} rows"))
-    choices = evaluator.choices_of(split) if split.kind == "rank" else None
+    choices, form = evaluator.choices_of(split) if split.kind == "rank" else None, form_of(network)
     found: list[dict[str, Any]] = []
     for shape, numbers in evaluator.plan_batches(split, choices, settings, mesh.shape["data"]):
         chosen = np.resize(index[numbers], shape.rows)
         if choices is None:
-            placed = sharding.put_batch({"inputs": evaluator.input_rows(split, shape, numbers),
+            placed = sharding.put_batch({**evaluator.input_rows(split, shape, numbers, form),
                                          "index": chosen}, mesh)
-            tokens = greedy_mixed(network, params, placed["index"], placed["inputs"],
+            tokens = greedy_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                   max_length=settings.max_new_tokens)
             tokens = hosts.whole(tokens)
             found += evaluator.generated_rows(split, numbers, [vocabulary.decode(row) for row in tokens])
         else:
-            placed = sharding.put_batch({**evaluator.choice_batch(split, choices, shape, numbers),
+            placed = sharding.put_batch({**evaluator.choice_batch(split, choices, shape, numbers, form),
                                          "index": chosen}, mesh)
-            scores = score_mixed(network, params, placed["index"], placed["inputs"], placed["choices"])
+            scores = score_mixed(network, params, placed["index"], padded(placed, "inputs"),
+                                 padded(placed, "choices"))
             scores = hosts.whole(scores)
             found += evaluator.ranked_rows(split, choices, numbers, scores)
     return evaluator.task_result(split, evaluator.in_order(found), settings, expert=name, base=base,

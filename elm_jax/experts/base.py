@@ -14,8 +14,8 @@ from elm_jax.formats import detect, tree_checks
 from elm_jax.formats.elm import base_json, elm_folders
 from elm_jax.formats.model import Index, Model, Tensors
 from elm_jax.formats.tensors import streaming
-from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models import families
+from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.types import FlatParams, Params
@@ -40,7 +40,7 @@ class Base:
 
     name: str
     params: Params
-    config: T5Config
+    config: NetworkConfig
     fingerprint: str
     vocabulary: Vocabulary | None = None
     vocabulary_path: str | None = None
@@ -53,7 +53,7 @@ class Base:
 
 
 def save_base(
-    folder: storage.PathLike, params: Params, config: T5Config,
+    folder: storage.PathLike, params: Params, config: NetworkConfig,
     vocabulary_path: storage.PathLike | None, training: dict[str, Any],
 ) -> None:
     """Writes ``base.json``, ``weights/`` and the vocabulary; the commit marker last.
@@ -139,7 +139,7 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
 
 def read_onto(mesh: Mesh, model: Model, rules: Rules = sharding.DEFAULT_RULES) -> FlatParams:
     """All leaves in float32 on a mesh; each process reads what its own devices hold, and that once."""
-    network = T5Network(model.config)
+    network = families.network_of(model.config)
     shardings = trees.flatten(
         sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh, rules))
     return {path: _leaf_onto(model.tensors, path, shardings[path]) for path in sorted(model.tensors.specs)}

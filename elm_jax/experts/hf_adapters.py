@@ -15,13 +15,16 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
+from elm_jax.experts.overlay import Expert
 from elm_jax.formats import tree_checks
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.formats.tensors import safetensors_files, streaming
-from elm_jax.models.t5.config import T5Config
+from elm_jax.models import families
+from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.network import NetworkConfig
 from elm_jax.models.t5.hf_names import hf_name
+from elm_jax.models.t5.network import is_norm_leaf
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.types import FlatParams
 
@@ -52,7 +55,7 @@ def is_with_adapters(folder: epath.Path) -> bool:
 def with_overlay(model: Model, expert: Expert, *, adapters: bool) -> Model:
     """A model with an expert's norms, and with its adapters or without them."""
     overlay = trees.flatten(expert.overlay)
-    config = T5Config.from_dict(expert.card.network)
+    config = families.config_of(expert.card.network)
     if not adapters:
         config = config.with_adapter(None)
         overlay = {path: leaf for path, leaf in overlay.items() if not is_adapter_leaf(path)}
@@ -92,7 +95,7 @@ def _description(expert: Expert, overlay: FlatParams) -> dict[str, Any]:
         "schema_version": _SCHEMA_VERSION,
         "format": _FORMAT,
         "weights": WEIGHTS_FILE,
-        "bottleneck": T5Config.from_dict(expert.card.network).bottleneck,
+        "bottleneck": families.config_of(expert.card.network).bottleneck,
         "function": "y = x + up(gelu_tanh(down(x))), down and up linear with bias",
         "place": "on the output of self-attention and of the feed-forward, in every layer of encoder and "
                  "decoder, before that sub-layer's dropout and residual add",
@@ -119,7 +122,7 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
             cure="remove the adapters' files to read the model alone"))
     card_values = values.get("card")
     card = ExpertCard.from_dict(card_values if isinstance(card_values, dict) else {}, folder / CONFIG_FILE)
-    config = T5Config.from_dict(card.network, folder / CONFIG_FILE)
+    config = families.config_of(card.network, folder / CONFIG_FILE)
     if config.adapter is None:
         raise InputError(describe("The adapters' card names a network without adapters",
                                   where=folder / CONFIG_FILE))
@@ -137,7 +140,7 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
 
 
 def read_named(stored: Mapping[str, streaming.Stored], names: Mapping[str, tuple[str, bool]],
-               config: T5Config, where: Any) -> FlatParams:
+               config: NetworkConfig, where: Any) -> FlatParams:
     """Leaves of a network, in float32, by the names that they have among stored tensors.
 
     Args:

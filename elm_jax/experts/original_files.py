@@ -16,13 +16,14 @@ from etils import epath
 from elm_jax.errors import InputError, describe
 from elm_jax.experts import hf_adapters
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
+from elm_jax.experts.overlay import Expert
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Origin
 from elm_jax.formats.tensors import torch_files
-from elm_jax.models.adapters.config import AdapterConfig
-from elm_jax.models.t5.config import T5Config
+from elm_jax.models.adapters.config import AdapterConfig, is_adapter_leaf
+from elm_jax.models.network import NetworkConfig
 from elm_jax.models.t5.hf_names import hf_name
+from elm_jax.models.t5.network import is_norm_leaf
 from elm_jax.runtime import storage, trees
 
 FOLDER = "adapter_params"
@@ -49,7 +50,7 @@ def is_original(folder: epath.Path) -> bool:
     return any("adapter_controller" in path.name for path in inside.glob("*.pt"))
 
 
-def read_original(folder: storage.PathLike, config: T5Config, base: Mapping[str, str],
+def read_original(folder: storage.PathLike, config: NetworkConfig, base: Mapping[str, str],
                   expert_id: str | None = None) -> tuple[Expert, dict[str, Origin]]:
     """Reads such a folder as a prompt expert; also says where each of its leaves comes from.
 

@@ -13,9 +13,9 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.model import Tensors
+from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig
-from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import ADAPTER, GATE, NORM, Network, NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
 from elm_jax.types import Array, Params
 
@@ -29,33 +29,26 @@ class Expert:
     path: str | None = None
 
 
-def is_adapter_leaf(path: str) -> bool:
-    """Whether the leaf belongs to an adapter, e.g. ``encoder/layers_0/mlp_adapter/up/kernel``."""
-    return any(part.endswith("_adapter") for part in path.split("/"))
-
-
-def is_norm_leaf(path: str) -> bool:
-    """Whether the leaf is the scale of one of T5's RMS norms."""
-    return path.endswith("_norm/scale")
-
-
-def trained_leaves(form: str, train_norms: bool = True) -> Callable[[str], bool]:
-    """Predicate over leaf paths: what an expert of this form trains, saves and merges.
+def trained_leaves(role_of: Callable[[str], str], form: str, train_norms: bool = True
+                   ) -> Callable[[str], bool]:
+    """Says of each leaf's path whether an expert trains, saves and merges it.
 
     Args:
-        form: ``adapter`` or ``full``.
-        train_norms: for ``adapter``, whether the RMS norms train too (in the paper they do).
+        role_of: of the network: what each of its leaves is for.
+        form: of the expert, ``adapter`` or ``full``.
+        train_norms: for ``adapter``, whether the norms train too (in the paper they do).
     """
     if form == "full":
         return lambda path: True
     if form != "adapter":
         raise InputError(describe("Unknown form of overlay", got=form, expected=("adapter", "full")))
-    return lambda path: is_adapter_leaf(path) or (train_norms and is_norm_leaf(path))
+    roles = (ADAPTER, GATE, NORM) if train_norms else (ADAPTER, GATE)
+    return lambda path: role_of(path) in roles
 
 
 def initial_overlay(
     base: Base, form: str, *, adapter: AdapterConfig | None, train_norms: bool, seed: int
-) -> tuple[T5Config, Params, Params]:
+) -> tuple[NetworkConfig, Params, Params]:
     """What training of one expert starts from.
 
     Returns:
@@ -65,39 +58,40 @@ def initial_overlay(
     if form == "full":
         return base.config, base.params, {}
     config = base.config.with_adapter(adapter or AdapterConfig())
-    adapters = _fresh_adapters(T5Network(config), seed)
-    overlay, frozen = trees.split(trees.merge(base.params, adapters), trained_leaves(form, train_norms))
+    network = families.network_of(config)
+    trains = trained_leaves(network.role_of, form, train_norms)
+    overlay, frozen = trees.split(trees.merge(base.params, _fresh_adapters(network, seed)), trains)
     return config, overlay, frozen
 
 
-def _fresh_adapters(network: T5Network, seed: int) -> Params:
+def _fresh_adapters(network: Network, seed: int) -> Params:
     """Adapters alone: compiled as one program, the network's other leaves are never made."""
     return _adapters_from(network, jax.random.key(seed))
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _adapters_from(network: T5Network, rng: Array) -> Params:
-    return trees.split(network.init(rng), is_adapter_leaf)[0]
+def _adapters_from(network: Network, rng: Array) -> Params:
+    return trees.split(network.init(rng), lambda path: network.role_of(path) == ADAPTER)[0]
 
 
-def resolve(base: Base, expert: Expert | None) -> tuple[T5Network, Params]:
+def resolve(base: Base, expert: Expert | None) -> tuple[Network, Params]:
     """The network and the full parameter tree of an expert on its base (None: the base itself).
 
     Raises:
         InputError: the expert belongs to another base, or a leaf does not fit.
     """
     if expert is None:
-        return T5Network(base.config), base.params
+        return families.network_of(base.config), base.params
     card = expert.card
     check_base(base, card, expert.path or card.id)
-    config = T5Config.from_dict(card.network)
+    config = families.config_of(card.network)
     params = trees.merge(base.params, expert.overlay)
-    difference = trees.first_difference(params, T5Network(config).abstract_params())
+    difference = trees.first_difference(params, families.network_of(config).abstract_params())
     if difference:
         raise InputError(describe("The expert's overlay does not fit its network config",
                                   where=expert.path or card.id,
                                   got=f"leaf {difference} (expert against config)"))
-    return T5Network(config), params
+    return families.network_of(config), params
 
 
 def check_base(base: Base, card: ExpertCard, where: object) -> None:
@@ -195,7 +189,7 @@ def read_card(folder: storage.PathLike) -> tuple[epath.Path, ExpertCard, str | N
 
 def _on_mesh(weights: epath.Path, card: ExpertCard, mesh: Mesh) -> Params:
     """The overlay's leaves as they lie on disk, each with its place on the mesh."""
-    axes = trees.flatten(T5Network(T5Config.from_dict(card.network)).logical_axes())
+    axes = trees.flatten(families.network_of(families.config_of(card.network)).logical_axes())
     leaves = trees.flatten(tree_files.tree_metadata(weights))
     unknown = sorted(leaves.keys() - axes.keys())
     if unknown:

@@ -16,7 +16,7 @@ from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Model, Origin, TensorSpec
 from elm_jax.formats.tensors import streaming
 from elm_jax.formats.tensors.hashed import HashedTensors
-from elm_jax.models.t5.config import T5Config
+from elm_jax.models import families
 from elm_jax.models.t5.hf_names import hf_name
 from elm_jax.runtime import storage, trees
 
@@ -130,7 +130,7 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
         return Source(str(folder), under, expert,
                       {path: Origin(path) for path in trees.flatten(expert.overlay)})
     tensors = elm_folders.ElmTensors(folder / elm_folders.WEIGHTS)
-    config = T5Config.from_dict(card.network, folder / CARD_FILE)
+    config = families.config_of(card.network, folder / CARD_FILE)
     elm_folders.check_fits(tensors, config, folder)
     hashed = HashedTensors(tensors, str(written), folder,
                            "The expert's weights are not those that were written",
@@ -190,7 +190,7 @@ def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:
     if not path.exists():
         raise InputError(describe("There is no vocabulary here", where=path))
     contents = storage.read_bytes(path)
-    tree_checks.check_vocabulary(contents, source.model.config.vocab_size, path)
+    tree_checks.check_vocabulary(contents, source.model.config, path)
     facts = dict(source.model.facts)
     if contents != source.model.vocabulary and t5_models.FACTS in facts:
         facts[t5_models.FACTS] = t5_models.without_tokenizer(facts[t5_models.FACTS])

@@ -14,7 +14,7 @@ import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
 import numpy as np
 
 from elm_jax.formats import leaf_names
-from elm_jax.models.t5.config import T5Config
+from elm_jax.models.network import NetworkConfig
 
 FLOAT_DTYPES = ("bfloat16", "float16", "float32", "float64")
 """What a parameter may lie on disk as."""
@@ -87,7 +87,7 @@ class Model:
 
     kind: str
     where: str
-    config: T5Config
+    config: NetworkConfig
     tensors: Tensors
     vocabulary: bytes | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -5,7 +5,7 @@ from typing import Any
 
 from elm_jax.errors import InputError, describe
 from elm_jax.formats.model import FLOAT_DTYPES
-from elm_jax.models.t5.config import T5Config
+from elm_jax.models.network import NetworkConfig
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 _PADDING = 128
@@ -33,7 +33,7 @@ def check_dtypes(where: Any, dtypes: Mapping[str, str]) -> None:
                                   got=", ".join(wrong), expected=", ".join(FLOAT_DTYPES)))
 
 
-def check_base(config: T5Config, where: Any) -> None:
+def check_base(config: NetworkConfig, where: Any) -> None:
     """Raises InputError if a model cannot be a base, because it holds an expert's adapters already."""
     if config.adapter is not None:
         raise InputError(describe(
@@ -43,20 +43,23 @@ def check_base(config: T5Config, where: Any) -> None:
             "--base BASE` makes an expert of them"))
 
 
-def check_vocabulary(contents: bytes | None, rows: int, where: Any, added: Sequence[str] = ()) -> None:
-    """Raises InputError if a vocabulary cannot be that of an embedding of so many rows.
+def check_vocabulary(contents: bytes | None, config: NetworkConfig, where: Any, added: Sequence[str] = ()
+                     ) -> None:
+    """Raises InputError if a vocabulary cannot be that of a network: other special ids, another size.
 
     T5's 32,100 ids on 32,128 rows are the normal case: the rest is padding.
 
     Args:
         contents: of the vocabulary's file, of any kind; None passes.
-        rows: of the embedding.
+        config: of the network.
         where: for the error.
         added: tokens with ids behind the vocabulary's own.
     """
     if contents is None:
         return
-    size = Vocabulary.from_bytes(contents, where).size + len(added)
+    vocabulary, rows = Vocabulary.from_bytes(contents, where), config.vocab_size
+    vocabulary.check_ids(config.pad_id, config.eos_id, where)
+    size = vocabulary.size + len(added)
     slack = max(_PADDING, rows // 50)
     if not rows - slack < size <= rows:
         raise InputError(describe(

@@ -34,6 +34,10 @@ class LossConfig:
                 )
 
 
+PLAIN = LossConfig()
+"""Cross-entropy and nothing else."""
+
+
 @flax.struct.dataclass
 class LossSums:
     """Sums over tokens; two of them add leaf by leaf.
@@ -42,11 +46,18 @@ class LossSums:
         loss: f32[], weighted sum of the tokens' losses, in nats.
         weight: f32[], sum of the weights.
         correct: f32[], weighted number of tokens whose most likely token is the target.
+        auxiliary: other losses by name, f32[] each: times their coefficients and times the weight, so that
+            they add to `loss`.
     """
 
     loss: Array
     weight: Array
     correct: Array
+    auxiliary: dict[str, Array] = flax.struct.field(default_factory=dict)
+
+    def total(self) -> Array:
+        """f32[], what training minimises: the tokens' losses and the auxiliary ones."""
+        return sum(self.auxiliary.values(), self.loss)
 
 
 def token_cross_entropy(

@@ -68,7 +68,8 @@ class T5XTransformer(nn.Module):
     ) -> Array:
         """i32[B, S] -> f[B, S, D]."""
         tokens = encoder_input_tokens.astype(jnp.int32)  # T5X makes its first variables of floats
-        return self.network.encode(tokens, encoder_segment_ids, deterministic=not enable_dropout)
+        return self.network.encode(tokens, self._real(tokens), encoder_segment_ids,
+                                   deterministic=not enable_dropout)
 
     def decode(
         self, encoded: Array, encoder_input_tokens: Array, decoder_input_tokens: Array,
@@ -91,20 +92,24 @@ class T5XTransformer(nn.Module):
             max_decode_length: positions that the cache holds.
         """
         del decoder_target_tokens, decoder_positions
-        inputs = encoder_input_tokens.astype(jnp.int32)
+        real = self._real(encoder_input_tokens.astype(jnp.int32))
         tokens = decoder_input_tokens.astype(jnp.int32)
         if decode and self.has_variable(CACHE, INDEX):
-            return self._step(encoded, inputs, tokens[:, 0], max_decode_length or 1)
+            return self._step(encoded, real, tokens[:, 0], max_decode_length or 1)
         if decode:
-            self._keep(self.network.init_cache(encoded, inputs, tokens.shape[1]))
+            self._keep(self.network.init_cache(encoded, real, tokens.shape[1]))
         return self.network.decode(
-            encoded, inputs, tokens, encoder_segment_ids, decoder_segment_ids,
+            encoded, real, tokens, encoder_segment_ids, decoder_segment_ids,
             deterministic=not enable_dropout)
 
-    def _step(self, encoded: Array, inputs: Array, token: Array, length: int) -> Array:
+    def _real(self, tokens: Array) -> Array:
+        """Which tokens are no padding: T5X's batches have no lengths, and its padding is no token."""
+        return tokens != self.config.pad_id
+
+    def _step(self, encoded: Array, real: Array, token: Array, length: int) -> Array:
         """i32[B] -> f32[B, 1, V], the cache one position further."""
         # Makes cross-attention's keys and values anew; whether XLA moves that out of T5X's loop is not known.
-        cache = self.network.init_cache(encoded, inputs, length)
+        cache = self.network.init_cache(encoded, real, length)
         kept = self.get_variable(CACHE, "layers")
         cache["index"] = self.get_variable(CACHE, INDEX)
         cache["layers"] = {name: {**layer, **kept[name]} for name, layer in cache["layers"].items()}

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network
 from elm_jax.planning.hlo import ring_bytes
 from elm_jax.runtime import sharding, trees
 from elm_jax.runtime.sharding import Axes, Rules
@@ -59,7 +59,7 @@ class StepShape:
     num_microbatches: int = 1
 
 
-def needs(network: T5Network, frozen: Params, overlay: Params, shape: StepShape) -> list[Need]:
+def needs(network: Network, frozen: Params, overlay: Params, shape: StepShape) -> list[Need]:
     """What a step must send, by cause; causes without bytes are left out.
 
     Left out too is what is small whatever the model's size: sums of losses and norms, optimiser rows.
@@ -87,9 +87,9 @@ def needs(network: T5Network, frozen: Params, overlay: Params, shape: StepShape)
     return [need for need in found if need.bytes]
 
 
-def _dtype(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct) -> np.dtype:
+def _dtype(network: Network, path: str, leaf: jax.ShapeDtypeStruct) -> np.dtype:
     """In which a leaf is multiplied: kernels in that of the activations, the head in float32."""
-    if path.endswith(("/kernel", "/bias")) and "logits_dense" not in path:
+    if path.endswith(("/kernel", "/bias")) and path != network.account(0, 0).head:
         return np.dtype(network.config.activation_dtype)
     return np.dtype(leaf.dtype) if path.endswith("/embedding") else np.dtype(np.float32)
 
@@ -98,13 +98,13 @@ def _batch_axes(shape: StepShape) -> set[str]:
     return set(sharding.axes_in(dict(shape.rules)["batch"]))
 
 
-def streamed_bytes(network: T5Network, frozen: Params, overlay: Params, shape: StepShape) -> float:
+def streamed_bytes(network: Network, frozen: Params, overlay: Params, shape: StepShape) -> float:
     """Bytes of parameters that a chip's products read in one pass: gathered, in the dtype of the products."""
     return sum(_local(network, path, leaf, shape)[0] for tree in (frozen, overlay)
                for path, leaf in trees.flatten(tree).items())
 
 
-def _local(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
+def _local(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
            ) -> tuple[float, int]:
     """(bytes of a leaf on a chip once it is whole over the batch's axes, chips it was split over there)."""
     spec = sharding.leaf_spec(network.axes_of(path), leaf.shape, shape.mesh, shape.rules)
@@ -116,7 +116,7 @@ def _local(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: Ste
     return size / others, group
 
 
-def _gather_bytes(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape) -> float:
+def _gather_bytes(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape) -> float:
     """A split leaf is gathered by every microbatch: once, and again for the backward pass of a layer.
 
     A layer's whole weights are kept between the passes only where layers are neither scanned nor computed
@@ -135,7 +135,7 @@ def _gather_bytes(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, sha
     return min(once * shape.num_microbatches, rows)
 
 
-def _gradient_bytes(network: T5Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
+def _gradient_bytes(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
                     ) -> tuple[str, float]:
     """A gradient is the sum over the batch's axes: split over them by every microbatch, else once."""
     size, group = _local(network, path, leaf, shape)
@@ -149,44 +149,40 @@ def _data(shape: StepShape) -> int:
 
 
 def _activation_needs(
-    network: T5Network, frozen: Params, overlay: Params, shape: StepShape
+    network: Network, frozen: Params, overlay: Params, shape: StepShape
 ) -> Iterator[Need]:
     """Tensor parallelism: sums over the axes that split a product's summed dimension."""
-    config, itemsize = network.config, np.dtype(network.config.activation_dtype).itemsize
-    width = config.emb_dim * itemsize
+    config, account = network.config, network.account(shape.source, shape.target)
     rows = shape.rows / _data(shape)
-    source, target = rows * shape.source * width, rows * shape.target * width
-    encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
+    vector = rows * account.width * np.dtype(config.activation_dtype).itemsize
 
     def over(logical: str, size: int, payload: float) -> float:
         return ring_bytes("all-reduce", payload, _parts(logical, size, shape))
 
-    def heads(payload: float) -> float:
-        return over("joined_kv", config.num_heads * config.head_dim, payload)
+    def heads(vectors: int) -> float:
+        return over("joined_kv", account.heads, vectors * vector)
 
-    def mlp(payload: float) -> float:
-        return over("mlp", config.mlp_dim, payload)
+    def mlp(vectors: int) -> float:
+        return over("mlp", account.mlp, vectors * vector)
 
     again = network.layout.remat == "layer"
-    forward = heads(encoder * source + 2 * decoder * target) + mlp(encoder * source + decoder * target)
-    backward = heads(encoder * source + 2 * decoder * target + decoder * source) + mlp(
-        encoder * source + decoder * target)
+    forward = heads(account.attention_outputs) + mlp(account.mlp_outputs)
+    backward = heads(account.attention_outputs + account.attention_inputs) + mlp(account.mlp_outputs)
     repeated = 0.0
     if again:  # all but a layer's last sum, which nothing in the layer reads, unless its adapter does
-        repeated = heads(encoder * source + 2 * decoder * target)
+        repeated = heads(account.attention_outputs)
     if config.adapter is not None:
-        adapters = 2 * (encoder * source + decoder * target)
-        forward += over("bottleneck", config.bottleneck, adapters)
-        backward += over("bottleneck", config.bottleneck, adapters)
+        adapters = over("bottleneck", config.bottleneck, 2 * account.mlp_outputs * vector)
+        forward += adapters
+        backward += adapters
         if again:
-            repeated += mlp(encoder * source + decoder * target)
-            repeated += over("bottleneck", config.bottleneck, adapters / 2)
+            repeated += mlp(account.mlp_outputs) + adapters / 2
     yield Need("outputs of sub-layers summed, forward", "all-reduce", forward)
     yield Need("outputs of sub-layers summed, computed again", "all-reduce", repeated)
     yield Need("gradients of sub-layers' inputs summed", "all-reduce", backward)
-    table = {**trees.flatten(frozen), **trees.flatten(overlay)}["token_embedder/embedding"]
-    looked_up = rows * (shape.source + shape.target) * config.emb_dim * np.dtype(table.dtype).itemsize
-    head = rows * shape.target * config.emb_dim * 4
+    table = {**trees.flatten(frozen), **trees.flatten(overlay)}[account.table]
+    looked_up = rows * account.embedded * account.width * np.dtype(table.dtype).itemsize
+    head = rows * account.predicted * account.width * 4
     yield Need("embedded tokens summed over the vocabulary's parts", "all-reduce",
                over("vocab", config.vocab_size, looked_up))
     yield Need("gradient of the head's input summed", "all-reduce", over("vocab", config.vocab_size, head))

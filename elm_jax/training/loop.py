@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.models.losses import LossConfig
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, preemption, sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training import state as states
@@ -107,7 +107,7 @@ class FitResult:
 
 
 def train_overlay(
-    network: T5Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
+    network: Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
     *, train_steps: int, seed: int, mesh: Mesh, run_dir: str | None = None,
     checkpoint_every: int = 1000, keep: int = 2, num_microbatches: int = 1, log_every: int = 1,
     tensorboard: bool = False, config_digest: str = "", name: str | None = "train",
@@ -125,7 +125,7 @@ def train_overlay(
 
 
 def fit(
-    network: T5Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
+    network: Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
     run: RunConfig, mesh: Mesh, loss: LossConfig | None = None,
     on_start: Callable[[], None] | None = None, rules: Rules = sharding.DEFAULT_RULES,
     take: bool = False,

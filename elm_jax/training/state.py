@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.blocks import layer_stack
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network, is_multiplied
 from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
@@ -50,7 +50,7 @@ def abstract(tree: Params) -> Params:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
+def check_params(network: Network, frozen: Params, overlay: Params) -> None:
     """Raises InputError if frozen leaves and overlay together are not the network's parameters."""
     difference = trees.first_difference(trees.merge(frozen, overlay), network.abstract_params())
     if difference:
@@ -61,7 +61,7 @@ def check_params(network: T5Network, frozen: Params, overlay: Params) -> None:
 
 
 def shardings_of_params(
-    network: T5Network, params: Params, mesh: Mesh, rules: Rules = sharding.DEFAULT_RULES
+    network: Network, params: Params, mesh: Mesh, rules: Rules = sharding.DEFAULT_RULES
 ) -> Params:
     """Shardings of any subset of a network's leaves (the frozen ones, stacked or not, or an overlay).
 
@@ -85,7 +85,7 @@ def shardings_of_params(
 
 
 def frozen_leaves(
-    network: T5Network, frozen: Params, mesh: Mesh, rules: Rules = sharding.DEFAULT_RULES,
+    network: Network, frozen: Params, mesh: Mesh, rules: Rules = sharding.DEFAULT_RULES,
     dtype: str | None = None,
 ) -> Params:
     """Frozen leaves as the step takes them: on the mesh, all layers of a kind as one array if it scans.
@@ -105,7 +105,7 @@ def frozen_leaves(
     for name, members in (layer_stack.stacked_names(flat) if network.layout.scan_layers else names).items():
         leaves = [flat[path] for path in members]
         target = leaves[0].dtype
-        if dtype is not None and name.endswith(("/kernel", "/embedding")):
+        if dtype is not None and is_multiplied(name):
             target = jnp.dtype(dtype)
         shape = (len(leaves),) * layer_stack.is_stacked(name) + tuple(leaves[0].shape)
         where = sharding.leaf_sharding(network.axes_of(name), shape, mesh, rules)
@@ -131,7 +131,7 @@ def _one_leaf(
 
 
 def shardings_of_state(
-    network: T5Network, overlay: Params, optimizer: OptimizerConfig, mesh: Mesh,
+    network: Network, overlay: Params, optimizer: OptimizerConfig, mesh: Mesh,
     rules: Rules = sharding.DEFAULT_RULES,
 ) -> TrainState:
     """Shardings of a whole state: optimiser statistics are split as their parameters are.

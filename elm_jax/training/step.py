@@ -15,8 +15,8 @@ import optax
 from jax.sharding import Mesh
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.losses import LossConfig, LossSums, token_cross_entropy
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.losses import LossConfig, LossSums
+from elm_jax.models.network import Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training import state as states
@@ -31,7 +31,7 @@ Signature = tuple[tuple[str, tuple[int, ...], str], ...]
 class StepSpec(NamedTuple):
     """Everything that one compiled step depends on; equal specs share one program."""
 
-    network: T5Network
+    network: Network
     optimizer: OptimizerConfig
     loss: LossConfig
     num_microbatches: int
@@ -43,16 +43,13 @@ class StepSpec(NamedTuple):
 
 
 def batch_loss(
-    overlay: Params, frozen: Params, network: T5Network, loss: LossConfig, batch: Batch,
+    overlay: Params, frozen: Params, network: Network, loss: LossConfig, batch: Batch,
     dropout_rng: Array,
 ) -> tuple[Array, LossSums]:
-    """Sum of the token losses of a batch f32[], and all sums. Differentiable in the overlay."""
+    """Sum of a batch's losses f32[], auxiliary ones too, and all sums. Differentiable in the overlay."""
     rng = dropout_rng if network.config.dropout_rate > 0 else None
-    logits = network.logits(trees.merge(frozen, overlay), batch, dropout_rng=rng)
-    sums = token_cross_entropy(
-        logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], loss
-    )
-    return sums.loss, sums
+    sums = network.loss(trees.merge(frozen, overlay), batch, rng, loss)
+    return sums.total(), sums
 
 
 def split_microbatches(batch: Batch, count: int) -> Batch:
@@ -69,7 +66,7 @@ def split_microbatches(batch: Batch, count: int) -> Batch:
     }
 
 
-def placed_as_parameters(network: T5Network, tree: Params) -> Params:
+def placed_as_parameters(network: Network, tree: Params) -> Params:
     """A tree of gradients, or of some leaves, bound to the places of the parameters."""
     return trees.unflatten({
         path: sharding.constrain(leaf, *network.axes_of(path)) for path, leaf in trees.flatten(tree).items()
@@ -77,7 +74,7 @@ def placed_as_parameters(network: T5Network, tree: Params) -> Params:
 
 
 def train_step(
-    network: T5Network, optimizer: OptimizerConfig, loss: LossConfig, num_microbatches: int,
+    network: Network, optimizer: OptimizerConfig, loss: LossConfig, num_microbatches: int,
     frozen: Params, state: TrainState, batch: Batch, seed: Array, train_steps: Array,
     peak: Array | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -90,7 +87,7 @@ def train_step(
         network, optimizer, loss, num_microbatches: static.
         frozen: leaves that do not train.
         state: before the update.
-        batch: arrays [B, ...], B a multiple of `num_microbatches`; keys as in `data.batches`.
+        batch: arrays [B, ...], B a multiple of `num_microbatches`, of the network's form.
         seed: u32[], of dropout.
         train_steps: i32[], length of the run, for the learning rate's schedule.
         peak: f32[], takes the place of the optimiser config's learning rate; None keeps that.
@@ -98,7 +95,7 @@ def train_step(
     Returns:
         The state after the update, and f32[] metrics: loss (mean a token, nats), accuracy (share of
         tokens), tokens, grad_norm (before clipping), param_norm (overlay after the update),
-        learning_rate.
+        learning_rate, and each auxiliary loss by its name.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     grad_fn = jax.grad(batch_loss, has_aux=True)
@@ -110,14 +107,15 @@ def train_step(
         found = (placed_as_parameters(network, grads), sums)
         return jax.tree.map(jnp.add, total, found), None
 
-    zero = jnp.zeros((), jnp.float32)
-    zeros = placed_as_parameters(network, jax.tree.map(jnp.zeros_like, state.overlay))
-    start = (zeros, LossSums(zero, zero, zero))
-    parts = (jnp.arange(num_microbatches), split_microbatches(batch, num_microbatches))
     if num_microbatches == 1:  # no sum, so no second buffer of the gradient's size
         grads, sums = grad_fn(state.overlay, frozen, network, loss, batch, jax.random.fold_in(rng, 0))
     else:
-        (grads, sums), _ = jax.lax.scan(accumulate, start, parts)
+        parts = split_microbatches(batch, num_microbatches)
+        _, shapes = jax.eval_shape(functools.partial(batch_loss, state.overlay, frozen, network, loss),
+                                   jax.tree.map(lambda array: array[0], parts), rng)
+        start = (placed_as_parameters(network, jax.tree.map(jnp.zeros_like, state.overlay)),
+                 jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+        (grads, sums), _ = jax.lax.scan(accumulate, start, (jnp.arange(num_microbatches), parts))
     grads = placed_as_parameters(network, grads)
     weight = jnp.maximum(sums.weight, 1.0)  # a batch of padding only changes nothing
     grads = jax.tree.map(lambda grad: grad / weight, grads)
@@ -132,6 +130,7 @@ def train_step(
         "grad_norm": optax.global_norm(grads),
         "param_norm": optax.global_norm(overlay),
         "learning_rate": learning_rate(optimizer, state.step, train_steps, peak),
+        **{name: value / weight for name, value in sums.auxiliary.items()},
     }
     return TrainState(step=state.step + 1, overlay=overlay, opt_state=opt_state), metrics
 
@@ -152,7 +151,7 @@ def abstract_of(leaves: Signature) -> Params:
 
 
 def make_spec(
-    network: T5Network, optimizer: OptimizerConfig, loss: LossConfig, frozen: Params,
+    network: Network, optimizer: OptimizerConfig, loss: LossConfig, frozen: Params,
     overlay: Params, batch: Batch, mesh: Mesh, num_microbatches: int,
     rules: Rules = sharding.DEFAULT_RULES,
 ) -> StepSpec:

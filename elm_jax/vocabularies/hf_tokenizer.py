@@ -21,8 +21,11 @@ from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
 from elm_jax.vocabularies.vocabulary import (
     BYTE_EXTRA_IDS,
+    EOS_ID,
     EXTRA_IDS,
     MOST_EXTRA_IDS,
+    PAD_ID,
+    UNK_ID,
     ByteVocabulary,
     SentencePieceVocabulary,
     TokenizerVocabulary,
@@ -94,7 +97,7 @@ def read_vocabulary(folder: epath.Path, tokenizer_class: Any = None) -> FoundVoc
         proto = to_sentencepiece(tokenizer, where)
     except AnotherKindError as error:
         contents = storage.read_bytes(where)
-        TokenizerVocabulary(contents, where)
+        TokenizerVocabulary(contents, where).check_ids(PAD_ID, EOS_ID, where)
         reason = ", ".join(line.strip() for line in str(error).splitlines() if str(where) not in line)
         return FoundVocabulary(contents, notes=(f"{TOKENIZER_FILE} is the vocabulary as it is: {reason}",),
                                is_sentencepiece=False)
@@ -121,6 +124,7 @@ def _with_added(folder: epath.Path, tokenizer: Mapping[str, Any] | None, proto: 
                 notes: tuple[str, ...]) -> FoundVocabulary:
     """A SentencePiece model, and the tokens that were added behind it if their ids follow on."""
     vocabulary = SentencePieceVocabulary(proto, where=where)
+    vocabulary.check_ids(PAD_ID, EOS_ID, where)
     added = _added_tokens(folder, tokenizer, vocabulary.size)
     names = ", ".join(entry["content"] for entry in added.values())
     if added and not follow_on(added, vocabulary.size):
@@ -234,7 +238,7 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
     trainer = proto.trainer_spec
     trainer.model_type, trainer.vocab_size = trainer.UNIGRAM, len(pieces)
     trainer.byte_fallback = by_bytes
-    trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = 0, 1, 2, -1
+    trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = PAD_ID, EOS_ID, UNK_ID, -1
     trainer.pad_piece, trainer.eos_piece, trainer.unk_piece = _SPECIAL
     normalizer = proto.normalizer_spec
     normalizer.name = "from tokenizer.json"

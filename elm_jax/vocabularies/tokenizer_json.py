@@ -61,8 +61,26 @@ def open_tokenizer(contents: bytes, where: Any) -> "Tokenizer":
     return tokenizer
 
 
+def special_ids(tokenizer: "Tokenizer", where: Any) -> tuple[int, int]:
+    """Ids of padding and EOS: of several tokens of a fitting name, the first.
+
+    Raises:
+        InputError: a token is not known by its name; it says all that were found.
+    """
+    found = {purpose: _named(tokenizer, words) for purpose, words in NAMES.items()}
+    if not all(found.values()):
+        first = ", ".join(f"{number} = {tokenizer.id_to_token(number)!r}" for number in range(3))
+        raise InputError(describe(
+            "The tokenizer's special ids are not those that the network needs", where=where,
+            got=f"{_told(found)} (ids {first})"[:400],
+            expected="; ".join(f"{purpose}: a token such as <{NAMES[purpose][0]}>" for purpose in found),
+            cure="use a model whose tokenizer names them"))
+    padding, end = (min(tokens.values()) for tokens in found.values())
+    return padding, end
+
+
 def check_special_ids(tokenizer: "Tokenizer", wanted: Mapping[str, int], where: Any) -> None:
-    """Checks that the tokens of `NAMES` have the ids that the program needs; nothing is renumbered.
+    """Checks that the tokens of `NAMES` have the ids that a network needs; nothing is renumbered.
 
     Args:
         tokenizer: of the file.
@@ -75,16 +93,20 @@ def check_special_ids(tokenizer: "Tokenizer", wanted: Mapping[str, int], where: 
     found = {purpose: _named(tokenizer, NAMES[purpose]) for purpose in wanted}
     if all(number in found[purpose].values() for purpose, number in wanted.items()):
         return
-    told = "; ".join(f"{purpose}: " + (", ".join(f"{token} = {number}" for token, number in tokens.items())
-                                       or "no token of a name that is known")
-                     for purpose, tokens in found.items())
     held = ", ".join(f"{number} = {tokenizer.id_to_token(number)!r}" for number in wanted.values())
     raise InputError(describe(
         "The tokenizer's special ids are not those that the network needs", where=where,
-        got=f"{told} (ids {held})"[:400],
+        got=f"{_told(found)} (ids {held})"[:400],
         expected=", ".join(f"{purpose} = {number}" for purpose, number in wanted.items()),
         cure="use a model whose tokenizer has these ids, as those of T5, mT5 and ByT5 have; ids are not "
         "renumbered, for the embedding's rows have their order"))
+
+
+def _told(found: Mapping[str, Mapping[str, int]]) -> str:
+    """The tokens that were found for each purpose, in words."""
+    return "; ".join(f"{purpose}: " + (", ".join(f"{token} = {number}" for token, number in tokens.items())
+                                       or "no token of a name that is known")
+                     for purpose, tokens in found.items())
 
 
 def _named(tokenizer: "Tokenizer", words: tuple[str, ...]) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""Vocabularies after T5's conventions, without TensorFlow: SentencePiece models, bytes, Hugging Face's files.
+"""Vocabularies, without TensorFlow: SentencePiece models, bytes, Hugging Face's files.
 
-Padding is 0 and EOS 1 in all of them: the network, the losses and the decoder know no others. Which kind a
-file holds is told by its contents, whatever its name:
+A vocabulary says which ids pad and end a text; `check_ids` compares them with those that a network needs.
+Which kind a file holds is told by its contents, whatever its name:
 
 - a SentencePiece model (``vocabulary.model``). Unknown is 2; behind the trained pieces stand the extra ids
   (sentinels) in reverse order: sentinel 0 is the last id. Equal to
@@ -28,6 +28,7 @@ from elm_jax.runtime import storage
 from elm_jax.vocabularies import tokenizer_json
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+"""Of bytes, and of the vocabularies that are trained here: as T5's."""
 EXTRA_IDS = 100
 """T5's number of sentinels."""
 BYTE_EXTRA_IDS, MOST_EXTRA_IDS = 125, 10_000
@@ -47,6 +48,8 @@ class Vocabulary(abc.ABC):
         contents: of that file.
         extra_ids: number of sentinels.
         size: number of ids, sentinels included; one more than the largest.
+        pad_id: id of padding.
+        eos_id: id that ends a text.
         unk_id: id of what the vocabulary cannot say; None if it can say all.
         fingerprint: ``sha256:...`` of the contents and of the number of sentinels added to them.
     """
@@ -55,6 +58,8 @@ class Vocabulary(abc.ABC):
     contents: bytes
     extra_ids: int
     size: int
+    pad_id: int
+    eos_id: int
     unk_id: int | None
     fingerprint: str
 
@@ -67,7 +72,7 @@ class Vocabulary(abc.ABC):
             where: name of the file, for errors.
 
         Raises:
-            InputError: they are of no kind that is known, damaged, or have other ids for padding and EOS.
+            InputError: they are of no kind that is known, damaged, or name no padding or no EOS.
         """
         if not contents.startswith(b"{"):  # no SentencePiece model does
             return SentencePieceVocabulary(contents, where=where)
@@ -88,6 +93,25 @@ class Vocabulary(abc.ABC):
             raise InputError(describe("There is no vocabulary here", where=path))
         return Vocabulary.from_bytes(storage.read_bytes(path), path)
 
+    def check_ids(self, pad_id: int, eos_id: int, where: Any = "bytes") -> None:
+        """Checks that padding and EOS are those of a network; nothing is renumbered.
+
+        Args:
+            pad_id: of the network's config.
+            eos_id: likewise.
+            where: name of the vocabulary's file, for the error.
+
+        Raises:
+            InputError: they are others.
+        """
+        if (self.pad_id, self.eos_id) != (pad_id, eos_id):
+            raise InputError(describe(
+                "The vocabulary's special ids are not those that the network needs", where=where,
+                got=f"padding = {self.pad_id}, EOS = {self.eos_id}",
+                expected=f"padding = {pad_id}, EOS = {eos_id}",
+                cure="give the vocabulary that the model was trained with; ids are not renumbered, for the "
+                "embedding's rows have their order"))
+
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without EOS."""
@@ -95,7 +119,7 @@ class Vocabulary(abc.ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids up to the first EOS; ids outside the vocabulary read as unknown."""
         ids = [int(token) for token in ids]
-        return self._decode(ids[:ids.index(EOS_ID)] if EOS_ID in ids else ids)
+        return self._decode(ids[:ids.index(self.eos_id)] if self.eos_id in ids else ids)
 
     @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str:
@@ -147,7 +171,7 @@ class SentencePieceVocabulary(Vocabulary):
             where: name of the file, for errors.
 
         Raises:
-            InputError: not a SentencePiece model, or other ids for padding, EOS and unknown.
+            InputError: not a SentencePiece model, or one without padding, EOS or unknown.
         """
         model = sentencepiece_model_pb2.ModelProto()
         try:
@@ -170,12 +194,11 @@ class SentencePieceVocabulary(Vocabulary):
             raise InputError(describe("The vocabulary is damaged", where=where,
                                       got=str(error)[:200])) from error
         found = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
-        if found != (PAD_ID, EOS_ID, UNK_ID):
-            raise InputError(describe("The vocabulary's special ids are not T5's", where=where,
-                                      got=f"padding, EOS, unknown = {found}",
-                                      expected=f"{(PAD_ID, EOS_ID, UNK_ID)}"))
+        if min(found) < 0:
+            raise InputError(describe("The vocabulary lacks a special id", where=where,
+                                      got=f"padding, EOS, unknown = {found}", expected="an id for each"))
         self.contents = contents
-        self.unk_id = UNK_ID
+        self.pad_id, self.eos_id, self.unk_id = found
         self.added_ids = extra_ids
         self.extra_ids = extra_ids or own
         self.size = self._processor.GetPieceSize()
@@ -187,7 +210,7 @@ class SentencePieceVocabulary(Vocabulary):
         return self._processor.EncodeAsIds(text)
 
     def _decode(self, ids: list[int]) -> str:
-        return self._processor.DecodeIds([token if token < self.size else UNK_ID for token in ids])
+        return self._processor.DecodeIds([token if token < self.size else self.unk_id for token in ids])
 
 
 class ByteVocabulary(Vocabulary):
@@ -205,6 +228,7 @@ class ByteVocabulary(Vocabulary):
         """Makes the vocabulary of `extra_ids` ids behind the bytes."""
         self.extra_ids = extra_ids
         self.size = _NUM_SPECIAL + 256 + extra_ids
+        self.pad_id, self.eos_id = PAD_ID, EOS_ID
         self.unk_id = UNK_ID  # which stands in no text; ids that are no bytes read as it
         described = {"schema_version": SCHEMA_VERSION, "kind": "bytes", "extra_ids": extra_ids}
         self.contents = (json.dumps(described) + "\n").encode()
@@ -237,16 +261,20 @@ class TokenizerVocabulary(Vocabulary):
             where: its name, for errors.
 
         Raises:
-            InputError: the library cannot read it; padding and EOS have no names, or are not 0 and 1.
+            InputError: the library cannot read it; padding or EOS has no name that is known.
         """
         self._tokenizer = tokenizer_json.open_tokenizer(contents, where)
-        tokenizer_json.check_special_ids(self._tokenizer, {"padding": PAD_ID, "EOS": EOS_ID}, where)
         self.contents = contents
+        self.pad_id, self.eos_id = tokenizer_json.special_ids(self._tokenizer, where)
         self.unk_id = tokenizer_json.unknown_id(self._tokenizer, tokenizer_json.parse(contents, where))
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self._sentinels = tokenizer_json.numbered(self._tokenizer, sentinel)
         self.extra_ids = len(self._sentinels)
         self.fingerprint = f"sha256:{hashlib.sha256(contents).hexdigest()}"
+
+    def check_ids(self, pad_id: int, eos_id: int, where: Any = "bytes") -> None:
+        """As `Vocabulary.check_ids`; any token of a fitting name will do, and the error says all of them."""
+        tokenizer_json.check_special_ids(self._tokenizer, {"padding": pad_id, "EOS": eos_id}, where)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without EOS or any other frame."""
@@ -254,7 +282,7 @@ class TokenizerVocabulary(Vocabulary):
 
     def _decode(self, ids: list[int]) -> str:
         """Without special tokens."""
-        known = [token for token in ids if token != PAD_ID and token < self.size]
+        known = [token for token in ids if token != self.pad_id and token < self.size]
         return self._tokenizer.decode(known, skip_special_tokens=True)
 
     def _sentinel_id(self, number: int) -> int:
@@ -262,7 +290,7 @@ class TokenizerVocabulary(Vocabulary):
 
     def special_tokens(self) -> dict[str, str]:
         """Names of padding, EOS and, if there is one, unknown, by Hugging Face's words for these."""
-        numbers = {"pad_token": PAD_ID, "eos_token": EOS_ID, "unk_token": self.unk_id}
+        numbers = {"pad_token": self.pad_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
         return {word: self._tokenizer.id_to_token(number)
                 for word, number in numbers.items() if number is not None}
 

@@ -16,7 +16,7 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, preemption, sharding, storage, trees
 from elm_jax.types import Params
 from elm_jax.workflows.merge.search_merge import warn_of_searched_rows
@@ -39,7 +39,7 @@ class Model:
 
     id: str
     fingerprint: str
-    load: Callable[[], tuple[T5Network, Params]]
+    load: Callable[[], tuple[Network, Params]]
     expert: Callable[[], Expert] | None = None
     card: ExpertCard | None = None
 

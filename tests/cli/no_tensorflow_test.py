@@ -25,7 +25,7 @@ decision = elm.route(library, [split.text(row)["inputs"] for row in range(8)])
 merged = elm.merge([expert, review])
 rows = elm.evaluate(base, merged, tasks=[tiny.REVIEW], data=data, mesh=tiny.one_device())
 print(decision.ranking[0].expert, rows[0]["metric"], rows[0]["num_instances"])
-from elm_jax import cli
+from elm_jax.cli import main as cli
 status = cli.main(["evaluate", "--base", base.path, "--task", tiny.REVIEW, "--prepared", prepared,
                    "--max_rows", "8", "--source_length", "64", "--mesh_data", "1",
                    "--output", str(out / "results.jsonl")])

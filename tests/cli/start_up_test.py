@@ -36,7 +36,7 @@ def test_importing_elm_jax_imports_nothing_else():
 
 @pytest.mark.parametrize("words", [["--help"], ["merge", "--help"], ["train", "--help"]], ids=" ".join)
 def test_help_imports_no_jax(words):
-    assert not loaded("from elm_jax import cli; cli.main(sys.argv[1:])", *words) & HEAVY
+    assert not loaded("from elm_jax.cli.main import main; main(sys.argv[1:])", *words) & HEAVY
 
 
 def test_merging_checkpoints_imports_no_network(tmp_path):
@@ -44,8 +44,8 @@ def test_merging_checkpoints_imports_no_network(tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         save_file({"a": np.full((4, 3), number, np.float32)}, folder / "model.safetensors")
-    found = loaded("from elm_jax import cli; status = cli.main(sys.argv[1:]); assert status == 0\n", "merge",
-                   tmp_path / "0", tmp_path / "1", "--output", tmp_path / "merged")
+    found = loaded("from elm_jax.cli.main import main; status = main(sys.argv[1:]); assert status == 0\n",
+                   "merge", tmp_path / "0", tmp_path / "1", "--output", tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").exists()
     unneeded = {"orbax", "flax", "optax", "sklearn", "tensorflow", "seqio", "tensorstore", "sentencepiece",
                 "tokenizers", "matplotlib", "jinja2", "gin", "transformers", "torch"}
@@ -82,7 +82,7 @@ def runs(parser: argparse.ArgumentParser):
 
 def test_every_verb_has_its_function():
     found = set(runs(flags.make_parser()))
-    assert len(found) > 20 and all(callable(lazy.resolve(f"elm_jax.{run}")) for run in found)
+    assert len(found) > 20 and all(callable(lazy.resolve(f"elm_jax.cli.{run}")) for run in found)
 
 
 def test_the_words_of_the_flags_are_those_of_what_they_choose():

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from rouge_score import rouge_scorer
+from t5_rows import choice_batch
 from tiny_model import (
     generation_rows,
     network,
@@ -15,7 +16,7 @@ from tiny_model import (
     vocabulary,
 )
 
-from elm_jax.data.arrays.batches import make_choice_batch, trim
+from elm_jax.data.arrays.batches import padded, trim
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError
 from elm_jax.evaluation import evaluator, rank
@@ -63,10 +64,10 @@ def generated() -> TaskResult:
 def test_predictions_are_those_of_each_instance_alone(ranked: TaskResult) -> None:
     rows = rank_rows()
     for row, found in list(zip(rows, ranked.predictions, strict=True))[:8]:
-        batch = make_choice_batch([row["inputs"]], [row["choices"]], source_length=24,
+        batch = choice_batch([row["inputs"]], [row["choices"]], source_length=24,
                                   target_length=16, num_choices=16, batch_size=1)
         scores = np.asarray(rank.score_choices(
-            NETWORK, parameters(NETWORK), batch["inputs"], batch["choices"]))[0]
+            NETWORK, parameters(NETWORK), padded(batch, "inputs"), padded(batch, "choices")))[0]
         np.testing.assert_allclose(found["scores"], scores[:len(row["choices"])], atol=1e-5, rtol=0)
         best = int(scores[:len(row["choices"])].argmax())
         text = row["text"]
@@ -150,9 +151,10 @@ def test_choices_longer_than_every_bucket_are_not_cut() -> None:
     scores = evaluate(split_of(rows, "rank"), settings).predictions[0]["scores"]
     # Choices that differ in their last word only: cut, they would be the same.
     assert len(scores) == len(set(scores)) == 8
-    batch = make_choice_batch([rows[0]["inputs"]], [choices], source_length=9, target_length=19,
+    batch = choice_batch([rows[0]["inputs"]], [choices], source_length=9, target_length=19,
                               num_choices=8, batch_size=1)
-    whole = rank.score_choices(NETWORK, parameters(NETWORK), batch["inputs"], batch["choices"])
+    whole = rank.score_choices(NETWORK, parameters(NETWORK), padded(batch, "inputs"), padded(batch,
+                                                                                             "choices"))
     np.testing.assert_allclose(scores, whole[0], rtol=0, atol=1e-5)
 
 
@@ -160,7 +162,7 @@ def test_inputs_are_cut_to_the_source_length_with_eos(ranked: TaskResult) -> Non
     rows = rank_rows()
     long = [at for at, row in enumerate(rows) if len(row["inputs"]) > 24]
     assert long
-    cut = [{**row, "inputs": trim(row["inputs"], 24)} for row in rows]
+    cut = [{**row, "inputs": trim(row["inputs"], 24, 1)} for row in rows]
     found = evaluate(split_of(cut, "rank"), ONE_SHAPE)
     assert (found.rows[0]["num_cut"], ranked.rows[0]["num_cut"]) == (0, len(long))
     found.rows[0]["num_cut"] = len(long)

@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+from t5_rows import rows
 from tiny_model import generation_rows, network, parameters, vocabulary
 
 from elm_jax.data.arrays.batches import pad
 from elm_jax.evaluation.generate import generate
 from elm_jax.runtime import sharding
+from elm_jax.types import Padded
 
 STEPS = 7
 
@@ -14,7 +16,7 @@ STEPS = 7
 def test_generation_equals_step_by_step_argmax() -> None:
     net = network()
     params = parameters(net)
-    inputs = pad([row["inputs"] for row in generation_rows(8)], 48)
+    inputs = pad([row["inputs"] for row in generation_rows(8)], 48, 0)
     logits = jax.jit(net.logits)
     written = np.zeros((8, STEPS + 1), np.int32)
     for step in range(STEPS):
@@ -23,7 +25,7 @@ def test_generation_equals_step_by_step_argmax() -> None:
     expected = [vocabulary().decode(row) for row in written[:, 1:]]
     assert len(set(expected)) > 2, "else any text would do"
     mesh = sharding.make_mesh(4, 2)
-    placed = sharding.put_batch({"inputs": inputs}, mesh)["inputs"]
+    placed = Padded(**sharding.put_batch(rows(inputs)._asdict(), mesh))
     put = sharding.put_tree(params, sharding.tree_shardings(net.logical_axes(), params, mesh))
     found = generate(net, put, placed, max_new_tokens=STEPS, vocabulary=vocabulary())
     assert found == expected

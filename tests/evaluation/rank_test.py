@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from t5_rows import choice_batch, rows, shift_right
 from tiny_model import network, parameters, rank_rows
 
-from elm_jax.data.arrays.batches import make_choice_batch, pad, shift_right
+from elm_jax.data.arrays.batches import pad, padded
 from elm_jax.evaluation import rank
 from elm_jax.models.t5.network import T5Network
 
@@ -14,7 +15,7 @@ def full_pass_scores(
     net: T5Network, params: dict, inputs: np.ndarray, choices: list[np.ndarray]
 ) -> list[float]:
     """Sums of log-probabilities by plain forward passes, each choice with inputs of its own."""
-    targets = pad(choices, 12)
+    targets = pad(choices, 12, 0)
     logits = jax.jit(net.logits)(params, {
         "encoder_input_tokens": np.repeat(inputs[None], len(choices), axis=0),
         "decoder_input_tokens": shift_right(targets)})
@@ -26,18 +27,18 @@ def full_pass_scores(
 def test_scores_equal_a_full_forward_pass_a_choice(adapter: bool) -> None:
     net = network(adapter)
     params = parameters(net)
-    rows = rank_rows(2)
-    batch = make_choice_batch([row["inputs"] for row in rows], [row["choices"] for row in rows],
+    found = rank_rows(2)
+    batch = choice_batch([row["inputs"] for row in found], [row["choices"] for row in found],
                               source_length=48, target_length=16, num_choices=16, batch_size=4)
-    scores = np.asarray(rank.score_choices(net, params, batch["inputs"], batch["choices"]))
+    scores = np.asarray(rank.score_choices(net, params, padded(batch, "inputs"), padded(batch, "choices")))
     assert scores.shape == (4, 16)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(found):
         expected = full_pass_scores(net, params, row["inputs"], row["choices"])
         np.testing.assert_allclose(scores[number, :len(expected)], expected, rtol=0, atol=1e-4)
 
 
 def test_networks_of_equal_config_share_a_program() -> None:
-    inputs, choices = np.full((2, 7), 5, np.int32), np.full((2, 3, 5), 6, np.int32)
+    inputs, choices = rows(np.full((2, 7), 5, np.int32)), rows(np.full((2, 3, 5), 6, np.int32))
     before = rank.score_choices._cache_size()
     rank.score_choices(network(), parameters(network(), 0), inputs, choices)
     rank.score_choices(network(), parameters(network(), 1), inputs, choices)

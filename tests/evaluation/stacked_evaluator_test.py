@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import t5_rows
 import tiny_model as tiny
 
 from elm_jax.errors import InputError
@@ -13,6 +14,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.models.adapters import stacked as many
 from elm_jax.models.decode import greedy
 from elm_jax.runtime import sharding, trees
+from elm_jax.types import Padded
 
 NETWORK = tiny.network()
 SIZE = 3
@@ -99,12 +101,12 @@ def test_each_instance_by_its_own_expert(kind, solo):
     assert found.rows[0]["expert"] == "router"
 
 
-def batch(rows: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def batch(rows: int = 8) -> tuple[Padded, Padded]:
     rng = np.random.default_rng(3)
     inputs = rng.integers(2, tiny.VOCAB_SIZE, (rows, 10)).astype(np.int32)
     choices = rng.integers(2, tiny.VOCAB_SIZE, (rows, 3, 4)).astype(np.int32)
     inputs[:, 7:] *= (np.arange(rows) % 2)[:, None]
-    return inputs, choices
+    return t5_rows.rows(inputs), t5_rows.rows(choices)
 
 
 def test_mixed_scores_permute_with_the_rows_and_ignore_their_company():
@@ -112,7 +114,8 @@ def test_mixed_scores_permute_with_the_rows_and_ignore_their_company():
     index = np.array([0, 1, 2, 0, 1, 2, 2, 1], np.int32)
     scores = np.asarray(stacked_evaluator.score_mixed(NETWORK, params, index, inputs, choices))
     order = np.random.default_rng(1).permutation(8)
-    permuted = stacked_evaluator.score_mixed(NETWORK, params, index[order], inputs[order], choices[order])
+    permuted = stacked_evaluator.score_mixed(NETWORK, params, index[order], *(
+        Padded(each.tokens[order], each.lengths[order]) for each in (inputs, choices)))
     np.testing.assert_allclose(permuted, scores[order], atol=1e-5, rtol=0)
     company = index.copy()
     company[1:] = (index[1:] + 1) % SIZE

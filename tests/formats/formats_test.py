@@ -323,8 +323,11 @@ def test_missing_leaves_and_wrong_shapes_of_a_base_are_all_named(base_folder, tm
 
 WRITE = """
 import sys, time
-from elm_jax.experts.formats import elm, hf, streaming, t5x
-opened = hf.open_hf(sys.argv[1])
+from elm_jax.formats.elm import elm_folders
+from elm_jax.formats.hf import t5_models
+from elm_jax.formats.t5x import t5x_writer
+from elm_jax.formats.tensors import streaming
+opened = t5_models.open_hf(sys.argv[1])
 read, count = streaming.StoredTensors.read, [0]
 def slowly(self, path, index=None):
     count[0] += 1
@@ -333,9 +336,9 @@ def slowly(self, path, index=None):
         time.sleep(60)
     return read(self, path, index)
 streaming.StoredTensors.read = slowly
-{"hf": lambda: hf.write_hf(sys.argv[3], opened, max_shard_bytes=30000),
- "elm": lambda: elm.write_elm(sys.argv[3], opened),
- "t5x": lambda: t5x.write_t5x(sys.argv[3], opened)}[sys.argv[2]]()
+{"hf": lambda: t5_models.write_hf(sys.argv[3], opened, max_shard_bytes=30000),
+ "elm": lambda: elm_folders.write_elm(sys.argv[3], opened),
+ "t5x": lambda: t5x_writer.write_t5x(sys.argv[3], opened)}[sys.argv[2]]()
 """
 
 

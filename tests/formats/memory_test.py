@@ -26,7 +26,7 @@ TINY = {"vocab_size": 320, "d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_heads":
         "num_decoder_layers": 1}
 CONVERT = """
 import pathlib, sys
-from elm_jax import cli
+from elm_jax.cli import main as cli
 status = cli.main(["convert", *sys.argv[1:]])
 # Not getrusage: its peak counts that of the process which started this one.
 print("peak", 1024 * int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]))

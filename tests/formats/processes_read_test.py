@@ -29,7 +29,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
-from elm_jax import sharding, trees
+from elm_jax.runtime import sharding, trees
 from elm_jax.experts.base import load_base
 def bytes_read():  # by every read of this process, whoever makes it
     return int(pathlib.Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])

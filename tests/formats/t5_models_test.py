@@ -10,6 +10,7 @@ import real_vocabularies as real
 import safetensors.torch
 import torch
 import transformers
+from t5_rows import rows
 
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
@@ -60,7 +61,7 @@ def test_logits_and_greedy_texts_are_those_of_transformers(family, tmp_path):
     inputs, targets = (hf_folders.tokens(draw, 50, length, 320) for length in (10, 7))
     batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": np.asarray(shift_right(targets))}
     ours = np.asarray(logits_of(network, base.params, batch))
-    texts = np.asarray(greedy(network, base.params, inputs, max_length=8))
+    texts = np.asarray(greedy(network, base.params, rows(inputs), max_length=8))
     feed = {"input_ids": torch.tensor(inputs, dtype=torch.long),
             "attention_mask": torch.tensor(inputs > 0).long()}
     with torch.no_grad():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import t5x_checkpoints as made
 import torch
+from t5_rows import rows
 
 from elm_jax.experts.base import load_base
 from elm_jax.models.decode import greedy
@@ -43,7 +44,7 @@ def tokens(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def texts_of(base, inputs: np.ndarray) -> np.ndarray:
     """Greedy texts of this program; they differ, so that comparing them says something."""
-    texts = np.asarray(greedy(T5Network(base.config), base.params, inputs, max_length=LENGTH))
+    texts = np.asarray(greedy(T5Network(base.config), base.params, rows(inputs), max_length=LENGTH))
     assert len({tuple(row) for row in texts}) > 10
     return texts
 

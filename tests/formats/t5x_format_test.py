@@ -313,14 +313,14 @@ def test_a_failing_disk_is_one_clear_error(tmp_path):
 import resource, signal, sys
 sys.path.insert(0, {str(HELPERS)!r})
 import t5x_checkpoints as made
-from elm_jax.experts.formats import elm, in_flight, streaming, t5x
+from elm_jax.formats.t5x import t5x_writer
 from elm_jax.errors import RunError
 network = made.config()
 model = made.memory_model(network, made.random_leaves(network))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
 try:
-    t5x.write_t5x({str(tmp_path / "out")!r}, model, layout="zarr")
+    t5x_writer.write_t5x({str(tmp_path / "out")!r}, model, layout="zarr")
 except RunError as error:
     print(error)
 """

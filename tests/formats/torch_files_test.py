@@ -71,7 +71,7 @@ def test_without_torch_it_is_one_clear_line(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "pytorch_model.bin")
     program = ("import sys; sys.modules['torch'] = None\n"
                "from elm_jax.errors import InputError\n"
-               "from elm_jax.experts.formats import torch_files\n"
+               "from elm_jax.formats.tensors import torch_files\n"
                "try: torch_files.open_tensors(sys.argv[1])\n"
                "except InputError as error: print(str(error).splitlines()[0])")
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)

@@ -93,7 +93,7 @@ def test_memory_is_bounded_by_a_leaf(tmp_path):
     program = f"""
 import resource
 import numpy as np
-from elm_jax.experts.formats import boxes, in_flight, zarr_files
+from elm_jax.formats.tensors import boxes, in_flight, zarr_files
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 shape = (2048, 14, 4096)  # 32 MB a layer

@@ -16,8 +16,10 @@ import torch
 from elm_jax.cli import main
 from elm_jax.experts.base import Base, save_base
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf, save_expert
-from elm_jax.models.t5.network import AdapterConfig, T5Network
+from elm_jax.experts.overlay import Expert, save_expert
+from elm_jax.models import AdapterConfig, T5Network
+from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.t5.network import is_norm_leaf
 from elm_jax.runtime import trees
 from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
 

@@ -109,11 +109,12 @@ def run_mergekit(config: pathlib.Path, output: pathlib.Path, seed: int | None = 
 OURS = """
 import json, sys
 from elm_jax.errors import ElmError
-from elm_jax.workflows import merge_config, merge_folders
+from elm_jax.merging.recipes import mergekit_yaml
+from elm_jax.workflows.merge import merge_folders
 for line in sys.stdin:
     config, output = json.loads(line)
     try:
-        merge_folders.merge_folders(merge_config.read_config(config), output,
+        merge_folders.merge_folders(mergekit_yaml.read_config(config), output,
                                     merge_folders.MergeOptions(quiet=True))
         answer = None
     except ElmError as error:

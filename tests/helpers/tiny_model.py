@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 
 from elm_jax.data.arrays.prepared import PreparedSplit
-from elm_jax.models.t5.network import AdapterConfig, T5Config, T5Network
+from elm_jax.models import AdapterConfig, T5Config, T5Network
 from elm_jax.runtime import trees
 from elm_jax.types import Params
 from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary

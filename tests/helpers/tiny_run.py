@@ -8,9 +8,10 @@ import functools
 import sys
 
 import numpy as np
+import t5_rows
 
 from elm_jax.data.arrays.cursor import TrainStream
-from elm_jax.models.t5.network import AdapterConfig, T5Config, T5Network
+from elm_jax.models import AdapterConfig, T5Config, T5Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.optimizers import OptimizerConfig
@@ -70,7 +71,7 @@ def is_prompt_leaf(path: str) -> bool:
 
 def stream(*, pack: bool = True, batch_size: int = 8, size: int = 48, seed: int = 5) -> TrainStream:
     return TrainStream(
-        CopySource(size), batch_size=batch_size, lengths=LENGTHS, seed=seed, pack=pack
+        CopySource(size), form=t5_rows.FORM, batch_size=batch_size, lengths=LENGTHS, seed=seed, pack=pack
     )
 
 

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 from hf_weights import GENERATIONS, padded_tokens, peer, small_config
+from t5_rows import rows
 
 from elm_jax.models import AdapterConfig, T5Network, greedy
 from elm_jax.models.t5.network import Cache
+from elm_jax.types import Padded
 
 INPUTS = padded_tokens(np.random.default_rng(0), (7, 3, 12, 1), 14)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def init_cache(network: T5Network, params: dict, inputs: np.ndarray, max_length: int) -> Cache:
-    return network.init_cache(params, network.encode(params, inputs), inputs, max_length)
+def init_cache(network: T5Network, params: dict, inputs: Padded, max_length: int) -> Cache:
+    return network.start(params, inputs, max_length).cache
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -27,8 +29,8 @@ def test_steps_equal_transformers_steps_with_cache(generation: str) -> None:
     tokens = np.random.default_rng(1).integers(2, 14, (4, 9)).astype(np.int32)
     tokens[:, 0] = 0
     mask = torch.tensor(INPUTS > 0).long()
-    cache = init_cache(network, params, INPUTS, 9)
-    step = jax.jit(network.decode_step)
+    cache = init_cache(network, params, rows(INPUTS), 9)
+    step = jax.jit(network.step)
     with torch.no_grad():
         states = model.encoder(input_ids=torch.tensor(INPUTS).long(), attention_mask=mask)
         past = None
@@ -51,8 +53,8 @@ def test_steps_equal_the_full_pass(adapter: AdapterConfig | None) -> None:
         params, {"encoder_input_tokens": INPUTS, "decoder_input_tokens": tokens}
     )
     # A longer cache than the row: positions not yet written must not count.
-    cache = init_cache(network, params, INPUTS, 11)
-    step = jax.jit(network.decode_step)
+    cache = init_cache(network, params, rows(INPUTS), 11)
+    step = jax.jit(network.step)
     for position in range(6):
         logits, cache = step(params, cache, tokens[:, position])
         np.testing.assert_allclose(logits, full[:, position], rtol=0, atol=2e-6)
@@ -70,7 +72,7 @@ def test_greedy_equals_generate() -> None:
             ).numpy()[:, 1:]
         expected = np.zeros((4, 10), np.int32)
         expected[:, : generated.shape[1]] = generated
-        found = greedy(T5Network(config), params, INPUTS, max_length=10)
+        found = greedy(T5Network(config), params, rows(INPUTS), max_length=10)
         np.testing.assert_array_equal(found, expected)
         ended_early |= set((expected == 1).any(axis=1))
     assert ended_early == {True, False}  # rows that end and rows that do not were both seen
@@ -79,18 +81,18 @@ def test_greedy_equals_generate() -> None:
 def test_greedy_is_the_same_alone_and_in_a_batch() -> None:
     network = T5Network(small_config(vocab_size=14))
     params = peer(network.config)[1]
-    together = greedy(network, params, INPUTS, max_length=8)
+    together = greedy(network, params, rows(INPUTS), max_length=8)
     for row, tokens in zip(INPUTS[:2], together[:2], strict=True):
-        alone = greedy(network, params, row[row > 0][None], max_length=8)
+        alone = greedy(network, params, rows(row[row > 0][None]), max_length=8)
         np.testing.assert_array_equal(alone[0], tokens)
 
 
 def test_another_end_token() -> None:
     network = T5Network(small_config(vocab_size=14))
     params = peer(network.config)[1]
-    tokens = np.asarray(greedy(network, params, INPUTS, max_length=8, eos_id=99))
+    tokens = np.asarray(greedy(network, params, rows(INPUTS), max_length=8, eos_id=99))
     end = int(tokens[0, 2])
     first = int(np.argmax(tokens[0] == end))
-    stopped = np.asarray(greedy(network, params, INPUTS, max_length=8, eos_id=end))[0]
+    stopped = np.asarray(greedy(network, params, rows(INPUTS), max_length=8, eos_id=end))[0]
     np.testing.assert_array_equal(stopped[: first + 1], tokens[0, : first + 1])
     assert not stopped[first + 1 :].any()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.experts.overlay import is_adapter_leaf
-from elm_jax.models.t5.network import AdapterConfig, T5Config, T5Network
+from elm_jax.models import AdapterConfig, T5Config, T5Network
+from elm_jax.models.adapters.config import is_adapter_leaf
 from elm_jax.runtime import trees
 
 CONFIG = T5Config(vocab_size=64, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=1,

@@ -16,6 +16,7 @@ from hf_weights import (
     peer,
     small_config,
 )
+from t5_rows import rows
 
 from elm_jax import errors
 from elm_jax.models import AdapterConfig, T5Config, T5Network, shift_right
@@ -191,7 +192,7 @@ def test_target_log_probs_equal_full_passes_per_choice(network: T5Network) -> No
     rng = np.random.default_rng(2)
     inputs = padded_tokens(rng, LENGTHS, 50)
     targets = padded_tokens(rng, (3, 5, 1, 2, 4, 5, 2, 2, 1, 1, 3, 4), 50).reshape(4, 3, 5)
-    log_probs = log_probs_of(network, params, inputs, targets)
+    log_probs = log_probs_of(network, params, rows(inputs), rows(targets))
     assert log_probs.shape == (4, 3, 5)
     for choice in range(3):
         row = targets[:, choice]
@@ -205,13 +206,13 @@ def test_target_log_probs_do_not_depend_on_order_or_padding(network: T5Network,
     rng = np.random.default_rng(3)
     inputs = padded_tokens(rng, LENGTHS, 50)
     targets = padded_tokens(rng, (3, 5, 1, 2) * 3, 50).reshape(4, 3, 5)
-    log_probs = np.asarray(log_probs_of(network, params, inputs, targets))
+    log_probs = np.asarray(log_probs_of(network, params, rows(inputs), rows(targets)))
     order = np.array([2, 0, 1])
-    permuted = log_probs_of(network, params, inputs, targets[:, order])
+    permuted = log_probs_of(network, params, rows(inputs), rows(targets[:, order]))
     np.testing.assert_allclose(permuted, log_probs[:, order], rtol=0, atol=2e-6)
     wide_inputs = np.pad(inputs, ((0, 0), (0, 6)))
     wide_targets = np.pad(targets, ((0, 0), (0, 2), (0, 3)))
-    padded = log_probs_of(network, params, wide_inputs, wide_targets)
+    padded = log_probs_of(network, params, rows(wide_inputs), rows(wide_targets))
     np.testing.assert_allclose(padded[:, :3, :5], log_probs, rtol=0, atol=2e-6)
     assert not np.any(padded[:, 3:]) and not np.any(padded[:, :, 5:])
 
@@ -219,7 +220,7 @@ def test_target_log_probs_do_not_depend_on_order_or_padding(network: T5Network,
 def test_target_log_probs_repeat_no_encoding(network: T5Network, params: dict) -> None:
     """No value has a row for each choice (B * C = 10) and each source position (S = 13)."""
     shapes = value_shapes(jax.make_jaxpr(network.target_log_probs)(
-        params, np.ones((2, 13), np.int32), np.ones((2, 5, 7), np.int32)
+        params, rows(np.ones((2, 13), np.int32)), rows(np.ones((2, 5, 7), np.int32))
     ).jaxpr)
     assert (2, 3, 35, 13) in shapes  # cross-attention: heads, one query axis C * T, source
     assert (10, 3, 7, 7) in shapes  # self-attention: a choice on its own
@@ -299,7 +300,8 @@ def test_bfloat16_activations_are_finite_and_close(params: dict) -> None:
     exact = logits_of(T5Network(config), params, batch)
     half = T5Network(T5Config.from_dict({**config.to_dict(), "dtype": "bfloat16"}))
     rounded = logits_of(half, params, batch)
-    assert half.encode(params, batch["encoder_input_tokens"]).dtype == jnp.bfloat16
+    assert half.start(params, rows(batch["encoder_input_tokens"]),
+                      3).cache["layers"]["layers_0"]["cross_key"].dtype == jnp.bfloat16
     assert rounded.dtype == jnp.float32
     assert np.all(np.isfinite(rounded))
     error = np.sqrt(np.mean((rounded - exact) ** 2)) / np.std(exact)
@@ -309,7 +311,7 @@ def test_bfloat16_activations_are_finite_and_close(params: dict) -> None:
 def test_a_row_of_padding_only_stays_finite(network: T5Network, params: dict) -> None:
     inputs = np.zeros((1, 4), np.int32)
     targets = np.array([[[3, 1], [0, 0]]], np.int32)
-    assert np.all(np.isfinite(log_probs_of(network, params, inputs, targets)))
+    assert np.all(np.isfinite(log_probs_of(network, params, rows(inputs), rows(targets))))
 
 
 def test_dropout_only_with_a_key(params: dict) -> None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elm_jax.models.t5.network import AdapterConfig, T5Config, T5Network, shift_right
+from elm_jax.models import AdapterConfig, T5Config, T5Network, shift_right
 from elm_jax.models.t5x_module import T5XTransformer
 from elm_jax.runtime import trees
 

@@ -15,7 +15,7 @@ from elm_jax.tasks.embedded.datasets import passages
 from elm_jax.experts.overlay import load_expert
 
 ELM = """#!/bin/sh
-exec {python} -m elm_jax.cli.main "$@"
+exec {python} -m elm_jax.cli "$@"
 """
 HF = """#!/bin/sh
 mkdir -p "$4" && cp {checkpoint}/* "$4"

@@ -28,7 +28,7 @@ def test_the_five_lines(world, tmp_path):
     python, = re.findall(r"```python\n(.*?)```", section(), re.DOTALL)
     shutil.copytree(world.base.path, tmp_path / "runs" / "base" / "base")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "elm").write_text(f'#!/bin/sh\nexec {sys.executable} -m elm_jax.cli.main "$@"\n')
+    (tmp_path / "bin" / "elm").write_text(f'#!/bin/sh\nexec {sys.executable} -m elm_jax.cli "$@"\n')
     (tmp_path / "bin" / "elm").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "XLA_FLAGS": "",
                    "JAX_PLATFORMS": "cpu", "ELM_DATA_DIR": ""}

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from t5_rows import FORM
 
 from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.data.arrays.prepared import PreparedSplit
@@ -104,7 +105,7 @@ class CountingSource:
 def test_hosts_read_disjoint_shares_whose_union_is_the_batch(pack):
     """Of an example, its host alone reads the tokens; the rows are those of a single process, bit for bit."""
     def stream():
-        return TrainStream(CountingSource(), batch_size=16, lengths=LENGTHS, seed=3, pack=pack)
+        return TrainStream(CountingSource(), form=FORM, batch_size=16, lengths=LENGTHS, seed=3, pack=pack)
 
     whole = stream()
     shares = [(stream(), hosts.rows_of(where, 16)) for where in hosts_of(sharding.make_mesh(8, 1), 2)]

@@ -16,7 +16,7 @@ HOST = f"""
 import json
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from elm_jax import hosts, sharding
+from elm_jax.runtime import hosts, sharding
 hosts.start()
 mesh = sharding.make_mesh(4, 2)
 split = NamedSharding(mesh, PartitionSpec("data", "model"))

@@ -89,7 +89,7 @@ def test_an_error_ends_all_with_its_status_and_is_said_by_the_first(wrong, tmp_p
 
 
 ALONE = """
-from elm_jax import hosts
+from elm_jax.runtime import hosts
 hosts.START_SECONDS = 2
 hosts.start("127.0.0.1:9", 2, 1)
 """

@@ -28,7 +28,7 @@ def test_sigterm_is_remembered_inside_and_kills_outside():
 
 WATCHING = """
 import sys, time
-from elm_jax import preemption
+from elm_jax.runtime import preemption
 with preemption.stop_flag() as told:
     preemption.watch_notices()
     print("watching", flush=True)

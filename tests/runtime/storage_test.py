@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path):
     storage.write_json(path, {"schema_version": 1})
     program = (
         "import resource, signal\n"
-        "from elm_jax import storage\n"
+        "from elm_jax.runtime import storage\n"
         "from elm_jax.errors import RunError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
@@ -114,7 +114,7 @@ def test_a_full_disk_under_orbax_is_one_clear_error_too(tmp_path):
     program = (
         "import resource, signal, sys\n"
         "import numpy as np\n"
-        "from elm_jax import tree_files\n"
+        "from elm_jax.runtime import tree_files\n"
         "from elm_jax.errors import RunError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))\n"
@@ -162,7 +162,7 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):
-    program = ("import os, signal, sys\nfrom elm_jax import storage\n"
+    program = ("import os, signal, sys\nfrom elm_jax.runtime import storage\n"
                "with storage.staged(sys.argv[1]) as target:\n"
                "    (target / 'old').mkdir()\n    os.symlink('/', target / 'link')\n"
                "    os.kill(os.getpid(), signal.SIGKILL)\n")

@@ -27,7 +27,7 @@ from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.t5.network import T5Network, role_of
 from elm_jax.models.t5x_module import T5XTransformer
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.loop import train_overlay
@@ -230,7 +230,8 @@ def elm_train(run: Run, task: str, optimizer: str, adapters: bool) -> tuple[np.n
     """
     config = NETWORK.with_adapter(AdapterConfig(BOTTLENECK)) if adapters else NETWORK
     params = parameters(run.folder / "checkpoint_0")
-    overlay, frozen = trees.split(trees.unflatten(params), trained_leaves("adapter" if adapters else "full"))
+    overlay, frozen = trees.split(trees.unflatten(params), trained_leaves(role_of,
+                                                                          "adapter" if adapters else "full"))
     rate = ADAPTER_RATE if adapters else LEARNING_RATE
     result = train_overlay(
         T5Network(config), OptimizerConfig(name=optimizer, learning_rate=rate), frozen, overlay,

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from t5_rows import rows
 
+from elm_jax.models import AdapterConfig, T5Config, T5Network, shift_right
 from elm_jax.models.decode import greedy
-from elm_jax.models.t5.network import AdapterConfig, T5Config, T5Network, shift_right
 from elm_jax.models.t5x_module import T5XTransformer
 from elm_jax.runtime import trees
 
@@ -107,7 +108,7 @@ def test_greedy_decoding_is_ours_and_t5xs(config: T5Config) -> None:
     settings = {"decoder_params": {"temperature": 0.0}}
     theirs = model_of(t5xs_network(config)).predict_batch_with_aux(params, batch, **settings)[0]
     np.testing.assert_array_equal(own, theirs)
-    expected = greedy(T5Network(config), params, jnp.asarray(batch["encoder_input_tokens"]), max_length=7)
+    expected = greedy(T5Network(config), params, rows(batch["encoder_input_tokens"]), max_length=7)
     np.testing.assert_array_equal(own, expected)
 
 
@@ -128,7 +129,7 @@ def test_beams_follow_their_own_cache(config: T5Config, adapters: bool) -> None:
         np.testing.assert_array_equal(texts, expected[0])
         np.testing.assert_allclose(found["scores"], expected[1]["scores"], rtol=1e-5)
     ended = np.asarray((texts == 1).any(axis=-1))
-    log_probs = T5Network(config).target_log_probs(params, jnp.asarray(batch["encoder_input_tokens"]), texts)
+    log_probs = T5Network(config).target_log_probs(params, rows(batch["encoder_input_tokens"]), rows(texts))
     np.testing.assert_allclose(np.asarray(log_probs.sum(-1))[ended], np.asarray(found["scores"])[ended],
                                rtol=1e-4, atol=1e-4)
     assert ended.any() or config.logits_via_embedding

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import t5_rows
 import tiny_run
 from checkout import ROOT
 
-from elm_jax.data.arrays import batches
 from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError
 from elm_jax.models.losses import LossConfig
@@ -44,7 +44,8 @@ def base(adapter: bool) -> dict:
 def multitask_stream() -> TrainStream:
     sources = [tiny_run.CopySource(40, seed) for seed in range(3)]
     return TrainStream(
-        MixtureSource(sources, caps=[40, 10, 20]), batch_size=8, lengths=tiny_run.LENGTHS, seed=1,
+        MixtureSource(sources, caps=[40, 10, 20]), form=t5_rows.FORM, batch_size=8, lengths=tiny_run.LENGTHS,
+        seed=1,
         pack=True,
     )
 
@@ -255,12 +256,12 @@ def test_accumulation_equals_the_large_batch():
 def test_packing_leaves_loss_and_gradient_alone():
     examples = [tiny_run.CopySource().example(index) for index in range(8)]
     sizes = [(len(inputs), len(targets)) for inputs, targets in examples]
-    rows = batches.pack_rows(sizes, tiny_run.LENGTHS)
+    rows = t5_rows.FORM.pack(sizes, tiny_run.LENGTHS)
     assert len(rows) < 8
-    packed = batches.make_packed_batch(
+    packed = t5_rows.make_packed_batch(
         [[examples[number] for number in row] for row in rows], tiny_run.LENGTHS, batch_size=8
     )
-    expected = run_step(batches.make_batch(examples, tiny_run.LENGTHS, batch_size=8), 1)[1]
+    expected = run_step(t5_rows.make_batch(examples, tiny_run.LENGTHS, batch_size=8), 1)[1]
     found = run_step(packed, 1)[1]
     for name in ("loss", "tokens", "accuracy", "grad_norm"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)

@@ -10,6 +10,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax.errors import InputError
 from elm_jax.formats import tree_checks
+from elm_jax.models import T5Config
 from elm_jax.runtime import storage
 from elm_jax.vocabularies import hf_tokenizer
 from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary
@@ -177,8 +178,11 @@ def test_a_damaged_spiece_model(tmp_path):
 
 
 def test_a_vocabulary_of_another_size(vocabulary_proto):
+    def config(rows):
+        return T5Config(rows, 8, 1, 8, 8, 1, 1)
+
     for rows in (312, 320, 384, 439):
-        tree_checks.check_vocabulary(vocabulary_proto, rows, "here")
+        tree_checks.check_vocabulary(vocabulary_proto, config(rows), "here")
     for rows, added in ((311, ()), (440, ()), (32128, ()), (312, ("<speaker>",))):
         with pytest.raises(InputError, match=f"not that of the embedding(.|\n)*{rows} rows"):
-            tree_checks.check_vocabulary(vocabulary_proto, rows, "here", added)
+            tree_checks.check_vocabulary(vocabulary_proto, config(rows), "here", added)

@@ -115,8 +115,17 @@ def test_bad_files_are_refused(tmp_path):
 def test_other_special_ids_are_refused(tmp_path):
     import sentencepiece
 
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(make_texts()), model_prefix=str(tmp_path / "plain"), vocab_size=SIZE,
-        minloglevel=2)
-    with pytest.raises(InputError, match=r"(?s)special ids are not T5's.*plain\.model"):
-        Vocabulary.load(tmp_path / "plain.model")
+    def trained(name: str, **ids: int) -> str:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(make_texts()), model_prefix=str(tmp_path / name), vocab_size=SIZE,
+            minloglevel=2, **ids)
+        return str(tmp_path / f"{name}.model")
+
+    with pytest.raises(InputError, match=r"(?s)lacks a special id.*plain\.model"):  # it has no padding
+        Vocabulary.load(trained("plain"))
+    path = trained("llama", pad_id=3)  # EOS 2, as Llama's
+    other = Vocabulary.load(path)
+    assert (other.pad_id, other.eos_id) == (3, 2)
+    assert other.decode([*other.encode("the market"), 2, *other.encode("no more")]) == "the market"
+    with pytest.raises(InputError, match=r"(?s)special ids are not.*llama\.model.*EOS = 2.*EOS = 1"):
+        other.check_ids(0, 1, path)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from elm_jax.data.arrays import batches
+from elm_jax.data.arrays.batch_forms import BatchForm
 from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
 from elm_jax.types import Batch
@@ -111,13 +112,14 @@ class TrainStream:
         batch_size: B, rows of a (global) batch.
         lengths: ``{'inputs': S, 'targets': T}``.
         seed: of the order; batches are a pure function of (seed, step).
+        form: makes batches of examples (`batch_forms.form_of` a network).
         pack: whether several examples may share a row.
         shuffle: whether each epoch has an order of its own, or all the order of the source.
     """
 
     def __init__(
-        self, source: ExampleSource, *, batch_size: int, lengths: batches.Lengths, seed: int,
-        pack: bool, shuffle: bool = True,
+        self, source: ExampleSource, *, form: BatchForm, batch_size: int, lengths: batches.Lengths,
+        seed: int, pack: bool, shuffle: bool = True,
     ) -> None:
         batches.check_lengths(lengths)
         if len(source) < 1 or batch_size < 1:
@@ -127,6 +129,7 @@ class TrainStream:
                          expected="at least one example and one row")
             )
         self.source = source
+        self.form = form
         self.batch_size = batch_size
         self.lengths = dict(lengths)
         self.seed = seed
@@ -136,7 +139,7 @@ class TrainStream:
         self._first_rows = [0]  # number of the first row of each epoch, in the endless stream
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
-        """The batch of a step, counted from 0; keys as in `batches`.
+        """The batch of a step, counted from 0; keys as the form says.
 
         Args:
             step: counted from 0.
@@ -147,8 +150,8 @@ class TrainStream:
         groups = [self._row(numbers[row]) for row in (range(self.batch_size) if rows is None else rows)]
         found = [[self.source.example(index, epoch) for index in row] for epoch, row in groups]
         if self.pack:
-            return batches.make_packed_batch(found, self.lengths, len(found))
-        return batches.make_batch([row[0] for row in found], self.lengths, len(found))
+            return self.form.make_packed(found, self.lengths, len(found))
+        return self.form.make([row[0] for row in found], self.lengths, len(found))
 
     def examples(self, step: int) -> list[tuple[int, int]]:
         """(epoch, example index) of everything in the batch of a step, in row order."""
@@ -215,7 +218,7 @@ class TrainStream:
         def draw() -> list[np.ndarray]:
             order = self._order(epoch)
             sizes = (_sizes(self.source, int(index), epoch) for index in order)
-            return [order[row] for row in batches.pack_rows(sizes, self.lengths)]
+            return [order[row] for row in self.form.pack(sizes, self.lengths)]
 
         return _cached(self._rows, epoch, draw, _CACHED_EPOCHS)
 

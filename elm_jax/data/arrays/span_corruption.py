@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
@@ -32,12 +32,14 @@ class PretrainingSource:
         sentinels: i32[n] ids of sentinels 0, 1 and so on, as many as a chunk may need.
         prefix_lm_share: share of chunks that become prefix-LM examples, drawn anew every epoch.
         seed: of the noise.
+        eos_id: ends inputs and targets.
     """
 
     chunks: tuple[np.ndarray, ...]
     sentinels: np.ndarray
     prefix_lm_share: float
     seed: int
+    eos_id: int
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], vocabulary: Vocabulary, *, chunk_length: int,
@@ -64,7 +66,7 @@ class PretrainingSource:
         if not chunks:
             raise InputError(describe("No passage is long enough to pretrain on",
                                       expected=f"passages of {MIN_CHUNK} tokens or more"))
-        return cls(tuple(chunks), sentinels, prefix_lm_share, seed)
+        return cls(tuple(chunks), sentinels, prefix_lm_share, seed, vocabulary.eos_id)
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -74,8 +76,8 @@ class PretrainingSource:
         rng = np.random.default_rng((self.seed, epoch, index))
         chunk = self.chunks[index]
         if rng.random() < self.prefix_lm_share:
-            return prefix_lm(chunk, rng)
-        return span_corruption(chunk, noise_mask(len(chunk), rng), self.sentinels)
+            return prefix_lm(chunk, rng, self.eos_id)
+        return span_corruption(chunk, noise_mask(len(chunk), rng), self.sentinels, self.eos_id)
 
 
 def _sentinels(vocabulary: Vocabulary, chunk_length: int) -> np.ndarray:
@@ -90,10 +92,10 @@ def _sentinels(vocabulary: Vocabulary, chunk_length: int) -> np.ndarray:
     return np.array([vocabulary.sentinel_id(number) for number in range(spans)], np.int32)
 
 
-def prefix_lm(chunk: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Splits a chunk at a uniformly drawn point into input and target; neither is empty."""
+def prefix_lm(chunk: np.ndarray, rng: np.random.Generator, eos_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits a chunk at a uniformly drawn point into input and target, EOS-terminated; neither is empty."""
     cut = int(rng.integers(1, len(chunk)))
-    return _with_eos(chunk[:cut]), _with_eos(chunk[cut:])
+    return _with_eos(chunk[:cut], eos_id), _with_eos(chunk[cut:], eos_id)
 
 
 def noise_mask(length: int, rng: np.random.Generator, density: float = NOISE_DENSITY,
@@ -123,14 +125,15 @@ def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
 
-def span_corruption(chunk: np.ndarray, mask: np.ndarray,
-                    sentinels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def span_corruption(chunk: np.ndarray, mask: np.ndarray, sentinels: np.ndarray,
+                    eos_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Replaces each noise span by one sentinel; the target lists sentinels and spans.
 
     Args:
         chunk: i32[n].
         mask: bool[n], True where a token is noise.
         sentinels: i32[n] ids of at least as many sentinels as there are spans, sentinel 0 first.
+        eos_id: ends both.
 
     Returns:
         (inputs, targets), EOS-terminated, e.g. ``a b <0> e </s>`` and ``<0> c d </s>``.
@@ -144,11 +147,11 @@ def span_corruption(chunk: np.ndarray, mask: np.ndarray,
         if starts[position]:
             targets.append(int(marks[position]))
         targets.append(int(chunk[position]))
-    return _with_eos(inputs), _with_eos(np.asarray(targets))
+    return _with_eos(inputs, eos_id), _with_eos(np.asarray(targets), eos_id)
 
 
-def _with_eos(tokens: np.ndarray) -> np.ndarray:
-    return np.append(tokens, EOS_ID).astype(np.int32)
+def _with_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
+    return np.append(tokens, eos_id).astype(np.int32)
 
 
 def check_overlap(passages: Sequence[str], forbidden: Iterable[str], words: int = 12) -> dict[int, str]:

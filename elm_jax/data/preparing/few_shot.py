@@ -9,7 +9,7 @@ from typing import Any
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.draw import draw_rows
 from elm_jax.errors import InputError, describe
-from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 FORM = "{inputs}\n{targets}\n\n"
 """One exemplar."""
@@ -70,7 +70,7 @@ def _fitting(own: str, exemplars: list[dict[str, Any]], vocabulary: Vocabulary,
     shots = [FORM.format(inputs=text["inputs"], targets=text["targets"]) for text in exemplars]
     for count in range(len(shots), -1, -1):
         inputs = "".join(shots[:count]) + own
-        tokens = [*vocabulary.encode(inputs), EOS_ID]
+        tokens = [*vocabulary.encode(inputs), vocabulary.eos_id]
         if len(tokens) <= max_length or count == 0:
             return inputs, tokens, count
     raise AssertionError("not reached: no exemplar always fits")

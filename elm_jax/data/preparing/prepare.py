@@ -14,7 +14,7 @@ from elm_jax.data.arrays.prepared import PreparedSplit, check_max_rows
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.prompted_task import UNKNOWN_VERSION, PromptedTask, describe_dropped
 from elm_jax.errors import InputError, describe
-from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 REMEMBERED = 1 << 16
@@ -66,12 +66,13 @@ def tokenised_rows(task: PromptedTask, split: str, vocabulary: Vocabulary,
     """
     @functools.lru_cache(REMEMBERED)
     def tokens_of(text: str) -> Sequence[int]:
-        return [*vocabulary.encode(text), EOS_ID]
+        return [*vocabulary.encode(text), vocabulary.eos_id]
 
     for index, rendered in task.render_rows(split, dropped):
         choices = list(rendered.choices or ()) if task.kind == "rank" else []
         yield {
-            "inputs": [*vocabulary.encode(rendered.inputs), EOS_ID], "targets": tokens_of(rendered.targets),
+            "inputs": [*vocabulary.encode(rendered.inputs), vocabulary.eos_id],
+            "targets": tokens_of(rendered.targets),
             "choices": [tokens_of(choice) for choice in choices],
             "text": {"inputs": rendered.inputs, "targets": rendered.targets, "choices": choices,
                      "index": index},

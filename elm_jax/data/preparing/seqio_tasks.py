@@ -34,7 +34,7 @@ from elm_jax.data.registry.registry import (
     task_names,
 )
 from elm_jax.errors import InputError, describe
-from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 __all__ = [
     "RunVocabulary", "add_mixture", "add_prompted_task", "describe_task", "evaluation_name",
@@ -100,8 +100,8 @@ class RunVocabulary(seqio.Vocabulary):
 
     @property
     def eos_id(self) -> int:
-        """T5's end of sequence."""
-        return EOS_ID
+        """What ends a text."""
+        return self.actual.eos_id
 
     @property
     def unk_id(self) -> int | None:
@@ -218,7 +218,7 @@ def _tokenize_choices(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """
     choices = example["choices"]
     tokens = RunVocabulary().encode_tf(choices)
-    tokens = tf.concat([tokens, tf.fill([tokens.nrows(), 1], EOS_ID)], axis=1)
+    tokens = tf.concat([tokens, tf.fill([tokens.nrows(), 1], RunVocabulary().eos_id)], axis=1)
     return {
         **example,
         "choices": tf.cast(tokens.flat_values, tf.int32),

@@ -24,7 +24,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
-from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
 try:  # a hundred times as fast, where it is installed
     from google_crc32c import value as _fast_crc
@@ -144,7 +144,7 @@ def _text(example: dict[str, list[Any]], name: str, vocabulary: Vocabulary | Non
     if vocabulary is None:
         raise InputError(describe("An example holds token ids and no text", where=f"{where}, {name}",
                                   cure="give the vocabulary with which they were made"))
-    return vocabulary.decode([int(token) for token in values if token != EOS_ID])
+    return vocabulary.decode([int(token) for token in values if token != vocabulary.eos_id])
 
 
 def read_examples(folder: storage.PathLike, split: str) -> Iterator[tuple[dict[str, list[Any]], str]]:

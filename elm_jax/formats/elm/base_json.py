@@ -8,8 +8,8 @@ from etils import epath
 from elm_jax.errors import InputError, describe
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.t5x import t5x_checkpoints
+from elm_jax.models.network import NetworkConfig
 from elm_jax.models.t5 import hf_names
-from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import storage
 from elm_jax.runtime.storage import utc_now
 from elm_jax.vocabularies import hf_tokenizer
@@ -21,7 +21,7 @@ _FIELDS = {"network": dict, "fingerprint": str, "training": dict, "vocabulary": 
 
 
 def read(folder: epath.Path) -> dict[str, Any]:
-    """What ``base.json`` says, its fields checked; those of the network are left to `T5Config`."""
+    """What ``base.json`` says, its fields checked; those of the network are left to `NetworkConfig`."""
     path = folder / FILE
     facts = storage.read_json(path, kind="base's description", schema_version=SCHEMA_VERSION)
     others = facts.get("facts", {})
@@ -53,20 +53,22 @@ def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) ->
                                   expected=f"a whole number from 0 to {t5x_checkpoints.LARGEST_STEP}"))
 
 
-def read_vocabulary(folder: epath.Path, name: str | None, config: T5Config) -> bytes | None:
+def read_vocabulary(folder: epath.Path, name: str | None, config: NetworkConfig) -> bytes | None:
     """The contents of the vocabulary's file that ``base.json`` names, checked; None for no name."""
     if not name:
         return None
     path = folder / storage.require_name(name, folder / FILE, "vocabulary")
     contents = storage.read_bytes(path)
-    size = Vocabulary.from_bytes(contents, path).size
+    vocabulary = Vocabulary.from_bytes(contents, path)
+    vocabulary.check_ids(config.pad_id, config.eos_id, path)
+    size = vocabulary.size
     if size > config.vocab_size:
         raise InputError(describe("The vocabulary is larger than the embedding", where=folder, got=size,
                                   expected=f"at most {config.vocab_size}"))
     return contents
 
 
-def write(folder: epath.Path, config: T5Config, fingerprint: str, vocabulary: bytes | None,
+def write(folder: epath.Path, config: NetworkConfig, fingerprint: str, vocabulary: bytes | None,
           training: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes ``base.json`` and the vocabulary."""
     file = None if vocabulary is None else Vocabulary.from_bytes(vocabulary).FILE

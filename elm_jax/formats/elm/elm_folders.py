@@ -17,8 +17,8 @@ from elm_jax.formats.elm import base_json
 from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.formats.tensors import boxes, in_flight, orbax_files, streaming, zarr_files
 from elm_jax.formats.tensors.hashed import HashedTensors
-from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models import families
+from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import staging, storage, tree_files, trees
 
 WEIGHTS = "weights"
@@ -74,7 +74,7 @@ def open_elm(folder: storage.PathLike) -> Model:
     """
     folder = storage.require_committed(folder, "base model")
     facts = base_json.read(folder)
-    config = T5Config.from_dict(facts["network"], folder / base_json.FILE)
+    config = families.config_of(facts["network"], folder / base_json.FILE)
     tensors = ElmTensors(folder / WEIGHTS)
     check_fits(tensors, config, folder)
     vocabulary = base_json.read_vocabulary(folder, facts["vocabulary"], config)
@@ -86,9 +86,9 @@ def open_elm(folder: storage.PathLike) -> Model:
                  check=hashed.check)
 
 
-def check_fits(tensors: Tensors, config: T5Config, where: Any) -> None:
+def check_fits(tensors: Tensors, config: NetworkConfig, where: Any) -> None:
     """Raises one InputError that names all leaves that do not fit the network, and all of a wrong type."""
-    wanted = trees.flatten(T5Network(config).abstract_params())
+    wanted = trees.flatten(families.network_of(config).abstract_params())
     tree_checks.check_leaves("The base does not fit its network config", where,
                              {path: spec.shape for path, spec in tensors.specs.items()},
                              {path: leaf.shape for path, leaf in wanted.items()},

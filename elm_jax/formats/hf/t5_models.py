@@ -52,7 +52,7 @@ def open_hf(folder: storage.PathLike) -> Model:
     tensors = _leaves(stored, values, config, folder)
     found = hf_tokenizer.read_vocabulary(folder, values.get("tokenizer_class"))
     vocabulary, added = (found.contents, found.added) if found else (None, {})
-    tree_checks.check_vocabulary(vocabulary, config.vocab_size, folder,
+    tree_checks.check_vocabulary(vocabulary, config, folder,
                                  tuple(entry["content"] for entry in added.values()))
     notes += more + (found.notes if found else ("The folder carries no vocabulary",))
     kept = {"config": values}

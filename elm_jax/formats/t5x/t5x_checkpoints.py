@@ -128,7 +128,7 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
              *_left_out(contents.names()))
     _check_gin(tree.config, where)
     vocabulary = _vocabulary(vocabulary_path, where)
-    tree_checks.check_vocabulary(vocabulary, tree.config.vocab_size, vocabulary_path or where)
+    tree_checks.check_vocabulary(vocabulary, tree.config, vocabulary_path or where)
     facts = {FACTS: {"step": _read_step(contents, checkpoint), **dataclasses.asdict(tree.form)}}
     return Model("t5x", str(where), tree.config, tensors, vocabulary, facts, notes)
 

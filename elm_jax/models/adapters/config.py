@@ -51,3 +51,8 @@ class AdapterConfig:
         if self.kind == "bottleneck":
             return {"bottleneck": self.bottleneck}
         return {"kind": self.kind, "rank": self.rank, "alpha": self.alpha}
+
+
+def is_adapter_leaf(path: str) -> bool:
+    """Whether the leaf belongs to an adapter, e.g. ``encoder/layers_0/mlp_adapter/up/kernel``."""
+    return any(part.endswith("_adapter") for part in path.split("/"))

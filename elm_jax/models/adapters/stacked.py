@@ -1,10 +1,10 @@
 """Many experts behind one network's functions: one base, overlays with a leading axis, one program.
 
-`GroupedNetwork` offers what scoring and decoding ask of `T5Network` (`encode`, `target_log_probs`,
-`init_cache`, `decode_step`), so that `rank.score_choices` and `decode.greedy` run on it as they are. Rows
-that each have an expert of their own are groups of one row, their overlays gathered. Parameters are a pair
-``(shared, own)``: leaves of the base, and leaves of the overlays with the axis in front. A product with a
-leaf of the base stays one product over the rows of everybody; those with an overlay's are batched.
+`GroupedNetwork` is a network like any other (`models.network.Network`), so that scoring and decoding run on
+it as they are. Rows that each have an expert of their own are groups of one row, their overlays gathered.
+Parameters are a pair ``(shared, own)``: leaves of the base, and leaves of the overlays with the axis in
+front. A product with a leaf of the base stays one product over the rows of everybody; those with an
+overlay's are batched.
 """
 
 import dataclasses
@@ -14,9 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.t5.network import Cache, T5Network
+from elm_jax.models.blocks.layer_stack import Layout
+from elm_jax.models.losses import PLAIN, LossConfig, LossSums
+from elm_jax.models.network import Cache, Network, NetworkConfig, Start, StepAccount
 from elm_jax.runtime import trees
-from elm_jax.types import Array, Params
+from elm_jax.runtime.sharding import Axes
+from elm_jax.types import Array, Batch, Padded, Params
 
 Many = tuple[Params, Params]
 """Leaves of the base, and leaves of the overlays, [E, ...] or [B, ...]."""
@@ -31,35 +34,86 @@ class GroupedNetwork:
         size: E; ``own`` has leaves [E, ...], and the rows are E * B, those of one expert together.
     """
 
-    network: T5Network
+    network: Network
     size: int
 
-    def encode(self, params: Many, inputs: Array) -> Array:
-        """i32[E * B, S] -> f[E * B, S, D]."""
-        return self._flat(self._map(self.network.encode, params)(self._groups(inputs)))
+    @property
+    def config(self) -> NetworkConfig:
+        """Of the network."""
+        return self.network.config
 
-    def target_log_probs(self, params: Many, inputs: Array, targets: Array) -> Array:
-        """i32[E * B, S], i32[E * B, C, T] -> f32[E * B, C, T]; see `T5Network.target_log_probs`."""
+    @property
+    def layout(self) -> Layout:
+        """Of the network."""
+        return self.network.layout
+
+    @property
+    def batches(self) -> str:
+        """The network's form of a training batch; its rows are E * B."""
+        return self.network.batches
+
+    def init(self, rng: Array) -> Many:
+        """E networks that share no leaf."""
+        return {}, jax.vmap(self.network.init)(jax.random.split(rng, self.size))
+
+    def abstract_params(self) -> Many:
+        """Tree of `jax.ShapeDtypeStruct` with the structure of `init`; nothing is allocated."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def logical_axes(self) -> Many:
+        """Axes of `init`'s leaves: the experts' in front of the network's."""
+        return {}, jax.tree.map(lambda axes: Axes(("experts", *axes)), self.network.logical_axes(),
+                                is_leaf=lambda leaf: isinstance(leaf, Axes))
+
+    def axes_of(self, path: str) -> Axes | None:
+        """Logical axes of a leaf of one of the experts; None if there is no such leaf."""
+        return self.network.axes_of(path)
+
+    def role_of(self, path: str) -> str:
+        """What a leaf is for, as the network says."""
+        return self.network.role_of(path)
+
+    def loss(self, params: Many, batch: Batch, rng: Array | None, settings: LossConfig = PLAIN) -> LossSums:
+        """Sums over the batches [E * B, ...] of all experts; dropout draws for each expert by itself."""
+        keys = None if rng is None else jax.random.split(rng, self.size)
+
+        def one(params: Params, batch: Batch, key: Array | None) -> LossSums:
+            return self.network.loss(params, batch, key, settings)
+
+        sums = self._map(one, params)(self._groups(dict(batch)), keys)
+        return jax.tree.map(lambda each: each.sum(axis=0), sums)
+
+    def target_log_probs(self, params: Many, inputs: Padded, targets: Padded) -> Array:
+        """Rows E * B and their choices -> f32[E * B, C, T]; see `Network.target_log_probs`."""
         score = self._map(self.network.target_log_probs, params)
         return self._flat(score(self._groups(inputs), self._groups(targets)))
 
-    def init_cache(self, params: Many, encoded: Array, inputs: Array, max_length: int) -> Cache:
-        """The cache of E * B rows; its leaves have the axes [E, B, ...]."""
-        def start(params: Params, encoded: Array, inputs: Array) -> Cache:
-            return self.network.init_cache(params, encoded, inputs, max_length)
+    def start(self, params: Many, inputs: Padded, max_length: int) -> Start:
+        """Cache and first tokens of E * B rows; the cache's leaves have the axes [E, B, ...]."""
+        def one(params: Params, inputs: Padded) -> Start:
+            return self.network.start(params, inputs, max_length)
 
-        run = self._map(start, params, _cache_axes(params))
-        return run(self._groups(encoded), self._groups(inputs))
+        out_axes = Start(self.network.cache_axes(params[1]), 0)
+        cache, token = self._map(one, params, out_axes)(self._groups(inputs))
+        return Start(cache, self._flat(token))
 
-    def decode_step(self, params: Many, cache: Cache, token: Array) -> tuple[Array, Cache]:
+    def step(self, params: Many, cache: Cache, token: Array) -> tuple[Array, Cache]:
         """Cache and i32[E * B] -> logits f32[E * B, V] of the token after it, and the next cache."""
-        axes = _cache_axes(params)
+        axes = self.network.cache_axes(params[1])
         shared, own = params
-        run = jax.vmap(lambda own, cache, token: self.network.decode_step(
+        run = jax.vmap(lambda own, cache, token: self.network.step(
             trees.merge(shared, own), cache, token), in_axes=(0, axes, 0), out_axes=(0, axes),
             spmd_axis_name="experts")
         logits, cache = run(own, cache, self._groups(token))
         return self._flat(logits), cache
+
+    def account(self, source: int, target: int) -> StepAccount:
+        """What one row sends through its expert."""
+        return self.network.account(source, target)
+
+    def cache_axes(self, own: Params) -> Any:
+        """As the network says: what is there once stays so, if groups are grouped again."""
+        return self.network.cache_axes(own)
 
     def _map(self, function: Callable[..., Any], params: Many, out_axes: Any = 0) -> Callable[..., Any]:
         shared, own = params
@@ -67,8 +121,8 @@ class GroupedNetwork:
                           spmd_axis_name="experts")
         return lambda *rows: mapped(own, *rows)
 
-    def _groups(self, rows: Array) -> Array:
-        return rows.reshape(self.size, -1, *rows.shape[1:])
+    def _groups(self, rows: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.reshape(self.size, -1, *leaf.shape[1:]), rows)
 
     def _flat(self, groups: Array) -> Array:
         return groups.reshape(-1, *groups.shape[2:])
@@ -82,9 +136,3 @@ def stack(overlays: list[Params]) -> Params:
 def gather(stack: Params, expert_index: Array) -> Params:
     """One overlay a row: leaves [E, ...], i32[B] -> leaves [B, ...]."""
     return jax.tree.map(lambda leaf: jnp.take(leaf, expert_index, axis=0, mode="clip"), stack)
-
-
-def _cache_axes(params: Many) -> Any:
-    """Where the axis of the experts is in a cache; what no overlay changes is there once."""
-    own_bias = any("relpos_bias" in path for path in trees.flatten(params[1]))
-    return {"index": None, "self_bias": 0 if own_bias else None, "cross_bias": 0, "layers": 0}

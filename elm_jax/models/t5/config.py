@@ -5,16 +5,16 @@ Frozen and hashable, so that a config can be a static argument of `jax.jit`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.adapters.config import REDUCTION, AdapterConfig
+from elm_jax.models.network import DTYPES
 from elm_jax.runtime.config_checks import LARGEST_DIMENSION, check_dimension
 
 ACTIVATIONS = ("gelu", "linear", "relu")
-DTYPES = ("bfloat16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class T5Config:
         relative_attention_num_buckets: rows of the relative position bias.
         relative_attention_max_distance: distances from here on share one bucket.
         adapter: None builds a network without adapters.
+        family, pad_id, eos_id, start_id: T5's, whatever its size; padding is no token of a text.
     """
 
     vocab_size: int
@@ -55,6 +56,11 @@ class T5Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     adapter: AdapterConfig | None = None
+
+    family: ClassVar[str] = "t5"
+    pad_id: ClassVar[int] = 0
+    eos_id: ClassVar[int] = 1
+    start_id: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         """Checks types and ranges; a list of activations becomes a tuple."""

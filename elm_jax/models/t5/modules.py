@@ -28,18 +28,18 @@ def mask_bias(allowed: Array) -> Array:
     return jnp.where(allowed, jnp.float32(0.0), jnp.float32(MASKED))
 
 
-def key_mask(tokens: Array, query_segments: Array | None, key_segments: Array | None) -> Array:
+def key_mask(real: Array, query_segments: Array | None, key_segments: Array | None) -> Array:
     """Keys that are no padding and, in packed rows, of the query's own segment.
 
     Args:
-        tokens: i32[B, S] of the keys.
+        real: bool[B, S], which keys are tokens.
         query_segments: i32[B, L], or None.
         key_segments: i32[B, S], or None.
 
     Returns:
         bool[B, 1, 1, S], or bool[B, 1, L, S] when packed.
     """
-    allowed = (tokens > 0)[:, None, None, :]
+    allowed = real[:, None, None, :]
     if query_segments is None or key_segments is None:
         return allowed
     return allowed & same_segment(query_segments, key_segments)
@@ -303,46 +303,47 @@ class Transformer(nn.Module):
         encoder_positions: Array | None = None, decoder_positions: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """i32[B, S] and i32[B, T] -> logits f32[B, T, V]."""
+        """i32[B, S] and i32[B, T] -> logits f32[B, T, V]; as T5X's batches, without lengths."""
+        real = encoder_input_tokens != self.config.pad_id
         encoded = self.encode(
-            encoder_input_tokens, encoder_segment_ids, encoder_positions, deterministic
+            encoder_input_tokens, real, encoder_segment_ids, encoder_positions, deterministic
         )
         return self.decode(
-            encoded, encoder_input_tokens, decoder_input_tokens, encoder_segment_ids,
+            encoded, real, decoder_input_tokens, encoder_segment_ids,
             decoder_segment_ids, decoder_positions, deterministic,
         )
 
     def decode(
-        self, encoded: Array, encoder_input_tokens: Array, decoder_input_tokens: Array,
+        self, encoded: Array, real: Array, decoder_input_tokens: Array,
         encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
         decoder_positions: Array | None = None, deterministic: bool = True,
     ) -> Array:
-        """Encoder states f[B, S, D], i32[B, S] for the mask, i32[B, T] -> logits f32[B, T, V]."""
+        """Encoder states f[B, S, D], which are of tokens bool[B, S], i32[B, T] -> logits f32[B, T, V]."""
         self_allowed = causal_mask(decoder_input_tokens.shape[1])
         if decoder_segment_ids is not None:
             self_allowed = self_allowed & same_segment(decoder_segment_ids, decoder_segment_ids)
         y = self.decoder(
             self.token_embedder(decoder_input_tokens), encoded, self_allowed,
-            key_mask(encoder_input_tokens, decoder_segment_ids, encoder_segment_ids),
+            key_mask(real, decoder_segment_ids, encoder_segment_ids),
             decoder_positions, deterministic,
         )
         return self.head(y)
 
     def encode(
-        self, tokens: Array, segment_ids: Array | None = None, positions: Array | None = None,
+        self, tokens: Array, real: Array, segment_ids: Array | None = None, positions: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """i32[B, S] -> f[B, S, D]."""
-        allowed = key_mask(tokens, segment_ids, segment_ids)
+        """i32[B, S], which are no padding bool[B, S] -> f[B, S, D]."""
+        allowed = key_mask(real, segment_ids, segment_ids)
         return self.encoder(self.token_embedder(tokens), allowed, positions, deterministic)
 
-    def choice_logits(self, inputs: Array, choice_tokens: Array) -> Array:
-        """inputs i32[B, S], decoder inputs i32[B, C, T] -> logits f32[B, C, T, V]."""
+    def choice_logits(self, inputs: Array, real: Array, choice_tokens: Array) -> Array:
+        """inputs i32[B, S], bool[B, S], decoder inputs i32[B, C, T] -> logits f32[B, C, T, V]."""
         batch, choices, length = choice_tokens.shape
-        encoded = self.encode(inputs)
+        encoded = self.encode(inputs, real)
         y = self.decoder(
             self.token_embedder(choice_tokens.reshape(batch * choices, length)), encoded,
-            causal_mask(length), key_mask(inputs, None, None), None, True,
+            causal_mask(length), key_mask(real, None, None), None, True,
         )
         return self.head(y).reshape(batch, choices, length, self.config.vocab_size)
 
@@ -352,9 +353,9 @@ class Transformer(nn.Module):
         logits = self.token_embedder.attend(y) if tied else self.decoder.head(y)
         return constrain(logits, "batch", None, "vocab")
 
-    def init_cache(self, encoded: Array, inputs: Array, max_length: int) -> Cache:
-        """Cache for `decode_step`: encoded f[B, S, D], inputs i32[B, S] for the mask."""
-        return self.decoder.init_cache(encoded, key_mask(inputs, None, None), max_length)
+    def init_cache(self, encoded: Array, real: Array, max_length: int) -> Cache:
+        """Cache for `decode_step`: encoded f[B, S, D], which are of tokens bool[B, S]."""
+        return self.decoder.init_cache(encoded, key_mask(real, None, None), max_length)
 
     def decode_step(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """i32[B] -> logits f32[B, V] of the next token, and the cache after it."""

@@ -1,50 +1,66 @@
-"""T5 as functions of parameters: loss-side logits, log-probabilities of choices, cached decoding.
+"""T5 as functions of parameters: loss, log-probabilities of choices, cached decoding.
 
-Everything above the network knows these functions only. Source of the network: Raffel et al.,
+Source of the network: Raffel et al.,
 https://arxiv.org/abs/1910.10683, and for T5 1.1 Shazeer, https://arxiv.org/abs/2002.05202.
 """
 
 import dataclasses
 import functools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.config import is_adapter_leaf
 from elm_jax.models.blocks import layer_stack
 from elm_jax.models.blocks.layer_stack import Layout
+from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
+from elm_jax.models.network import ADAPTER, BODY, NORM, TWO_SIDED, Start, StepAccount, real_tokens
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.modules import Cache, Transformer
 from elm_jax.runtime import sharding, trees
-from elm_jax.types import Array, Batch, Params
+from elm_jax.types import Array, Batch, Padded, Params
 
-__all__ = ["AdapterConfig", "Cache", "Layout", "T5Config", "T5Network", "shift_right"]
+__all__ = ["Cache", "Layout", "T5Config", "T5Network", "shift_right"]
 
-PADDING_ID = 0
 PACKING_KEYS = (
     "encoder_segment_ids", "decoder_segment_ids", "encoder_positions", "decoder_positions"
 )
 _AXES_SUFFIX = "_axes"
 
 
-def shift_right(targets: Array) -> Array:
-    """Decoder inputs of targets, the start token 0 first: i32[..., T] -> i32[..., T]."""
-    start = jnp.full((*targets.shape[:-1], 1), PADDING_ID, targets.dtype)
+def shift_right(targets: Array, start_id: int = T5Config.start_id) -> Array:
+    """Decoder inputs of targets, the start token first: i32[..., T] -> i32[..., T]."""
+    start = jnp.full((*targets.shape[:-1], 1), start_id, targets.dtype)
     return jnp.concatenate([start, targets[..., :-1]], axis=-1)
+
+
+def is_norm_leaf(path: str) -> bool:
+    """Whether the leaf is the scale of one of T5's RMS norms."""
+    return path.endswith("_norm/scale")
+
+
+def role_of(path: str) -> str:
+    """What a leaf of any T5 is for: `ADAPTER`, `NORM` or `BODY`."""
+    if is_adapter_leaf(path):
+        return ADAPTER
+    return NORM if is_norm_leaf(path) else BODY
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Network:
-    """A T5 of one config. Holds no parameters; hashable, so a static argument of `jax.jit`.
+    """A T5 of one config; see `models.network.Network` for what every network offers.
 
     Attributes:
         config: dimensions, generation, adapters.
         layout: how it is computed: rematerialisation, layers one by one or as a scan.
+        batches: inputs and targets lie in rows of their own.
     """
 
     config: T5Config
     layout: Layout = dataclasses.field(default_factory=Layout)
+    batches: ClassVar[str] = TWO_SIDED
 
     @property
     def _module(self) -> Transformer:
@@ -68,6 +84,24 @@ class T5Network:
         if axes is None or not layer_stack.is_stacked(path):
             return axes
         return sharding.Axes((layer_stack.STACKED, *axes))
+
+    def role_of(self, path: str) -> str:
+        """What a leaf is for: `ADAPTER`, `NORM` (the scale of an RMS norm) or `BODY`."""
+        return role_of(path)
+
+    def loss(self, params: Params, batch: Batch, rng: Array | None = None,
+             settings: LossConfig = PLAIN) -> LossSums:
+        """Sums over the target tokens of a batch; see `logits` for its keys.
+
+        Args:
+            params: as `init` makes them.
+            batch: those keys, decoder_target_tokens i32[B, T] and decoder_loss_weights f32[B, T].
+            rng: key of dropout; None switches dropout off.
+            settings: of the cross-entropy.
+        """
+        logits = self.logits(params, batch, dropout_rng=rng)
+        return token_cross_entropy(
+            logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], settings)
 
     def logits(self, params: Params, batch: Batch, *, dropout_rng: Array | None = None) -> Array:
         """Logits of every decoder position.
@@ -100,11 +134,7 @@ class T5Network:
             rngs=None if dropout_rng is None else {"dropout": dropout_rng},
         )
 
-    def encode(self, params: Params, inputs: Array) -> Array:
-        """Encoder states: i32[B, S] -> f[B, S, D] in the activation dtype, without dropout."""
-        return self._module.apply({"params": params}, inputs, method="encode")
-
-    def target_log_probs(self, params: Params, inputs: Array, targets: Array) -> Array:
+    def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
         """Log-probability of each token of each choice.
 
         The encoder runs once an instance. All choices go through cross-attention as one query axis
@@ -112,47 +142,65 @@ class T5Network:
 
         Args:
             params: as `init` makes them.
-            inputs: i32[B, S], padded with 0.
-            targets: i32[B, C, T], padded with 0; each choice ends with EOS.
+            inputs: tokens i32[B, S], lengths i32[B].
+            targets: tokens i32[B, C, T], lengths i32[B, C]; each choice ends with EOS.
 
         Returns:
-            f32[B, C, T]; 0 at padding, so that a sum over T is the choice's score.
+            f32[B, C, T]; 0 behind a choice's end, so that a sum over T is the choice's score.
         """
+        tokens = targets.tokens
         logits = self._module.apply(
-            {"params": params}, inputs, shift_right(targets), method="choice_logits"
+            {"params": params}, inputs.tokens, real_tokens(inputs),
+            shift_right(tokens, self.config.start_id), method="choice_logits"
         )
         # The token's logit minus the normaliser: no second array of the size of the logits. The
         # logit is a masked sum, not a gather: that stays local where V is split over the mesh.
-        hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 3) == targets[..., None]
+        hit = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, 3) == tokens[..., None]
         token_logits = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
         log_probs = token_logits - jax.nn.logsumexp(logits, axis=-1)
-        return jnp.where(targets != PADDING_ID, log_probs, 0.0)
+        return jnp.where(real_tokens(targets), log_probs, 0.0)
 
-    def init_cache(self, params: Params, encoded: Array, inputs: Array, max_length: int) -> Cache:
-        """Cache for `decode_step`, cross-attention's keys and values computed.
+    def start(self, params: Params, inputs: Padded, max_length: int) -> Start:
+        """The encoder's states as cross-attention's keys and values, and T5's start token.
 
         Args:
             params: as `init` makes them.
-            encoded: f[B, S, D] of `encode`.
-            inputs: i32[B, S], for the mask.
+            inputs: tokens i32[B, S], lengths i32[B].
             max_length: positions that the cache holds; further steps would overwrite the last one.
         """
-        return self._module.apply(
-            {"params": params}, encoded, inputs, max_length, method="init_cache"
-        )
+        real = real_tokens(inputs)
+        encoded = self._module.apply({"params": params}, inputs.tokens, real, method="encode")
+        cache = self._module.apply({"params": params}, encoded, real, max_length, method="init_cache")
+        return Start(cache, jnp.full(inputs.tokens.shape[:1], self.config.start_id, jnp.int32))
 
-    def decode_step(self, params: Params, cache: Cache, token: Array) -> tuple[Array, Cache]:
+    def step(self, params: Params, cache: Cache, token: Array) -> tuple[Array, Cache]:
         """One token further.
 
         Args:
             params: as `init` makes them.
-            cache: of `init_cache` or the step before.
-            token: i32[B]; 0 at the first step.
+            cache: of `start` or the step before.
+            token: i32[B].
 
         Returns:
             Logits f32[B, V] of the token after it, and the next cache.
         """
         return self._module.apply({"params": params}, token, cache, method="decode_step")
+
+    def cache_axes(self, own: Params) -> Any:
+        """All but the position differs by expert; the bias of self-attention only where `own` has one."""
+        own_bias = any("relpos_bias" in path for path in trees.flatten(own))
+        return {"index": None, "self_bias": 0 if own_bias else None, "cross_bias": 0, "layers": 0}
+
+    def account(self, source: int, target: int) -> StepAccount:
+        """What one row of S input and T target tokens sends through the network."""
+        config = self.config
+        inside, outside = config.num_encoder_layers * source, config.num_decoder_layers * target
+        return StepAccount(
+            width=config.emb_dim, heads=config.num_heads * config.head_dim, mlp=config.mlp_dim,
+            attention_outputs=inside + 2 * outside, attention_inputs=config.num_decoder_layers * source,
+            mlp_outputs=inside + outside, embedded=source + target, predicted=target,
+            table="token_embedder/embedding",
+            head=None if config.logits_via_embedding else "decoder/logits_dense/kernel")
 
     def _init_variables(self, rng: Array) -> Params:
         token = jnp.ones((1, 1), jnp.int32)

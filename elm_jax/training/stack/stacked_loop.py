@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.losses import LossConfig
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, preemption, sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training import state as states
@@ -114,7 +114,7 @@ class StackResult:
 
 
 def fit_stack(
-    network: T5Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
+    network: Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
     config: StackConfig, mesh: Mesh, on_end: Callable[[Ended], None], *,
     on_fail: Callable[[StackedRun, str], None] | None = None, loss: LossConfig | None = None,
     on_start: Callable[[], None] | None = None, rules: Rules = sharding.DEFAULT_RULES,
@@ -157,7 +157,7 @@ class _StackLoop:
     """State of one session."""
 
     def __init__(
-        self, network: T5Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
+        self, network: Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
         config: StackConfig, mesh: Mesh, loss: LossConfig, rules: Rules, on_end: Callable[[Ended], None],
         on_fail: Callable[[StackedRun, str], None] | None, stack: ExitStack,
     ) -> None:

@@ -20,9 +20,11 @@ from flax import traverse_util
 
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.rank import accuracy_of_scores
-from elm_jax.experts.overlay import is_adapter_leaf, trained_leaves
+from elm_jax.experts.overlay import trained_leaves
 from elm_jax.formats import tree_checks
 from elm_jax.formats.t5x import t5x_checkpoints as t5x_format
+from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import trees
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
 from elm_jax.types import Params
@@ -79,7 +81,7 @@ def trained_parameters(train_norms: bool = True) -> traverse_util.ModelParamTrav
 
     Leaves outside of it get neither an update nor any optimiser state.
     """
-    trains = trained_leaves("adapter", train_norms)
+    trains = trained_leaves(role_of, "adapter", train_norms)
     return traverse_util.ModelParamTraversal(lambda path, _: trains(path.lstrip("/")))
 
 
@@ -100,7 +102,7 @@ def adapter_optimizer(
         raise InputError(describe(
             "T5X does not know this optimiser's state", got=config.name, expected="adamw",
             cure="gin/t5x/prompt_adafactor.gin uses T5X's own Adafactor"))
-    trains = trained_leaves("adapter", train_norms)
+    trains = trained_leaves(role_of, "adapter", train_norms)
 
     def labels(params: Params) -> Params:
         return jax.tree_util.tree_map_with_path(

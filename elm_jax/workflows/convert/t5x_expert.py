@@ -24,6 +24,7 @@ from elm_jax.formats.tensors import boxes, streaming
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.models.t5 import t5x_names
 from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import storage, trees
 from elm_jax.runtime.config_checks import check_choice
 from elm_jax.workflows.choices import EXPERT_KINDS
@@ -147,7 +148,7 @@ def expert_of(model: Model, base: Ground, naming: Naming) -> tuple[ExpertCard, l
                              {path: spec.shape for path, spec in model.tensors.specs.items()},
                              t5x_names.leaf_shapes(config), "give the base that the run started from")
     run = run_facts(model)
-    trains = trained_leaves(form, bool(run.get("TRAIN_NORMS", True)))
+    trains = trained_leaves(role_of, form, bool(run.get("TRAIN_NORMS", True)))
     _check_frozen(model, base, trains)
     return _card(model, base, config, naming, run), [path for path in model.tensors.specs if trains(path)]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.t5.config import T5Config
+from elm_jax.models import families
 from elm_jax.runtime import storage
 from elm_jax.runtime.leases import Leases
 from elm_jax.training.early_end import EarlyEnd
@@ -66,7 +66,7 @@ def _config(facts: Mapping[str, Any]) -> TrainConfig:
 
 _NESTED: dict[str, Callable[[Any], Any]] = {
     "optimizer": lambda facts: OptimizerConfig(**facts), "early_end": lambda facts: EarlyEnd(**facts),
-    "network": T5Config.from_dict}
+    "network": families.config_of}
 """Fields of a `TrainConfig` that are configs themselves."""
 
 

@@ -12,15 +12,14 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.overlay import is_adapter_leaf
 from elm_jax.formats.model import TensorSpec
 from elm_jax.merging.methods import alike, compose, low_rank_products, method_table
 from elm_jax.merging.methods.method_table import shares_of
 from elm_jax.merging.recipes.depth import depth_of
 from elm_jax.merging.recipes.recipe import LeafRecipe, Recipe
 from elm_jax.merging.stream import LeafMerge, Source
-from elm_jax.models.adapters.config import AdapterConfig
-from elm_jax.models.t5.config import T5Config
+from elm_jax.models import families
+from elm_jax.models.adapters.config import AdapterConfig, is_adapter_leaf
 from elm_jax.types import Array
 
 DOWN, UP = "down/kernel", "up/kernel"
@@ -127,7 +126,7 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[Source], base: S
     updates = sorted({path.removesuffix(DOWN) for path in paths if is_low_rank(path, cards[0])
                       and path.endswith(DOWN)})
     if updates:
-        scales = [T5Config.from_dict(card.network).adapter.scale for card in cards]
+        scales = [families.config_of(card.network).adapter.scale for card in cards]
         for prefix in updates:
             if recipes[prefix + DOWN] != recipes[prefix + UP]:
                 raise InputError(describe(

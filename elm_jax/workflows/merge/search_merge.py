@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.preparing.task_data import TaskData
@@ -28,9 +29,9 @@ from elm_jax.experts.overlay import Expert, load_expert, resolve, write_expert
 from elm_jax.merging import weight_search
 from elm_jax.merging.methods import low_rank_products, method_table
 from elm_jax.merging.weight_search import Found
+from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig
-from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, staging, storage, trees
 from elm_jax.types import Params
 from elm_jax.workflows.merge import search_objective
@@ -146,7 +147,8 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
         tuple(sorted(config.parameters.items())),
         tuple(trees.fingerprint(one.overlay) for one in experts) if method.sparsify == "random" else None)
     batches = search_objective.make_batches(instances.split, instances.rows, labelled=config.labelled,
-                                            settings=config.settings, data_axis=mesh.shape["data"])
+                                            settings=config.settings, form=form_of(network),
+                                            data_axis=mesh.shape["data"])
     placed = search_objective.make_data(network, shared, overlays, batches, mesh,
                                         needs_base=method.needs_base)
     found = _run(config, objective, placed, len(experts))
@@ -182,7 +184,7 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
     return SearchResult(found.weights, found, report)
 
 
-def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[T5Network, Params, list[Params]]:
+def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[Network, Params, list[Params]]:
     """The network of a merge, the leaves that all merges share, and overlays to merge leaf by leaf.
 
     Low-rank updates are merged through their products: here as updates of the summed rank, side by side.
@@ -200,7 +202,7 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[T5Net
     if not row.is_weighted_sum:
         raise InputError(describe("Of low-rank updates only weighted sums can be searched", got=method,
                                   expected="mean, linear or task_arithmetic"))
-    adapters = [T5Config.from_dict(expert.card.network).adapter for expert in experts]
+    adapters = [families.config_of(expert.card.network).adapter for expert in experts]
     shared = trees.flatten(base.params)
     for prefix in prefixes:
         downs, ups = ([own.pop(prefix + end) for own in flat] for end in (DOWN, UP))
@@ -209,7 +211,7 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[T5Net
         for own, up in zip(flat, wide, strict=True):
             own[prefix + UP] = up
     adapter = AdapterConfig(kind="lora", rank=sum(each.rank for each in adapters))
-    network = T5Network(dataclasses.replace(networks[0].config, adapter=adapter))
+    network = families.network_of(dataclasses.replace(networks[0].config, adapter=adapter))
     return network, trees.unflatten(shared), [trees.unflatten(own) for own in flat]
 
 

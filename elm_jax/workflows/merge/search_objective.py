@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax.data.arrays.batches import choose_bucket, make_choice_batch, trim
+from elm_jax.data.arrays.batch_forms import BatchForm
+from elm_jax.data.arrays.batches import ChoiceShape, choose_bucket, make_choice_batch, padded
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.merging.methods import alike, compose
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.types import Array, FlatParams, Params
 
@@ -69,7 +70,7 @@ class MergeObjective:
         names: of the experts, on which random masks depend; None takes their numbers.
     """
 
-    network: T5Network
+    network: Network
     method: str
     kind: str
     labelled: bool = True
@@ -99,13 +100,13 @@ class MergeObjective:
         return loss / jnp.maximum(count, 1.0) + self.l1 * jnp.mean(jnp.abs(weights))
 
 
-def batch_loss(network: T5Network, params: Params, batch: Mapping[str, Array], kind: str, labelled: bool
+def batch_loss(network: Network, params: Params, batch: Mapping[str, Array], kind: str, labelled: bool
                ) -> tuple[Array, Array]:
     """Sum of one batch's losses f32[], and what it is divided by: rows, or tokens of a generation."""
-    log_probs = network.target_log_probs(params, batch["inputs"], batch["choices"])
+    log_probs = network.target_log_probs(params, padded(batch, "inputs"), padded(batch, "choices"))
     real = batch["real"]
     if kind == "generation":  # the one choice is the target; padding has log-probability 0
-        return -jnp.sum(log_probs), jnp.sum(batch["choices"] != 0).astype(jnp.float32)
+        return -jnp.sum(log_probs), jnp.sum(batch["choice_lengths"]).astype(jnp.float32)
     scores = jnp.where(batch["choice_mask"], log_probs.sum(axis=-1), NEVER)
     choice_log_probs = jax.nn.log_softmax(scores, axis=-1)
     if labelled:
@@ -116,7 +117,7 @@ def batch_loss(network: T5Network, params: Params, batch: Mapping[str, Array], k
 
 
 def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, settings: EvaluationSettings,
-                 data_axis: int = 1) -> dict[str, np.ndarray]:
+                 form: BatchForm, data_axis: int = 1) -> dict[str, np.ndarray]:
     """Some rows of a split as N batches of one shape, so that one program serves all of them.
 
     Args:
@@ -124,12 +125,13 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
         rows: numbers of rows in it.
         labelled: whether labels, or targets, come along.
         settings: lengths and the budget of tokens a batch; targets are cut at `max_new_tokens`.
+        form: of the network's batches.
         data_axis: size of the mesh's data axis, of which B is a multiple.
 
     Returns:
-        inputs i32[N, B, S], choices i32[N, B, C, T] (C = 1 and the target, for a generation), choice_mask
-        bool[N, B, C], real f32[N, B], 0 for rows that only fill up; with labels of choices also labels
-        i32[N, B].
+        inputs i32[N, B, S], choices i32[N, B, C, T] (C = 1 and the target, for a generation), the lengths of
+        both, choice_mask bool[N, B, C], real f32[N, B], 0 for rows that only fill up; with labels of choices
+        also labels i32[N, B].
 
     Raises:
         InputError: no rows, a row without choices, or a labelled row without a right choice.
@@ -138,15 +140,16 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
         raise InputError(describe("A search needs instances", where=f"{split.name} {split.split}",
                                   got="no rows"))
     ranked = split.kind == "rank"
-    choices = [split.choices(row) if ranked else [trim(split.targets(row), settings.max_new_tokens)]
+    choices = [split.choices(row) if ranked else [form.target(split.targets(row), settings.max_new_tokens)]
                for row in rows]
     inputs = [split.inputs(row) for row in rows]
     source, number, target = _shape(inputs, choices, settings)
     most = max(1, settings.tokens_per_batch // max(source, CHOICE_TOKEN_COST * number * target)) * data_axis
     count = -(-len(rows) // most)
     size = -(-len(rows) // (count * data_axis)) * data_axis
-    batch = make_choice_batch(inputs, choices, source_length=source, target_length=target, num_choices=number,
-                              batch_size=count * size)
+    prompts = [form.prompt(tokens, source) for tokens in inputs]
+    batch = dict(make_choice_batch(prompts, choices, ChoiceShape(count * size, source, number, target),
+                                   form.ids.pad))
     batch["real"] = (np.arange(count * size) < len(rows)).astype(np.float32)
     if ranked and labelled:
         batch["labels"] = np.pad(_labels(split, rows), (0, count * size - len(rows)))
@@ -173,7 +176,7 @@ def _labels(split: PreparedSplit, rows: Sequence[int]) -> np.ndarray:
     return labels
 
 
-def make_data(network: T5Network, base: Params, overlays: Sequence[Params], batches: Mapping[str, np.ndarray],
+def make_data(network: Network, base: Params, overlays: Sequence[Params], batches: Mapping[str, np.ndarray],
               mesh: Mesh, *, needs_base: bool = True) -> MergeData:
     """Base, overlays and batches on the mesh: parameters by the network's rules, rows over 'data'.
 

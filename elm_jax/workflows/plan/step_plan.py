@@ -12,12 +12,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from elm_jax.data.arrays import batches
+from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.errors import RunError, describe
 from elm_jax.experts.overlay import trained_leaves
+from elm_jax.models import families
 from elm_jax.models.losses import LossConfig
-from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.planning import hlo, traffic
 from elm_jax.planning.chips import Topology, devices_of
 from elm_jax.runtime import sharding, trees
@@ -145,7 +145,7 @@ class StepPlan:
         }
 
 
-def plan_run(config: TrainConfig, network: T5Config, topology: Topology, title: str = "") -> StepPlan:
+def plan_run(config: TrainConfig, network: NetworkConfig, topology: Topology, title: str = "") -> StepPlan:
     """Compiles the run's step for a slice and accounts for it. No base, no data, no chip is needed.
 
     Args:
@@ -195,35 +195,38 @@ def most_steps(config: TrainConfig, num_datasets: int = 1) -> int | None:
     return math.ceil(config.epochs * config.max_examples * num_datasets / config.batch_size)
 
 
-def _spec(config: TrainConfig, base: T5Config, mesh: Mesh) -> steps.StepSpec:
+def _spec(config: TrainConfig, base: NetworkConfig, mesh: Mesh) -> steps.StepSpec:
     network = _network(config, base)
     overlay, frozen = split_leaves(config, base)
     frozen = states.frozen_leaves(network, frozen, mesh, config.rules(), config.base_dtype)
-    return steps.make_spec(network, config.optimizer, LossConfig(), frozen, overlay, _batch(config), mesh,
+    batch = _batch(config, network)
+    return steps.make_spec(network, config.optimizer, LossConfig(), frozen, overlay, batch, mesh,
                            config.num_microbatches, config.rules())
 
 
-def _network(config: TrainConfig, base: T5Config) -> T5Network:
+def _network(config: TrainConfig, base: NetworkConfig) -> Network:
     adapter = config.adapter() if FORM_OF_KIND[config.kind] == "adapter" else None
     return config.network_of(base.with_adapter(adapter))
 
 
-def split_leaves(config: TrainConfig, base: T5Config) -> tuple[Params, Params]:
+def split_leaves(config: TrainConfig, base: NetworkConfig) -> tuple[Params, Params]:
     """(overlay, frozen) of a run, as ShapeDtypeStruct: what trains, and what does not."""
-    params = _network(config, base).abstract_params()
-    return trees.split(params, trained_leaves(FORM_OF_KIND[config.kind], config.train_norms))
+    network = _network(config, base)
+    trains = trained_leaves(network.role_of, FORM_OF_KIND[config.kind], config.train_norms)
+    return trees.split(network.abstract_params(), trains)
 
 
-def _batch(config: TrainConfig) -> Batch:
-    make = batches.make_packed_batch if config.pack else batches.make_batch
+def _batch(config: TrainConfig, network: Network) -> Batch:
+    form = form_of(network)
+    make = form.make_packed if config.pack else form.make
     return make([], config.task_feature_lengths, config.batch_size)
 
 
-def _waiting_base(config: TrainConfig, network: T5Network, mesh: Mesh) -> int:
+def _waiting_base(config: TrainConfig, network: Network, mesh: Mesh) -> int:
     """Bytes on a chip of the base that an expert with a frozen one was made of: float32, and split."""
     if FORM_OF_KIND[config.kind] == "full":
         return 0  # its leaves are those that train
-    alone = T5Network(network.config.with_adapter(None))
+    alone = families.network_of(network.config.with_adapter(None))
     params = alone.abstract_params()
     return traffic.bytes_on_a_chip(
         params, sharding.tree_shardings(alone.logical_axes(), params, mesh, config.base_rules()))

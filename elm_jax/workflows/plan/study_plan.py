@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models import families
 from elm_jax.planning import traffic
 from elm_jax.planning.chips import Topology
 from elm_jax.runtime import trees
 from elm_jax.training import state as states
+from elm_jax.types import Padded
 from elm_jax.workflows.plan.step_plan import StepPlan, most_steps, plan_run, split_leaves
 from elm_jax.workflows.study import study_checks
 from elm_jax.workflows.study.run_study import expert_config
@@ -95,7 +96,8 @@ def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
         "dataset": ("dataset experts", len(config.datasets), 1),
         "multitask": ("multitask baseline", 1, len(config.multitask_names)),
     }
-    plans, stages, disk = [], [], {"base": 4.0 * trees.count(T5Network(config.network).abstract_params())}
+    base = families.network_of(config.network).abstract_params()
+    plans, stages, disk = [], [], {"base": 4.0 * trees.count(base)}
     for kind, (name, count, num_datasets) in runs.items():
         run = expert_config(config, kind, "(plan)", "(plan)", getattr(config, kind))
         # The baseline trains as dataset experts do, on more: one program is enough.
@@ -123,14 +125,18 @@ def _state_bytes(config: StudyConfig, run: TrainConfig) -> float:
                      for leaf in jax.tree.leaves(states.abstract_state(overlay, run.optimizer))))
 
 
+def _rows(*shape: int) -> Padded:
+    """Padded rows, of which only the shape is there."""
+    return Padded(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape[:-1], jnp.int32))
+
+
 def _scoring(config: StudyConfig, topology: Topology) -> Stage:
     """Every expert on every task: one pass of the encoder and of the choices a row."""
     tasks = len(config.prompt_tasks) + len(config.target_tasks)
     models = len(config.prompt_tasks) + len(config.datasets) + 3  # base, baseline, merged dataset experts
-    network = T5Network(config.network)
+    network = families.network_of(config.network)
     traced = jax.make_jaxpr(network.target_log_probs)(
-        network.abstract_params(), jax.ShapeDtypeStruct((1, config.eval_source_length), jnp.int32),
-        jax.ShapeDtypeStruct((1, CHOICES, CHOICE_TOKENS), jnp.int32))
+        network.abstract_params(), _rows(1, config.eval_source_length), _rows(1, CHOICES, CHOICE_TOKENS))
     rows = tasks * config.max_eval_rows
     hours = models * rows * traffic.flops_of(traced) / topology.chip.flops / 3600
     return Stage("score the matrix", models, None, (hours, hours / SCORING_SHARE),

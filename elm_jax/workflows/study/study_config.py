@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.t5.config import T5Config
+from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.optimizers import OptimizerConfig
 
@@ -106,7 +106,7 @@ class StudyConfig:
     workdir: str
     modules: tuple[str, ...]
     passages: tuple[str, ...]
-    network: T5Config
+    network: NetworkConfig
     pretrain: StageSettings | None
     prompt: StageSettings
     dataset: StageSettings

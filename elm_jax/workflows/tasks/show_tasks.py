@@ -11,7 +11,7 @@ from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import storage
-from elm_jax.vocabularies.vocabulary import EOS_ID, Vocabulary
+from elm_jax.vocabularies.vocabulary import Vocabulary
 from elm_jax.workflows.tasks import task_stats
 
 
@@ -72,7 +72,7 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
                                "choices": list(rendered.choices or ()),
                                "choices_expression": rendered.choices_expression}
         if vocabulary is not None:
-            ids = {name: [*vocabulary.encode(row[name]), EOS_ID] for name in ("input", "target")}
+            ids = {name: [*vocabulary.encode(row[name]), vocabulary.eos_id] for name in ("input", "target")}
             row["tokens"] = {name: len(own) for name, own in ids.items()}
             row["cut"] = {name: _cut(own, lengths[f"{name}s"], vocabulary) for name, own in ids.items()}
         rows.append(row)
@@ -83,7 +83,7 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
 
 def _cut(ids: list[int], length: int, vocabulary: Vocabulary) -> dict[str, Any]:
     """How many tokens a length keeps, and the text of those that training and scoring cut off for it."""
-    kept = len(trim(ids, length))
+    kept = len(trim(ids, length, vocabulary.eos_id))
     return {"length": length, "text": vocabulary.decode(ids[kept - 1:]) if kept < len(ids) else ""}
 
 

@@ -15,14 +15,15 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
+from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.data.arrays.cursor import TrainStream
 from elm_jax.data.arrays.span_corruption import PretrainingSource
 from elm_jax.data.registry.registry import import_module
 from elm_jax.data.sources.row_files import DATA_DIR_VARIABLE
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
-from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models import families
+from elm_jax.models.network import TWO_SIDED, NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage, trees
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.loop import train_overlay
@@ -63,7 +64,7 @@ class PretrainConfig:
     """
 
     model_dir: str
-    network: T5Config
+    network: NetworkConfig
     passages: tuple[str, ...]
     vocabulary: str | None = None
     vocab_pieces: int = 8000
@@ -126,21 +127,27 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
     if hosts.by_first(lambda: storage.is_committed(folder)):
         check_same_base(folder, config)
         return load_base(folder, mesh=mesh, rules=sharding.split_rules())
+    if families.network_of(config.network).batches != TWO_SIDED:
+        raise InputError(describe("Span corruption is for encoder-decoders", where="pretrain.network",
+                                  got=f"a network of family {config.network.family}",
+                                  expected="one that takes inputs and targets in rows of their own"))
     passages = read_passages(config.passages)
     vocabulary_path = hosts.by_first(lambda: str(make_vocabulary(config, passages)))
     vocabulary = Vocabulary.load(vocabulary_path)
-    if vocabulary.size > config.network.vocab_size:
+    vocabulary.check_ids(config.network.pad_id, config.network.eos_id, vocabulary_path)
+    rows = config.network.vocab_size
+    if vocabulary.size > rows:
         raise InputError(describe("The vocabulary is larger than the embedding",
                                   got=f"{vocabulary.size} pieces with extra ids",
-                                  expected=f"at most T5Config.vocab_size = {config.network.vocab_size}"))
+                                  expected=f"at most {type(config.network).__name__}.vocab_size = {rows}"))
     source = PretrainingSource.from_texts(
         passages, vocabulary, chunk_length=config.chunk_length,
         prefix_lm_share=config.prefix_lm_share, seed=config.random_seed)
-    network = T5Network(dataclasses.replace(
+    network = families.network_of(dataclasses.replace(
         config.network, dropout_rate=config.dropout_rate, dtype=config.dtype))
     params = network.init(jax.random.key(config.random_seed))
     logger.info("pretraining %d parameters on %d passages", trees.count(params), len(passages))
-    stream = TrainStream(source, batch_size=config.batch_size,
+    stream = TrainStream(source, form=form_of(network), batch_size=config.batch_size,
                          lengths=dict(config.task_feature_lengths), seed=config.random_seed, pack=True)
     result = train_overlay(
         network, config.optimizer, {}, params, stream, train_steps=config.train_steps,

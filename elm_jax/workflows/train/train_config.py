@@ -5,9 +5,10 @@ import hashlib
 import json
 
 from elm_jax.errors import InputError, describe
+from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig
-from elm_jax.models.t5.config import DTYPES, T5Config
-from elm_jax.models.t5.network import Layout, T5Network
+from elm_jax.models.blocks.layer_stack import Layout
+from elm_jax.models.network import DTYPES, Network, NetworkConfig
 from elm_jax.runtime import sharding
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
 from elm_jax.training.early_end import EarlyEnd
@@ -85,7 +86,7 @@ class TrainConfig:
     remat: str = "none"
     scan_layers: bool = False
     base_dtype: str | None = None
-    network: T5Config | None = None
+    network: NetworkConfig | None = None
     checkpoint_period: int = 1000
     keep_checkpoints: int = 2
     log_period: int = 10
@@ -149,10 +150,10 @@ class TrainConfig:
         """How the network is computed; decides no result."""
         return Layout(self.remat, self.scan_layers)
 
-    def network_of(self, base: T5Config) -> T5Network:
+    def network_of(self, base: NetworkConfig) -> Network:
         """The network that trains, from that of the base (adapters are there already)."""
         config = dataclasses.replace(base, dropout_rate=self.dropout_rate, dtype=self.dtype)
-        return T5Network(config, self.layout())
+        return families.network_of(config, self.layout())
 
     def rules(self) -> sharding.Rules:
         """The run's sharding rules: the default ones with `sharding_rules` in their places."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from elm_jax.data.arrays import batches
+from elm_jax.data.arrays.batch_forms import BatchForm, form_of
 from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
@@ -17,8 +17,8 @@ from elm_jax.experts import template_versions
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
-from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models import families
+from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.training.loop import FitResult, train_overlay
 from elm_jax.training.stack.stacked_loop import Ended, Opened, StackConfig, StackedRun, fit_stack
@@ -68,13 +68,14 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         raise InputError(describe("The task data have another number of exemplars than the run",
                                   where="train.few_shot", got=data.few_shot, expected=config.few_shot))
     tasks = tasks_of(config, data)
-    stream, rows = make_stream(config, data, tasks)
+    form = form_of(families.network_of(base.config))
+    stream, rows = make_stream(config, data, tasks, form)
     network_config, overlay, frozen = initial_overlay(
         base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
         train_norms=config.train_norms, seed=config.random_seed)
     network = config.network_of(network_config)
     if config.early_end is not None:
-        opened = Opened(overlay, stream, num_steps(config, stream), validation_batches(config, data))
+        opened = Opened(overlay, stream, num_steps(config, stream), validation_batches(config, data, form))
         ended, step = _train_to_early_end(config, base, network, frozen, opened, mesh, on_start)
         if ended is None:
             return TrainOutcome(None, step, True, {})
@@ -99,7 +100,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
 
 
 def _train_to_early_end(
-    config: TrainConfig, base: Base, network: T5Network, frozen: Params, opened: Opened, mesh: Mesh,
+    config: TrainConfig, base: Base, network: Network, frozen: Params, opened: Opened, mesh: Mesh,
     on_start: Callable[[], None] | None,
 ) -> tuple[Ended | None, int]:
     """A run with an early end is a stack of one: what it ended with (None: it was stopped), and its steps."""
@@ -153,7 +154,7 @@ def with_recipe(config: TrainConfig, tasks: list[str]) -> TrainConfig:
         batch_size=recipe.batch_size)
 
 
-def validation_batches(config: TrainConfig, data: TaskData) -> list[Batch]:
+def validation_batches(config: TrainConfig, data: TaskData, form: BatchForm) -> list[Batch]:
     """Batches of the expert's own validation rows, in the shapes of its training batches."""
     splits = [data.split(task, "validation", config.early_end.rows) for task in tasks_of(config, data)]
     examples = [split.example(number) for split in splits for number in range(len(split))]
@@ -162,11 +163,11 @@ def validation_batches(config: TrainConfig, data: TaskData) -> list[Batch]:
                                   cure="leave train.early_end out"))
     lengths, size = dict(config.task_feature_lengths), config.batch_size
     if not config.pack:
-        return [batches.make_batch(examples[start:start + size], lengths, size)
+        return [form.make(examples[start:start + size], lengths, size)
                 for start in range(0, len(examples), size)]
     sizes = ((len(inputs), len(targets)) for inputs, targets in examples)
-    packed = [[examples[number] for number in row] for row in batches.pack_rows(sizes, lengths)]
-    return [batches.make_packed_batch(packed[start:start + size], lengths, size)
+    packed = [[examples[number] for number in row] for row in form.pack(sizes, lengths)]
+    return [form.make_packed(packed[start:start + size], lengths, size)
             for start in range(0, len(packed), size)]
 
 
@@ -174,11 +175,12 @@ def check_network(config: TrainConfig, base: Base) -> None:
     """Raises InputError if the base's dimensions are not those that the config expects."""
     if config.network is None:
         return
-    for field in dataclasses.fields(T5Config):
-        wanted, found = getattr(config.network, field.name), getattr(base.config, field.name)
+    kind = type(config.network)
+    for field in dataclasses.fields(kind):
+        wanted, found = getattr(config.network, field.name), getattr(base.config, field.name, None)
         if wanted != found and field.name not in ("dropout_rate", "dtype", "adapter"):
             raise InputError(describe(
-                "The base is not of the network that the config gives", where=f"T5Config.{field.name}",
+                "The base is not of the network that the config gives", where=f"{kind.__name__}.{field.name}",
                 got=f"{found} in {base.path or base.name}", expected=wanted,
                 cure="give the base's own file of gin/models/, or leave train.network out"))
 
@@ -195,7 +197,8 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
                     few_shot=config.few_shot, few_shot_length=config.task_feature_lengths["inputs"])
 
 
-def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[TrainStream, int]:
+def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: BatchForm
+                ) -> tuple[TrainStream, int]:
     """The training stream over all tasks, and the number of rows behind it.
 
     `max_examples` caps a dataset, so its tasks share the cap equally. A mixture with a cap of its own
@@ -224,8 +227,9 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str]) -> tuple[
     caps = [cap_of(prepared) for prepared in splits]
     source: Any = splits[0] if len(splits) == 1 and caps == [None] else MixtureSource(
         splits, caps, seed=config.random_seed)
-    stream = TrainStream(source, batch_size=config.batch_size, lengths=dict(config.task_feature_lengths),
-                         seed=config.random_seed, pack=config.pack)
+    stream = TrainStream(source, form=form, batch_size=config.batch_size,
+                         lengths=dict(config.task_feature_lengths), seed=config.random_seed,
+                         pack=config.pack)
     return stream, sum(len(prepared) for prepared in splits)
 
 
@@ -241,7 +245,7 @@ def num_steps(config: TrainConfig, stream: TrainStream) -> int:
     return max(1, round(config.epochs * stream.steps_per_epoch))
 
 
-def make_card(config: TrainConfig, base: Base, network: T5Config, data: TaskData, tasks: list[str],
+def make_card(config: TrainConfig, base: Base, network: NetworkConfig, data: TaskData, tasks: list[str],
               result: FitResult | Ended, rows: int) -> ExpertCard:
     """The card of a finished run. After an early end, its steps are those of the weights that were kept."""
     ended_at = {"ended_at": result.ended_at} if config.early_end is not None else {}

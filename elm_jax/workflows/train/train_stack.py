@@ -12,12 +12,14 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, read_card, save_expert
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models import families
+from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.stack.stacked_loop import (
@@ -218,20 +220,21 @@ def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base:
         rules=first.rules())
 
 
-def _start(config: TrainConfig, base: Base) -> tuple[T5Network, Any, Any]:
+def _start(config: TrainConfig, base: Base) -> tuple[Network, Any, Any]:
     network_config, overlay, frozen = initial_overlay(
         base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
         train_norms=config.train_norms, seed=config.random_seed)
-    return T5Network(network_config), overlay, frozen
+    return families.network_of(network_config), overlay, frozen
 
 
 def _open(config: TrainConfig, base: Base, data: TaskData) -> Opened:
-    stream, _ = make_stream(config, data, tasks_of(config, data))
-    validation = [] if config.early_end is None else validation_batches(config, data)
+    form = form_of(families.network_of(base.config))
+    stream, _ = make_stream(config, data, tasks_of(config, data), form)
+    validation = [] if config.early_end is None else validation_batches(config, data, form)
     return Opened(_start(config, base)[1], stream, num_steps(config, stream), validation)
 
 
-def _save(ended: Ended, config: TrainConfig, network: T5Network, base: Base, data: TaskData) -> None:
+def _save(ended: Ended, config: TrainConfig, network: Network, base: Base, data: TaskData) -> None:
     """Writes the expert as its solo run would."""
     tasks = tasks_of(config, data)
     rows = sum(len(data.split(task, "train")) for task in tasks)

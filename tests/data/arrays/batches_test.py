@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import t5_rows
 
 from elm_jax.data.arrays import batches
 from elm_jax.errors import InputError
@@ -21,14 +22,14 @@ def random_examples(count: int, seed: int = 0) -> list[batches.Example]:
 def test_trim_keeps_eos_at_the_end_only_if_there_was_one():
     with_eos = np.array([5, 6, 7, 8, 1], np.int32)
     without = np.array([5, 6, 7, 8], np.int32)
-    assert batches.trim(with_eos, 3).tolist() == [5, 6, 1]
-    assert batches.trim(without, 3).tolist() == [5, 6, 7]
-    assert batches.trim(with_eos, 5).tolist() == with_eos.tolist()
+    assert batches.trim(with_eos, 3, 1).tolist() == [5, 6, 1]
+    assert batches.trim(without, 3, 1).tolist() == [5, 6, 7]
+    assert batches.trim(with_eos, 5, 1).tolist() == with_eos.tolist()
     assert with_eos.tolist() == [5, 6, 7, 8, 1]  # the caller's array is left alone
 
 
 def test_make_batch_rows():
-    batch = batches.make_batch(
+    batch = t5_rows.make_batch(
         [(np.array([4, 5, 1]), np.array([7, 8, 1]))], {"inputs": 4, "targets": 4}, batch_size=2
     )
     assert batch["encoder_input_tokens"].tolist() == [[4, 5, 1, 0], [0, 0, 0, 0]]
@@ -39,7 +40,7 @@ def test_make_batch_rows():
 
 
 def test_packed_row_by_hand():
-    batch = batches.make_packed_batch(
+    batch = t5_rows.make_packed_batch(
         [[(np.array([4, 1]), np.array([7, 1])), (np.array([5, 6, 1]), np.array([8, 9, 1]))]],
         {"inputs": 6, "targets": 6}, batch_size=1,
     )
@@ -61,12 +62,12 @@ def test_packed_content_is_the_unpacked_content():
     long = (np.append(np.arange(2, 40), 1), np.append(np.arange(2, 40), 1))
     examples = [*random_examples(59), long]
     sizes = [(len(inputs), len(targets)) for inputs, targets in examples]
-    rows = batches.pack_rows(sizes, lengths)
+    rows = t5_rows.FORM.pack(sizes, lengths)
     assert sorted(number for row in rows for number in row) == list(range(60))
     assert len(rows) < 40  # it does pack
 
-    plain = batches.make_batch(examples, lengths, batch_size=60)
-    packed = batches.make_packed_batch(
+    plain = t5_rows.make_batch(examples, lengths, batch_size=60)
+    packed = t5_rows.make_packed_batch(
         [[examples[number] for number in row] for row in rows], lengths, batch_size=len(rows)
     )
     assert packed["decoder_loss_weights"].sum() == plain["decoder_loss_weights"].sum()
@@ -84,7 +85,7 @@ def test_packed_content_is_the_unpacked_content():
 
 def test_pack_rows_never_overfills_and_counts_long_examples_as_cut():
     sizes = [(100, 100), (1, 1), (11, 5), (12, 1), (2, 1)]
-    rows = batches.pack_rows(sizes, LENGTHS)
+    rows = t5_rows.FORM.pack(sizes, LENGTHS)
     assert rows[0] == [0]
     for row in rows:
         assert sum(min(sizes[number][0], 12) for number in row) <= 12
@@ -93,14 +94,14 @@ def test_pack_rows_never_overfills_and_counts_long_examples_as_cut():
 
 def test_pack_rows_looks_at_a_bounded_number_of_open_rows():
     sizes = [(12, 6), (8, 1), (8, 1), (4, 1)]
-    assert batches.pack_rows(sizes, LENGTHS, open_rows=1) == [[0], [1], [2, 3]]
-    assert batches.pack_rows(sizes, LENGTHS, open_rows=2) == [[0], [1, 3], [2]]
+    assert batches.pack_rows(sizes, tuple(LENGTHS.values()), open_rows=1) == [[0], [1], [2, 3]]
+    assert batches.pack_rows(sizes, tuple(LENGTHS.values()), open_rows=2) == [[0], [1, 3], [2]]
 
 
 def test_choices_are_never_cut():
     inputs = [np.array([4, 5, 6, 1]), np.array([4, 1])]
     choices = [[np.array([7, 1]), np.array([8, 9, 1])], [np.array([7, 1])]]
-    batch = batches.make_choice_batch(
+    batch = t5_rows.choice_batch(
         inputs, choices, source_length=3, target_length=3, num_choices=2, batch_size=3
     )
     assert batch["inputs"].tolist() == [[4, 5, 1], [4, 1, 0], [0, 0, 0]]
@@ -109,7 +110,7 @@ def test_choices_are_never_cut():
     for wrong in ({"target_length": 2}, {"num_choices": 1}):
         sizes = {"source_length": 3, "target_length": 3, "num_choices": 2, "batch_size": 3, **wrong}
         with pytest.raises(InputError, match="none is ever cut"):
-            batches.make_choice_batch(inputs, choices, **sizes)
+            t5_rows.choice_batch(inputs, choices, **sizes)
 
 
 def test_choose_bucket():
@@ -125,13 +126,13 @@ def test_choose_bucket():
                                      {"inputs": 4, "targets": True}])
 def test_wrong_lengths_are_an_input_error(lengths):
     with pytest.raises(InputError, match="Feature lengths are wrong"):
-        batches.make_batch([], lengths, 1)
+        t5_rows.make_batch([], lengths, 1)
 
 
 def test_too_many_rows_or_too_long_segments_are_input_errors():
     examples = random_examples(3)
     with pytest.raises(InputError, match="does not hold its rows"):
-        batches.make_batch(examples, LENGTHS, batch_size=2)
+        t5_rows.make_batch(examples, LENGTHS, batch_size=2)
     long = (np.full(8, 5, np.int32), np.array([1], np.int32))
     with pytest.raises(InputError, match="do not fit into one packed row"):
-        batches.make_packed_batch([[long, long]], LENGTHS, batch_size=1)
+        t5_rows.make_packed_batch([[long, long]], LENGTHS, batch_size=1)

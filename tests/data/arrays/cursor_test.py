@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from t5_rows import FORM
 
 from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError
@@ -30,7 +31,7 @@ class Numbered:
 
 def stream(size: int = 23, **options) -> TrainStream:
     settings = {"batch_size": 4, "lengths": LENGTHS, "seed": 7, "pack": False, **options}
-    return TrainStream(Numbered(size), **settings)
+    return TrainStream(Numbered(size), form=FORM, **settings)
 
 
 def assert_same(a: dict, b: dict) -> None:
@@ -87,7 +88,7 @@ def test_steps_per_epoch():
 def test_facts_tell_streams_apart():
     assert stream().facts() == stream().facts()
     assert stream().facts() != stream(seed=8).facts()
-    other = TrainStream(Numbered(23, offset=3), batch_size=4, lengths=LENGTHS, seed=7, pack=False)
+    other = TrainStream(Numbered(23, offset=3), form=FORM, batch_size=4, lengths=LENGTHS, seed=7, pack=False)
     assert stream().facts() != other.facts()  # same size, other contents
 
 
@@ -109,7 +110,7 @@ def test_mixture_takes_at_most_its_cap_and_another_subset_every_epoch():
 
 def test_mixture_in_a_stream_reads_the_epoch_of_its_row():
     mixture = MixtureSource([Numbered(50, offset=100), Numbered(5)], caps=[5, None])
-    source = TrainStream(mixture, batch_size=5, lengths=LENGTHS, seed=0, pack=False)
+    source = TrainStream(mixture, form=FORM, batch_size=5, lengths=LENGTHS, seed=0, pack=False)
     for step in range(4):
         said = [mixture.example(index, epoch)[1][0] for epoch, index in source.examples(step)]
         assert source.batch(step)["decoder_target_tokens"][:, 0].tolist() == said

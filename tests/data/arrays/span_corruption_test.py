@@ -30,6 +30,7 @@ class Letters:
 
     size = VOCAB
     extra_ids = EXTRA_IDS
+    eos_id = EOS
 
     def sentinel_id(self, number: int) -> int:
         return VOCAB - 1 - number
@@ -66,7 +67,7 @@ def test_span_corruption_can_be_undone(length):
     for _ in range(10):
         chunk = rng.integers(3, VOCAB - EXTRA_IDS, length).astype(np.int32)
         mask = span_corruption.noise_mask(length, rng)
-        inputs, targets = span_corruption.span_corruption(chunk, mask, SENTINELS)
+        inputs, targets = span_corruption.span_corruption(chunk, mask, SENTINELS, EOS)
         assert inputs.dtype == targets.dtype == np.int32
         assert undo(inputs, targets, VOCAB) == chunk.tolist()
         sentinels = [token for token in inputs if token >= VOCAB - EXTRA_IDS]
@@ -80,7 +81,7 @@ def test_span_corruption_of_the_papers_example():
     words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week"]
     mask = np.isin(words, ["for", "inviting", "last"])
     chunk = np.arange(10, 20)
-    inputs, targets = span_corruption.span_corruption(chunk, mask, SENTINELS)
+    inputs, targets = span_corruption.span_corruption(chunk, mask, SENTINELS, EOS)
     assert inputs.tolist() == [10, 11, 399, 14, 15, 16, 17, 398, 19, EOS]
     assert targets.tolist() == [399, 12, 13, 398, 18, EOS]
 
@@ -137,7 +138,7 @@ def test_prefix_and_target_make_up_the_passage_and_cuts_are_uniform():
     rng = np.random.default_rng(0)
     cuts = collections.Counter()
     for _ in range(1800):
-        inputs, targets = span_corruption.prefix_lm(chunk, rng)
+        inputs, targets = span_corruption.prefix_lm(chunk, rng, EOS)
         assert inputs[-1] == targets[-1] == EOS
         assert np.concatenate([inputs[:-1], targets[:-1]]).tolist() == chunk.tolist()
         cuts[len(inputs) - 1] += 1

@@ -35,7 +35,7 @@ needs_data = pytest.mark.skipif(not os.environ.get("ELM_DATA_DIR"), reason="ELM_
 def model(tmp_path_factory) -> str:
     path = str(tmp_path_factory.mktemp("vocabulary") / "v.model")
     if row_files.data_dir() is None:
-        vocabulary.train_vocabulary(["a red house near the river " * 3] * 9, path, 24, seed=0)
+        vocabulary.train_vocabulary(["a red house near the river " * 3] * 9, path, 16, seed=0)
     else:
         texts = [row["text"] for row in row_files.read_rows("ag_news", None, "validation")]
         vocabulary.train_vocabulary(texts, path, 800, seed=0)

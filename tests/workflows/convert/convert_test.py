@@ -18,16 +18,10 @@ from elm_jax.cli import main
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts import hf_adapters, weight_sources
 from elm_jax.experts.base import load_base
-from elm_jax.experts.overlay import (
-    is_adapter_leaf,
-    is_norm_leaf,
-    load_expert,
-    resolve,
-    save_expert,
-    write_expert,
-)
+from elm_jax.experts.overlay import load_expert, resolve, save_expert, write_expert
 from elm_jax.formats import detect
-from elm_jax.models.t5.network import T5Network
+from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.t5.network import T5Network, is_norm_leaf
 from elm_jax.runtime import staging, trees
 from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.convert import convert_model as converting
@@ -577,7 +571,7 @@ def test_wrong_folders_are_status_2_and_nothing_is_written(capsys, world, tmp_pa
 FULL_DISK = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from elm_jax import cli
+from elm_jax.cli import main as cli
 sys.exit(cli.main(["convert", "--from", "hf", "--to", sys.argv[2], sys.argv[1], sys.argv[3]]))
 """
 

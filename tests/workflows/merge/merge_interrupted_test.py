@@ -28,11 +28,11 @@ OPTIONS = MergeOptions(quiet=True, max_shard_bytes=30_000.0)
 JOURNAL = output_files.JOURNAL
 KILLED = """
 import os, signal, sys
-from elm_jax import cli
-from elm_jax.workflows import merge_files
+from elm_jax.cli import main as cli
+from elm_jax.workflows.merge import output_files
 
-merge_files._FLUSH_BYTES = 1
-add = merge_files._Journal.add
+output_files._FLUSH_BYTES = 1
+add = output_files._Journal.add
 
 def add_and_die(self, name):
     add(self, name)
@@ -41,7 +41,7 @@ def add_and_die(self, name):
         os.kill(os.getpid(), signal.SIGKILL)
     self.count += 1
 
-merge_files._Journal.add, merge_files._Journal.count = add_and_die, 0
+output_files._Journal.add, output_files._Journal.count = add_and_die, 0
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -348,7 +348,7 @@ def test_two_processes_at_once_on_the_command_line(llama, tmp_path):
 FULL_DISK = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from elm_jax import cli
+from elm_jax.cli import main as cli
 sys.exit(cli.main(["merge", *sys.argv[1:]]))
 """
 

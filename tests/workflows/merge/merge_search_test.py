@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 import tiny_model as tiny
 import tiny_study
+from t5_rows import FORM
+from t5_rows import rows as padded_rows
 
 from elm_jax.cli import main
+from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError
 from elm_jax.evaluation import rank
 from elm_jax.evaluation.evaluator import EvaluationSettings, choice_batch, choices_of, plan_batches
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf, load_expert, resolve
+from elm_jax.experts.overlay import Expert, load_expert, resolve
+from elm_jax.models import AdapterConfig, T5Network
+from elm_jax.models.adapters.config import is_adapter_leaf
 from elm_jax.models.decode import greedy
-from elm_jax.models.t5.network import AdapterConfig, T5Network
+from elm_jax.models.t5.network import is_norm_leaf
 from elm_jax.runtime import sharding, trees
 from elm_jax.workflows.choices import SEARCHES
 from elm_jax.workflows.merge import search_merge, search_objective
@@ -61,11 +66,12 @@ def answers(kind: str) -> list:
     if kind == "generation":
         inputs = np.stack([np.resize(row["inputs"], 24) for row in tiny.generation_rows(ROWS)])
         return [row[:int(np.argmax(row == 1)) + 1 if (row == 1).any() else 6]
-                for row in np.asarray(greedy(NETWORK, params, inputs, max_length=6))]
+                for row in np.asarray(greedy(NETWORK, params, padded_rows(inputs), max_length=6))]
     split, found = tiny.split_of(tiny.rank_rows(ROWS), "rank"), np.zeros(ROWS, int)
     for shape, numbers in plan_batches(split, choices_of(split), SETTINGS, 1):
-        batch = choice_batch(split, choices_of(split), shape, numbers)
-        scores = np.asarray(rank.score_choices(NETWORK, params, batch["inputs"], batch["choices"]))
+        batch = choice_batch(split, choices_of(split), shape, numbers, FORM)
+        scores = np.asarray(rank.score_choices(NETWORK, params, padded(batch, "inputs"), padded(batch,
+                                                                                                "choices")))
         found[numbers] = rank.predict(scores[:len(numbers)], [len(choices_of(split)[n]) for n in numbers])
     return found.tolist()
 
@@ -269,7 +275,7 @@ def test_the_merged_expert_has_the_loss_that_the_search_saw(form, method, parame
     network, params = resolve(base(), merged)
     instances = choose_instances(chosen, data())
     batches = search_objective.make_batches(instances.split, instances.rows, labelled=True,
-                                            settings=chosen.settings)
+                                            settings=chosen.settings, form=FORM)
     score = jax.jit(search_objective.batch_loss, static_argnums=(0, 3, 4))
     loss = 0.0
     for number in range(len(batches["real"])):

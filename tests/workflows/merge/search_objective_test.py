@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model as tiny
+from t5_rows import FORM, rows
 
-from elm_jax.data.arrays.batches import pad, trim
+from elm_jax.data.arrays.batches import pad, padded, trim
 from elm_jax.errors import InputError
 from elm_jax.evaluation import rank
 from elm_jax.evaluation.evaluator import EvaluationSettings
@@ -40,6 +41,7 @@ def split(kind: str):
 
 def batches(kind: str, labelled: bool, data_axis: int = 1, source=None):
     return search_objective.make_batches(source or split(kind), ROWS, labelled=labelled, settings=SETTINGS,
+                                         form=FORM,
                                          data_axis=data_axis)
 
 
@@ -69,9 +71,9 @@ value_of = jax.jit(lambda function, weights, data: function(weights, data), stat
 def row_log_probs(kind: str, row: int, params: dict) -> list[np.ndarray]:
     """Log-probabilities of a row's choices, or target, token by token; one row and one choice at a time."""
     own = split(kind)
-    inputs = pad([trim(own.inputs(row), 24)], 24)
+    inputs = rows(pad([trim(own.inputs(row), 24, 1)], 24, 0))
     choices = own.choices(row) if kind == "rank" else [own.targets(row)]
-    return [np.asarray(log_probs_of(params, inputs, pad([choice], 16)[:, None]))[0, 0, :len(choice)]
+    return [np.asarray(log_probs_of(params, inputs, rows(pad([choice], 16, 0)[:, None])))[0, 0, :len(choice)]
             for choice in choices]
 
 
@@ -155,7 +157,8 @@ def test_weight_one_on_one_expert_is_that_expert():
     losses = []
     for number in range(len(data.batches["real"])):
         batch = {name: np.asarray(array[number]) for name, array in data.batches.items()}
-        scores = np.asarray(rank.score_choices(NETWORK, params, batch["inputs"], batch["choices"]))
+        scores = np.asarray(rank.score_choices(NETWORK, params, padded(batch, "inputs"), padded(batch,
+                                                                                                "choices")))
         for place in np.flatnonzero(batch["real"]):
             own, right = scores[place][batch["choice_mask"][place]], batch["labels"][place]
             losses.append(np.log(np.exp(own - own[right]).sum()))
@@ -181,7 +184,7 @@ def test_every_row_comes_once_whatever_the_budget():
     for budget in (1, 700, 2000, 10**6):
         settings = dataclasses.replace(SETTINGS, tokens_per_batch=budget)
         made = search_objective.make_batches(
-            split("rank"), ROWS, labelled=True, settings=settings, data_axis=2)
+            split("rank"), ROWS, labelled=True, settings=settings, form=FORM, data_axis=2)
         assert made["real"].shape[1] % 2 == 0 and made["real"].sum() == len(ROWS)
         flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in made.items()}
         for place, row in enumerate(ROWS):
@@ -204,10 +207,10 @@ def test_what_cannot_be_searched_is_refused():
     with pytest.raises(InputError, match=r"(?s)Without labels.*generation"):
         objective("generation", False)
     with pytest.raises(InputError, match="no rows"):
-        search_objective.make_batches(split("rank"), (), labelled=True, settings=SETTINGS)
+        search_objective.make_batches(split("rank"), (), labelled=True, settings=SETTINGS, form=FORM)
     unanswered = tiny.split_of([{**row, "label": -1} for row in tiny.rank_rows(3)], "rank")
     with pytest.raises(InputError, match="no right choice"):
-        search_objective.make_batches(unanswered, (0, 1), labelled=True, settings=SETTINGS)
+        search_objective.make_batches(unanswered, (0, 1), labelled=True, settings=SETTINGS, form=FORM)
     unlike = [overlays()[0], tiny.parameters(NETWORK)]
     with pytest.raises(InputError, match="their leaves differ"):
         search_objective.make_data(NETWORK, tiny.parameters(NETWORK), unlike, batches("rank", True),

@@ -1,0 +1,93 @@
+"""Training batches of decoder-only networks: prompt and target joined in one row, loss on the target."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from elm_jax.data.arrays.batches import Example, Lengths, Tokens, check_lengths, check_rows, pack_rows, trim
+from elm_jax.errors import InputError, describe
+from elm_jax.types import Batch, SpecialIds
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Makes the batches of a decoder-only network (see `batch_forms.BatchForm`).
+
+    A row holds S + T tokens. What is padding is told by segment ids, never by an id: padding may be EOS, and
+    id 0 a real token.
+
+    Attributes:
+        ids: of the network.
+    """
+
+    ids: SpecialIds
+
+    def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
+        """One example a row; missing rows are padding with weight 0. The keys are those of `make_packed`."""
+        return self.make_packed([[example] for example in examples], lengths, batch_size)
+
+    def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int) -> Batch:
+        """Several examples a row, told apart by segment ids.
+
+        Args:
+            rows: at most `batch_size` lists of examples, each fitting into one row after cutting: a prompt to
+                S tokens, a target to T, EOS kept.
+            lengths: ``{'inputs': S, 'targets': T}``.
+            batch_size: B.
+
+        Returns:
+            tokens, target_tokens (of the next place), segment_ids, positions i32[B, S + T] and loss_weights
+            f32[B, S + T], 1 where the next token is one of the target. Segments count from 1 and positions
+            from 0 in each; padding has 0 in both.
+        """
+        source_length, target_length = check_lengths(lengths)
+        check_rows(len(rows), batch_size)
+        shape = (batch_size, source_length + target_length)
+        batch = {name: np.full(shape, self.ids.pad, np.int32) for name in ("tokens", "target_tokens")}
+        batch |= {name: np.zeros(shape, np.int32) for name in ("segment_ids", "positions")}
+        batch["loss_weights"] = np.zeros(shape, np.float32)
+        for row, examples in enumerate(rows):
+            start = 0
+            for segment, (inputs, targets) in enumerate(examples, start=1):
+                prompt, target = self.prompt(inputs, source_length), self.target(targets, target_length)
+                start = _place(batch, row, segment, (prompt, target), start)
+        return batch
+
+    def pack(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[list[int]]:
+        """Which examples share a row: prompt and target together must find room.
+
+        Args:
+            sizes: (number of input tokens, number of target tokens) of each example, in reading order.
+                Longer ones count as cut.
+            lengths: ``{'inputs': S, 'targets': T}``; a row holds S + T.
+        """
+        room = check_lengths(lengths)
+        return pack_rows(((sum(map(min, size, room)),) for size in sizes), (sum(room),))
+
+    def prompt(self, inputs: Tokens, length: int) -> Tokens:
+        """Input tokens without EOS, for the target follows; at most `length`, cut at the end."""
+        inputs = np.asarray(inputs, np.int32)
+        return (inputs[:-1] if len(inputs) and inputs[-1] == self.ids.eos else inputs)[:length]
+
+    def target(self, targets: Tokens, length: int) -> Tokens:
+        """Target tokens, at most `length`, EOS kept."""
+        return trim(targets, length, self.ids.eos)
+
+
+def _place(batch: dict[str, np.ndarray], row: int, segment: int, example: Example, start: int) -> int:
+    """Puts an example into a row of the batch; returns where the next one starts."""
+    prompt, target = example
+    tokens = np.concatenate([prompt, target])
+    length = batch["tokens"].shape[1]
+    if start + len(tokens) > length:
+        raise InputError(describe(
+            "Examples do not fit into one packed row", where=f"row {row}, example {segment - 1}",
+            got=f"{start} + {len(tokens)} tokens", expected=f"at most {length}"))
+    part = slice(start, start + len(tokens))
+    batch["tokens"][row, part] = tokens
+    batch["target_tokens"][row, part][:-1] = tokens[1:]
+    batch["loss_weights"][row, part][max(0, len(prompt) - 1):-1] = 1.0
+    batch["segment_ids"][row, part] = segment
+    batch["positions"][row, part] = np.arange(len(tokens))
+    return part.stop

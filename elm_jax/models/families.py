@@ -1,0 +1,55 @@
+"""Families of networks: one row each. Whoever has a config, or has read one, asks here for its network."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models.blocks.layer_stack import Layout
+from elm_jax.models.network import Network, NetworkConfig
+from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
+
+FAMILY = "family"
+"""Key of a stored config that names its family; a config without one is T5's, as all once were."""
+
+
+class Family(NamedTuple):
+    """What a family of networks consists of.
+
+    Attributes:
+        config: class of its configs, with ``from_dict(values, where)``.
+        network: ``network(config, layout)`` makes one.
+    """
+
+    config: type[NetworkConfig]
+    network: type[Network]
+
+
+FAMILIES: dict[str, Family] = {
+    "t5": Family(T5Config, T5Network),
+}
+
+
+def network_of(config: NetworkConfig, layout: Layout | None = None) -> Network:
+    """The network of a config; `layout` says how it is computed, and decides no result."""
+    return FAMILIES[config.family].network(config, layout or Layout())
+
+
+def config_of(values: Mapping[str, Any], where: Any = None) -> NetworkConfig:
+    """Reads a config that a config's `to_dict` wrote, of whichever family.
+
+    Args:
+        values: its fields, and ``family``.
+        where: the file that they come from, for the error.
+
+    Raises:
+        InputError: the family is unknown; a field is unknown, missing or wrong.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(describe("The network's config is wrong", where=where, got=repr(values)[:200],
+                                  expected="an object with the fields of a network's config"))
+    name = values.get(FAMILY, "t5")
+    if name not in FAMILIES:
+        raise unknown_name("family of networks", str(name), FAMILIES, where)
+    fields = {field: value for field, value in values.items() if field != FAMILY}
+    return FAMILIES[name].config.from_dict(fields, where)

@@ -1,0 +1,196 @@
+"""The door between networks and everything else: what every network offers, whatever its family.
+
+Training, scoring, decoding, planning, merging and files use these functions and facts, and know no more of a
+network. A family (T5, and what comes) is a folder beside this file and a row of `families.FAMILIES`.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from elm_jax.runtime.sharding import Axes
+from elm_jax.types import Array, Batch, Padded, Params, SpecialIds
+
+if TYPE_CHECKING:  # what reads files knows networks' configs, and needs no Flax
+    from elm_jax.models.blocks.layer_stack import Layout
+    from elm_jax.models.losses import LossConfig, LossSums
+
+DTYPES = ("bfloat16", "float32")
+"""What activations may be computed in, by name."""
+TWO_SIDED, JOINED = "two_sided", "joined"
+"""Forms of a training batch: inputs and targets in rows of their own, or both joined in one row."""
+BODY, NORM, ADAPTER, GATE = ROLES = ("body", "norm", "adapter", "gate")
+"""What a leaf is for: a gate weighs experts or adapters; a norm is a scale or a bias of a normalisation."""
+
+Cache = Any
+"""What decoding keeps from step to step; its leaves are the network's own affair."""
+
+
+class Start(NamedTuple):
+    """What decoding starts from.
+
+    Attributes:
+        cache: of the inputs.
+        token: i32[B], what the first step takes: a start token, or the last token of the prompt.
+    """
+
+    cache: Cache
+    token: Array
+
+
+class StepAccount(NamedTuple):
+    """What one row of a batch sends through a network, for accounts of traffic between chips.
+
+    Counts are of vectors of the model's width: tokens times sub-layers.
+
+    Attributes:
+        width: D.
+        heads: width of all heads of an attention together.
+        mlp: width F of the feed-forward.
+        attention_outputs: outputs of attentions.
+        attention_inputs: inputs of keys and values that are not the queries' own.
+        mlp_outputs: outputs of feed-forwards.
+        embedded: tokens that are looked up.
+        predicted: positions that get logits.
+        table: path of the embedding.
+        head: path of the untied head; None if it is tied.
+    """
+
+    width: int
+    heads: int
+    mlp: int
+    attention_outputs: int
+    attention_inputs: int
+    mlp_outputs: int
+    embedded: int
+    predicted: int
+    table: str
+    head: str | None
+
+
+@runtime_checkable
+class NetworkConfig(Protocol):
+    """Dimensions, special ids and adapters of a network. Frozen, hashable, a dataclass.
+
+    Attributes:
+        family: the row of `families.FAMILIES` that it belongs to.
+        vocab_size: rows V of the embedding.
+        dropout_rate: rate of every dropout while training.
+        dtype: of the activations, by name.
+        adapter: the adapters that a prompt expert adds; None for none.
+        pad_id: token that fills rows up; it may be a real token as well, so that lengths count, not ids.
+        eos_id: token that ends a text.
+        start_id: token that a target begins with; None where a target follows its prompt.
+    """
+
+    family: str
+    vocab_size: int
+    dropout_rate: float
+    dtype: str
+    adapter: Any
+    pad_id: int
+    eos_id: int
+    start_id: int | None
+
+    @property
+    def activation_dtype(self) -> Any:
+        """`dtype` as a NumPy dtype."""
+
+    def with_adapter(self, adapter: Any) -> "NetworkConfig":
+        """The same network with other adapters, or with none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary. Inverse of `families.config_of`."""
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A network of one config. Holds no parameters; hashable, so a static argument of `jax.jit`.
+
+    Attributes:
+        config: dimensions, ids, adapters.
+        layout: how it is computed: rematerialisation, layers one by one or as a scan.
+        batches: the form of its training batches, `TWO_SIDED` or `JOINED`.
+    """
+
+    config: NetworkConfig
+    layout: "Layout"
+    batches: str
+
+    def init(self, rng: Array) -> Params:
+        """Fresh parameters in float32. Pure: jit it with `out_shardings` to create them split."""
+
+    def abstract_params(self) -> Params:
+        """Tree of `jax.ShapeDtypeStruct` with the structure of `init`; nothing is allocated."""
+
+    def logical_axes(self) -> Params:
+        """Tree of `sharding.Axes` (logical axis names by dimension), structured as `init`."""
+
+    def axes_of(self, path: str) -> Axes | None:
+        """Logical axes of one leaf, also of one that holds all layers; None if there is no such leaf."""
+
+    def role_of(self, path: str) -> str:
+        """What a leaf is for: one of `ROLES`."""
+
+    def loss(self, params: Params, batch: Batch, rng: Array | None, settings: "LossConfig"
+             ) -> "LossSums":
+        """Sums over the target tokens of a training batch.
+
+        Args:
+            params: as `init` makes them.
+            batch: arrays [B, ...] of the form `batches` (`data.arrays.batch_forms`).
+            rng: key of dropout; None switches dropout off.
+            settings: of the cross-entropy.
+        """
+
+    def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
+        """Log-probability of each token of each choice; the inputs are computed once an instance.
+
+        Args:
+            params: as `init` makes them.
+            inputs: tokens i32[B, S], lengths i32[B].
+            targets: tokens i32[B, C, T], lengths i32[B, C]; a choice ends with EOS; length 0 is no choice.
+
+        Returns:
+            f32[B, C, T]; 0 behind a choice's end, so that a sum over T is the choice's score.
+        """
+
+    def start(self, params: Params, inputs: Padded, max_length: int) -> Start:
+        """Cache and first token of decoding.
+
+        Args:
+            params: as `init` makes them.
+            inputs: tokens i32[B, S], lengths i32[B].
+            max_length: steps that the cache holds.
+        """
+
+    def step(self, params: Params, cache: Cache, token: Array) -> tuple[Array, Cache]:
+        """One token further: i32[B] -> logits f32[B, V] of the token after it, and the next cache."""
+
+    def account(self, source: int, target: int) -> StepAccount:
+        """What one row of S input and T target tokens sends through the network."""
+
+    def cache_axes(self, own: Params) -> Any:
+        """Which leaves of a cache differ between experts whose leaves `own` differ.
+
+        Returns:
+            A prefix of the cache's tree: 0 where an axis of experts goes in front, None where all share.
+        """
+
+
+def is_multiplied(path: str) -> bool:
+    """Whether a leaf is a matrix that is cast to the activations' dtype: by Flax's names, every family's."""
+    return path.endswith(("/kernel", "/embedding"))
+
+
+def ids_of(config: NetworkConfig) -> SpecialIds:
+    """Padding, EOS and start token of a network."""
+    return SpecialIds(config.pad_id, config.eos_id, config.start_id)
+
+
+def real_tokens(rows: Padded) -> Array:
+    """Which tokens are no padding: bool[..., L]."""
+    shape = rows.tokens.shape
+    places = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    return places < jnp.asarray(rows.lengths)[..., None]
