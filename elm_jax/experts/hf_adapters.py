@@ -1,7 +1,7 @@
 """Prompt experts in Hugging Face folders: the model with the expert's norms, and its adapters beside it.
 
 Hugging Face's T5 has no adapters, so they stand in a file of their own, ``adapters.safetensors``, under
-names in its manner (`convert_hf.hf_name`), and ``adapters.json`` says what they are. (``adapter_config.json``
+names in its manner (`hf_names.hf_name`), and ``adapters.json`` says what they are. (``adapter_config.json``
 would make transformers ask the package peft for them, which does not know their kind, and fail.) A program
 without adapters reads the folder as a T5 with other norms; this one reads the expert back as it was.
 """

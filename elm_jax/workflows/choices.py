@@ -5,7 +5,7 @@ import re
 from elm_jax.errors import InputError, describe
 
 MODEL_KINDS = ("elm", "hf", "t5x")
-"""Kinds of whole models, the keys of `experts.formats.detect.KINDS`."""
+"""Kinds of whole models, the keys of `formats.detect.KINDS`."""
 EXPERT_KINDS = ("prompt", "dataset", "multitask")
 """Kinds of experts that a T5X run trains."""
 DTYPES = ("bfloat16", "float16", "float32")

@@ -360,7 +360,7 @@ def test_specs_keep_the_layers_of_a_stack_together(tmp_path):
     assert [name for name, _ in itertools.groupby(names)] == sorted(set(names))
 
 
-@pytest.mark.parametrize("module", ["experts.formats.t5x", "models.convert_t5x"])
+@pytest.mark.parametrize("module", ["formats.t5x.t5x_checkpoints", "models.t5.t5x_names"])
 def test_tensorflow_is_not_imported(module):
     code = (f"import sys, elm_jax.{module}; "
             "print([name for name in ('tensorflow', 'torch', 't5x') if name in sys.modules])")

@@ -1,0 +1,58 @@
+"""A small config of every family of networks, and random rows that fit it."""
+
+import functools
+
+import jax
+import numpy as np
+import small_decoder
+
+from elm_jax.models import AdapterConfig, T5Config, families
+from elm_jax.types import Padded
+
+VOCAB_SIZE = 29
+CONFIGS = {
+    "t5 1.0, tied": T5Config(VOCAB_SIZE, 16, 2, 8, 32, 2, 2, mlp_activations=("relu",),
+                             logits_via_embedding=True),
+    "t5 1.1": T5Config(VOCAB_SIZE, 24, 3, 5, 40, 1, 2),
+    "small decoder": small_decoder.SmallDecoderConfig(VOCAB_SIZE),
+}
+"""Every row of `FAMILIES`, once or more, and the family of the tests: id 0 a token, EOS 2, biases in norms."""
+ADAPTERS = {"none": None, "bottleneck": AdapterConfig(4), "lora": AdapterConfig(kind="lora", rank=2)}
+
+
+@functools.cache
+def network_and_params(name: str, adapter: str = "none", seed: int = 0):
+    """A network and parameters, none of them zero: fresh adapters would change nothing, or next to it."""
+    network = families.network_of(CONFIGS[name].with_adapter(ADAPTERS[adapter]))
+    params = jax.jit(network.init)(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return network, jax.tree.unflatten(tree, noisy)
+
+
+def rows(config, shape: tuple[int, ...], length: int, seed: int = 0, least: int = 1) -> Padded:
+    """Random rows of unequal lengths, without EOS; behind their ends stands padding."""
+    draw = np.random.default_rng(seed)
+    tokens = draw.integers(4, config.vocab_size, (*shape, length)).astype(np.int32)
+    lengths = draw.integers(least, length + 1, shape).astype(np.int32)
+    tokens[np.arange(length) >= lengths[..., None]] = config.pad_id
+    return Padded(tokens, lengths)
+
+
+def choices(config, batch: int, count: int, length: int, seed: int = 1) -> Padded:
+    """Random choices that end with EOS, of unequal lengths."""
+    found = rows(config, (batch, count), length, seed)
+    np.put_along_axis(found.tokens, found.lengths[..., None] - 1, config.eos_id, axis=-1)
+    return found
+
+
+def examples(config, count: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of inputs and targets as prepared arrays hold them: both end with EOS."""
+    draw = np.random.default_rng(seed)
+
+    def one(most: int) -> np.ndarray:
+        size = draw.integers(1, most)
+        return np.append(draw.integers(4, config.vocab_size, size), config.eos_id).astype(np.int32)
+
+    return [(one(9), one(6)) for _ in range(count)]
