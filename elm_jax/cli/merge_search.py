@@ -18,7 +18,7 @@ def merge_search(arguments: argparse.Namespace, models: Sequence[str], parameter
     """`elm merge --search`: finds weights, writes the merged expert.
 
     Args:
-        arguments: flags of `search_flags.add_search_flags`, and base, task, output, method, id, json, module,
+        arguments: flags of `merge_search_flags.add_search_flags`, and base, task, output, method, id, json, module,
             prepared.
         models: folders of experts.
         parameters: of the method, checked by type.

@@ -97,10 +97,10 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What its user calls it (see `names.name_of`)."""
+        """What its user calls it (see `leaf_names.name_of`)."""
         return leaf_names.name_of(self.where)
 
     @property
     def address(self) -> str:
-        """What finds it again (see `names.address_of`)."""
+        """What finds it again (see `leaf_names.address_of`)."""
         return leaf_names.address_of(self.where)

@@ -1,6 +1,6 @@
 """The network with T5X's calling convention, for `t5x.models.EncoderDecoderModel` as it is.
 
-Needs Flax only. Parameters, their names and their logical axes are `transformer.Transformer`'s; T5X's
+Needs Flax only. Parameters, their names and their logical axes are `modules.Transformer`'s; T5X's
 own decoding functions (beam search, temperature sampling) work on the cache that is kept here. Gin files of
 exported folders name this module, and find the network's configs in it.
 """

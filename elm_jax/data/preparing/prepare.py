@@ -1,6 +1,6 @@
 """A task's rows, rendered and tokenised into prepared arrays; needs no TensorFlow.
 
-The arrays are those that the task's SeqIO form gives (`pipeline.prepare` makes them of that), many times
+The arrays are those that the task's SeqIO form gives (`seqio_tasks.prepare` makes them of that), many times
 faster: one text after another through tf.data costs more than rendering and tokenising it.
 """
 

@@ -90,7 +90,7 @@ class RunVocabulary(seqio.Vocabulary):
             raise InputError(describe(
                 "No vocabulary is in use", where="features of a SeqIO task",
                 cure=f"set {VOCABULARY_VARIABLE} to a vocabulary's file, or read the data set "
-                "within pipeline.use_vocabulary(path)"))
+                "within seqio_tasks.use_vocabulary(path)"))
         return _load_vocabulary(path)
 
     @property

@@ -1,7 +1,7 @@
 """Which prompted tasks and mixtures there are: facts only, no TensorFlow, no reading of data.
 
 The modules of ``elm_jax.tasks`` add tasks and mixtures here when they are imported. Templates and
-rows are read when somebody asks for them. `pipeline` makes SeqIO tasks and prepared arrays of them.
+rows are read when somebody asks for them. `seqio_tasks` makes SeqIO tasks and prepared arrays of them.
 """
 
 import collections

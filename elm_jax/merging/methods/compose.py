@@ -54,7 +54,7 @@ class Steps:
     """Which steps are taken; fixed when a program is compiled.
 
     Attributes:
-        method: a key of `methods.METHODS`.
+        method: a key of `method_table.METHODS`.
         normalize: whether the sum is divided by that of the weights that take part.
         dtype: of the result; None for the experts' own.
     """
@@ -154,7 +154,7 @@ def merge_leaf(
     """Merges one leaf of E experts.
 
     Args:
-        method: a key of `methods.METHODS`, whose row says the equation and its source.
+        method: a key of `method_table.METHODS`, whose row says the equation and its source.
         experts: E arrays of one shape, or one stacked array [E, ...].
         weights: f[E]; of traced ones the shape is checked, of others the values. None for the method's own.
         base: the base's leaf, for methods that need it.
@@ -256,7 +256,7 @@ def merge_params(
     """Merges flat trees of parameters, leaf by leaf (see `merge_leaf`); may be jitted and differentiated.
 
     Args:
-        method: a key of `methods.METHODS`.
+        method: a key of `method_table.METHODS`.
         experts: E flat trees with the same leaves.
         weights: f[E].
         base: flat; a leaf that it has not, such as an adapter's, counts as zero there.

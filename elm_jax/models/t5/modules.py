@@ -1,6 +1,6 @@
 """The T5 encoder-decoder as Flax modules, with the parameter tree of T5X's minimal T5.
 
-`t5.T5Network` is the door to it. Biases of attention (relative positions, masks) are computed once
+`network.T5Network` is the door to it. Biases of attention (relative positions, masks) are computed once
 a stack and shared by its layers.
 """
 

@@ -143,7 +143,7 @@ def open_named(config: ConvertConfig) -> Source:
     """The source, under the name that it is to have. A T5X checkpoint is an expert if it has a base.
 
     Raises:
-        InputError: as `sources.open_source` and `t5x_expert.as_expert`; a name for what is no expert.
+        InputError: as `weight_sources.open_source` and `t5x_expert.as_expert`; a name for what is no expert.
     """
     source = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
                          scanned=None if config.target_kind == "t5x" else config.scanned)

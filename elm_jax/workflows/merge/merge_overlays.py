@@ -300,7 +300,7 @@ def make_card(cards: Sequence[ExpertCard], fingerprints: Sequence[str | None], n
         cards: of its parents.
         fingerprints: of their overlays.
         network: its network's config.
-        settings: see `merge_settings.settings_of`.
+        settings: see `method_table.settings_of`.
         expert_id: None makes a name of the parents' names.
     """
     first, shares = cards[0], shares_of(settings)
