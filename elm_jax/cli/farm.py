@@ -21,7 +21,7 @@ from elm_jax.workflows.farm import (
 from elm_jax.workflows.farm import (
     worker as farming,
 )
-from elm_jax.workflows.study import run_study as studying
+from elm_jax.workflows.study import study_runs
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def farm_init(arguments: argparse.Namespace) -> None:
     if arguments.table is None:
         config_lib.parse_flags(arguments)
         config = config_lib.build("study")
-        jobs = studying.farm_jobs(config, config_lib.operative())
+        jobs = study_runs.farm_jobs(config, config_lib.operative())
     else:
         jobs = [_farm_job(arguments, row) for row in farm_table.read_table(arguments.table)]
     new = jobs_lib.create(arguments.dir, jobs)

@@ -12,7 +12,7 @@ from elm_jax.cli.printing import print_json, print_table
 from elm_jax.errors import InputError, describe
 from elm_jax.merging.methods.method_table import PARAMETERS, get_method
 from elm_jax.merging.recipes.mergekit_yaml import MergeConfig, read_config
-from elm_jax.merging.recipes.recipe import Recipe, Scope, parse_patterns
+from elm_jax.merging.recipes.recipe import MergeRecipe, Scope, parse_patterns
 from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.merge import merge_folders
 from elm_jax.workflows.merge.merge_plan import MergeOptions
@@ -132,7 +132,7 @@ def plain_config(method: str, models: Sequence[str], weights: Sequence[float] | 
         raise InputError(describe(f"Method {method} takes no base", got=f"--base {base}",
                                   cure="leave it out, or give the folder as one of those to merge"))
     settings = parse_patterns(patterns, weights) if patterns else weights
-    recipe = Recipe.simple(method, settings, parameters, experts=models, specs=row.parameters)
+    recipe = MergeRecipe.simple(method, settings, parameters, experts=models, specs=row.parameters)
     donor = base or models[0]
     return MergeConfig(method, tuple(models), base, recipe, None, dtype, donor, donor, (), "", "")
 

@@ -13,7 +13,7 @@ from typing import Any
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
-from elm_jax.routing.embed import Encoder
+from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
@@ -35,7 +35,7 @@ class LibraryEntry:
 class ExpertLibrary:
     """Reads like a mapping from an expert's id to its entry; `load` reads the expert itself."""
 
-    def __init__(self, path: storage.PathLike, facts: dict[str, Any], encoder: Encoder,
+    def __init__(self, path: storage.PathLike, facts: dict[str, Any], encoder: TextEncoder,
                  index: KeyIndex, instances: list[dict[str, Any]]) -> None:
         self.path = storage.as_path(path)
         self.facts = facts
@@ -48,7 +48,7 @@ class ExpertLibrary:
             for value in facts["experts"]}
 
     @classmethod
-    def open(cls, path: storage.PathLike, encoder: Encoder | None = None) -> "ExpertLibrary":
+    def open(cls, path: storage.PathLike, encoder: TextEncoder | None = None) -> "ExpertLibrary":
         """Opens a library.
 
         Args:
@@ -69,7 +69,7 @@ class ExpertLibrary:
         return cls(path, facts, encoder, index, instances)
 
     @classmethod
-    def create(cls, path: storage.PathLike, encoder: Encoder, text_format: str,
+    def create(cls, path: storage.PathLike, encoder: TextEncoder, text_format: str,
                instances_per_expert: int) -> "ExpertLibrary":
         """Starts an empty library in memory; it is on disk from the first `add` on."""
         path = storage.as_path(path)

@@ -46,7 +46,7 @@ _PROGRAM_BYTES = {None: 0, "magnitude": 1_000_000, "random": 7_000_000}
 """What each expert adds to the compiling of a method that drops elements so; measured with 60 and 150."""
 
 
-class Source(Protocol):
+class LeafSource(Protocol):
     """Leaves of one expert, or of the base. Rows are those of a leaf's last dimension, see `as_rows`.
 
     Attributes:
@@ -74,7 +74,7 @@ def as_rows(shape: Sequence[int]) -> tuple[int, int]:
 class LeafMerge:
     """The merging of one leaf. `rows` may be called by several threads."""
 
-    def __init__(self, path: str, recipe: LeafRecipe, experts: Sequence[Source], base: Source | None,
+    def __init__(self, path: str, recipe: LeafRecipe, experts: Sequence[LeafSource], base: LeafSource | None,
                  names: Sequence[str], dtype: str | None = None,
                  marks: Sequence[str] | None = None) -> None:
         """Reads nothing.
@@ -371,7 +371,7 @@ def _scratch(name: int | str, size: int, dtype: np.dtype) -> np.ndarray:
 class CopiedLeaf:
     """A leaf that is no parameter, such as a table of positions: equal in all experts, and copied."""
 
-    def __init__(self, path: str, sources: Sequence[Source], names: Sequence[str]) -> None:
+    def __init__(self, path: str, sources: Sequence[LeafSource], names: Sequence[str]) -> None:
         """Reads nothing."""
         self.path, self._sources, self._names = path, sources, names
         self.shape = tuple(sources[0].specs[path].shape)

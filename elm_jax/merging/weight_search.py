@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,8 +139,31 @@ def _gradient_step(objective: Objective, space: Callable[[Array], Array], point:
     return space(point), value, point - rate * direction, state
 
 
-def by_evolution(objective: Objective, data: Any, count: int, *, space: str, steps: int, population: int,
-                 seed: int, at_once: int | None = None,
+@dataclasses.dataclass(frozen=True)
+class Evolution:
+    """How a population is drawn and scored.
+
+    Attributes:
+        steps: generations.
+        population: weight vectors a generation.
+        seed: of all draws.
+        at_once: see `score_population`.
+    """
+
+    steps: int
+    population: int
+    seed: int
+    at_once: int | None = None
+
+
+class Cloud(NamedTuple):
+    """A normal distribution of points: its mean f32[E], and its standard deviation f32[E] by coordinate."""
+
+    mean: Array
+    spread: Array
+
+
+def by_evolution(objective: Objective, data: Any, count: int, *, space: str, how: Evolution,
                  report: Callable[[int, float], None] | None = None) -> Found:
     """The cross-entropy method, a (mu, lambda) evolution strategy: no gradient is taken.
 
@@ -154,10 +177,7 @@ def by_evolution(objective: Objective, data: Any, count: int, *, space: str, ste
         data: what the objective needs.
         count: E.
         space: of the weights.
-        steps: generations.
-        population: weight vectors a generation.
-        seed: of all draws.
-        at_once: see `score_population`.
+        how: the population is drawn and scored.
         report: is told the generation and its best objective.
 
     Returns:
@@ -169,12 +189,12 @@ def by_evolution(objective: Objective, data: Any, count: int, *, space: str, ste
     Source: Rubinstein 1999, https://doi.org/10.1023/A:1010091220143; for merging by a population, Huang et
         al., https://arxiv.org/abs/2307.13269, section 3.3, with CMA-ES.
     """
-    mean, spread = np.zeros(count, np.float32), np.full(count, SPREADS[space], np.float32)
-    key, history, start = jax.random.key(seed), [], math.nan
+    cloud = Cloud(np.zeros(count, np.float32), np.full(count, SPREADS[space], np.float32))
+    key, history, start = jax.random.key(how.seed), [], math.nan
     best = (math.inf, np.full(count, 1.0 / count))
-    for step in range(steps):
-        weights, values, mean, spread = jax.device_get(_generation(
-            objective, get_space(space), population, at_once, mean, spread, jax.random.fold_in(key, step),
+    for step in range(how.steps):
+        weights, values, cloud = jax.device_get(_generation(
+            objective, get_space(space), how.population, how.at_once, cloud, jax.random.fold_in(key, step),
             data))
         if step == 0:
             start = float(values[0])
@@ -186,13 +206,14 @@ def by_evolution(objective: Objective, data: Any, count: int, *, space: str, ste
         best = min(best, (history[-1], weights[first]), key=lambda pair: pair[0])
         if report is not None:
             report(step, history[-1])
-    return Found(_as_tuple(best[1]), best[0], start, tuple(history), steps * population)
+    return Found(_as_tuple(best[1]), best[0], start, tuple(history), how.steps * how.population)
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "space", "size", "at_once"))
 def _generation(objective: Objective, space: Callable[[Array], Array], size: int, at_once: int | None,
-                mean: Array, spread: Array, key: Array, data: Any) -> tuple[Array, Array, Array, Array]:
-    """Weights f32[P, E], objectives f32[P] (infinite for what is not finite), the next mean and spread."""
+                cloud: Cloud, key: Array, data: Any) -> tuple[Array, Array, Cloud]:
+    """Weights f32[P, E], objectives f32[P] (infinite for what is not finite), the next distribution."""
+    mean, spread = cloud
     noise = jax.random.normal(key, (size, mean.shape[0])).at[0].set(0.0)
     points = mean[None] + spread[None] * noise
     weights = jax.vmap(space)(points)
@@ -202,7 +223,7 @@ def _generation(objective: Objective, space: Callable[[Array], Array], size: int
     # About the old mean, not their own: where the best lie to one side, the next step is as wide as this one.
     reach = jnp.sqrt(jnp.mean(jnp.square(elite - mean[None]), axis=0))
     spread = SMOOTHING * spread + (1.0 - SMOOTHING) * reach
-    return weights, values, jnp.mean(elite, axis=0), spread
+    return weights, values, Cloud(jnp.mean(elite, axis=0), spread)
 
 
 def _as_tuple(weights: np.ndarray) -> tuple[float, ...]:

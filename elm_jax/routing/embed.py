@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 
 
-class Encoder(Protocol):
+class TextEncoder(Protocol):
     """What embeds the keys and the queries of a library.
 
     Attributes:
@@ -166,7 +166,7 @@ def sha256_of(*parts: bytes) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def check_encoder(encoder: Encoder, name: str, fingerprint: str, where: Any) -> None:
+def check_encoder(encoder: TextEncoder, name: str, fingerprint: str, where: Any) -> None:
     """Raises InputError unless the keys of a library were made by this very encoder.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.bert import sentence_encoder
-from elm_jax.routing.embed import Encoder, TfidfEncoder, check_encoder, sha256_of
+from elm_jax.routing.embed import TextEncoder, TfidfEncoder, check_encoder, sha256_of
 from elm_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def find_minilm() -> pathlib.Path | None:
     return folder if (folder / sentence_encoder.WEIGHTS_FILE).is_file() else None
 
 
-def _minilm(texts: Sequence[str]) -> Encoder:
+def _minilm(texts: Sequence[str]) -> TextEncoder:
     del texts  # not fitted
     folder = find_minilm()
     if folder is None:
@@ -148,7 +148,7 @@ def _minilm(texts: Sequence[str]) -> Encoder:
     return MiniLMEncoder.from_folder(folder)
 
 
-def _auto(texts: Sequence[str]) -> Encoder:
+def _auto(texts: Sequence[str]) -> TextEncoder:
     if find_minilm() is None:
         logger.warning(
             "No weights of all-MiniLM-L6-v2 found: keys are TF-IDF + SVD instead. To get them: %s",
@@ -158,14 +158,14 @@ def _auto(texts: Sequence[str]) -> Encoder:
     return _minilm(texts)
 
 
-ENCODERS: dict[str, Callable[[Sequence[str]], Encoder]] = {
+ENCODERS: dict[str, Callable[[Sequence[str]], TextEncoder]] = {
     "auto": _auto,
     "minilm": _minilm,
     "tfidf": TfidfEncoder.fit,
 }
 
 
-def make_encoder(spec: str, *, texts: Sequence[str]) -> Encoder:
+def make_encoder(spec: str, *, texts: Sequence[str]) -> TextEncoder:
     """An encoder by name: ``auto`` (MiniLM, else TF-IDF, said aloud), ``minilm`` or ``tfidf``.
 
     Args:
@@ -180,13 +180,13 @@ def make_encoder(spec: str, *, texts: Sequence[str]) -> Encoder:
     return ENCODERS[spec](texts)
 
 
-def save_encoder(encoder: Encoder, folder: storage.PathLike) -> None:
+def save_encoder(encoder: TextEncoder, folder: storage.PathLike) -> None:
     """Saves what a library must carry to make queries: a fitted encoder, never MiniLM's weights."""
     if isinstance(encoder, TfidfEncoder):
         encoder.save(folder)
 
 
-def load_encoder(facts: dict[str, str], folder: storage.PathLike) -> Encoder:
+def load_encoder(facts: dict[str, str], folder: storage.PathLike) -> TextEncoder:
     """The encoder that a library names, from the library's own folder or from this machine.
 
     Args:
@@ -197,7 +197,7 @@ def load_encoder(facts: dict[str, str], folder: storage.PathLike) -> Encoder:
         InputError: it is not there, or is another one.
     """
     if facts["name"] == TfidfEncoder.name:
-        encoder: Encoder = TfidfEncoder.load(folder)
+        encoder: TextEncoder = TfidfEncoder.load(folder)
     else:
         encoder = _minilm(())
     check_encoder(encoder, facts["name"], facts["fingerprint"], folder)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.routing.embed import Encoder, check_encoder
+from elm_jax.routing.embed import TextEncoder, check_encoder
 from elm_jax.routing.text import FORMATS
 from elm_jax.runtime import storage, trees
 from elm_jax.types import Array
@@ -73,7 +73,7 @@ class KeyIndex:
 
     @classmethod
     def empty(
-        cls, encoder: Encoder, text_format: str, instances_per_expert: int | None = None
+        cls, encoder: TextEncoder, text_format: str, instances_per_expert: int | None = None
     ) -> "KeyIndex":
         """An index without keys."""
         return cls(
@@ -152,7 +152,7 @@ class KeyIndex:
         )
 
     @classmethod
-    def open(cls, folder: storage.PathLike, encoder: Encoder) -> "KeyIndex":
+    def open(cls, folder: storage.PathLike, encoder: TextEncoder) -> "KeyIndex":
         """Reads an index back, for queries made by `encoder`.
 
         Raises:

@@ -103,6 +103,17 @@ def axes_in(target: MeshAxes) -> tuple[str, ...]:
     return (target,) if isinstance(target, str) else target or ()
 
 
+def largest_data_axis(batches: Iterable[int], most: int) -> int:
+    """The largest size of a data axis, up to `most`, over which every batch size divides.
+
+    >>> largest_data_axis([12, 8], most=6)
+    4
+    """
+    batches = list(batches)
+    fitting = [size for size in range(1, most + 1) if not any(batch % size for batch in batches)]
+    return max(fitting, default=most)
+
+
 def make_mesh(
     data: int = -1, model: int = 1, experts: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:

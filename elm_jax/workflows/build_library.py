@@ -8,7 +8,7 @@ from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert
 from elm_jax.experts.template_versions import warn_of_arrays
-from elm_jax.routing.embed import Encoder
+from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import make_encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import storage
@@ -16,7 +16,7 @@ from elm_jax.runtime import storage
 
 def build_library(
     path: storage.PathLike, expert_folders: Sequence[storage.PathLike], data: TaskData, *,
-    encoder: str | Encoder = "auto", text_format: str = "choice_instance",
+    encoder: str | TextEncoder = "auto", text_format: str = "choice_instance",
     instances_per_expert: int = 100, seed: int = 0,
 ) -> ExpertLibrary:
     """Builds a library of experts, with keys drawn from their own training tasks.

@@ -22,7 +22,8 @@ from merge_cases import Case
 from elm_jax.errors import InputError
 from elm_jax.merging import stream
 from elm_jax.merging.methods import method_table
-from elm_jax.merging.methods.method_table import METHODS, Method, Parameter
+from elm_jax.merging.methods.method_table import METHODS, Method
+from elm_jax.merging.methods.parameter import Parameter
 
 hypothesis.settings.register_profile(
     "merging", max_examples=14, derandomize=True, deadline=None, database=None,

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
+from elm_jax.merging.methods.parameter import Parameter
 from elm_jax.merging.recipes import leaf_settings
 from elm_jax.merging.recipes.depth import depth_of, layer_of
-from elm_jax.merging.recipes.leaf_settings import PlainParameter, resolve
-from elm_jax.merging.recipes.recipe import Recipe, Region, Scope, parse_patterns
+from elm_jax.merging.recipes.leaf_settings import resolve
+from elm_jax.merging.recipes.recipe import MergeRecipe, Scope, parse_patterns
+from elm_jax.merging.recipes.regions import Region
 
-DENSITY = PlainParameter("density", default=1.0, low=0, high=1, per_expert=True)
-SPECS = (DENSITY, PlainParameter("scale", default=1.0), PlainParameter("t", low=0, high=1),
-         PlainParameter("normalize", "bool", default=True), PlainParameter("count", "int", default=3, low=1),
-         PlainParameter("rescale", "choice", default="none", choices=("none", "l1")))
+DENSITY = Parameter("density", default=1.0, low=0, high=1, per_expert=True)
+SPECS = (DENSITY, Parameter("scale", default=1.0), Parameter("t", low=0, high=1),
+         Parameter("normalize", "bool", default=True), Parameter("count", "int", default=3, low=1),
+         Parameter("rescale", "choice", default="none", choices=("none", "l1")))
 LEAF = "encoder/layers_1/mlp/wi_0/kernel"
 RULES = [{"value": 1, "filter": "attention"}, {"value": [2, 4], "filter": "wi_0"}, {"value": 3}]
 
@@ -193,7 +195,7 @@ def test_depth_of():
 
 def test_simple():
     parameters = {"density": (0.2, {"value": 0.4, "filter": "wi"}), "count": 4}
-    recipe = Recipe.simple("ties", [0.7, [0, 1]], parameters, specs=SPECS)
+    recipe = MergeRecipe.simple("ties", [0.7, [0, 1]], parameters, specs=SPECS)
     plan = recipe.plan([LEAF, "encoder/layers_2/norm/scale"])
     assert {leaf.method for leaf in plan.values()} == {"ties"}
     assert [leaf.weights for leaf in plan.values()] == [(0.7, 0.5), (0.7, 1.0)]
@@ -203,18 +205,19 @@ def test_simple():
 
 
 def test_simple_without_weights():
-    recipe = Recipe.simple("ties", parameters={"density": np.float32(0.5)}, experts=["a", "b"], specs=SPECS)
+    recipe = MergeRecipe.simple("ties", parameters={"density": np.float32(0.5)}, experts=["a", "b"],
+                                specs=SPECS)
     found = recipe.at(LEAF, 0.0)
     assert found.weights is None and found.parameters["density"] == (0.5, 0.5)
     assert type(found.parameters["density"][0]) is float
     with pytest.raises(InputError, match="needs experts"):
-        Recipe.simple("ties", parameters={"density": 0.5}, specs=SPECS)
+        MergeRecipe.simple("ties", parameters={"density": 0.5}, specs=SPECS)
     with pytest.raises(InputError, match=r"(?s)one value an expert.*density.*3 values.*expected: 2"):
-        Recipe.simple("ties", [1, 1], {"density": (1, 1, 1)}, experts=2, specs=SPECS)
+        MergeRecipe.simple("ties", [1, 1], {"density": (1, 1, 1)}, experts=2, specs=SPECS)
 
 
 def test_the_first_scope_that_says_something_counts():
-    recipe = Recipe("ties", ("a", "b"), (
+    recipe = MergeRecipe("ties", ("a", "b"), (
         Scope({"density": [{"value": 0.1, "filter": "wi"}]}, expert=0),
         Scope({"density": [{"value": 0.2, "filter": "norm"}], "scale": 5}),
         Scope({"density": 0.3, "weight": 2, "scale": 6}),
@@ -235,12 +238,12 @@ def test_the_first_scope_that_says_something_counts():
 ])  # fmt: skip
 def test_scopes_that_are_refused(scope, words):
     with pytest.raises(InputError, match="(?s)" + words):
-        Recipe("ties", ("a", "b"), (scope,), SPECS)
+        MergeRecipe("ties", ("a", "b"), (scope,), SPECS)
 
 
 def test_weights_for_some_experts_only():
     scope = Scope({"weight": {"value": 1, "filter": "wi"}}, expert=0)
-    recipe = Recipe("ties", ("a", "b"), (scope,), SPECS)
+    recipe = MergeRecipe("ties", ("a", "b"), (scope,), SPECS)
     assert recipe.at("norm", 0.0).weights is None
     with pytest.raises(InputError, match=f"(?s)no weight.*{LEAF}, b.*for every expert"):
         recipe.at(LEAF, 0.0)
@@ -248,7 +251,7 @@ def test_weights_for_some_experts_only():
 
 def test_a_required_setting_that_no_rule_gives():
     scopes = (Scope({"weight": 1}, expert=0), Scope({"weight": {"value": 1, "filter": "wi"}}, expert=1))
-    recipe = Recipe("linear", ("a", "b"), scopes, required=("weight",))
+    recipe = MergeRecipe("linear", ("a", "b"), scopes, required=("weight",))
     assert recipe.at(LEAF, 0.0).weights == (1.0, 1.0)
     with pytest.raises(InputError, match=r"(?s)linear needs a weight.*lm_head, b.*rule without a filter"):
         recipe.at("lm_head", 0.0)
@@ -262,7 +265,7 @@ def llama(layers):
 def sliced(*layers, module=None):
     """A recipe of one slice a range, each with a gradient of its own hundred."""
     regions = tuple(Region(module, pair) for pair in layers)
-    return Recipe("linear", ("a",), tuple(
+    return MergeRecipe("linear", ("a",), tuple(
         Scope({"weight": [100 * number, 100 * number + 10]}, region=region)
         for number, region in enumerate(regions, start=1)), regions=regions)
 
@@ -291,7 +294,7 @@ def test_slices_that_do_not_fit(recipe, leaves, words):
 def test_modules():
     leaves = ["encoder.block.0.q.w", "encoder.block.1.q.w", "decoder.block.0.q.w", "encoder.norm.w"]
     regions = (Region("encoder"), Region("decoder"))
-    recipe = Recipe("linear", ("a",), tuple(
+    recipe = MergeRecipe("linear", ("a",), tuple(
         Scope({"weight": value}, region=region) for value, region in zip(([1, 3], 7), regions, strict=True)),
         regions=regions)  # fmt: skip
     assert [leaf.weights for leaf in recipe.plan(leaves).values()] == [(1,), (3,), (7,), (1,)]
@@ -303,14 +306,14 @@ def test_modules():
 
 def test_the_head_is_of_the_module_shared():
     regions = (Region("encoder"), Region("shared"))
-    recipe = Recipe("linear", ("a",), (Scope({"weight": 1}, region=regions[0]),
+    recipe = MergeRecipe("linear", ("a",), (Scope({"weight": 1}, region=regions[0]),
                                        Scope({"weight": 2}, region=regions[1])), regions=regions)  # fmt: skip
     assert recipe.at("lm_head.weight", 0).weights == recipe.at("shared.weight", 0).weights == (2.0,)
 
 
 def test_unmatched_filters():
     density = {"value": 1, "filter": "self_attn"}
-    recipe = Recipe.simple("ties", [RULES, 1], {"density": density}, specs=SPECS)
+    recipe = MergeRecipe.simple("ties", [RULES, 1], {"density": density}, specs=SPECS)
     assert sorted(recipe.unmatched_filters([LEAF])) == [
         "expert 1.weight: 'attention'", "parameters.density: 'self_attn'"]
     assert recipe.unmatched_filters([LEAF, "layers.0.self_attn.attention"]) == []
@@ -319,10 +322,10 @@ def test_unmatched_filters():
 def test_patterns():
     """The first that matches counts, then the default; without one, the method's own."""
     weights = parse_patterns(["q=1,0", "SelfAttention= 0.7 , 3e-1"], [0.5, 0.5])
-    recipe = Recipe.simple("linear", weights)
+    recipe = MergeRecipe.simple("linear", weights)
     leaves = ("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "lm_head")
     assert [recipe.at(leaf, 0.0).weights for leaf in leaves] == [(1, 0), (0.7, 0.3), (0.5, 0.5)]
-    bare = Recipe.simple("linear", parse_patterns(["SelfAttention=0.7,0.3"]))
+    bare = MergeRecipe.simple("linear", parse_patterns(["SelfAttention=0.7,0.3"]))
     assert [bare.at(leaf, 0.0).weights for leaf in leaves] == [(0.7, 0.3), (0.7, 0.3), None]
     assert parse_patterns([]) is None and parse_patterns(["a=b=2"])[0][0]["filter"] == "a=b"
 

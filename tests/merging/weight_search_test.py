@@ -30,8 +30,8 @@ def run(kind, space="simplex", objective=None, seed=0, data=DATA, **changes):
     if kind == "gradient":
         return weight_search.by_gradient(objective, data, 4, space=space,
                                          **{"steps": 120, "learning_rate": 0.1, **changes})
-    return weight_search.by_evolution(objective, data, 4, space=space,
-                                      **{"steps": 25, "population": 32, "seed": seed, **changes})
+    how = weight_search.Evolution(**{"steps": 25, "population": 32, "seed": seed, **changes})
+    return weight_search.by_evolution(objective, data, 4, space=space, how=how)
 
 
 @pytest.mark.parametrize("kind", ["gradient", "evolution"])

@@ -97,8 +97,8 @@ def test_layers_drop_unlike_features():
 
     def through(layout):
         params = {f"layers_{index}": {"scale": jnp.float32(10.0**index)} for index in range(3)}
-        return layer_stack.run_layers(Layer(), layout, params, 3, jnp.dtype("float32"), jnp.zeros((1, 2, 20)),
-                                      (), jax.random.key(1))
+        stack = layer_stack.LayerStack(Layer(), 3, jnp.dtype("float32"), layout)
+        return layer_stack.run_layers(stack, params, jnp.zeros((1, 2, 20)), (), jax.random.key(1))
 
     seen = [np.asarray(through(Layout(scan_layers=scan))) for scan in (False, True)]
     assert np.array_equal(*seen)

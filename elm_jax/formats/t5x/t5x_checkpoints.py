@@ -22,7 +22,7 @@ from elm_jax.formats.model import Index, Model, Origin, TensorSpec
 from elm_jax.formats.t5x import t5x_folders
 from elm_jax.models.t5 import t5x_names
 from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.t5x_names import Place
+from elm_jax.models.t5.t5x_names import TensorPlace
 from elm_jax.runtime import storage
 from elm_jax.vocabularies.vocabulary import (
     ByteVocabulary,
@@ -91,7 +91,7 @@ class T5XTensors:
             part = part[(slice(None),) * joined + (slice(first, first + len(spans[joined])),)]
         return np.ascontiguousarray(part)
 
-    def _array(self, place: Place) -> t5x_folders.Stored:
+    def _array(self, place: TensorPlace) -> t5x_folders.Stored:
         """The tensor to read. Where chunks hold several layers, those of one stack are kept."""
         stored = self._stored[place.name]
         if place.layer is None or stored.chunks[t5x_names.LAYER_AXIS] == 1:
@@ -155,7 +155,8 @@ def _parameters(contents: t5x_folders.Contents, where: epath.Path) -> dict[str, 
     return {name.removeprefix(TARGET).replace(".", "/"): array for name, array in opened.items()}
 
 
-def origin_of(place: Place) -> Origin:
+def origin_of(place: TensorPlace) -> Origin:
+    """Where a leaf comes from, as reports of a conversion name it."""
     return Origin(TARGET + place.name.replace("/", "."), layer=place.layer)
 
 
@@ -208,7 +209,7 @@ def _left_out(names: set[str]) -> tuple[str, ...]:
     return (f"Left out: {len(others)} tensors of the optimizer's state",) if others else ()
 
 
-def _read_step(contents: t5x_folders.Contents, checkpoint: t5x_folders.Checkpoint) -> int:
+def _read_step(contents: t5x_folders.Contents, checkpoint: t5x_folders.StepCheckpoint) -> int:
     if STEP not in contents.names():
         return checkpoint.step or 0
     stored = contents.open([STEP])[STEP]

@@ -54,7 +54,7 @@ Stored = zarr_files.ZarrArray | InlineArray
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class StepCheckpoint:
     """A checkpoint of one step.
 
     Attributes:
@@ -104,7 +104,7 @@ def is_t5x(folder: epath.Path) -> bool:
         _STEP.match(child.name) for child in folder.iterdir())
 
 
-def find(folder: epath.Path) -> Checkpoint:
+def find(folder: epath.Path) -> StepCheckpoint:
     """Finds the checkpoint in a folder: of T5X's model, of a step, or of a step's arrays.
 
     Raises:
@@ -121,7 +121,7 @@ def find(folder: epath.Path) -> Checkpoint:
     return _newest(folder)
 
 
-def contents(checkpoint: Checkpoint) -> Contents:
+def contents(checkpoint: StepCheckpoint) -> Contents:
     """What a checkpoint holds; reads lists and headers, and what the msgpack file holds itself."""
     folder = zarr_files.Folder(checkpoint.arrays)
     there = folder.names()
@@ -146,7 +146,7 @@ def _arrays_folder(folder: epath.Path) -> epath.Path | None:
     return None
 
 
-def _step(folder: epath.Path) -> Checkpoint:
+def _step(folder: epath.Path) -> StepCheckpoint:
     """One step's checkpoint, which must be whole."""
     reason = _why_half_written(folder)
     if reason:
@@ -154,10 +154,10 @@ def _step(folder: epath.Path) -> Checkpoint:
     arrays = _arrays_folder(folder)
     parent = folder.parent if folder.name in ITEMS else folder
     match = _STEP.fullmatch(parent.name)
-    return Checkpoint(parent, arrays or folder, int(match.group(1)) if match else None)
+    return StepCheckpoint(parent, arrays or folder, int(match.group(1)) if match else None)
 
 
-def _newest(folder: epath.Path) -> Checkpoint:
+def _newest(folder: epath.Path) -> StepCheckpoint:
     """The newest whole checkpoint of a model's folder."""
     children = [child for child in folder.iterdir() if child.name.startswith(PREFIX)]
     steps = sorted((child for child in children if _STEP.fullmatch(child.name)),

@@ -21,7 +21,7 @@ from elm_jax.formats.t5x.t5x_checkpoints import (
 from elm_jax.formats.tensors import boxes, in_flight, orbax_files, streaming, zarr_files
 from elm_jax.models.t5 import t5x_names
 from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.t5x_names import Form, Place
+from elm_jax.models.t5.t5x_names import Form, TensorPlace
 from elm_jax.runtime import staging, storage
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
@@ -144,7 +144,7 @@ class _Writer:
         if values.nbytes > in_flight.BYTES:
             writes.wait()
 
-    def _array(self, place: Place, dtype: np.dtype) -> zarr_files.NewArray:
+    def _array(self, place: TensorPlace, dtype: np.dtype) -> zarr_files.NewArray:
         name = origin_of(place).name
         if name not in self._created:
             axis = None if place.layer is None else t5x_names.LAYER_AXIS

@@ -46,9 +46,9 @@ class TorchFiles:
             self._path, self._read = path, 0
         return self._tensors
 
-    def stored(self, path: epath.Path) -> dict[str, "StoredTensor"]:
+    def stored(self, path: epath.Path) -> dict[str, "TorchTensor"]:
         """The same as `streaming.Stored`."""
-        return {name: StoredTensor(self, path, name, tuple(tensor.shape),
+        return {name: TorchTensor(self, path, name, tuple(tensor.shape),
                                    str(tensor.dtype).removeprefix("torch."))
                 for name, tensor in self.open(path).items()}
 
@@ -78,7 +78,7 @@ def _tensors(path: epath.Path, value: Any) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredTensor:
+class TorchTensor:
     """A tensor in a PyTorch file (see `streaming.Stored`)."""
 
     files: TorchFiles
@@ -130,13 +130,13 @@ def _torch(path: Any) -> Any:
     return torch
 
 
-def open_tensors(folder: storage.PathLike) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+def open_tensors(folder: storage.PathLike) -> tuple[dict[str, TorchTensor], tuple[str, ...]]:
     """The tensors of ``pytorch_model.bin`` or of its shards, and notes on how they are read."""
     folder = storage.as_path(folder)
     files, table = TorchFiles(), None
     if not (folder / SINGLE_FILE).exists():
         table = read_index(folder / INDEX_FILE)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, TorchTensor] = {}
     for name in dict.fromkeys(table.values()) if table else [SINGLE_FILE]:
         tensors |= files.stored(folder / name)
     if table is not None:

@@ -13,56 +13,21 @@ A `Setting` is written in mergekit's manner:
 Source: https://github.com/arcee-ai/mergekit, "Merge Configuration".
 """
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe, in_short, unknown_name
+from elm_jax.merging.methods.parameter import Parameter
 
 Setting = Any
 """A scalar, a gradient (list of scalars), a rule (mapping with value and filter), or a list of rules."""
 _RULE_KEYS = ("value", "filter")
 _KINDS = {"float": "a finite number", "int": "a whole number", "bool": "true or false", "choice": "a string"}
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
-
-class Parameter(Protocol):
-    """What a recipe has to know of a method's parameter."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str:
-        """'float', 'int', 'bool' or 'choice'; a choice may list its `choices`."""
-    @property
-    def default(self) -> Any:
-        """Value where nothing is set; None: the method decides."""
-    @property
-    def low(self) -> float | None:
-        """Least value, None for no bound."""
-    @property
-    def high(self) -> float | None:
-        """Largest value, None for no bound."""
-    @property
-    def per_expert(self) -> bool:
-        """Whether each expert has its own value."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PlainParameter:
-    """The simplest `Parameter`."""
-
-    name: str
-    kind: str = "float"
-    default: Any = None
-    low: float | None = None
-    high: float | None = None
-    per_expert: bool = False
-    choices: tuple[str, ...] = ()
 
 
 def resolve(setting: Setting, leaf: str, depth: float, kind: str, where: Any) -> Any:
@@ -118,6 +83,7 @@ def map_setting(setting: Setting, kind: str, where: Any, change: Callable[[Any],
 
 
 def is_scalar(value: Any) -> bool:
+    """Whether a setting is one plain value: the same for all leaves."""
     return isinstance(value, bool | np.bool_ | numbers.Real | str)
 
 
@@ -220,14 +186,10 @@ _CONVERTERS = {"float": _to_float, "int": _to_int, "bool": _to_bool, "choice": _
 
 def check_value(value: Any, spec: Parameter, where: Any) -> None:
     """Raises InputError for a value of the right kind that is out of range."""
-    choices = getattr(spec, "choices", None)
-    if spec.kind == "choice" and choices and value not in choices:
-        raise unknown_name(f"value of {spec.name}", value, choices, where=where)
-    if spec.kind in ("float", "int"):
-        low = -math.inf if spec.low is None else spec.low
-        high = math.inf if spec.high is None else spec.high
-        if not low <= value <= high:
-            words = [f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high))
-                     if math.isfinite(bound)]
-            raise InputError(describe(f"{spec.name} is out of range", where=where, got=value,
-                                      expected=" and ".join(words)))
+    if spec.kind == "choice" and spec.choices and value not in spec.choices:
+        raise unknown_name(f"value of {spec.name}", value, spec.choices, where=where)
+    if spec.kind in ("float", "int") and not spec.low <= value <= spec.high:
+        words = [f"{word} {bound:g}" for word, bound in (("at least", spec.low), ("at most", spec.high))
+                 if math.isfinite(bound)]
+        raise InputError(describe(f"{spec.name} is out of range", where=where, got=value,
+                                  expected=" and ".join(words)))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from elm_jax.merging.recipes.leaf_settings import Setting
-from elm_jax.merging.recipes.recipe import Region
+from elm_jax.merging.recipes.regions import Region
 from elm_jax.merging.recipes.strict_yaml import YamlFile
 
 _MODEL_KEYS, _SOURCE_KEYS = ("model", "parameters"), ("model", "layer_range", "parameters")
@@ -26,7 +26,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ListedModel:
     """A model as one list or slice names it."""
 
     model: str
@@ -46,16 +46,18 @@ class Part:
     """
 
     region: Region | None
-    sources: tuple[Source, ...]
+    sources: tuple[ListedModel, ...]
     parameters: tuple[Settings, ...]
     base: str | None = None
 
     @property
     def is_slice(self) -> bool:
+        """Whether the sources are merged in some layers only."""
         return self.region is not None and self.region.layers is not None
 
     @property
     def models(self) -> list[str]:
+        """The models' folders, in the file's order."""
         return [source.model for source in self.sources]
 
 
@@ -201,13 +203,14 @@ def _read_slice(file: YamlFile, item: Any, place: str, module: str | None,
                 None if base is None else read_model(file, base, f"{place}.base_model"))
 
 
-def _read_source(file: YamlFile, item: Any, place: str, keys: Sequence[str]) -> Source:
+def _read_source(file: YamlFile, item: Any, place: str, keys: Sequence[str]
+                 ) -> ListedModel:
     file.keys(item, keys, place, "key of a model")
     model = read_model(file, item.get("model"), f"{place}.model")
     settings = read_settings(file, item, place)
     if "layer_range" not in keys:
-        return Source(model, settings)
-    return Source(model, settings, _read_layers(file, item.get("layer_range"), f"{place}.layer_range"))
+        return ListedModel(model, settings)
+    return ListedModel(model, settings, _read_layers(file, item.get("layer_range"), f"{place}.layer_range"))
 
 
 def _read_layers(file: YamlFile, value: Any, place: str) -> tuple[int, int]:

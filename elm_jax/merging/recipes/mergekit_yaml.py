@@ -11,18 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elm_jax.errors import unknown_name
-from elm_jax.merging.recipes.leaf_settings import PlainParameter, Setting, check_setting, map_setting
+from elm_jax.merging.methods.parameter import Parameter
+from elm_jax.merging.recipes.leaf_settings import Setting, check_setting, map_setting
 from elm_jax.merging.recipes.mergekit_parts import (
+    ListedModel,
     Part,
     Settings,
-    Source,
     merged_models,
     read_base,
     read_model,
     read_parts,
     read_settings,
 )
-from elm_jax.merging.recipes.recipe import WEIGHT, Recipe, Region, Scope
+from elm_jax.merging.recipes.recipe import WEIGHT, MergeRecipe, Scope
+from elm_jax.merging.recipes.regions import Region
 from elm_jax.merging.recipes.strict_yaml import YamlFile, read_yaml
 from elm_jax.runtime import storage
 
@@ -34,18 +36,18 @@ _FILE_KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "ou
               "tokenizer_source", "tokenizer", "chat_template")
 _MEMORY_ONLY = ("int8_mask",)
 _SPECS = {spec.name: spec for spec in (
-    PlainParameter(WEIGHT, per_expert=True),
-    PlainParameter("density", default=1.0, low=0, high=1, per_expert=True),
-    PlainParameter("normalize", "bool"),
-    PlainParameter("rescale", "bool"),
-    PlainParameter("lambda", default=1.0),
-    PlainParameter("t", low=0, high=1),
-    PlainParameter("int8_mask", "bool"))}
+    Parameter(WEIGHT, per_expert=True),
+    Parameter("density", default=1.0, low=0, high=1, per_expert=True),
+    Parameter("normalize", "bool"),
+    Parameter("rescale", "bool"),
+    Parameter("lambda", default=1.0),
+    Parameter("t", low=0, high=1),
+    Parameter("int8_mask", "bool"))}
 """mergekit's parameters, with their ranges here: it takes any t and any density."""
 _OURS = {spec.name: spec for spec in (
     _SPECS["density"], _SPECS["normalize"], _SPECS["t"],
-    PlainParameter("scale", default=1.0),
-    PlainParameter("rescale", "choice", choices=("none", "density", "l1")))}
+    Parameter("scale", default=1.0),
+    Parameter("rescale", "choice", choices=("none", "density", "l1")))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ class MergeConfig:
     method: str
     models: tuple[str, ...]
     base: str | None
-    recipe: Recipe
+    recipe: MergeRecipe
     dtype: str | None
     out_dtype: str | None
     donor: str
@@ -197,7 +199,7 @@ class _Reader:
                                   "two models, one of which is base_model")
         return base, *(model for model in models if model != base)
 
-    def _recipe(self, name: str, parts: Sequence[Part], models: tuple[str, ...]) -> Recipe:
+    def _recipe(self, name: str, parts: Sequence[Part], models: tuple[str, ...]) -> MergeRecipe:
         method = _METHODS[name]
         scopes: list[Scope] = []  # settings that are asked first come first
         for part in parts:
@@ -210,11 +212,11 @@ class _Reader:
         scopes.append(Scope(dict(_translated(key, value, "") for key, value in method.defaults.items()),
                             f"mergekit's defaults of {name}"))
         ours = [_TRANSLATIONS.get(key, key) for key in (*method.defaults, method.required) if key != WEIGHT]
-        return Recipe(name, models, tuple(scopes), tuple(_OURS[key] for key in ours),
+        return MergeRecipe(name, models, tuple(scopes), tuple(_OURS[key] for key in ours),
                       required=(method.required,),
                       regions=tuple(dict.fromkeys(part.region for part in parts if part.region)))
 
-    def _source_scopes(self, name: str, source: Source, region: Region | None,
+    def _source_scopes(self, name: str, source: ListedModel, region: Region | None,
                        models: tuple[str, ...]) -> list[Scope]:
         scope = self._scope(name, source.parameters, region, of_one=True)
         if source.model in models:

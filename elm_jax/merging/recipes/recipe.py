@@ -1,15 +1,13 @@
 """How each leaf of a model is merged: settings by expert and by part of the model, in order of precedence."""
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from elm_jax.errors import InputError, describe, in_short, unknown_name
-from elm_jax.merging.recipes.depth import depth_of, layer_of, name_parts, relative_depth, stack_sizes
+from elm_jax.merging.methods.parameter import Parameter
+from elm_jax.merging.recipes.depth import depth_of
 from elm_jax.merging.recipes.leaf_settings import (
-    Parameter,
-    PlainParameter,
     Setting,
     check_setting,
     check_value,
@@ -17,33 +15,10 @@ from elm_jax.merging.recipes.leaf_settings import (
     resolve,
     rules_of,
 )
+from elm_jax.merging.recipes.regions import Region, check_layers, places_of
 
 WEIGHT = "weight"
 """The setting that holds the experts' weights; every method has it."""
-_INPUT_LEAF = re.compile(r"(?<!un)embed(?!_out)|\bwte\b|\bwpe\b|\bshared\b", re.IGNORECASE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Region:
-    """A part of a model: one of its modules, or some layers of one stack.
-
-    Attributes:
-        module: component of a leaf's name, as in ``encoder.block.0``; None for the whole model.
-        layers: first layer and the one after the last; None for all. Gradients run over these layers.
-    """
-
-    module: str | None = None
-    layers: tuple[int, int] | None = None
-
-    def has(self, name: str) -> bool:
-        """Whether a leaf or a stack is of the region's module; mergekit's T5 has the head in ``shared``."""
-        parts = name_parts(name)
-        return self.module in (None, *parts) or (self.module == "shared" and parts[0] == "lm_head")
-
-    def __str__(self) -> str:
-        module = f"module {self.module}" if self.module else ""
-        layers = f"layers {self.layers[0]} to {self.layers[1] - 1}" if self.layers else ""
-        return " ".join(filter(None, (module, layers))) or "the whole model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +54,7 @@ class LeafRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class MergeRecipe:
     """How each leaf of a model is merged.
 
     Attributes:
@@ -121,7 +96,7 @@ class Recipe:
         cls, method: str, weights: Sequence[Setting | None] | None = None,
         parameters: Mapping[str, Setting | tuple[Setting, ...]] | None = None, *,
         experts: int | Sequence[str] | None = None, specs: Iterable[Parameter] = (),
-    ) -> "Recipe":
+    ) -> "MergeRecipe":
         """A recipe of plain values.
 
         Args:
@@ -132,7 +107,7 @@ class Recipe:
             specs: what the method takes.
 
         Example:
-            >>> Recipe.simple("linear", [0.7, 0.3]).at("encoder/norm/scale", 0.0).weights
+            >>> MergeRecipe.simple("linear", [0.7, 0.3]).at("encoder/norm/scale", 0.0).weights
             (0.7, 0.3)
         """
         rows = dict(parameters or {})
@@ -167,7 +142,8 @@ class Recipe:
             InputError: a required setting is missing, weights are given for some experts only, or the leaf
                 lies outside of all regions.
         """
-        found = [(region, self._resolve(leaf, own, region)) for region, own in self._places(leaf, depth)]
+        found = [(region, self._resolve(leaf, own, region))
+                 for region, own in places_of(leaf, depth, self.regions)]
         for region, other in found[1:]:
             if other != found[0][1]:
                 raise InputError(describe(
@@ -187,7 +163,7 @@ class Recipe:
             InputError: see `at`; and regions whose layers are not those of the model.
         """
         leaves = list(leaves)
-        self._check_layers(leaves)
+        check_layers(self.regions, leaves)
         depths = depth_of(leaves) if depths is None else depths
         return {leaf: self.at(leaf, depths[leaf]) for leaf in leaves}
 
@@ -208,7 +184,7 @@ class Recipe:
                                       expected=f"a part of names such as {', '.join(leaves[:3])}"))
 
     def _specs(self) -> dict[str, Parameter]:
-        return {WEIGHT: PlainParameter(WEIGHT, per_expert=True), **{p.name: p for p in self.parameters}}
+        return {WEIGHT: Parameter(WEIGHT, per_expert=True), **{p.name: p for p in self.parameters}}
 
     def _resolve(self, leaf: str, depth: float, region: Region | None) -> LeafRecipe:
         values: dict[str, Any] = {}
@@ -243,57 +219,6 @@ class Recipe:
                 where=f"leaf {leaf}" + _of(self.experts, expert), got="no setting that matches",
                 cure="add a rule without a filter, as the last one"))
         return spec.default
-
-    def _places(self, leaf: str, depth: float) -> list[tuple[Region | None, float]]:
-        """The regions that a leaf lies in, each with the leaf's depth in it."""
-        if not self.regions:
-            return [(None, depth)]
-        stack, layer = layer_of(leaf) or (None, None)
-        inside = [region for region in self.regions if region.has(stack or leaf)]
-        if layer is None:
-            return self._outside_of_layers(leaf, inside or list(self.regions))
-        for region in inside:
-            if region.layers is None:
-                return [(region, depth)]
-            first, stop = region.layers
-            if first <= layer < stop:
-                return [(region, relative_depth(layer - first, stop - first))]
-        raise InputError(describe(
-            "A leaf lies outside of all slices and modules", where=f"leaf {leaf}",
-            expected=f"a leaf of {', '.join(map(str, self.regions))}",
-            cure="give settings for every module and all layers"))
-
-    def _outside_of_layers(self, leaf: str, regions: list[Region]) -> list[tuple[Region, float]]:
-        """Embeddings belong to the first layers of a module, norms and heads to its last."""
-        chosen: dict[str | None, Region] = {}
-        for region in regions:
-            if region.module not in chosen or not _INPUT_LEAF.search(leaf):
-                chosen[region.module] = region
-        return [(region, 0.0) for region in chosen.values()]
-
-    def _check_layers(self, leaves: Sequence[str]) -> None:
-        """Raises InputError unless regions have leaves, and those of layers cover one whole stack each."""
-        stacks = stack_sizes(leaves)
-        stops: dict[Region, int] = {}
-        for region in self.regions:
-            if not any(map(region.has, leaves)):
-                raise InputError(describe("A module has no leaves", where=f"module {region.module}",
-                                          expected="a component of leaf names, such as encoder or decoder"))
-            if region.layers:
-                module = Region(region.module)
-                stops[module] = max(region.layers[1], stops.get(module, 0))
-        for module, stop in stops.items():
-            own = {stack: count for stack, count in stacks.items() if module.has(stack)}
-            if len(own) != 1:
-                raise InputError(describe(
-                    "Slices need one stack of layers", where=module,
-                    got=f"stacks {', '.join(sorted(own)) or 'none'}",
-                    cure="use modules: with slices of each module" if own else "use models:"))
-            (stack, count), = own.items()
-            if count != stop:
-                raise InputError(describe(
-                    "Slices do not cover the model's layers", where=stack, got=f"{stop} layers in the slices",
-                    expected=f"{count}, as the model has"))
 
 
 def parse_patterns(

@@ -126,13 +126,13 @@ class SentenceEncoder(nn.Module):
         x = x + embed(config.type_vocab_size, name="token_type_embeddings")(jnp.zeros_like(tokens))
         x = _norm(config, "embeddings_norm")(x)
         for number in range(config.num_hidden_layers):
-            x = EncoderLayer(config, name=f"layers_{number}")(x, mask)
+            x = BertLayer(config, name=f"layers_{number}")(x, mask)
         weights = mask.astype(jnp.float32)[..., None]
         mean = (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1e-9)
         return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
-class EncoderLayer(nn.Module):
+class BertLayer(nn.Module):
     """Self-attention and feed-forward, each followed by its residual sum and layer norm."""
 
     config: SentenceEncoderConfig

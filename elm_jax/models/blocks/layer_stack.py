@@ -82,19 +82,31 @@ def is_stacked(path: str) -> bool:
     return f"/{STACKED}/" in path
 
 
-def run_layers(
-    layer: nn.Module, layout: Layout, params: Mapping[str, Any], num_layers: int, dtype: jnp.dtype,
-    x: Array, arguments: tuple[Any, ...], rng: Array | None,
-) -> Array:
+@dataclasses.dataclass(frozen=True)
+class LayerStack:
+    """A stack of equal layers, without its parameters.
+
+    Attributes:
+        layer: one of them, unbound; called with (x, *arguments, deterministic).
+        num_layers: how many there are.
+        dtype: in which kernels are multiplied.
+        layout: how it is computed.
+    """
+
+    layer: nn.Module
+    num_layers: int
+    dtype: jnp.dtype
+    layout: Layout
+
+
+def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments: tuple[Any, ...],
+               rng: Array | None) -> Array:
     """Takes x through all layers of a stack.
 
     Args:
-        layer: unbound; called with (x, *arguments, deterministic).
-        layout: how.
+        stack: of N layers.
         params: of the stack: ``layers_0`` and so on; leaves that are stacked already are in ``layers``.
-        num_layers: L.
-        dtype: in which kernels are multiplied.
-        x: f[B, L, D] of that dtype.
+        x: f[B, L, D] of the stack's dtype.
         arguments: the same for every layer.
         rng: of dropout, or None. Each layer's draws follow from it and from the layer's number alone.
     """
@@ -102,17 +114,17 @@ def run_layers(
     def one(x: Array, own: tuple[Params, Array | None]) -> Array:
         leaves, key = own
         rngs = None if key is None else {"dropout": key}
-        return layer.apply({"params": leaves}, x, *arguments, key is None, rngs=rngs)
+        return stack.layer.apply({"params": leaves}, x, *arguments, key is None, rngs=rngs)
 
-    policy = _POLICIES[layout.remat]
+    policy = _POLICIES[stack.layout.remat]
     if policy is not None:
         # A loop keeps forward and backward pass apart by itself; in straight code XLA must be told.
-        one = jax.checkpoint(one, policy=policy, prevent_cse=not layout.scan_layers)
-    keys = None if rng is None else jax.random.split(rng, num_layers)
-    if layout.scan_layers:
-        stacked = _stack(params, num_layers, dtype)
+        one = jax.checkpoint(one, policy=policy, prevent_cse=not stack.layout.scan_layers)
+    keys = None if rng is None else jax.random.split(rng, stack.num_layers)
+    if stack.layout.scan_layers:
+        stacked = _stack(params, stack.num_layers, stack.dtype)
         return jax.lax.scan(lambda x, own: (one(x, own), None), x, (stacked, keys))[0]
-    for index in range(num_layers):
+    for index in range(stack.num_layers):
         x = one(x, (params[f"{STACKED}_{index}"], None if keys is None else keys[index]))
     return x
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from elm_jax.models.adapters.bottleneck import Adapter
 from elm_jax.models.blocks.attention import Attention, KeysValues
-from elm_jax.models.blocks.layer_stack import Layout, run_layers
+from elm_jax.models.blocks.layer_stack import LayerStack, Layout, run_layers
 from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp, RMSNorm
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.relative_bias import RelativePositionBias
@@ -189,10 +189,9 @@ def _through(
         return x
     config = stack.config
     drops = not deterministic and config.dropout_rate > 0.0
-    return run_layers(
-        layer(config, parent=None), stack.layout, stack.variables["params"], len(stack.layers),
-        config.activation_dtype, x, arguments, stack.make_rng("dropout") if drops else None,
-    )
+    layers = LayerStack(layer(config, parent=None), len(stack.layers), config.activation_dtype, stack.layout)
+    return run_layers(layers, stack.variables["params"], x, arguments,
+                      stack.make_rng("dropout") if drops else None)
 
 
 class Encoder(nn.Module):

@@ -46,7 +46,7 @@ SCALABLE = Form(scanned=True, own_biases=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a leaf lies in T5X's tree: a tensor's name, and the layer if the tensor stacks them."""
 
     name: str
@@ -67,7 +67,7 @@ class Tree:
 
     config: T5Config
     form: Form
-    places: Mapping[str, tuple[Place, ...]]
+    places: Mapping[str, tuple[TensorPlace, ...]]
     wanted: Mapping[str, Shape]
     notes: tuple[str, ...]
 
@@ -79,19 +79,19 @@ def leaf_shapes(config: T5Config) -> Mapping[str, Shape]:
             trees.flatten(T5Network(config).abstract_params()).items()}
 
 
-def places(path: str, config: T5Config, form: Form) -> tuple[Place, ...]:
+def places(path: str, config: T5Config, form: Form) -> tuple[TensorPlace, ...]:
     """Where a leaf lies in T5X's tree; several places hold copies of it."""
     stack, _, rest = path.partition("/")
     if rest == _BIAS and form.own_biases:
         layers = range(config.num_encoder_layers if stack == "encoder" else config.num_decoder_layers)
         if form.scanned:
-            return tuple(Place(f"{stack}/{stack}/{_BIAS}", layer) for layer in layers)
-        return tuple(Place(f"{stack}/layers_{layer}/{_BIAS}") for layer in layers)
+            return tuple(TensorPlace(f"{stack}/{stack}/{_BIAS}", layer) for layer in layers)
+        return tuple(TensorPlace(f"{stack}/layers_{layer}/{_BIAS}") for layer in layers)
     match = _LAYER.fullmatch(path)
     if match and form.scanned:
         stack, layer, rest = match.groups()
-        return (Place(f"{stack}/{stack}/{rest}", int(layer)),)
-    return (Place(path),)
+        return (TensorPlace(f"{stack}/{stack}/{rest}", int(layer)),)
+    return (TensorPlace(path),)
 
 
 def split_heads(path: str, shape: Shape, config: T5Config) -> Shape:
@@ -165,7 +165,7 @@ def shape_hint(tree: Tree, found: Mapping[str, Shape]) -> str | None:
     return None
 
 
-def _stacked(place: Place, shape: Shape, config: T5Config) -> Shape:
+def _stacked(place: TensorPlace, shape: Shape, config: T5Config) -> Shape:
     if place.layer is None:
         return shape
     layers = config.num_encoder_layers if place.name.startswith("encoder") else config.num_decoder_layers

@@ -191,9 +191,8 @@ class Worker:
         data = config.mesh_data if self.settings.mesh_data is None else self.settings.mesh_data
         model = self.settings.mesh_model or config.mesh_model
         if data == -1:
-            parts = config.batch_size // config.num_microbatches
             most = max(1, len(jax.devices()) // model)
-            data = max(size for size in range(1, most + 1) if parts % size == 0)
+            data = sharding.largest_data_axis([config.batch_size // config.num_microbatches], most)
         return sharding.make_mesh(data, model)
 
     def _base_of(self, config: TrainConfig, mesh: Mesh) -> Base:

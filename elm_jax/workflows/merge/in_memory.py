@@ -14,7 +14,7 @@ from elm_jax.experts.overlay import Expert, check_base, write_expert
 from elm_jax.formats.tensors.streaming import ArrayTensors
 from elm_jax.merging.methods import method_table
 from elm_jax.merging.methods.method_table import settings_of
-from elm_jax.merging.recipes.recipe import Recipe
+from elm_jax.merging.recipes.recipe import MergeRecipe
 from elm_jax.routing.vote import RoutingDecision
 from elm_jax.runtime import hosts, staging, storage, trees
 from elm_jax.workflows.merge import merge_overlays, output_files
@@ -63,7 +63,7 @@ def merge(
     cards = [expert.card for expert in experts]
     sources = [TensorsSource(ArrayTensors(expert.overlay)) for expert in experts]
     merge_overlays.check_alike(cards, [source.specs for source in sources])
-    recipe = Recipe.simple(method, weights, parameters, experts=[card.id for card in cards],
+    recipe = MergeRecipe.simple(method, weights, parameters, experts=[card.id for card in cards],
                            specs=method_table.get_method(method).parameters)
     fingerprints = [trees.fingerprint(expert.overlay) for expert in experts]
     leaves, network = merge_overlays.plan_overlay(cards, sources, _base_source(base, experts), fingerprints,

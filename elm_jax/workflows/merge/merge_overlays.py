@@ -16,8 +16,8 @@ from elm_jax.formats.model import TensorSpec
 from elm_jax.merging.methods import alike, compose, low_rank_products, method_table
 from elm_jax.merging.methods.method_table import shares_of
 from elm_jax.merging.recipes.depth import depth_of
-from elm_jax.merging.recipes.recipe import LeafRecipe, Recipe
-from elm_jax.merging.stream import LeafMerge, Source
+from elm_jax.merging.recipes.recipe import LeafRecipe, MergeRecipe
+from elm_jax.merging.stream import LeafMerge, LeafSource
 from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig, is_adapter_leaf
 from elm_jax.types import Array
@@ -92,8 +92,8 @@ def is_low_rank(path: str, card: ExpertCard) -> bool:
     return adapter.get("kind") == "lora" and is_adapter_leaf(path) and path.endswith((DOWN, UP))
 
 
-def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[Source], base: Source | None,
-                 marks: Sequence[str], recipe: Recipe, rank: int | None = None,
+def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], base: LeafSource | None,
+                 marks: Sequence[str], recipe: MergeRecipe, rank: int | None = None,
                  ) -> tuple[list["LeafMerge | FactorLeaf"], dict[str, Any]]:
     """How every leaf of the merged overlay comes about, and its network's config.
 
@@ -143,8 +143,9 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[Source], base: S
 class UpdateMerge:
     """A low-rank update of several experts, merged through its product (see `merging.low_rank`)."""
 
-    def __init__(self, prefix: str, recipe: LeafRecipe, sources: Sequence[Source], scales: Sequence[float],
-                 names: Sequence[str], marks: Sequence[str], rank: int | None) -> None:
+    def __init__(self, prefix: str, recipe: LeafRecipe, sources: Sequence[LeafSource],
+                 scales: Sequence[float], names: Sequence[str], marks: Sequence[str],
+                 rank: int | None) -> None:
         """Reads nothing.
 
         Args:
@@ -205,7 +206,7 @@ class UpdateMerge:
         return weights * self._settings.get("scale", 1.0)
 
     @staticmethod
-    def _whole(source: Source, path: str, name: str) -> np.ndarray:
+    def _whole(source: LeafSource, path: str, name: str) -> np.ndarray:
         spec = source.specs[path]
         out = np.empty(int(np.prod(spec.shape, dtype=np.int64)), np.dtype(spec.dtype))
         source.fill(path, 0, out)

@@ -9,8 +9,8 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.formats.hf.config_json import DEFAULT_SHARD_BYTES
 from elm_jax.formats.model import FLOAT_DTYPES, Model
 from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
-from elm_jax.merging.recipes.recipe import Recipe
-from elm_jax.merging.stream import CopiedLeaf, LeafMerge, Source
+from elm_jax.merging.recipes.recipe import MergeRecipe
+from elm_jax.merging.stream import CopiedLeaf, LeafMerge, LeafSource
 from elm_jax.runtime.config_checks import check_choice, check_positive
 from elm_jax.workflows.choices import ALLOWED, MODEL_KINDS
 from elm_jax.workflows.merge import merge_inputs, output_files
@@ -92,8 +92,9 @@ class Plan:
         }
 
 
-def leaf_merges(recipe: Recipe, experts: Sequence[Source], base: Source | None, names: Sequence[str],
-                marks: Sequence[str], dtype: str | None) -> list[LeafMerge | CopiedLeaf]:
+def leaf_merges(recipe: MergeRecipe, experts: Sequence[LeafSource], base: LeafSource | None,
+                names: Sequence[str], marks: Sequence[str], dtype: str | None
+                ) -> list[LeafMerge | CopiedLeaf]:
     """How each leaf is merged, in the first expert's order.
 
     Args:
@@ -120,6 +121,6 @@ def leaf_merges(recipe: Recipe, experts: Sequence[Source], base: Source | None, 
             else CopiedLeaf(path, all_sources, all_names) for path in paths]
 
 
-def cast(source: Source, dtype: str | None) -> Source:
+def cast(source: LeafSource, dtype: str | None) -> LeafSource:
     """The source, its values rounded to a type if there is one."""
     return source if dtype is None else merge_inputs.CastSource(source, dtype)

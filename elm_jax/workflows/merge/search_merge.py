@@ -28,7 +28,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve, write_expert
 from elm_jax.merging import weight_search
 from elm_jax.merging.methods import low_rank_products, method_table
-from elm_jax.merging.weight_search import Found
+from elm_jax.merging.weight_search import Evolution, Found
 from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.models.network import Network
@@ -223,9 +223,8 @@ def _run(config: SearchConfig, objective: MergeObjective, data: MergeData, count
     if config.search == "gradient":
         return weight_search.by_gradient(objective, data, count, space=config.space, steps=config.steps,
                                          learning_rate=config.learning_rate, report=report)
-    return weight_search.by_evolution(objective, data, count, space=config.space, steps=config.steps,
-                                      population=config.population, seed=config.seed, at_once=config.at_once,
-                                      report=report)
+    how = Evolution(config.steps, config.population, config.seed, config.at_once)
+    return weight_search.by_evolution(objective, data, count, space=config.space, how=how, report=report)
 
 
 def compare(base: Base, uniform: Expert, merged: Expert, split: PreparedSplit, settings: EvaluationSettings,

@@ -17,8 +17,8 @@ from elm_jax.training import state as states
 from elm_jax.types import Padded
 from elm_jax.workflows.plan.step_plan import StepPlan, most_steps, plan_run, split_leaves
 from elm_jax.workflows.study import study_checks
-from elm_jax.workflows.study.run_study import expert_config
 from elm_jax.workflows.study.study_config import StudyConfig
+from elm_jax.workflows.study.study_runs import expert_config
 from elm_jax.workflows.train.train_config import TrainConfig
 
 SCORING_SHARE = 0.4

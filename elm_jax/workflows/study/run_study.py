@@ -4,15 +4,12 @@ base -> task arrays -> prompt experts -> dataset experts -> multitask baseline -
 merging -> evaluation (the complete matrix of experts and tasks) -> report.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
 
 from elm_jax.data.preparing.task_data import TaskData
-from elm_jax.data.registry import registry
-from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
@@ -21,19 +18,17 @@ from elm_jax.reporting import study_report as reporting
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows.build_library import build_library
-from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_in, model_of
-from elm_jax.workflows.farm.jobs import Job
+from elm_jax.workflows.evaluate import Model, evaluate_models, model_in, model_of
 from elm_jax.workflows.merge import in_memory as merging
-from elm_jax.workflows.study import study_checks, study_routing
-from elm_jax.workflows.study.study_config import StageSettings, StudyConfig
+from elm_jax.workflows.study import study_checks, study_results, study_routing, study_runs
+from elm_jax.workflows.study.study_config import StudyConfig
+from elm_jax.workflows.study.study_results import ALL_DATASETS_ID
+from elm_jax.workflows.study.study_runs import MULTITASK_ID, expert_config, pretrain_config
 from elm_jax.workflows.train import run_record
-from elm_jax.workflows.train.pretrain import PretrainConfig, check_same_base, pretrain
+from elm_jax.workflows.train.pretrain import check_same_base, pretrain
 from elm_jax.workflows.train.train_config import TrainConfig
 from elm_jax.workflows.train.train_expert import train
 from elm_jax.workflows.train.train_stack import train_experts
-
-MULTITASK_ID = "multitask"
-ALL_DATASETS_ID = "merged_dataset_experts"
 
 
 class Study:
@@ -47,7 +42,7 @@ class Study:
         self.root = storage.as_path(config.workdir)
         self.mesh: Mesh = study_checks.mesh_of(config)
         if config.pretrain is not None and storage.is_committed(self.root / "base" / "base"):
-            check_same_base(self.root / "base" / "base", self.pretrain_config())
+            check_same_base(self.root / "base" / "base", pretrain_config(config))
         self.made_of = run_record.MadeOf(self.root / "made_of.json")
         self.clock = run_record.StageClock(self.root / "stages.json")
         self.compiled = run_record.CompileCounter()
@@ -68,7 +63,7 @@ class Study:
                                  str(self.root / "prepared"))
             dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
             mixed = [task for tasks in dataset_tasks.values() for task in tasks]
-            self.prepare([*mixed, *self.multitask_tasks()])
+            study_runs.prepare(config, self.data, [*mixed, *self.multitask_tasks()])
         with self.clock.stage("train prompt experts"):
             prompts = self.train_prompts()
         with self.clock.stage("train dataset experts"):
@@ -95,43 +90,15 @@ class Study:
         storage.write_json(self.root / "results" / "study.json", facts)
         reporting.write_report(self.root / "results", store)
 
-    def pretrain_config(self) -> PretrainConfig:
-        """How the base is pretrained."""
-        config, settings = self.config, self.config.pretrain
-        return PretrainConfig(
-            model_dir=str(self.root / "base"), network=config.network, passages=config.passages,
-            vocab_pieces=config.vocab_pieces, character_coverage=config.character_coverage,
-            train_steps=settings.train_steps,
-            batch_size=settings.batch_size, task_feature_lengths=settings.task_feature_lengths,
-            chunk_length=config.chunk_length, prefix_lm_share=config.prefix_lm_share,
-            optimizer=settings.optimizer, dropout_rate=settings.dropout_rate,
-            random_seed=config.random_seed, checkpoint_period=settings.checkpoint_period,
-        )
-
     def make_base(self) -> Base:
         """Stage: the base, pretrained unless one is given."""
         if self.config.initial_checkpoint_path is not None:
             return load_base(self.config.initial_checkpoint_path, mesh=self.mesh,
                              rules=sharding.split_rules())
-        base = pretrain(self.pretrain_config(), mesh=self.mesh)
+        base = pretrain(pretrain_config(self.config), mesh=self.mesh)
         if base is None:
             raise Stopped
         return base
-
-    def prepare(self, mixed: list[str]) -> None:
-        """Stage: prepared arrays of every task that will be trained on or scored.
-
-        Args:
-            mixed: tasks of the dataset experts and of the baseline.
-        """
-        config = self.config
-        trained = dict.fromkeys((*config.prompt_tasks, *mixed))
-        for task in trained:
-            self.data.split(task, "train")
-        for task in dict.fromkeys((*trained, *config.heldout_prompts)):
-            self.data.split(task, "validation", config.max_eval_rows)
-        for task in config.target_tasks:
-            self.data.split(task, self.data.evaluation_split(task), config.max_eval_rows)
 
     def multitask_tasks(self) -> list[str]:
         """The tasks of the multitask baseline, once."""
@@ -173,9 +140,8 @@ class Study:
 
     def _ensure_library(self, prompts: list[Model]) -> None:
         path, config = self.root / "library", self.config
-        made_of = {"experts": {model.id: model.fingerprint for model in prompts}, "encoder": config.encoder,
-                   "text_format": config.text_format, "instances": config.instances_per_expert,
-                   "seed": config.random_seed}
+        made_of = {"experts": {model.id: model.fingerprint for model in prompts},
+                   **study_routing.library_settings_of(config)}
         if self.made_of.fits("library", made_of) and (path / "library.json").exists():
             return
         if path.exists():
@@ -190,12 +156,7 @@ class Study:
         """Stage: a decision for every target task, and how often routing finds home."""
         config, path = self.config, self.root / "routing.json"
         made_of = {"library": self.made_of.known["library"], "encoder": library.encoder.fingerprint,
-                   "queries": config.num_queries, "top_k": config.top_k, "rows": config.max_eval_rows,
-                   "seed": config.random_seed, "seen": config.prompt_tasks, "unseen": config.unseen_tasks,
-                   "generative": config.generative_tasks, "heldout": config.heldout_prompts}
-        for field in study_checks.BENCHMARK_FIELDS:  # not in the records of older studies, which had none
-            if tasks := getattr(config, field):
-                made_of[field.removesuffix("_tasks")] = tasks
+                   **study_routing.settings_of(config)}
         if not self.made_of.fits("routing", made_of):
             path.unlink(missing_ok=True)
         routing = study_routing.route_study(config, library, self.data, path)
@@ -231,16 +192,8 @@ class Study:
                  routing: dict[str, Any], dataset_tasks: dict[str, list[str]]) -> ResultsStore:
         """Stage: every expert, the base and the baseline on every task; merged ones on theirs."""
         config = self.config
-        everything = [*config.prompt_tasks, *config.target_tasks]
-        tasks_of = {model.id: list(everything) for model in (*experts, multitask)}
-        tasks_of[BASE_ID] = list(everything)
-        tasks_of[ALL_DATASETS_ID] = list(everything)
-        for task, decision in routing["decisions"].items():
-            if task in everything:
-                tasks_of.setdefault(study_routing.merged_id(decision["top_k"]), []).append(task)
-        for name, tasks in dataset_tasks.items():  # a dataset expert on all of its own prompts
-            own = tasks_of[f"{name}-de"]
-            own.extend(task for task in tasks if task not in own)
+        tasks_of = study_results.tasks_to_score(
+            config, [model.id for model in (*experts, multitask)], routing, dataset_tasks)
         store = ResultsStore(self.root / "results")
         models = [model_of(self.base, None), multitask, *experts, *merged.values()]
         evaluate_models(
@@ -258,57 +211,12 @@ class Study:
         cards = [load_expert(self.expert_folder(model.id)).card for model in (*prompts, *datasets)]
         return {
             "schema_version": 1, "title": config.title,
-            "experts": [{"id": card.id, "kind": card.kind, "dataset": card.dataset,
-                         "tasks": list(card.tasks)} for card in cards],
-            "library": [model.id for model in prompts],
-            "base": BASE_ID, "multitask": MULTITASK_ID, "merged_datasets": ALL_DATASETS_ID,
-            "seen_tasks": list(config.prompt_tasks), "unseen_tasks": list(config.unseen_tasks),
-            "generative_tasks": list(config.generative_tasks),
-            "bigbench_tasks": list(config.bigbench_tasks), "bbh_tasks": list(config.bbh_tasks),
-            "absent_tasks": self.absent, "dataset_tasks": dataset_tasks,
-            "multitask_tasks": self.multitask_tasks(),
-            "categories": {task: registry.get_task(task).category for task in config.prompt_tasks},
-            "decisions": {task: {**decision, "merged": study_routing.merged_id(decision["top_k"])}
-                          for task, decision in routing["decisions"].items()},
-            "routing_figures": routing["figures"], "stage_seconds": dict(self.clock.seconds),
+            **study_results.facts_of_models(cards, [model.id for model in prompts]),
+            **study_results.facts_of_tasks(config, self.absent, dataset_tasks, self.multitask_tasks()),
+            **study_results.facts_of_routing(routing), "stage_seconds": dict(self.clock.seconds),
             "programs": {"count": self.compiled.programs, "seconds": self.compiled.seconds},
-            "versions": run_record.versions(), "config": _plain(config),
+            "versions": run_record.versions(), "config": study_results.plain(config),
         }
-
-
-def expert_config(config: StudyConfig, kind: str, expert_id: str, task: str,
-                  settings: StageSettings) -> TrainConfig:
-    """How one expert of a study is trained."""
-    root = storage.as_path(config.workdir)
-    return TrainConfig(
-        model_dir=str(root / "experts" / expert_id), task=task, initial_checkpoint_path=base_of(config),
-        kind=kind, **settings.for_training(), random_seed=config.random_seed,
-        adapter_bottleneck=config.adapter_bottleneck, keep_checkpoints=1, network=config.network,
-        modules=config.modules, prepared_dir=str(root / "prepared"), expert_id=expert_id, tensorboard=False,
-        mesh_data=config.mesh_data, mesh_model=config.mesh_model)
-
-
-def base_of(config: StudyConfig) -> str:
-    """Where a study's base is, or will be."""
-    return config.initial_checkpoint_path or str(storage.as_path(config.workdir) / "base" / "base")
-
-
-def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
-    """A study's experts and its baseline, for a farm; the study finds them finished afterwards.
-
-    Raises:
-        InputError: the study has no base yet.
-    """
-    study_checks.check(study_checks.expanded(config))
-    base = base_of(config)
-    if config.initial_checkpoint_path is None and not storage.is_committed(base):
-        raise InputError(describe(
-            "A study's experts can be farmed once it has a base", where=base, got="no base",
-            cure="run `elm study` until its base is there and stop it, then make the farm again"))
-    jobs = [("prompt", task, task, config.prompt) for task in config.prompt_tasks]
-    jobs += [("dataset", f"{name}-de", name, config.dataset) for name in config.datasets]
-    jobs += [("multitask", MULTITASK_ID, ",".join(config.multitask_names), config.multitask)]
-    return [Job(job[1], expert_config(config, *job), gin) for job in jobs]
 
 
 def run_study(config: StudyConfig, *,
@@ -329,7 +237,3 @@ def run_study(config: StudyConfig, *,
         return study.run()
     except Stopped:
         return None
-
-
-def _plain(config: StudyConfig) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(config).items() if name != "workdir"}

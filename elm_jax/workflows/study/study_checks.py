@@ -139,8 +139,7 @@ def mesh_of(config: StudyConfig) -> Mesh:
     data = config.mesh_data
     if data == -1 and config.mesh_model >= 1:
         most = len(jax.devices()) // config.mesh_model
-        fitting = [size for size in range(1, most + 1) if not any(batch % size for batch in sizes.values())]
-        data = max(fitting, default=most)
+        data = sharding.largest_data_axis(sizes.values(), most)
         if data < most:
             logger.info("mesh of %d x %d: batch sizes %s do not divide over %d devices", data,
                         config.mesh_model, sizes, most * config.mesh_model)

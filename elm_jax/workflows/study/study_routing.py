@@ -9,7 +9,7 @@ import numpy as np
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.routing.embed import Encoder, TfidfEncoder
+from elm_jax.routing.embed import TextEncoder, TfidfEncoder
 from elm_jax.routing.encoders import find_minilm, make_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
@@ -17,6 +17,7 @@ from elm_jax.routing.vote import RoutingDecision, decide
 from elm_jax.runtime import storage
 from elm_jax.workflows.build_library import draw_instances
 from elm_jax.workflows.route import route
+from elm_jax.workflows.study.study_checks import BENCHMARK_FIELDS
 from elm_jax.workflows.study.study_config import StudyConfig
 
 
@@ -45,6 +46,23 @@ def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,
     return record
 
 
+def settings_of(config: StudyConfig) -> dict[str, Any]:
+    """The settings that a study's routing depends on; another value of one makes it anew."""
+    settings = {"queries": config.num_queries, "top_k": config.top_k, "rows": config.max_eval_rows,
+                "seed": config.random_seed, "seen": config.prompt_tasks, "unseen": config.unseen_tasks,
+                "generative": config.generative_tasks, "heldout": config.heldout_prompts}
+    for field in BENCHMARK_FIELDS:  # not in the records of older studies, which had none
+        if tasks := getattr(config, field):
+            settings[field.removesuffix("_tasks")] = tasks
+    return settings
+
+
+def library_settings_of(config: StudyConfig) -> dict[str, Any]:
+    """The settings that a study's library depends on."""
+    return {"encoder": config.encoder, "text_format": config.text_format,
+            "instances": config.instances_per_expert, "seed": config.random_seed}
+
+
 def queries(config: StudyConfig, data: TaskData, task: str) -> list[RoutingInstance]:
     """Q instances of a task's own evaluation split, drawn by the study's seed."""
     rows = data.split(task, data.evaluation_split(task), config.max_eval_rows)
@@ -55,7 +73,7 @@ def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData)
     """Share of seen tasks, and of held-out prompts of seen datasets, that are routed home."""
     texts = [RoutingInstance(row["source"], row["choices_expression"], tuple(row["labels"]))
              for row in library.instances]
-    encoders: list[Encoder] = [library.encoder]
+    encoders: list[TextEncoder] = [library.encoder]
     if library.encoder.name != TfidfEncoder.name:
         encoders.append(make_encoder("tfidf", texts=[
             format_text(instance, config.text_format) for instance in texts]))
@@ -70,7 +88,7 @@ def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData)
             for label, tasks in (("seen prompts", config.prompt_tasks),
                                  ("prompts that no expert saw", config.heldout_prompts)):
                 if tasks:
-                    rows.append(_figure(config, data, encoder, text_format, index, homes, label, tasks))
+                    rows.append(_figure(config, data, encoder, index, homes, label, tasks))
     for label, tasks in (("seen prompts", config.prompt_tasks),
                          ("prompts that no expert saw", config.heldout_prompts)):
         if tasks:
@@ -84,7 +102,7 @@ def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData)
 class RememberingEncoder:
     """An encoder that embeds no text twice: held-out and seen prompts share library and queries."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: TextEncoder) -> None:
         self.name, self.fingerprint = encoder.name, encoder.fingerprint
         self.dimension, self._encoder = encoder.dimension, encoder
         self._rows: dict[str, np.ndarray] = {}
@@ -97,7 +115,7 @@ class RememberingEncoder:
         return np.stack([self._rows[text] for text in texts])
 
 
-def index_of(library: ExpertLibrary, texts: Sequence[RoutingInstance], encoder: Encoder,
+def index_of(library: ExpertLibrary, texts: Sequence[RoutingInstance], encoder: TextEncoder,
              text_format: str) -> KeyIndex:
     """The library's own keys, or its instances embedded by another encoder or in another format."""
     if (encoder.fingerprint, text_format) == (library.encoder.fingerprint, library.text_format):
@@ -110,14 +128,15 @@ def index_of(library: ExpertLibrary, texts: Sequence[RoutingInstance], encoder: 
     return index
 
 
-def _figure(config: StudyConfig, data: TaskData, encoder: Encoder, text_format: str, index: KeyIndex,
+def _figure(config: StudyConfig, data: TaskData, encoder: TextEncoder, index: KeyIndex,
             homes: dict[str, str], label: str, tasks: Sequence[str]) -> dict[str, Any]:
+    """How often tasks are sent to an expert of their own data set, by an index in its own text format."""
     hits = []
     for task in tasks:
-        vectors = encoder.embed([format_text(i, text_format) for i in queries(config, data, task)])
+        vectors = encoder.embed([format_text(i, index.text_format) for i in queries(config, data, task)])
         decision: RoutingDecision = decide(vectors, index)
         hits.append(homes[decision.ranking[0].expert] == registry_dataset(task))
-    return {"encoder": encoder.name, "text_format": text_format, "queries": label,
+    return {"encoder": encoder.name, "text_format": index.text_format, "queries": label,
             "same_dataset": sum(hits) / len(hits), "num_tasks": len(tasks)}
 
 
