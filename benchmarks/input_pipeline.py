@@ -47,8 +47,9 @@ def through_seqio(name: str, path: str) -> None:
     import seqio
 
     from elm_jax.data.preparing import seqio_tasks
+    from elm_jax.evaluation.metrics import TEXT_METRICS
 
-    seqio_tasks.import_tasks(["elm_jax.tasks"])
+    seqio_tasks.import_tasks(["elm_jax.tasks"], TEXT_METRICS)
     with seqio_tasks.use_vocabulary(path):
         data = seqio.get_mixture_or_task(name).get_dataset(None, split=SPLIT, shuffle=False)
         for _ in data.as_numpy_iterator():

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from elm_jax.cli.printing import print_json, print_table
 from elm_jax.data.preparing.task_data import TaskData
-from elm_jax.data.registry.prompted_task import describe_dropped
+from elm_jax.data.registry.task_rows import describe_dropped
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import load_vocabulary

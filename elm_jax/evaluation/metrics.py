@@ -1,4 +1,4 @@
-"""Metrics with their 95% intervals. All values are fractions, 0 to 1.
+"""Metrics with their 95% intervals, as fractions from 0 to 1; and those of SeqIO's tasks, in percent.
 
 A share has Wilson's interval; a mean has the normal approximation's.
 """
@@ -6,6 +6,7 @@ A share has Wilson's interval; a mean has the normal approximation's.
 import dataclasses
 import functools
 import math
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,29 @@ def rouge_l(prediction: str, target: str) -> float:
     Source: Lin 2004, https://aclanthology.org/W04-1013.
     """
     return float(_scorer().score(target, prediction)["rougeL"].fmeasure)
+
+
+def text_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Share of the predictions, in percent, that equal the target but for case and punctuation."""
+    hits = [_plain(target) == _plain(prediction)
+            for target, prediction in zip(targets, predictions, strict=True)]
+    return {"accuracy": 100.0 * float(np.mean(hits))}
+
+
+def text_rouge_l(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Mean of `rouge_l` in percent."""
+    scores = [rouge_l(prediction, target) for target, prediction in zip(targets, predictions, strict=True)]
+    return {"rouge_l": 100.0 * float(np.mean(scores))}
+
+
+TEXT_METRICS = {"rank": text_accuracy, "generation": text_rouge_l}
+"""By kind of task, the metric of predicted texts in SeqIO's terms: ``(targets, predictions)``, in percent."""
+
+
+def _plain(text: str) -> str:
+    """A text without case, punctuation and repeated white space."""
+    kept = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return " ".join(kept.split())
 
 
 @functools.lru_cache(maxsize=1)

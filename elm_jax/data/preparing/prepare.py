@@ -12,7 +12,8 @@ from typing import Any
 
 from elm_jax.data.arrays.prepared import PreparedSplit, check_max_rows
 from elm_jax.data.registry import registry
-from elm_jax.data.registry.prompted_task import UNKNOWN_VERSION, PromptedTask, describe_dropped
+from elm_jax.data.registry.prompted_task import UNKNOWN_VERSION, PromptedTask
+from elm_jax.data.registry.task_rows import describe_dropped
 from elm_jax.errors import InputError, describe
 from elm_jax.vocabularies.vocabulary import Vocabulary
 

@@ -12,14 +12,12 @@ import contextvars
 import functools
 import logging
 import os
-import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
-from rouge_score import rouge_scorer
 
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.prepare import prepare as prepare_rows
@@ -44,6 +42,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+TextMetric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
+"""Metric ``(targets, predictions)`` of texts, in SeqIO's terms."""
 ScoreMetric = Callable[[Sequence[Mapping[str, Any]], Sequence[float]], dict[str, float]]
 """Metric ``(targets, scores)``, in SeqIO's terms: a target is a choice's `CHOICE_FACTS` and its text
 under ``choice``, a score the log-probability of its tokens."""
@@ -232,35 +232,17 @@ def _postprocess(output: str, **_: Any) -> str:
     return output.strip()
 
 
-def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Share of the predictions, in percent, that equal the target but for case and punctuation."""
-    def plain(text: str) -> str:
-        kept = text.lower().translate(str.maketrans("", "", string.punctuation))
-        return " ".join(kept.split())
-
-    hits = [plain(target) == plain(prediction)
-            for target, prediction in zip(targets, predictions, strict=True)]
-    return {"accuracy": 100.0 * float(np.mean(hits))}
-
-
-def rouge_l(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Mean ROUGE-L F1 in percent (rouge_score, with stemmer)."""
-    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-    scores = [scorer.score(target, prediction)["rougeL"].fmeasure
-              for target, prediction in zip(targets, predictions, strict=True)]
-    return {"rouge_l": 100.0 * float(np.mean(scores))}
-
-
-def _seqio_task(task: registry.PromptedTask) -> None:
+def _seqio_task(task: registry.PromptedTask, metric: TextMetric | None) -> seqio.Task:
+    """The task in SeqIO's form, not yet in its registry; without a metric it serves rows only."""
     feature = seqio.Feature(vocabulary=RunVocabulary(), add_eos=True)
-    seqio.TaskRegistry.add(
+    return seqio.Task(
         task.name,
         source=_TaskSource(task),
         preprocessors=[seqio.preprocessors.tokenize, _tokenize_choices,
                        seqio.preprocessors.append_eos],
         output_features={"inputs": feature, "targets": feature},
         postprocess_fn=_postprocess,
-        metric_fns=[accuracy if task.kind == "rank" else rouge_l],
+        metric_fns=[] if metric is None else [metric],
     )
 
 
@@ -346,16 +328,20 @@ class _TaskSource(seqio.FunctionDataSource):
         return self._task.num_rows(split)
 
 
-def register() -> None:
+def register(metrics: Mapping[str, TextMetric]) -> None:
     """Puts every registered task and mixture that has data into SeqIO's registries.
 
     May be called again after more were added or the data folder changed; mixtures are then made
     anew from the tasks that have data now.
+
+    Args:
+        metrics: of predicted texts, by kind of task; `evaluation.metrics.TEXT_METRICS` are this program's.
     """
     known = set(seqio.TaskRegistry.names())
     available = set(task_names(available_only=True))
     for name in sorted(available - known):
-        _seqio_task(registry.get_task(name))
+        task = registry.get_task(name)
+        seqio.TaskRegistry.add_provider(name, _seqio_task(task, metrics[task.kind]))
     for name in mixture_names():
         mixture = registry.get_mixture(name)
         tasks = [task for task in mixture.tasks if task in available]
@@ -372,14 +358,18 @@ def _rate_of(mixture: str) -> Callable[[seqio.Task], float]:
     return lambda task: rates()[task.name]
 
 
-def import_tasks(module_names: Sequence[str]) -> None:
+def import_tasks(module_names: Sequence[str], metrics: Mapping[str, TextMetric]) -> None:
     """Imports registries by name and puts what they add into SeqIO's registries.
+
+    Args:
+        module_names: of the registries.
+        metrics: see `register`.
 
     Raises:
         InputError: there is no such module.
     """
     registry.import_tasks(module_names)
-    register()
+    register(metrics)
 
 
 def prepare(
@@ -388,10 +378,10 @@ def prepare(
     """As `prepare.prepare`, but through the task's SeqIO form; `vocabulary` is the path of its file."""
     def rows_of(facts: registry.PromptedTask, split: str, _: Vocabulary,
                 dropped: collections.Counter[str]) -> list[dict[str, Any]]:
-        if task not in seqio.TaskRegistry.names():
-            _seqio_task(facts)
+        known = task in seqio.TaskRegistry.names()
+        made = seqio.TaskRegistry.get(task) if known else _seqio_task(facts, metric=None)
         with use_vocabulary(vocabulary):
-            rows = [_prepared_row(example) for example in _examples(task, split)]
+            rows = [_prepared_row(example) for example in _examples(made, split)]
         dropped.update(_dropped[task, split])
         return rows
 
@@ -399,13 +389,12 @@ def prepare(
                         rows_of=rows_of)
 
 
-def _examples(task: str, split: str) -> Iterator[dict[str, Any]]:
+def _examples(task: seqio.Task, split: str) -> Iterator[dict[str, Any]]:
     """The SeqIO task's examples as numpy; an InputError from the source comes out as itself.
 
     They leave TensorFlow many at a time: taking them one by one costs more than making them.
     """
-    data = seqio.get_mixture_or_task(task).get_dataset(
-        sequence_length=None, split=split, shuffle=False)
+    data = task.get_dataset(sequence_length=None, split=split, shuffle=False)
     try:
         for batch in data.ragged_batch(EXAMPLES_PER_BATCH).as_numpy_iterator():
             columns = {name: _rows_of(values) for name, values in batch.items()}
@@ -413,7 +402,7 @@ def _examples(task: str, split: str) -> Iterator[dict[str, Any]]:
                 yield dict(zip(columns, row, strict=True))
     except tf.errors.OpError:
         # tf.data turns the source's own error into a string: rendering again raises the original.
-        for _ in registry.get_task(task).render_rows(split):
+        for _ in registry.get_task(task.name).render_rows(split):
             pass
         raise
 

@@ -6,17 +6,13 @@ that has neither data nor templates, reads the arrays.
 
 import collections
 import dataclasses
-import errno
 import logging
-import os
-import secrets
 from collections.abc import Sequence
-
-from etils import epath
 
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.few_shot import with_exemplars
 from elm_jax.data.preparing.prepare import prepare
+from elm_jax.data.preparing.prepared_folder import PreparedFolder
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import hosts, storage
@@ -24,8 +20,6 @@ from elm_jax.runtime.config_checks import check_range
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-PARTIAL = ".partial"
-"""Ends the names of folders that are being written; what a kill leaves of them is never read."""
 MOST_OPEN = 100
 """Splits on disk that are kept open; each holds two files, of the 1,024 that systems often allow."""
 
@@ -52,6 +46,8 @@ class TaskData:
         check_range("few_shot", self.few_shot, 0)
         self._splits: collections.OrderedDict[tuple[str, str, int | None], PreparedSplit] = (
             collections.OrderedDict())
+        self._folder = None if self.prepared_dir is None else PreparedFolder(
+            storage.as_path(self.prepared_dir), self.vocabulary.fingerprint)
 
     def split(self, task: str, split: str, max_rows: int | None = None) -> PreparedSplit:
         """One task's split as prepared arrays; made, and kept, if it is not there yet.
@@ -68,15 +64,14 @@ class TaskData:
         if key not in self._splits:
             found = self._open(task, split, max_rows)
             self._splits[key] = self._with_exemplars(found) if self.few_shot else found
-            if len(self._splits) > MOST_OPEN and self.prepared_dir is not None and not self.few_shot:
+            if len(self._splits) > MOST_OPEN and self._folder is not None and not self.few_shot:
                 self._splits.popitem(last=False)
         self._splits.move_to_end(key)
         return self._splits[key]
 
     def has_rows(self, task: str, split: str, max_rows: int | None = None) -> bool:
         """Whether a split is there as prepared arrays, or the data at hand have it."""
-        if self.prepared_dir is not None and any(
-                storage.is_committed(self._folder(task, split, rows)) for rows in {max_rows, None}):
+        if self._folder is not None and self._folder.has(task, split, max_rows):
             return True
         registry.import_tasks(self.modules)
         return registry.get_task(task).has_rows(split)
@@ -90,89 +85,26 @@ class TaskData:
         return made
 
     def _open(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
-        if self.prepared_dir is not None:  # one process prepares, the others wait for it and read
-            hosts.by_first(lambda: self._ensure(task, split, max_rows))
-        found = self._find(task, split, max_rows)
-        if found is not None:
-            return found
-        if self.prepared_dir is not None:
+        if self._folder is None:
+            return self._prepare(task, split, max_rows)
+        # One process prepares, the others wait for it and read.
+        hosts.by_first(lambda: self._ensure(task, split, max_rows))
+        found = self._folder.find(task, split, max_rows)
+        if found is None:
             raise InputError(describe(
                 "Prepared arrays were written, but this process does not see them", where=self.prepared_dir,
                 got=f"no {task} {split}", cure="give a folder that all processes share"))
-        return self._prepare(task, split, max_rows)
+        return found
 
     def _ensure(self, task: str, split: str, max_rows: int | None) -> None:
         """Prepares and writes the arrays unless they are there."""
-        if self._find(task, split, max_rows) is not None:
-            return
-        prepared, folder = self._prepare(task, split, max_rows), self._folder(task, split, max_rows)
-        if not storage.is_local(folder):
-            prepared.save(folder)
-            return
-        # Beside it first: workers of a farm may prepare the same split, and the last would empty the folder
-        # under a reader of the first.
-        made = folder.parent / f"{folder.name}.{secrets.token_hex(4)}{PARTIAL}"
-        prepared.save(made)
-        if folder.exists() and not storage.is_committed(folder):
-            storage.remove(folder)  # what an older version left half written
-        try:
-            os.rename(made, folder)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            storage.remove(made)  # another one was faster: its arrays are the same
-
-    def _folder(self, task: str, split: str, max_rows: int | None) -> epath.Path:
-        name = split if max_rows is None else f"{split}-{max_rows}"
-        return storage.as_path(self.prepared_dir) / task / name
-
-    def _find(self, task: str, split: str, max_rows: int | None) -> PreparedSplit | None:
-        """The arrays that are there: those of this very subset, or the whole split cut to it."""
-        if self.prepared_dir is None:
-            return None
-        for rows in dict.fromkeys((max_rows, None)):
-            folder = self._folder(task, split, rows)
-            if storage.is_committed(folder):
-                prepared = PreparedSplit.open(folder)
-                self._check_vocabulary(prepared, folder)
-                self._check_source(prepared, folder)
-                return prepared if rows == max_rows else prepared.subset(max_rows)
-        return None
+        if self._folder.find(task, split, max_rows) is None:
+            self._folder.write(self._prepare(task, split, max_rows), task, split, max_rows)
 
     def _prepare(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
         registry.import_tasks(self.modules)
         logger.info("preparing %s %s", task, split)
         return prepare(task, split, self.vocabulary, max_rows=max_rows)
-
-    def _check_vocabulary(self, prepared: PreparedSplit, folder: object) -> None:
-        found, wanted = prepared.info.get("vocabulary"), self.vocabulary.fingerprint
-        if found != wanted:
-            raise InputError(describe(
-                "Prepared arrays were made with another vocabulary", where=folder, got=found,
-                expected=wanted, cure="prepare them again, or use the base that they were made for"))
-
-    def _check_source(self, prepared: PreparedSplit, folder: object) -> None:
-        """Refuses arrays of other rows or of another template, as far as the data are at hand to compare.
-
-        Arrays need no registry, so none is imported for this.
-        """
-        made_of = prepared.info.get("source")
-        if made_of is None or prepared.name not in registry.task_names():
-            return
-        task = registry.get_task(prepared.name)
-        if not task.has_rows(prepared.split) or task.why_unavailable() is not None:
-            return
-        wanted = task.source_digest(prepared.split)
-        if wanted != made_of:
-            then, now = prepared.info.get("template_digest"), task.load_template().digest
-            raise InputError(describe(
-                "Prepared arrays were made of other rows, or with another template" if then is None
-                else "Prepared arrays were made of other rows" if then == now
-                else f"Prepared arrays were made with another text of template {task.template!r}",
-                where=folder,
-                got=made_of, expected=wanted,
-                cure="prepare into another folder, or remove this one (what was trained on it is out of "
-                "date as well)"))
 
     def exemplar_split(self, task: str) -> str:
         """The split of few-shot exemplars: ``train``, or the one that is scored where there is no other."""
@@ -206,15 +138,6 @@ class TaskData:
                 expected="one number", cure="score them in two runs, or give --max_rows"))
         return next(iter(limits.values()), None)
 
-    def _prepared_of(self, tasks: Sequence[str]) -> set[str]:
-        """Those of the tasks of which any split is there as arrays."""
-        if self.prepared_dir is None:
-            return set()
-        folders = {task: storage.as_path(self.prepared_dir) / task for task in tasks}
-        return {task for task, folder in folders.items()
-                if folder.exists() and any(not split.name.endswith(PARTIAL) and storage.is_committed(split)
-                                           for split in folder.iterdir())}
-
     def tasks_of(self, name: str) -> list[str]:
         """The tasks behind a name: itself if it is a task, the members if it is a mixture.
 
@@ -226,13 +149,15 @@ class TaskData:
         return hosts.by_first(lambda: self._tasks_of(name))
 
     def _tasks_of(self, name: str) -> list[str]:
-        if self.prepared_dir is not None and (storage.as_path(self.prepared_dir) / name).exists():
+        if self._folder is not None and (self._folder.path / name).exists():
             return [name]
         registry.import_tasks(self.modules)
         if name in registry.task_names():
             return [name]
         if name in registry.mixture_names():
-            return registry.mixture_tasks(name, self._prepared_of(registry.get_mixture(name).tasks))
+            tasks = registry.get_mixture(name).tasks
+            prepared = set() if self._folder is None else self._folder.prepared_of(tasks)
+            return registry.mixture_tasks(name, prepared)
         raise unknown_name("task or mixture", name,
                            [*registry.task_names(), *registry.mixture_names()],
                            where=", ".join(self.modules))

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from elm_jax.data.prompts import templates
-from elm_jax.data.prompts.row_checks import RowChecks, ready_prompt
 from elm_jax.data.prompts.templates import PromptTemplate, Rendered
+from elm_jax.data.registry import task_rows
+from elm_jax.data.registry.task_rows import Places, RowAdapter
 from elm_jax.data.sources import cached_p3, row_files
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
 from elm_jax.runtime.storage import PathLike
 
 RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
@@ -21,10 +21,6 @@ RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
 them need not be found out anew."""
 OwnRows = row_files.OwnFile | cached_p3.CachedSplit
 """A split's rows in files that somebody named."""
-RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""From a source's row to the fields that the template reads."""
-Places = Callable[[int], str]
-"""From a row's index to where it stands, for errors."""
 TemplateMaker = Callable[[], PromptTemplate]
 """Gives a template that depends on settings beside the rows, as BIG-bench's do."""
 UNKNOWN_VERSION = "unknown"
@@ -155,23 +151,8 @@ class PromptedTask:
         if self.adapt is None:
             return rows
         places = self.places(split)
-        return [self._adapted(row, index, places) for index, row in enumerate(rows)]
-
-    def _adapted(self, row: Mapping[str, Any], index: int, places: Places) -> Mapping[str, Any]:
-        try:
-            made = self.adapt(row)
-        except InputError:
-            raise
-        except Exception as error:  # a function that somebody gave can fail in any way
-            what = "lacks a field that" if isinstance(error, KeyError) else "cannot be read as"
-            raise InputError(describe(f"A row {what} task {self.name} reads", where=places(index),
-                                      got=f"{type(error).__name__}: {error}",
-                                      expected=f"fields among {', '.join(sorted(row))}")) from error
-        if not isinstance(made, Mapping):
-            raise InputError(describe(f"The function of task {self.name} does not give fields",
-                                      where=places(index), got=repr(made)[:60],
-                                      expected="a dictionary, such as {'inputs': ..., 'targets': ...}"))
-        return made
+        return [task_rows.adapted(row, self.adapt, self.name, places(index))
+                for index, row in enumerate(rows)]
 
     def places(self, split: str) -> Places:
         """From a row's index to where it stands: file and line, or a function's split and the number."""
@@ -184,17 +165,7 @@ class PromptedTask:
             own = self._own_file(split)
             return own if own.exists() else None
         found = None if self.rows is not None else row_files.find_split(*self.row_source, split)
-        return None if found is None or self._lacks_fields(found) else found
-
-    def _lacks_fields(self, found: row_files.FoundSplit) -> bool:
-        """Whether TFDS's version of the data set lacks what the template reads: it is no source then."""
-        fields = found.fields() if self.adapt is None else None
-        if fields is None:
-            return False
-        try:
-            return not self.load_template().fields() <= fields
-        except InputError:
-            return False  # whoever renders will say that there is no template
+        return None if found is None or _lacks_fields(self, found) else found
 
     def _own_file(self, split: str) -> OwnRows:
         return next(own for own in self.own_files if own.split == split)
@@ -234,7 +205,7 @@ class PromptedTask:
             template.jinja, template.answer_choices, self.kind, self.truncate]).encode())
         found = self._find(split)
         files = () if found is None else tuple(
-            _file_digest(str(path), path.stat().length, path.stat().mtime) for path in found.files())
+            task_rows.file_digest(str(path), path.stat().length, path.stat().mtime) for path in found.files())
         if found is None or self.adapt is not None or found.transforms:
             digest.update(_rows_digest(self, split, files))  # what is made of the files may change as well
         else:
@@ -258,34 +229,30 @@ class PromptedTask:
         Raises:
             InputError: a row lacks a field that the template reads, or the template fails on it.
         """
-        template = self.load_template()
-        rows = self.read_rows(split)
+        template, rows = self.load_template(), self.read_rows(split)
         if not rows:
             raise InputError(describe(f"Task {self.name} has no rows", where=f"split {split}"))
-        places = self.places(split)
-        checks = RowChecks(template, places)
         dropped = collections.Counter() if dropped is None else dropped
-        for index, row in enumerate(rows):
-            checks.check(row, index)
-            rendered = ready_prompt(row, places(index)) if self.ready else template.render_or_drop(
-                row, seed=index, truncate=self.truncate, where=places(index))
-            if not isinstance(rendered, str) and self.kind == "rank" and (
-                    rendered.targets not in (rendered.choices or ())):
-                rendered = NOT_A_CHOICE
-            if isinstance(rendered, str):
-                dropped[rendered] += 1
+        rendered = task_rows.rendered(rows, template, self.places(split), truncate=self.truncate,
+                                      ready=self.ready)
+        for index, row in enumerate(rendered):
+            if not isinstance(row, str) and self.kind == "rank" and row.targets not in (row.choices or ()):
+                row = NOT_A_CHOICE
+            if isinstance(row, str):
+                dropped[row] += 1
             else:
-                yield index, rendered
+                yield index, row
 
 
-def describe_dropped(dropped: Mapping[str, int]) -> str:
-    """In words, how many rows were left out and why.
-
-    >>> describe_dropped({"target is empty": 2, "skipped by the template": 1})
-    '3 dropped (2 target is empty, 1 skipped by the template)'
-    """
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-    return f"{sum(dropped.values())} dropped" + (f" ({reasons})" if reasons else "")
+def _lacks_fields(task: PromptedTask, found: row_files.FoundSplit) -> bool:
+    """Whether TFDS's version of the data set lacks what the template reads: it is no source then."""
+    fields = found.fields() if task.adapt is None else None
+    if fields is None:
+        return False
+    try:
+        return not task.load_template().fields() <= fields
+    except InputError:
+        return False  # whoever renders will say that there is no template
 
 
 @functools.lru_cache(maxsize=1024)
@@ -297,10 +264,3 @@ def _rows_digest(task: PromptedTask, split: str, files: tuple[str, ...]) -> byte
     del files
     rows = [dict(row) for row in task.read_rows(split)]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).digest()
-
-
-@functools.lru_cache(maxsize=1024)
-def _file_digest(path: str, length: int, mtime: float) -> str:
-    """Hash of a file's bytes; length and time say when a remembered one is out of date."""
-    del length, mtime
-    return hashlib.sha256(storage.as_path(path).read_bytes()).hexdigest()

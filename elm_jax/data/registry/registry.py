@@ -21,10 +21,10 @@ from elm_jax.data.registry.prompted_task import (
     OwnRows,
     PromptedTask,
     Recipe,
-    RowAdapter,
     RowReader,
     TemplateMaker,
 )
+from elm_jax.data.registry.task_rows import RowAdapter
 from elm_jax.data.sources import cached_p3, row_files
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import storage

@@ -19,6 +19,7 @@ from elm_jax.data.prompts.templates import PromptTemplate  # noqa: E402
 from elm_jax.data.registry import registry  # noqa: E402
 from elm_jax.data.sources import row_files  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
+from elm_jax.evaluation.metrics import TEXT_METRICS  # noqa: E402
 from elm_jax.vocabularies import vocabulary  # noqa: E402
 from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
 
@@ -80,6 +81,7 @@ def test_real_tasks_are_as_seqio_gives_them(name, model, few_rows):
     assert_same(prepare(name, split, Vocabulary.load(model), max_rows=20, seed=3),
                 seqio_tasks.prepare(name, split, model, max_rows=20, seed=3))
     # And SeqIO itself, not through our reading of it.
+    seqio_tasks.register(TEXT_METRICS)
     with seqio_tasks.use_vocabulary(model):
         task = seqio.get_mixture_or_task(name)
         examples = list(task.get_dataset(None, split=split, shuffle=False).as_numpy_iterator())

@@ -15,6 +15,7 @@ import elm_jax.tasks  # noqa: E402, F401  (fills the registry)
 
 from elm_jax.data.preparing import seqio_tasks  # noqa: E402
 from elm_jax.data.registry import registry  # noqa: E402
+from elm_jax.evaluation.metrics import TEXT_METRICS  # noqa: E402
 from elm_jax.evaluation.rank import accuracy_of_scores  # noqa: E402
 from elm_jax.vocabularies.vocabulary import ByteVocabulary  # noqa: E402
 
@@ -44,7 +45,7 @@ def both():
             f"few {task.dataset}", task.config, task.load_template(), kind=task.kind, role="extra",
             rows=rows))
     registry.add_mixture("few_of_both", names)
-    seqio_tasks.register()
+    seqio_tasks.register(TEXT_METRICS)
     return names
 
 
@@ -170,7 +171,7 @@ def test_mixtures_draw_by_size_up_to_the_cap(cap, t0_rates, rates):
     whole = f"drawn_{'t0_' if t0_rates else ''}{cap}"
     registry.add_mixture(whole, tasks)
     name = registry.capped_mixture(whole, cap, t0_rates=t0_rates)
-    seqio_tasks.register()
+    seqio_tasks.register(TEXT_METRICS)
     counts = shares_of(name)
     assert sum(counts.values()) == DRAWN
     for task, rate in zip(tasks, rates, strict=True):
@@ -192,7 +193,7 @@ def test_t0_s_cap_is_t0_s_rule():
 @pytest.mark.parametrize("name", ["t0_unseen", "bigbench", "bbh", "super_glue_rte"])
 def test_mixtures_without_a_train_split_can_be_read(name):
     """Their rates count the rows of the split that their tasks have."""
-    seqio_tasks.register()
+    seqio_tasks.register(TEXT_METRICS)
     rates = registry.mixture_rates(name)
     tasks = {task: registry.get_task(task) for task in registry.mixture_tasks(name)}
     assert rates == {task: float(len(facts.read_rows(facts.evaluation_split)))

@@ -19,6 +19,7 @@ from elm_jax.data.preparing import seqio_tasks  # noqa: E402
 from elm_jax.data.prompts.templates import PromptTemplate  # noqa: E402
 from elm_jax.data.registry import registry  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
+from elm_jax.evaluation.metrics import TEXT_METRICS  # noqa: E402
 from elm_jax.vocabularies import vocabulary  # noqa: E402
 from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
 
@@ -45,7 +46,7 @@ def names() -> dict[str, str]:
             "pipeline toys", None, template, kind=kind, role="train", rows=make_rows)
         for template, kind in ((RANK, "rank"), (WRITE, "generation"))}
     registry.add_mixture("pipeline_toys", list(added.values()))
-    seqio_tasks.register()
+    seqio_tasks.register(TEXT_METRICS)
     return added
 
 
@@ -202,13 +203,13 @@ def test_registered_again_after_new_data(tmp_path, monkeypatch):
     names = [registry.add_prompted_task(dataset, None, RANK, kind="rank", role="train")
              for dataset in ("early", "late")]
     registry.add_mixture("early_and_late", names)
-    seqio_tasks.register()
+    seqio_tasks.register(TEXT_METRICS)
     assert "early_and_late" not in seqio.MixtureRegistry.names()
     for dataset, expected in (("early", names[:1]), ("late", names)):
         (tmp_path / dataset).mkdir()
         row = json.dumps({"words": WORDS, "label": 0})
         (tmp_path / dataset / "train.jsonl").write_text(row + "\n")
-        seqio_tasks.register()
+        seqio_tasks.register(TEXT_METRICS)
         mixture = seqio.get_mixture_or_task("early_and_late")
         assert [task.name for task in mixture.tasks] == expected
 

@@ -10,7 +10,7 @@ import pytest
 
 from elm_jax.data.prompts.templates import PromptTemplate
 from elm_jax.data.registry import registry
-from elm_jax.data.registry.prompted_task import describe_dropped
+from elm_jax.data.registry.task_rows import describe_dropped
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError
 

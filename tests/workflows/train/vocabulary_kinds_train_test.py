@@ -111,9 +111,10 @@ def test_prepared_arrays_hold_the_ids_of_other_programs(made):
 def test_ordinary_seqio_use_gives_the_same_ids(made, monkeypatch):
     seqio = pytest.importorskip("seqio")
     from elm_jax.data.preparing import seqio_tasks
+    from elm_jax.evaluation.metrics import TEXT_METRICS
 
     _, base, ids, _ = made
-    seqio_tasks.register()
+    seqio_tasks.register(TEXT_METRICS)
     monkeypatch.setenv("ELM_VOCABULARY", base.vocabulary_path)
     task = seqio.get_mixture_or_task(TASK)
     vocabulary = task.output_features["inputs"].vocabulary

@@ -1,0 +1,110 @@
+"""A folder of prepared arrays, ``<task>/<split>``: written whole, and read only by whom they fit."""
+
+import dataclasses
+import errno
+import os
+import secrets
+from collections.abc import Sequence
+
+from etils import epath
+
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.registry import registry
+from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
+
+PARTIAL = ".partial"
+"""Ends the names of folders that are being written; what a kill leaves of them is never read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedFolder:
+    """Prepared arrays on disk.
+
+    Attributes:
+        path: of the folder.
+        vocabulary: fingerprint of the vocabulary that the arrays must be of.
+    """
+
+    path: epath.Path
+    vocabulary: str
+
+    def place_of(self, task: str, split: str, max_rows: int | None) -> epath.Path:
+        """Where the arrays of a split are, or will be; a subset of the rows has a folder of its own."""
+        return self.path / task / (split if max_rows is None else f"{split}-{max_rows}")
+
+    def has(self, task: str, split: str, max_rows: int | None) -> bool:
+        """Whether the arrays of this very subset, or of the whole split, are there."""
+        return any(storage.is_committed(self.place_of(task, split, rows)) for rows in {max_rows, None})
+
+    def find(self, task: str, split: str, max_rows: int | None) -> PreparedSplit | None:
+        """The arrays that are there: those of this very subset, or the whole split cut to it.
+
+        Raises:
+            InputError: they are of another vocabulary, of other rows, or of another template.
+        """
+        for rows in dict.fromkeys((max_rows, None)):
+            place = self.place_of(task, split, rows)
+            if storage.is_committed(place):
+                prepared = PreparedSplit.open(place)
+                self._check_vocabulary(prepared, place)
+                _check_source(prepared, place)
+                return prepared if rows == max_rows else prepared.subset(max_rows)
+        return None
+
+    def write(self, prepared: PreparedSplit, task: str, split: str, max_rows: int | None) -> None:
+        """Keeps arrays, unless another process was faster."""
+        place = self.place_of(task, split, max_rows)
+        if not storage.is_local(place):
+            prepared.save(place)
+            return
+        # Beside it first: workers of a farm may prepare the same split, and the last would empty the folder
+        # under a reader of the first.
+        made = place.parent / f"{place.name}.{secrets.token_hex(4)}{PARTIAL}"
+        prepared.save(made)
+        if place.exists() and not storage.is_committed(place):
+            storage.remove(place)  # what an older version left half written
+        try:
+            os.rename(made, place)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            storage.remove(made)  # another one was faster: its arrays are the same
+
+    def prepared_of(self, tasks: Sequence[str]) -> set[str]:
+        """Those of the tasks of which any split is there as arrays."""
+        folders = {task: self.path / task for task in tasks}
+        return {task for task, folder in folders.items()
+                if folder.exists() and any(not split.name.endswith(PARTIAL) and storage.is_committed(split)
+                                           for split in folder.iterdir())}
+
+    def _check_vocabulary(self, prepared: PreparedSplit, place: epath.Path) -> None:
+        found = prepared.info.get("vocabulary")
+        if found != self.vocabulary:
+            raise InputError(describe(
+                "Prepared arrays were made with another vocabulary", where=place, got=found,
+                expected=self.vocabulary,
+                cure="prepare them again, or use the base that they were made for"))
+
+
+def _check_source(prepared: PreparedSplit, place: epath.Path) -> None:
+    """Refuses arrays of other rows or of another template, as far as the data are at hand to compare.
+
+    Arrays need no registry, so none is imported for this.
+    """
+    made_of = prepared.info.get("source")
+    if made_of is None or prepared.name not in registry.task_names():
+        return
+    task = registry.get_task(prepared.name)
+    if not task.has_rows(prepared.split) or task.why_unavailable() is not None:
+        return
+    wanted = task.source_digest(prepared.split)
+    if wanted != made_of:
+        then, now = prepared.info.get("template_digest"), task.load_template().digest
+        raise InputError(describe(
+            "Prepared arrays were made of other rows, or with another template" if then is None
+            else "Prepared arrays were made of other rows" if then == now
+            else f"Prepared arrays were made with another text of template {task.template!r}",
+            where=place, got=made_of, expected=wanted,
+            cure="prepare into another folder, or remove this one (what was trained on it is out of "
+            "date as well)"))

@@ -1,0 +1,84 @@
+"""Rows of a task: made into fields by somebody's function, rendered as prompts, told apart by a digest."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from elm_jax.data.prompts.row_checks import RowChecks, ready_prompt
+from elm_jax.data.prompts.templates import PromptTemplate, Rendered
+from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
+
+RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""From a source's row to the fields that the template reads."""
+Places = Callable[[int], str]
+"""From a row's index to where it stands, for errors."""
+
+
+def adapted(row: Mapping[str, Any], adapt: RowAdapter, task: str, where: str) -> Mapping[str, Any]:
+    """The fields that a task's function makes of a source's row.
+
+    Args:
+        row: of the source.
+        adapt: the function, which somebody gave and which can fail in any way.
+        task: its name, for errors.
+        where: the row stands, for errors.
+
+    Raises:
+        InputError: the function fails, or gives something else than fields.
+    """
+    try:
+        made = adapt(row)
+    except InputError:
+        raise
+    except Exception as error:
+        what = "lacks a field that" if isinstance(error, KeyError) else "cannot be read as"
+        raise InputError(describe(f"A row {what} task {task} reads", where=where,
+                                  got=f"{type(error).__name__}: {error}",
+                                  expected=f"fields among {', '.join(sorted(row))}")) from error
+    if not isinstance(made, Mapping):
+        raise InputError(describe(f"The function of task {task} does not give fields", where=where,
+                                  got=repr(made)[:60],
+                                  expected="a dictionary, such as {'inputs': ..., 'targets': ...}"))
+    return made
+
+
+def rendered(rows: Sequence[Mapping[str, Any]], template: PromptTemplate, places: Places, *,
+             truncate: bool, ready: bool) -> Iterator[Rendered | str]:
+    """Each row as a prompt, or the reason why it is left out.
+
+    Args:
+        rows: of a split.
+        template: that renders them.
+        places: where each row stands, for errors.
+        truncate: see `PromptTemplate.parts`.
+        ready: whether the rows are prompts already, and `template` is but a name.
+
+    Raises:
+        InputError: a row lacks a field that the template reads, or the template fails on it.
+    """
+    checks = RowChecks(template, places)
+    for index, row in enumerate(rows):
+        checks.check(row, index)
+        if ready:
+            yield ready_prompt(row, places(index))
+        else:
+            yield template.render_or_drop(row, seed=index, truncate=truncate, where=places(index))
+
+
+def describe_dropped(dropped: Mapping[str, int]) -> str:
+    """In words, how many rows were left out and why.
+
+    >>> describe_dropped({"target is empty": 2, "skipped by the template": 1})
+    '3 dropped (2 target is empty, 1 skipped by the template)'
+    """
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    return f"{sum(dropped.values())} dropped" + (f" ({reasons})" if reasons else "")
+
+
+@functools.lru_cache(maxsize=1024)
+def file_digest(path: str, length: int, mtime: float) -> str:
+    """Hash of a file's bytes; length and time say when a remembered one is out of date."""
+    del length, mtime
+    return hashlib.sha256(storage.as_path(path).read_bytes()).hexdigest()
