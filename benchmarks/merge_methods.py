@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import elm_jax as elm
-from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
+from elm_jax.evaluation.evaluator import EvaluationSettings, Scoring, evaluate_task
 from elm_jax.experts.overlay import Expert
 from elm_jax.merging.methods.method_table import METHODS
 from elm_jax.reporting.cells import Cell, macro_mean
@@ -65,12 +65,12 @@ class Study:
     def score(self, expert: Expert | None, tasks: Sequence[str]) -> str:
         """Mean accuracy over some tasks, in percent, with its interval."""
         settings = EvaluationSettings(source_length=SOURCE_LENGTH, max_new_tokens=MAX_NEW_TOKENS)
+        scoring = Scoring(settings, self.base.vocabulary, sharding.make_mesh(1, 1), self.base.fingerprint)
         network, params = elm.resolve(self.base, expert)
         cells = {}
         for task in tasks:
             split = self.data.split(task, self.data.evaluation_split(task), self.rows)
-            result = evaluate_task(network, params, split, settings=settings, vocabulary=self.base.vocabulary,
-                                   mesh=sharding.make_mesh(1, 1), expert="any", base=self.base.fingerprint)
+            result = evaluate_task(network, params, split, scoring, "any")
             values = [one["correct"] for one in result.predictions]
             indices = [one["index"] for one in result.predictions]
             cells[task] = Cell(np.asarray(values), np.asarray(indices), "accuracy", result.rows[0]["dataset"])

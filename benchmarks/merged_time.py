@@ -15,7 +15,7 @@ import jax
 from train_step import add_flags, in_turn, report
 
 import elm_jax as elm
-from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
+from elm_jax.evaluation.evaluator import EvaluationSettings, Scoring, evaluate_task
 from elm_jax.experts.base import Base
 from elm_jax.experts.overlay import Expert
 from elm_jax.runtime import sharding
@@ -29,11 +29,11 @@ def evaluation(base: Base, expert: Expert | None, splits: list[elm.PreparedSplit
     network, params = elm.resolve(base, expert)
     params = sharding.put_tree(params, sharding.tree_shardings(network.logical_axes(), params, mesh))
 
+    scoring = Scoring(EvaluationSettings(), base.vocabulary, mesh, base.fingerprint)
+
     def run() -> None:
         for split in splits:
-            evaluate_task(
-                network, params, split, settings=EvaluationSettings(), vocabulary=base.vocabulary,
-                mesh=mesh, expert="any", base=base.fingerprint)
+            evaluate_task(network, params, split, scoring, "any")
 
     return run
 

@@ -27,7 +27,7 @@ from elm_jax.runtime import hosts, sharding
 from elm_jax.types import Params
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
-__all__ = ["EvaluationSettings", "ResultsStore", "TaskResult", "evaluate_task"]
+__all__ = ["EvaluationSettings", "ResultsStore", "Scoring", "TaskResult", "evaluate_task"]
 
 SMALLEST_CHOICE_BUCKET = 2
 SCORE_DIGITS = 6
@@ -48,22 +48,35 @@ class BatchShape:
                 and self.target >= other.target)
 
 
-def evaluate_task(
-    network: Network, params: Params, split: PreparedSplit, *, settings: EvaluationSettings,
-    vocabulary: Vocabulary, mesh: Mesh, expert: str, base: str, max_rows: int | None = None,
-) -> TaskResult:
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What is alike for all models and tasks of an evaluation.
+
+    Attributes:
+        settings: lengths and budgets.
+        vocabulary: turns generations into text.
+        mesh: instances are split over its data axis, stacked experts over its expert axis.
+        base: fingerprint of the base, for the rows.
+        max_rows: with which the splits were prepared, for the rows.
+    """
+
+    settings: EvaluationSettings
+    vocabulary: Vocabulary
+    mesh: Mesh
+    base: str
+    max_rows: int | None = None
+
+
+def evaluate_task(network: Network, params: Params, split: PreparedSplit, scoring: Scoring,
+                  expert: str) -> TaskResult:
     """Scores one model on one task.
 
     Args:
         network: static.
         params: on the mesh.
         split: the task's prepared rows.
-        settings: lengths and budgets.
-        vocabulary: turns generations into text.
-        mesh: instances are split over its data axis.
+        scoring: how.
         expert: id, for the row.
-        base: fingerprint of the base, for the row.
-        max_rows: with which the split was prepared, for the row.
 
     Returns:
         A row and the predictions, in the order of the instances' indices, whatever the batches were.
@@ -73,33 +86,28 @@ def evaluate_task(
         RunError: scores are not numbers.
     """
     start = time.monotonic()
-    if split.kind == "rank":
-        predictions = _rank(network, params, split, settings, mesh)
-    else:
-        predictions = _generate(network, params, split, settings, mesh, vocabulary)
-    return task_result(split, predictions, settings, expert=expert, base=base, max_rows=max_rows,
-                       seconds=time.monotonic() - start)
+    score = _rank if split.kind == "rank" else _generate
+    predictions = score(network, params, split, scoring)
+    return task_result(split, predictions, scoring, expert, seconds=time.monotonic() - start)
 
 
-def task_result(
-    split: PreparedSplit, predictions: list[dict[str, Any]], settings: EvaluationSettings, *, expert: str,
-    base: str, max_rows: int | None, seconds: float,
-) -> TaskResult:
+def task_result(split: PreparedSplit, predictions: list[dict[str, Any]], scoring: Scoring, expert: str, *,
+                seconds: float) -> TaskResult:
     """The row of one model on one task, of its predictions."""
-    ranked = split.kind == "rank"
+    ranked, settings = split.kind == "rank", scoring.settings
     if ranked:
         estimate = metrics.accuracy([found["correct"] for found in predictions])
     else:
         estimate = metrics.mean_with_interval([found["rouge_l"] for found in predictions])
     chance = float(np.mean([1 / len(found["scores"]) for found in predictions])) if ranked else None
     row = {
-        "schema_version": SCHEMA_VERSION, "expert": expert, "base": base, "task": split.name,
+        "schema_version": SCHEMA_VERSION, "expert": expert, "base": scoring.base, "task": split.name,
         "dataset": dataset_path(split.info["dataset"], split.info.get("config")),
         "template": split.info["template"], "split": split.split,
         "metric": "accuracy" if ranked else "rouge_l",
         "value": estimate.value, "num_instances": estimate.n, "ci95_low": estimate.low,
         "ci95_high": estimate.high, "chance": chance, "seconds": seconds,
-        "settings": settings.digest(max_rows), "max_rows": max_rows,
+        "settings": settings.digest(scoring.max_rows), "max_rows": scoring.max_rows,
         "source_length": settings.source_length, "num_cut": count_cut(split, settings.source_length),
     }
     return TaskResult([row], predictions)
@@ -110,12 +118,12 @@ def count_cut(split: PreparedSplit, source_length: int) -> int:
     return sum(len(split.inputs(number)) > source_length for number in range(len(split)))
 
 
-def _rank(network: Network, params: Params, split: PreparedSplit, settings: EvaluationSettings,
-          mesh: Mesh) -> list[dict[str, Any]]:
+def _rank(network: Network, params: Params, split: PreparedSplit, scoring: Scoring
+          ) -> list[dict[str, Any]]:
     choices, form = choices_of(split), form_of(network)
     found: list[dict[str, Any]] = []
-    for shape, numbers in plan_batches(split, choices, settings, mesh.shape["data"]):
-        placed = sharding.put_batch(choice_batch(split, choices, shape, numbers, form), mesh)
+    for shape, numbers in plan_batches(split, choices, scoring.settings, scoring.mesh.shape["data"]):
+        placed = sharding.put_batch(choice_batch(split, choices, shape, numbers, form), scoring.mesh)
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
         found += ranked_rows(split, choices, numbers, hosts.whole(scores))
     return in_order(found)
@@ -162,15 +170,14 @@ def ranked_rows(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], n
     return found
 
 
-def _generate(network: Network, params: Params, split: PreparedSplit,
-              settings: EvaluationSettings, mesh: Mesh, vocabulary: Vocabulary
+def _generate(network: Network, params: Params, split: PreparedSplit, scoring: Scoring
               ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for shape, numbers in plan_batches(split, None, settings, mesh.shape["data"]):
-        placed = sharding.put_batch(input_rows(split, shape, numbers, form_of(network)), mesh)
+    for shape, numbers in plan_batches(split, None, scoring.settings, scoring.mesh.shape["data"]):
+        placed = sharding.put_batch(input_rows(split, shape, numbers, form_of(network)), scoring.mesh)
         texts = generate.generate(
-            network, params, padded(placed, "inputs"), max_new_tokens=settings.max_new_tokens,
-            vocabulary=vocabulary)
+            network, params, padded(placed, "inputs"), max_new_tokens=scoring.settings.max_new_tokens,
+            vocabulary=scoring.vocabulary)
         found += generated_rows(split, numbers, texts)
     return in_order(found)
 

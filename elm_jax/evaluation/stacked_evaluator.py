@@ -15,14 +15,13 @@ from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import evaluator, rank
-from elm_jax.evaluation.evaluator import EvaluationSettings
+from elm_jax.evaluation.evaluator import Scoring
 from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.adapters.stacked import GroupedNetwork, Many, gather
 from elm_jax.models.decode import greedy
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.types import Array, Batch, Padded, Params
-from elm_jax.vocabularies.vocabulary import Vocabulary
 
 
 def put_stack(network: Network, shared: Params, overlays: Sequence[Params], mesh: Mesh) -> Many:
@@ -58,10 +57,8 @@ def put_stack(network: Network, shared: Params, overlays: Sequence[Params], mesh
     return trees.unflatten(rest), trees.unflatten(own)
 
 
-def evaluate_task_stacked(
-    network: Network, params: Many, split: PreparedSplit, *, settings: EvaluationSettings,
-    vocabulary: Vocabulary, mesh: Mesh, experts: Sequence[str], base: str, max_rows: int | None = None,
-) -> list[TaskResult]:
+def evaluate_task_stacked(network: Network, params: Many, split: PreparedSplit, scoring: Scoring,
+                          experts: Sequence[str]) -> list[TaskResult]:
     """Scores E models on one task in one program; the same results as `evaluate_task` a model.
 
     The budget of tokens a batch is of all models together.
@@ -70,12 +67,8 @@ def evaluate_task_stacked(
         network: static.
         params: of `put_stack`.
         split: the task's prepared rows.
-        settings: lengths and budgets.
-        vocabulary: turns generations into text.
-        mesh: experts are split over its expert axis, instances over its data axis.
+        scoring: how.
         experts: ids, in the order of the stack.
-        base: fingerprint of the base, for the rows.
-        max_rows: with which the split was prepared, for the rows.
 
     Raises:
         InputError: the split has no rows, or a row to rank has no choices.
@@ -83,21 +76,21 @@ def evaluate_task_stacked(
     """
     start, size = time.monotonic(), len(experts)
     grouped = GroupedNetwork(network, size)
-    smaller = dataclasses.replace(settings, tokens_per_batch=max(1, settings.tokens_per_batch // size))
+    budget = max(1, scoring.settings.tokens_per_batch // size)
+    smaller = dataclasses.replace(scoring, settings=dataclasses.replace(
+        scoring.settings, tokens_per_batch=budget))
     run = _rank if split.kind == "rank" else _generate
-    found = run(grouped, params, split, smaller, mesh, vocabulary)
+    found = run(grouped, params, split, smaller)
     seconds = (time.monotonic() - start) / size
-    return [evaluator.task_result(split, evaluator.in_order(own), settings, expert=expert, base=base,
-                                  max_rows=max_rows, seconds=seconds)
+    return [evaluator.task_result(split, evaluator.in_order(own), scoring, expert, seconds=seconds)
             for expert, own in zip(experts, found, strict=True)]
 
 
-def _rank(network: GroupedNetwork, params: Many, split: PreparedSplit, settings: EvaluationSettings,
-          mesh: Mesh, vocabulary: Vocabulary) -> list[list[dict[str, Any]]]:
-    del vocabulary  # choices are tokens already
-    choices, form = evaluator.choices_of(split), form_of(network)
+def _rank(network: GroupedNetwork, params: Many, split: PreparedSplit, scoring: Scoring
+          ) -> list[list[dict[str, Any]]]:
+    mesh, choices, form = scoring.mesh, evaluator.choices_of(split), form_of(network)
     found: list[list[dict[str, Any]]] = [[] for _ in range(network.size)]
-    for shape, numbers in evaluator.plan_batches(split, choices, settings, mesh.shape["data"]):
+    for shape, numbers in evaluator.plan_batches(split, choices, scoring.settings, mesh.shape["data"]):
         placed = _repeated(evaluator.choice_batch(split, choices, shape, numbers, form), network.size, mesh)
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
         scores = hosts.whole(scores)
@@ -106,15 +99,16 @@ def _rank(network: GroupedNetwork, params: Many, split: PreparedSplit, settings:
     return found
 
 
-def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, settings: EvaluationSettings,
-              mesh: Mesh, vocabulary: Vocabulary) -> list[list[dict[str, Any]]]:
+def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, scoring: Scoring
+              ) -> list[list[dict[str, Any]]]:
+    settings, mesh = scoring.settings, scoring.mesh
     found: list[list[dict[str, Any]]] = [[] for _ in range(network.size)]
     for shape, numbers in evaluator.plan_batches(split, None, settings, mesh.shape["data"]):
         placed = _repeated(evaluator.input_rows(split, shape, numbers, form_of(network)), network.size, mesh)
         tokens = greedy(network, params, padded(placed, "inputs"), max_length=settings.max_new_tokens)
         tokens = hosts.whole(tokens)
         for own, group in zip(found, np.split(tokens, network.size), strict=True):
-            texts = [vocabulary.decode(row) for row in group[:len(numbers)]]
+            texts = [scoring.vocabulary.decode(row) for row in group[:len(numbers)]]
             own += evaluator.generated_rows(split, numbers, texts)
     return found
 
@@ -184,11 +178,8 @@ def check_index(expert_index: np.ndarray, size: int) -> np.ndarray:
     return index.astype(np.int32)
 
 
-def evaluate_task_mixed(
-    network: Network, params: Many, split: PreparedSplit, expert_index: Sequence[int], *,
-    settings: EvaluationSettings, vocabulary: Vocabulary, mesh: Mesh, name: str, base: str,
-    max_rows: int | None = None,
-) -> TaskResult:
+def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, expert_index: Sequence[int],
+                        scoring: Scoring, name: str) -> TaskResult:
     """Scores a router's decisions a instance: row n of the split by expert ``expert_index[n]``.
 
     Args:
@@ -196,12 +187,8 @@ def evaluate_task_mixed(
         params: of `put_stack`.
         split: the task's prepared rows.
         expert_index: one expert a row of the split.
-        settings: lengths and budgets.
-        vocabulary: turns generations into text.
-        mesh: instances are split over its data axis; its expert axis should be 1.
+        scoring: how; the mesh's expert axis should be 1.
         name: of the router, in the row's place of an expert's id.
-        base: fingerprint of the base, for the row.
-        max_rows: with which the split was prepared, for the row.
 
     Raises:
         InputError: not one expert of the stack a row; no rows; a row without choices.
@@ -212,6 +199,7 @@ def evaluate_task_mixed(
         raise InputError(describe("Each row needs one expert", where=f"{split.name} {split.split}",
                                   got=f"{len(index)} experts for {len(split)} rows"))
     choices, form = evaluator.choices_of(split) if split.kind == "rank" else None, form_of(network)
+    settings, mesh = scoring.settings, scoring.mesh
     found: list[dict[str, Any]] = []
     for shape, numbers in evaluator.plan_batches(split, choices, settings, mesh.shape["data"]):
         chosen = np.resize(index[numbers], shape.rows)
@@ -221,7 +209,8 @@ def evaluate_task_mixed(
             tokens = greedy_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                   max_length=settings.max_new_tokens)
             tokens = hosts.whole(tokens)
-            found += evaluator.generated_rows(split, numbers, [vocabulary.decode(row) for row in tokens])
+            texts = [scoring.vocabulary.decode(row) for row in tokens]
+            found += evaluator.generated_rows(split, numbers, texts)
         else:
             placed = sharding.put_batch({**evaluator.choice_batch(split, choices, shape, numbers, form),
                                          "index": chosen}, mesh)
@@ -229,5 +218,5 @@ def evaluate_task_mixed(
                                  padded(placed, "choices"))
             scores = hosts.whole(scores)
             found += evaluator.ranked_rows(split, choices, numbers, scores)
-    return evaluator.task_result(split, evaluator.in_order(found), settings, expert=name, base=base,
-                                 max_rows=max_rows, seconds=time.monotonic() - start)
+    return evaluator.task_result(split, evaluator.in_order(found), scoring, name,
+                                 seconds=time.monotonic() - start)

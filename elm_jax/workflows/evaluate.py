@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked_evaluator
-from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult, evaluate_task
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
@@ -26,7 +26,7 @@ BASE_ID = "base"
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ScoredModel:
     """Something to score.
 
     Attributes:
@@ -44,16 +44,16 @@ class Model:
     card: ExpertCard | None = None
 
 
-def model_of(base: Base, expert: Expert | None) -> Model:
+def model_of(base: Base, expert: Expert | None) -> ScoredModel:
     """A base (None) or an expert on it, as something to score."""
     if expert is None:
-        return Model(BASE_ID, base.fingerprint, lambda: resolve(base, None))
-    return Model(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert),
+        return ScoredModel(BASE_ID, base.fingerprint, lambda: resolve(base, None))
+    return ScoredModel(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert),
                  (lambda: expert) if expert.card.form == "adapter" else None, expert.card)
 
 
 def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
-             mesh: Mesh | None = None) -> Model:
+             mesh: Mesh | None = None) -> ScoredModel:
     """An expert on disk as something to score; its weights are read, onto the mesh, when its turn comes.
 
     Raises:
@@ -62,20 +62,20 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
     folder, card, fingerprint = read_card(folder)
     check_base(base, card, folder)
     warn_of_changes([card])
-    return Model(expert_id or card.id, str(fingerprint),
+    return ScoredModel(expert_id or card.id, str(fingerprint),
                  lambda: resolve(base, load_expert(folder, mesh=mesh)),
                  (lambda: load_expert(folder)) if card.form == "adapter" else None, card)
 
 
-def is_done(store: ResultsStore, model: Model, task: str, split: str, digest: str) -> bool:
+def is_done(store: ResultsStore, model: ScoredModel, task: str, split: str, digest: str) -> bool:
     """Whether the store holds this very model's result on the task, with these settings."""
     return store.done(model.id, task, split, digest) and any(
         row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 
 
-def _unlike(models: Iterable[Model]) -> list[Model]:
+def _unlike(models: Iterable[ScoredModel]) -> list[ScoredModel]:
     """The models without repetitions; two unlike ones of one id are an InputError."""
-    found: dict[str, Model] = {}
+    found: dict[str, ScoredModel] = {}
     for model in models:
         known = found.setdefault(model.id, model)
         if known.fingerprint != model.fingerprint:
@@ -86,7 +86,7 @@ def _unlike(models: Iterable[Model]) -> list[Model]:
     return list(found.values())
 
 
-def check_ids(models: Iterable[Model], store: ResultsStore) -> None:
+def check_ids(models: Iterable[ScoredModel], store: ResultsStore) -> None:
     """Raises an InputError if the store holds results of another model under the id of one of these."""
     fingerprints = {model.id: model.fingerprint for model in models}
     for row in store.rows():
@@ -99,7 +99,7 @@ def check_ids(models: Iterable[Model], store: ResultsStore) -> None:
 
 
 def evaluate_models(
-    models: Iterable[Model], tasks_of: Callable[[str], Sequence[str]], data: TaskData, base: Base,
+    models: Iterable[ScoredModel], tasks_of: Callable[[str], Sequence[str]], data: TaskData, base: Base,
     store: ResultsStore, settings: EvaluationSettings, *, mesh: Mesh, split: str | None = None,
     max_rows: int | None = None, replace: bool = False, stack_experts: int = 1,
 ) -> None:
@@ -133,7 +133,7 @@ def evaluate_models(
     def split_of(task: str) -> str:
         return split or data.evaluation_split(task)
 
-    def pending_of(model: Model) -> list[str]:
+    def pending_of(model: ScoredModel) -> list[str]:
         return hosts.by_first(lambda: [
             task for task in tasks_of(model.id)
             if not is_done(store, model, task, split_of(task), settings.digest(max_rows))])
@@ -154,9 +154,8 @@ def evaluate_models(
             instances = data.split(task, split_of(task), max_rows)
             warn_of_arrays(model.card, instances)
             warn_of_searched_rows(model.card, instances)
-            result = evaluate_task(
-                network, params, instances, settings=settings, vocabulary=base.vocabulary, mesh=mesh,
-                expert=model.id, base=base.fingerprint, max_rows=max_rows)
+            scoring = Scoring(settings, base.vocabulary, mesh, base.fingerprint, max_rows)
+            result = evaluate_task(network, params, instances, scoring, model.id)
             _keep(store, model, result)
             if preemption.reached_sync_point():  # one process is ended by SIGTERM itself
                 raise preemption.Stopped
@@ -165,15 +164,15 @@ def evaluate_models(
                     len(pending), time.monotonic() - start)
 
 
-def _keep(store: ResultsStore, model: Model, result: TaskResult) -> None:
+def _keep(store: ResultsStore, model: ScoredModel, result: TaskResult) -> None:
     rows = [{**row, "model": model.fingerprint} for row in result.rows]
     store.append(dataclasses.replace(result, rows=rows))
 
 
-def _groups(models: Sequence[Model], pending_of: Callable[[Model], list[str]], most: int
-            ) -> Iterator[list[Model]]:
+def _groups(models: Sequence[ScoredModel], pending_of: Callable[[ScoredModel], list[str]], most: int
+            ) -> Iterator[list[ScoredModel]]:
     """Models to score together: of adapters, with the same tasks to do; groups of about equal size."""
-    by_tasks: dict[tuple[str, ...], list[Model]] = {}
+    by_tasks: dict[tuple[str, ...], list[ScoredModel]] = {}
     for model in models:
         pending = tuple(pending_of(model))
         if model.expert is not None and pending:
@@ -187,7 +186,7 @@ def _groups(models: Sequence[Model], pending_of: Callable[[Model], list[str]], m
 
 
 def _evaluate_group(
-    models: Sequence[Model], tasks: Sequence[str], data: TaskData, base: Base, store: ResultsStore,
+    models: Sequence[ScoredModel], tasks: Sequence[str], data: TaskData, base: Base, store: ResultsStore,
     settings: EvaluationSettings, *, mesh: Mesh, split_of: Callable[[str], str], max_rows: int | None,
 ) -> None:
     """Scores several experts in one program; those whose overlays do not fit together are left for later."""
@@ -209,10 +208,9 @@ def _evaluate_group(
         for model in models:
             warn_of_arrays(model.card, instances)
             warn_of_searched_rows(model.card, instances)
+        scoring = Scoring(settings, base.vocabulary, mesh, base.fingerprint, max_rows)
         results = stacked_evaluator.evaluate_task_stacked(
-            network, params, instances, settings=settings,
-            vocabulary=base.vocabulary, mesh=mesh, experts=[model.id for model in models],
-            base=base.fingerprint, max_rows=max_rows)
+            network, params, instances, scoring, [model.id for model in models])
         for model, result in zip(models, results, strict=True):
             _keep(store, model, result)
         if preemption.reached_sync_point():
@@ -241,12 +239,11 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
     settings = settings or EvaluationSettings()
     network, params = resolve(base, expert)
     params = sharding.put_tree(params, sharding.tree_shardings(network.logical_axes(), params, mesh))
+    scoring = Scoring(settings, base.vocabulary, mesh, base.fingerprint, max_rows)
     rows: list[dict] = []
     for task in tasks:
         result = evaluate_task(
-            network, params, data.split(task, split or data.evaluation_split(task), max_rows),
-            settings=settings, vocabulary=base.vocabulary, mesh=mesh,
-            expert=BASE_ID if expert is None else expert.card.id, base=base.fingerprint,
-            max_rows=max_rows)
+            network, params, data.split(task, split or data.evaluation_split(task), max_rows), scoring,
+            BASE_ID if expert is None else expert.card.id)
         rows.extend(result.rows)
     return rows

@@ -20,7 +20,7 @@ from elm_jax.data.arrays.batches import padded, trim
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError
 from elm_jax.evaluation import evaluator, rank
-from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, evaluate_task
 from elm_jax.evaluation.rank import score_choices
 from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.decode import greedy
@@ -39,8 +39,8 @@ def evaluate(split: PreparedSplit, settings: EvaluationSettings = SETTINGS, data
     params = parameters(NETWORK) if params is None else params
     params = sharding.put_tree(params, sharding.tree_shardings(
         NETWORK.logical_axes(), params, mesh))
-    return evaluate_task(NETWORK, params, split, settings=settings, vocabulary=vocabulary(),
-                         mesh=mesh, expert="mine", base="sha256:abc", max_rows=30)
+    scoring = Scoring(settings, vocabulary(), mesh, base="sha256:abc", max_rows=30)
+    return evaluate_task(NETWORK, params, split, scoring, "mine")
 
 
 def assert_same(found: TaskResult, expected: TaskResult) -> None:

@@ -1,6 +1,5 @@
 """Many experts in one program score as each does alone, whoever shares the batch."""
 
-import dataclasses
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ import tiny_model as tiny
 
 from elm_jax.errors import InputError
 from elm_jax.evaluation import rank, stacked_evaluator
-from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
+from elm_jax.evaluation.evaluator import EvaluationSettings, Scoring, evaluate_task
 from elm_jax.models.adapters import stacked as many
 from elm_jax.models.decode import greedy
 from elm_jax.runtime import sharding, trees
@@ -43,10 +42,13 @@ def split(kind: str):
     return tiny.split_of(tiny.rank_rows(16) if kind == "rank" else tiny.generation_rows(8), kind)
 
 
+def scoring(mesh=None) -> Scoring:
+    mesh = mesh or sharding.make_mesh(1, 1)
+    return Scoring(SETTINGS, tiny.vocabulary(), mesh, base="sha256:abc", max_rows=16)
+
+
 def alone(number: int, kind: str):
-    return evaluate_task(NETWORK, params_of(number), split(kind), settings=SETTINGS,
-                         vocabulary=tiny.vocabulary(), mesh=sharding.make_mesh(1, 1), expert=f"e{number}",
-                         base="sha256:abc", max_rows=16)
+    return evaluate_task(NETWORK, params_of(number), split(kind), scoring(), f"e{number}")
 
 
 def assert_same(found, expected) -> None:
@@ -67,8 +69,7 @@ def solo():
 @pytest.mark.parametrize("kind", ["rank", "generation"])
 def test_a_stack_gives_every_experts_rows(kind, solo):
     found = stacked_evaluator.evaluate_task_stacked(
-        NETWORK, put(), split(kind), settings=SETTINGS, vocabulary=tiny.vocabulary(),
-        mesh=sharding.make_mesh(1, 1), experts=["e0", "e1", "e2"], base="sha256:abc", max_rows=16)
+        NETWORK, put(), split(kind), scoring(), ["e0", "e1", "e2"])
     for number, result in enumerate(found):
         assert_same(result, solo[number, kind])
     predictions = [[one["prediction"] for one in result.predictions] for result in found]
@@ -80,8 +81,7 @@ def test_a_mesh_with_an_expert_axis_gives_the_same(solo):
     four = [*overlays(), overlays()[0]]
     params = stacked_evaluator.put_stack(NETWORK, tiny.parameters(NETWORK), four, mesh)
     found = stacked_evaluator.evaluate_task_stacked(
-        NETWORK, params, split("rank"), settings=SETTINGS, vocabulary=tiny.vocabulary(), mesh=mesh,
-        experts=["e0", "e1", "e2", "e0"], base="sha256:abc", max_rows=16)
+        NETWORK, params, split("rank"), scoring(mesh), ["e0", "e1", "e2", "e0"])
     for number, result in zip((0, 1, 2, 0), found, strict=True):
         assert_same(result, solo[number, "rank"])
 
@@ -91,9 +91,7 @@ def test_each_instance_by_its_own_expert(kind, solo):
     rows = split(kind)
     index = np.random.default_rng(0).integers(0, SIZE, len(rows))
     assert len(set(index)) == SIZE
-    found = stacked_evaluator.evaluate_task_mixed(
-        NETWORK, put(), rows, index, settings=SETTINGS, vocabulary=tiny.vocabulary(),
-        mesh=sharding.make_mesh(1, 1), name="router", base="sha256:abc", max_rows=16)
+    found = stacked_evaluator.evaluate_task_mixed(NETWORK, put(), rows, index, scoring(), "router")
     for number, (one, chosen) in enumerate(zip(found.predictions, index, strict=True)):
         expected = solo[int(chosen), kind].predictions[number]
         assert {**one, "scores": None} == {**expected, "scores": None}
@@ -170,9 +168,6 @@ def test_what_does_not_fit_is_an_input_error():
         put(sharding.make_mesh(1, 1, 2))
     with pytest.raises(InputError, match="from 0 to 2"):
         stacked_evaluator.check_index(np.array([0, 3]), SIZE)
-    settings = dataclasses.replace(SETTINGS)
     with pytest.raises(InputError, match="15 experts for 16 rows"):
-        stacked_evaluator.evaluate_task_mixed(
-            NETWORK, put(), split("rank"), [0] * 15, settings=settings, vocabulary=tiny.vocabulary(),
-            mesh=sharding.make_mesh(1, 1), name="router", base="x")
+        stacked_evaluator.evaluate_task_mixed(NETWORK, put(), split("rank"), [0] * 15, scoring(), "router")
     assert jax.tree.leaves(put()[1])[0].shape[0] == SIZE

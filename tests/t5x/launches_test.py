@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
+from elm_jax.evaluation.evaluator import EvaluationSettings, Scoring, evaluate_task
 from elm_jax.experts.overlay import load_expert, resolve, save_expert
 from elm_jax.models.adapters.config import is_adapter_leaf
 from elm_jax.models.t5.network import is_norm_leaf
@@ -154,9 +154,9 @@ def own_evaluation(world, run, task: str, max_new_tokens: int = 1):
     save_expert(folder, expert_from_checkpoint(run.folder, world.base))
     network, params = resolve(world.base, load_expert(folder))
     split = seqio_tasks.prepare(task, "validation", world.base.vocabulary_path)
-    return evaluate_task(
-        network, params, split, settings=EvaluationSettings(max_new_tokens=max_new_tokens),
-        vocabulary=world.base.vocabulary, mesh=sharding.make_mesh(1, 1), expert="t5x", base="base")
+    scoring = Scoring(EvaluationSettings(max_new_tokens=max_new_tokens), world.base.vocabulary,
+                      sharding.make_mesh(1, 1), "base")
+    return evaluate_task(network, params, split, scoring, "t5x")
 
 
 def test_ranks_are_those_of_elm_evaluate(world):

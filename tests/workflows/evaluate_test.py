@@ -5,7 +5,7 @@ import pytest
 from elm_jax.cli import flags, gin_config
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult
-from elm_jax.workflows.evaluate import Model, evaluate_models
+from elm_jax.workflows.evaluate import ScoredModel, evaluate_models
 
 
 def model(fingerprint, log=None):
@@ -14,7 +14,7 @@ def model(fingerprint, log=None):
         log.append(fingerprint)
         raise KeyError("loaded")
 
-    return Model("mine", fingerprint, load)
+    return ScoredModel("mine", fingerprint, load)
 
 
 def evaluate(models, store, **settings):

@@ -22,7 +22,7 @@ from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import metrics
-from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
+from elm_jax.evaluation.evaluator import EvaluationSettings, Scoring, evaluate_task
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve, write_expert
@@ -231,11 +231,11 @@ def compare(base: Base, uniform: Expert, merged: Expert, split: PreparedSplit, s
             mesh: Mesh) -> dict[str, Any]:
     """The uniform mean and another merge on the same rows, and the interval of their paired difference."""
     values, rows = {}, {}
+    scoring = Scoring(settings, base.vocabulary, mesh, base.fingerprint)
     for name, expert in (("uniform_mean", uniform), ("found", merged)):
         network, params = resolve(base, expert)
         params = sharding.put_tree(params, sharding.tree_shardings(network.logical_axes(), params, mesh))
-        result = evaluate_task(network, params, split, settings=settings, vocabulary=base.vocabulary,
-                               mesh=mesh, expert=expert.card.id, base=base.fingerprint)
+        result = evaluate_task(network, params, split, scoring, expert.card.id)
         rows[name] = result.rows[0]
         values[name] = np.asarray([one.get("correct", one.get("rouge_l")) for one in result.predictions])
         del params

@@ -18,7 +18,7 @@ from elm_jax.reporting import study_report as reporting
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows.build_library import build_library
-from elm_jax.workflows.evaluate import Model, evaluate_models, model_in, model_of
+from elm_jax.workflows.evaluate import ScoredModel, evaluate_models, model_in, model_of
 from elm_jax.workflows.merge import in_memory as merging
 from elm_jax.workflows.study import study_checks, study_results, study_routing, study_runs
 from elm_jax.workflows.study.study_config import StudyConfig
@@ -105,7 +105,7 @@ class Study:
         return list(dict.fromkeys(
             task for name in self.config.multitask_names for task in self.data.tasks_of(name)))
 
-    def train_prompts(self) -> list[Model]:
+    def train_prompts(self) -> list[ScoredModel]:
         """Stage: the prompt experts, several at once if the config says so."""
         config = self.config
         configs = [expert_config(config, "prompt", task, task, config.prompt) for task in config.prompt_tasks]
@@ -118,14 +118,14 @@ class Study:
         outcome.check()
         return [self.model(expert_id, folder) for expert_id, folder in outcome.done.items()]
 
-    def train_one(self, config: TrainConfig) -> Model:
+    def train_one(self, config: TrainConfig) -> ScoredModel:
         """Stage: one expert, trained or found finished."""
         outcome = train(config, base=self.base, data=self.data, mesh=self.mesh)
         if outcome.stopped:
             raise Stopped
         return self.model(config.expert_id, storage.as_path(config.model_dir) / "expert")
 
-    def model(self, expert_id: str, folder: storage.PathLike) -> Model:
+    def model(self, expert_id: str, folder: storage.PathLike) -> ScoredModel:
         """An expert on disk, loaded when it is scored."""
         return model_in(self.base, folder, expert_id, self.mesh)
 
@@ -133,12 +133,12 @@ class Study:
         """Folder of a trained expert."""
         return self.root / "experts" / expert_id / "expert"
 
-    def make_library(self, prompts: list[Model]) -> ExpertLibrary:
+    def make_library(self, prompts: list[ScoredModel]) -> ExpertLibrary:
         """Stage: the library of prompt experts, from which RoE picks; one process makes it."""
         hosts.by_first(lambda: self._ensure_library(prompts))
         return ExpertLibrary.open(self.root / "library")
 
-    def _ensure_library(self, prompts: list[Model]) -> None:
+    def _ensure_library(self, prompts: list[ScoredModel]) -> None:
         path, config = self.root / "library", self.config
         made_of = {"experts": {model.id: model.fingerprint for model in prompts},
                    **study_routing.library_settings_of(config)}
@@ -163,8 +163,8 @@ class Study:
         self.made_of.record("routing", made_of)
         return routing
 
-    def merge_routed(self, prompts: list[Model], routing: dict[str, Any],
-                     datasets: list[Model]) -> dict[str, Model]:
+    def merge_routed(self, prompts: list[ScoredModel], routing: dict[str, Any],
+                     datasets: list[ScoredModel]) -> dict[str, ScoredModel]:
         """Stage: the mean of the top k for every decision, and of all dataset experts."""
         models, by_id = {}, {model.id: model for model in prompts}
         for decision in routing["decisions"].values():
@@ -175,12 +175,12 @@ class Study:
         models[ALL_DATASETS_ID] = self.merge_once(ALL_DATASETS_ID, datasets)
         return models
 
-    def merge_once(self, name: str, members: list[Model]) -> Model:
+    def merge_once(self, name: str, members: list[ScoredModel]) -> ScoredModel:
         """One merged expert, made unless it is there and of these very members."""
         hosts.by_first(lambda: self._ensure_merged(name, members))
         return self.model(name, self.root / "merged" / name)
 
-    def _ensure_merged(self, name: str, members: list[Model]) -> None:
+    def _ensure_merged(self, name: str, members: list[ScoredModel]) -> None:
         folder = self.root / "merged" / name
         made_of = {model.id: model.fingerprint for model in members}
         if not (self.made_of.fits(name, made_of) and storage.is_committed(folder)):
@@ -188,7 +188,7 @@ class Study:
             save_expert(folder, merging.merge(experts, expert_id=name))
             self.made_of.record(name, made_of)
 
-    def evaluate(self, experts: list[Model], multitask: Model, merged: dict[str, Model],
+    def evaluate(self, experts: list[ScoredModel], multitask: ScoredModel, merged: dict[str, ScoredModel],
                  routing: dict[str, Any], dataset_tasks: dict[str, list[str]]) -> ResultsStore:
         """Stage: every expert, the base and the baseline on every task; merged ones on theirs."""
         config = self.config
@@ -204,7 +204,7 @@ class Study:
             stack_experts=config.stack_experts)
         return store
 
-    def facts(self, prompts: list[Model], datasets: list[Model], routing: dict[str, Any],
+    def facts(self, prompts: list[ScoredModel], datasets: list[ScoredModel], routing: dict[str, Any],
               dataset_tasks: dict[str, list[str]]) -> dict[str, Any]:
         """What the report needs beside the results."""
         config = self.config
