@@ -151,7 +151,7 @@ class PromptedTask:
         if self.adapt is None:
             return rows
         places = self.places(split)
-        return [task_rows.adapted(row, self.adapt, self.name, places(index))
+        return [task_rows.adapted(row, index, self.adapt, self.name, places)
                 for index, row in enumerate(rows)]
 
     def places(self, split: str) -> Places:

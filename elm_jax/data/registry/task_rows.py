@@ -16,14 +16,16 @@ Places = Callable[[int], str]
 """From a row's index to where it stands, for errors."""
 
 
-def adapted(row: Mapping[str, Any], adapt: RowAdapter, task: str, where: str) -> Mapping[str, Any]:
+def adapted(row: Mapping[str, Any], index: int, adapt: RowAdapter, task: str, places: Places
+            ) -> Mapping[str, Any]:
     """The fields that a task's function makes of a source's row.
 
     Args:
         row: of the source.
+        index: the row's.
         adapt: the function, which somebody gave and which can fail in any way.
         task: its name, for errors.
-        where: the row stands, for errors.
+        places: where each row stands, for errors.
 
     Raises:
         InputError: the function fails, or gives something else than fields.
@@ -34,12 +36,12 @@ def adapted(row: Mapping[str, Any], adapt: RowAdapter, task: str, where: str) ->
         raise
     except Exception as error:
         what = "lacks a field that" if isinstance(error, KeyError) else "cannot be read as"
-        raise InputError(describe(f"A row {what} task {task} reads", where=where,
+        raise InputError(describe(f"A row {what} task {task} reads", where=places(index),
                                   got=f"{type(error).__name__}: {error}",
                                   expected=f"fields among {', '.join(sorted(row))}")) from error
     if not isinstance(made, Mapping):
-        raise InputError(describe(f"The function of task {task} does not give fields", where=where,
-                                  got=repr(made)[:60],
+        raise InputError(describe(f"The function of task {task} does not give fields",
+                                  where=places(index), got=repr(made)[:60],
                                   expected="a dictionary, such as {'inputs': ..., 'targets': ...}"))
     return made
 
