@@ -20,7 +20,8 @@ from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
-from elm_jax.training.loop import train_overlay
+from elm_jax.training.loop import fit
+from elm_jax.training.run_settings import RunConfig
 
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 4)]
 RULES = {
@@ -62,11 +63,10 @@ def losses(kind: str, mesh: tuple[int, int], num_steps: int = 20, rules: str = "
            num_microbatches: int = 1, dropout: float = 0.1) -> list[float]:
     adapter, trained, optimizer, make_stream = RUNS[kind]
     overlay, _ = trees.split(base(adapter), trained)
-    result = train_overlay(
-        tiny_run.network(adapter=adapter, dropout=dropout), optimizer, base(adapter), overlay,
-        make_stream(), train_steps=num_steps, seed=0, mesh=sharding.make_mesh(*mesh), name=None,
-        rules=RULES[rules], num_microbatches=num_microbatches,
-    )
+    run = RunConfig(train_steps=num_steps, optimizer=optimizer, rules=RULES[rules], name=None,
+                    num_microbatches=num_microbatches)
+    result = fit(tiny_run.network(adapter=adapter, dropout=dropout), base(adapter), overlay, make_stream(),
+                 run, sharding.make_mesh(*mesh))
     return [row["loss"] for row in result.rows]
 
 
@@ -177,10 +177,9 @@ def test_optimizer_state_is_split_as_its_parameters_are(optimizer):
 
 def test_state_stays_split_after_a_step():
     overlay = base(False)
-    result = train_overlay(
-        tiny_run.network(adapter=False), tiny_run.ADAFACTOR, overlay, overlay, tiny_run.stream(),
-        train_steps=1, seed=0, mesh=sharding.make_mesh(2, 4), name=None,
-    )
+    run = RunConfig(train_steps=1, optimizer=tiny_run.ADAFACTOR, name=None)
+    result = fit(tiny_run.network(adapter=False), overlay, overlay, tiny_run.stream(), run,
+                 sharding.make_mesh(2, 4))
     kernel = result.overlay["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
     assert kernel.shape == (32, 64)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 16)}
@@ -191,10 +190,9 @@ def test_only_the_overlay_changes(kind):
     adapter, trained, optimizer, make_stream = RUNS[kind]
     before = base(adapter)
     overlay, frozen = trees.split(before, trained)
-    result = train_overlay(
-        tiny_run.network(adapter=adapter), optimizer, before, overlay, make_stream(),
-        train_steps=3, seed=0, mesh=sharding.make_mesh(1, 1), name=None,
-    )
+    run = RunConfig(train_steps=3, optimizer=optimizer, name=None)
+    result = fit(tiny_run.network(adapter=adapter), before, overlay, make_stream(), run,
+                 sharding.make_mesh(1, 1))
     after = trees.flatten(trees.merge(before, jax.device_get(result.overlay)))
     changed = {
         path for path, leaf in trees.flatten(before).items()
@@ -217,10 +215,8 @@ def test_the_callers_overlay_is_not_donated_away():
         base(False),
         states.shardings_of_params(tiny_run.network(adapter=False), base(False), mesh),
     )
-    train_overlay(
-        tiny_run.network(adapter=False), tiny_run.ADAFACTOR, overlay, overlay, tiny_run.stream(),
-        train_steps=1, seed=0, mesh=mesh, name=None,
-    )
+    run = RunConfig(train_steps=1, optimizer=tiny_run.ADAFACTOR, name=None)
+    fit(tiny_run.network(adapter=False), overlay, overlay, tiny_run.stream(), run, mesh)
     assert trees.fingerprint(overlay) == trees.fingerprint(base(False))
 
 
