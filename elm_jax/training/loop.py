@@ -89,8 +89,8 @@ def fit(
     placed = states.frozen_leaves(network, frozen, mesh, run.rules, run.base_dtype)
     del frozen, base
     feed = _Feed(stream, mesh)
-    step_fn = compile_step(make_spec(network, run.optimizer, run.loss, placed, overlay, feed.shapes(), mesh,
-                                     run.num_microbatches, run.rules))
+    step_fn = compile_step(
+        make_spec(run.step_config(network), placed, overlay, feed.shapes(), mesh, run.rules))
     shardings = states.shardings_of_state(network, overlay, run.optimizer, mesh, run.rules)
 
     def advance(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Self
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.losses import LossConfig
+from elm_jax.models.network import Network
 from elm_jax.runtime import sharding
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.step import StepConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,10 @@ class RunSettings:
                     describe("Training setting is wrong", where=f"{type(self).__name__}.{field}",
                              got=repr(value), expected=f"an integer, at least {low}")
                 )
+
+    def step_config(self, network: Network) -> StepConfig:
+        """The settings of one training step of a network."""
+        return StepConfig(network, self.optimizer, self.loss, self.num_microbatches)
 
     @classmethod
     def of(cls, config: Any, **others: Any) -> Self:

@@ -11,7 +11,6 @@ import tiny_run
 
 from elm_jax.errors import InputError
 from elm_jax.models.blocks import layer_stack
-from elm_jax.models.losses import LossConfig
 from elm_jax.models.t5.network import Layout, T5Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
@@ -114,7 +113,7 @@ def spec(kind: str, layout: Layout, dtype: str | None = None) -> steps.StepSpec:
     frozen = states.frozen_leaves(net, frozen, mesh, dtype=dtype)
     rows = tiny_run.stream(pack=False).batch(0)
     batch = {name: np.repeat(array, 16, axis=1) for name, array in rows.items()}
-    return steps.make_spec(net, tiny_run.ADAMW, LossConfig(), frozen, overlay, batch, mesh, 1)
+    return steps.make_spec(steps.StepConfig(net, tiny_run.ADAMW), frozen, overlay, batch, mesh)
 
 
 @pytest.mark.slow

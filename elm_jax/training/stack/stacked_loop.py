@@ -139,8 +139,8 @@ class _StackLoop:
         states.check_params(network, frozen, first.overlay)
         rules = stacked_step.rules_of_one(config.rules)
         self.frozen = states.frozen_leaves(network, frozen, mesh, rules, config.base_dtype)
-        one = make_spec(network, config.optimizer, config.loss, self.frozen, first.overlay,
-                        first.stream.batch(0), mesh, config.num_microbatches, rules)
+        one = make_spec(config.step_config(network), self.frozen, first.overlay, first.stream.batch(0), mesh,
+                        rules)
         self.spec = stacked_step.make_stack_spec(one, config.size, config.at_once)
         self.programs = stacked_step.compile_stack(self.spec)
         self.loss_fn = compile_loss(self.spec.step) if config.early_end else None

@@ -111,9 +111,7 @@ def stacked_step(
 
     def solo(state: TrainState, batch: Batch, slot: Slots) -> tuple[TrainState, dict[str, Array]]:
         after, metrics = train_step(
-            one.network, one.optimizer, one.loss, one.num_microbatches, frozen, state, batch, slot.seed,
-            slot.train_steps, slot.learning_rate,
-        )
+            one.config, frozen, state, batch, slot.seed, slot.train_steps, slot.learning_rate)
         kept = jax.tree.map(lambda new, old: jnp.where(slot.active, new, old), after, state)
         return kept, metrics
 
