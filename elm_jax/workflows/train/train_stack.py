@@ -194,12 +194,12 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: StackSize, 
         elif message is not None:
             failed[id_of(config)] = message
         else:
-            tasks_of(config, data)  # an unknown name is told now, not when its turn comes
+            tasks_of(config, data)  # refuses an unknown name now, not when its turn comes
             waiting.append(config)
     result = StackResult([], {}, False, 0, 0)
     if waiting:
         waiting.sort(key=lambda config: -(config.train_steps or 0))
-        # No slots that nobody would ever fill; by the whole table, so that later sessions have as many.
+        # No more slots than experts; of the whole table, so that later sessions have the same number.
         axis = mesh.shape["experts"]
         size = size._replace(slots=min(size.slots, -(-len(configs) // axis) * axis))
         stack_folder = str(storage.as_path(folder) / STACK_FOLDER)
