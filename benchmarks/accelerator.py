@@ -28,12 +28,11 @@ from elm_jax.evaluation.rank import score_choices
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Config, T5Network
 from elm_jax.models.decode import greedy
-from elm_jax.models.losses import LossConfig
 from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import create_state
-from elm_jax.training.step import compile_step, make_spec
+from elm_jax.training.step import StepConfig, compile_step, make_spec
 from elm_jax.types import Params
 
 NO_END = -1
@@ -165,8 +164,8 @@ def training(shapes: Shapes, dtype: str, prompt: bool) -> tuple[Callable[[], obj
     overlay, frozen = trees.split(params, trained_leaves(role_of, "adapter" if prompt else "full"))
     optimizer = OptimizerConfig(name="adamw" if prompt else "adafactor", learning_rate=1e-4)
     batch = make_batch(shapes)
-    step = compile_step(make_spec(network, optimizer, LossConfig(), frozen, overlay, batch,
-                                  sharding.make_mesh(1, 1), 1))
+    step = compile_step(make_spec(StepConfig(network, optimizer), frozen, overlay, batch,
+                                  sharding.make_mesh(1, 1)))
     held = [jax.jit(lambda tree: create_state(tree, optimizer))(overlay)]
     del params, overlay
     placed = jax.device_put(batch)

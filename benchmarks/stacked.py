@@ -23,13 +23,12 @@ from train_step import SMALL, machine
 
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Network
-from elm_jax.models.losses import LossConfig
 from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.stack import stacked_step
 from elm_jax.training.state import create_state
-from elm_jax.training.step import StepSpec, compile_step, make_spec
+from elm_jax.training.step import StepConfig, StepSpec, compile_step, make_spec
 from elm_jax.types import Params
 
 ALL_SHAPES = {**SHAPES, "small": Shapes(SMALL, rows=4, source=256, target=64, product=2048, copy_bytes=2**28)}
@@ -63,10 +62,10 @@ def parameters(shapes: Shapes, dtype: str) -> tuple[StepSpec, Params, Params]:
     """The spec of the solo step, the overlay and the frozen base."""
     config = dataclasses.replace(shapes.config, dtype=dtype).with_adapter(AdapterConfig())
     network = T5Network(config)
-    overlay, frozen = trees.split(jax.jit(network.init)(jax.random.key(0)), trained_leaves(role_of,
-                                                                                           "adapter"))
-    spec = make_spec(network, OPTIMIZER, LossConfig(), frozen, overlay, make_batch(shapes),
-                     sharding.make_mesh(1, 1, 1), 1)
+    overlay, frozen = trees.split(jax.jit(network.init)(jax.random.key(0)),
+                                  trained_leaves(role_of, "adapter"))
+    spec = make_spec(StepConfig(network, OPTIMIZER), frozen, overlay, make_batch(shapes),
+                     sharding.make_mesh(1, 1, 1))
     return spec, overlay, frozen
 
 

@@ -23,12 +23,11 @@ import numpy as np
 
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import AdapterConfig, T5Config, T5Network
-from elm_jax.models.losses import LossConfig
 from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import sharding, trees
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import create_state
-from elm_jax.training.step import compile_step, make_spec
+from elm_jax.training.step import StepConfig, compile_step, make_spec
 from elm_jax.types import Batch, Params
 
 BATCH, SOURCE, TARGET = 8, 256, 32
@@ -55,8 +54,7 @@ def make_batch() -> dict[str, np.ndarray]:
 def product_step(config: T5Config, overlay: Params, frozen: Params) -> jax.stages.Compiled:
     """The step of `elm train` for an overlay, on a mesh of one device; leaves may be abstract."""
     return compile_step(make_spec(
-        T5Network(config), OPTIMIZER, LossConfig(), frozen, overlay, make_batch(), sharding.make_mesh(1, 1),
-        1))
+        StepConfig(T5Network(config), OPTIMIZER), frozen, overlay, make_batch(), sharding.make_mesh(1, 1)))
 
 
 def ours(config: T5Config, batch: Batch) -> tuple[Callable[[], float], int]:

@@ -24,7 +24,7 @@ def run(files: list[str], bindings: list[str], paths: list[str]) -> int:
     """Runs the study of some gin files and bindings, found along some paths; returns the exit status."""
     config_lib.parse(files, bindings, paths)
     config = config_lib.build("study")
-    outcome = studying.runrun(config, on_start=config_lib.config_writer(config.workdir))
+    outcome = studying.run_study(config, on_start=config_lib.config_writer(config.workdir))
     if outcome is None:
         logger.info("stopped by SIGTERM; the same command goes on from here")
         return preemption.STOPPED

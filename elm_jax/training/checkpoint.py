@@ -1,6 +1,6 @@
-"""Checkpoints of a training state: asynchronous, the last n kept, never half read.
+"""Checkpoints of a training state: saved asynchronously, the newest few kept, never read half written.
 
-``<run>/checkpoints/<step>/state`` is written by Orbax with its commit-file protocol (no rename, so
+``<model_dir>/checkpoints/<step>/state`` is written by Orbax with its commit-file protocol (no rename, so
 buckets work), each process its own shards; ``<step>/COMMITTED.json``, written after it by the first
 process, says that the step is whole and holds the facts of the run. Each process restores the shards of
 its own devices, on any mesh of any number of processes. The frozen base is not part of a checkpoint.
@@ -28,19 +28,21 @@ class Checkpoints:
     """The checkpoints of one run. Use it as a context manager: leaving it waits for the last save.
 
     Args:
-        run_dir: the run's folder, local or bucket.
+        model_dir: the run's folder, local or bucket.
         facts: JSON values that a resumed run must share, for example the config's digest.
-        keep: how many whole checkpoints stay, at least 1.
+        keep_checkpoints: how many whole checkpoints stay, at least 1.
     """
 
-    def __init__(self, run_dir: storage.PathLike, facts: dict[str, Any], keep: int = 2) -> None:
-        if keep < 1:
-            raise InputError(describe("keep must be at least 1", got=keep))
-        folder = storage.as_path(run_dir) / "checkpoints"
+    def __init__(
+        self, model_dir: storage.PathLike, facts: dict[str, Any], keep_checkpoints: int = 2
+    ) -> None:
+        if keep_checkpoints < 1:
+            raise InputError(describe("keep_checkpoints must be at least 1", got=keep_checkpoints))
+        folder = storage.as_path(model_dir) / "checkpoints"
         # Orbax wants absolute local paths.
         self.folder = folder.resolve() if storage.is_local(folder) else folder
         self.facts = facts
-        self.keep = keep
+        self.keep_checkpoints = keep_checkpoints
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.StandardCheckpointHandler(),
             temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath,
@@ -166,7 +168,7 @@ class Checkpoints:
                          "leaves": leaves, "facts": _as_text(self.facts),
                          **({} if note is None else {"note": note})},
             )
-            for step in self.steps()[: -self.keep]:
+            for step in self.steps()[: -self.keep_checkpoints]:
                 storage.remove(self.folder / str(step))
 
 

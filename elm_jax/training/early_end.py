@@ -1,4 +1,4 @@
-"""The rule by which a run ends before its last step: its own validation loss no longer falls."""
+"""The rule that ends a run before its last step, when its validation loss no longer falls."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ class EarlyEnd:
 
 @dataclasses.dataclass
 class Patience:
-    """Where one run stands by the rule.
+    """How one run stands by the rule of `EarlyEnd`.
 
     Attributes:
         best: lowest validation loss so far; None before the first evaluation.

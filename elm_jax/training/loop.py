@@ -15,15 +15,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from elm_jax.errors import InputError, RunError, describe
-from elm_jax.models.losses import LossConfig
+from elm_jax.errors import RunError, describe
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, preemption, sharding, trees
-from elm_jax.runtime.sharding import Rules
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.metrics_log import MetricsLog, Progress
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.run_settings import RunConfig
 from elm_jax.training.state import TrainState
 from elm_jax.training.step import compile_step, make_spec, num_programs
 from elm_jax.types import Array, Batch, Params
@@ -32,68 +31,26 @@ _LOG = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
-    """What a run trains on; `data.cursor.TrainStream` is one."""
+    """The batches that a run trains on; `TrainStream` of `data.arrays.cursor` is one."""
 
     batch_size: int
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
-        """The batch of a step, or some of its rows, in their order: a pure function of both."""
+        """Returns the batch of a step, or some of its rows in the given order; a pure function of both."""
 
     def facts(self) -> dict[str, Any]:
-        """What fixes the order of the stream."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """How long a run is and what it leaves on disk.
-
-    Attributes:
-        train_steps: number of updates in all, over every session of the run.
-        seed: of dropout.
-        num_microbatches: parts into which a batch is cut to save memory.
-        run_dir: folder of checkpoints and metrics; None keeps everything in memory.
-        checkpoint_every: steps between checkpoints; one more is saved at the end.
-        keep: how many checkpoints stay.
-        log_every: steps between rows of metrics.
-        tensorboard: whether to write TensorBoard files too.
-        config_digest: of the run's whole config; a run folder is resumed by the same one only.
-        name: what the progress line says; None for no line.
-        base_dtype: in which frozen kernels and embeddings lie on the devices; None for that of the base.
-    """
-
-    train_steps: int
-    seed: int = 0
-    num_microbatches: int = 1
-    run_dir: str | None = None
-    checkpoint_every: int = 1000
-    keep: int = 2
-    log_every: int = 1
-    tensorboard: bool = False
-    config_digest: str = ""
-    name: str | None = "train"
-    base_dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        least = {"train_steps": 1, "seed": 0, "num_microbatches": 1, "checkpoint_every": 1,
-                 "keep": 1, "log_every": 1}
-        for field, low in least.items():
-            value = getattr(self, field)
-            if type(value) is not int or value < low or value >= 2**31:
-                raise InputError(
-                    describe("Training setting is wrong", where=f"RunConfig.{field}",
-                             got=repr(value), expected=f"an integer, at least {low}")
-                )
+        """Returns all that decides the order of the stream, for the checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What a session of training gives.
+    """The result of one session of a solo run.
 
     Attributes:
         overlay: the trained leaves, on the mesh.
         step: finished updates.
         metrics: the last step's row; empty if nothing was left to do and no row is on disk.
-        rows: all rows of metrics, of earlier sessions too if there is a run folder.
+        rows: all rows of metrics, those of earlier sessions too if the run has a folder.
         stopped: whether SIGTERM ended the session before `train_steps`.
         num_programs: training steps compiled by this process so far.
     """
@@ -106,89 +63,64 @@ class FitResult:
     num_programs: int
 
 
-def train_overlay(
-    network: Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
-    *, train_steps: int, seed: int, mesh: Mesh, run_dir: str | None = None,
-    checkpoint_every: int = 1000, keep: int = 2, num_microbatches: int = 1, log_every: int = 1,
-    tensorboard: bool = False, config_digest: str = "", name: str | None = "train",
-    loss: LossConfig | None = None, on_start: Callable[[], None] | None = None,
-    rules: Rules = sharding.DEFAULT_RULES, base_dtype: str | None = None, take: bool = False,
-) -> FitResult:
-    """`fit` with its settings as plain arguments; see `RunConfig` and `fit`."""
-    run = RunConfig(
-        train_steps=train_steps, seed=seed, num_microbatches=num_microbatches,
-        run_dir=None if run_dir is None else str(run_dir), checkpoint_every=checkpoint_every,
-        keep=keep, log_every=log_every, tensorboard=tensorboard, config_digest=config_digest,
-        name=name, base_dtype=base_dtype,
-    )
-    return fit(network, optimizer, base, overlay, stream, run, mesh, loss, on_start, rules, take)
-
-
 def fit(
-    network: Network, optimizer: OptimizerConfig, base: Params, overlay: Params, stream: Stream,
-    run: RunConfig, mesh: Mesh, loss: LossConfig | None = None,
-    on_start: Callable[[], None] | None = None, rules: Rules = sharding.DEFAULT_RULES,
-    take: bool = False,
+    network: Network, base: Params, overlay: Params, stream: Stream, run: RunConfig, mesh: Mesh,
+    on_start: Callable[[], None] | None = None,
 ) -> FitResult:
-    """Trains the overlay's leaves on a stream; resumes if the run folder has a checkpoint.
+    """Trains the overlay's leaves on a stream; resumes from the newest checkpoint of the run's folder.
 
     Args:
-        network: of the base with the overlay.
-        optimizer: optimiser and learning rate.
+        network: network of the base with the overlay.
         base: parameters; those that the overlay replaces are not used, the others stay frozen.
-        overlay: leaves to train, float32; left untouched, unless `take`.
+        overlay: leaves to train, float32; left untouched unless `run.donate_overlay`.
         stream: batches.
-        run: length, seed, folder.
+        run: optimiser, length, seed, folder.
         mesh: axes ('data', 'experts', 'model').
-        loss: smoothing and z-loss; plain cross-entropy by default.
-        on_start: called once all is checked, the run folder's checkpoint too, and before anything
+        on_start: called once everything is checked, the folder's checkpoint too, and before anything
             is written.
-        rules: what of parameters, optimiser state and activations lies on which axis of the mesh.
-        take: whether the overlay's buffers are the run's from now on, so that there is no second copy of
-            every parameter on the devices while it trains.
 
     Raises:
-        InputError: base and overlay are not the network's parameters; a checkpoint of another run.
-        RunError: a loss that is not finite; a full disk.
+        InputError: base and overlay are not the network's parameters, or the checkpoint is of another run.
+        RunError: the loss is not finite, or the disk is full.
     """
-    loss = LossConfig() if loss is None else loss
     trained = trees.flatten(overlay)
     frozen, _ = trees.split(base, lambda path: path not in trained)
     states.check_params(network, frozen, overlay)
-    placed = states.frozen_leaves(network, frozen, mesh, rules, run.base_dtype)
+    placed = states.frozen_leaves(network, frozen, mesh, run.rules, run.base_dtype)
     del frozen, base
     feed = _Feed(stream, mesh)
-    step_fn = compile_step(make_spec(network, optimizer, loss, placed, overlay, feed.shapes(), mesh,
-                                     run.num_microbatches, rules))
-    shardings = states.shardings_of_state(network, overlay, optimizer, mesh, rules)
+    step_fn = compile_step(
+        make_spec(run.step_config(network), placed, overlay, feed.shapes(), mesh, run.rules))
+    shardings = states.shardings_of_state(network, overlay, run.optimizer, mesh, run.rules)
 
     def advance(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return hosts.in_order(
-            step_fn(placed, state, feed.put(batch), np.uint32(run.seed), np.int32(run.train_steps)))
+        return hosts.in_order(step_fn(
+            placed, state, feed.put(batch), np.uint32(run.random_seed), np.int32(run.train_steps)))
 
+    # Checkpoints on disk hold these names and values: they stay, whatever the settings are called.
     facts = {
-        "config_digest": run.config_digest, "seed": run.seed, "stream": stream.facts(),
-        "optimizer": dataclasses.asdict(optimizer), "loss": dataclasses.asdict(loss),
+        "config_digest": run.config_digest, "seed": run.random_seed, "stream": stream.facts(),
+        "optimizer": dataclasses.asdict(run.optimizer), "loss": dataclasses.asdict(run.loss),
         "num_microbatches": run.num_microbatches,
     }
-    if optimizer.schedule != "constant":
+    if run.optimizer.schedule != "constant":
         facts["train_steps"] = run.train_steps
-    return _run(advance, feed, run, facts, overlay, optimizer, shardings, on_start, take)
+    return _run(advance, feed, run, facts, overlay, shardings, on_start)
 
 
 class _Feed:
-    """Batches as this process needs them: the rows of its own devices, of which the mesh makes the whole."""
+    """Gives this process the rows of each batch that its own devices hold, and puts them on the mesh."""
 
     def __init__(self, stream: Stream, mesh: Mesh) -> None:
         self._stream, self._where = stream, sharding.batch_sharding(mesh)
         self._rows = hosts.rows_of(self._where, stream.batch_size)
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of a step."""
+        """Returns this process's rows of the batch of a step."""
         return self._stream.batch(step, self._rows)
 
     def shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Of the global batch."""
+        """Shapes and dtypes of the global batch."""
         return {name: jax.ShapeDtypeStruct((self._stream.batch_size, *array.shape[1:]), array.dtype)
                 for name, array in self.batch(0).items()}
 
@@ -198,11 +130,11 @@ class _Feed:
 
 
 def _start_state(
-    overlay: Params, optimizer: OptimizerConfig, shardings: TrainState, take: bool
+    overlay: Params, optimizer: OptimizerConfig, shardings: TrainState, donate: bool
 ) -> TrainState:
-    """The state before step 1, on the mesh, sharing no buffer with an overlay that the caller keeps."""
+    """Puts the state before step 1 on the mesh; it shares no buffer with an overlay that the caller keeps."""
     # Own buffers: the step donates the state's.
-    placed = jax.tree.map(lambda leaf, target: hosts.put(leaf, target, own=not take), overlay,
+    placed = jax.tree.map(lambda leaf, target: hosts.put(leaf, target, own=not donate), overlay,
                           shardings.overlay)
     opt_state = hosts.in_order(jax.jit(
         lambda tree: states.create_state(tree, optimizer).opt_state,
@@ -213,20 +145,20 @@ def _start_state(
 
 
 def _run(
-    advance: Any, feed: _Feed, run: RunConfig, facts: dict[str, Any], overlay: Params,
-    optimizer: OptimizerConfig, shardings: TrainState, on_start: Callable[[], None] | None, take: bool,
+    advance: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]], feed: _Feed, run: RunConfig,
+    facts: dict[str, Any], overlay: Params, shardings: TrainState, on_start: Callable[[], None] | None,
 ) -> FitResult:
-    """Restores, runs to `train_steps` or SIGTERM, saves."""
+    """Restores the newest checkpoint, trains to `train_steps` or until SIGTERM, and saves."""
     with ExitStack() as stack:
         told_to_stop = stack.enter_context(preemption.stop_flag())
         saver, state = None, None
-        if run.run_dir is not None:
-            saver = stack.enter_context(Checkpoints(run.run_dir, facts, run.keep))
+        if run.model_dir is not None:
+            saver = stack.enter_context(Checkpoints(run.model_dir, facts, run.keep_checkpoints))
             hosts.barrier()  # all have compiled: restoring is done together as well
-            state = saver.restore(_like(overlay, optimizer, shardings))
+            state = saver.restore(_like(overlay, run.optimizer, shardings))
         if state is None:
-            state = _start_state(overlay, optimizer, shardings, take)
-        elif take:
+            state = _start_state(overlay, run.optimizer, shardings, run.donate_overlay)
+        elif run.donate_overlay:
             jax.tree.map(lambda leaf: leaf.delete() if isinstance(leaf, jax.Array) else None, overlay)
         if on_start is not None:
             on_start()
@@ -243,7 +175,7 @@ def _run(
                 batch = feed.batch(step)
             stopping = told_to_stop()
             recorder.take(step, metrics)
-            if stopping or step == run.train_steps or step % run.checkpoint_every == 0:
+            if stopping or step == run.train_steps or step % run.checkpoint_period == 0:
                 recorder.flush()
                 if saver is not None:
                     saver.save(state)
@@ -265,7 +197,7 @@ def _like(overlay: Params, optimizer: OptimizerConfig, shardings: TrainState) ->
 
 
 class _Recorder:
-    """Reads metrics one step late, checks them, and passes them on."""
+    """Reads metrics one step late, checks that they are finite, and writes them."""
 
     def __init__(self, run: RunConfig, first: int, saver: Checkpoints | None) -> None:
         chief = hosts.is_first()
@@ -276,8 +208,8 @@ class _Recorder:
             Progress(run.name, first, run.train_steps) if run.name is not None and chief else None
         )
         self._log = (
-            MetricsLog(run.run_dir, first, run.tensorboard)
-            if run.run_dir is not None and chief else None
+            MetricsLog(run.model_dir, first, run.tensorboard)
+            if run.model_dir is not None and chief else None
         )
         self.rows: list[dict[str, float]] = list(self._log.rows) if self._log else []
 
@@ -311,7 +243,7 @@ class _Recorder:
         self._check_finite(step, row)
         if self._progress is not None:
             row["tokens_per_second"] = self._progress.update(step, row["loss"], row["tokens"])
-        if step % self._run.log_every == 0 or step == self._run.train_steps:
+        if step % self._run.log_period == 0 or step == self._run.train_steps:
             self.rows.append({"step": step, **row})
             if self._log is not None:
                 self._log.add(self.rows[-1])

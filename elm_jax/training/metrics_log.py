@@ -1,4 +1,4 @@
-"""What a run tells the world: metrics.jsonl, TensorBoard, and a progress line."""
+"""What a run reports: metrics.jsonl, TensorBoard, and a progress line."""
 
 import json
 import logging
@@ -15,27 +15,27 @@ _TERMINAL_SECONDS = 0.2
 
 
 class MetricsLog:
-    """Rows of metrics as JSON lines, one a step, and TensorBoard scalars beside them.
+    """Writes rows of metrics as JSON lines, one row a step, and as TensorBoard scalars.
 
     Rows are kept in memory until `flush`; a run flushes before it saves a checkpoint, so the file
-    always holds every row up to the newest checkpoint. What a killed run wrote beyond the step from
-    which it resumes is dropped, so no step is there twice.
+    always holds every row up to the newest checkpoint. A run that resumes drops the rows beyond its
+    step, which a killed session wrote, so that no step is there twice.
 
     Args:
-        run_dir: the run's folder, local or bucket.
+        model_dir: the run's folder, local or bucket.
         first_step: rows of later steps are dropped.
         tensorboard: whether to write ``tensorboard/`` too; needs the package tensorboardX.
     """
 
-    def __init__(self, run_dir: storage.PathLike, first_step: int, tensorboard: bool) -> None:
-        self.path = storage.as_path(run_dir) / "metrics.jsonl"
+    def __init__(self, model_dir: storage.PathLike, first_step: int, tensorboard: bool) -> None:
+        self.path = storage.as_path(model_dir) / "metrics.jsonl"
         self.rows = storage.read_jsonl(self.path)
         kept = [row for row in self.rows if row["step"] <= first_step]
         if len(kept) < len(self.rows):
             storage.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.rows = kept
         self._pending: list[dict[str, Any]] = []
-        self._writer = _summary_writer(run_dir, first_step) if tensorboard else None
+        self._writer = _summary_writer(model_dir, first_step) if tensorboard else None
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Takes one row with an integer `step`."""
@@ -63,7 +63,7 @@ class MetricsLog:
             self._writer.close()
 
 
-def _summary_writer(run_dir: storage.PathLike, first_step: int) -> Any:
+def _summary_writer(model_dir: storage.PathLike, first_step: int) -> Any:
     try:
         import tensorboardX  # late: optional, and slow to import
     except ImportError as error:
@@ -75,13 +75,13 @@ def _summary_writer(run_dir: storage.PathLike, first_step: int) -> Any:
     # File names hold whole seconds only: without the suffix a session that starts within the same
     # second as the one before would overwrite its file.
     return tensorboardX.SummaryWriter(
-        logdir=str(storage.as_path(run_dir) / "tensorboard"), purge_step=first_step + 1,
+        logdir=str(storage.as_path(model_dir) / "tensorboard"), purge_step=first_step + 1,
         filename_suffix=f".from{first_step}",
     )
 
 
 class StatusLine:
-    """One line on standard error: on a terminal rewritten in place, elsewhere written now and then.
+    """One line on standard error, rewritten in place on a terminal and written every 15 s elsewhere.
 
     Args:
         stream: defaults to standard error.
@@ -112,10 +112,10 @@ class StatusLine:
 
 
 class Progress(StatusLine):
-    """The line of one run: step, loss, tokens/s, time left.
+    """The progress line of one run: step, loss, tokens a second, time left.
 
     Args:
-        name: what is being trained.
+        name: name of what is trained.
         first_step: where this session starts.
         train_steps: where it ends.
         stream: defaults to standard error.

@@ -28,8 +28,27 @@ Signature = tuple[tuple[str, tuple[int, ...], str], ...]
 """(path, shape, dtype) of every leaf, in path order: a hashable stand-in for a tree's shapes."""
 
 
+class StepConfig(NamedTuple):
+    """The settings that a step computes with; hashable, a static argument of jit.
+
+    Attributes:
+        network: computes the loss.
+        optimizer: optimiser and learning rate.
+        loss: label smoothing and z-loss.
+        num_microbatches: parts into which a batch is cut to save memory.
+    """
+
+    network: Network
+    optimizer: OptimizerConfig
+    loss: LossConfig = LossConfig()
+    num_microbatches: int = 1
+
+
 class StepSpec(NamedTuple):
-    """Everything that one compiled step depends on; equal specs share one program."""
+    """Everything that one compiled step depends on; equal specs share one program.
+
+    The first fields are those of `StepConfig`; `frozen`, `overlay` and `batch` are shapes.
+    """
 
     network: Network
     optimizer: OptimizerConfig
@@ -40,6 +59,11 @@ class StepSpec(NamedTuple):
     overlay: Signature
     batch: Signature
     rules: Rules = sharding.DEFAULT_RULES
+
+    @property
+    def config(self) -> StepConfig:
+        """The settings that the step computes with."""
+        return StepConfig(self.network, self.optimizer, self.loss, self.num_microbatches)
 
 
 def batch_loss(
@@ -74,8 +98,7 @@ def placed_as_parameters(network: Network, tree: Params) -> Params:
 
 
 def train_step(
-    network: Network, optimizer: OptimizerConfig, loss: LossConfig, num_microbatches: int,
-    frozen: Params, state: TrainState, batch: Batch, seed: Array, train_steps: Array,
+    config: StepConfig, frozen: Params, state: TrainState, batch: Batch, seed: Array, train_steps: Array,
     peak: Array | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of the overlay from one batch.
@@ -84,7 +107,7 @@ def train_step(
     so it does not depend on the number of microbatches (with dropout, its noise does).
 
     Args:
-        network, optimizer, loss, num_microbatches: static.
+        config: network, optimiser, loss and number of microbatches; static.
         frozen: leaves that do not train.
         state: before the update.
         batch: arrays [B, ...], B a multiple of `num_microbatches`, of the network's form.
@@ -97,6 +120,7 @@ def train_step(
         tokens), tokens, grad_norm (before clipping), param_norm (overlay after the update),
         learning_rate, and each auxiliary loss by its name.
     """
+    network, optimizer, loss, num_microbatches = config
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     grad_fn = jax.grad(batch_loss, has_aux=True)
 
@@ -151,15 +175,15 @@ def abstract_of(leaves: Signature) -> Params:
 
 
 def make_spec(
-    network: Network, optimizer: OptimizerConfig, loss: LossConfig, frozen: Params,
-    overlay: Params, batch: Batch, mesh: Mesh, num_microbatches: int,
+    config: StepConfig, frozen: Params, overlay: Params, batch: Batch, mesh: Mesh,
     rules: Rules = sharding.DEFAULT_RULES,
 ) -> StepSpec:
-    """The spec of a step from its arguments (arrays or ShapeDtypeStruct).
+    """The spec of a step, from its settings and its arguments (arrays or ShapeDtypeStruct).
 
     Raises:
         InputError: the batch cannot be divided into microbatches over the mesh's data axis.
     """
+    num_microbatches = config.num_microbatches
     rows, parts = next(iter(batch.values())).shape[0], mesh.shape["data"] * num_microbatches
     if num_microbatches < 1 or rows % parts:
         raise InputError(
@@ -169,8 +193,7 @@ def make_spec(
                 f"axis x {num_microbatches} microbatches",
             )
         )
-    return StepSpec(network, optimizer, loss, num_microbatches, mesh, signature(frozen),
-                    signature(overlay), signature(batch), rules)
+    return StepSpec(*config, mesh, signature(frozen), signature(overlay), signature(batch), rules)
 
 
 @functools.lru_cache(maxsize=32)
@@ -207,9 +230,7 @@ def trace_step(spec: StepSpec) -> jax.stages.Traced:
 
     def placed_step(*arguments: Any) -> tuple[TrainState, dict[str, Array]]:
         with sharding.placed(mesh, spec.rules):
-            return train_step(
-                network, spec.optimizer, spec.loss, spec.num_microbatches, *arguments
-            )
+            return train_step(spec.config, *arguments)
 
     step = jax.jit(
         placed_step,

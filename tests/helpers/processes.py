@@ -105,9 +105,9 @@ class Run:
                 process.wait()
 
 
-def newest_checkpoint(run_dir: pathlib.Path) -> int:
+def newest_checkpoint(model_dir: pathlib.Path) -> int:
     """The newest whole checkpoint's step; 0 if there is none."""
-    steps = [int(path.parent.name) for path in (run_dir / "checkpoints").glob("*/COMMITTED.json")]
+    steps = [int(path.parent.name) for path in (model_dir / "checkpoints").glob("*/COMMITTED.json")]
     return max(steps, default=0)
 
 

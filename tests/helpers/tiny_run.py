@@ -1,6 +1,6 @@
 """A tiny real T5, a tiny stream, and a training run that a test can start, kill and start again.
 
-As a script: ``python tiny_run.py RUN_DIR TRAIN_STEPS`` trains in RUN_DIR; exit status 3 says that
+As a script: ``python tiny_run.py MODEL_DIR TRAIN_STEPS`` trains in MODEL_DIR; exit status 3 says that
 SIGTERM stopped it.
 """
 
@@ -13,8 +13,9 @@ import t5_rows
 from elm_jax.data.arrays.cursor import TrainStream
 from elm_jax.models import AdapterConfig, T5Config, T5Network
 from elm_jax.runtime import sharding, trees
-from elm_jax.training.loop import FitResult, train_overlay
+from elm_jax.training.loop import FitResult, fit
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.run_settings import RunConfig
 from elm_jax.types import Params
 
 STOPPED = 3
@@ -75,19 +76,17 @@ def stream(*, pack: bool = True, batch_size: int = 8, size: int = 48, seed: int 
     )
 
 
-def train(run_dir: str | None, train_steps: int, **options) -> FitResult:
-    """A prompt expert on one device; `options` as those of `train_overlay`."""
+def train(model_dir: str | None, train_steps: int, **options) -> FitResult:
+    """A prompt expert on one device; `options` are those of `RunConfig`, and network, base, stream, mesh."""
     net = options.pop("network", network())
     base = options.pop("base", None)
     base = parameters(net) if base is None else base
     overlay, _ = trees.split(base, is_prompt_leaf)
-    settings = {
-        "seed": 3, "mesh": sharding.make_mesh(1, 1), "run_dir": run_dir, "checkpoint_every": 7,
-        "keep": 2, "name": None, **options,
-    }
-    source = settings.pop("stream", None) or stream()
-    optimizer = settings.pop("optimizer", ADAFACTOR)
-    return train_overlay(net, optimizer, base, overlay, source, train_steps=train_steps, **settings)
+    source, mesh = options.pop("stream", None) or stream(), options.pop("mesh", sharding.make_mesh(1, 1))
+    run = RunConfig(**{
+        "train_steps": train_steps, "random_seed": 3, "model_dir": model_dir, "checkpoint_period": 7,
+        "name": None, "optimizer": ADAFACTOR, **options})
+    return fit(net, base, overlay, source, run, mesh)
 
 
 if __name__ == "__main__":

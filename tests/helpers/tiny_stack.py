@@ -1,7 +1,7 @@
 """Stacks of the experts of `tiny_run`, which a test can start, kill and start again.
 
-As a script: ``python tiny_stack.py RUN_DIR SLOTS`` trains the table of `table()` in RUN_DIR; status 3 says
-that SIGTERM stopped it.
+As a script: ``python tiny_stack.py MODEL_DIR SLOTS`` trains the table of `table()` in MODEL_DIR; status 3
+says that SIGTERM stopped it.
 """
 
 import dataclasses
@@ -13,16 +13,11 @@ import jax
 import tiny_run
 
 from elm_jax.runtime import sharding, storage, trees
-from elm_jax.training.loop import FitResult, train_overlay
+from elm_jax.training.loop import FitResult, fit
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.training.stack.stacked_loop import (
-    Ended,
-    Opened,
-    StackConfig,
-    StackedRun,
-    StackResult,
-    fit_stack,
-)
+from elm_jax.training.run_settings import RunConfig, StackConfig
+from elm_jax.training.stack.slots import Opened, StackedRun
+from elm_jax.training.stack.stacked_loop import Ended, StackCallbacks, StackResult, fit_stack
 from elm_jax.types import Params
 
 OPTIMIZER = OptimizerConfig("adamw", learning_rate=1.0, schedule="linear_decay", warmup_steps=2,
@@ -57,24 +52,24 @@ def stream_of(row: Row):
     return tiny_run.stream(seed=row.data, size=40 + row.data)
 
 
-def solo(row: Row, run_dir: str | None = None, **options) -> FitResult:
-    """The same expert alone."""
+def solo(row: Row, model_dir: str | None = None, **options) -> FitResult:
+    """The same expert alone; `options` are those of `RunConfig`, and network, mesh."""
     net = options.pop("network", tiny_run.network())
-    base = tiny_run.parameters(net)
+    base, mesh = tiny_run.parameters(net), options.pop("mesh", sharding.make_mesh(1, 1))
     optimizer = dataclasses.replace(options.pop("optimizer", OPTIMIZER), learning_rate=row.learning_rate)
-    return train_overlay(net, optimizer, base, overlay_of(row, base), stream_of(row),
-                         train_steps=row.train_steps, seed=row.seed, run_dir=run_dir,
-                         **{"mesh": sharding.make_mesh(1, 1), "name": None, **options})
+    run = RunConfig(**{"train_steps": row.train_steps, "random_seed": row.seed, "model_dir": model_dir,
+                       "optimizer": optimizer, "name": None, **options})
+    return fit(net, base, overlay_of(row, base), stream_of(row), run, mesh)
 
 
-def stack(rows: list[Row], size: int, run_dir: str | None = None, **options) -> tuple[dict, StackResult]:
-    """(what ended by id, result); `options` of `StackConfig`, and network, optimizer, mesh, stream_of."""
+def stack(rows: list[Row], size: int, model_dir: str | None = None, **options) -> tuple[dict, StackResult]:
+    """(what ended by id, result); `options` of `StackConfig`, and network, mesh, stream_of."""
     net = options.pop("network", tiny_run.network())
-    base, folder = tiny_run.parameters(net), run_dir and pathlib.Path(run_dir)
+    base, folder = tiny_run.parameters(net), model_dir and pathlib.Path(model_dir)
     make_stream = options.pop("stream_of", stream_of)
-    optimizer, mesh = options.pop("optimizer", OPTIMIZER), options.pop("mesh", sharding.make_mesh(1, 1, 1))
+    mesh = options.pop("mesh", sharding.make_mesh(1, 1, 1))
     validation = options.pop("validation_of", lambda row: [])
-    calls = {name: options.pop(name) for name in ("on_fail", "on_start", "loss") if name in options}
+    calls = {name: options.pop(name) for name in ("on_fail", "on_start") if name in options}
     ended: dict[str, Ended] = {}
 
     def open_row(row: Row) -> Opened:
@@ -89,9 +84,10 @@ def stack(rows: list[Row], size: int, run_dir: str | None = None, **options) -> 
     runs = [StackedRun(row.id, row.seed, row.learning_rate, repr(row), lambda row=row: open_row(row),
                        str(folder / row.id) if folder else None)
             for row in rows if not (folder and (folder / row.id / "ended.json").exists())]
-    config = StackConfig(size, run_dir=str(folder / "stack") if folder else None,
-                         **{"checkpoint_every": 7, "name": None, **options})
-    return ended, fit_stack(net, optimizer, base, runs, config, mesh, on_end, **calls)
+    config = StackConfig(**{
+        "size": size, "model_dir": str(folder / "stack") if folder else None, "checkpoint_period": 7,
+        "optimizer": OPTIMIZER, "name": None, **options})
+    return ended, fit_stack(net, base, runs, config, mesh, StackCallbacks(on_end, **calls))
 
 
 def rows_in(folder: pathlib.Path) -> list[dict]:

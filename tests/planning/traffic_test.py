@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tiny_run
 
-from elm_jax.models.losses import LossConfig
 from elm_jax.models.t5.network import Layout, T5Network
 from elm_jax.planning import hlo, traffic
 from elm_jax.runtime import sharding, trees
@@ -33,7 +32,8 @@ def step_of(kind: str, mesh: tuple[int, int], rules: tuple, parts: int = 1, layo
     tokens = {"encoder_input_tokens": SOURCE, "decoder_input_tokens": TARGET, "decoder_target_tokens": TARGET}
     batch = {name: jax.ShapeDtypeStruct((ROWS, size), np.int32) for name, size in tokens.items()}
     batch["decoder_loss_weights"] = jax.ShapeDtypeStruct((ROWS, TARGET), np.float32)
-    spec = steps.make_spec(net, tiny_run.ADAMW, LossConfig(), frozen, overlay, batch, where, parts, rules)
+    config = steps.StepConfig(net, tiny_run.ADAMW, num_microbatches=parts)
+    spec = steps.make_spec(config, frozen, overlay, batch, where, rules)
     shape = traffic.StepShape(where, rules, ROWS, SOURCE, TARGET, parts)
     return spec, {need.what: need for need in traffic.needs(net, frozen, overlay, shape)}
 

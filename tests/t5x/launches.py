@@ -30,8 +30,9 @@ from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network, role_of
 from elm_jax.models.t5x_module import T5XTransformer
 from elm_jax.runtime import sharding, trees
-from elm_jax.training.loop import train_overlay
+from elm_jax.training.loop import fit
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.run_settings import RunConfig
 from elm_jax.vocabularies.vocabulary import train_vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -233,8 +234,8 @@ def elm_train(run: Run, task: str, optimizer: str, adapters: bool) -> tuple[np.n
     overlay, frozen = trees.split(trees.unflatten(params), trained_leaves(role_of,
                                                                           "adapter" if adapters else "full"))
     rate = ADAPTER_RATE if adapters else LEARNING_RATE
-    result = train_overlay(
-        T5Network(config), OptimizerConfig(name=optimizer, learning_rate=rate), frozen, overlay,
-        Batches(seqio_batches(task, STEPS)), train_steps=STEPS, seed=0, mesh=sharding.make_mesh(1, 1),
-        name=None)
+    settings = RunConfig(
+        train_steps=STEPS, optimizer=OptimizerConfig(name=optimizer, learning_rate=rate), name=None)
+    result = fit(T5Network(config), frozen, overlay, Batches(seqio_batches(task, STEPS)), settings,
+                 sharding.make_mesh(1, 1))
     return np.asarray([row["loss"] for row in result.rows]), trees.flatten(jax.device_get(result.overlay))

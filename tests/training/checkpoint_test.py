@@ -57,7 +57,7 @@ def test_round_trip_onto_another_mesh(tmp_path, optimizer):
 
 
 def test_keeps_the_last_n(tmp_path):
-    with Checkpoints(tmp_path, FACTS, keep=2) as saver:
+    with Checkpoints(tmp_path, FACTS, keep_checkpoints=2) as saver:
         for step in (1, 2, 10, 9):
             saver.save(make_state(step))
     assert saver.steps() == [9, 10]
@@ -148,9 +148,9 @@ def test_full_disk_is_one_clear_error_and_keeps_the_earlier_checkpoint(tmp_path)
     assert f"where: {tmp_path}/checkpoints/2" in done.stdout
 
 
-def test_keep_must_be_positive(tmp_path):
-    with pytest.raises(InputError, match="keep must be at least 1"):
-        Checkpoints(tmp_path, FACTS, keep=0)
+def test_keep_checkpoints_must_be_positive(tmp_path):
+    with pytest.raises(InputError, match="keep_checkpoints must be at least 1"):
+        Checkpoints(tmp_path, FACTS, keep_checkpoints=0)
 
 
 def test_folder_that_cannot_be_made_is_a_run_error(tmp_path):

@@ -11,12 +11,12 @@ import tiny_run
 
 from elm_jax.errors import InputError
 from elm_jax.models.blocks import layer_stack
-from elm_jax.models.losses import LossConfig
 from elm_jax.models.t5.network import Layout, T5Network
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
-from elm_jax.training.loop import train_overlay
+from elm_jax.training.loop import fit
+from elm_jax.training.run_settings import RunConfig
 
 NUM_STEPS = 4
 FSDP = (("embed", "data"),)
@@ -35,10 +35,10 @@ def overlay_of(kind: str) -> tuple[dict, dict]:
 @functools.cache
 def run(kind, layout=Layout(), mesh=(1, 1), rules=(), dropout=0.1, parts=1, dtype=None):  # noqa: B008
     base, overlay = overlay_of(kind)
-    return train_overlay(
-        network(kind, layout, dropout), tiny_run.ADAMW, base, overlay, tiny_run.stream(),
-        train_steps=NUM_STEPS, seed=0, mesh=sharding.make_mesh(*mesh), name=None,
-        rules=sharding.make_rules(rules), num_microbatches=parts, base_dtype=dtype)
+    settings = RunConfig(train_steps=NUM_STEPS, optimizer=tiny_run.ADAMW, rules=sharding.make_rules(rules),
+                         num_microbatches=parts, base_dtype=dtype, name=None)
+    return fit(network(kind, layout, dropout), base, overlay, tiny_run.stream(), settings,
+               sharding.make_mesh(*mesh))
 
 
 def losses(*arguments, **options) -> list[float]:
@@ -113,7 +113,7 @@ def spec(kind: str, layout: Layout, dtype: str | None = None) -> steps.StepSpec:
     frozen = states.frozen_leaves(net, frozen, mesh, dtype=dtype)
     rows = tiny_run.stream(pack=False).batch(0)
     batch = {name: np.repeat(array, 16, axis=1) for name, array in rows.items()}
-    return steps.make_spec(net, tiny_run.ADAMW, LossConfig(), frozen, overlay, batch, mesh, 1)
+    return steps.make_spec(steps.StepConfig(net, tiny_run.ADAMW), frozen, overlay, batch, mesh)
 
 
 @pytest.mark.slow

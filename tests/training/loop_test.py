@@ -12,8 +12,8 @@ from elm_jax.errors import InputError, RunError
 from elm_jax.runtime import sharding, storage, trees
 from elm_jax.training import metrics_log as metric_files
 from elm_jax.training.checkpoint import Checkpoints
-from elm_jax.training.loop import RunConfig
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.run_settings import RunConfig
 from elm_jax.training.step import num_programs
 
 # At 1e-2 training is chaotic: float32 on another mesh then ends 4% away from float32 itself.
@@ -24,8 +24,8 @@ def losses(result) -> list[float]:
     return [row["loss"] for row in result.rows]
 
 
-def stored_rows(run_dir) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+def stored_rows(model_dir) -> list[dict]:
+    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_learns_and_reports_every_step(tmp_path):
@@ -82,7 +82,7 @@ def test_another_stream_or_seed_is_refused(tmp_path):
     with pytest.raises(InputError, match="setting 'stream' differs"):
         tiny_run.train(str(tmp_path), 4, stream=tiny_run.stream(seed=6))
     with pytest.raises(InputError, match="setting 'seed' differs"):
-        tiny_run.train(str(tmp_path), 4, seed=9)
+        tiny_run.train(str(tmp_path), 4, random_seed=9)
     with pytest.raises(InputError, match="setting 'config_digest' differs"):
         tiny_run.train(str(tmp_path), 4, config_digest="other")
 
@@ -120,7 +120,7 @@ def test_many_runs_of_equal_shapes_compile_one_program():
     before = num_programs()
     for seed in range(3):
         source = tiny_run.stream(seed=seed, size=20 + seed)
-        tiny_run.train(None, 3 + seed, seed=seed, stream=source)
+        tiny_run.train(None, 3 + seed, random_seed=seed, stream=source)
     assert num_programs() == before
 
 
@@ -138,8 +138,8 @@ def test_base_of_another_network_is_refused():
         tiny_run.train(None, 2, base=base)
 
 
-@pytest.mark.parametrize("wrong", [{"train_steps": 0}, {"train_steps": 2.0}, {"keep": 0},
-                                   {"seed": -1}, {"log_every": "1"}])
+@pytest.mark.parametrize("wrong", [{"train_steps": 0}, {"train_steps": 2.0}, {"keep_checkpoints": 0},
+                                   {"random_seed": -1}, {"log_period": "1"}])
 def test_wrong_settings_are_input_errors(wrong):
     with pytest.raises(InputError, match=f"RunConfig.{next(iter(wrong))}"):
         RunConfig(**{"train_steps": 1, **wrong})

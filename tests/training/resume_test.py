@@ -17,19 +17,19 @@ SCRIPT = HELPERS.joinpath("tiny_run.py")
 STEPS = 400
 
 
-def start(run_dir: pathlib.Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(run_dir), str(STEPS)])
+def start(model_dir: pathlib.Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, str(SCRIPT), str(model_dir), str(STEPS)])
 
 
-def rows_of(run_dir: pathlib.Path) -> list[dict]:
-    path = run_dir / "metrics.jsonl"
+def rows_of(model_dir: pathlib.Path) -> list[dict]:
+    path = model_dir / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
-def wait_for_rows(run_dir: pathlib.Path, count: int, process: subprocess.Popen) -> None:
+def wait_for_rows(model_dir: pathlib.Path, count: int, process: subprocess.Popen) -> None:
     limit = time.monotonic() + 180
-    while len(rows_of(run_dir)) < count:
+    while len(rows_of(model_dir)) < count:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < limit, "the run is too slow"
         time.sleep(0.02)

@@ -20,7 +20,8 @@ from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
-from elm_jax.training.loop import train_overlay
+from elm_jax.training.loop import fit
+from elm_jax.training.run_settings import RunConfig
 
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 4)]
 RULES = {
@@ -62,11 +63,10 @@ def losses(kind: str, mesh: tuple[int, int], num_steps: int = 20, rules: str = "
            num_microbatches: int = 1, dropout: float = 0.1) -> list[float]:
     adapter, trained, optimizer, make_stream = RUNS[kind]
     overlay, _ = trees.split(base(adapter), trained)
-    result = train_overlay(
-        tiny_run.network(adapter=adapter, dropout=dropout), optimizer, base(adapter), overlay,
-        make_stream(), train_steps=num_steps, seed=0, mesh=sharding.make_mesh(*mesh), name=None,
-        rules=RULES[rules], num_microbatches=num_microbatches,
-    )
+    run = RunConfig(train_steps=num_steps, optimizer=optimizer, rules=RULES[rules], name=None,
+                    num_microbatches=num_microbatches)
+    result = fit(tiny_run.network(adapter=adapter, dropout=dropout), base(adapter), overlay, make_stream(),
+                 run, sharding.make_mesh(*mesh))
     return [row["loss"] for row in result.rows]
 
 
@@ -97,16 +97,13 @@ def test_microbatches_give_the_losses_of_the_whole_batch_on_a_mesh():
                                losses("dataset", (1, 1), 6, "default", 1, 0.0), rtol=1e-5)
 
 
-def spec_of(mesh: tuple[int, int], kind: str = "dataset", **changes) -> steps.StepSpec:
+def spec_of(mesh: tuple[int, int], kind: str = "dataset", rules: str = "default", num_microbatches: int = 1
+            ) -> steps.StepSpec:
     adapter, trained, optimizer, make_stream = RUNS[kind]
     overlay, frozen = trees.split(base(adapter), trained)
-    options = {
-        "network": tiny_run.network(adapter=adapter), "optimizer": optimizer,
-        "loss": LossConfig(), "frozen": frozen, "overlay": overlay,
-        "batch": make_stream().batch(0), "mesh": sharding.make_mesh(*mesh),
-        "num_microbatches": 1, **changes,
-    }
-    return steps.make_spec(**options)
+    config = steps.StepConfig(tiny_run.network(adapter=adapter), optimizer, num_microbatches=num_microbatches)
+    return steps.make_spec(config, frozen, overlay, make_stream().batch(0), sharding.make_mesh(*mesh),
+                           RULES[rules])
 
 
 @pytest.mark.slow
@@ -115,7 +112,7 @@ def test_fsdp_holds_an_eighth_of_parameters_and_optimizer_state(kind):
     """Over the data axis alone: whatever has an embed dimension is cut, optimiser rows included."""
     bytes_of = {
         mesh: steps.compile_step(
-            spec_of(mesh, kind, rules=RULES["fsdp"])).memory_analysis().argument_size_in_bytes
+            spec_of(mesh, kind, rules="fsdp")).memory_analysis().argument_size_in_bytes
         for mesh in ((1, 1), (8, 1))
     }
     batch = sum(array.nbytes for array in RUNS[kind][3]().batch(0).values())
@@ -126,7 +123,7 @@ def test_fsdp_holds_an_eighth_of_parameters_and_optimizer_state(kind):
 
 def test_fsdp_gathers_weights_and_never_activations():
     """Every floating-point array that is gathered has the size of a parameter, never of an activation."""
-    program = steps.compile_step(spec_of((8, 1), rules=RULES["fsdp"])).as_text()
+    program = steps.compile_step(spec_of((8, 1), rules="fsdp")).as_text()
     gathered = re.findall(r"= f32\[([\d,]*)\]\S* all-gather\(", program)
     sizes = {int(np.prod([int(size) for size in shape.split(",")])) for shape in gathered}
     leaves = {leaf.size for leaf in trees.flatten(base(False)).values()}
@@ -177,10 +174,9 @@ def test_optimizer_state_is_split_as_its_parameters_are(optimizer):
 
 def test_state_stays_split_after_a_step():
     overlay = base(False)
-    result = train_overlay(
-        tiny_run.network(adapter=False), tiny_run.ADAFACTOR, overlay, overlay, tiny_run.stream(),
-        train_steps=1, seed=0, mesh=sharding.make_mesh(2, 4), name=None,
-    )
+    run = RunConfig(train_steps=1, optimizer=tiny_run.ADAFACTOR, name=None)
+    result = fit(tiny_run.network(adapter=False), overlay, overlay, tiny_run.stream(), run,
+                 sharding.make_mesh(2, 4))
     kernel = result.overlay["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
     assert kernel.shape == (32, 64)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 16)}
@@ -191,10 +187,9 @@ def test_only_the_overlay_changes(kind):
     adapter, trained, optimizer, make_stream = RUNS[kind]
     before = base(adapter)
     overlay, frozen = trees.split(before, trained)
-    result = train_overlay(
-        tiny_run.network(adapter=adapter), optimizer, before, overlay, make_stream(),
-        train_steps=3, seed=0, mesh=sharding.make_mesh(1, 1), name=None,
-    )
+    run = RunConfig(train_steps=3, optimizer=optimizer, name=None)
+    result = fit(tiny_run.network(adapter=adapter), before, overlay, make_stream(), run,
+                 sharding.make_mesh(1, 1))
     after = trees.flatten(trees.merge(before, jax.device_get(result.overlay)))
     changed = {
         path for path, leaf in trees.flatten(before).items()
@@ -217,10 +212,8 @@ def test_the_callers_overlay_is_not_donated_away():
         base(False),
         states.shardings_of_params(tiny_run.network(adapter=False), base(False), mesh),
     )
-    train_overlay(
-        tiny_run.network(adapter=False), tiny_run.ADAFACTOR, overlay, overlay, tiny_run.stream(),
-        train_steps=1, seed=0, mesh=mesh, name=None,
-    )
+    run = RunConfig(train_steps=1, optimizer=tiny_run.ADAFACTOR, name=None)
+    fit(tiny_run.network(adapter=False), overlay, overlay, tiny_run.stream(), run, mesh)
     assert trees.fingerprint(overlay) == trees.fingerprint(base(False))
 
 
@@ -228,9 +221,8 @@ def run_step(batch: dict, num_microbatches: int) -> tuple[dict, dict]:
     """One step without dropout from a fixed state: (leaves by path, metrics)."""
     overlay, mesh = base(False), sharding.make_mesh(1, 1)
     net, config = tiny_run.network(adapter=False, dropout=0.0), tiny_run.ADAMW
-    spec = steps.make_spec(
-        net, config, LossConfig(0.1, 1e-3), {}, overlay, batch, mesh, num_microbatches
-    )
+    step_config = steps.StepConfig(net, config, LossConfig(0.1, 1e-3), num_microbatches)
+    spec = steps.make_spec(step_config, {}, overlay, batch, mesh)
     shardings = states.shardings_of_state(net, overlay, config, mesh)
     state = sharding.put_tree(
         states.create_state(jax.tree.map(jnp.array, overlay), config), shardings

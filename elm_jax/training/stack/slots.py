@@ -1,28 +1,29 @@
-"""One expert of a stack: what it is made of, where it stands, what it writes of itself."""
+"""One expert of a stack: its data, its step, and the metrics that it writes."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import hosts
-from elm_jax.training.early_end import EarlyEnd, Patience
+from elm_jax.training.early_end import Patience
 from elm_jax.training.loop import Stream
 from elm_jax.training.metrics_log import MetricsLog, StatusLine
+from elm_jax.training.run_settings import StackConfig
 from elm_jax.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """What an expert brings into its slot.
+    """Weights and data of an expert that enters a slot.
 
     Attributes:
         overlay: leaves before the first step, float32.
         stream: its batches.
-        train_steps: length of its run.
+        train_steps: number of updates of its run.
         validation: batches of its own validation rows, for an early end.
     """
 
@@ -34,58 +35,52 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class StackedRun:
-    """One row of the table.
+    """One expert that a stack trains.
 
     Attributes:
         id: the expert's name.
-        seed: of dropout.
+        random_seed: seed of dropout.
         learning_rate: peak of the schedule.
-        digest: of its whole config; a slot of a checkpoint is taken up by the same one only.
-        open: gives overlay, stream and length when its turn comes.
-        run_dir: folder of its metrics; None keeps them in memory.
+        digest: hash of its whole config; only an expert with the same hash resumes from a checkpoint.
+        open: loads overlay, stream and length when the expert enters.
+        model_dir: folder of its metrics; None keeps them in memory.
     """
 
     id: str
-    seed: int
+    random_seed: int
     learning_rate: float
     digest: str
     open: Callable[[], Opened]
-    run_dir: str | None = None
+    model_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
-            raise InputError(describe("Training setting is wrong", where=f"seed of {self.id}",
-                                      got=repr(self.seed), expected="an integer, at least 0"))
-
-
-class _Logging(Protocol):
-    log_every: int
-    tensorboard: bool
-    early_end: EarlyEnd | None
+        if type(self.random_seed) is not int or not 0 <= self.random_seed < 2**31:
+            raise InputError(describe("Training setting is wrong", where=f"random_seed of {self.id}",
+                                      got=repr(self.random_seed), expected="an integer, at least 0"))
 
 
 class Slot:
-    """An expert under way.
+    """An expert that trains in a slot of a stack.
 
     Args:
-        run: which expert.
-        opened: its data.
+        run: the expert.
+        opened: its weights and data.
         index: number of its slot.
-        logging: how often it writes rows, whether TensorBoard's as well, when it may end early.
-        rows: of its batches that this process needs, as `rows_of_slots` gives them.
+        config: how often it writes metrics, whether to TensorBoard too, when it may end early.
+        rows: rows of its batches that this process needs, as `rows_of_slots` gives them.
         step: finished updates.
-        note: of the checkpoint that it goes on from.
+        note: what the checkpoint says of it, if it resumes.
     """
 
-    def __init__(self, run: StackedRun, opened: Opened, index: int, logging: _Logging, rows: np.ndarray,
+    def __init__(self, run: StackedRun, opened: Opened, index: int, config: StackConfig, rows: np.ndarray,
                  step: int = 0, note: Mapping[str, Any] | None = None) -> None:
         self.run, self.index, self.step, self._rows = run, index, step, rows
         self.stream, self.train_steps, self.validation = opened.stream, opened.train_steps, opened.validation
         self.patience = Patience(**note["patience"]) if note and "patience" in note else Patience()
-        self._log_every, self._rule = logging.log_every, logging.early_end
+        self._log_period, self._rule = config.log_period, config.early_end
         chief = hosts.is_first()
-        self._log = (MetricsLog(run.run_dir, step, logging.tensorboard)
-                     if run.run_dir is not None and chief else None)
+        self._log = (MetricsLog(run.model_dir, step, config.tensorboard)
+                     if run.model_dir is not None and chief else None)
         self.rows: list[dict[str, float]] = list(self._log.rows) if self._log else []
         self.last: dict[str, float] = self.rows[-1] if self.rows else {}
         self._next: Batch | None = None
@@ -105,13 +100,13 @@ class Slot:
         return self.stream.batch(self.step, self._rows) if len(self._rows) else None
 
     def take(self, step: int, row: dict[str, float]) -> None:
-        """Takes one step's metrics, finite ones."""
+        """Takes the metrics of one step, all of them finite."""
         self._tokens += row["tokens"]
         row["tokens_per_second"] = self._tokens / max(time.monotonic() - self._start, 1e-9)
         self.last = {"step": step, **row}
         # A row of a step that is evaluated waits for its validation loss.
         evaluated = self._rule is not None and self.is_due(step)
-        if not evaluated and (step % self._log_every == 0 or step == self.train_steps):
+        if not evaluated and (step % self._log_period == 0 or step == self.train_steps):
             self._add(self.last)
 
     def evaluated(self, loss: float) -> bool:
@@ -121,11 +116,11 @@ class Slot:
         return self.patience.take(self._rule, self.step, loss)
 
     def is_due(self, step: int) -> bool:
-        """Whether it is at its last step, or to be evaluated."""
+        """Whether `step` is the last one, or one after which an early end evaluates."""
         return step == self.train_steps or (self._rule is not None and step % self._rule.every == 0)
 
     def row_of(self, step: int) -> dict[str, float]:
-        """The row of a step that was logged."""
+        """The metrics of a step that was logged."""
         return next((row for row in reversed(self.rows) if row["step"] == step), self.last)
 
     def _add(self, row: dict[str, float]) -> None:
@@ -134,7 +129,7 @@ class Slot:
             self._log.add(row)
 
     def note(self) -> dict[str, Any]:
-        """What a checkpoint says of it."""
+        """What a checkpoint says of this expert: id, config and early end."""
         return {"id": self.run.id, "digest": self.run.digest, "patience": dataclasses.asdict(self.patience)}
 
     def flush(self) -> None:
@@ -149,10 +144,10 @@ class Slot:
 
 
 class StackProgress(StatusLine):
-    """The line of a stack: who is where, mean loss, tokens a second of all experts together.
+    """The progress line of a stack: experts done and waiting, mean loss, tokens a second of all together.
 
     Args:
-        name: what is being trained.
+        name: name of what is trained.
         stream: defaults to standard error.
     """
 

@@ -1,8 +1,8 @@
-"""The loop of a stack: experts in a queue, S slots, one program.
+"""The loop that trains a stack: a queue of experts, S slots, one compiled program.
 
-An expert that ends leaves its slot and the next one of the queue enters, without a new compilation. Steps,
-data positions, metrics and ends are each expert's own; one checkpoint holds the states of all slots and
-says who stands where. An expert that leaves the finite numbers fails alone; the others go on.
+When an expert ends, it leaves its slot and the next one of the queue enters, without a new compilation.
+Each expert has its own step, data position, metrics and end. One checkpoint holds the states of all slots
+and says which expert is in which slot. An expert whose loss is not finite fails alone; the others go on.
 """
 
 import dataclasses
@@ -12,78 +12,39 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.losses import LossConfig
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, preemption, sharding, trees
-from elm_jax.runtime.sharding import Rules
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
-from elm_jax.training.early_end import EarlyEnd, compile_loss, validation_loss
-from elm_jax.training.loop import Stream
-from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.early_end import compile_loss, validation_loss
+from elm_jax.training.run_settings import StackConfig
 from elm_jax.training.stack import stacked_step
 from elm_jax.training.stack.slots import Opened, Slot, StackedRun, StackProgress
 from elm_jax.training.state import TrainState
 from elm_jax.training.step import make_spec
 from elm_jax.types import Array, Params
 
-__all__ = ["Ended", "Opened", "StackConfig", "StackResult", "StackedRun", "Stream", "fit_stack"]
-
 _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class StackConfig:
-    """What all experts of a stack have in common, beside their shapes.
-
-    Attributes:
-        size: slots, E.
-        at_once: at most so many experts of each part of the mesh's expert axis are computed at once, the
-            others in turn; None for all.
-        num_microbatches: parts into which a batch is cut to save memory.
-        run_dir: folder of the stack's checkpoints; None keeps everything in memory.
-        checkpoint_every: steps of the stack between checkpoints.
-        keep: how many checkpoints stay.
-        log_every: steps of an expert between its rows of metrics.
-        tensorboard: whether to write TensorBoard files too.
-        config_digest: of all that the experts have in common.
-        early_end: the rule by which an expert may end before its last step; None for no such rule.
-        base_dtype: of the frozen kernels and embeddings; None leaves them as they are.
-        name: what the progress line says; None for no line.
-    """
-
-    size: int
-    num_microbatches: int = 1
-    run_dir: str | None = None
-    checkpoint_every: int = 1000
-    keep: int = 2
-    log_every: int = 1
-    tensorboard: bool = False
-    config_digest: str = ""
-    early_end: EarlyEnd | None = None
-    base_dtype: str | None = None
-    name: str | None = "stack"
-    at_once: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Ended:
-    """What one expert ended with.
+    """The result of one expert.
 
     Attributes:
-        run: which expert.
-        overlay: its weights, numpy; those that lie on several processes are still there.
-        step: finished updates of these weights.
+        run: the expert.
+        overlay: its weights, numpy; leaves that are split over several processes stay on the devices.
+        step: number of updates that these weights have had.
         metrics: the row of that step.
         rows: all its rows of metrics.
-        ended_at: the last step that it trained; later than `step` where an early end took better weights.
+        ended_at: the last step that it trained; later than `step` if an early end kept better weights.
     """
 
     run: StackedRun
@@ -96,7 +57,7 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True)
 class StackResult:
-    """What a session of a stack gives.
+    """The result of one session of a stack.
 
     Attributes:
         ended: ids of the experts that ended in this session, in that order.
@@ -113,41 +74,47 @@ class StackResult:
     num_programs: int
 
 
+class StackCallbacks(NamedTuple):
+    """Functions that a stack calls while it trains.
+
+    Attributes:
+        on_end: saves an expert. It runs in a thread, one expert at a time, and finishes before the next
+            checkpoint. With several processes, all of them call it between two steps.
+        on_fail: receives an expert that failed, and the error message.
+        on_start: called once everything is checked, before anything is written.
+    """
+
+    on_end: Callable[[Ended], None]
+    on_fail: Callable[[StackedRun, str], None] | None = None
+    on_start: Callable[[], None] | None = None
+
+
 def fit_stack(
-    network: Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
-    config: StackConfig, mesh: Mesh, on_end: Callable[[Ended], None], *,
-    on_fail: Callable[[StackedRun, str], None] | None = None, loss: LossConfig | None = None,
-    on_start: Callable[[], None] | None = None, rules: Rules = sharding.DEFAULT_RULES,
+    network: Network, base: Params, runs: Sequence[StackedRun], config: StackConfig, mesh: Mesh,
+    callbacks: StackCallbacks,
 ) -> StackResult:
-    """Trains every expert of a table, S at a time; goes on from the newest checkpoint if there is one.
+    """Trains many experts, S at a time; resumes from the newest checkpoint if there is one.
 
     Args:
-        network: of the base with any of the overlays.
-        optimizer: of every expert; each brings a learning rate of its own.
+        network: network of the base with any of the overlays.
         base: parameters; those that the overlays replace are not used, the others stay frozen.
         runs: the experts that are not done yet, in the order in which they enter.
-        config: slots, folder, lengths.
+        config: optimiser, slots, folder.
         mesh: axes ('data', 'experts', 'model').
-        on_end: saves an expert; called in a thread, one at a time, and done before the next checkpoint. Of
-            several processes all call it, between two steps.
-        on_fail: told which expert failed, and how.
-        loss: smoothing and z-loss; plain cross-entropy by default.
-        on_start: called once all is checked, before anything is written.
-        rules: what of parameters, optimiser state and activations lies on which axis of the mesh.
+        callbacks: save an expert that ended, receive one that failed.
 
     Raises:
-        InputError: base and overlays are not the network's parameters; experts of unlike shapes; a
-            checkpoint of other experts.
-        RunError: a full disk.
+        InputError: base and overlays are not the network's parameters, the experts' shapes differ, or the
+            checkpoint is of other experts.
+        RunError: the disk is full.
     """
     if not runs:
         return StackResult([], {}, False, 0, stacked_step.num_programs())
     with ExitStack() as stack:
         should_stop = stack.enter_context(preemption.stop_flag())
-        loop = _StackLoop(network, optimizer, base, runs, config, mesh, loss or LossConfig(), rules, on_end,
-                          on_fail, stack)
-        if on_start is not None:
-            on_start()
+        loop = _StackLoop(network, base, runs, config, mesh, callbacks, stack)
+        if callbacks.on_start is not None:
+            callbacks.on_start()
         hosts.barrier()  # all have compiled: at the first step Gloo waits 30 s for the slowest, and gives up
         loop.go(should_stop)
         return StackResult(loop.ended, loop.failed, loop.stopped, loop.tick, stacked_step.num_programs())
@@ -157,11 +124,10 @@ class _StackLoop:
     """State of one session."""
 
     def __init__(
-        self, network: Network, optimizer: OptimizerConfig, base: Params, runs: Sequence[StackedRun],
-        config: StackConfig, mesh: Mesh, loss: LossConfig, rules: Rules, on_end: Callable[[Ended], None],
-        on_fail: Callable[[StackedRun, str], None] | None, stack: ExitStack,
+        self, network: Network, base: Params, runs: Sequence[StackedRun], config: StackConfig, mesh: Mesh,
+        callbacks: StackCallbacks, stack: ExitStack,
     ) -> None:
-        self.config, self.mesh, self.on_end, self.on_fail = config, mesh, on_end, on_fail
+        self.config, self.mesh, self.callbacks = config, mesh, callbacks
         self.queue: deque[StackedRun] = deque(runs)
         self.slots: list[Slot | None] = [None] * config.size
         self.ended: list[str] = []
@@ -171,10 +137,10 @@ class _StackLoop:
         trained = trees.flatten(first.overlay)
         frozen, _ = trees.split(base, lambda path: path not in trained)
         states.check_params(network, frozen, first.overlay)
-        rules = stacked_step.rules_of_one(rules)
+        rules = stacked_step.rules_of_one(config.rules)
         self.frozen = states.frozen_leaves(network, frozen, mesh, rules, config.base_dtype)
-        one = make_spec(network, optimizer, loss, self.frozen, first.overlay, first.stream.batch(0), mesh,
-                        config.num_microbatches, rules)
+        one = make_spec(config.step_config(network), self.frozen, first.overlay, first.stream.batch(0), mesh,
+                        rules)
         self.spec = stacked_step.make_stack_spec(one, config.size, config.at_once)
         self.programs = stacked_step.compile_stack(self.spec)
         self.loss_fn = compile_loss(self.spec.step) if config.early_end else None
@@ -189,11 +155,11 @@ class _StackLoop:
         if config.early_end is not None:
             self.best = stacked_step.empty_stack(self.spec).overlay
         self.saver = None
-        if config.run_dir is not None:
+        if config.model_dir is not None:
             facts = {"config_digest": config.config_digest, "optimizer": dataclasses.asdict(
-                self.spec.step.optimizer), "loss": dataclasses.asdict(loss),
+                self.spec.step.optimizer), "loss": dataclasses.asdict(config.loss),
                 "num_microbatches": config.num_microbatches}
-            self.saver = stack.enter_context(Checkpoints(config.run_dir, facts, config.keep))
+            self.saver = stack.enter_context(Checkpoints(config.model_dir, facts, config.keep_checkpoints))
             hosts.barrier()  # all have compiled: restoring is done together as well
             self._restore(self.saver)
         self.progress = (StackProgress(config.name)
@@ -212,7 +178,7 @@ class _StackLoop:
             self._advance()
             self.stopped = should_stop()
             due = [slot for slot in self.slots if slot is not None and slot.is_due(slot.step)]
-            saving = self.stopped or self.tick - saved_at >= self.config.checkpoint_every
+            saving = self.stopped or self.tick - saved_at >= self.config.checkpoint_period
             if due or saving:
                 self._flush()
             for slot in due:
@@ -264,12 +230,12 @@ class _StackLoop:
         self._waiting = (list(self.slots), [slot.step if slot else 0 for slot in self.slots], metrics)
 
     def _settings(self) -> stacked_step.Slots:
-        """Seeds, lengths and rates on the mesh; made again when someone enters or leaves."""
+        """Seeds, lengths and rates on the mesh; made again when an expert enters or leaves."""
         if self._slots_on_mesh is None:
             target = NamedSharding(self.mesh, PartitionSpec(stacked_step.AXIS))
             slots = self.slots
             columns = stacked_step.Slots(
-                seed=np.array([slot.run.seed if slot else 0 for slot in slots], np.uint32),
+                seed=np.array([slot.run.random_seed if slot else 0 for slot in slots], np.uint32),
                 train_steps=np.array([slot.train_steps if slot else 1 for slot in slots], np.int32),
                 learning_rate=np.array([slot.run.learning_rate if slot else 0 for slot in slots],
                                        np.float32),
@@ -329,10 +295,10 @@ class _StackLoop:
         step = slot.step if rule is None else slot.patience.best_step
         ended = Ended(slot.run, overlay, step, slot.row_of(step), slot.rows, slot.step)
         if hosts.count() > 1:  # all write it, at the same place among what they do together
-            self.on_end(ended)
+            self.callbacks.on_end(ended)
         else:
             self._wait_for_saves(most=1)
-            self._saving.append(self._saves.submit(self.on_end, ended))
+            self._saving.append(self._saves.submit(self.callbacks.on_end, ended))
         self.ended.append(slot.run.id)
         _LOG.info("%s ends at step %d of %d%s", slot.run.id, slot.step, slot.train_steps,
                   "" if rule is None else f", with the weights of step {step}")
@@ -345,8 +311,8 @@ class _StackLoop:
         self.failed[slot.run.id] = message
         self._leave(slot)
         _LOG.error("%s", message)
-        if self.on_fail is not None:
-            self.on_fail(slot.run, message)
+        if self.callbacks.on_fail is not None:
+            self.callbacks.on_fail(slot.run, message)
 
     def _leave(self, slot: Slot) -> None:
         slot.close()
@@ -354,7 +320,7 @@ class _StackLoop:
         self._slots_on_mesh = None
 
     def _wait_for_saves(self, most: int = 0) -> None:
-        """Until at most so many experts are still being written; raises what went wrong with one."""
+        """Waits until at most `most` experts are still being written; raises the error of one that failed."""
         while len(self._saving) > most:
             self._saving.pop(0).result()
 
@@ -385,7 +351,7 @@ class _StackLoop:
         self.saver.save(self._whole(self.state, self.best), note)
 
     def _restore(self, saver: Checkpoints) -> None:
-        """Puts everybody back who stood in a slot and is still to be trained."""
+        """Puts every unfinished expert of the newest checkpoint back into a slot."""
         note = saver.note()
         if note is None:
             return
@@ -420,7 +386,7 @@ class _StackLoop:
         self.queue = deque(run for run in self.queue if run not in [one for _, one, _ in standing])
 
     def _standing(self, note: Mapping[str, Any]) -> list[tuple[int, StackedRun, dict[str, Any]]]:
-        """(old slot, run, its entry in the note) of everybody who is still to be trained."""
+        """(old slot, run, its entry in the note) of every unfinished expert of a checkpoint."""
         runs = {run.id: run for run in self.queue}
         standing = [(place, runs[entry["id"]], entry) for place, entry in enumerate(note["slots"])
                     if entry is not None and entry["id"] in runs]

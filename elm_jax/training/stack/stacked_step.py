@@ -26,10 +26,10 @@ AXIS = "experts"
 
 
 class Slots(NamedTuple):
-    """What differs from slot to slot, each with an axis E.
+    """Values that differ between the slots of a stack, each with a leading axis E.
 
     Attributes:
-        seed: u32[E], of dropout.
+        seed: u32[E], seed of dropout.
         train_steps: i32[E], length of the run.
         learning_rate: f32[E], peak of the schedule.
         active: bool[E]; the state of a slot that is not active stays as it is, to the bit.
@@ -42,10 +42,10 @@ class Slots(NamedTuple):
 
 
 class StackSpec(NamedTuple):
-    """Everything that a stack's programs depend on; equal specs share them.
+    """Everything that the programs of a stack depend on; equal specs share their programs.
 
     Attributes:
-        step: of one expert alone; its optimiser's learning rate is not used.
+        step: spec of one expert's step; its optimiser's learning rate is not used.
         size: E.
         at_once: how many of them each part of the mesh's expert axis computes at once; a divisor of the part.
     """
@@ -56,7 +56,7 @@ class StackSpec(NamedTuple):
 
 
 def make_stack_spec(step: StepSpec, size: int, at_once: int | None = None) -> StackSpec:
-    """The spec of E experts, each with the shapes of `step`.
+    """Makes the spec of a stack of E experts, each with the shapes of `step`.
 
     At most `at_once` experts of each part of the mesh's expert axis are computed at once, the others in turn:
     a step needs the activations of these only. None is for all.
@@ -81,12 +81,12 @@ def make_stack_spec(step: StepSpec, size: int, at_once: int | None = None) -> St
 
 
 def rules_of_one(rules: sharding.Rules) -> sharding.Rules:
-    """The rules within one expert of a stack: without the mesh's expert axis, which the stack takes."""
+    """The sharding rules of one expert of a stack, without the mesh's expert axis, which the stack uses."""
     return tuple((name, _without_experts(target)) for name, target in rules)
 
 
 def _without_experts(target: sharding.MeshAxes) -> sharding.MeshAxes:
-    """Mesh axes of a rule less the one that the stack's own axis takes."""
+    """The mesh axes of a rule, without the expert axis."""
     rest = tuple(name for name in sharding.axes_in(target) if name != AXIS)
     return rest if len(rest) > 1 else rest[0] if rest else None
 
@@ -111,9 +111,7 @@ def stacked_step(
 
     def solo(state: TrainState, batch: Batch, slot: Slots) -> tuple[TrainState, dict[str, Array]]:
         after, metrics = train_step(
-            one.network, one.optimizer, one.loss, one.num_microbatches, frozen, state, batch, slot.seed,
-            slot.train_steps, slot.learning_rate,
-        )
+            one.config, frozen, state, batch, slot.seed, slot.train_steps, slot.learning_rate)
         kept = jax.tree.map(lambda new, old: jnp.where(slot.active, new, old), after, state)
         return kept, metrics
 
@@ -122,7 +120,7 @@ def stacked_step(
 
 
 def _in_turns(solo: Callable[..., Any], spec: StackSpec, arguments: Any) -> Any:
-    """One expert's function mapped over leaves [E, ...], some experts of every part of the mesh at a time."""
+    """Maps one expert's function over leaves [E, ...], `at_once` of each part of the mesh at a time."""
     parts = spec.step.mesh.shape[AXIS]
     turns = spec.size // parts // spec.at_once
     if parts == spec.at_once == 1:
@@ -167,7 +165,7 @@ def abstract_stack(spec: StackSpec) -> TrainState:
 
 
 def rows_of_slots(spec: StackSpec, batch_size: int) -> list[np.ndarray]:
-    """Rows of each slot's batch that this process's devices hold, rising, i64[n] each; of some slots none."""
+    """Row numbers of each slot's batch that this process's devices hold: rising, i64[n], perhaps empty."""
     target = with_experts(sharding.batch_sharding(spec.step.mesh))
     held: list[set[int]] = [set() for _ in range(spec.size)]
     for slots, rows in target.addressable_devices_indices_map((spec.size, batch_size)).values():
@@ -197,7 +195,7 @@ def put_stacked(batches: Sequence[Batch | None], spec: StackSpec,
 
 
 class StackPrograms(NamedTuple):
-    """The compiled programs of one stack; whoever enters or leaves, nothing is compiled again.
+    """The compiled programs of one stack; experts enter and leave without a new compilation.
 
     Attributes:
         step: ``(frozen, state, batch, slots) -> (state, metrics)``; donates the state.
@@ -214,7 +212,7 @@ class StackPrograms(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def compile_stack(spec: StackSpec) -> StackPrograms:
-    """The programs of a spec. Specs are remembered: many stacks of one process compile once."""
+    """Compiles the programs of a stack. Equal specs of one process compile once."""
     one, mesh = spec.step, spec.step.mesh
     placed, state = stack_shardings(spec), abstract_stack(spec)
     frozen, overlay = abstract_of(one.frozen), abstract_of(one.overlay)

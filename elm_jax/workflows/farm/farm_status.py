@@ -6,7 +6,7 @@ from typing import Any
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
 from elm_jax.runtime.leases import Attempt, Leases
-from elm_jax.workflows.farm.jobs import Job, read, run_dir
+from elm_jax.workflows.farm.jobs import Job, model_dir_of, read
 
 STATES = ("waiting", "training", "stopped", "silent", "done", "failed")
 
@@ -50,8 +50,8 @@ def _status_row(leases: Leases, job: Job, folder: Any, now: float | None, limit:
         state = "failed" if is_over(attempts, limit) else "waiting"
     else:
         state = end["how"]
-    steps = [path.name for path in _listing(run_dir(folder, job) / "checkpoints") if path.name.isdecimal()
-             and storage.is_committed(path)]
+    steps = [path.name for path in _listing(model_dir_of(folder, job) / "checkpoints")
+             if path.name.isdecimal() and storage.is_committed(path)]
     failures = [one.end["error"] for one in attempts if one.end and one.end["how"] == "failed"]
     return {"expert": job.id, "task": job.config.task, "kind": job.config.kind, "state": state,
             "attempts": len(attempts), "worker": last.worker if last else None,

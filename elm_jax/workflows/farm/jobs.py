@@ -75,7 +75,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def run_dir(folder: storage.PathLike, job: Job) -> storage.PathLike:
-    """Where an expert is trained: as its config says, from the farm's folder on where that is relative."""
+def model_dir_of(folder: storage.PathLike, job: Job) -> storage.PathLike:
+    """The run folder of an expert: its config's `model_dir`, below the farm's folder if it is relative."""
     own = job.config.model_dir
     return storage.as_path(own) if not storage.is_local(own) else storage.as_path(folder) / own

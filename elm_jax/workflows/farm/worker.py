@@ -23,7 +23,7 @@ from elm_jax.experts.base import Base, load_base
 from elm_jax.runtime import hosts, preemption, sharding, storage
 from elm_jax.runtime.leases import Attempt, Lease, Leases
 from elm_jax.workflows.farm.farm_status import is_over, tries
-from elm_jax.workflows.farm.jobs import Job, read, run_dir
+from elm_jax.workflows.farm.jobs import Job, model_dir_of, read
 from elm_jax.workflows.train.train_config import TrainConfig
 from elm_jax.workflows.train.train_expert import task_data, train
 
@@ -176,7 +176,7 @@ class Worker:
 
     def _train(self, job: Job) -> Any:
         config = dataclasses.replace(
-            job.config, model_dir=str(run_dir(self.folder, job)),
+            job.config, model_dir=str(model_dir_of(self.folder, job)),
             prepared_dir=job.config.prepared_dir or str(self.folder / "prepared"))
         mesh = self._mesh_of(config)
         base = self._base_of(config, mesh)

@@ -16,13 +16,13 @@ from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.errors import RunError, describe
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.models import families
-from elm_jax.models.losses import LossConfig
 from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.planning import hlo, traffic
 from elm_jax.planning.chips import Topology, devices_of
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
+from elm_jax.training.run_settings import RunSettings
 from elm_jax.types import Batch, Params
 from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 
@@ -199,9 +199,9 @@ def _spec(config: TrainConfig, base: NetworkConfig, mesh: Mesh) -> steps.StepSpe
     network = _network(config, base)
     overlay, frozen = split_leaves(config, base)
     frozen = states.frozen_leaves(network, frozen, mesh, config.rules(), config.base_dtype)
-    batch = _batch(config, network)
-    return steps.make_spec(network, config.optimizer, LossConfig(), frozen, overlay, batch, mesh,
-                           config.num_microbatches, config.rules())
+    settings = RunSettings.of(config, rules=config.rules())
+    return steps.make_spec(settings.step_config(network), frozen, overlay, _batch(config, network), mesh,
+                           settings.rules)
 
 
 def _network(config: TrainConfig, base: NetworkConfig) -> Network:

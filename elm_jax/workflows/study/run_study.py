@@ -28,7 +28,7 @@ from elm_jax.workflows.train import run_record
 from elm_jax.workflows.train.pretrain import check_same_base, pretrain
 from elm_jax.workflows.train.train_config import TrainConfig
 from elm_jax.workflows.train.train_expert import train
-from elm_jax.workflows.train.train_stack import train_experts
+from elm_jax.workflows.train.train_stack import StackSize, train_experts
 
 
 class Study:
@@ -111,8 +111,9 @@ class Study:
         configs = [expert_config(config, "prompt", task, task, config.prompt) for task in config.prompt_tasks]
         if config.stack_experts == 1:
             return [self.train_one(one) for one in configs]
-        outcome = train_experts(configs, str(self.root / "experts"), config.stack_experts, base=self.base,
-                                data=self.data, mesh=self.mesh, at_once=config.stack_at_once)
+        size = StackSize(config.stack_experts, config.stack_at_once)
+        outcome = train_experts(configs, str(self.root / "experts"), size, base=self.base, data=self.data,
+                                mesh=self.mesh)
         if outcome.stopped:
             raise Stopped
         outcome.check()

@@ -1,4 +1,4 @@
-"""`elm train` with a `pretrain` config: a small base from raw passages.
+"""`elm pretrain`: trains a small base from raw passages.
 
 Span corruption and prefix language modelling over raw passages only, with a SentencePiece vocabulary
 trained on the same passages, or one that is given. Sources: Raffel et al. 2020, section 3.1.4; Lester et
@@ -26,8 +26,9 @@ from elm_jax.models import families
 from elm_jax.models.network import TWO_SIDED, NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage, trees
 from elm_jax.runtime.config_checks import check_positive, check_types
-from elm_jax.training.loop import train_overlay
+from elm_jax.training.loop import fit
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.run_settings import RunConfig
 from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary, train_vocabulary
 from elm_jax.workflows.train import run_record
 
@@ -96,12 +97,12 @@ class PretrainConfig:
                                       got=self.prefix_lm_share, expected="0 to 1"))
 
     def digest(self) -> str:
-        """Hash of all that decides the result."""
+        """Hash of all settings that decide the result."""
         facts = dataclasses.asdict(self)
         for name in ("model_dir", "mesh_data", "mesh_model", "log_period", "checkpoint_period",
                      "keep_checkpoints", "tensorboard"):
             facts.pop(name)
-        if self.vocabulary is None:  # a setting younger than runs that go on
+        if self.vocabulary is None:  # a setting younger than runs that may resume
             facts.pop("vocabulary")
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -109,15 +110,17 @@ class PretrainConfig:
 
 def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
              on_start: Callable[[], None] | None = None) -> Base | None:
-    """Trains the base, and its vocabulary if none is given; or goes on. Writes ``<model_dir>/base``.
+    """Trains a base, and its vocabulary if none is given, and writes ``<model_dir>/base``.
+
+    Resumes from a checkpoint if there is one, and loads the base if it is finished.
 
     Args:
         config: the run.
         mesh: the mesh, if there is one already.
-        on_start: called once all is checked, before training writes anything.
+        on_start: called once everything is checked, before training writes anything.
 
     Returns:
-        The base, or None if the run was stopped by SIGTERM before its end.
+        The base, or None if SIGTERM stopped the run before its end.
 
     Raises:
         InputError: no passages, a vocabulary that does not fit, or a run folder of another config.
@@ -149,12 +152,8 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
     logger.info("pretraining %d parameters on %d passages", trees.count(params), len(passages))
     stream = TrainStream(source, form=form_of(network), batch_size=config.batch_size,
                          lengths=dict(config.task_feature_lengths), seed=config.random_seed, pack=True)
-    result = train_overlay(
-        network, config.optimizer, {}, params, stream, train_steps=config.train_steps,
-        seed=config.random_seed, mesh=mesh, run_dir=config.model_dir,
-        checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints, num_microbatches=1,
-        log_every=config.log_period, tensorboard=config.tensorboard, name="base",
-        config_digest=config.digest(), on_start=on_start, take=True)
+    run = RunConfig.of(config, name="base", config_digest=config.digest(), donate_overlay=True)
+    result = fit(network, {}, params, stream, run, mesh, on_start)
     if result.stopped:
         return None
     save_base(folder, result.overlay, config.network, vocabulary_path, {
@@ -176,7 +175,7 @@ def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:
 
 
 def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.PathLike:
-    """Makes or copies ``<model_dir>/vocabulary/...`` unless it is there, whole, and made of the same."""
+    """Trains or copies the vocabulary into ``<model_dir>/vocabulary``, unless it is there and of the same."""
     folder = storage.as_path(config.model_dir) / "vocabulary"
     given = None if config.vocabulary is None else Vocabulary.load(config.vocabulary)
     path = folder / (SentencePieceVocabulary if given is None else given).FILE

@@ -1,4 +1,4 @@
-"""What a run writes of itself: versions, stage times, programs compiled."""
+"""Facts that a run records about itself: versions, stage times, compiled programs."""
 
 import hashlib
 import importlib.metadata

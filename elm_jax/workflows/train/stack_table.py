@@ -1,4 +1,4 @@
-"""Tables of experts: a file with one expert a row, for `elm train` to train many at once.
+"""Reads tables of experts: one row for each expert that `elm train` trains in a stack.
 
 ``.jsonl`` has one object a line, ``.csv`` a heading. Columns: ``task`` (required; one task, or tasks
 separated by commas), ``expert_id``, ``learning_rate``, ``train_steps``, ``epochs``, ``seed``,
@@ -18,7 +18,7 @@ from elm_jax.runtime import storage
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One expert. What is None is as in the config that all share.
+    """One expert of a table. A value of None means: as in the config that all experts share.
 
     Attributes:
         task: a task or a mixture, or several separated by commas, that the expert is trained on.
@@ -26,7 +26,7 @@ class Row:
         learning_rate: peak of the schedule.
         train_steps: length of its run; or `epochs`.
         epochs: passes over its data.
-        seed: of order, dropout and adapters.
+        seed: `random_seed` of its run; the column keeps its short name, which tables on disk have.
         max_examples: at most so many examples of each dataset an epoch.
     """
 

@@ -147,11 +147,11 @@ class TrainConfig:
                 expected="None", cure="leaves that train stay in float32; leave BASE_DTYPE out"))
 
     def layout(self) -> Layout:
-        """How the network is computed; decides no result."""
+        """How the network is computed (recomputation, scanned layers); changes no result."""
         return Layout(self.remat, self.scan_layers)
 
     def network_of(self, base: NetworkConfig) -> Network:
-        """The network that trains, from that of the base (adapters are there already)."""
+        """The network to train; `base` is the config of the base, with its adapters."""
         config = dataclasses.replace(base, dropout_rate=self.dropout_rate, dtype=self.dtype)
         return families.network_of(config, self.layout())
 
@@ -160,7 +160,7 @@ class TrainConfig:
         return sharding.make_rules(self.sharding_rules, where="train.sharding_rules")
 
     def base_rules(self) -> sharding.Rules:
-        """Where the run's base lies: where its leaves train if they do, else split as far as possible."""
+        """Sharding rules of the base: the run's rules if its leaves train, else split as far as possible."""
         return self.rules() if FORM_OF_KIND[self.kind] == "full" else sharding.split_rules(self.rules())
 
     def adapter(self) -> AdapterConfig:
@@ -170,7 +170,7 @@ class TrainConfig:
         return AdapterConfig(kind="lora", rank=self.lora_rank, alpha=self.lora_alpha)
 
     def digest(self) -> str:
-        """Hash of all that decides the result (not of where it is written or on what mesh)."""
+        """Hash of all settings that decide the result; folders, mesh and logging do not."""
         facts = dataclasses.asdict(self)
         for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
                      "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",

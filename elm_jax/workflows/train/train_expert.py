@@ -1,4 +1,4 @@
-"""`elm train`: one prompt expert, one dataset expert, or the multitask baseline."""
+"""`elm train` for one run: a prompt expert, a dataset expert, or the multitask baseline."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,8 +20,10 @@ from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_e
 from elm_jax.models import families
 from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage
-from elm_jax.training.loop import FitResult, train_overlay
-from elm_jax.training.stack.stacked_loop import Ended, Opened, StackConfig, StackedRun, fit_stack
+from elm_jax.training.loop import FitResult, fit
+from elm_jax.training.run_settings import RunConfig, StackConfig
+from elm_jax.training.stack.slots import Opened, StackedRun
+from elm_jax.training.stack.stacked_loop import Ended, StackCallbacks, fit_stack
 from elm_jax.types import Batch, Params
 from elm_jax.workflows.train import run_record
 from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
@@ -29,7 +31,7 @@ from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainOutcome:
-    """What a training run ended with: the expert, unless it was stopped before its end."""
+    """The result of a training run: the expert, or None if SIGTERM stopped the run before its end."""
 
     expert: Expert | None
     step: int
@@ -39,18 +41,18 @@ class TrainOutcome:
 
 def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | None = None,
           mesh: Mesh | None = None, on_start: Callable[[], None] | None = None) -> TrainOutcome:
-    """Trains one expert, or goes on with it, and writes ``<model_dir>/expert``.
+    """Trains one expert and writes ``<model_dir>/expert``; resumes from a checkpoint if there is one.
 
     Args:
         config: the run.
         base: the base, if it is loaded already.
         data: the task data, if it is there already.
         mesh: the mesh, if there is one already.
-        on_start: called once all is checked, before the run writes anything.
+        on_start: called once everything is checked, before the run writes anything.
 
     Raises:
-        InputError: unknown task, unfit base, a run folder of another config.
-        RunError: the loss is not finite, the disk is full.
+        InputError: the task is unknown, the base does not fit, or the run folder is of another config.
+        RunError: the loss is not finite, or the disk is full.
     """
     finished = storage.as_path(config.model_dir) / "expert"
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
@@ -83,14 +85,10 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         expert = Expert(card, ended.overlay, path=str(finished))
         save_expert(finished, expert)
         return TrainOutcome(expert, ended.step, False, card.metrics)
-    result = train_overlay(
-        network, config.optimizer, frozen, overlay, stream, train_steps=num_steps(config, stream),
-        seed=config.random_seed, mesh=mesh, run_dir=config.model_dir,
-        checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
-        num_microbatches=config.num_microbatches, log_every=config.log_period,
-        tensorboard=config.tensorboard, name=config.expert_id or config.task,
-        config_digest=f"{config.digest()}/{base.fingerprint}", on_start=on_start,
-        rules=config.rules(), base_dtype=config.base_dtype, take=own_base and not frozen)
+    run = RunConfig.of(
+        config, train_steps=num_steps(config, stream), rules=config.rules(), name=id_of(config),
+        config_digest=run_digest(config, base), donate_overlay=own_base and not frozen)
+    result = fit(network, frozen, overlay, stream, run, mesh, on_start)
     if result.stopped:
         return TrainOutcome(None, result.step, True, dict(result.metrics))
     card = make_card(config, base, network_config, data, tasks, result, rows)
@@ -103,20 +101,27 @@ def _train_to_early_end(
     config: TrainConfig, base: Base, network: Network, frozen: Params, opened: Opened, mesh: Mesh,
     on_start: Callable[[], None] | None,
 ) -> tuple[Ended | None, int]:
-    """A run with an early end is a stack of one: what it ended with (None: it was stopped), and its steps."""
-    name, found = config.expert_id or config.task, []
-    settings = StackConfig(
-        size=mesh.shape["experts"], num_microbatches=config.num_microbatches, run_dir=config.model_dir,
-        checkpoint_every=config.checkpoint_period, keep=config.keep_checkpoints,
-        log_every=config.log_period, tensorboard=config.tensorboard, config_digest=base.fingerprint,
-        early_end=config.early_end, base_dtype=config.base_dtype, name=name)
-    run = StackedRun(name, config.random_seed, config.optimizer.learning_rate,
-                     f"{config.digest()}/{base.fingerprint}", lambda: opened, config.model_dir)
-    result = fit_stack(network, config.optimizer, frozen, [run], settings, mesh, found.append,
-                       on_start=on_start, rules=config.rules())
+    """Trains a run with an early end, as a stack of one; returns its result (None if stopped) and steps."""
+    name, found = id_of(config), []
+    settings = StackConfig.of(config, size=mesh.shape["experts"], rules=config.rules(), name=name,
+                              config_digest=base.fingerprint)
+    run = StackedRun(name, config.random_seed, config.optimizer.learning_rate, run_digest(config, base),
+                     lambda: opened, config.model_dir)
+    callbacks = StackCallbacks(on_end=found.append, on_start=on_start)
+    result = fit_stack(network, frozen, [run], settings, mesh, callbacks)
     if result.failed:
         raise RunError(result.failed[name])
     return (found[0] if found else None), result.ticks
+
+
+def id_of(config: TrainConfig) -> str:
+    """The expert's name: as the config gives it, or that of its task."""
+    return config.expert_id or config.task
+
+
+def run_digest(config: TrainConfig, base: Base) -> str:
+    """Hash of a run's config and of its base; only a run with the same hash resumes a checkpoint."""
+    return f"{config.digest()}/{base.fingerprint}"
 
 
 def tasks_of(config: TrainConfig, data: TaskData) -> list[str]:
@@ -252,7 +257,7 @@ def make_card(config: TrainConfig, base: Base, network: NetworkConfig, data: Tas
     infos = [data.split(task, "train") for task in tasks]
     datasets = sorted({dataset_of(prepared) for prepared in infos})
     return ExpertCard(
-        id=config.expert_id or config.task, kind=config.kind, form=FORM_OF_KIND[config.kind],
+        id=id_of(config), kind=config.kind, form=FORM_OF_KIND[config.kind],
         base=base.reference(), network=network.to_dict(),
         tasks=tuple(tasks), templates=tuple(prepared.info["template"] for prepared in infos),
         **template_versions.of_arrays(infos),

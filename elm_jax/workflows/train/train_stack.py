@@ -1,14 +1,14 @@
-"""`elm train` with a table of tasks: many experts in one program, each as if it had trained alone.
+"""`elm train` with a table of tasks: trains many experts in one program, each as if it trained alone.
 
 ``<model_dir>/<id>/`` is each expert's run folder, with the expert, the card and the metrics that its solo
-run would leave; ``<model_dir>/stack/`` holds the checkpoints of all that are under way.
+run would leave; ``<model_dir>/stack/`` holds the checkpoints of all experts that are not done.
 """
 
 import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -22,22 +22,19 @@ from elm_jax.models import families
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.config_checks import check_positive, check_types
-from elm_jax.training.stack.stacked_loop import (
-    Ended,
-    Opened,
-    StackConfig,
-    StackedRun,
-    StackResult,
-    fit_stack,
-)
+from elm_jax.training.run_settings import StackConfig
+from elm_jax.training.stack.slots import Opened, StackedRun
+from elm_jax.training.stack.stacked_loop import Ended, StackCallbacks, StackResult, fit_stack
 from elm_jax.workflows.train.stack_table import Row, rows_of_table
 from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 from elm_jax.workflows.train.train_expert import (
     check_network,
     check_same_run,
+    id_of,
     make_card,
     make_stream,
     num_steps,
+    run_digest,
     task_data,
     tasks_of,
     validation_batches,
@@ -90,14 +87,27 @@ class TrainStackConfig:
         return self.train.model_dir
 
 
+class StackSize(NamedTuple):
+    """How many experts of a stack train at once.
+
+    Attributes:
+        slots: experts that train at once, at most.
+        at_once: experts of each part of the mesh's expert axis that are computed at once, at most; None for
+            all.
+    """
+
+    slots: int
+    at_once: int | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class StackOutcome:
-    """What a stacked run ended with.
+    """The result of a stacked run.
 
     Attributes:
         done: folders of all finished experts of the table, by id, in the table's order.
-        failed: what went wrong, by id.
-        stopped: whether SIGTERM ended it; the same call goes on.
+        failed: error messages of failed experts, by id.
+        stopped: whether SIGTERM ended it; the same call resumes it.
     """
 
     done: dict[str, str]
@@ -116,17 +126,17 @@ class StackOutcome:
 
 def train_stack(config: TrainStackConfig, *, base: Base | None = None, data: TaskData | None = None,
                 mesh: Mesh | None = None, on_start: Callable[[], None] | None = None) -> StackOutcome:
-    """Trains the experts of a table, or goes on with them; those that are finished are skipped.
+    """Trains the experts of a table; resumes those that are not done and skips those that are.
 
     Args:
         config: what to train.
         base: the base, if it is loaded already.
         data: the task data, if it is there already.
         mesh: the mesh, if there is one already.
-        on_start: called once all is checked, before anything is written.
+        on_start: called once everything is checked, before anything is written.
 
     Raises:
-        InputError: unknown tasks, a table that is not valid, a run folder of another config.
+        InputError: a task is unknown, the table is not valid, or a run folder is of another config.
         RunError: the disk is full. An expert whose loss is not finite is in `failed` of the outcome.
     """
     mesh = mesh or sharding.make_mesh(config.train.mesh_data, config.train.mesh_model, config.mesh_experts)
@@ -140,8 +150,8 @@ def train_stack(config: TrainStackConfig, *, base: Base | None = None, data: Tas
         rows = [Row(task=task) for task in
                 dict.fromkeys(task for name in names for task in data.tasks_of(name))]
     configs = [config_of(config.train, row) for row in rows]
-    return train_experts(configs, config.model_dir, config.stack_experts, base=base, data=data, mesh=mesh,
-                         on_start=on_start, at_once=config.at_once)
+    size = StackSize(config.stack_experts, config.at_once)
+    return train_experts(configs, config.model_dir, size, base=base, data=data, mesh=mesh, on_start=on_start)
 
 
 def config_of(shared: TrainConfig, row: Row) -> TrainConfig:
@@ -159,12 +169,21 @@ def config_of(shared: TrainConfig, row: Row) -> TrainConfig:
     return dataclasses.replace(shared, **changes)
 
 
-def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, base: Base, data: TaskData,
-                  mesh: Mesh, on_start: Callable[[], None] | None = None, at_once: int | None = None,
-                  ) -> StackOutcome:
-    """Trains the experts of many solo configs, which differ in what `config_of` can change, `size` at a time.
+def train_experts(configs: Sequence[TrainConfig], folder: str, size: StackSize, *, base: Base, data: TaskData,
+                  mesh: Mesh, on_start: Callable[[], None] | None = None) -> StackOutcome:
+    """Trains the experts of many solo configs, a few at a time, as one stack.
 
-    The longest enter first, so that few slots are idle at the end; the order changes no result.
+    The configs may differ in what `config_of` can change. The longest runs enter first, so that few slots
+    are idle at the end; the order changes no result.
+
+    Args:
+        configs: one config for each expert.
+        folder: folder of the stack; its checkpoints are in ``<folder>/stack``.
+        size: how many experts train at once.
+        base: the base.
+        data: the task data.
+        mesh: the mesh.
+        on_start: called once everything is checked, before anything is written.
     """
     _check_ids(configs, base)
     done, failed, waiting = {}, {}, []
@@ -175,15 +194,17 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
         elif message is not None:
             failed[id_of(config)] = message
         else:
-            tasks_of(config, data)  # an unknown name is told now, not when its turn comes
+            tasks_of(config, data)  # refuses an unknown name now, not when its turn comes
             waiting.append(config)
     result = StackResult([], {}, False, 0, 0)
     if waiting:
         waiting.sort(key=lambda config: -(config.train_steps or 0))
-        # No slots that nobody would ever fill; by the whole table, so that later sessions have as many.
+        # No more slots than experts; of the whole table, so that later sessions have the same number.
         axis = mesh.shape["experts"]
-        size = min(size, -(-len(configs) // axis) * axis)
-        result = _train_waiting(waiting, folder, size, base, data, mesh, on_start, at_once)
+        size = size._replace(slots=min(size.slots, -(-len(configs) // axis) * axis))
+        stack_folder = str(storage.as_path(folder) / STACK_FOLDER)
+        result = _train_waiting(waiting, _stack_config(waiting, stack_folder, size, base), base, data, mesh,
+                                on_start)
         done |= dict.fromkeys(result.ended, "")
         failed |= result.failed
     if not result.stopped:
@@ -193,31 +214,27 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: int, *, bas
     return StackOutcome({name: path for name, path in order if name in done}, failed, result.stopped)
 
 
-def id_of(config: TrainConfig) -> str:
-    """The expert's id."""
-    return config.expert_id or config.task
+def _stack_config(configs: Sequence[TrainConfig], folder: str, size: StackSize, base: Base) -> StackConfig:
+    """Settings of the stack; what the experts share is in each of their configs."""
+    first = configs[0]
+    return StackConfig.of(
+        first, model_dir=folder, size=size.slots, at_once=size.at_once, rules=first.rules(),
+        config_digest=base.fingerprint, name=f"{len(configs)} experts")
 
 
-def _train_waiting(configs: Sequence[TrainConfig], folder: str, size: int, base: Base, data: TaskData,
-                   mesh: Mesh, on_start: Callable[[], None] | None, at_once: int | None) -> StackResult:
+def _train_waiting(configs: Sequence[TrainConfig], settings: StackConfig, base: Base, data: TaskData,
+                   mesh: Mesh, on_start: Callable[[], None] | None) -> StackResult:
+    """Trains the experts that are not done."""
     first, by_id = configs[0], {id_of(config): config for config in configs}
     network, _, frozen = _start(first, base)
-    settings = StackConfig(
-        size=size, num_microbatches=first.num_microbatches,
-        run_dir=str(storage.as_path(folder) / STACK_FOLDER), checkpoint_every=first.checkpoint_period,
-        keep=first.keep_checkpoints, log_every=first.log_period, tensorboard=first.tensorboard,
-        config_digest=base.fingerprint, early_end=first.early_end,
-        base_dtype=first.base_dtype, name=f"{len(configs)} experts", at_once=at_once)
     runs = [StackedRun(
-        id=name, seed=config.random_seed, learning_rate=config.optimizer.learning_rate,
-        digest=f"{config.digest()}/{base.fingerprint}", run_dir=config.model_dir,
+        id=name, random_seed=config.random_seed, learning_rate=config.optimizer.learning_rate,
+        digest=run_digest(config, base), model_dir=config.model_dir,
         open=lambda config=config: _open(config, base, data)) for name, config in by_id.items()]
-    logger.info("%d experts wait, %d train at once", len(runs), size)
-    return fit_stack(
-        first.network_of(network.config), first.optimizer, frozen, runs, settings, mesh,
-        lambda ended: _save(ended, by_id[ended.run.id], network, base, data),
-        on_fail=lambda run, message: _mark_failed(by_id[run.id], base, message), on_start=on_start,
-        rules=first.rules())
+    logger.info("%d experts wait, %d train at once", len(runs), settings.size)
+    return fit_stack(first.network_of(network.config), frozen, runs, settings, mesh, StackCallbacks(
+        on_end=lambda ended: _save(ended, by_id[ended.run.id], network, base, data),
+        on_fail=lambda run, message: _mark_failed(by_id[run.id], base, message), on_start=on_start))
 
 
 def _start(config: TrainConfig, base: Base) -> tuple[Network, Any, Any]:
@@ -249,7 +266,7 @@ def _mark_failed(config: TrainConfig, base: Base, message: str) -> None:
 
 
 def _earlier_end(config: TrainConfig, base: Base) -> tuple[bool, str | None]:
-    """Whether an earlier session finished this expert, and how it failed if it did.
+    """Whether an earlier session finished this expert, and the error message if it failed.
 
     Raises:
         InputError: the expert that is there is of another config.
@@ -262,7 +279,7 @@ def _earlier_end(config: TrainConfig, base: Base) -> tuple[bool, str | None]:
 
 
 def _earlier_failure(config: TrainConfig, base: Base) -> str | None:
-    """What an earlier session wrote of this very config's failure: it would fail at the same step again."""
+    """The error of an earlier session with this very config, which would fail at the same step again."""
     path = storage.as_path(config.model_dir) / FAILED_FILE
     if not path.exists():
         return None

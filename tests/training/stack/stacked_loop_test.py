@@ -93,7 +93,7 @@ def interrupted(folder, expert: str, at: int, size: int = 2) -> None:
         return Stopping(inner, at) if row.id == expert else inner
 
     with pytest.raises(KeyboardInterrupt):
-        tiny_stack.stack(TABLE, size, str(folder), stream_of=stream_of, checkpoint_every=3)
+        tiny_stack.stack(TABLE, size, str(folder), stream_of=stream_of, checkpoint_period=3)
 
 
 def test_a_session_that_dies_changes_no_bit(whole, tmp_path):
@@ -102,7 +102,7 @@ def test_a_session_that_dies_changes_no_bit(whole, tmp_path):
     interrupted(tmp_path, "c", 2)
     assert Checkpoints(tmp_path / "stack", {}).steps()
     interrupted(tmp_path, "d", 9)
-    again, result = tiny_stack.stack(TABLE, 2, str(tmp_path), checkpoint_every=3)
+    again, result = tiny_stack.stack(TABLE, 2, str(tmp_path), checkpoint_period=3)
     assert result.failed == {}
     for row in TABLE:
         written = storage.read_json(tmp_path / row.id / "ended.json", kind="end", schema_version=1)
@@ -175,7 +175,7 @@ def test_early_end_keeps_the_best_weights_and_lets_the_next_one_in(tmp_path):
     rows = [tiny_stack.Row("wild", 120, learning_rate=0.02), tiny_stack.Row("calm", 12, seed=1, data=1)]
     rule = EarlyEnd(every=4, patience=2)
     found, result = tiny_stack.stack(rows, 2, str(tmp_path), early_end=rule, validation_of=validation_of,
-                                     log_every=100)
+                                     log_period=100)
     wild, calm = found["wild"], found["calm"]
     validated = [one["validation_loss"] for one in wild.rows]
     best = int(np.argmin(validated))

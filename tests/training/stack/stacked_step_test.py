@@ -13,7 +13,6 @@ import tiny_stack
 
 from elm_jax.errors import InputError
 from elm_jax.models import AdapterConfig
-from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
@@ -42,9 +41,9 @@ def spec_of(optimizer: str = "adamw", *, dropout: float = 0.1, mesh: tuple[int, 
         net = dataclasses.replace(net, config=net.config.with_adapter(AdapterConfig(kind="lora", rank=3)))
     overlay, frozen = split(net, kind)
     data, experts, model = mesh
-    return steps.make_spec(net, OPTIMIZERS[optimizer], LossConfig(), frozen, overlay,
-                           tiny_run.stream().batch(0), sharding.make_mesh(data, model, experts),
-                           num_microbatches)
+    config = steps.StepConfig(net, OPTIMIZERS[optimizer], num_microbatches=num_microbatches)
+    return steps.make_spec(config, frozen, overlay, tiny_run.stream().batch(0),
+                           sharding.make_mesh(data, model, experts))
 
 
 def parameters(spec: steps.StepSpec, kind: str) -> tuple[list[dict], dict]:
@@ -83,10 +82,10 @@ def run_stack(spec: steps.StepSpec, num_steps: int, *, kind: str = "prompt", act
 
 def solo_step(spec: steps.StepSpec, frozen: dict):
     """The solo step with its own static learning rate, for each expert."""
-    whole = dataclasses.replace
     return [jax.jit(functools.partial(
-        steps.train_step, spec.network, whole(spec.optimizer, learning_rate=rate), spec.loss,
-        spec.num_microbatches, frozen)) for rate in RATES]
+        steps.train_step,
+        spec.config._replace(optimizer=dataclasses.replace(spec.optimizer, learning_rate=rate)), frozen))
+        for rate in RATES]
 
 
 @functools.cache

@@ -14,7 +14,13 @@ from elm_jax.runtime import sharding, storage, trees
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.workflows.train.stack_table import Row, rows_of_table
 from elm_jax.workflows.train.train_expert import train
-from elm_jax.workflows.train.train_stack import TrainStackConfig, config_of, train_experts, train_stack
+from elm_jax.workflows.train.train_stack import (
+    StackSize,
+    TrainStackConfig,
+    config_of,
+    train_experts,
+    train_stack,
+)
 
 OTHER = "mini_topic__which_section"
 
@@ -123,8 +129,8 @@ def test_early_end_is_the_same_alone_and_in_a_stack(world, tmp_path):
     rule = EarlyEnd(every=2, patience=1, rows=8)
     config = shared(world, tmp_path / "runs", early_end=rule)
     rows = [Row(tiny.TOPIC, train_steps=6), Row(tiny.REVIEW, train_steps=4)]
-    outcome = train_experts([config_of(config, row) for row in rows], config.model_dir, 2, base=world.base,
-                            data=world.data, mesh=sharding.make_mesh(1, 1, 1))
+    outcome = train_experts([config_of(config, row) for row in rows], config.model_dir, StackSize(2),
+                            base=world.base, data=world.data, mesh=sharding.make_mesh(1, 1, 1))
     own = dataclasses.replace(config_of(config, rows[0]), model_dir=str(tmp_path / "alone"))
     alone = train(own, base=world.base, data=world.data, mesh=tiny.one_device()).expert
     found = load_expert(outcome.done[tiny.TOPIC])
@@ -174,8 +180,8 @@ def test_ids_must_differ_and_be_names(world, tmp_path):
                         ([Row(f"{tiny.TOPIC},{tiny.REVIEW}")], "becomes a folder's name"),
                         ([Row(tiny.TOPIC, "stack")], "stack's checkpoints")):
         with pytest.raises(InputError, match=words):
-            train_experts([config_of(config, row) for row in rows], config.model_dir, 2, base=world.base,
-                          data=world.data, mesh=tiny.one_device())
+            train_experts([config_of(config, row) for row in rows], config.model_dir, StackSize(2),
+                          base=world.base, data=world.data, mesh=tiny.one_device())
     with pytest.raises(InputError, match="Neither tasks nor a table"):
         TrainStackConfig(config)
 
