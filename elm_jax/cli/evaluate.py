@@ -6,7 +6,7 @@ import logging
 from rich.table import Table
 
 from elm_jax.cli.printing import print_table
-from elm_jax.cli.tasks import modules_of
+from elm_jax.cli.registries import modules_of
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore

@@ -6,8 +6,8 @@ from typing import Any
 from rich.table import Table
 
 from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.registries import task_data
 from elm_jax.cli.route import _decide
-from elm_jax.cli.tasks import task_data
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.workflows import build_library

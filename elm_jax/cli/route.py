@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from elm_jax.cli.printing import print_json, print_table
-from elm_jax.cli.tasks import modules_of
+from elm_jax.cli.registries import modules_of
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.encoders import MiniLMEncoder
 from elm_jax.workflows import route as routing
