@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     # What is done with them.
     from elm_jax.workflows.build_library import build_library
     from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
-    from elm_jax.workflows.evaluate import evaluate
+    from elm_jax.workflows.evaluate.evaluate_models import evaluate
     from elm_jax.workflows.merge.in_memory import merge
     from elm_jax.workflows.merge.search_merge import SearchConfig, search_and_merge, search_weights
     from elm_jax.workflows.route import route
@@ -68,7 +68,7 @@ _MODULES = {
     "add_task": "elm_jax.data.registry.own_task",
     "build_library": "elm_jax.workflows.build_library",
     "convert": "elm_jax.workflows.convert.convert_model",
-    "evaluate": "elm_jax.workflows.evaluate",
+    "evaluate": "elm_jax.workflows.evaluate.evaluate_models",
     "load_base": "elm_jax.experts.base",
     "load_expert": "elm_jax.experts.overlay",
     "merge": "elm_jax.workflows.merge.in_memory",

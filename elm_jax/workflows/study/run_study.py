@@ -21,7 +21,14 @@ from elm_jax.reporting import study_report as reporting
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows.build_library import build_library
-from elm_jax.workflows.evaluate import BASE_ID, Model, evaluate_models, model_in, model_of
+from elm_jax.workflows.evaluate.evaluate_models import (
+    BASE_ID,
+    Model,
+    ScoringSetup,
+    evaluate_models,
+    model_in,
+    model_of,
+)
 from elm_jax.workflows.farm.jobs import Job
 from elm_jax.workflows.merge import in_memory as merging
 from elm_jax.workflows.study import study_checks, study_routing
@@ -243,12 +250,11 @@ class Study:
             own.extend(task for task in tasks if task not in own)
         store = ResultsStore(self.root / "results")
         models = [model_of(self.base, None), multitask, *experts, *merged.values()]
-        evaluate_models(
-            models, lambda name: tasks_of.get(name, []), self.data, self.base, store,
-            EvaluationSettings(source_length=config.eval_source_length, tokens_per_batch=4096,
-                               max_new_tokens=config.max_new_tokens),
-            mesh=self.mesh, max_rows=config.max_eval_rows, replace=True,
-            stack_experts=config.stack_experts)
+        settings = EvaluationSettings(source_length=config.eval_source_length, tokens_per_batch=4096,
+                                      max_new_tokens=config.max_new_tokens)
+        setup = ScoringSetup(self.base, self.data, settings, self.mesh, max_rows=config.max_eval_rows)
+        evaluate_models(models, lambda name: tasks_of.get(name, []), setup, store, replace=True,
+                        stack_experts=config.stack_experts)
         return store
 
     def facts(self, prompts: list[Model], datasets: list[Model], routing: dict[str, Any],
