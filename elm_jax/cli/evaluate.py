@@ -12,7 +12,7 @@ from elm_jax.workflows.train import run_record
 
 logger = logging.getLogger(__name__)
 FIELDS = ("base", "output", "split", "max_rows", "source_length", "max_new_tokens", "few_shot",
-          "stack_experts", "mesh_data", "mesh_model", "mesh_experts")
+          "stack_experts", "mesh_data", "mesh_model", "mesh_experts", "mixed", "library", "assignment")
 """Flags that are fields of the config."""
 
 
@@ -21,7 +21,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     counter = run_record.CompileCounter()
     store = evaluate_folders(EvaluateConfig(
         tasks=tuple(arguments.task), experts=tuple(arguments.expert), modules=modules_of(arguments),
-        prepared_dir=arguments.prepared, **{name: getattr(arguments, name) for name in FIELDS}))
+        prepared_dir=arguments.prepared, expert_id=arguments.id,
+        **{name: getattr(arguments, name) for name in FIELDS}))
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"

@@ -182,7 +182,7 @@ def evaluate_task_mixed(
     settings: EvaluationSettings, vocabulary: Vocabulary, mesh: Mesh, name: str, base: str,
     max_rows: int | None = None,
 ) -> TaskResult:
-    """Scores a router's decisions a instance: row n of the split by expert ``expert_index[n]``.
+    """Scores a router's decisions an instance: row n of the split by expert ``expert_index[n]``.
 
     Args:
         network: static.
@@ -221,5 +221,7 @@ def evaluate_task_mixed(
             scores = score_mixed(network, params, placed["index"], placed["inputs"], placed["choices"])
             scores = hosts.whole(scores)
             found += evaluator.ranked_rows(split, choices, numbers, scores)
-    return evaluator.task_result(split, evaluator.in_order(found), settings, expert=name, base=base,
-                                 max_rows=max_rows, seconds=time.monotonic() - start)
+    result = evaluator.task_result(split, evaluator.in_order(found), settings, expert=name, base=base,
+                                   max_rows=max_rows, seconds=time.monotonic() - start)
+    rows = [{**row, "settings": settings.digest(max_rows, mixed=True)} for row in result.rows]
+    return dataclasses.replace(result, rows=rows)

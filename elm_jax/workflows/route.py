@@ -11,7 +11,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.encoders import MiniLMEncoder
 from elm_jax.routing.text import RoutingInstance, format_text
-from elm_jax.routing.vote import RoutingDecision, decide
+from elm_jax.routing.vote import RoutingDecision, decide, decide_each
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import check_range, check_types
 
@@ -87,6 +87,17 @@ def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], *, num
     instances = [RoutingInstance(text) if isinstance(text, str) else text for text in texts[:num_queries]]
     queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
     return decide(queries, library.index)
+
+
+def route_rows(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> list[str]:
+    """Routes each instance by itself: the best expert of `route` with that one query, an id an instance.
+
+    Args:
+        library: an open library.
+        instances: of any tasks.
+    """
+    queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
+    return decide_each(queries, library.index)
 
 
 def read_examples(path: storage.PathLike) -> list[RoutingInstance]:

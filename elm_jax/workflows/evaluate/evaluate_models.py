@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypedDict, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -26,6 +26,7 @@ from elm_jax.workflows.merge.search_merge import warn_of_searched_rows
 
 logger = logging.getLogger(__name__)
 BASE_ID = "base"
+ScorableModel = TypeVar("ScorableModel", bound="Scorable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,13 @@ class ScoringSetup:
     split: str | None = None
     max_rows: int | None = None
 
+    @classmethod
+    def of(cls, base: Base, *, data: TaskData | None = None, settings: EvaluationSettings | None = None,
+           mesh: Mesh | None = None, split: str | None = None, max_rows: int | None = None) -> "ScoringSetup":
+        """A setup with the usual values: the default registries, all devices on the data axis."""
+        return cls(base, data or TaskData(base.vocabulary), settings or EvaluationSettings(),
+                   mesh or sharding.make_mesh(len(jax.devices()), 1), split, max_rows)
+
     def split_of(self, task: str) -> str:
         """The split that a task is scored on."""
         return self.split or self.data.evaluation_split(task)
@@ -55,6 +63,16 @@ class ScoringSetup:
     def rows(self, task: str) -> PreparedSplit:
         """The rows of a task that are scored."""
         return self.data.split(task, self.split_of(task), self.max_rows)
+
+
+class ScoringOptions(TypedDict, total=False):
+    """What `ScoringSetup.of` takes beside the base."""
+
+    data: TaskData | None
+    settings: EvaluationSettings | None
+    mesh: Mesh | None
+    split: str | None
+    max_rows: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +152,14 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
 
 def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup) -> bool:
     """Whether the store holds this very model's result on the task, with these settings."""
-    split, digest = setup.split_of(task), setup.settings.digest(setup.max_rows)
+    split, digest = setup.split_of(task), setup.settings.digest(setup.max_rows, model.mixed)
     return store.done(model.id, task, split, digest) and any(
         row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 
 
-def _unlike(models: Iterable[Scorable]) -> list[Scorable]:
+def distinct(models: Iterable[ScorableModel]) -> list[ScorableModel]:
     """The models without repetitions; two unlike ones of one id are an InputError."""
-    found: dict[str, Scorable] = {}
+    found: dict[str, ScorableModel] = {}
     for model in models:
         known = found.setdefault(model.id, model)
         if known.fingerprint != model.fingerprint:
@@ -186,7 +204,7 @@ def evaluate_models(
         InputError: two models of one id, or one of the id of another in the store without `replace`.
         Stopped: several processes were told to stop; what was scored is kept.
     """
-    models = _unlike(models)
+    models = distinct(models)
     if not replace:
         hosts.by_first(lambda: check_ids(models, store))
 
@@ -278,9 +296,7 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
         split: of every task; None for each task's own: validation, or the only one.
         max_rows: a seeded random subset of at most so many rows a task.
     """
-    setup = ScoringSetup(
-        base, data or TaskData(base.vocabulary), settings or EvaluationSettings(),
-        mesh or sharding.make_mesh(len(jax.devices()), 1), split, max_rows)
+    setup = ScoringSetup.of(base, data=data, settings=settings, mesh=mesh, split=split, max_rows=max_rows)
     name, card = (BASE_ID, None) if expert is None else (expert.card.id, expert.card)
     model = Model(name, "not kept", lambda: resolve(base, expert), card=card)
     return [row for result in model.score(tasks, setup) for row in result.rows]
