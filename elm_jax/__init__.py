@@ -36,10 +36,12 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     # What is done with them.
     from elm_jax.workflows.build_library import build_library
     from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
-    from elm_jax.workflows.evaluate import evaluate
+    from elm_jax.workflows.evaluate.evaluate_folders import EvaluateConfig, evaluate_folders
+    from elm_jax.workflows.evaluate.evaluate_mixed import evaluate_mixed
+    from elm_jax.workflows.evaluate.evaluate_models import evaluate
     from elm_jax.workflows.merge.in_memory import merge
     from elm_jax.workflows.merge.search_merge import SearchConfig, search_and_merge, search_weights
-    from elm_jax.workflows.route import route
+    from elm_jax.workflows.route import RouteConfig, route, route_task
     from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
     from elm_jax.workflows.train.train_config import TrainConfig
     from elm_jax.workflows.train.train_expert import train
@@ -49,6 +51,7 @@ _MODULES = {
     "Base": "elm_jax.experts.base",
     "ConvertConfig": "elm_jax.workflows.convert.convert_model",
     "ElmError": "elm_jax.errors",
+    "EvaluateConfig": "elm_jax.workflows.evaluate.evaluate_folders",
     "Expert": "elm_jax.experts.overlay",
     "ExpertCard": "elm_jax.experts.card",
     "ExpertLibrary": "elm_jax.experts.library",
@@ -56,6 +59,7 @@ _MODULES = {
     "OptimizerConfig": "elm_jax.training.optimizers",
     "PreparedSplit": "elm_jax.data.arrays.prepared",
     "PretrainConfig": "elm_jax.workflows.train.pretrain",
+    "RouteConfig": "elm_jax.workflows.route",
     "RoutingDecision": "elm_jax.routing.vote",
     "RoutingInstance": "elm_jax.routing.text",
     "RunError": "elm_jax.errors",
@@ -68,13 +72,16 @@ _MODULES = {
     "add_task": "elm_jax.data.registry.own_task",
     "build_library": "elm_jax.workflows.build_library",
     "convert": "elm_jax.workflows.convert.convert_model",
-    "evaluate": "elm_jax.workflows.evaluate",
+    "evaluate": "elm_jax.workflows.evaluate.evaluate_models",
+    "evaluate_folders": "elm_jax.workflows.evaluate.evaluate_folders",
+    "evaluate_mixed": "elm_jax.workflows.evaluate.evaluate_mixed",
     "load_base": "elm_jax.experts.base",
     "load_expert": "elm_jax.experts.overlay",
     "merge": "elm_jax.workflows.merge.in_memory",
     "pretrain": "elm_jax.workflows.train.pretrain",
     "resolve": "elm_jax.experts.overlay",
     "route": "elm_jax.workflows.route",
+    "route_task": "elm_jax.workflows.route",
     "save_base": "elm_jax.experts.base",
     "save_expert": "elm_jax.experts.overlay",
     "search_and_merge": "elm_jax.workflows.merge.search_merge",
@@ -85,9 +92,10 @@ _MODULES = {
 __getattr__, __dir__ = lazy.exports(__name__, _MODULES)
 
 __all__ = [
-    "AdapterConfig", "Base", "ConvertConfig", "ElmError", "Expert", "ExpertCard", "ExpertLibrary",
-    "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RoutingDecision",
-    "RoutingInstance", "RunError", "SearchConfig", "T5Config", "T5Network", "TaskData", "TrainConfig",
-    "Vocabulary", "add_task", "build_library", "convert", "evaluate", "load_base", "load_expert", "merge",
-    "pretrain", "resolve", "route", "save_base", "save_expert", "search_and_merge", "search_weights", "train",
+    "AdapterConfig", "Base", "ConvertConfig", "ElmError", "EvaluateConfig", "Expert", "ExpertCard",
+    "ExpertLibrary", "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RouteConfig",
+    "RoutingDecision", "RoutingInstance", "RunError", "SearchConfig", "T5Config", "T5Network", "TaskData",
+    "TrainConfig", "Vocabulary", "add_task", "build_library", "convert", "evaluate", "evaluate_folders",
+    "evaluate_mixed", "load_base", "load_expert", "merge", "pretrain", "resolve", "route", "route_task",
+    "save_base", "save_expert", "search_and_merge", "search_weights", "train",
 ]

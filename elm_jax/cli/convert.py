@@ -3,7 +3,7 @@
 import argparse
 
 from elm_jax.cli.printing import print_json
-from elm_jax.cli.tasks import modules_of
+from elm_jax.cli.registries import modules_of
 from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.convert import convert_model as converting
 

@@ -249,12 +249,27 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--mesh_model", type=int, default=1)
     evaluate.add_argument("--mesh_experts", type=int, default=1,
                           help="over so many parts of the mesh a stack of experts is split (default: 1)")
+    _add_mixed(evaluate)
     _add_data(evaluate)
     _add_hosts(evaluate)
     _add_convert(verbs)
     report = _verb(verbs, "report", "Writes the report of a study's results again.",
                    "elm report demo/results", "report:report")
     report.add_argument("results", metavar="RESULTS_DIR")
+
+
+def _add_mixed(evaluate: argparse.ArgumentParser) -> None:
+    group = evaluate.add_argument_group(
+        "each row by its own expert", "elm evaluate --base B --mixed --library LIB --task T --output FILE")
+    group.add_argument("--mixed", action="store_true",
+                       help="score each row by one of many experts, which have adapters of one shape")
+    group.add_argument("--library", metavar="DIR",
+                       help="each row is routed by itself: its nearest key's expert")
+    group.add_argument("--assignment", metavar="FILE",
+                       help='or as JSON lines say, {"index": row, "expert": id}: by one of the --expert '
+                       'folders; with several tasks a line names its "task"')
+    group.add_argument("--id", metavar="NAME",
+                       help="of the results (default: mixed: and the library's or file's name)")
 
 
 def _add_convert(verbs: argparse._SubParsersAction) -> None:

@@ -1,4 +1,4 @@
-"""What `elm library` and `elm route` do: read flags, call one workflow, print its result."""
+"""What `elm library` and `elm merge --library` do: read flags, call one workflow, print its result."""
 
 import argparse
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from rich.table import Table
 
 from elm_jax.cli.printing import print_json, print_table
-from elm_jax.cli.route import _decide
-from elm_jax.cli.tasks import task_data
+from elm_jax.cli.registries import modules_of, task_data
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.workflows import build_library
 from elm_jax.workflows.merge import in_memory as merging
+from elm_jax.workflows.route import RouteConfig
 
 
 def library_build(arguments: argparse.Namespace) -> None:
@@ -68,9 +68,7 @@ def best_of_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:
     if not arguments.task or arguments.models:
         raise InputError(describe("Merging from a library needs --task and no folders",
                                   got=f"--task {arguments.task}, {len(arguments.models)} folders"))
-    library = ExpertLibrary.open(arguments.library)
-    decision = _decide(library, arguments)
-    weights = arguments.weights
-    if weights in merging.BY:
-        weights = merging.decided_weights(decision, arguments.top_k, weights)
-    return [str(library.path / "experts" / name) for name in decision.top(arguments.top_k)], weights
+    config = RouteConfig(  # without a seed of its own: a merge's is of its masks
+        library=arguments.library, task=arguments.task, num_queries=arguments.queries,
+        modules=modules_of(arguments), prepared_dir=arguments.prepared)
+    return merging.best_of_library(config, arguments.top_k, arguments.weights)

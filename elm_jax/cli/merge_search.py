@@ -8,7 +8,7 @@ from rich.table import Table
 
 from elm_jax.cli.merge_search_flags import FLAGS, given_flags
 from elm_jax.cli.printing import print_json, print_table
-from elm_jax.cli.tasks import modules_of
+from elm_jax.cli.registries import modules_of
 from elm_jax.errors import InputError, describe
 from elm_jax.workflows.merge.search_config import SearchConfig
 from elm_jax.workflows.merge.search_merge import search_and_merge
@@ -18,8 +18,8 @@ def merge_search(arguments: argparse.Namespace, models: Sequence[str], parameter
     """`elm merge --search`: finds weights, writes the merged expert.
 
     Args:
-        arguments: flags of `merge_search_flags.add_search_flags`, and base, task, output, method, id, json, module,
-            prepared.
+        arguments: flags of `merge_search_flags.add_search_flags`, and base, task, output, method, id, json,
+            module, prepared.
         models: folders of experts.
         parameters: of the method, checked by type.
     """

@@ -1,23 +1,20 @@
-"""What `elm route` does: read flags, call one workflow, print its result."""
+"""What `elm route` does: reads flags, calls one workflow, prints its result."""
 
 import argparse
-from typing import Any
 
 from rich.table import Table
 
 from elm_jax.cli.printing import print_json, print_table
-from elm_jax.cli.tasks import modules_of
-from elm_jax.experts.library import ExpertLibrary
-from elm_jax.routing.encoders import MiniLMEncoder
-from elm_jax.workflows import route as routing
-from elm_jax.workflows.tasks import show_tasks as task_tools
+from elm_jax.cli.registries import modules_of
+from elm_jax.workflows.route import RouteConfig, route_task
 
 
 def route(arguments: argparse.Namespace) -> None:
     """`elm route`."""
-    encoder = MiniLMEncoder.from_folder(arguments.encoder_dir) if arguments.encoder_dir else None
-    library = ExpertLibrary.open(arguments.library, encoder)
-    decision = _decide(library, arguments)
+    decision = route_task(RouteConfig(
+        library=arguments.library, task=arguments.task, examples=arguments.examples, split=arguments.split,
+        num_queries=arguments.queries, encoder_dir=arguments.encoder_dir, seed=arguments.seed,
+        modules=modules_of(arguments), prepared_dir=arguments.prepared))
     if arguments.json:
         print_json(decision.to_dict())
         return
@@ -27,15 +24,3 @@ def route(arguments: argparse.Namespace) -> None:
         style = "bold" if rank <= arguments.top_k else None
         table.add_row(str(rank), row.expert, str(row.votes), f"{row.mean_similarity:.3f}", style=style)
     print_table(table)
-
-
-def _decide(library: ExpertLibrary, arguments: argparse.Namespace) -> Any:
-    if getattr(arguments, "examples", None):
-        instances = routing.read_examples(arguments.examples)
-    else:
-        instances = task_tools.routing_instances(
-            arguments.task, getattr(arguments, "split", "validation"), arguments.queries,
-            modules=modules_of(arguments), prepared_dir=arguments.prepared,
-            seed=arguments.seed if arguments.verb == "route" else 0,  # a merge's own seed is of its masks
-            keys={row["source"] for row in library.instances})
-    return routing.route(library, instances, num_queries=arguments.queries)

@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from elm_jax.cli.printing import print_json, print_table
-from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.cli.registries import modules_of, task_data
 from elm_jax.data.registry.task_rows import describe_dropped
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
@@ -25,21 +25,7 @@ from elm_jax.workflows.tasks import show_tasks as task_tools
 from elm_jax.workflows.tasks import task_cache, task_check, task_stats
 
 logger = logging.getLogger(__name__)
-DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
 Item = TypeVar("Item")
-
-
-def modules_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The registries that the command line names, or the usual ones."""
-    return tuple(arguments.module or DEFAULT_MODULES)
-
-
-def task_data(arguments: argparse.Namespace) -> TaskData:
-    """Tasks in the vocabulary of ``--base``, prepared or in the folder ``--prepared``."""
-    vocabulary, _ = load_vocabulary(arguments.base)
-    if vocabulary is None:
-        raise InputError(describe("The base carries no vocabulary", where=arguments.base))
-    return TaskData(vocabulary, modules_of(arguments), arguments.prepared)
 
 
 def list_tasks(arguments: argparse.Namespace) -> None:

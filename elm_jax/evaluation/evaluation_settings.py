@@ -47,10 +47,16 @@ class EvaluationSettings:
                                           expected="rising integers above 0"))
             object.__setattr__(self, name, buckets)  # gin gives lists, which cannot be hashed
 
-    def digest(self, max_rows: int | None) -> str:
-        """Hash of what can change a number: not of buckets and batch sizes, which cannot."""
+    def digest(self, max_rows: int | None, mixed: bool = False) -> str:
+        """Hash of what can change a number: not of buckets and batch sizes, which cannot.
+
+        Args:
+            max_rows: of each task that are scored; None for all.
+            mixed: whether each row is scored by an expert of its own.
+        """
         facts = [self.source_length, self.max_new_tokens, max_rows]
         facts += [self.few_shot] if self.few_shot else []  # results without exemplars keep their digest
+        facts += ["mixed"] if mixed else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 

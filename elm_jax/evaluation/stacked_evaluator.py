@@ -180,7 +180,7 @@ def check_index(expert_index: np.ndarray, size: int) -> np.ndarray:
 
 def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, expert_index: Sequence[int],
                         scoring: Scoring, name: str) -> TaskResult:
-    """Scores a router's decisions a instance: row n of the split by expert ``expert_index[n]``.
+    """Scores a router's decisions an instance: row n of the split by expert ``expert_index[n]``.
 
     Args:
         network: static.
@@ -218,5 +218,7 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
                                  padded(placed, "choices"))
             scores = hosts.whole(scores)
             found += evaluator.ranked_rows(split, choices, numbers, scores)
-    return evaluator.task_result(split, evaluator.in_order(found), scoring, name,
-                                 seconds=time.monotonic() - start)
+    result = evaluator.task_result(split, evaluator.in_order(found), scoring, name,
+                                   seconds=time.monotonic() - start)
+    digest = settings.digest(scoring.max_rows, mixed=True)
+    return dataclasses.replace(result, rows=[{**row, "settings": digest} for row in result.rows])

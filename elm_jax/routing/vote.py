@@ -1,6 +1,7 @@
 """From queries to a routing decision: nearest key, one vote a query, a ranking of ALL experts.
 
-One decision is made for each target task; nothing is carried over from one task to the next.
+One decision is made for each target task (`decide`), or for each query by itself (`decide_each`); nothing is
+carried over from one to the next.
 Source: Jang et al., https://arxiv.org/abs/2302.03202, section 3.2 (Retrieval of Experts).
 """
 
@@ -91,6 +92,36 @@ def decide(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> R
     Raises:
         InputError: no keys, no queries, queries that are not unit rows of K, or no such backend.
     """
+    queries, voting = _checked(queries, index, backend)
+    winners = index.owners[NEAREST[backend](queries, index.keys)[0]][voting]
+    votes = np.bincount(winners, minlength=len(index.experts))
+    similarities = best_per_expert(queries, index)
+    best, mean = similarities.max(axis=0), similarities.mean(axis=0, dtype=np.float64)
+    ranking = tuple(
+        ExpertVotes(index.experts[e], int(votes[e]), float(best[e]), float(mean[e]))
+        for e in _ranked(winners, votes, mean)
+    )
+    return RoutingDecision(ranking, len(queries), index.text_format, index.encoder)
+
+
+def decide_each(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> list[str]:
+    """The expert of each query by itself, an id a query: the first that `decide` ranks for it alone.
+
+    Args:
+        queries: f32[Q, K], unit rows.
+        index: keys of the library.
+        backend: ``numpy`` or ``jax``.
+
+    Raises:
+        InputError: as `decide`.
+    """
+    queries, voting = _checked(queries, index, backend)
+    owners = index.owners[NEAREST[backend](queries, index.keys)[0]]
+    return [index.experts[owner] for owner in np.where(voting, owners, 0)]  # near to nothing: the oldest
+
+
+def _checked(queries: np.ndarray, index: KeyIndex, backend: str) -> tuple[np.ndarray, np.ndarray]:
+    """The queries f32[Q, K], and which of them vote, bool[Q]."""
     if backend not in NEAREST:
         raise unknown_name("routing backend", backend, NEAREST)
     if not len(index):
@@ -104,15 +135,7 @@ def decide(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> R
         logger.warning(
             "%d of %d queries are near to nothing: no vote", (~voting).sum(), len(voting)
         )
-    winners = index.owners[NEAREST[backend](queries, index.keys)[0]][voting]
-    votes = np.bincount(winners, minlength=len(index.experts))
-    similarities = best_per_expert(queries, index)
-    best, mean = similarities.max(axis=0), similarities.mean(axis=0, dtype=np.float64)
-    ranking = tuple(
-        ExpertVotes(index.experts[e], int(votes[e]), float(best[e]), float(mean[e]))
-        for e in _ranked(winners, votes, mean)
-    )
-    return RoutingDecision(ranking, len(queries), index.text_format, index.encoder)
+    return queries, voting
 
 
 def _ranked(winners: np.ndarray, votes: np.ndarray, mean: np.ndarray) -> list[int]:

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from elm_jax.data.arrays.prepared import PreparedSplit
-from elm_jax.data.draw import draw_rows
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert
@@ -12,6 +10,7 @@ from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import make_encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import storage
+from elm_jax.workflows.route import draw_instances
 
 
 def build_library(
@@ -60,9 +59,3 @@ def training_instances(folder: storage.PathLike, data: TaskData, count: int,
             warn_of_arrays(card, split)
             instances += draw_instances(split, share, seed)
     return instances
-
-
-def draw_instances(prepared: PreparedSplit, count: int, seed: int) -> list[RoutingInstance]:
-    """At most `count` instances of a split, drawn without replacement, by a fixed seed."""
-    order = draw_rows(len(prepared), count, seed)
-    return [RoutingInstance(**prepared.routing_instance(int(index))) for index in order]

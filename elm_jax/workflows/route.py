@@ -1,13 +1,70 @@
 """`elm route`: which expert of a library suits a task that nobody trained on."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 
+from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.draw import draw_rows
+from elm_jax.data.registry import registry
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.routing.encoders import MiniLMEncoder
 from elm_jax.routing.text import RoutingInstance, format_text
-from elm_jax.routing.vote import RoutingDecision, decide
+from elm_jax.routing.vote import RoutingDecision, decide, decide_each
 from elm_jax.runtime import storage
+from elm_jax.runtime.config_checks import check_range, check_types
+
+
+@dataclasses.dataclass(frozen=True)
+class RouteConfig:
+    """One task to route over a library on disk: of `task` and `examples` one is given.
+
+    Attributes:
+        library: its folder.
+        task: registered task, instances of which are the queries.
+        examples: file of instances, see `read_examples`.
+        split: of the task.
+        num_queries: Q, at most so many instances are used.
+        encoder_dir: folder of the encoder's weights; None for the encoder that the library names.
+        seed: of the draw of the task's instances.
+        modules: registries to import by name.
+        prepared_dir: folder of prepared arrays, which are read in place of the task's data.
+    """
+
+    library: str
+    task: str | None = None
+    examples: str | None = None
+    split: str = "validation"
+    num_queries: int = 32
+    encoder_dir: str | None = None
+    seed: int = 0
+    modules: tuple[str, ...] = ("elm_jax.tasks",)
+    prepared_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range("num_queries", self.num_queries, 1)
+        check_range("seed", self.seed, 0)
+        if (self.task is None) == (self.examples is None):
+            raise InputError(describe("Routing needs a task, or a file of examples of one",
+                                      got=f"task {self.task}, examples {self.examples}",
+                                      expected="one of the two"))
+
+
+def route_task(config: RouteConfig) -> RoutingDecision:
+    """Opens a library, takes the task's queries, and routes it: see `route`.
+
+    Raises:
+        InputError: no such library, task or file, or no instance.
+    """
+    encoder = MiniLMEncoder.from_folder(config.encoder_dir) if config.encoder_dir else None
+    library = ExpertLibrary.open(config.library, encoder)
+    if config.examples is not None:
+        instances = read_examples(config.examples)
+    else:
+        instances = task_instances(config, keys={row["source"] for row in library.instances})
+    return route(library, instances, num_queries=config.num_queries)
 
 
 def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], *, num_queries: int = 32,
@@ -32,6 +89,17 @@ def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], *, num
     return decide(queries, library.index)
 
 
+def route_rows(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> list[str]:
+    """Routes each instance by itself: the best expert of `route` with that one query, an id an instance.
+
+    Args:
+        library: an open library.
+        instances: of any tasks.
+    """
+    queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
+    return decide_each(queries, library.index)
+
+
 def read_examples(path: storage.PathLike) -> list[RoutingInstance]:
     """Instances from JSON lines: ``{"inputs": str, "choices": [str], "choices_expression": str}``.
 
@@ -46,3 +114,44 @@ def read_examples(path: storage.PathLike) -> list[RoutingInstance]:
         instances.append(RoutingInstance(row["inputs"], row.get("choices_expression"),
                                          tuple(row.get("choices") or ())))
     return instances
+
+
+def task_instances(config: RouteConfig, keys: Collection[str] = ()) -> list[RoutingInstance]:
+    """At most Q instances of the config's task, drawn by its seed; no tokens are needed.
+
+    Args:
+        config: says task, split, Q and seed, and where the rows come from.
+        keys: inputs of a library's keys, which come from train splits: no query from one is a key itself.
+
+    Raises:
+        InputError: no such task or split, or it is not among the prepared arrays.
+    """
+    name, split = config.task, config.split
+    if config.prepared_dir is not None:
+        folder = storage.as_path(config.prepared_dir) / name / split
+        if not storage.is_committed(folder):
+            raise InputError(describe("The task is not among the prepared arrays", where=folder))
+        return draw_instances(PreparedSplit.open(folder), config.num_queries, config.seed, keys)
+    registry.import_tasks(config.modules)
+    rendered = [row for _, row in registry.get_task(name).render_rows(split)]
+    taken = [] if split != "train" else [
+        number for number, row in enumerate(rendered) if row.inputs in keys]
+    order = draw_rows(len(rendered), config.num_queries, config.seed, taken=taken)
+    return [RoutingInstance(rendered[index].inputs, rendered[index].choices_expression,
+                            rendered[index].choices or ()) for index in order]
+
+
+def draw_instances(prepared: PreparedSplit, count: int, seed: int,
+                   keys: Collection[str] = ()) -> list[RoutingInstance]:
+    """At most `count` instances of a split, drawn without replacement, by a fixed seed.
+
+    Args:
+        prepared: the split.
+        count: at most so many.
+        seed: of the draw.
+        keys: inputs that are not drawn from a train split.
+    """
+    taken = [] if prepared.split != "train" or not keys else [
+        number for number in range(len(prepared)) if prepared.text(number)["inputs"] in keys]
+    order = draw_rows(len(prepared), count, seed, taken=taken)
+    return [RoutingInstance(**prepared.routing_instance(int(index))) for index in order]

@@ -16,7 +16,7 @@ CONFIGS = {
     "t5 1.1": T5Config(VOCAB_SIZE, 24, 3, 5, 40, 1, 2),
     "small decoder": small_decoder.SmallDecoderConfig(VOCAB_SIZE),
 }
-"""Every row of `FAMILIES`, once or more, and the family of the tests: id 0 a token, EOS 2, biases in norms."""
+"""Every row of `FAMILIES`, once or more, and the family of the tests."""
 ADAPTERS = {"none": None, "bottleneck": AdapterConfig(4), "lora": AdapterConfig(kind="lora", rank=2)}
 
 

@@ -1,7 +1,7 @@
-"""A second family of networks, to prove that the door is wide enough: a small decoder as unlike T5 as possible.
+"""A second family of networks: a small decoder, as unlike T5 as possible, shows that the door is wide enough.
 
-Batches are joined, id 0 is a real token, EOS is 2 and padding 3; norms are LayerNorms with biases; positions are
-learned; the head is its own. `with_family` puts its row into `FAMILIES`, as a file of the package would.
+Batches are joined, id 0 is a real token, EOS is 2 and padding 3; norms are LayerNorms with biases; positions
+are learned; the head is its own. `with_family` puts its row into `FAMILIES`, as a file of the package would.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from flax.linen.partitioning import param_with_axes
 from tokenizers import pre_tokenizers
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
 from elm_jax.models.adapters.config import adapter_of, attach
-from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks.attention import Attention
 from elm_jax.models.blocks.layer_stack import Layout
 from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp
@@ -275,8 +275,8 @@ def tokenizer() -> bytes:
     """A ``tokenizer.json`` of one token a byte: ``e`` is 0, ``t`` 1, EOS 2, padding 3."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet() - {"e", "t"})
     names = ["e", "t", "</s>", "<pad>", *letters]
-    special = [{"id": number, "content": names[number], "single_word": False, "lstrip": False, "rstrip": False,
-                "normalized": False, "special": True} for number in (2, 3)]
+    special = [{"id": number, "content": names[number], "single_word": False, "lstrip": False,
+                "rstrip": False, "normalized": False, "special": True} for number in (2, 3)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,

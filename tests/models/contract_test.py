@@ -1,7 +1,7 @@
 """What every network promises (`models.network.Network`), over every row of `FAMILIES` and of the tests.
 
-Each promise is a property that one function of a network has to another, or to itself under a change that must
-not matter; what T5 computes is compared with transformers and T5X elsewhere.
+Each promise is a property that one function of a network has to another, or to itself under a change that
+must not matter; what T5 computes is compared with transformers and T5X elsewhere.
 """
 
 import dataclasses
@@ -101,7 +101,8 @@ def test_choices_together_are_choices_alone(name):
         alone = np.asarray(log_probs_of(network, params, inputs, own))
         np.testing.assert_allclose(together[:, [choice]], alone, rtol=0, atol=1e-5)
     order = [2, 0, 1]
-    permuted = log_probs_of(network, params, inputs, Padded(targets.tokens[:, order], targets.lengths[:, order]))
+    moved = Padded(targets.tokens[:, order], targets.lengths[:, order])
+    permuted = log_probs_of(network, params, inputs, moved)
     np.testing.assert_allclose(permuted, together[:, order], rtol=0, atol=1e-5)
 
 
@@ -282,7 +283,8 @@ def test_many_experts_are_a_network_like_any_other(name):
     network, params = made.network_and_params(name, "bottleneck")
     trains = trained_leaves(network.role_of, "adapter")
     base, _ = trees.split(params, lambda path: not trains(path))
-    overlays = [trees.split(made.network_and_params(name, "bottleneck", seed)[1], trains)[0] for seed in (3, 5)]
+    others = (made.network_and_params(name, "bottleneck", seed)[1] for seed in (3, 5))
+    overlays = [trees.split(other, trains)[0] for other in others]
     grouped, many = stacked.GroupedNetwork(network, 2), (base, stacked.stack(overlays))
     inputs, targets = rows_of(name)
     twice = jax.tree.map(lambda array: np.concatenate([array, array]), (inputs, targets))
@@ -293,15 +295,15 @@ def test_many_experts_are_a_network_like_any_other(name):
     total = 0.0
     for number, overlay in enumerate(overlays):
         own, part = trees.merge(base, overlay), slice(4 * number, 4 * number + 4)
-        np.testing.assert_allclose(scores[part], log_probs_of(network, own, inputs, targets), rtol=0, atol=1e-5)
+        alone = log_probs_of(network, own, inputs, targets)
+        np.testing.assert_allclose(scores[part], alone, rtol=0, atol=1e-5)
         np.testing.assert_array_equal(texts[part], greedy(network, own, inputs, max_length=5))
         total += float(loss_of(network, own, batch).loss)
     assert float(sums.loss) == pytest.approx(total, rel=1e-5)
-    shapes = jax.tree.map(lambda leaf: leaf.shape, grouped.abstract_params()[1])
-    alone = jax.tree.map(lambda leaf: (2, *leaf.shape), network.abstract_params())
-    assert shapes == alone
-    assert jax.tree.structure(grouped.logical_axes()[1], is_leaf=lambda leaf: isinstance(leaf, sharding.Axes)) \
-        == jax.tree.structure(network.logical_axes(), is_leaf=lambda leaf: isinstance(leaf, sharding.Axes))
+    shapes = {path: (2, *leaf.shape) for path, leaf in trees.flatten(network.abstract_params()).items()}
+    assert {path: leaf.shape for path, leaf in trees.flatten(grouped.abstract_params()[1]).items()} == shapes
+    axes = {path: ("experts", *own) for path, own in trees.flatten(network.logical_axes()).items()}
+    assert {path: tuple(own) for path, own in trees.flatten(grouped.logical_axes()[1]).items()} == axes
 
 
 @every_family

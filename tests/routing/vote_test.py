@@ -8,7 +8,7 @@ import pytest
 
 from elm_jax.errors import InputError
 from elm_jax.routing.index import NEAREST, TIE, KeyIndex
-from elm_jax.routing.vote import decide
+from elm_jax.routing.vote import decide, decide_each
 from tests.routing.index_test import FakeEncoder, make_index, plain_nearest, unit_rows
 
 BACKENDS = sorted(NEAREST)
@@ -53,6 +53,18 @@ def test_decision_equals_plain_loops(backend, seed):
         [e[2:] for e in expected], atol=1e-6,
     )  # fmt: skip
     assert sum(line.votes for line in decision.ranking) == decision.num_queries == 12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_query_by_itself_gets_the_expert_that_it_votes_for_alone(backend):
+    rng = np.random.default_rng(20)
+    pool = unit_rows(rng, 12, 6)
+    index = make_index({f"e{n}": pool[rng.integers(0, 12, 5)] for n in range(9)}).remove("e0")
+    queries = np.concatenate([pool[:4], unit_rows(rng, 12), np.zeros((1, 6), np.float32)])
+    alone = [decide(query[None], index, backend=backend).top(1)[0] for query in queries]
+    assert decide_each(queries, index, backend=backend) == alone and len(set(alone)) > 3
+    with pytest.raises(InputError, match="at least one query"):
+        decide_each(queries[:0], index)
 
 
 def test_backends_decide_alike_with_duplicates_everywhere():

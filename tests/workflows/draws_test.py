@@ -10,7 +10,7 @@ from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings
-from elm_jax.workflows.tasks.show_tasks import routing_instances
+from elm_jax.workflows.route import RouteConfig, task_instances
 
 
 def few_shot_data(world, count: int, length: int = 64) -> TaskData:
@@ -69,11 +69,12 @@ def test_queries_from_a_train_split_are_no_keys(world):
     train = world.data.split(tiny.TOPIC, "train")
     assert len(keys & {train.text(row)["inputs"] for row in range(len(train))}) >= 30
     for folder in (None, str(world.folder / "prepared")):
-        found = routing_instances(tiny.TOPIC, "train", 10_000, modules=tiny.MODULES, prepared_dir=folder,
-                                  keys=keys)
+        config = RouteConfig("lib", task=tiny.TOPIC, split="train", num_queries=10_000,
+                             modules=tiny.MODULES, prepared_dir=folder)
+        found = task_instances(config, keys)
         assert 0 < len(found) < len(train) and not keys & {instance.source for instance in found}
-        whole = routing_instances(tiny.TOPIC, "validation", 32, modules=tiny.MODULES, keys=keys)
-        assert whole == routing_instances(tiny.TOPIC, "validation", 32, modules=tiny.MODULES)
+        config = RouteConfig("lib", task=tiny.TOPIC, modules=tiny.MODULES)
+        assert len(task_instances(config)) == 32 and task_instances(config, keys) == task_instances(config)
 
 
 def test_mixtures_say_how_many_rows_are_scored(world):

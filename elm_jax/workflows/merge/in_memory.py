@@ -19,6 +19,7 @@ from elm_jax.routing.vote import RoutingDecision
 from elm_jax.runtime import hosts, staging, storage, trees
 from elm_jax.workflows.merge import merge_overlays, output_files
 from elm_jax.workflows.merge.merge_inputs import TensorsSource
+from elm_jax.workflows.route import RouteConfig, route_task
 
 BY = ("votes", "similarity")
 """What a routing decision can say of its experts' weights."""
@@ -118,3 +119,19 @@ def decided_weights(decision: RoutingDecision, top_k: int, by: str) -> list[floa
         raise InputError(describe(f"The {by} give no weights", where=", ".join(line.expert for line in lines),
                                   got=weights, cure="give weights, or leave them out for equal ones"))
     return weights
+
+
+def best_of_library(config: RouteConfig, top_k: int, weights: Sequence[float] | str | None = None
+                    ) -> tuple[list[str], Sequence[float] | str | None]:
+    """The folders of a library's `top_k` best experts for a task, and their weights.
+
+    Args:
+        config: says the library and the task.
+        top_k: how many experts.
+        weights: one of `BY` becomes what the decision says; anything else is given back as it is.
+    """
+    decision = route_task(config)
+    if isinstance(weights, str) and weights in BY:
+        weights = decided_weights(decision, top_k, weights)
+    experts = storage.as_path(config.library) / "experts"
+    return [str(experts / name) for name in decision.top(top_k)], weights

@@ -18,7 +18,13 @@ from elm_jax.reporting import study_report as reporting
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows.build_library import build_library
-from elm_jax.workflows.evaluate import ScoredModel, evaluate_models, model_in, model_of
+from elm_jax.workflows.evaluate.evaluate_models import (
+    ScoredModel,
+    ScoringSetup,
+    evaluate_models,
+    model_in,
+    model_of,
+)
 from elm_jax.workflows.merge import in_memory as merging
 from elm_jax.workflows.study import study_checks, study_results, study_routing, study_runs
 from elm_jax.workflows.study.study_config import StudyConfig
@@ -197,12 +203,11 @@ class Study:
             config, [model.id for model in (*experts, multitask)], routing, dataset_tasks)
         store = ResultsStore(self.root / "results")
         models = [model_of(self.base, None), multitask, *experts, *merged.values()]
-        evaluate_models(
-            models, lambda name: tasks_of.get(name, []), self.data, self.base, store,
-            EvaluationSettings(source_length=config.eval_source_length, tokens_per_batch=4096,
-                               max_new_tokens=config.max_new_tokens),
-            mesh=self.mesh, max_rows=config.max_eval_rows, replace=True,
-            stack_experts=config.stack_experts)
+        settings = EvaluationSettings(source_length=config.eval_source_length, tokens_per_batch=4096,
+                                      max_new_tokens=config.max_new_tokens)
+        setup = ScoringSetup(self.base, self.data, settings, self.mesh, max_rows=config.max_eval_rows)
+        evaluate_models(models, lambda name: tasks_of.get(name, []), setup, store, replace=True,
+                        stack_experts=config.stack_experts)
         return store
 
     def facts(self, prompts: list[ScoredModel], datasets: list[ScoredModel], routing: dict[str, Any],

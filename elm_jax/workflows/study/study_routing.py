@@ -15,8 +15,7 @@ from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide
 from elm_jax.runtime import storage
-from elm_jax.workflows.build_library import draw_instances
-from elm_jax.workflows.route import route
+from elm_jax.workflows.route import draw_instances, route
 from elm_jax.workflows.study.study_checks import BENCHMARK_FIELDS
 from elm_jax.workflows.study.study_config import StudyConfig
 

@@ -1,16 +1,12 @@
 """`elm tasks`: what is registered, and how a task's rows look as prompts. Needs no TensorFlow."""
 
 import collections
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from elm_jax.data.arrays.batches import trim
-from elm_jax.data.arrays.prepared import PreparedSplit
-from elm_jax.data.draw import draw_rows
 from elm_jax.data.registry import registry
-from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.routing.text import RoutingInstance
-from elm_jax.runtime import storage
+from elm_jax.errors import unknown_name
 from elm_jax.vocabularies.vocabulary import Vocabulary
 from elm_jax.workflows.tasks import task_stats
 
@@ -95,35 +91,3 @@ def printable(row: dict[str, Any]) -> dict[str, str]:
         shown[f"{name} tokens"] = f"{tokens} of at most {cut['length']}" + (
             f", cut off: {cut['text']!r}" if cut["text"] else "")
     return shown
-
-
-def routing_instances(name: str, split: str, count: int, *, modules: Sequence[str],
-                      prepared_dir: storage.PathLike | None = None, seed: int = 0,
-                      keys: Collection[str] = ()) -> list[RoutingInstance]:
-    """At most `count` instances of a task, drawn by a fixed seed; no tokens are needed.
-
-    Args:
-        name: of the task.
-        split: to draw from.
-        count: at most so many.
-        modules: registries to import.
-        prepared_dir: read prepared arrays here instead, if the task is there.
-        seed: of the draw.
-        keys: inputs of a library's keys, which come from train splits: no query from one is a key itself.
-    """
-    if prepared_dir is not None:
-        folder = storage.as_path(prepared_dir) / name / split
-        if not storage.is_committed(folder):
-            raise InputError(describe("The task is not among the prepared arrays", where=folder))
-        prepared = PreparedSplit.open(folder)
-        taken = [] if split != "train" else [
-            number for number in range(len(prepared)) if prepared.text(number)["inputs"] in keys]
-        order = draw_rows(len(prepared), count, seed, taken=taken)
-        return [RoutingInstance(**prepared.routing_instance(int(index))) for index in order]
-    registry.import_tasks(modules)
-    rendered = [row for _, row in registry.get_task(name).render_rows(split)]
-    taken = [] if split != "train" else [
-        number for number, row in enumerate(rendered) if row.inputs in keys]
-    order = draw_rows(len(rendered), count, seed, taken=taken)
-    return [RoutingInstance(rendered[index].inputs, rendered[index].choices_expression,
-                            rendered[index].choices or ()) for index in order]

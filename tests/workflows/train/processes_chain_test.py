@@ -18,7 +18,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.overlay import load_expert
 from elm_jax.runtime import sharding, trees
 from elm_jax.runtime.preemption import STOPPED
-from elm_jax.workflows.evaluate import evaluate_models, model_in
+from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, evaluate_models, model_in
 from elm_jax.workflows.train.train_expert import train
 
 pytestmark = pytest.mark.slow
@@ -112,8 +112,9 @@ def assert_same_scores(base, mine, folder):
     tasks = (tiny.REVIEW, "mini_emotion__name_the_emotion")
     data = dataclasses.replace(tiny.make_data(base, folder))
     store = ResultsStore(folder / "one")
-    evaluate_models([model_in(base, mine.model_dir)], lambda _: tasks, data, base, store,
-                    EvaluationSettings(), mesh=sharding.make_mesh(1, 1), max_rows=24)
+    setup = ScoringSetup(base, data, EvaluationSettings(), sharding.make_mesh(1, 1), max_rows=24)
+    evaluate_models([model_in(base, mine.model_dir)], lambda _: tasks, setup,
+                    store)
     run = Run(folder / "log", [
         "evaluate", "--base", base.path, "--expert", mine.model_dir, "--task", tasks[0], "--task", tasks[1],
         "--output", folder / "two" / "results.jsonl", "--max_rows", 24, "--mesh_model", 2,

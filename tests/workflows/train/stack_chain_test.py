@@ -16,7 +16,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.overlay import load_expert
 from elm_jax.runtime import sharding, trees
 from elm_jax.runtime.preemption import STOPPED
-from elm_jax.workflows.evaluate import evaluate_models, model_in
+from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, evaluate_models, model_in
 from elm_jax.workflows.train.train_stack import TrainStackConfig, train_stack
 
 pytestmark = pytest.mark.slow
@@ -120,8 +120,9 @@ def test_two_processes_score_a_stack_as_one_does_one_after_another(base, referen
     data = tiny.make_data(base, tmp_path)
     store, names = ResultsStore(tmp_path / "one"), ["long", "short", "middle", "late"]
     tasks = (tiny.REVIEW, "mini_emotion__name_the_emotion")
-    evaluate_models([model_in(base, reference / name) for name in names], lambda _: tasks, data, base, store,
-                    EvaluationSettings(), mesh=sharding.make_mesh(1, 1), max_rows=16)
+    setup = ScoringSetup(base, data, EvaluationSettings(), sharding.make_mesh(1, 1), max_rows=16)
+    evaluate_models([model_in(base, reference / name) for name in names], lambda _: tasks, setup,
+                    store)
     run = Run(tmp_path / "log", [
         "evaluate", "--base", base.path, *(word for name in names for word in ("--expert", reference / name)),
         *(word for task in tasks for word in ("--task", task)), "--output", tmp_path / "two/results.jsonl",

@@ -21,7 +21,7 @@ from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import storage, trees
 from elm_jax.vocabularies.vocabulary import ByteVocabulary, train_vocabulary
 from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
-from elm_jax.workflows.evaluate import evaluate
+from elm_jax.workflows.evaluate.evaluate_models import evaluate
 from elm_jax.workflows.train import pretrain as pretraining
 from elm_jax.workflows.train.pretrain import PretrainConfig
 from elm_jax.workflows.train.train_expert import train

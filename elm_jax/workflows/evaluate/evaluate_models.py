@@ -1,13 +1,16 @@
-"""`elm evaluate`: a base and experts on tasks, into ``results.jsonl`` and kept predictions."""
+"""Scores a base and experts on tasks: what a store of results lacks, or rows that are not kept."""
 
+import abc
 import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar, TypedDict, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
+from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked_evaluator
@@ -23,25 +26,108 @@ from elm_jax.workflows.merge.search_merge import warn_of_searched_rows
 
 logger = logging.getLogger(__name__)
 BASE_ID = "base"
+ScorableModel = TypeVar("ScorableModel", bound="Scorable")
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoredModel:
+class ScoringSetup:
+    """What all models of one run are scored with.
+
+    Attributes:
+        base: gives the vocabulary and its fingerprint.
+        data: prepared splits.
+        settings: lengths, budgets.
+        mesh: parameters are split over 'model', instances over 'data'.
+        split: of every task; None for each task's own: validation, or the only one.
+        max_rows: a seeded random subset of at most so many rows a task.
+    """
+
+    base: Base
+    data: TaskData
+    settings: EvaluationSettings
+    mesh: Mesh
+    split: str | None = None
+    max_rows: int | None = None
+
+    @classmethod
+    def of(cls, base: Base, *, data: TaskData | None = None, settings: EvaluationSettings | None = None,
+           mesh: Mesh | None = None, split: str | None = None, max_rows: int | None = None) -> "ScoringSetup":
+        """A setup with the usual values: the default registries, all devices on the data axis."""
+        return cls(base, data or TaskData(base.vocabulary), settings or EvaluationSettings(),
+                   mesh or sharding.make_mesh(len(jax.devices()), 1), split, max_rows)
+
+    @property
+    def scoring(self) -> Scoring:
+        """What of it scoring itself needs."""
+        return Scoring(self.settings, self.base.vocabulary, self.mesh, self.base.fingerprint, self.max_rows)
+
+    def split_of(self, task: str) -> str:
+        """The split that a task is scored on."""
+        return self.split or self.data.evaluation_split(task)
+
+    def rows(self, task: str) -> PreparedSplit:
+        """The rows of a task that are scored."""
+        return self.data.split(task, self.split_of(task), self.max_rows)
+
+
+class ScoringOptions(TypedDict, total=False):
+    """What `ScoringSetup.of` takes beside the base."""
+
+    data: TaskData | None
+    settings: EvaluationSettings | None
+    mesh: Mesh | None
+    split: str | None
+    max_rows: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorable(abc.ABC):
     """Something to score.
 
     Attributes:
         id: its name in the results.
         fingerprint: of its weights, so that a model trained again is scored again.
+        mixed: whether each row has an expert of its own.
+    """
+
+    id: str
+    fingerprint: str
+    mixed: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
+        """Its result on each task; its parameters are put onto the mesh once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredModel(Scorable):
+    """A base or an expert, as something to score.
+
+    Attributes:
         load: gives its network and parameters.
         expert: gives the expert behind it, for scoring many in one program; None for what never stacks.
         card: the expert's, None for a base.
     """
 
-    id: str
-    fingerprint: str
     load: Callable[[], tuple[Network, Params]]
     expert: Callable[[], Expert] | None = None
     card: ExpertCard | None = None
+
+    def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
+        """Its result on each task, all by the one set of parameters."""
+        network, params = self.load()
+        params = sharding.put_tree(params, sharding.tree_shardings(
+            network.logical_axes(), params, setup.mesh))
+        for task in tasks:
+            instances = setup.rows(task)
+            warn_of_rows(self.card, instances)
+            yield evaluate_task(network, params, instances, setup.scoring, self.id)
+
+
+def warn_of_rows(card: ExpertCard | None, instances: PreparedSplit) -> None:
+    """Logs what makes an expert's result on these rows doubtful: a changed template, rows it has seen."""
+    warn_of_arrays(card, instances)
+    warn_of_searched_rows(card, instances)
 
 
 def model_of(base: Base, expert: Expert | None) -> ScoredModel:
@@ -67,15 +153,16 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
                  (lambda: load_expert(folder)) if card.form == "adapter" else None, card)
 
 
-def is_done(store: ResultsStore, model: ScoredModel, task: str, split: str, digest: str) -> bool:
+def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup) -> bool:
     """Whether the store holds this very model's result on the task, with these settings."""
+    split, digest = setup.split_of(task), setup.settings.digest(setup.max_rows, model.mixed)
     return store.done(model.id, task, split, digest) and any(
         row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 
 
-def _unlike(models: Iterable[ScoredModel]) -> list[ScoredModel]:
+def distinct(models: Iterable[ScorableModel]) -> list[ScorableModel]:
     """The models without repetitions; two unlike ones of one id are an InputError."""
-    found: dict[str, ScoredModel] = {}
+    found: dict[str, ScorableModel] = {}
     for model in models:
         known = found.setdefault(model.id, model)
         if known.fingerprint != model.fingerprint:
@@ -86,7 +173,7 @@ def _unlike(models: Iterable[ScoredModel]) -> list[ScoredModel]:
     return list(found.values())
 
 
-def check_ids(models: Iterable[ScoredModel], store: ResultsStore) -> None:
+def check_ids(models: Iterable[Scorable], store: ResultsStore) -> None:
     """Raises an InputError if the store holds results of another model under the id of one of these."""
     fingerprints = {model.id: model.fingerprint for model in models}
     for row in store.rows():
@@ -99,9 +186,8 @@ def check_ids(models: Iterable[ScoredModel], store: ResultsStore) -> None:
 
 
 def evaluate_models(
-    models: Iterable[ScoredModel], tasks_of: Callable[[str], Sequence[str]], data: TaskData, base: Base,
-    store: ResultsStore, settings: EvaluationSettings, *, mesh: Mesh, split: str | None = None,
-    max_rows: int | None = None, replace: bool = False, stack_experts: int = 1,
+    models: Iterable[Scorable], tasks_of: Callable[[str], Sequence[str]], setup: ScoringSetup,
+    store: ResultsStore, *, replace: bool = False, stack_experts: int = 1,
 ) -> None:
     """Scores every model on its tasks; what the store holds already is skipped.
 
@@ -110,13 +196,8 @@ def evaluate_models(
     Args:
         models: scored one after another, each put onto the mesh once.
         tasks_of: from a model's id to the tasks that it is scored on.
-        data: prepared splits.
-        base: gives the vocabulary and its fingerprint.
+        setup: rows, lengths and devices.
         store: results and predictions on disk.
-        settings: lengths, budgets.
-        mesh: parameters are split over 'model', instances over 'data'.
-        split: of every task; None for each task's own: validation, or the only one.
-        max_rows: a seeded random subset of at most so many rows a task.
         replace: whether a model takes the place of another of its id in the store, as one that was
             trained again does.
         stack_experts: so many experts, whose overlays have one shape and which lack the same tasks, are
@@ -126,56 +207,42 @@ def evaluate_models(
         InputError: two models of one id, or one of the id of another in the store without `replace`.
         Stopped: several processes were told to stop; what was scored is kept.
     """
-    models = _unlike(models)
+    models = distinct(models)
     if not replace:
         hosts.by_first(lambda: check_ids(models, store))
 
-    def split_of(task: str) -> str:
-        return split or data.evaluation_split(task)
-
-    def pending_of(model: ScoredModel) -> list[str]:
+    def pending_of(model: Scorable) -> list[str]:
         return hosts.by_first(lambda: [
-            task for task in tasks_of(model.id)
-            if not is_done(store, model, task, split_of(task), settings.digest(max_rows))])
+            task for task in tasks_of(model.id) if not is_done(store, model, task, setup)])
 
     if stack_experts > 1:
         for group in _groups(models, pending_of, stack_experts):
-            _evaluate_group(group, pending_of(group[0]), data, base, store, settings, mesh=mesh,
-                            split_of=split_of, max_rows=max_rows)
+            _evaluate_group(group, pending_of(group[0]), setup, store)
     for number, model in enumerate(models, start=1):
         pending = pending_of(model)
         if not pending:
             continue
         start = time.monotonic()
-        network, params = model.load()
-        params = sharding.put_tree(params, sharding.tree_shardings(
-            network.logical_axes(), params, mesh))
-        for task in pending:
-            instances = data.split(task, split_of(task), max_rows)
-            warn_of_arrays(model.card, instances)
-            warn_of_searched_rows(model.card, instances)
-            scoring = Scoring(settings, base.vocabulary, mesh, base.fingerprint, max_rows)
-            result = evaluate_task(network, params, instances, scoring, model.id)
+        for result in model.score(pending, setup):  # its parameters leave the devices at the end
             _keep(store, model, result)
             if preemption.reached_sync_point():  # one process is ended by SIGTERM itself
                 raise preemption.Stopped
-        del params  # one model at a time on the devices
         logger.info("evaluated %s (%d of %d) on %d tasks in %.1f s", model.id, number, len(models),
                     len(pending), time.monotonic() - start)
 
 
-def _keep(store: ResultsStore, model: ScoredModel, result: TaskResult) -> None:
+def _keep(store: ResultsStore, model: Scorable, result: TaskResult) -> None:
     rows = [{**row, "model": model.fingerprint} for row in result.rows]
     store.append(dataclasses.replace(result, rows=rows))
 
 
-def _groups(models: Sequence[ScoredModel], pending_of: Callable[[ScoredModel], list[str]], most: int
+def _groups(models: Sequence[Scorable], pending_of: Callable[[Scorable], list[str]], most: int
             ) -> Iterator[list[ScoredModel]]:
     """Models to score together: of adapters, with the same tasks to do; groups of about equal size."""
     by_tasks: dict[tuple[str, ...], list[ScoredModel]] = {}
     for model in models:
         pending = tuple(pending_of(model))
-        if model.expert is not None and pending:
+        if isinstance(model, ScoredModel) and model.expert is not None and pending:
             by_tasks.setdefault(pending, []).append(model)
     for members in by_tasks.values():
         count = -(-len(members) // most)
@@ -185,12 +252,10 @@ def _groups(models: Sequence[ScoredModel], pending_of: Callable[[ScoredModel], l
                 yield group
 
 
-def _evaluate_group(
-    models: Sequence[ScoredModel], tasks: Sequence[str], data: TaskData, base: Base, store: ResultsStore,
-    settings: EvaluationSettings, *, mesh: Mesh, split_of: Callable[[str], str], max_rows: int | None,
-) -> None:
+def _evaluate_group(models: Sequence[ScoredModel], tasks: Sequence[str], setup: ScoringSetup,
+                    store: ResultsStore) -> None:
     """Scores several experts in one program; those whose overlays do not fit together are left for later."""
-    start = time.monotonic()
+    start, base, mesh = time.monotonic(), setup.base, setup.mesh
     experts = [model.expert() for model in models]
     network, _ = resolve(base, experts[0])
     for expert in experts:
@@ -204,13 +269,11 @@ def _evaluate_group(
         return
     params = stacked_evaluator.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
     for task in tasks:
-        instances = data.split(task, split_of(task), max_rows)
+        instances = setup.rows(task)
         for model in models:
-            warn_of_arrays(model.card, instances)
-            warn_of_searched_rows(model.card, instances)
-        scoring = Scoring(settings, base.vocabulary, mesh, base.fingerprint, max_rows)
+            warn_of_rows(model.card, instances)
         results = stacked_evaluator.evaluate_task_stacked(
-            network, params, instances, scoring, [model.id for model in models])
+            network, params, instances, setup.scoring, [model.id for model in models])
         for model, result in zip(models, results, strict=True):
             _keep(store, model, result)
         if preemption.reached_sync_point():
@@ -234,16 +297,7 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
         split: of every task; None for each task's own: validation, or the only one.
         max_rows: a seeded random subset of at most so many rows a task.
     """
-    data = data or TaskData(base.vocabulary)
-    mesh = mesh or sharding.make_mesh(len(jax.devices()), 1)
-    settings = settings or EvaluationSettings()
-    network, params = resolve(base, expert)
-    params = sharding.put_tree(params, sharding.tree_shardings(network.logical_axes(), params, mesh))
-    scoring = Scoring(settings, base.vocabulary, mesh, base.fingerprint, max_rows)
-    rows: list[dict] = []
-    for task in tasks:
-        result = evaluate_task(
-            network, params, data.split(task, split or data.evaluation_split(task), max_rows), scoring,
-            BASE_ID if expert is None else expert.card.id)
-        rows.extend(result.rows)
-    return rows
+    setup = ScoringSetup.of(base, data=data, settings=settings, mesh=mesh, split=split, max_rows=max_rows)
+    name, card = (BASE_ID, None) if expert is None else (expert.card.id, expert.card)
+    model = ScoredModel(name, "not kept", lambda: resolve(base, expert), card=card)
+    return [row for result in model.score(tasks, setup) for row in result.rows]

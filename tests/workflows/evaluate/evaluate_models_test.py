@@ -5,7 +5,7 @@ import pytest
 from elm_jax.cli import flags, gin_config
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult
-from elm_jax.workflows.evaluate import ScoredModel, evaluate_models
+from elm_jax.workflows.evaluate.evaluate_models import ScoredModel, ScoringSetup, evaluate_models
 
 
 def model(fingerprint, log=None):
@@ -18,8 +18,8 @@ def model(fingerprint, log=None):
 
 
 def evaluate(models, store, **settings):
-    evaluate_models(models, lambda _: ["toys__ask"], None, None, store, EvaluationSettings(), mesh=None,
-                    split="validation", **settings)
+    setup = ScoringSetup(None, None, EvaluationSettings(), None, split="validation")
+    evaluate_models(models, lambda _: ["toys__ask"], setup, store, **settings)
 
 
 def filled(folder, fingerprint):

@@ -1,0 +1,150 @@
+"""`elm evaluate`: folders of a base and of experts, scored on tasks into ``results.jsonl``."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
+from elm_jax.errors import InputError, describe
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
+from elm_jax.experts.base import Base, load_base
+from elm_jax.experts.library import ExpertLibrary
+from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.runtime.config_checks import check_positive, check_range, check_types
+from elm_jax.workflows.evaluate.evaluate_mixed import (
+    MixedExperts,
+    mixed_of_assignment,
+    mixed_of_library,
+    read_assignment,
+)
+from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, evaluate_models, model_in, model_of
+
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:-]{0,199}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """One evaluation.
+
+    Attributes:
+        base: folder of the base.
+        tasks: names of tasks and mixtures.
+        output: file of the results; what it holds is not scored again. ``predictions/`` stand beside it.
+        experts: folders of experts; none scores the base itself.
+        split: of every task; None for each task's own: validation, or the only one.
+        max_rows: a seeded random subset of at most so many rows a task; None for what mixtures say, or all.
+        source_length: tokens of an input that are kept.
+        max_new_tokens: of a generation.
+        few_shot: rows with answers to put before every input, as far as `source_length` allows.
+        stack_experts: so many experts of one shape are scored in one program.
+        mesh_data: parts of the mesh over which instances are split; -1 for all devices that are left.
+        mesh_model: parts of the mesh over which parameters are split.
+        mesh_experts: parts of the mesh over which a stack of experts is split.
+        modules: registries to import by name.
+        mixed: whether each row is scored by an expert of its own, in mixed batches.
+        library: with `mixed`, folder of a library, which routes each row by itself to one of its experts.
+        assignment: with `mixed` in place of a library, file that says which of `experts` scores which row:
+            `evaluate_mixed.read_assignment`.
+        expert_id: with `mixed`, its name in the results; None for ``mixed:`` and the name of library or file.
+        prepared_dir: folder of prepared arrays; None prepares in memory, of several processes beside the
+            results.
+    """
+
+    base: str
+    tasks: tuple[str, ...]
+    output: str
+    experts: tuple[str, ...] = ()
+    split: str | None = None
+    max_rows: int | None = None
+    source_length: int = 512
+    max_new_tokens: int = 128
+    few_shot: int = 0
+    stack_experts: int = 1
+    mesh_data: int = -1
+    mesh_model: int = 1
+    mesh_experts: int = 1
+    modules: tuple[str, ...] = ("elm_jax.tasks",)
+    prepared_dir: str | None = None
+    mixed: bool = False
+    library: str | None = None
+    assignment: str | None = None
+    expert_id: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(max_rows=self.max_rows, stack_experts=self.stack_experts)
+        check_range("few_shot", self.few_shot, 0)
+        self.settings  # noqa: B018  raises for its own fields
+        self._check_mixed()
+
+    def _check_mixed(self) -> None:
+        """Raises InputError for a field that is missing, or would have no effect."""
+        if not self.mixed:
+            given = [name for name in ("library", "assignment", "expert_id")
+                     if getattr(self, name) is not None]
+            if given:
+                raise InputError(describe("Only a mixed evaluation has a use for these", got=", ".join(given),
+                                          cure="give --mixed too, or leave them out"))
+            return
+        if (self.library is None) == (self.assignment is None):
+            raise InputError(describe(
+                "A mixed evaluation finds each row's expert through a library, or through an assignment",
+                got="neither" if self.library is None else "both",
+                cure="give --library DIR, or --assignment FILE and an --expert DIR for each of its experts"))
+        if (self.library is None) != bool(self.experts):
+            raise InputError(describe(
+                "An assignment speaks of given experts, a library of its own",
+                got=f"{len(self.experts)} experts beside the {'library' if self.library else 'assignment'}",
+                cure="give --expert DIR with --assignment, and none with --library"))
+        for name in ("stack_experts", "mesh_experts"):
+            if getattr(self, name) != 1:
+                raise InputError(describe("This has no effect on a mixed evaluation", where=name,
+                                          got=getattr(self, name), cure="leave it out"))
+        if self.expert_id is not None and not _ID.fullmatch(self.expert_id):
+            raise InputError(describe("The name of results becomes a folder's name", got=repr(self.expert_id),
+                                      expected="letters, digits and _ . + : - only, the first a letter, a "
+                                      "digit or _, at most 200"))
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        """How instances become batches."""
+        return EvaluationSettings(source_length=self.source_length, max_new_tokens=self.max_new_tokens,
+                                  few_shot=self.few_shot)
+
+
+def evaluate_folders(config: EvaluateConfig) -> ResultsStore:
+    """Scores a base, or experts, on tasks; appends rows to the output, whose rows are not made again.
+
+    Returns:
+        All results of the output, also those that stood there before.
+
+    Raises:
+        InputError: folders, tasks or results that do not fit each other.
+        Stopped: several processes were told to stop; what was scored is kept.
+    """
+    mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts)
+    base = load_base(config.base, mesh=mesh, rules=sharding.split_rules())
+    output = storage.as_path(config.output)
+    prepared = config.prepared_dir or (str(output.parent / "prepared") if hosts.count() > 1 else None)
+    data = TaskData(base.vocabulary, tuple(config.modules), prepared,
+                    few_shot=config.few_shot, few_shot_length=config.source_length)
+    tasks = list(dict.fromkeys(task for name in config.tasks for task in data.tasks_of(name)))
+    registry.import_tasks(config.modules)  # of registered tasks a changed template is noticed
+    if config.mixed:
+        models = [_mixed_experts(config, base, tasks)]
+    else:
+        models = [model_in(base, folder, mesh=mesh) for folder in config.experts] or [model_of(base, None)]
+    store = ResultsStore(output.parent, output.name)
+    most = data.evaluation_rows(config.tasks) if config.max_rows is None else config.max_rows
+    setup = ScoringSetup(base, data, config.settings, mesh, config.split, most)
+    evaluate_models(models, lambda _: tasks, setup, store, stack_experts=config.stack_experts)
+    return store
+
+
+def _mixed_experts(config: EvaluateConfig, base: Base, tasks: Sequence[str]) -> MixedExperts:
+    if config.library is not None:
+        return mixed_of_library(base, ExpertLibrary.open(config.library), config.expert_id)
+    name = config.expert_id or f"mixed:{storage.as_path(config.assignment).name.split('.')[0]}"
+    members = [model_in(base, folder) for folder in config.experts]
+    return mixed_of_assignment(members, read_assignment(config.assignment, tasks), name)

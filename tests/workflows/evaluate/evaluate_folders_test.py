@@ -1,0 +1,43 @@
+"""Python and the command line walk one road: the same rows from folders and from objects."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny_study as tiny
+
+import elm_jax as elm
+from elm_jax.cli import main
+from elm_jax.errors import InputError
+from elm_jax.evaluation.evaluator import EvaluationSettings
+
+ROWS = 8
+
+
+def test_config_verb_and_objects_give_the_same_rows(world, tmp_path):
+    prepared = str(world.folder / "prepared")
+    config = elm.EvaluateConfig(
+        base=world.base.path, tasks=(tiny.TOPIC,), output=str(tmp_path / "one" / "results.jsonl"),
+        experts=(str(world.folder / "topic"),), max_rows=ROWS, source_length=64, mesh_data=1,
+        modules=tiny.MODULES, prepared_dir=prepared)
+    rows = elm.evaluate_folders(config).rows()
+    assert elm.evaluate_folders(config).rows() == rows, "seconds, too: nothing is scored again"
+    assert main.main([
+        "evaluate", "--base", world.base.path, "--task", tiny.TOPIC, "--output", str(tmp_path / "two.jsonl"),
+        "--expert", str(world.folder / "topic"), "--max_rows", str(ROWS), "--source_length", "64",
+        "--mesh_data", "1", "--module", *tiny.MODULES, "--prepared", prepared]) == 0
+    objects = elm.evaluate(world.base, world.topic, [tiny.TOPIC], data=world.data, max_rows=ROWS,
+                           settings=EvaluationSettings(source_length=64), mesh=tiny.one_device())
+    told = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    assert [{**row, "seconds": 0} for row in told] == [{**row, "seconds": 0} for row in rows]
+    assert [{**row, "seconds": 0, "model": told[0]["model"]} for row in objects] == [
+        {**row, "seconds": 0} for row in rows]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("tasks", "a", "EvaluateConfig.tasks"), ("max_rows", 0, "max_rows"),
+    ("source_length", 0, "source_length"), ("few_shot", -1, "few_shot"),
+    ("stack_experts", 0, "stack_experts"), ("mixed", "yes", "True or False")])
+def test_a_wrong_field_is_refused_before_anything_is_read(field, value, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(elm.EvaluateConfig("base", ("task",), "results.jsonl"), **{field: value})
