@@ -23,7 +23,7 @@ from elm_jax.workflows.train.pretrain import PretrainConfig
 from elm_jax.workflows.train.train_config import TrainConfig
 from elm_jax.workflows.train.train_stack import TrainStackConfig
 
-CONFIGURABLES: dict[str, type] = {
+CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "T5Config": T5Config,
     "AdapterConfig": AdapterConfig,
     "OptimizerConfig": OptimizerConfig,
@@ -34,7 +34,7 @@ CONFIGURABLES: dict[str, type] = {
     "pretrain": PretrainConfig,
     "study": StudyConfig,
 }
-_BUILDERS = {name: gin.external_configurable(cls, name=name) for name, cls in CONFIGURABLES.items()}
+_BUILDERS = {name: gin.external_configurable(built, name=name) for name, built in CONFIGURABLES.items()}
 # gin also takes `models/tiny.gin` for a file in a Python package `models`, and fails if any folder of
 # that name can be imported: only files are files here.
 gin.config._FILE_READERS[:] = gin.config._FILE_READERS[:1]

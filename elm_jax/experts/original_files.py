@@ -20,7 +20,7 @@ from elm_jax.experts.overlay import Expert, is_adapter_leaf, is_norm_leaf
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Origin
 from elm_jax.formats.tensors import torch_files
-from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.hf_names import hf_name
 from elm_jax.runtime import storage, trees
@@ -70,7 +70,7 @@ def read_original(folder: storage.PathLike, config: T5Config, base: Mapping[str,
     if len(tasks) != 1:
         raise InputError(describe("The folder must hold the adapters of one task", where=inside,
                                   got=", ".join(tasks) or "none", expected="one task"))
-    config = config.with_adapter(AdapterConfig(_bottleneck(loaded)))
+    config = config.with_adapter(BottleneckConfig(_bottleneck(loaded)))
     names = {path: _original_name(path, tasks[0])
              for path in t5_models.leaf_shapes(config) if is_adapter_leaf(path)}
     norms = {path: tuple(hf_name(path)) for path in t5_models.leaf_shapes(config) if is_norm_leaf(path)}

@@ -14,6 +14,7 @@ from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.model import Tensors
 from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.kind import AdapterKind, is_adapter_leaf
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
@@ -27,11 +28,6 @@ class Expert:
     card: ExpertCard
     overlay: Params
     path: str | None = None
-
-
-def is_adapter_leaf(path: str) -> bool:
-    """Whether the leaf belongs to an adapter, e.g. ``encoder/layers_0/mlp_adapter/up/kernel``."""
-    return any(part.endswith("_adapter") for part in path.split("/"))
 
 
 def is_norm_leaf(path: str) -> bool:
@@ -54,7 +50,7 @@ def trained_leaves(form: str, train_norms: bool = True) -> Callable[[str], bool]
 
 
 def initial_overlay(
-    base: Base, form: str, *, adapter: AdapterConfig | None, train_norms: bool, seed: int
+    base: Base, form: str, *, adapter: AdapterKind | None, train_norms: bool, seed: int
 ) -> tuple[T5Config, Params, Params]:
     """What training of one expert starts from.
 

@@ -9,6 +9,7 @@ import torch
 from hf_weights import GENERATIONS, padded_tokens, peer, small_config
 
 from elm_jax.models import AdapterConfig, T5Network, greedy
+from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.t5.network import Cache
 
 INPUTS = padded_tokens(np.random.default_rng(0), (7, 3, 12, 1), 14)
@@ -43,7 +44,7 @@ def test_steps_equal_transformers_steps_with_cache(generation: str) -> None:
 
 
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(4)])
-def test_steps_equal_the_full_pass(adapter: AdapterConfig | None) -> None:
+def test_steps_equal_the_full_pass(adapter: AdapterKind | None) -> None:
     network = T5Network(small_config(vocab_size=14).with_adapter(adapter))
     params = jax.jit(network.init)(jax.random.key(0))
     tokens = np.random.default_rng(1).integers(2, 14, (4, 6)).astype(np.int32)

@@ -5,7 +5,9 @@ import hashlib
 import json
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.bottleneck import BottleneckConfig
+from elm_jax.models.adapters.kind import AdapterKind
+from elm_jax.models.adapters.low_rank import LowRankConfig
 from elm_jax.models.t5.config import DTYPES, T5Config
 from elm_jax.models.t5.network import Layout, T5Network
 from elm_jax.runtime import sharding
@@ -162,11 +164,11 @@ class TrainConfig:
         """Where the run's base lies: where its leaves train if they do, else split as far as possible."""
         return self.rules() if FORM_OF_KIND[self.kind] == "full" else sharding.split_rules(self.rules())
 
-    def adapter(self) -> AdapterConfig:
+    def adapter(self) -> AdapterKind:
         """The adapters of a prompt expert."""
         if self.lora_rank is None:
-            return AdapterConfig(bottleneck=self.adapter_bottleneck)
-        return AdapterConfig(kind="lora", rank=self.lora_rank, alpha=self.lora_alpha)
+            return BottleneckConfig(self.adapter_bottleneck)
+        return LowRankConfig(self.lora_rank, self.lora_alpha)
 
     def digest(self) -> str:
         """Hash of all that decides the result (not of where it is written or on what mesh)."""
