@@ -26,7 +26,7 @@ from elm_jax.workflows.train.train_stack import TrainStackConfig
 NETWORKS: dict[str, type] = {
     family.config.__name__: family.config for family in families.FAMILIES.values()}
 """Configs of networks, by the names that gin files have for them."""
-CONFIGURABLES: dict[str, type] = {
+CONFIGURABLES: dict[str, Callable[..., Any]] = {
     **NETWORKS,
     "AdapterConfig": AdapterConfig,
     "OptimizerConfig": OptimizerConfig,
@@ -37,7 +37,7 @@ CONFIGURABLES: dict[str, type] = {
     "pretrain": PretrainConfig,
     "study": StudyConfig,
 }
-_BUILDERS = {name: gin.external_configurable(cls, name=name) for name, cls in CONFIGURABLES.items()}
+_BUILDERS = {name: gin.external_configurable(built, name=name) for name, built in CONFIGURABLES.items()}
 # gin also takes `models/tiny.gin` for a file in a Python package `models`, and fails if any folder of
 # that name can be imported: only files are files here.
 gin.config._FILE_READERS[:] = gin.config._FILE_READERS[:1]

@@ -21,7 +21,7 @@ from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.formats.tensors import safetensors_files, streaming
 from elm_jax.models import families
-from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.network import NetworkConfig
 from elm_jax.models.t5.hf_names import hf_name
 from elm_jax.models.t5.network import is_norm_leaf

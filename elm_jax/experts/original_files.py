@@ -20,7 +20,8 @@ from elm_jax.experts.overlay import Expert
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Origin
 from elm_jax.formats.tensors import torch_files
-from elm_jax.models.adapters.config import AdapterConfig, is_adapter_leaf
+from elm_jax.models.adapters.bottleneck import BottleneckConfig
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.network import NetworkConfig
 from elm_jax.models.t5.hf_names import hf_name
 from elm_jax.models.t5.network import is_norm_leaf
@@ -71,7 +72,7 @@ def read_original(folder: storage.PathLike, config: NetworkConfig, base: Mapping
     if len(tasks) != 1:
         raise InputError(describe("The folder must hold the adapters of one task", where=inside,
                                   got=", ".join(tasks) or "none", expected="one task"))
-    config = config.with_adapter(AdapterConfig(_bottleneck(loaded)))
+    config = config.with_adapter(BottleneckConfig(_bottleneck(loaded)))
     names = {path: _original_name(path, tasks[0])
              for path in t5_models.leaf_shapes(config) if is_adapter_leaf(path)}
     norms = {path: tuple(hf_name(path)) for path in t5_models.leaf_shapes(config) if is_norm_leaf(path)}

@@ -15,6 +15,7 @@ from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.model import Tensors
 from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.network import ADAPTER, GATE, NORM, Network, NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
 from elm_jax.types import Array, Params
@@ -47,7 +48,7 @@ def trained_leaves(role_of: Callable[[str], str], form: str, train_norms: bool =
 
 
 def initial_overlay(
-    base: Base, form: str, *, adapter: AdapterConfig | None, train_norms: bool, seed: int
+    base: Base, form: str, *, adapter: AdapterKind | None, train_norms: bool, seed: int
 ) -> tuple[NetworkConfig, Params, Params]:
     """What training of one expert starts from.
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.network import Network
 from elm_jax.planning.hlo import ring_bytes
 from elm_jax.runtime import sharding, trees
@@ -171,8 +172,8 @@ def _activation_needs(
     repeated = 0.0
     if again:  # all but a layer's last sum, which nothing in the layer reads, unless its adapter does
         repeated = heads(account.attention_outputs)
-    if config.adapter is not None:
-        adapters = over("bottleneck", config.bottleneck, 2 * account.mlp_outputs * vector)
+    if isinstance(config.adapter, BottleneckConfig):  # of LoRA's updates there is next to nothing to sum
+        adapters = over("bottleneck", config.adapter.width(account.width), 2 * account.mlp_outputs * vector)
         forward += adapters
         backward += adapters
         if again:

@@ -18,7 +18,7 @@ from elm_jax.experts.base import Base, save_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, save_expert
 from elm_jax.models import AdapterConfig, T5Network
-from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.t5.network import is_norm_leaf
 from elm_jax.runtime import trees
 from elm_jax.workflows.convert.convert_model import ConvertConfig, convert

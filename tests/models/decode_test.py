@@ -10,6 +10,7 @@ from hf_weights import GENERATIONS, padded_tokens, peer, small_config
 from t5_rows import rows
 
 from elm_jax.models import AdapterConfig, T5Network, greedy
+from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.t5.network import Cache
 from elm_jax.types import Padded
 
@@ -45,7 +46,7 @@ def test_steps_equal_transformers_steps_with_cache(generation: str) -> None:
 
 
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(4)])
-def test_steps_equal_the_full_pass(adapter: AdapterConfig | None) -> None:
+def test_steps_equal_the_full_pass(adapter: AdapterKind | None) -> None:
     network = T5Network(small_config(vocab_size=14).with_adapter(adapter))
     params = jax.jit(network.init)(jax.random.key(0))
     tokens = np.random.default_rng(1).integers(2, 14, (4, 6)).astype(np.int32)

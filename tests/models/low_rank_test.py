@@ -1,6 +1,5 @@
 """LoRA: what a rank of update does to the projections, and that a fresh one does nothing."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,7 +8,7 @@ import pytest
 
 from elm_jax.errors import InputError
 from elm_jax.models import AdapterConfig, T5Config, T5Network
-from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.runtime import trees
 
 CONFIG = T5Config(vocab_size=64, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=1,
@@ -74,4 +73,4 @@ def test_config_survives_json_and_names_its_faults():
         _ = config.bottleneck
     for wrong in ({"kind": "lara"}, {"rank": 0}, {"alpha": -1.0}):
         with pytest.raises(InputError, match=f"AdapterConfig.{next(iter(wrong))}"):
-            dataclasses.replace(LORA, **wrong)
+            AdapterConfig(**{"kind": "lora", **wrong})

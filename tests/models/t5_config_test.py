@@ -8,6 +8,7 @@ from checkout import ROOT
 
 from elm_jax import errors
 from elm_jax.models import AdapterConfig, T5Config, T5Network
+from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.runtime import trees
 
 GIN_FOLDER = ROOT / "gin" / "models"
@@ -27,7 +28,7 @@ GOOD = {"vocab_size": 50, "emb_dim": 64, "num_heads": 2, "head_dim": 8, "mlp_dim
 
 
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(), AdapterConfig(3)])
-def test_dictionary_round_trip(adapter: AdapterConfig | None) -> None:
+def test_dictionary_round_trip(adapter: AdapterKind | None) -> None:
     config = T5Config(**GOOD, adapter=adapter, mlp_activations=("relu",))
     again = T5Config.from_dict(config.to_dict())
     assert again == config

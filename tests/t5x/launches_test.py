@@ -10,7 +10,7 @@ import pytest
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings, Scoring, evaluate_task
 from elm_jax.experts.overlay import load_expert, resolve, save_expert
-from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.t5.network import is_norm_leaf
 from elm_jax.runtime import sharding, trees
 from elm_jax.workflows.convert.t5x_expert import expert_from_checkpoint

@@ -1,58 +1,102 @@
-"""Which adapters a network has, and of what size."""
+"""The table of adapters' kinds, and the one hook by which a network has them."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.runtime.config_checks import check_dimension
+from elm_jax.models.adapters.bottleneck import BottleneckConfig
+from elm_jax.models.adapters.kind import PLACES, AdapterKind
+from elm_jax.models.adapters.low_rank import LowRankConfig
+from elm_jax.types import Array
 
-ADAPTER_KINDS = ("bottleneck", "lora")
-REDUCTION = 32
-"""Default bottleneck is ``emb_dim // REDUCTION``. Source: ELM, arXiv 2302.03202, appendix."""
+KINDS: dict[str, type[AdapterKind]] = {row.kind: row for row in (BottleneckConfig, LowRankConfig)}
+"""Each kind of adapter by its name. A further kind is a file beside this one, and a row here."""
+Hook = Callable[[Array, Array], Array]
+"""(output f[..., O], input f[..., D]) of a sub-layer or projection -> the output with its adapter."""
 
 
-@dataclasses.dataclass(frozen=True)
-class AdapterConfig:
-    """What a prompt expert adds: bottleneck adapters, or LoRA's low-rank updates.
+def attach(adapter: AdapterKind | None, place: str, dtype: jnp.dtype) -> Hook:
+    """The adapter of one place of a network; the identity where there is none.
 
-    Attributes:
-        bottleneck: width R of the adapters after self-attention and feed-forward; None takes
-            ``emb_dim // 32``, at least 1.
-        kind: ``bottleneck``, or ``lora``: updates of the query and value projections of every attention.
-        rank: of LoRA's updates.
-        alpha: LoRA's updates are scaled by ``alpha / rank``; None for no scaling.
+    To be called in the `setup` of a Flax module, which stores the result under a name that ends in
+    ``_adapter``. That name is the first part of the leaves' paths, and tells adapters from the network.
+
+    Args:
+        adapter: of the network, or None.
+        place: one of `PLACES`.
+        dtype: of the computation.
     """
-
-    bottleneck: int | None = None
-    kind: str = "bottleneck"
-    rank: int = 8
-    alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        """Checks names and ranges."""
-        if self.bottleneck is not None:
-            check_dimension("AdapterConfig.bottleneck", self.bottleneck)
-        if self.kind not in ADAPTER_KINDS:
-            raise unknown_name("kind of adapter", str(self.kind), ADAPTER_KINDS, "AdapterConfig.kind")
-        check_dimension("AdapterConfig.rank", self.rank)
-        alpha = self.alpha
-        number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if alpha is not None and not (number and alpha > 0):
-            raise InputError(describe("The adapters' config is wrong", where="AdapterConfig.alpha",
-                                      got=repr(alpha), expected="None or a number above 0"))
-
-    @property
-    def scale(self) -> float:
-        """What LoRA's updates are multiplied by."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields that count for the kind; bottleneck adapters as before there were other kinds."""
-        if self.kind == "bottleneck":
-            return {"bottleneck": self.bottleneck}
-        return {"kind": self.kind, "rank": self.rank, "alpha": self.alpha}
+    if place not in PLACES:
+        raise unknown_name("place of an adapter", place, PLACES)
+    module = None if adapter is None else adapter.module(place, dtype)
+    return _unchanged if module is None else module
 
 
-def is_adapter_leaf(path: str) -> bool:
-    """Whether the leaf belongs to an adapter, e.g. ``encoder/layers_0/mlp_adapter/up/kernel``."""
-    return any(part.endswith("_adapter") for part in path.split("/"))
+def _unchanged(y: Array, x: Array) -> Array:
+    del x
+    return y
+
+
+def AdapterConfig(
+    bottleneck: int | None = None, kind: str = BottleneckConfig.kind, rank: int | None = None,
+    alpha: float | None = None, **others: Any,
+) -> AdapterKind:
+    """Builds the config of a kind of adapter from settings, as gin files, cards and users write them.
+
+    A setting that is None takes the kind's own default.
+
+    Args:
+        bottleneck: for kind ``bottleneck``, see `BottleneckConfig`.
+        kind: a name of `KINDS`.
+        rank: for kind ``lora``, see `LowRankConfig`.
+        alpha: for kind ``lora``, see `LowRankConfig`.
+        **others: settings of further kinds.
+
+    Raises:
+        InputError: an unknown kind or setting, a value out of range, a setting without effect.
+    """
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise unknown_name("kind of adapter", str(kind), KINDS, "AdapterConfig.kind")
+    settings = {"bottleneck": bottleneck, "rank": rank, "alpha": alpha, **others}
+    own = {field.name for field in dataclasses.fields(KINDS[kind])}
+    for name in sorted(settings.keys() - own):
+        _check_without_effect(name, settings[name], kind)
+    return KINDS[kind](**{name: settings[name] for name in own if settings.get(name) is not None})
+
+
+def _check_without_effect(name: str, value: Any, kind: str) -> None:
+    """Refuses a setting that only other kinds have, unless its value is the default there.
+
+    A file that lists every setting, as gin's operative config does, holds such defaults.
+
+    Raises:
+        InputError: no kind has the setting, or its value would be ignored.
+    """
+    defaults = {row.kind: field.default for row in KINDS.values() for field in dataclasses.fields(row)
+                if field.name == name}
+    if not defaults:
+        known = {field.name for row in KINDS.values() for field in dataclasses.fields(row)}
+        raise unknown_name("AdapterConfig field", name, sorted({"kind", *known}))
+    if value is not None and value not in defaults.values():
+        raise InputError(describe(
+            "This setting has no effect on adapters of this kind", where=f"AdapterConfig.{name}",
+            got=f"{value!r} with kind {kind!r}", expected=f"kind {' or '.join(map(repr, defaults))}",
+            cure="leave the setting out, or choose the other kind"))
+
+
+def adapter_of(network: Mapping[str, Any]) -> AdapterKind | None:
+    """The adapters that a network's dictionary names, e.g. on an expert's card; None without.
+
+    Raises:
+        InputError: as `AdapterConfig`.
+    """
+    values = network.get("adapter")
+    if values is None or isinstance(values, AdapterKind):
+        return values
+    if not isinstance(values, Mapping):
+        raise InputError(describe("The adapters' config is wrong", where="adapter", got=repr(values)[:200],
+                                  expected="None or an AdapterConfig"))
+    return AdapterConfig(**values)

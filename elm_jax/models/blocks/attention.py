@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.adapters.config import AdapterConfig
-from elm_jax.models.adapters.low_rank import LowRank
+from elm_jax.models.adapters.config import attach
+from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.layers.dense import Dense, Initializer, fan_in_normal, stream
 from elm_jax.models.layers.recompute import recomputed
 from elm_jax.runtime.sharding import constrain
@@ -112,7 +112,7 @@ class Attention(nn.Module):
         head_dim: K.
         dropout_rate: of the probabilities; one draw for all queries of a head, as in T5X.
         dtype: of the computation.
-        low_rank: LoRA's updates of queries and values; None for none.
+        adapter: of the network, which may attach to the projections; None for none.
     """
 
     emb_dim: int
@@ -120,26 +120,25 @@ class Attention(nn.Module):
     head_dim: int
     dropout_rate: float
     dtype: jnp.dtype
-    low_rank: AdapterConfig | None = None
+    adapter: AdapterKind | None = None
 
     def setup(self) -> None:
-        """Creates the four projections."""
+        """Creates the four projections, and what is attached to them."""
         joined = self.num_heads * self.head_dim
         axes = ("embed", "joined_kv")
         self.query = Dense(joined, axes, self.dtype, _query_init(self.head_dim))
         self.key = Dense(joined, axes, self.dtype, fan_in_normal)
         self.value = Dense(joined, axes, self.dtype, fan_in_normal)
         self.out = Dense(self.emb_dim, ("joined_kv", "embed"), self.dtype, fan_in_normal)
-        if self.low_rank is not None:
-            update = (joined, self.low_rank.rank, self.low_rank.scale, self.dtype)
-            self.query_adapter, self.value_adapter = LowRank(*update), LowRank(*update)
+        self.query_adapter = attach(self.adapter, "query", self.dtype)
+        self.key_adapter = attach(self.adapter, "key", self.dtype)
+        self.value_adapter = attach(self.adapter, "value", self.dtype)
+        self.out_adapter = attach(self.adapter, "out", self.dtype)
 
     def keys_values(self, x: Array) -> KeysValues:
         """f[B, S, D] -> keys and values f[B, S, H, K]."""
-        values = self.value(x)
-        if self.low_rank is not None:
-            values = values + self.value_adapter(x)
-        return self._heads(self.key(x)), self._heads(values)
+        values = self.value_adapter(self.value(x), x)
+        return self._heads(self.key_adapter(self.key(x), x)), self._heads(values)
 
     def __call__(
         self, x: Array, keys_values: KeysValues, biases: tuple[Array, ...], deterministic: bool
@@ -157,15 +156,14 @@ class Attention(nn.Module):
             f[N, L, D].
         """
         keys, values = keys_values
-        queries = self.query(x)
-        if self.low_rank is not None:
-            queries = queries + self.query_adapter(x)
+        queries = self.query_adapter(self.query(x), x)
         queries = _by_heads(queries.reshape(keys.shape[0], -1, self.num_heads, self.head_dim))
         keep = None
         if not deterministic and self.dropout_rate > 0.0:
             keep = self._keep(queries.shape[0], keys.shape[1])
         mixed = _by_heads(attend(queries, keys, values, biases, keep))
-        return stream(self.out(mixed.reshape(*x.shape[:-1], self.num_heads * self.head_dim)))
+        mixed = mixed.reshape(*x.shape[:-1], self.num_heads * self.head_dim)
+        return stream(self.out_adapter(self.out(mixed), mixed))
 
     def _heads(self, x: Array) -> Array:
         return _by_heads(x.reshape(*x.shape[:-1], self.num_heads, self.head_dim))

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.models.adapters.config import REDUCTION, AdapterConfig
+from elm_jax.models.adapters.bottleneck import bottleneck_of
+from elm_jax.models.adapters.config import adapter_of
+from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.network import DTYPES
 from elm_jax.runtime.config_checks import LARGEST_DIMENSION, check_dimension
 
@@ -38,7 +40,7 @@ class T5Config:
         dtype: of the activations; parameters, softmax, norms and logits stay float32.
         relative_attention_num_buckets: rows of the relative position bias.
         relative_attention_max_distance: distances from here on share one bucket.
-        adapter: None builds a network without adapters.
+        adapter: config of a kind of adapter, as `AdapterConfig` builds it; None for a network without.
         family, pad_id, eos_id, start_id: T5's, whatever its size; padding is no token of a text.
     """
 
@@ -55,7 +57,7 @@ class T5Config:
     dtype: str = "float32"
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
-    adapter: AdapterConfig | None = None
+    adapter: AdapterKind | None = None
 
     family: ClassVar[str] = "t5"
     pad_id: ClassVar[int] = 0
@@ -87,7 +89,7 @@ class T5Config:
         rate = self.dropout_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
             raise _wrong("dropout_rate", rate, "a number in [0, 1)")
-        if self.adapter is not None and not isinstance(self.adapter, AdapterConfig):
+        if self.adapter is not None and not isinstance(self.adapter, AdapterKind):
             raise _wrong("adapter", self.adapter, "None or an AdapterConfig")
 
     def _check_buckets(self) -> None:
@@ -103,38 +105,19 @@ class T5Config:
 
     @property
     def bottleneck(self) -> int:
-        """Width R of the adapters.
+        """Width R of the bottleneck adapters.
 
         Raises:
-            InputError: the network has no adapters.
+            InputError: the network has none.
         """
-        if self.adapter is None:
-            raise InputError(
-                describe("This network has no adapters", where="T5Config.adapter",
-                         expected="an AdapterConfig", cure="config.with_adapter(AdapterConfig())")
-            )
-        if self.adapter.kind != "bottleneck":
-            raise InputError(
-                describe("This network has no bottleneck adapters", where="T5Config.adapter",
-                         got=f"adapters of kind {self.adapter.kind!r}", expected="kind 'bottleneck'"))
-        return self.adapter.bottleneck or max(1, self.emb_dim // REDUCTION)
-
-    @property
-    def has_bottlenecks(self) -> bool:
-        """Whether there are adapters after self-attention and feed-forward."""
-        return self.adapter is not None and self.adapter.kind == "bottleneck"
-
-    @property
-    def low_rank(self) -> AdapterConfig | None:
-        """LoRA's updates; None for a network without."""
-        return self.adapter if self.adapter is not None and self.adapter.kind == "lora" else None
+        return bottleneck_of(self.adapter, self.emb_dim, "T5Config.adapter")
 
     @property
     def activation_dtype(self) -> jnp.dtype:
         """`dtype` as a NumPy dtype."""
         return jnp.dtype(self.dtype)
 
-    def with_adapter(self, adapter: AdapterConfig | None) -> "T5Config":
+    def with_adapter(self, adapter: AdapterKind | None) -> "T5Config":
         """The same network with other adapters, or with none."""
         return dataclasses.replace(self, adapter=adapter)
 
@@ -179,14 +162,7 @@ class T5Config:
         missing = [name for name in _REQUIRED if name not in values]
         if missing:
             raise InputError(describe("T5Config lacks fields", expected=", ".join(missing)))
-        values = dict(values)
-        if isinstance(values.get("adapter"), Mapping):
-            fields = [field.name for field in dataclasses.fields(AdapterConfig)]
-            unknown = set(values["adapter"]) - set(fields)
-            if unknown:
-                raise unknown_name("AdapterConfig field", sorted(unknown)[0], fields)
-            values["adapter"] = AdapterConfig(**values["adapter"])
-        return cls(**values)
+        return cls(**{**values, "adapter": adapter_of(values)})
 
 
 _REQUIRED = (

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.adapters.bottleneck import Adapter
+from elm_jax.models.adapters.config import Hook, attach
 from elm_jax.models.blocks.attention import Attention, KeysValues
 from elm_jax.models.blocks.layer_stack import LayerStack, Layout, run_layers
 from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp, RMSNorm
@@ -63,7 +63,7 @@ def _norm(config: T5Config) -> RMSNorm:
 def _attention(config: T5Config) -> Attention:
     return Attention(
         config.emb_dim, config.num_heads, config.head_dim, config.dropout_rate,
-        config.activation_dtype, config.low_rank,
+        config.activation_dtype, config.adapter,
     )
 
 
@@ -74,8 +74,8 @@ def _mlp(config: T5Config) -> Mlp:
     )
 
 
-def _adapter(config: T5Config) -> Adapter:
-    return Adapter(config.bottleneck, config.activation_dtype)
+def _adapter(config: T5Config, place: str) -> Hook:
+    return attach(config.adapter, place, config.activation_dtype)
 
 
 def _relative_bias(config: T5Config, bidirectional: bool) -> RelativePositionBias:
@@ -86,7 +86,7 @@ def _relative_bias(config: T5Config, bidirectional: bool) -> RelativePositionBia
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward: norm, sub-layer, (adapter,) dropout, residual add."""
+    """Self-attention and feed-forward: norm, sub-layer, its adapter if any, dropout, residual add."""
 
     config: T5Config
 
@@ -97,25 +97,21 @@ class EncoderLayer(nn.Module):
         self.pre_mlp_layer_norm = _norm(self.config)
         self.mlp = _mlp(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
-        if self.config.has_bottlenecks:
-            self.attention_adapter = _adapter(self.config)
-            self.mlp_adapter = _adapter(self.config)
+        self.attention_adapter = _adapter(self.config, "attention")
+        self.mlp_adapter = _adapter(self.config, "mlp")
 
     def __call__(self, x: Array, biases: Biases, deterministic: bool) -> Array:
         """f[B, S, D] -> f[B, S, D]."""
         normed = self.pre_attention_layer_norm(x)
         y = self.attention(normed, self.attention.keys_values(normed), biases, deterministic)
-        if self.config.has_bottlenecks:
-            y = self.attention_adapter(y)
-        x = x + self.dropout(y, deterministic)
-        y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
-        if self.config.has_bottlenecks:
-            y = self.mlp_adapter(y)
-        return x + self.dropout(y, deterministic)
+        x = x + self.dropout(self.attention_adapter(y, normed), deterministic)
+        normed = self.pre_mlp_layer_norm(x)
+        y = self.mlp(normed, deterministic)
+        return x + self.dropout(self.mlp_adapter(y, normed), deterministic)
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention (never an adapter) and feed-forward."""
+    """Causal self-attention, cross-attention and feed-forward, each with its adapter if any."""
 
     config: T5Config
 
@@ -128,9 +124,9 @@ class DecoderLayer(nn.Module):
         self.pre_mlp_layer_norm = _norm(self.config)
         self.mlp = _mlp(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
-        if self.config.has_bottlenecks:
-            self.self_attention_adapter = _adapter(self.config)
-            self.mlp_adapter = _adapter(self.config)
+        self.self_attention_adapter = _adapter(self.config, "attention")
+        self.encoder_decoder_attention_adapter = _adapter(self.config, "cross_attention")
+        self.mlp_adapter = _adapter(self.config, "mlp")
 
     def __call__(
         self, x: Array, encoded: Array, self_biases: Biases, cross_biases: Biases,
@@ -165,17 +161,13 @@ class DecoderLayer(nn.Module):
         self_biases: Biases, cross_biases: Biases, deterministic: bool,
     ) -> Array:
         y = self.self_attention(normed, keys_values, self_biases, deterministic)
-        if self.config.has_bottlenecks:
-            y = self.self_attention_adapter(y)
-        x = x + self.dropout(y, deterministic)
-        y = self.encoder_decoder_attention(
-            self.pre_cross_attention_layer_norm(x), cross_keys_values, cross_biases, deterministic
-        )
-        x = x + self.dropout(y, deterministic)
-        y = self.mlp(self.pre_mlp_layer_norm(x), deterministic)
-        if self.config.has_bottlenecks:
-            y = self.mlp_adapter(y)
-        return x + self.dropout(y, deterministic)
+        x = x + self.dropout(self.self_attention_adapter(y, normed), deterministic)
+        normed = self.pre_cross_attention_layer_norm(x)
+        y = self.encoder_decoder_attention(normed, cross_keys_values, cross_biases, deterministic)
+        x = x + self.dropout(self.encoder_decoder_attention_adapter(y, normed), deterministic)
+        normed = self.pre_mlp_layer_norm(x)
+        y = self.mlp(normed, deterministic)
+        return x + self.dropout(self.mlp_adapter(y, normed), deterministic)
 
 
 def _through(

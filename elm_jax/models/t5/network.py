@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks import layer_stack
 from elm_jax.models.blocks.layer_stack import Layout
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy

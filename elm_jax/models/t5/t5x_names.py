@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from elm_jax.errors import InputError, describe
-from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import trees
@@ -212,7 +212,7 @@ def _config(found: Mapping[str, Shape], form: Form) -> T5Config:
         logits_via_embedding=not head,
         relative_attention_num_buckets=bias[-1] if bias else BUCKETS,
         relative_attention_max_distance=MAX_DISTANCE,
-        adapter=AdapterConfig(down[-1]) if down else None)
+        adapter=BottleneckConfig(down[-1]) if down else None)
 
 
 def _first(found: Mapping[str, Shape], pattern: str) -> Shape:

@@ -22,6 +22,8 @@ from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Index, Origin, Tensors
 from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import streaming
+from elm_jax.models.adapters.bottleneck import BottleneckConfig
+from elm_jax.models.adapters.config import adapter_of
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.runtime.config_checks import check_choice, check_positive
 from elm_jax.workflows.choices import DTYPES, LAYOUTS
@@ -147,9 +149,9 @@ def open_named(config: ConvertConfig) -> Source:
     """
     source = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
                          scanned=None if config.target_kind == "t5x" else config.scanned)
-    adapters = (source.expert.card.network.get("adapter") if source.expert is not None else None) or {}
-    if adapters.get("kind") == "lora" and config.target_kind != "elm":
-        raise InputError(describe("Experts of LoRA's kind have no form in other programs yet",
+    adapter = None if source.expert is None else adapter_of(source.expert.card.network)
+    if config.target_kind != "elm" and not isinstance(adapter, BottleneckConfig | None):
+        raise InputError(describe(f"Adapters of kind {adapter.kind!r} have no form in other programs yet",
                                   where=config.source, got=f"--to {config.target_kind}",
                                   expected="--to elm, or an expert with bottleneck adapters"))
     of_t5x = config.source_kind == "t5x" and (config.base is not None or source.model.config.adapter)

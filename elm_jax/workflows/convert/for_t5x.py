@@ -23,7 +23,7 @@ from elm_jax.evaluation.rank import accuracy_of_scores
 from elm_jax.experts.overlay import trained_leaves
 from elm_jax.formats import tree_checks
 from elm_jax.formats.t5x import t5x_checkpoints as t5x_format
-from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import trees
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer

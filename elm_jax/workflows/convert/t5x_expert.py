@@ -21,7 +21,7 @@ from elm_jax.formats import leaf_names, tree_checks
 from elm_jax.formats.model import Model, Tensors
 from elm_jax.formats.t5x import t5x_checkpoints
 from elm_jax.formats.tensors import boxes, streaming
-from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.t5 import t5x_names
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import role_of
@@ -161,7 +161,7 @@ def _network(base: T5Config, found: T5Config) -> T5Config:
     """The base's network, with adapters of the checkpoint's width if it has any."""
     if found.adapter is None:
         return base
-    default = base.with_adapter(AdapterConfig())
+    default = base.with_adapter(BottleneckConfig())
     return default if default.bottleneck == found.bottleneck else base.with_adapter(found.adapter)
 
 

@@ -18,11 +18,11 @@ from elm_jax.merging.methods.method_table import shares_of
 from elm_jax.merging.recipes.depth import depth_of
 from elm_jax.merging.recipes.recipe import LeafRecipe, MergeRecipe
 from elm_jax.merging.stream import LeafMerge, LeafSource
-from elm_jax.models import families
-from elm_jax.models.adapters.config import AdapterConfig, is_adapter_leaf
+from elm_jax.models.adapters.config import adapter_of
+from elm_jax.models.adapters.kind import is_adapter_leaf
+from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig
 from elm_jax.types import Array
 
-DOWN, UP = "down/kernel", "up/kernel"
 NO_WEIGHTS = ("dropout_rate", "dtype")
 """Of a network's config: what says how it is run, and nothing of what its weights mean."""
 
@@ -69,8 +69,8 @@ def kind_of(card: ExpertCard) -> str:
 def _network(card: ExpertCard) -> dict[str, Any]:
     """What of the network's config must be equal: ranks and scales of low-rank updates may differ."""
     network = {name: value for name, value in card.network.items() if name not in NO_WEIGHTS}
-    adapter = network.get("adapter")
-    return {**network, "adapter": "lora"} if adapter and adapter.get("kind") == "lora" else network
+    adapter = adapter_of(network)
+    return {**network, "adapter": adapter.kind} if isinstance(adapter, LowRankConfig) else network
 
 
 def _unlike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _first_leaf(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 def is_low_rank(path: str, card: ExpertCard) -> bool:
     """Whether a leaf is a factor of a low-rank update."""
-    adapter = card.network.get("adapter") or {}
-    return adapter.get("kind") == "lora" and is_adapter_leaf(path) and path.endswith((DOWN, UP))
+    is_factor = is_adapter_leaf(path) and path.endswith((DOWN, UP))
+    return is_factor and isinstance(adapter_of(card.network), LowRankConfig)
 
 
 def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], base: LeafSource | None,
@@ -126,7 +126,7 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
     updates = sorted({path.removesuffix(DOWN) for path in paths if is_low_rank(path, cards[0])
                       and path.endswith(DOWN)})
     if updates:
-        scales = [families.config_of(card.network).adapter.scale for card in cards]
+        scales = [adapter_of(card.network).scale for card in cards]
         for prefix in updates:
             if recipes[prefix + DOWN] != recipes[prefix + UP]:
                 raise InputError(describe(
@@ -136,7 +136,7 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
         merged = [UpdateMerge(prefix, recipes[prefix + DOWN], sources, scales, names, marks, rank)
                   for prefix in updates]
         leaves += [leaf for update in merged for leaf in update.leaves()]
-        network["adapter"] = AdapterConfig(kind="lora", rank=merged[0].rank, alpha=None).to_dict()
+        network["adapter"] = LowRankConfig(merged[0].rank).to_dict()
     return sorted(leaves, key=lambda leaf: leaf.path), network
 
 

@@ -30,13 +30,13 @@ from elm_jax.merging import weight_search
 from elm_jax.merging.methods import low_rank_products, method_table
 from elm_jax.merging.weight_search import Evolution, Found
 from elm_jax.models import families
-from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, staging, storage, trees
 from elm_jax.types import Params
 from elm_jax.workflows.merge import search_objective
 from elm_jax.workflows.merge.in_memory import merge
-from elm_jax.workflows.merge.merge_overlays import DOWN, UP, is_low_rank
+from elm_jax.workflows.merge.merge_overlays import is_low_rank
 from elm_jax.workflows.merge.search_config import SearchConfig, check_split
 from elm_jax.workflows.merge.search_objective import MergeData, MergeObjective
 
@@ -210,7 +210,7 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[Netwo
                                                                      [each.scale for each in adapters])
         for own, up in zip(flat, wide, strict=True):
             own[prefix + UP] = up
-    adapter = AdapterConfig(kind="lora", rank=sum(each.rank for each in adapters))
+    adapter = LowRankConfig(sum(each.rank for each in adapters))
     network = families.network_of(dataclasses.replace(networks[0].config, adapter=adapter))
     return network, trees.unflatten(shared), [trees.unflatten(own) for own in flat]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from elm_jax.data.registry import registry
 from elm_jax.experts.card import ExpertCard
-from elm_jax.workflows.evaluate import BASE_ID
+from elm_jax.workflows.evaluate.evaluate_models import BASE_ID
 from elm_jax.workflows.study.study_config import StudyConfig
 from elm_jax.workflows.study.study_routing import merged_id
 from elm_jax.workflows.study.study_runs import MULTITASK_ID

@@ -6,7 +6,9 @@ import json
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
-from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.bottleneck import BottleneckConfig
+from elm_jax.models.adapters.kind import AdapterKind
+from elm_jax.models.adapters.low_rank import LowRankConfig
 from elm_jax.models.blocks.layer_stack import Layout
 from elm_jax.models.network import DTYPES, Network, NetworkConfig
 from elm_jax.runtime import sharding
@@ -163,11 +165,11 @@ class TrainConfig:
         """Sharding rules of the base: the run's rules if its leaves train, else split as far as possible."""
         return self.rules() if FORM_OF_KIND[self.kind] == "full" else sharding.split_rules(self.rules())
 
-    def adapter(self) -> AdapterConfig:
+    def adapter(self) -> AdapterKind:
         """The adapters of a prompt expert."""
         if self.lora_rank is None:
-            return AdapterConfig(bottleneck=self.adapter_bottleneck)
-        return AdapterConfig(kind="lora", rank=self.lora_rank, alpha=self.lora_alpha)
+            return BottleneckConfig(self.adapter_bottleneck)
+        return LowRankConfig(self.lora_rank, self.lora_alpha)
 
     def digest(self) -> str:
         """Hash of all settings that decide the result; folders, mesh and logging do not."""

@@ -20,7 +20,7 @@ from elm_jax.experts import hf_adapters, weight_sources
 from elm_jax.experts.base import load_base
 from elm_jax.experts.overlay import load_expert, resolve, save_expert, write_expert
 from elm_jax.formats import detect
-from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.t5.network import T5Network, is_norm_leaf
 from elm_jax.runtime import staging, trees
 from elm_jax.workflows.choices import parse_size

@@ -22,7 +22,7 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve
 from elm_jax.models import AdapterConfig, T5Network
-from elm_jax.models.adapters.config import is_adapter_leaf
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.decode import greedy
 from elm_jax.models.t5.network import is_norm_leaf
 from elm_jax.runtime import sharding, trees

@@ -1,0 +1,51 @@
+"""What every kind of adapter has in common: settings, places in a network, leaves.
+
+A kind is a subclass of `AdapterKind` in a file of its own, beside its Flax module, and a row in
+`config.KINDS`. Networks know places only: they call `config.attach` at each, whatever the kind.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+SUBLAYERS = ("attention", "cross_attention", "mlp")
+"""Places on a sub-layer's output, before its dropout and residual add."""
+PROJECTIONS = ("query", "key", "value", "out")
+"""Places on the output of a projection of attention, all heads in one axis."""
+PLACES = (*SUBLAYERS, *PROJECTIONS)
+_SUFFIX = "_adapter"
+
+
+def is_adapter_leaf(path: str) -> bool:
+    """Whether the leaf belongs to an adapter, e.g. ``encoder/layers_0/mlp_adapter/up/kernel``.
+
+    Networks give what `config.attach` returns names that end in ``_adapter``, so this holds for every kind.
+    """
+    return any(part.endswith(_SUFFIX) for part in path.split("/"))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterKind:
+    """Settings of one kind of adapter. A subclass's fields are its settings, all with defaults.
+
+    Frozen and hashable, because it is part of a network's config.
+
+    Attributes:
+        kind: name in gin files and on cards.
+    """
+
+    kind: ClassVar[str]
+
+    def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
+        """The adapter of a place, called as `config.attach` says; None where this kind has none."""
+        raise NotImplementedError
+
+    def role_of(self, path: str) -> str | None:
+        """Role of one of this kind's leaves; None for leaves of the network itself."""
+        return "adapter" if is_adapter_leaf(path) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as a JSON-ready dictionary, which `config.AdapterConfig` takes as arguments."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
