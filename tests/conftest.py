@@ -1,23 +1,66 @@
 """Strict JAX on eight simulated devices for every test; helpers to import; what several folders share."""
 
+import atexit
+import ctypes
 import dataclasses
+import gc
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 # Tests compile much and run little: the compiler's expensive passes are left out.
-os.environ["XLA_FLAGS"] = " ".join([
-    os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]).strip()
+FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
+         "--xla_llvm_disable_expensive_passes=true", "--xla_cpu_use_fusion_emitters=false")
+given = os.environ.get("XLA_FLAGS", "").split()
+os.environ["XLA_FLAGS"] = " ".join(given + [flag for flag in FLAGS if flag not in given])
+# What one process of a run has compiled, the others read: workers of pytest-xdist, programs of the tests.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="elm-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "helpers"))
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.disable()  # until all is imported and collected: what the packages made stays, and is looked at in vain
+MOST_MEMORY = 2_000_000_000
+"""Bytes from which on a process lets go of the programs that earlier files compiled."""
+
+
+def pytest_collection_finish() -> None:
+    """No later collection of garbage goes through what was imported."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_memory():
+    """Compiled programs do not pile up; one that is needed again is read from the run's cache."""
+    yield
+    if resident_bytes() < MOST_MEMORY:
+        return
+    for module, name in (("step", "compile_step"), ("early_end", "compile_loss"),
+                         ("stack.stacked_step", "compile_stack")):
+        if loaded := sys.modules.get(f"elm_jax.training.{module}"):
+            getattr(loaded, name).cache_clear()
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where no file of the system says it."""
+    pages = pathlib.Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
 
 
 @pytest.fixture(scope="session")

@@ -72,15 +72,15 @@ class T5Network:
 
     def abstract_params(self) -> Params:
         """Tree of `jax.ShapeDtypeStruct` with the structure of `init`; nothing is allocated."""
-        return jax.eval_shape(self._init_variables, jax.random.key(0))["params"]
+        return trees.unflatten(dict(_traced(self.config)[0]))
 
     def logical_axes(self) -> Params:
         """Tree of `sharding.Axes` (logical axis names by dimension), structured as `init`."""
-        return trees.unflatten(dict(_flat_axes(self.config)))
+        return trees.unflatten(dict(_traced(self.config)[1]))
 
     def axes_of(self, path: str) -> sharding.Axes | None:
         """Logical axes of one leaf, also of a stacked one (``encoder/layers/...``); None if there is none."""
-        axes = _flat_axes(self.config).get(layer_stack.first_layer(path))
+        axes = _traced(self.config)[1].get(layer_stack.first_layer(path))
         if axes is None or not layer_stack.is_stacked(path):
             return axes
         return sharding.Axes((layer_stack.STACKED, *axes))
@@ -208,10 +208,9 @@ class T5Network:
 
 
 @functools.lru_cache(maxsize=64)
-def _flat_axes(config: T5Config) -> dict[str, sharding.Axes]:
-    """Logical axes by path. Remembered: tracing `init` of a network of 48 layers takes seconds."""
+def _traced(config: T5Config) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, sharding.Axes]]:
+    """Shape and logical axes by path. Remembered: tracing `init` of a network of 48 layers takes seconds."""
     variables = jax.eval_shape(T5Network(config)._init_variables, jax.random.key(0))
-    return {
-        path.removesuffix(_AXES_SUFFIX): sharding.Axes(metadata.names)
-        for path, metadata in trees.flatten(variables["params_axes"]).items()
-    }
+    axes = trees.flatten(variables["params_axes"])
+    return trees.flatten(variables["params"]), {
+        path.removesuffix(_AXES_SUFFIX): sharding.Axes(metadata.names) for path, metadata in axes.items()}
