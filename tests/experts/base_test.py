@@ -16,7 +16,7 @@ CONFIG = T5Config(vocab_size=32, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16,
 
 @pytest.fixture
 def params():
-    return jax.device_get(T5Network(CONFIG).init(jax.random.key(0)))
+    return jax.device_get(jax.jit(T5Network(CONFIG).init)(jax.random.key(0)))
 
 
 def test_round_trip(tmp_path, params):

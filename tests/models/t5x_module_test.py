@@ -14,6 +14,7 @@ CONFIG = T5Config(vocab_size=50, emb_dim=24, num_heads=3, head_dim=5, mlp_dim=40
                   num_decoder_layers=2, adapter=AdapterConfig(7))
 CONFIGS = {"adapters": CONFIG, "plain": CONFIG.with_adapter(None),
            "tied": T5Config.from_dict({**CONFIG.to_dict(), "logits_via_embedding": True})}
+init_of, logits_of = (jax.jit(each, static_argnums=0) for each in (T5Network.init, T5Network.logits))
 
 
 @pytest.fixture(params=CONFIGS, name="config")
@@ -25,7 +26,7 @@ def params_of(config: T5Config) -> dict:
     """Parameters far enough from their initial values that every leaf matters."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: leaf + rng.normal(0.0, 0.1, leaf.shape).astype(np.float32),
-                        T5Network(config).init(jax.random.key(0)))
+                        init_of(T5Network(config), jax.random.key(0)))
 
 
 def packed_batch() -> dict[str, np.ndarray]:
@@ -50,7 +51,12 @@ def call(config: T5Config, params: dict, batch: dict, **changes) -> jax.Array:
     tokens = [batch.pop(f"{name}_tokens") for name in ("encoder_input", "decoder_input", "decoder_target")]
     settings = {"decode": False, "enable_dropout": False, **changes}
     rngs = settings.pop("rngs", None)
-    return T5XTransformer(config).apply({"params": params}, *tokens, rngs=rngs, **batch, **settings)
+
+    @jax.jit
+    def compiled(params, tokens, batch, rngs):
+        return T5XTransformer(config).apply({"params": params}, *tokens, rngs=rngs, **batch, **settings)
+
+    return compiled(params, tokens, batch, rngs)
 
 
 def test_the_parameters_are_the_networks(config: T5Config) -> None:
@@ -66,7 +72,7 @@ def test_the_parameters_are_the_networks(config: T5Config) -> None:
 
 def test_logits_of_packed_rows_are_the_networks(config: T5Config) -> None:
     params, batch = params_of(config), packed_batch()
-    expected = np.asarray(T5Network(config).logits(params, batch))
+    expected = np.asarray(logits_of(T5Network(config), params, batch))
     real = batch["decoder_segment_ids"] > 0
     np.testing.assert_allclose(np.asarray(call(config, params, batch))[real], expected[real],
                                rtol=1e-5, atol=1e-5)
@@ -86,8 +92,8 @@ def test_dropout_is_drawn_where_it_is_asked_for() -> None:
 def test_one_token_after_the_other_gives_the_same_logits(config: T5Config) -> None:
     params, batch = params_of(config), packed_batch()
     inputs, tokens = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
-    expected = T5Network(config).logits(
-        params, {"encoder_input_tokens": inputs, "decoder_input_tokens": tokens})
+    expected = logits_of(
+        T5Network(config), params, {"encoder_input_tokens": inputs, "decoder_input_tokens": tokens})
     module = T5XTransformer(config)
     encoded = module.apply({"params": params}, inputs, enable_dropout=False, method=module.encode)
     ones = np.ones_like(tokens)
@@ -97,11 +103,15 @@ def test_one_token_after_the_other_gives_the_same_logits(config: T5Config) -> No
     cache = variables["cache"]
     assert all(leaf.shape[:1] == inputs.shape[:1] for path, leaf in trees.flatten(cache).items()
                if path != "cache_index")  # what T5X's beams are made of
-    for place in range(tokens.shape[1]):
-        token = tokens[:, place : place + 1]
-        logits, changed = module.apply(
+
+    @jax.jit
+    def step(cache: dict, token: np.ndarray) -> tuple[jax.Array, dict]:
+        return module.apply(
             {"params": params, "cache": cache}, encoded, inputs, token, token, enable_dropout=False,
             decode=True, max_decode_length=tokens.shape[1], mutable=["cache"], method=module.decode)
+
+    for place in range(tokens.shape[1]):
+        logits, changed = step(cache, tokens[:, place : place + 1])
         cache = changed["cache"]
         np.testing.assert_allclose(logits[:, 0], expected[:, place], rtol=1e-5, atol=1e-5)
     assert int(cache["cache_index"]) == tokens.shape[1]

@@ -26,11 +26,15 @@ def problem() -> tuple[dict, list[dict]]:
 def run_optax(config: OptimizerConfig, params: dict, grads: list[dict]) -> dict:
     optimizer = make_optimizer(config, STEPS)
     tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    state = optimizer.init(tree)
-    for grad in grads:
-        grad = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), grad)
+    state = jax.jit(optimizer.init)(tree)
+
+    @jax.jit
+    def step(grad: dict, state: tuple, tree: dict) -> tuple[dict, tuple]:
         updates, state = optimizer.update(grad, state, tree)
-        tree = jax.tree.map(jnp.add, tree, updates)
+        return jax.tree.map(jnp.add, tree, updates), state
+
+    for grad in grads:
+        tree, state = step(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), grad), state, tree)
     return tree
 
 
