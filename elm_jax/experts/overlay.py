@@ -66,13 +66,13 @@ def initial_overlay(
 
 
 def _fresh_adapters(network: Network, seed: int) -> Params:
-    """Adapters alone: compiled as one program, the network's other leaves are never made."""
+    """Adapters and gates alone: compiled as one program, the network's other leaves are never made."""
     return _adapters_from(network, jax.random.key(seed))
 
 
 @functools.partial(jax.jit, static_argnames="network")
 def _adapters_from(network: Network, rng: Array) -> Params:
-    return trees.split(network.init(rng), lambda path: network.role_of(path) == ADAPTER)[0]
+    return trees.split(network.init(rng), lambda path: network.role_of(path) in (ADAPTER, GATE))[0]
 
 
 def resolve(base: Base, expert: Expert | None) -> tuple[Network, Params]:

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from elm_jax.models.adapters.kind import is_adapter_leaf
 from flax.linen.partitioning import param_with_axes
 from tokenizers import pre_tokenizers
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
 from elm_jax.models.adapters.config import adapter_of, attach
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks.attention import Attention
 from elm_jax.models.blocks.layer_stack import Layout
 from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp
@@ -199,24 +199,24 @@ class SmallDecoderNetwork:
         ends = jnp.asarray(targets.lengths).reshape(-1)
         own = jnp.asarray(targets.tokens).reshape(-1, length)
         width = prompts.tokens.shape[1] + length
-        place = jnp.broadcast_to(jnp.arange(width), (len(own), width))
+        place = jnp.broadcast_to(jnp.arange(width)[None], (len(own), width))
         start = prompts.lengths[:, None]
         first = jnp.pad(prompts.tokens, ((0, 0), (0, length)))
         second = jnp.take_along_axis(own, jnp.clip(place - start, 0, length - 1), axis=1)
         tokens = jnp.where(place < start, first, second)
         logits, _ = self._apply(params, tokens, place, causal(width))
         # The position before a token predicts it; an empty prompt would have none for the first.
-        before = jnp.clip(start - 1 + jnp.arange(length), 0, width - 1)
+        before = jnp.clip(start - 1 + jnp.arange(length)[None], 0, width - 1)
         log_probs = jax.nn.log_softmax(jnp.take_along_axis(logits, before[..., None], axis=1))
         found = jnp.take_along_axis(log_probs, own[..., None], axis=-1)[..., 0]
-        found = jnp.where(jnp.arange(length) < ends[:, None], found, 0.0)
+        found = jnp.where(jnp.arange(length)[None] < ends[:, None], found, 0.0)
         return found.reshape(batch, choices, length)
 
     def start(self, params, inputs, max_length):
         """Keys and values of the prompt; its last token is what the first step takes."""
         tokens, lengths = jnp.asarray(inputs.tokens), jnp.asarray(inputs.lengths)
         width = tokens.shape[1]
-        place = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+        place = jnp.broadcast_to(jnp.arange(width)[None], tokens.shape)
         _, kept = self._apply(params, tokens, place, causal(width))
         room = ((0, 0), (0, max_length), (0, 0), (0, 0))
         layers = {f"layers_{number}": {"key": jnp.pad(keys, room), "value": jnp.pad(values, room)}
@@ -229,13 +229,13 @@ class SmallDecoderNetwork:
         place = cache["place"]
         layers = [cache["layers"][f"layers_{number}"] for number in range(self.config.num_layers)]
         width = layers[0]["key"].shape[1]
-        here = (jnp.arange(width) == place[:, None])[..., None, None]
+        here = (jnp.arange(width)[None] == place[:, None])[..., None, None]
 
         def put(kept, new):
             return tuple(jnp.where(here, one, kept[name])
                          for name, one in zip(("key", "value"), new, strict=True))
 
-        allowed = (jnp.arange(width) <= place[:, None])[:, None, None, :]
+        allowed = (jnp.arange(width)[None] <= place[:, None])[:, None, None, :]
         logits, kept = self._apply(params, token[:, None], place[:, None], allowed,
                                    puts=tuple(functools.partial(put, layer) for layer in layers))
         layers = {f"layers_{number}": dict(zip(("key", "value"), each, strict=True))

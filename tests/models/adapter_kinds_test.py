@@ -27,15 +27,17 @@ from elm_jax.models.adapters.kind import PLACES, AdapterKind
 from elm_jax.models.adapters.low_rank import LowRankConfig
 from elm_jax.models.blocks.layer_stack import Layout
 from elm_jax.models.decode import greedy
+from elm_jax.models.network import ADAPTER, GATE
 from elm_jax.runtime import trees
 from elm_jax.runtime.sharding import Axes
-from elm_jax.types import Array
+from elm_jax.types import Array, Padded
 
 BARE = dataclasses.replace(tiny.network(adapter=False).config, num_encoder_layers=2, num_decoder_layers=2)
 
 
 # A third kind, as it would stand in a file of its own: (IA)^3's scaling vectors, Liu et al.,
-# https://arxiv.org/abs/2205.05638, here on the outputs of sub-layers and on the keys.
+# https://arxiv.org/abs/2205.05638, here on the outputs of sub-layers and on the keys. Those of the keys pass
+# for gates, so that the kind has a say in its leaves' roles.
 @dataclasses.dataclass(frozen=True)
 class ScalingConfig(AdapterKind):
     kind: ClassVar[str] = "scaling"
@@ -44,6 +46,9 @@ class ScalingConfig(AdapterKind):
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
         axis = "joined_kv" if place == "key" else "embed"
         return Scaling(self.start, axis) if place in ("attention", "cross_attention", "mlp", "key") else None
+
+    def role_of(self, path: str) -> str | None:
+        return GATE if path.endswith("key_adapter/scaling") else super().role_of(path)
 
 
 class Scaling(nn.Module):
@@ -54,7 +59,7 @@ class Scaling(nn.Module):
     def __call__(self, y: Array, x: Array) -> Array:
         init = nn.initializers.constant(self.start)
         factors = param_with_axes("scaling", init, y.shape[-1:], jnp.float32, axes=(self.axis,))
-        return y * factors.astype(y.dtype)
+        return y * jnp.broadcast_to(factors.astype(y.dtype), y.shape)
 
 
 @pytest.fixture(autouse=True)
@@ -91,15 +96,16 @@ def test_a_third_kind_has_leaves_axes_and_roles():
     config = BARE.with_adapter(AdapterConfig(kind="scaling"))
     network, bare = T5Network(config), trees.flatten(T5Network(BARE).abstract_params())
     found = trees.flatten(network.abstract_params())
-    roles = {path: config.adapter.role_of(path) for path in found}
-    assert {path for path, role in roles.items() if role is None} == bare.keys()
-    own = {path: network.axes_of(path) for path, role in roles.items() if role == "adapter"}
+    roles = {path: network.role_of(path) for path in found}
+    assert {path: roles.pop(path) for path in bare} == {path: T5Network(BARE).role_of(path) for path in bare}
+    own = {path: (network.axes_of(path), role) for path, role in roles.items()}
     attentions = {"encoder": ["attention"], "decoder": ["self_attention", "encoder_decoder_attention"]}
     places = {f"{stack}/layers_{layer}/{name}_adapter/scaling": axis
               for stack, names in attentions.items() for layer in range(2)
               for name, axis in [("mlp", "embed"), *((each, "embed") for each in names),
                                  *((f"{each}/key", "joined_kv") for each in names)]}
-    assert own == {path: Axes((axis,)) for path, axis in places.items()}
+    assert own == {path: (Axes((axis,)), GATE if axis == "joined_kv" else ADAPTER)
+                   for path, axis in places.items()}
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout("layer", scan_layers=True)], ids=["plain", "scanned"])
@@ -116,9 +122,9 @@ def test_a_third_kind_computes_what_it_says(layout):
 
 def test_a_third_kind_decodes():
     config = BARE.with_adapter(AdapterConfig(kind="scaling"))
-    flat, inputs = drawn(config), batch()["encoder_input_tokens"]
-    found = greedy(T5Network(config), trees.unflatten(flat), inputs, 6)
-    bare = greedy(T5Network(BARE), trees.unflatten(folded(flat)), inputs, 6)
+    flat, inputs = drawn(config), Padded(batch()["encoder_input_tokens"], np.array([6, 6], np.int32))
+    found = greedy(T5Network(config), trees.unflatten(flat), inputs, max_length=6)
+    bare = greedy(T5Network(BARE), trees.unflatten(folded(flat)), inputs, max_length=6)
     np.testing.assert_array_equal(found, bare)
 
 
@@ -133,7 +139,7 @@ def test_a_third_kind_trains_and_is_saved_as_an_expert(tmp_path):
     result = tiny_run.train(None, 20, network=T5Network(config), base=trees.merge(frozen, overlay))
     trained = {path: np.asarray(leaf) for path, leaf in trees.flatten(result.overlay).items()}
     assert trained.keys() == trees.flatten(overlay).keys()
-    scaling = [leaf for path, leaf in trained.items() if config.adapter.role_of(path) == "adapter"]
+    scaling = [leaf for path, leaf in trained.items() if T5Network(config).role_of(path) in (ADAPTER, GATE)]
     assert len(scaling) == 8 and all(np.any(leaf != 1) for leaf in scaling)
     assert result.rows[-1]["loss"] < result.rows[0]["loss"]
 

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from elm_jax.models.network import ADAPTER
+
 SUBLAYERS = ("attention", "cross_attention", "mlp")
 """Places on a sub-layer's output, before its dropout and residual add."""
 PROJECTIONS = ("query", "key", "value", "out")
@@ -43,8 +45,8 @@ class AdapterKind:
         raise NotImplementedError
 
     def role_of(self, path: str) -> str | None:
-        """Role of one of this kind's leaves; None for leaves of the network itself."""
-        return "adapter" if is_adapter_leaf(path) else None
+        """Role of one of this kind's leaves, `ADAPTER` or `GATE`; None for leaves of the network itself."""
+        return ADAPTER if is_adapter_leaf(path) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as a JSON-ready dictionary, which `config.AdapterConfig` takes as arguments."""

@@ -86,8 +86,9 @@ class T5Network:
         return sharding.Axes((layer_stack.STACKED, *axes))
 
     def role_of(self, path: str) -> str:
-        """What a leaf is for: `ADAPTER`, `NORM` (the scale of an RMS norm) or `BODY`."""
-        return role_of(path)
+        """What a leaf is for: as its kind of adapter says, `NORM` (an RMS norm's scale) or `BODY`."""
+        adapter = self.config.adapter
+        return (adapter and adapter.role_of(path)) or role_of(path)
 
     def loss(self, params: Params, batch: Batch, rng: Array | None = None,
              settings: LossConfig = PLAIN) -> LossSums:

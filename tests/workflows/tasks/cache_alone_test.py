@@ -17,6 +17,7 @@ from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.prompts import templates
 from elm_jax.data.registry import registry
 from elm_jax.data.sources import row_files
+from elm_jax.evaluation.metrics import TEXT_METRICS
 from elm_jax.workflows.tasks import task_cache
 
 TASKS = ("ag_news__classify", "common_gen__put_together")
@@ -72,7 +73,7 @@ def test_training_from_the_cache_alone_is_as_from_seqio(world, rows, tmp_path, m
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600,
                           env=clean)
     assert done.returncode == 0, done.stderr[-3000:]
-    pipeline.import_tasks(["elm_jax.tasks"])
+    pipeline.import_tasks(["elm_jax.tasks"], TEXT_METRICS)
     for task in TASKS:
         of_seqio = pipeline.prepare(task, "train", world.base.vocabulary_path)
         of_seqio.save(tmp_path / "of_seqio" / task / "train")
