@@ -1,4 +1,4 @@
-"""elm_jax: expert language models in JAX. Train, route, merge and evaluate per-task T5 experts.
+"""elm_jax: expert language models in JAX. Train, route, merge and evaluate per-task experts.
 
     import elm_jax as elm
     base = elm.load_base("runs/base/base")
@@ -26,8 +26,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.experts.library import ExpertLibrary
     from elm_jax.experts.overlay import Expert, load_expert, resolve, save_expert
     from elm_jax.models.adapters.config import AdapterConfig
-    from elm_jax.models.t5.config import T5Config
-    from elm_jax.models.t5.network import T5Network
+    from elm_jax.models.families import FAMILIES
     from elm_jax.routing.text import RoutingInstance
     from elm_jax.routing.vote import RoutingDecision
     from elm_jax.training.optimizers import OptimizerConfig
@@ -45,6 +44,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
     from elm_jax.workflows.train.train_config import TrainConfig
     from elm_jax.workflows.train.train_expert import train
+
+    T5Config, T5Network = FAMILIES["t5"]
 
 _MODULES = {
     "AdapterConfig": "elm_jax.models.adapters.config",

@@ -1,4 +1,4 @@
-"""Networks: T5 with adapters, and its cached decoding. Each name is imported when it is first asked for."""
+"""Networks and their adapters, and cached decoding. Each name is imported when it is first asked for."""
 
 from typing import TYPE_CHECKING
 
@@ -7,8 +7,10 @@ from elm_jax.runtime import lazy
 if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says the same
     from elm_jax.models.adapters.config import AdapterConfig
     from elm_jax.models.decode import greedy
-    from elm_jax.models.t5.config import T5Config
-    from elm_jax.models.t5.network import T5Network, shift_right
+    from elm_jax.models.families import FAMILIES
+    from elm_jax.models.t5.network import shift_right
+
+    T5Config, T5Network = FAMILIES["t5"]
 
 _MODULES = {
     "AdapterConfig": "elm_jax.models.adapters.config",

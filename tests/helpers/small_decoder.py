@@ -273,7 +273,7 @@ def with_family() -> Iterator[None]:
 
 def tokenizer() -> bytes:
     """A ``tokenizer.json`` of one token a byte: ``e`` is 0, ``t`` 1, EOS 2, padding 3."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet() - {"e", "t"})
+    letters = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {"e", "t"})
     names = ["e", "t", "</s>", "<pad>", *letters]
     special = [{"id": number, "content": names[number], "single_word": False, "lstrip": False,
                 "rstrip": False, "normalized": False, "special": True} for number in (2, 3)]

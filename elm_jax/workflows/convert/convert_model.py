@@ -24,6 +24,7 @@ from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import streaming
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.config import adapter_of
+from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.runtime.config_checks import check_choice, check_positive
 from elm_jax.workflows.choices import DTYPES, LAYOUTS
@@ -149,6 +150,10 @@ def open_named(config: ConvertConfig) -> Source:
     """
     source = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
                          scanned=None if config.target_kind == "t5x" else config.scanned)
+    family = source.model.config.family
+    if config.target_kind != "elm" and family != T5Config.family:
+        raise InputError(describe(f"Networks of family {family!r} have no form in other programs yet",
+                                  where=config.source, got=f"--to {config.target_kind}", expected="--to elm"))
     adapter = None if source.expert is None else adapter_of(source.expert.card.network)
     if config.target_kind != "elm" and not isinstance(adapter, BottleneckConfig | None):
         raise InputError(describe(f"Adapters of kind {adapter.kind!r} have no form in other programs yet",
