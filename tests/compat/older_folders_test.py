@@ -1,9 +1,12 @@
 """Folders that an older version wrote are read, found finished and gone on with, with the numbers of then."""
 
+import ast
+import dataclasses
 import importlib
 import json
 import math
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -127,9 +130,21 @@ def test_a_network_without_a_family_is_a_t5(here):
 
 
 def test_an_exported_network_gin_names_modules_that_are_there(here):
-    """What T5X does with the file's imports and references."""
+    """The file's imports, and the configs that its bindings name, as T5X makes them."""
     text = pathlib.Path("t5x_export/network.gin").read_text()
-    assert text == ""
+    modules = {name: importlib.import_module(f"{package}.{name}")
+               for package, name in re.findall(r"^from (elm_jax[.\w]*) import (\w+)$", text, re.MULTILINE)}
+    assert set(modules) == {"t5x_module", "t5_config"}
+    bound: dict[str, dict] = {}
+    for module, name, parameter, value in re.findall(r"^(\w+)\.(\w+)\.(\w+) = (.+)$", text, re.MULTILINE):
+        assert hasattr(modules[module], name)
+        if not value.startswith("@"):
+            bound.setdefault(name, {})[parameter] = ast.literal_eval(value)
+    adapter = modules["t5_config"].AdapterConfig(**bound["AdapterConfig"])
+    config = modules["t5_config"].T5Config(**bound["T5Config"], adapter=adapter)
+    card = load_expert("runs/prompt/expert").card
+    assert config == dataclasses.replace(T5Config.from_dict(card.network), dropout_rate=config.dropout_rate)
+    assert modules["t5x_module"].T5XTransformer(config).config == config
 
 
 PATHS: dict[str, tuple[str, ...]] = {

@@ -1,7 +1,8 @@
 """Makes ``folders.tar.xz`` and ``expected.json``, with the program of the commit that README.md names.
 
-    python record.py CHECKOUT WORK        CHECKOUT: of that commit,
-    installed; WORK: a folder that is made anew
+    python record.py CHECKOUT WORK
+
+CHECKOUT is of that commit, and installed; WORK is a folder that is made anew.
 """
 
 import contextlib

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
         save_base(folder / "base", params, config, folder / "tokenizer.json", {})
         train(folder, "prompt", "topic", TASK, "--gin.train.expert_id='topic'")
         train(folder, "prompt", "review", tiny.REVIEW, "--gin.train.expert_id='review'")
-        train(folder, "dataset", "whole", MIXTURE)
+        train(folder, "dataset", "whole", MIXTURE, "--gin.TRAIN_STEPS=12", "--gin.train.log_period=1")
         yield folder
 
 
@@ -65,15 +65,7 @@ def test_training_learns_and_trains_what_it_should(folder):
     assert all(np.any(np.asarray(overlay[path]) != start[path]) for path in norms)
     rows = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses[-1] < losses[0]
-
-
-def test_an_interrupted_run_goes_on_to_the_same_expert(folder):
-    """Half a run, then the rest, gives what one run gives: batches are a function of the step alone."""
-    more = ["--gin.train.expert_id='topic'", "--gin.CHECKPOINT_PERIOD=1"]
-    train(folder, "prompt", "again", TASK, *more)
-    assert trees.fingerprint(load_expert(folder / "again").overlay) == trees.fingerprint(
-        load_expert(folder / "topic").overlay)
+    assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
 
 
 def test_many_experts_train_as_one_program(folder):
