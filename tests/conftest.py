@@ -12,7 +12,7 @@ import tempfile
 
 # Tests compile much and run little: the compiler's expensive passes are left out.
 FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
-         "--xla_llvm_disable_expensive_passes=true", "--xla_cpu_use_fusion_emitters=false")
+         "--xla_llvm_disable_expensive_passes=true")
 given = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join(given + [flag for flag in FLAGS if flag not in given])
 # What one process of a run has compiled, the others read: workers of pytest-xdist, programs of the tests.

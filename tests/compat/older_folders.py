@@ -18,8 +18,7 @@ HERE = pathlib.Path(__file__).parent
 ARCHIVE = HERE / "folders.tar.xz"
 EXPECTED = HERE / "expected.json"
 XLA_FLAGS = ("--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-             "--xla_llvm_disable_expensive_passes=true"
-             " --xla_cpu_use_fusion_emitters=false")
+             "--xla_llvm_disable_expensive_passes=true")
 """Those of tests/conftest.py."""
 WHICH, WHO, SUM_UP = "tickets__which_team", "tickets__who_answers", "tickets__sum_up"
 MODULE = ["--module", "older_tasks"]

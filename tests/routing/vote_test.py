@@ -60,7 +60,7 @@ def test_each_query_by_itself_gets_the_expert_that_it_votes_for_alone(backend):
     rng = np.random.default_rng(20)
     pool = unit_rows(rng, 12, 6)
     index = make_index({f"e{n}": pool[rng.integers(0, 12, 5)] for n in range(9)}).remove("e0")
-    queries = np.concatenate([pool[:4], unit_rows(rng, 12), np.zeros((1, 6), np.float32)])
+    queries = np.concatenate([pool[:4], unit_rows(rng, 12, 6), np.zeros((1, 6), np.float32)])
     alone = [decide(query[None], index, backend=backend).top(1)[0] for query in queries]
     assert decide_each(queries, index, backend=backend) == alone and len(set(alone)) > 3
     with pytest.raises(InputError, match="at least one query"):

@@ -162,8 +162,8 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):
-    program = ("import os, signal, sys\nfrom elm_jax.runtime import storage\n"
-               "with storage.staged(sys.argv[1]) as target:\n"
+    program = ("import os, signal, sys\nfrom elm_jax.runtime import staging\n"
+               "with staging.staged(sys.argv[1]) as target:\n"
                "    (target / 'old').mkdir()\n    os.symlink('/', target / 'link')\n"
                "    os.kill(os.getpid(), signal.SIGKILL)\n")
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], check=False)

@@ -18,7 +18,8 @@ from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base, save_base
 from elm_jax.experts.overlay import load_expert
 from elm_jax.formats import detect
-from elm_jax.models.adapters.config import AdapterConfig, is_adapter_leaf
+from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.t5.network import is_norm_leaf
 from elm_jax.runtime import trees
 from elm_jax.workflows.convert.t5x_expert import expert_from_checkpoint

@@ -12,7 +12,7 @@ import elm_jax as elm
 from elm_jax.cli import main
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
-from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, evaluate_task
+from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, evaluate_task
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.workflows.evaluate.evaluate_mixed import read_assignment
 
@@ -31,13 +31,12 @@ def written():
 def solo(world, written):
     """Predictions of both experts on the rows of three tasks, by the evaluator of one expert."""
     found = {}
+    scoring = Scoring(SETTINGS, world.base.vocabulary, tiny.one_device(), world.base.fingerprint, ROWS)
     for expert in (world.topic, world.review):
         network, params = elm.resolve(world.base, expert)
         for task in (tiny.TOPIC, tiny.REVIEW, written):
             found[expert.card.id, task] = evaluate_task(
-                network, params, world.data.split(task, "validation", ROWS), settings=SETTINGS,
-                vocabulary=world.base.vocabulary, mesh=tiny.one_device(), expert="solo",
-                base=world.base.fingerprint, max_rows=ROWS).predictions
+                network, params, world.data.split(task, "validation", ROWS), scoring, "solo").predictions
     return found
 
 

@@ -1,8 +1,11 @@
 """Training through the workflow: what an expert is, and what stops a run before it starts."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_study as tiny
+from t5_rows import FORM
 
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.registry import registry
@@ -101,8 +104,8 @@ def test_an_expert_of_another_base_is_refused(world):
 
 
 def test_prepared_arrays_of_another_vocabulary_are_refused(world):
-    data = tiny.make_data(world.base, world.folder)
-    data.vocabulary = Vocabulary.load(write_vocabulary(world.folder))
+    other = Vocabulary.load(write_vocabulary(world.folder))
+    data = dataclasses.replace(tiny.make_data(world.base, world.folder), vocabulary=other)
     with pytest.raises(InputError, match="another vocabulary"):
         data.split(tiny.TOPIC, "train")
 
@@ -134,6 +137,6 @@ def test_a_mixture_s_own_cap_holds_in_training(world, monkeypatch):
     for task, most in (("mini_topic", None), (capped, None), (capped, 6), (capped, 1000)):
         config = tiny.train_config(world.base, world.folder / "x", task=task, kind="dataset", pack=False,
                                    max_examples=most)
-        stream, rows = make_stream(config, data, tasks_of(config, data))
+        stream, rows = make_stream(config, data, tasks_of(config, data), FORM)
         sizes[task, most] = len(stream.source)
     assert sizes == {("mini_topic", None): rows, (capped, None): 10, (capped, 6): 6, (capped, 1000): 10}
