@@ -15,7 +15,7 @@ from elm_jax.experts.base import load_base
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Model
-from elm_jax.formats.t5x import t5x_checkpoints, t5x_writer
+from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import streaming
 from elm_jax.models.t5.hf_names import config_from_hf
 from elm_jax.runtime import trees
@@ -64,7 +64,7 @@ def on_two_hosts(folder: pathlib.Path) -> list[dict]:
 @pytest.mark.parametrize("kind", ["hf", "elm", "t5x"])
 def test_each_host_reads_its_own_slices(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(elm_folders, "CHUNK_BYTES", 1 << 16)
-    monkeypatch.setattr(t5x_checkpoints, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(t5x_writer, "CHUNK_BYTES", 1 << 16)
     config = config_from_hf({**hf_folders.PUBLISHED["t5_1_1"], **SIZES})
     rng = np.random.default_rng(0)
     params = {path: rng.normal(size=shape).astype(np.float32)

@@ -40,8 +40,6 @@ LARGEST_STEP = 2**31 - 1
 VOCABULARY_FILES = tuple(kind.FILE for kind in (SentencePieceVocabulary, ByteVocabulary, TokenizerVocabulary))
 NETWORK_FILE = "network.gin"
 GIN_FILES = (NETWORK_FILE, "config.gin")
-CHUNK_BYTES = 1 << 26
-"""Of what is written. T5X's own aim: fits many ways to split an array over hosts."""
 
 
 class T5XTensors:

@@ -11,7 +11,6 @@ from elm_jax.formats import tree_checks
 from elm_jax.formats.model import Model, Origin
 from elm_jax.formats.t5x import t5x_folders
 from elm_jax.formats.t5x.t5x_checkpoints import (
-    CHUNK_BYTES,
     FACTS,
     LARGEST_STEP,
     NETWORK_FILE,
@@ -25,6 +24,8 @@ from elm_jax.models.t5.t5x_names import Form, TensorPlace
 from elm_jax.runtime import staging, storage
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
+CHUNK_BYTES = 1 << 26
+"""Of what is written. T5X's own aim: fits many ways to split an array over hosts."""
 _VERSION = 3
 """Of the msgpack file; see T5X's `checkpoints.VERSION`."""
 
