@@ -5,10 +5,11 @@ import os
 import signal
 
 import pytest
-from processes import ROOT, Run, assert_lost
+from checkout import HELPERS, ROOT
+from processes import Run, assert_lost
 
 pytestmark = pytest.mark.slow
-GIN = ROOT / "tests" / "workflows" / "tiny_study.gin"
+GIN = HELPERS / "tiny_study.gin"
 MESH = ("--gin.study.mesh_data=4", "--gin.study.mesh_model=2", "--gin.study.stack_experts=2")
 
 
