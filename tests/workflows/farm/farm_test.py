@@ -1,4 +1,4 @@
-"""Claims, bounds and tables of a farm, with the training itself replaced (a real farm: tests/hosts)."""
+"""Claims, bounds and tables of a farm, with the training itself replaced (a real farm: farm_workers_test)."""
 
 import dataclasses
 import json
