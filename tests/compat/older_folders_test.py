@@ -27,9 +27,12 @@ from elm_jax.runtime import trees
 EXPECTED = json.loads(older.EXPECTED.read_text())
 SAME_COMPILER = older.compiler() == EXPECTED["compiler"]
 TOLERANCE = 1e-5
-"""Of a figure that another version of the compiler, or another processor, computes: last bits differ."""
-OF_THE_BITS = ("fingerprint", "model")
-"""What a run's own weights decide to the bit."""
+"""Of a figure that another version of the compiler, or another processor, computes: last bits differ. Without
+AVX the farthest, a norm of a gradient, is 2.2e-6 off."""
+HASH = "sha256:"
+"""Begins what weights decide to the bit: fingerprints, under whichever name a file keeps them."""
+MADE_OF = "/made_of.json/made_of/"
+"""Where a study keeps hashes of its experts' fingerprints, shortened."""
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +61,17 @@ def alike(found: Any, wanted: Any, at: str = "") -> list[str]:
     if isinstance(wanted, list) and isinstance(found, list) and len(found) == len(wanted):
         return [fault for number, pair in enumerate(zip(found, wanted, strict=True))
                 for fault in alike(*pair, f"{at}/{number}")]
-    if not SAME_COMPILER and (at.split("/")[-1] in OF_THE_BITS or (isinstance(wanted, float)
-                              and math.isclose(found, wanted, rel_tol=TOLERANCE, abs_tol=TOLERANCE))):
+    if not SAME_COMPILER and (at.startswith(MADE_OF) or _nearly(found, wanted)):
         return []
     return [] if found == wanted else [f"{at}: {found!r:.200}, then {wanted!r:.200}"]
+
+
+def _nearly(found: Any, wanted: Any) -> bool:
+    """Whether one program under two compilers may give both values: two hashes, or figures that are close."""
+    if isinstance(wanted, str) and isinstance(found, str):
+        return found.startswith(HASH) and wanted.startswith(HASH)
+    return (isinstance(wanted, float) and isinstance(found, float)
+            and math.isclose(found, wanted, rel_tol=TOLERANCE, abs_tol=TOLERANCE))
 
 
 def test_what_is_said_of_them_is_what_was_said(here):
@@ -81,7 +91,8 @@ def test_finished_work_is_found_finished(here):
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.slow) if name == "half_study" else name for name in older.HALF_DONE])
+    pytest.param(name, marks=pytest.mark.slow) if name in ("half_study", "half_dataset") else name
+    for name in older.HALF_DONE])
 def test_half_done_work_goes_on_to_the_same_end(here, name):
     """Losses of the steps before and after the stop, cards, and weights by their fingerprints."""
     older.said(elm, older.HALF_DONE[name])
