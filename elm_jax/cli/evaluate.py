@@ -1,7 +1,6 @@
 """What `elm evaluate` does: reads flags, calls one workflow, prints its result."""
 
 import argparse
-import logging
 
 from rich.table import Table
 
@@ -10,7 +9,6 @@ from elm_jax.cli.registries import modules_of
 from elm_jax.workflows.evaluate.evaluate_folders import EvaluateConfig, evaluate_folders
 from elm_jax.workflows.train import run_record
 
-logger = logging.getLogger(__name__)
 FIELDS = ("base", "output", "split", "max_rows", "source_length", "max_new_tokens", "few_shot",
           "stack_experts", "mesh_data", "mesh_model", "mesh_experts", "mixed", "library", "assignment")
 """Flags that are fields of the config."""
@@ -29,4 +27,4 @@ def evaluate(arguments: argparse.Namespace) -> None:
         table.add_row(row["expert"], row["task"], row["metric"], f"{100 * row['value']:.2f}", interval,
                       str(row["num_instances"]), str(row["max_rows"] or "all"), str(row.get("num_cut", "–")))
     print_table(table)
-    logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
+    counter.log()

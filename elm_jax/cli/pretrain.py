@@ -1,14 +1,11 @@
 """What `elm pretrain` does: trains a small base from raw text, from gin."""
 
 import argparse
-import logging
 
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.runtime import preemption, storage
 from elm_jax.workflows.train import pretrain as pretraining
 from elm_jax.workflows.train import run_record
-
-logger = logging.getLogger(__name__)
 
 
 def pretrain(arguments: argparse.Namespace) -> int:
@@ -22,9 +19,8 @@ def run() -> int:
     counter = run_record.CompileCounter()
     config = config_lib.build("pretrain")
     base = pretraining.pretrain(config, on_start=config_lib.config_writer(config.model_dir))
-    logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
+    counter.log()
     if base is None:
-        logger.info("stopped by SIGTERM; the same command goes on from here")
-        return preemption.STOPPED
+        raise preemption.Stopped
     print(storage.as_path(config.model_dir) / "base")
     return 0

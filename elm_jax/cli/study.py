@@ -1,7 +1,6 @@
 """What `elm study` does: builds a config from gin, runs the study, prints its table."""
 
 import argparse
-import logging
 
 from rich.console import Console
 
@@ -9,8 +8,6 @@ from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli import plan
 from elm_jax.runtime import preemption
 from elm_jax.workflows.study import run_study as studying
-
-logger = logging.getLogger(__name__)
 
 
 def study(arguments: argparse.Namespace) -> int:
@@ -26,8 +23,7 @@ def run(files: list[str], bindings: list[str], paths: list[str]) -> int:
     config = config_lib.build("study")
     outcome = studying.run_study(config, on_start=config_lib.config_writer(config.workdir))
     if outcome is None:
-        logger.info("stopped by SIGTERM; the same command goes on from here")
-        return preemption.STOPPED
+        raise preemption.Stopped
     outcome.print_table(Console())
     print(f"report: {outcome.report_path}")
     return 0

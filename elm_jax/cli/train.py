@@ -1,7 +1,6 @@
 """What `elm train` does: trains what the gin files bind, or plans it."""
 
 import argparse
-import logging
 
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli import plan, pretrain
@@ -9,8 +8,6 @@ from elm_jax.runtime import preemption, storage
 from elm_jax.workflows.train import run_record
 from elm_jax.workflows.train.train_expert import train as train_expert
 from elm_jax.workflows.train.train_stack import train_stack
-
-logger = logging.getLogger(__name__)
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -30,8 +27,9 @@ def _train_one() -> int:
     counter = run_record.CompileCounter()
     config = config_lib.build("train")
     outcome = train_expert(config, on_start=config_lib.config_writer(config.model_dir))
-    if not _is_done(counter, outcome.stopped):
-        return preemption.STOPPED
+    counter.log()
+    if outcome.stopped:
+        raise preemption.Stopped
     print(storage.as_path(config.model_dir) / "expert")
     return 0
 
@@ -40,15 +38,9 @@ def _train_stack() -> int:
     counter = run_record.CompileCounter()
     config = config_lib.build("train_stack")
     outcome = train_stack(config, on_start=config_lib.config_writer(config.model_dir))
-    if not _is_done(counter, outcome.stopped):
-        return preemption.STOPPED
+    counter.log()
+    if outcome.stopped:
+        raise preemption.Stopped
     print("\n".join(outcome.done.values()))
     outcome.check()
     return 0
-
-
-def _is_done(counter: run_record.CompileCounter, stopped: bool) -> bool:
-    logger.info("compiled %d programs in %.1f s", counter.programs, counter.seconds)
-    if stopped:
-        logger.info("stopped by SIGTERM; the same command goes on from here")
-    return not stopped

@@ -135,7 +135,7 @@ def model_of(base: Base, expert: Expert | None) -> ScoredModel:
     if expert is None:
         return ScoredModel(BASE_ID, base.fingerprint, lambda: resolve(base, None))
     return ScoredModel(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert),
-                 (lambda: expert) if expert.card.form == "adapter" else None, expert.card)
+                       (lambda: expert) if expert.card.form == "adapter" else None, expert.card)
 
 
 def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
@@ -149,8 +149,8 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
     check_base(base, card, folder)
     warn_of_changes([card])
     return ScoredModel(expert_id or card.id, str(fingerprint),
-                 lambda: resolve(base, load_expert(folder, mesh=mesh)),
-                 (lambda: load_expert(folder)) if card.form == "adapter" else None, card)
+                       lambda: resolve(base, load_expert(folder, mesh=mesh)),
+                       (lambda: load_expert(folder)) if card.form == "adapter" else None, card)
 
 
 def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup) -> bool:

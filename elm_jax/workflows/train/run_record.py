@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import jax
 
 from elm_jax.runtime import storage
 
+logger = logging.getLogger(__name__)
 PACKAGES = ("elm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqio",
             "tensorflow", "sentencepiece")
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -69,6 +71,10 @@ class CompileCounter:
         if event == COMPILE_EVENT:
             self.programs += 1
             self.seconds += duration
+
+    def log(self) -> None:
+        """Says at the end of a run what it compiled."""
+        logger.info("compiled %d programs in %.1f s", self.programs, self.seconds)
 
 
 class StageClock:
