@@ -7,8 +7,8 @@
     merged = elm.merge(library, decision=decision, top_k=3)
     rows = elm.evaluate(base, merged, tasks=["super_glue_rte__can_we_infer"])
 
-Each name is imported when it is first asked for, so that `import elm_jax` costs next to nothing. SeqIO and
-TensorFlow are imported only where SeqIO is asked for a task, or rows of TFDS are read.
+Each name is imported on first use, so `import elm_jax` is fast. SeqIO and TensorFlow are imported only when
+SeqIO serves a task, or when rows of TFDS are read.
 """
 
 from typing import TYPE_CHECKING

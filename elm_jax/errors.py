@@ -1,4 +1,4 @@
-"""Errors that a user reads: what, where, got, expected, cure.
+"""Errors for users: what is wrong, where, the value found, the value expected, and the cure.
 
 `InputError` (exit status 2) is for a wrong command line, config or input; `RunError` (exit status 1)
 for a run that failed although its input was right. The command line prints both without a traceback.
@@ -34,7 +34,7 @@ class RunError(ElmError):
 def describe(
     what: str, *, where: Any = None, got: Any = None, expected: Any = None, cure: str | None = None
 ) -> str:
-    """Words one error message.
+    """Formats one error message.
 
     Args:
         what: the rule that was broken, a full sentence without its full stop.
@@ -54,14 +54,14 @@ def describe(
 
 
 def in_short(value: Any) -> str:
-    """The value's repr, cut to a line or two however long or deep the value is."""
+    """Returns the value's repr, cut to a line or two."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
     return short.repr(value)
 
 
 def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The `count` names most like `name`, nearest first (difflib's ratio, then the alphabet)."""
+    """Returns the `count` names most like `name`, nearest first (difflib's ratio, then the alphabet)."""
 
     def distance(other: str) -> tuple[float, str]:
         return -difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio(), other
@@ -70,7 +70,7 @@ def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown_name(kind: str, name: str, names: Iterable[str], where: Any = None) -> InputError:
-    """The error for a name that does not exist; it gives the three nearest names that do."""
+    """Makes the error for a name that does not exist, with the three nearest names that do."""
     names = list(names)
     near = nearest_names(name, names)
     return InputError(

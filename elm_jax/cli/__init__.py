@@ -1,1 +1,1 @@
-"""The command line: a file a verb, flags, and gin at the edge."""
+"""The command line: one file for each verb, the flags, and the gin configuration."""

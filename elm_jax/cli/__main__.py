@@ -1,4 +1,4 @@
-"""`python -m elm_jax.cli` is `elm`."""
+"""Makes `python -m elm_jax.cli` the same as the command `elm`."""
 
 import sys
 

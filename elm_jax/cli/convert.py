@@ -1,4 +1,4 @@
-"""What `elm convert` does: read flags, call one workflow, print its result."""
+"""The verb `elm convert`: reads flags, calls one workflow, prints its result."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from elm_jax.workflows.convert import convert_model as converting
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """`elm convert`: prints what was written and the largest difference, or the whole report as JSON."""
+    """Runs `elm convert`: prints what was written and the largest difference, or the whole report as JSON."""
     config = converting.ConvertConfig(
         source=arguments.source, source_kind=arguments.source_kind, target=arguments.target,
         target_kind=arguments.target_kind, base=arguments.base, dtype=arguments.dtype,

@@ -1,4 +1,4 @@
-"""What `elm demo` does: the study of ``gin/studies/demo.gin`` in a folder of its own."""
+"""The verb `elm demo`: runs the study of ``gin/studies/demo.gin`` in its own folder."""
 
 import argparse
 
@@ -6,5 +6,5 @@ from elm_jax.cli.study import run
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """`elm demo`."""
+    """Runs `elm demo`; returns the exit status."""
     return run(["studies/demo.gin"], [f"WORKDIR={arguments.workdir!r}"], [])

@@ -1,4 +1,4 @@
-"""What `elm evaluate` does: reads flags, calls one workflow, prints its result."""
+"""The verb `elm evaluate`: reads flags, calls one workflow, prints its result."""
 
 import argparse
 
@@ -15,7 +15,7 @@ FIELDS = ("base", "output", "split", "max_rows", "source_length", "max_new_token
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """`elm evaluate`: appends rows to results.jsonl; rows that are there already are kept."""
+    """Runs `elm evaluate`: appends rows to results.jsonl and does not score again what is already there."""
     counter = run_record.CompileCounter()
     store = evaluate_folders(EvaluateConfig(
         tasks=tuple(arguments.task), experts=tuple(arguments.expert), modules=modules_of(arguments),

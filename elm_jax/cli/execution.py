@@ -1,4 +1,4 @@
-"""Runs a verb of the `elm` command: logging, the other processes of the run, exit statuses."""
+"""Runs a verb of the `elm` command: sets up logging, joins the run's processes, returns the exit status."""
 
 import argparse
 import atexit
@@ -17,7 +17,7 @@ LOSS_SECONDS = 3.0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the verb whose ``module:function`` is in ``arguments.run``.
+    """Runs the verb whose ``module:function`` is in ``arguments.run``; returns the exit status.
 
     Returns:
         See `main.main`.
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _join_hosts(arguments: argparse.Namespace) -> None:
-    """Finds the other processes of this run; only the first one's words and results are printed."""
+    """Joins the other processes of this run; only the first process logs and prints results."""
     if not hasattr(arguments, "coordinator_address"):
         return
     hosts.start(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
@@ -66,7 +66,7 @@ def _join_hosts(arguments: argparse.Namespace) -> None:
 
 
 def _end(status: int, text: str) -> int:
-    """Prints why it ends; of several processes the first prints, and all end."""
+    """Prints why the run ends, once for all processes, and ends all of them."""
     if hosts.count() > 1:
         hosts.fail(status, text)
     print(text, file=sys.stderr)
@@ -74,7 +74,7 @@ def _end(status: int, text: str) -> int:
 
 
 def _without_orphaned_writes(unraisable: Any) -> None:
-    """Prints what Python cannot raise, but for writes whose fellow failed first.
+    """Silences exceptions that Python cannot raise, if they follow from a write that failed before.
 
     On a full disk Orbax raises the first failure and closes its event loop while TensorStore still has
     other leaves in hand; each of those would print a traceback before the one clear error.

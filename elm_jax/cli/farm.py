@@ -1,4 +1,4 @@
-"""What `elm farm` does: read flags, call one workflow, print its result."""
+"""The verbs `elm farm ...`: read flags, call one workflow, print its result."""
 
 import argparse
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def farm_init(arguments: argparse.Namespace) -> None:
-    """`elm farm init`: every row's config is built, and so checked, before anything is written."""
+    """Runs `elm farm init`: builds, and so checks, the config of every row before it writes anything."""
     if arguments.table is None:
         config_lib.parse_flags(arguments)
         config = config_lib.build("study")
@@ -47,7 +47,7 @@ def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> jobs_lib.Jo
 
 
 def farm_work(arguments: argparse.Namespace) -> int:
-    """`elm farm work`: status 1 if an expert was given up."""
+    """Runs `elm farm work`; returns status 1 if an expert was given up."""
     settings = farming.WorkSettings(
         lease_seconds=arguments.lease_seconds, attempts=arguments.attempts, wait=arguments.wait,
         max_experts=arguments.max_experts, poll_seconds=arguments.poll_seconds,
@@ -62,7 +62,7 @@ def farm_work(arguments: argparse.Namespace) -> int:
 
 
 def farm_status(arguments: argparse.Namespace) -> int:
-    """`elm farm status`: status 1 if an expert was given up."""
+    """Runs `elm farm status`; returns status 1 if an expert was given up."""
     rows = farm_status_lib.status(arguments.dir, arguments.lease_seconds, arguments.attempts)
     counts = {state: sum(row["state"] == state for row in rows) for state in farm_status_lib.STATES}
     if arguments.json:
@@ -81,11 +81,11 @@ def farm_status(arguments: argparse.Namespace) -> int:
 
 
 def _in_short(error: str | None) -> str:
-    """An error's first line, or a traceback's last."""
+    """Shortens an error: the first line of a message, or the last line of a traceback."""
     lines = (error or "").strip().splitlines() or [""]
     return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def farm_retry(arguments: argparse.Namespace) -> None:
-    """`elm farm retry`."""
+    """Runs `elm farm retry`: lets experts that were given up be tried again."""
     print("\n".join(farm_status_lib.forgive(arguments.dir, arguments.experts, arguments.attempts)))

@@ -1,4 +1,4 @@
-"""The flags of every verb, and nothing that takes time to import."""
+"""The flags of every verb. Imports nothing that is slow to import."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from elm_jax.workflows.choices import ALLOWED, DTYPES, EXPERT_KINDS, LAYOUTS, MO
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; each verb's help ends with an example that works."""
+    """Makes the parser of all verbs; the help of each verb ends with a working example."""
     parser = argparse.ArgumentParser(
         prog="elm", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Expert language models: train, route, merge and evaluate per-task T5 experts.",
@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: str,
           run: str, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Adds a verb; `run` is ``module:function`` in `elm_jax.cli`, imported when the verb is run."""
+    """Adds a verb to the parser; `run` is ``module:function`` in `elm_jax.cli`, imported when it runs."""
     parser = verbs.add_parser(name, aliases=list(aliases), help=summary, description=summary,
                               epilog=f"example:\n  {example}",
                               formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,8 +1,8 @@
-"""Gin at the edge: search paths, configurables, and the checks that gin itself does not make.
+"""Reads gin files and bindings: search paths, configurables, and checks that gin itself does not make.
 
-The workflows know nothing of gin. This module registers their config dataclasses under short names,
-reads the user's files and bindings, builds a config with no arguments given in Python (they would
-override gin silently), and refuses bindings that nothing used.
+The workflows do not import gin. This module registers their config dataclasses under short names, reads
+the user's files and bindings, builds a config without arguments in Python (which would override gin
+silently), and refuses unused bindings.
 """
 
 import argparse
@@ -48,13 +48,13 @@ Binding = tuple[str, str, str]
 
 
 def search_paths(extra: Sequence[str] = ()) -> list[str]:
-    """Folders in which gin files are looked up: the user's, the current one, a checkout's, the package's."""
+    """Folders that are searched for gin files: the user's, the current one, the checkout's, the package's."""
     package = pathlib.Path(__file__).resolve().parents[1]
     return [*extra, "", str(package.parent / "gin"), str(package / "gin")]
 
 
 def gin_folder() -> pathlib.Path:
-    """The folder of the gin files that come with the program."""
+    """Path of the gin files that come with the program."""
     for folder in search_paths()[-2:]:
         if (pathlib.Path(folder) / "runs").is_dir():
             return pathlib.Path(folder)
@@ -82,14 +82,14 @@ def parse(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str] = 
 
 
 def strip_root(file: str) -> str:
-    """``gin/runs/x.gin`` also names the file that came with the package, outside of a checkout."""
+    """Turns ``gin/runs/x.gin`` into ``runs/x.gin``, so that the path also works outside of a checkout."""
     if not pathlib.Path(file).exists() and file.startswith("gin/"):
         return file.removeprefix("gin/")
     return file
 
 
 def missing_macros() -> list[str]:
-    """Macros that the parsed config requires and that nothing gives."""
+    """Names of the macros that the parsed config requires and that have no value."""
     return _REQUIRED_LINE.findall(gin.config_str())
 
 
@@ -99,7 +99,7 @@ def is_bound(name: str) -> bool:
 
 
 def build(name: str) -> Any:
-    """Builds one config from what was parsed, then refuses unused bindings.
+    """Builds one config from the parsed files and bindings; refuses unused bindings.
 
     Raises:
         InputError: a required macro is missing, a value is out of range, a binding is not used.
@@ -123,8 +123,8 @@ def build(name: str) -> Any:
 def check_bindings() -> None:
     """Raises InputError if a macro or a parameter is bound that nothing used: gin would ignore it silently.
 
-    Unused is a macro that no value names, a parameter of something that was not built (another verb's
-    config, a misspelt scope), and one that every scope that was built binds again.
+    Unused are: a macro that no value refers to; a parameter of a configurable that was not built (another
+    verb's config, a misspelt scope); and a parameter that every scope in use overrides.
     """
     used = set(_used())
     for binding in sorted(set(_given()) - used, key=lambda binding: (binding[1] != _MACRO, binding)):
@@ -139,13 +139,13 @@ def check_bindings() -> None:
 
 
 def _given() -> Iterator[Binding]:
-    """Every binding that was parsed."""
+    """All parsed bindings."""
     for (scope, selector), values in gin.config._CONFIG.items():
         yield from ((scope, selector, name) for name in values)
 
 
 def _used() -> Iterator[Binding]:
-    """The bindings whose values came into what was built: of several scopes, the innermost that binds."""
+    """The bindings whose values went into the built config; among nested scopes the innermost one counts."""
     given = set(_given())
     for (scope, selector), values in gin.config._OPERATIVE_CONFIG.items():
         parts = scope.split("/") if scope else []
@@ -167,12 +167,12 @@ def _spelled(binding: Binding) -> str:
 
 
 def operative() -> str:
-    """The config as it was used, for ``config.gin`` in the run folder."""
+    """The operative config as gin text, for ``config.gin`` in the run folder."""
     return gin.operative_config_str()
 
 
 def config_writer(folder: str) -> Callable[[], None]:
-    """Writes the operative config; called when a run starts, so that a refused one leaves no trace."""
+    """Returns a function that writes the operative config, for a workflow to call when its run starts."""
     text = operative()
     return lambda: storage.write_text(storage.as_path(folder) / "config.gin", text)
 

@@ -1,4 +1,4 @@
-"""What `elm library` and `elm merge --library` do: read flags, call one workflow, print its result."""
+"""The verbs `elm library ...`, and the choice of experts for `elm merge --library`."""
 
 import argparse
 from typing import Any
@@ -15,7 +15,7 @@ from elm_jax.workflows.route import RouteConfig
 
 
 def library_build(arguments: argparse.Namespace) -> None:
-    """`elm library build`."""
+    """Runs `elm library build`."""
     library = build_library.build_library(
         arguments.library, arguments.experts, task_data(arguments), encoder=arguments.encoder,
         text_format=arguments.text_format, instances_per_expert=arguments.instances, seed=arguments.seed)
@@ -23,21 +23,21 @@ def library_build(arguments: argparse.Namespace) -> None:
 
 
 def library_add(arguments: argparse.Namespace) -> None:
-    """`elm library add`."""
+    """Runs `elm library add`."""
     library = ExpertLibrary.open(arguments.library)
     build_library.add_experts(library, arguments.experts, task_data(arguments), arguments.seed)
     print(f"{len(library)} experts, {len(library.instances)} keys")
 
 
 def library_remove(arguments: argparse.Namespace) -> None:
-    """`elm library remove`."""
+    """Runs `elm library remove`."""
     library = ExpertLibrary.open(arguments.library)
     library.remove(arguments.experts)
     print(f"{len(library)} experts, {len(library.instances)} keys")
 
 
 def library_list(arguments: argparse.Namespace) -> None:
-    """`elm library list`."""
+    """Runs `elm library list`."""
     library = ExpertLibrary.open(arguments.library)
     if arguments.json:
         print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
@@ -53,7 +53,7 @@ def library_list(arguments: argparse.Namespace) -> None:
 
 
 def library_verify(arguments: argparse.Namespace) -> int:
-    """`elm library verify`: status 1 if a fault was found."""
+    """Runs `elm library verify`; returns status 1 if a fault was found."""
     library = ExpertLibrary.open(arguments.library)
     faults = library.verify()
     if arguments.json:
@@ -64,7 +64,7 @@ def library_verify(arguments: argparse.Namespace) -> int:
 
 
 def best_of_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:
-    """What `elm merge --library` merges: the folders of the best experts for a task, and their weights."""
+    """Chooses the experts for `elm merge --library`: folders of a task's best experts, and their weights."""
     if not arguments.task or arguments.models:
         raise InputError(describe("Merging from a library needs --task and no folders",
                                   got=f"--task {arguments.task}, {len(arguments.models)} folders"))

@@ -1,4 +1,4 @@
-"""The `elm` command: parses its flags, then hands over to the verb."""
+"""The entry point of the `elm` command: parses flags, then runs the verb."""
 
 import sys
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb.
 
     Returns:
-        0 done, 1 the run failed, 2 wrong input, 143 stopped by SIGTERM and saved, 75 another process of the
-        run was lost; the last two are worth a restart.
+        The exit status: 0 success, 1 the run failed, 2 wrong input, 143 stopped by SIGTERM and saved, 75
+        another process of the run was lost. After 143 and 75 the same command resumes the run.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _take_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits off ``--gin.NAME=VALUE`` (or ``--gin.NAME VALUE``), as T5X users write it."""
+    """Splits ``--gin.NAME=VALUE`` (or ``--gin.NAME VALUE``), T5X's notation, off the arguments."""
     known, bindings, position = [], [], 0
     while position < len(argv):
         word = argv[position]

@@ -1,4 +1,4 @@
-"""What `elm merge` and `elm methods` do: read flags, call one workflow, print its result."""
+"""The verb `elm merge`: reads flags, calls one workflow, prints its result."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ from elm_jax.workflows.merge.merge_plan import MergeOptions
 
 
 def merge(arguments: argparse.Namespace) -> None:
-    """`elm merge`: folders, by flags or by a config; or the best experts of a library for a task."""
+    """Runs `elm merge` on folders (from flags or a config file), or on a library's best experts for a task."""
     if arguments.search:
         _search(arguments)
         return
@@ -51,7 +51,7 @@ def merge(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> MergeConfig:
-    """What is merged: of a config file, of a library, or of folders."""
+    """The merge that the flags ask for: from a config file, from a library, or from folders."""
     given = {name: getattr(arguments, name) for name in PARAMETERS if getattr(arguments, name) is not None}
     if arguments.config:
         return _from_file(arguments, given)
@@ -68,7 +68,7 @@ def _config(arguments: argparse.Namespace) -> MergeConfig:
 
 
 def _from_file(arguments: argparse.Namespace, given: dict[str, str]) -> MergeConfig:
-    """What a config says; ``--seed`` and ``--dtype`` may stand beside it."""
+    """Reads a merge from a config file; ``--seed`` and ``--dtype`` may be given beside it."""
     flags = ("method", "weights", "base", "pattern", "library", "task", "lora_rank")
     extra = [*arguments.models, *(f"--{name}" for name in flags if getattr(arguments, name)),
              *(f"--{name}" for name in given if name != "seed")]
@@ -102,7 +102,7 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _searched(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    """The experts of a search for weights, and the method's parameters."""
+    """The experts and the method's parameters of a weight search."""
     refused = ("config", "weights", "pattern", "dtype", "target", "allow", "lora_rank", "dry_run")
     given = [flag for flag in refused if getattr(arguments, flag)]
     if given:
@@ -116,7 +116,7 @@ def _searched(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]
 def plain_config(method: str, models: Sequence[str], weights: Sequence[float] | None, base: str | None,
                  parameters: dict[str, Any], patterns: Sequence[str] = (),
                  dtype: str | None = None) -> MergeConfig:
-    """A merge as flags describe it.
+    """Builds the config of a merge from the values of flags.
 
     Args:
         method: a key of `METHODS`.
@@ -146,7 +146,7 @@ def _numbers(text: str, flag: str) -> tuple[float, ...]:
 
 
 def _value(name: str, text: str) -> Any:
-    """A flag's value; several, separated by commas, of a parameter that each expert has."""
+    """Parses a flag's value; commas separate the values of a parameter that each expert has."""
     each = PARAMETERS[name]
     if each.kind == "choice":
         return text

@@ -1,4 +1,4 @@
-"""What `elm merge --search` does: reads flags, finds weights, merges with them, prints the result."""
+"""Runs `elm merge --search`: searches weights, merges with them, prints the result."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from elm_jax.workflows.merge.search_merge import search_and_merge
 
 
 def merge_search(arguments: argparse.Namespace, models: Sequence[str], parameters: Mapping[str, Any]) -> None:
-    """`elm merge --search`: finds weights, writes the merged expert.
+    """Runs `elm merge --search`: searches weights and writes the merged expert.
 
     Args:
         arguments: flags of `merge_search_flags.add_search_flags`, and base, task, output, method, id, json,

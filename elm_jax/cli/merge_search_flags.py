@@ -1,4 +1,4 @@
-"""The flags of `elm merge` that belong to a search for weights."""
+"""The flags of `elm merge` that configure a weight search."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(SearchConf
 
 
 def add_search_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `elm merge` that belong to a search; ``--base``, ``--task``, ``--output`` are shared."""
+    """Adds the flags of a weight search to `elm merge`; ``--base``, ``--task``, ``--output`` are shared."""
     group = parser.add_argument_group(
         "search for weights", "found on a few instances of --task, compared with equal ones on others")
     group.add_argument("--search", choices=SEARCHES, help="gradient (Adam) or evolution (a population)")
@@ -44,6 +44,6 @@ def _default(text: str, name: str) -> str:
 
 
 def given_flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Those of a search's flags that the command line has, ``--search`` left out."""
+    """Names of the search flags on the command line, without ``--search``."""
     given = {flag: getattr(arguments, flag) for flag in FLAGS if getattr(arguments, flag) is not None}
     return {**given, **({"unlabelled": True} if arguments.unlabelled else {})}

@@ -1,4 +1,4 @@
-"""What `elm methods` does: print the table of merging methods."""
+"""The verb `elm methods`: prints the table of merging methods."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from elm_jax.merging.methods.method_table import METHODS
 
 
 def list_methods(arguments: argparse.Namespace) -> None:
-    """`elm methods`: the table."""
+    """Runs `elm methods`: prints the table of merging methods."""
     if arguments.json:
         print_json([{"name": method.name, "summary": method.summary, "equation": method.equation,
                      "source": method.source, "needs_base": method.needs_base,

@@ -1,4 +1,4 @@
-"""What `elm train --plan` and `elm study --plan` do: gin without a base, one plan a run, a table or JSON."""
+"""Runs `elm train --plan` and `elm study --plan`: one plan for each run, as a table or JSON."""
 
 import argparse
 
@@ -23,7 +23,7 @@ GIGA = 1e9
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """`--plan`: status 1 if something does not fit."""
+    """Plans the runs that the flags describe and prints the plans; returns status 1 if a run does not fit."""
     if not arguments.plan:
         raise InputError(describe("--topology is of a plan", got=f"--topology {arguments.topology}",
                                   cure="add --plan; nothing is trained then"))
@@ -67,7 +67,7 @@ def _parse(arguments: argparse.Namespace) -> None:
 
 
 def _network(config: TrainConfig) -> NetworkConfig:
-    """Dimensions from gin/models/, or else of the base that is named."""
+    """The network's dimensions, from gin/models/ or else from the base that the config names."""
     if config.network is not None:
         return config.network
     if config.initial_checkpoint_path == NOT_GIVEN:
@@ -97,7 +97,7 @@ def _title(one: StepPlan) -> str:
 
 
 def rows_of(one: StepPlan) -> list[tuple[str, str, str]]:
-    """The table of one plan: (what, figure, remark)."""
+    """Formats one plan as table rows (what, figure, remark)."""
     rows = [
         ("parameters", f"{one.parameters / GIGA:.3f} B", f"{one.trained:,} train"),
         ("global batch", f"{one.rows} rows", f"{one.lengths[0]} / {one.lengths[1]} tokens, "
@@ -129,7 +129,7 @@ def rows_of(one: StepPlan) -> list[tuple[str, str, str]]:
 
 
 def _cut_row(one: StepPlan) -> list[tuple[str, str, str]]:
-    """What a slice whose compiler has no reduce-scatter sends too much."""
+    """Table row of the bytes that are sent too much because the compiler has no reduce-scatter."""
     if not one.cut_all_reduce:
         return []
     return [("with reduce-scatter", f"{one.asked_ratio:.2f}",

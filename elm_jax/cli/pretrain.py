@@ -1,4 +1,4 @@
-"""What `elm pretrain` does: trains a small base from raw text, from gin."""
+"""The verb `elm pretrain`: trains a small base from raw text."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from elm_jax.workflows.train import run_record
 
 
 def pretrain(arguments: argparse.Namespace) -> int:
-    """`elm pretrain`."""
+    """Runs `elm pretrain`; returns the exit status."""
     config_lib.parse_flags(arguments)
     return run()
 

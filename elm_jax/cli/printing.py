@@ -1,4 +1,4 @@
-"""How the command line prints: tables for people, one JSON object for scripts."""
+"""Prints results: tables for people, one JSON object for scripts."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from rich.table import Table
 
 
 def print_table(table: Table) -> None:
-    """Prints a table with every name whole: folded in a terminal, on one line where a script reads it."""
+    """Prints a table without shortening names: folded in a terminal, on one line if a script reads it."""
     console = Console()
     for column in table.columns:
         column.overflow = "fold"

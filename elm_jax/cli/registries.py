@@ -1,4 +1,4 @@
-"""The task registries that ``--module`` names, and the task data of ``--base`` and ``--prepared``."""
+"""Reads ``--module``, ``--base`` and ``--prepared``: task registries, and the task data of a verb."""
 
 import argparse
 
@@ -10,12 +10,12 @@ DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
 
 
 def modules_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The registries that the command line names, or the usual ones."""
+    """Names of the task registries that the command line gives, or of the default ones."""
     return tuple(arguments.module or DEFAULT_MODULES)
 
 
 def task_data(arguments: argparse.Namespace) -> TaskData:
-    """Tasks in the vocabulary of ``--base``, prepared or in the folder ``--prepared``."""
+    """Task data in the vocabulary of ``--base``, in memory or in the folder ``--prepared``."""
     vocabulary, _ = load_vocabulary(arguments.base)
     if vocabulary is None:
         raise InputError(describe("The base carries no vocabulary", where=arguments.base))

@@ -1,4 +1,4 @@
-"""What `elm report` does: read flags, call one workflow, print its result."""
+"""The verb `elm report`: reads flags, calls one workflow, prints its result."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from elm_jax.reporting import study_report as reporting
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """`elm report`."""
+    """Runs `elm report`."""
     outcome = reporting.write_report(arguments.results)
     outcome.print_table(Console())
     print(f"report: {outcome.report_path}")

@@ -1,4 +1,4 @@
-"""What `elm route` does: reads flags, calls one workflow, prints its result."""
+"""The verb `elm route`: reads flags, calls one workflow, prints its result."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from elm_jax.workflows.route import RouteConfig, route_task
 
 
 def route(arguments: argparse.Namespace) -> None:
-    """`elm route`."""
+    """Runs `elm route`."""
     decision = route_task(RouteConfig(
         library=arguments.library, task=arguments.task, examples=arguments.examples, split=arguments.split,
         num_queries=arguments.queries, encoder_dir=arguments.encoder_dir, seed=arguments.seed,

@@ -1,4 +1,4 @@
-"""What `elm study` does: builds a config from gin, runs the study, prints its table."""
+"""The verb `elm study`: builds a config from gin, runs the study, prints its table."""
 
 import argparse
 
@@ -11,14 +11,14 @@ from elm_jax.workflows.study import run_study as studying
 
 
 def study(arguments: argparse.Namespace) -> int:
-    """`elm study`: a whole study from gin, or its plan."""
+    """Runs `elm study`: a whole study from gin, or its plan."""
     if arguments.plan or arguments.topology:
         return plan.plan(arguments)
     return run(arguments.gin_file, arguments.gin_bindings, config_lib.paths_of(arguments))
 
 
 def run(files: list[str], bindings: list[str], paths: list[str]) -> int:
-    """Runs the study of some gin files and bindings, found along some paths; returns the exit status."""
+    """Runs the study that gin files and bindings describe; returns the exit status."""
     config_lib.parse(files, bindings, paths)
     config = config_lib.build("study")
     outcome = studying.run_study(config, on_start=config_lib.config_writer(config.workdir))

@@ -1,4 +1,4 @@
-"""What `elm tasks` does: reads flags, calls one workflow, prints its result."""
+"""The verbs `elm tasks ...`: read flags, call one workflow, print its result."""
 
 import argparse
 import collections
@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 
 
 def list_tasks(arguments: argparse.Namespace) -> None:
-    """`elm tasks list`."""
+    """Runs `elm tasks list`."""
     listing = task_tools.list_tasks(modules_of(arguments), role=arguments.role, dataset=arguments.dataset,
                                     category=arguments.category, kind=arguments.kind)
     if arguments.json:
@@ -51,7 +51,7 @@ def list_tasks(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """`elm tasks show NAME`."""
+    """Runs `elm tasks show NAME`."""
     check_positive(rows=arguments.rows, source_length=arguments.source_length,
                    target_length=arguments.target_length)
     vocabulary = load_vocabulary(arguments.base)[0] if arguments.base else None
@@ -68,7 +68,7 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def stats(arguments: argparse.Namespace) -> int:
-    """`elm tasks stats`: a row a split; status 2 if one cannot be read, the others are shown all the same."""
+    """Runs `elm tasks stats`: one row for each split; returns status 2 if a split cannot be read."""
     check_positive(source_length=arguments.source_length, target_length=arguments.target_length)
     data = task_data(arguments)
     rows, faults = [], []
@@ -99,7 +99,7 @@ def _print_stats(rows: list[dict[str, Any]]) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """`elm tasks check`: status 1 if data that are there are not whole."""
+    """Runs `elm tasks check`; returns status 1 if data exist but are incomplete."""
     rows = list(task_check.check_data(modules_of(arguments)))
     faults = [fault for row in rows for fault in row["faults"]]
     if arguments.json:
@@ -131,7 +131,7 @@ def _remark(row: dict[str, Any]) -> str:
 
 
 def cache(arguments: argparse.Namespace) -> None:
-    """`elm tasks cache`: prepared arrays of tasks or mixtures, or of all that there are data for."""
+    """Runs `elm tasks cache`: prepares the arrays of tasks or mixtures, or of all tasks that have data."""
     if not arguments.prepared:
         raise InputError(describe("--prepared names no folder", cure="give --prepared DIR"))
     if arguments.num_workers < 1:
@@ -152,5 +152,5 @@ def cache(arguments: argparse.Namespace) -> None:
 
 
 def _progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
-    """A bar on standard error, where somebody looks at it."""
+    """Shows a progress bar on standard error, if that is a terminal."""
     return track(items, what, total=total, console=Console(stderr=True), disable=not sys.stderr.isatty())

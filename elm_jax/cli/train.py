@@ -1,4 +1,4 @@
-"""What `elm train` does: trains what the gin files bind, or plans it."""
+"""The verb `elm train`: trains what the gin files bind, or plans it."""
 
 import argparse
 
@@ -11,9 +11,9 @@ from elm_jax.workflows.train.train_stack import train_stack
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """`elm train`: one expert, or a stack of them where ``train_stack`` is bound; or a plan.
+    """Runs `elm train`: one expert, a stack of experts if ``train_stack`` is bound, or a plan.
 
-    A config that binds ``pretrain`` trains a base, as before there was `elm pretrain`.
+    A config that binds ``pretrain`` trains a base, as older gin files expect.
     """
     if arguments.plan or arguments.topology:
         return plan.plan(arguments)

@@ -1,8 +1,8 @@
-"""The one way in which rows are drawn: without replacement, by a seed, the same on every machine.
+"""Draws rows without replacement, by a seed; the same on every machine.
 
 Caps, the S keys of an expert, the Q queries of a task, the 300 instances of an evaluation and few-shot
-exemplars are all drawn here. Which of them must not meet is said by `taken`: exemplars are never the row
-itself, queries from a training split never the library's keys.
+exemplars are all drawn here. `taken` keeps draws apart: an exemplar is never the row itself, a query from a
+training split is never a key of the library.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,15 +14,15 @@ from elm_jax.errors import InputError, describe
 
 def draw_rows(num_rows: int, count: int, seed: int | Sequence[int], *,
               taken: Collection[int] = (), one_by_one: bool = False) -> np.ndarray:
-    """At most `count` of `num_rows` rows, i64[n], in the order of the draw.
+    """Draws at most `count` of `num_rows` rows: i64[n], in the order of the draw.
 
     Args:
         num_rows: how many there are.
         count: how many are wanted; all that are left if there are fewer.
         seed: of the draw, a number or several.
         taken: rows that must not be drawn.
-        one_by_one: for a few of many, drawn often: another draw, which makes no order of all rows. Its
-            first rows are not those of a smaller draw.
+        one_by_one: draws without permuting all rows, which is faster for a few of many rows. It gives other
+            rows, and its first rows are not those of a smaller draw.
 
     Raises:
         InputError: a negative number of rows.

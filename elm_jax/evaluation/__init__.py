@@ -1,1 +1,1 @@
-"""Evaluation: accuracy by rank, generation, results, report."""
+"""Evaluation: rank classification, generation, metrics, results."""

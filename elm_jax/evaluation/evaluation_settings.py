@@ -1,4 +1,4 @@
-"""How instances become batches: plain numbers, apart from what computes with them."""
+"""Settings of an evaluation: lengths, buckets and batch sizes. Imports nothing that computes."""
 
 import dataclasses
 import hashlib
@@ -13,13 +13,13 @@ CHOICE_TOKEN_COST = 4
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """How instances become batches.
+    """Settings that turn instances into batches: lengths, buckets and the budget of tokens.
 
     Attributes:
         source_length: tokens of an input; longer ones are cut there, EOS kept.
         max_new_tokens: of a generation, EOS included.
         tokens_per_batch: most input tokens of one batch on one part of the mesh's data axis; a
-            choice's token counts `CHOICE_TOKEN_COST` of them. One instance always goes through.
+            choice's token counts as `CHOICE_TOKEN_COST` of them. A batch has at least one instance.
         source_buckets: row lengths of inputs, rising; those above `source_length` are not used.
         target_buckets: row lengths of choices, rising; a longer choice, which is never cut, gets
             the next power of two.
@@ -48,7 +48,7 @@ class EvaluationSettings:
             object.__setattr__(self, name, buckets)  # gin gives lists, which cannot be hashed
 
     def digest(self, max_rows: int | None, mixed: bool = False) -> str:
-        """Hash of what can change a number: not of buckets and batch sizes, which cannot.
+        """Hash of all settings that can change a number; buckets and batch sizes cannot.
 
         Args:
             max_rows: of each task that are scored; None for all.

@@ -1,4 +1,4 @@
-"""One expert on one task: batches in length buckets, scores or generations, a row with its interval."""
+"""Evaluates one model on one task: batches in length buckets, scores or generations, a result row."""
 
 import dataclasses
 import time
@@ -50,7 +50,7 @@ class BatchShape:
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """What is alike for all models and tasks of an evaluation.
+    """Settings that all models and tasks of an evaluation share.
 
     Attributes:
         settings: lengths and budgets.
@@ -69,7 +69,7 @@ class Scoring:
 
 def evaluate_task(network: Network, params: Params, split: PreparedSplit, scoring: Scoring,
                   expert: str) -> TaskResult:
-    """Scores one model on one task.
+    """Evaluates one model on one task; returns a result row and the predictions.
 
     Args:
         network: static.
@@ -93,7 +93,7 @@ def evaluate_task(network: Network, params: Params, split: PreparedSplit, scorin
 
 def task_result(split: PreparedSplit, predictions: list[dict[str, Any]], scoring: Scoring, expert: str, *,
                 seconds: float) -> TaskResult:
-    """The row of one model on one task, of its predictions."""
+    """Makes the result row of one model on one task from its predictions."""
     ranked, settings = split.kind == "rank", scoring.settings
     if ranked:
         estimate = metrics.accuracy([found["correct"] for found in predictions])
@@ -114,7 +114,7 @@ def task_result(split: PreparedSplit, predictions: list[dict[str, Any]], scoring
 
 
 def count_cut(split: PreparedSplit, source_length: int) -> int:
-    """Number of rows whose input is longer than `source_length`, and so is scored without its end."""
+    """Number of rows whose input is longer than `source_length`, so that its end is cut off."""
     return sum(len(split.inputs(number)) > source_length for number in range(len(split)))
 
 
@@ -130,13 +130,13 @@ def _rank(network: Network, params: Params, split: PreparedSplit, scoring: Scori
 
 
 def choices_of(split: PreparedSplit) -> list[list[np.ndarray]]:
-    """The choices of every row."""
+    """Answer choices of every row, as tokens."""
     return [split.choices(number) for number in range(len(split))]
 
 
 def choice_batch(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], shape: "BatchShape",
                  numbers: Sequence[int], form: BatchForm) -> dict[str, np.ndarray]:
-    """The batch of some rows to rank: inputs i32[B, S], choices i32[B, C, T], and their lengths."""
+    """Makes the batch of some rows to rank: inputs i32[B, S], choices i32[B, C, T], and their lengths."""
     batch = dict(make_choice_batch(
         [form.prompt(split.inputs(number), shape.source) for number in numbers],
         [choices[number] for number in numbers],
@@ -147,7 +147,7 @@ def choice_batch(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], 
 
 def ranked_rows(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], numbers: Sequence[int],
                 scores: np.ndarray) -> list[dict[str, Any]]:
-    """Predictions of a batch's rows from f32[B, C]; B may be larger than the number of rows.
+    """Turns scores f32[B, C] of a batch into predictions; B may be larger than the number of rows.
 
     Raises:
         RunError: scores are not numbers.
@@ -184,7 +184,7 @@ def _generate(network: Network, params: Params, split: PreparedSplit, scoring: S
 
 def input_rows(split: PreparedSplit, shape: "BatchShape", numbers: Sequence[int], form: BatchForm
                ) -> dict[str, np.ndarray]:
-    """The inputs of some rows to generate from, i32[B, S], and their lengths."""
+    """Pads the inputs of some rows for generation: i32[B, S], and their lengths i32[B]."""
     inputs = [form.prompt(split.inputs(number), shape.source) for number in numbers]
     # Copies of a real row, not empty ones: decoding goes on until the last row has ended.
     inputs += inputs[:1] * (shape.rows - len(numbers))
@@ -193,7 +193,7 @@ def input_rows(split: PreparedSplit, shape: "BatchShape", numbers: Sequence[int]
 
 def generated_rows(split: PreparedSplit, numbers: Sequence[int], texts: Sequence[str]
                    ) -> list[dict[str, Any]]:
-    """Predictions of a batch's rows from their texts; there may be more texts than rows."""
+    """Turns generated texts into predictions; there may be more texts than rows."""
     found = []
     for number, prediction in zip(numbers, texts, strict=False):
         text = split.text(number)
@@ -204,7 +204,7 @@ def generated_rows(split: PreparedSplit, numbers: Sequence[int], texts: Sequence
 
 
 def in_order(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Predictions in the order of the instances' indices, whatever the batches were."""
+    """Sorts predictions by the index of their instance."""
     return sorted(predictions, key=lambda one: one["index"])
 
 
@@ -214,8 +214,8 @@ def plan_batches(
 ) -> Iterator[tuple[BatchShape, list[int]]]:
     """Groups a split's rows into batches of few shapes, shortest inputs first.
 
-    The number of rows of a shape follows from the token budget alone, so a run meets one program a
-    bucket. What is left over of a bucket goes along in the half-empty batch of a larger one.
+    The number of rows of a shape follows from the token budget alone, so a run compiles one program for each
+    bucket. Rows left over from a bucket join the half-empty batch of a larger one.
 
     Args:
         split: whose rows to group.

@@ -1,4 +1,4 @@
-"""Greedy generation as text."""
+"""Greedy generation of texts."""
 
 from elm_jax.models.decode import greedy
 from elm_jax.models.network import Network
@@ -11,7 +11,7 @@ def generate(
     network: Network, params: Params, inputs: Padded, *, max_new_tokens: int,
     vocabulary: Vocabulary,
 ) -> list[str]:
-    """The most likely token at every step, as one text a row.
+    """Generates one text a row greedily: the most likely token at every step.
 
     `greedy` is jitted at module level: networks of equal config share one program for each shape.
 

@@ -1,4 +1,4 @@
-"""Metrics with their 95% intervals, as fractions from 0 to 1; and those of SeqIO's tasks, in percent.
+"""Metrics with 95% intervals, as fractions from 0 to 1; and the metrics of SeqIO's tasks, in percent.
 
 A share has Wilson's interval; a mean has the normal approximation's.
 """
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def accuracy(correct: Sequence[float]) -> Estimate:
-    """Share of right answers, with Wilson's score interval (no continuity correction).
+    """Share of correct answers, with Wilson's score interval (no continuity correction).
 
     Args:
         correct: 0 or 1 an instance.
@@ -57,7 +57,7 @@ def accuracy(correct: Sequence[float]) -> Estimate:
 
 
 def mean_with_interval(values: Sequence[float]) -> Estimate:
-    """Mean with the normal interval; of one value the interval is that value alone.
+    """Mean with the normal interval; for a single value the interval is that value.
 
     Raises:
         InputError: no value.
@@ -77,7 +77,7 @@ def rouge_l(prediction: str, target: str) -> float:
 
 
 def text_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Share of the predictions, in percent, that equal the target but for case and punctuation."""
+    """Percentage of predictions that equal their target, ignoring case and punctuation."""
     hits = [_plain(target) == _plain(prediction)
             for target, prediction in zip(targets, predictions, strict=True)]
     return {"accuracy": 100.0 * float(np.mean(hits))}
@@ -94,7 +94,7 @@ TEXT_METRICS = {"rank": text_accuracy, "generation": text_rouge_l}
 
 
 def _plain(text: str) -> str:
-    """A text without case, punctuation and repeated white space."""
+    """Removes case, punctuation and repeated white space from a text."""
     kept = text.lower().translate(str.maketrans("", "", string.punctuation))
     return " ".join(kept.split())
 
@@ -115,5 +115,5 @@ def _values(values: Sequence[float], where: str) -> np.ndarray:
 
 
 def _variance_of_mean(values: np.ndarray) -> float:
-    """Of one value it cannot be estimated, and is 0."""
+    """Estimated variance of the mean; 0 for a single value."""
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0

@@ -1,7 +1,7 @@
-"""Classification by rank: the answer choice of the largest log-probability.
+"""Rank classification: the predicted answer is the choice of the largest log-probability.
 
-The sum over a choice's tokens INCLUDING the end token, without length normalisation. Source: Sanh et
-al. 2022, https://arxiv.org/abs/2110.08207, section 5; Jang et al. 2023,
+A choice's score is the sum over its tokens INCLUDING the end token, without length normalisation. Source:
+Sanh et al. 2022, https://arxiv.org/abs/2110.08207, section 5; Jang et al. 2023,
 https://arxiv.org/abs/2302.03202, section 4.
 """
 
@@ -22,7 +22,7 @@ TIE = 1e-5
 
 @functools.partial(jax.jit, static_argnames=("network",))
 def score_choices(network: Network, params: Params, inputs: Padded, choices: Padded) -> Array:
-    """Log-probability of every choice; the inputs are computed once an instance.
+    """Log-probability f32[B, C] of every choice; each input is encoded once.
 
     Args:
         network: static; networks of equal config share one program for each shape.
@@ -37,7 +37,7 @@ def score_choices(network: Network, params: Params, inputs: Padded, choices: Pad
 
 
 def predict(scores: np.ndarray, num_choices: np.ndarray) -> np.ndarray:
-    """Position of the best choice, i32[B]; of equal ones the first.
+    """Position i32[B] of the best choice; among equal ones the first.
 
     Two choices of the same tokens score the same up to float32's last digits, which depend on the
     batch; `TIE` keeps the answer from depending on them too.
@@ -56,7 +56,7 @@ def predict(scores: np.ndarray, num_choices: np.ndarray) -> np.ndarray:
 def accuracy_of_scores(
     targets: Sequence[Mapping[str, Any]], scores: Sequence[float]
 ) -> dict[str, float]:
-    """Share of the rows, in percent, whose right choice ranks first; SeqIO's form of a score metric.
+    """Percentage of rows whose right choice ranks first; a SeqIO score metric.
 
     A row of which a choice is missing, because a limit on the number of examples cut it off, does
     not count; ``rows`` says how many do. Without any the accuracy is NaN: an error would take the

@@ -1,4 +1,4 @@
-"""Results on disk: one row an (expert, task, metric), and every prediction behind it."""
+"""Evaluation results on disk: one row for each (expert, task, metric), and the predictions behind it."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ READABLE_VERSIONS = (1, SCHEMA_VERSION)
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """One expert on one task.
+    """Result of one expert on one task.
 
     Attributes:
         rows: one a metric, as ``results.jsonl`` holds them.
@@ -30,10 +30,10 @@ class TaskResult:
 
 
 class ResultsStore:
-    """A folder of results; what is in it is not computed again.
+    """A folder of results; results in it are not computed again.
 
     Files: ``results.jsonl`` (appended to; of equal keys the newest row counts) and
-    ``predictions/<expert>/<task>.<split>.jsonl``, written whole before the row that speaks of it.
+    ``predictions/<expert>/<task>.<split>.jsonl``, written whole before its row.
 
     Attributes:
         folder: of the results.
@@ -41,7 +41,7 @@ class ResultsStore:
     """
 
     def __init__(self, folder: storage.PathLike, file_name: str = "results.jsonl") -> None:
-        """Reads the rows that are there; a half-written last line is dropped.
+        """Reads the existing rows; a half-written last line is dropped.
 
         Raises:
             InputError: a line is not a result row of this schema version.
@@ -65,12 +65,12 @@ class ResultsStore:
         return list(self._rows.values())
 
     def rows_of(self, expert: str, task: str, split: str) -> list[dict[str, Any]]:
-        """The newest rows of an expert on a task, one a metric; found without a walk through all rows."""
+        """The newest rows of an expert on a task, one for each metric."""
         found = (self._rows.get((expert, task, split, metric)) for metric in sorted(self._metrics))
         return [row for row in found if row is not None]
 
     def done(self, expert: str, task: str, split: str, digest: str) -> bool:
-        """Whether the newest row of an expert on a task is of this schema and of this digest's settings."""
+        """Whether the newest row of an expert on a task has this schema and this digest of settings."""
         return any(
             row["schema_version"] == SCHEMA_VERSION and row["settings"] == digest
             and self._predictions_path(expert, task, split).exists()
@@ -98,7 +98,7 @@ class ResultsStore:
         return storage.read_jsonl(path)
 
     def values(self, expert: str, task: str, split: str = "validation") -> np.ndarray:
-        """f64[n]: 1 or 0 an instance for accuracy, ROUGE-L for generation, in order of the indices."""
+        """Per-instance values f64[n] in order of the indices: 0 or 1 for accuracy, ROUGE-L for generation."""
         return np.asarray([one["correct"] if "correct" in one else one["rouge_l"]
                            for one in self.predictions(expert, task, split)], np.float64)
 

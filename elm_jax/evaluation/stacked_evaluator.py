@@ -1,4 +1,4 @@
-"""Many experts scored in one program: all on the same instances, or each instance by its own expert."""
+"""Evaluates many experts in one program: all on the same instances, or each instance by its own expert."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from elm_jax.types import Array, Batch, Padded, Params
 
 
 def put_stack(network: Network, shared: Params, overlays: Sequence[Params], mesh: Mesh) -> Many:
-    """The base and E overlays on the mesh: E over 'experts', all other axes by the solo rules.
+    """Puts the base and E overlays on the mesh: E over 'experts', the other axes by the solo rules.
 
     Args:
         network: of the base with any of the overlays.
@@ -59,9 +59,9 @@ def put_stack(network: Network, shared: Params, overlays: Sequence[Params], mesh
 
 def evaluate_task_stacked(network: Network, params: Many, split: PreparedSplit, scoring: Scoring,
                           experts: Sequence[str]) -> list[TaskResult]:
-    """Scores E models on one task in one program; the same results as `evaluate_task` a model.
+    """Evaluates E models on one task in one program; gives the same results as `evaluate_task` for each.
 
-    The budget of tokens a batch is of all models together.
+    The budget of tokens a batch counts all models together.
 
     Args:
         network: static.
@@ -114,12 +114,12 @@ def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, scori
 
 
 def _repeated(batch: Batch, size: int, mesh: Mesh) -> dict[str, Array]:
-    """A batch once for each of E models, on the mesh."""
+    """Puts a batch on the mesh, repeated once for each of E models."""
     return {name: put_rows(np.concatenate([rows] * size), mesh) for name, rows in batch.items()}
 
 
 def put_rows(rows: np.ndarray, mesh: Mesh) -> Array:
-    """Rows [E * B, ...] on the mesh: E over 'experts', B over 'data'."""
+    """Puts rows [E * B, ...] on the mesh: E over 'experts', B over 'data'."""
     return hosts.put(rows, NamedSharding(mesh, PartitionSpec(("experts", "data"))))
 
 
@@ -127,7 +127,7 @@ def put_rows(rows: np.ndarray, mesh: Mesh) -> Array:
 def score_mixed(
     network: Network, params: Many, expert_index: Array, inputs: Padded, choices: Padded
 ) -> Array:
-    """Log-probability of every choice, each instance by its own expert.
+    """Log-probability f32[B, C] of every choice, each instance scored by its own expert.
 
     Args:
         network: static.
@@ -146,7 +146,7 @@ def score_mixed(
 @functools.partial(jax.jit, static_argnames=("network", "max_length", "eos_id"))
 def greedy_mixed(network: Network, params: Many, expert_index: Array, inputs: Padded, *, max_length: int,
                  eos_id: int | None = None) -> Array:
-    """The most likely token at every step, each instance by its own expert; see `decode.greedy`.
+    """Decodes greedily, each instance by its own expert; returns i32[B, max_length] (see `decode.greedy`).
 
     Args:
         network: static.
@@ -165,7 +165,7 @@ def greedy_mixed(network: Network, params: Many, expert_index: Array, inputs: Pa
 
 
 def check_index(expert_index: np.ndarray, size: int) -> np.ndarray:
-    """The expert of each instance as i32[B].
+    """Checks the expert number of each instance; returns them as i32[B].
 
     Raises:
         InputError: an index outside of the stack, which a gather would clip in silence.
@@ -180,7 +180,7 @@ def check_index(expert_index: np.ndarray, size: int) -> np.ndarray:
 
 def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, expert_index: Sequence[int],
                         scoring: Scoring, name: str) -> TaskResult:
-    """Scores a router's decisions an instance: row n of the split by expert ``expert_index[n]``.
+    """Evaluates a split whose row n is scored by expert ``expert_index[n]``, as a router decides.
 
     Args:
         network: static.

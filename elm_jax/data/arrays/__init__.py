@@ -1,1 +1,1 @@
-"""Prepared splits and batches: arrays of tokens, packed, cut and put in order."""
+"""Prepared splits and batches: arrays of tokens that are cut, packed and ordered."""

@@ -1,4 +1,4 @@
-"""Forms of training batches: which arrays a network takes, made of examples.
+"""Forms of training batches: which arrays a network takes, and how examples become these arrays.
 
 A network says which form fits it (`models.network.Network.batches`); special ids are those of its config.
 """
@@ -14,7 +14,7 @@ from elm_jax.types import Batch, SpecialIds
 
 
 class BatchForm(Protocol):
-    """How examples become a batch.
+    """A form of training batches: makes the arrays that a network takes from examples.
 
     Attributes:
         ids: of the network.
@@ -23,24 +23,24 @@ class BatchForm(Protocol):
     ids: SpecialIds
 
     def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
-        """One example a row; longer ones are cut, missing rows are padding with weight 0."""
+        """Makes a batch of one example a row; longer examples are cut, missing rows have weight 0."""
 
     def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int) -> Batch:
-        """Several examples a row, told apart by segment ids."""
+        """Makes a batch of several examples a row, separated by segment ids."""
 
     def pack(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[list[int]]:
-        """Which examples share a row, by the numbers of their input and target tokens."""
+        """Groups examples into rows, by their numbers of input and target tokens."""
 
     def prompt(self, inputs: Tokens, length: int) -> Tokens:
-        """Input tokens as scoring and decoding take them, at most `length`."""
+        """Cuts input tokens for scoring and decoding to at most `length`."""
 
     def target(self, targets: Tokens, length: int) -> Tokens:
-        """Target tokens, at most `length`, EOS kept."""
+        """Cuts target tokens to at most `length`; EOS stays."""
 
 
 FORMS = {TWO_SIDED: TwoSided, JOINED: Joined}
 
 
 def form_of(network: Network) -> BatchForm:
-    """The form of batches that fits a network."""
+    """Returns the form of batches that a network takes."""
     return FORMS[network.batches](ids_of(network.config))

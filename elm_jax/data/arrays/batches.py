@@ -1,6 +1,6 @@
-"""Token lists -> rectangular numpy arrays: trim, pad, pack, choices, length buckets.
+"""Token lists -> rectangular numpy arrays: trimming, padding, packing, answer choices, length buckets.
 
-Axis letters: B rows, S source length, T target length, C choices. Training batches are of `batch_forms`.
+Axis letters: B rows, S source length, T target length, C choices. `batch_forms` makes training batches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ Lengths: TypeAlias = Mapping[str, int]
 
 
 def check_lengths(lengths: Lengths, where: str = "lengths") -> tuple[int, int]:
-    """The pair (S, T) of ``{'inputs': S, 'targets': T}``.
+    """Checks ``{'inputs': S, 'targets': T}`` and returns (S, T).
 
     Raises:
         InputError: a name is missing or unknown, or a length is not a positive integer.
@@ -38,7 +38,7 @@ def check_lengths(lengths: Lengths, where: str = "lengths") -> tuple[int, int]:
 
 
 def trim(tokens: Tokens, length: int, eos_id: int) -> Tokens:
-    """Cuts to `length` tokens; a sequence that ended with EOS still ends with it.
+    """Cuts a sequence to `length` tokens; if it ended with EOS, the result does too.
 
     Args:
         tokens: i32[n].
@@ -58,7 +58,7 @@ def trim(tokens: Tokens, length: int, eos_id: int) -> Tokens:
 
 
 def pad(sequences: Sequence[Tokens], length: int, pad_id: int) -> np.ndarray:
-    """Pads (and never cuts) sequences to i32[len(sequences), length].
+    """Pads sequences to one array i32[len(sequences), length]; never cuts.
 
     Raises:
         InputError: a sequence is longer than `length`.
@@ -75,7 +75,7 @@ def pad(sequences: Sequence[Tokens], length: int, pad_id: int) -> np.ndarray:
 
 
 def check_rows(count: int, batch_size: int) -> None:
-    """Raises InputError if a batch does not hold so many rows, or is of none."""
+    """Raises InputError if the batch size is not positive or smaller than the number of rows."""
     if batch_size < 1 or count > batch_size:
         raise InputError(
             describe("Batch does not hold its rows", got=f"{count} rows",
@@ -86,7 +86,7 @@ def check_rows(count: int, batch_size: int) -> None:
 def pack_rows(
     needs: Iterable[tuple[int, ...]], room: tuple[int, ...], open_rows: int = 16
 ) -> list[list[int]]:
-    """Greedy first-fit packing: which examples share a row.
+    """Groups examples into rows by greedy first-fit packing.
 
     Args:
         needs: what each example takes of a row's parts, in reading order: tokens of its inputs and of its
@@ -116,7 +116,7 @@ def pack_rows(
 
 
 class ChoiceShape(NamedTuple):
-    """Shape of a batch of instances with their choices: B rows of S input tokens, C choices of T tokens."""
+    """Shape of a batch of instances with choices: B rows of S input tokens, C choices of T tokens."""
 
     rows: int
     source: int
@@ -127,7 +127,7 @@ class ChoiceShape(NamedTuple):
 def make_choice_batch(
     prompts: Sequence[Tokens], choices: Sequence[Sequence[Tokens]], shape: ChoiceShape, pad_id: int
 ) -> Batch:
-    """Instances with all their answer choices, for rank classification.
+    """Makes a batch of instances with all their answer choices, for rank classification.
 
     Args:
         prompts: at most B token lists, none longer than S (`BatchForm.prompt` cuts them).
@@ -163,7 +163,7 @@ def make_choice_batch(
 
 
 def pad_prompts(prompts: Sequence[Tokens], rows: int, length: int, pad_id: int) -> Batch:
-    """inputs i32[B, S] and input_lengths i32[B] of at most B prompts; missing ones have length 0."""
+    """Pads at most B prompts to inputs i32[B, S] and input_lengths i32[B]; missing ones have length 0."""
     missing = [np.zeros(0, np.int32)] * (rows - len(prompts))
     found = [*prompts, *missing]
     lengths = np.asarray(list(map(len, found)), np.int32)
@@ -171,12 +171,12 @@ def pad_prompts(prompts: Sequence[Tokens], rows: int, length: int, pad_id: int) 
 
 
 def padded(batch: Batch, name: str) -> Padded:
-    """``inputs`` or ``choices`` of a batch together with their lengths."""
+    """Returns ``inputs`` or ``choices`` of a batch together with their lengths."""
     return Padded(batch[name], batch[f"{name.removesuffix('s')}_lengths"])
 
 
 def choose_bucket(length: int, buckets: Sequence[int], *, cut: bool = False) -> int:
-    """The smallest bucket that holds `length` tokens.
+    """Returns the smallest bucket that holds `length` tokens.
 
     Args:
         length: number of tokens.

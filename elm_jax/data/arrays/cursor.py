@@ -1,7 +1,7 @@
-"""Where a training stream stands: batches as a pure function of (seed, step).
+"""Training streams: batches as a pure function of (seed, step).
 
-A stream has no state that a run would have to save: whoever knows the step knows the position, so a
-run that was killed resumes with exactly the rows that it would have seen.
+A stream has no state to save: the step alone gives the position, so a run that was killed resumes with
+exactly the rows that it would have seen.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ Value = TypeVar("Value")
 
 
 class ExampleSource(Protocol):
-    """What a stream reads from: a fixed number of examples with random access."""
+    """A fixed number of training examples with random access, which a stream reads."""
 
     def __len__(self) -> int:
-        """Number of examples an epoch."""
+        """Number of examples in an epoch."""
 
     def example(self, index: int, epoch: int = 0) -> batches.Example:
-        """Example `index` of an epoch: inputs i32[n], targets i32[m], EOS included.
+        """Returns example `index` of an epoch: inputs i32[n], targets i32[m], EOS included.
 
-        A source that knows lengths without reading the tokens says so by a method
-        ``lengths_of(index, epoch)``, which gives (n, m): packing needs the lengths of all examples.
+        A source that knows lengths without reading the tokens also has a method
+        ``lengths_of(index, epoch)``, which returns (n, m): packing needs the lengths of all examples.
         """
 
 
 class MixtureSource:
-    """Several sources one after the other, each with at most `caps[k]` examples an epoch.
+    """Concatenates several sources, each with at most `caps[k]` examples an epoch.
 
     A source larger than its cap gives another seeded subset every epoch.
 
@@ -74,7 +74,7 @@ class MixtureSource:
         return int(self._ends[-1])
 
     def locate(self, index: int, epoch: int) -> tuple[int, int]:
-        """(number of the source, index inside it) of mixture example `index`."""
+        """Returns (number of the source, index inside it) of mixture example `index`."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
@@ -84,12 +84,12 @@ class MixtureSource:
         return number, inside
 
     def example(self, index: int, epoch: int = 0) -> batches.Example:
-        """Example `index` of an epoch: inputs i32[n], targets i32[m]."""
+        """Returns example `index` of an epoch: inputs i32[n], targets i32[m]."""
         number, inside = self.locate(index, epoch)
         return self.sources[number].example(inside, epoch)
 
     def lengths_of(self, index: int, epoch: int = 0) -> tuple[int, int]:
-        """Lengths of inputs and targets of example `index` of an epoch."""
+        """Returns the lengths of inputs and targets of example `index` of an epoch."""
         number, inside = self.locate(index, epoch)
         return _sizes(self.sources[number], inside, epoch)
 
@@ -139,12 +139,12 @@ class TrainStream:
         self._first_rows = [0]  # number of the first row of each epoch, in the endless stream
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
-        """The batch of a step, counted from 0; keys as the form says.
+        """Returns the batch of a step; the stream's form says its keys.
 
         Args:
             step: counted from 0.
-            rows: those of its rows that are wanted, for a process that holds a part of the batch: no
-                example of another row is read. None for all.
+            rows: the rows to return, for a process that holds a part of the batch; no other row is read.
+                None for all.
         """
         numbers = self._row_numbers(step)
         groups = [self._row(numbers[row]) for row in (range(self.batch_size) if rows is None else rows)]
@@ -154,21 +154,21 @@ class TrainStream:
         return self.form.make([row[0] for row in found], self.lengths, len(found))
 
     def examples(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, example index) of everything in the batch of a step, in row order."""
+        """Returns (epoch, example index) of every example in the batch of a step, in row order."""
         groups = (self._row(number) for number in self._row_numbers(step))
         return [(epoch, int(index)) for epoch, row in groups for index in row]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps until every example of the first epoch was seen (rounded up)."""
+        """Number of steps that an epoch takes, rounded up."""
         return self.steps_for(1)
 
     def steps_for(self, epochs: int) -> int:
-        """Steps until every example was seen `epochs` times (rounded up)."""
+        """Number of steps that `epochs` passes over the data take, rounded up."""
         return -(-self._first_row(epochs) // self.batch_size)
 
     def facts(self) -> dict[str, Any]:
-        """What fixes the order of the stream; a resumed run must find the same."""
+        """Returns all that decides the order of the stream; a resumed run must have the same."""
         return {
             "num_examples": len(self.source), "batch_size": self.batch_size,
             "lengths": dict(self.lengths), "seed": self.seed, "pack": self.pack,
@@ -176,7 +176,7 @@ class TrainStream:
         }
 
     def _digest(self, step: int) -> str:
-        """Hash of one batch's contents: another source of the same size is noticed."""
+        """Hash of one batch's contents, which detects another source of the same size."""
         digest = hashlib.sha256()
         for name, array in sorted(self.batch(step).items()):
             digest.update(json.dumps([name, array.shape]).encode() + array.tobytes())
@@ -188,7 +188,7 @@ class TrainStream:
         return range(step * self.batch_size, (step + 1) * self.batch_size)
 
     def _row(self, number: int) -> tuple[int, np.ndarray]:
-        """(epoch, example indices) of a row of the endless stream."""
+        """Returns (epoch, example indices) of a row of the endless stream."""
         if not self.pack:
             epoch, inside = divmod(number, len(self.source))
             return epoch, self._order(epoch)[inside : inside + 1]
@@ -198,7 +198,7 @@ class TrainStream:
         return epoch, self._packed(epoch)[number - self._first_rows[epoch]]
 
     def _first_row(self, epoch: int) -> int:
-        """Number of an epoch's first row; packed, it needs the packing of all earlier epochs."""
+        """Number of an epoch's first row; a packed stream packs all earlier epochs to find it."""
         if not self.pack:
             return epoch * len(self.source)
         while len(self._first_rows) <= epoch:
@@ -237,7 +237,7 @@ def _permutation(size: int, *words: int) -> np.ndarray:
 
 
 def _cached(cache: OrderedDict, key: Any, make: Any, limit: int) -> Any:
-    """cache[key], made if missing; the entry that was asked for longest ago is dropped."""
+    """Returns cache[key], made if missing; drops the least recently used entry of a full cache."""
     if key not in cache:
         cache[key] = make()
         while len(cache) > limit:

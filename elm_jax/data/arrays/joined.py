@@ -12,10 +12,10 @@ from elm_jax.types import Batch, SpecialIds
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """Makes the batches of a decoder-only network (see `batch_forms.BatchForm`).
+    """Makes training batches for decoder-only networks (see `batch_forms.BatchForm`).
 
-    A row holds S + T tokens. What is padding is told by segment ids, never by an id: padding may be EOS, and
-    id 0 a real token.
+    A row holds S + T tokens. Segment ids mark padding, not token ids: the padding token may be EOS, and id 0
+    may be a real token.
 
     Attributes:
         ids: of the network.
@@ -24,11 +24,11 @@ class Joined:
     ids: SpecialIds
 
     def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
-        """One example a row; missing rows are padding with weight 0. The keys are those of `make_packed`."""
+        """Makes a batch of one example a row, with the keys of `make_packed`; missing rows have weight 0."""
         return self.make_packed([[example] for example in examples], lengths, batch_size)
 
     def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int) -> Batch:
-        """Several examples a row, told apart by segment ids.
+        """Makes a batch of several examples a row, separated by segment ids.
 
         Args:
             rows: at most `batch_size` lists of examples, each fitting into one row after cutting: a prompt to
@@ -55,7 +55,7 @@ class Joined:
         return batch
 
     def pack(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[list[int]]:
-        """Which examples share a row: prompt and target together must find room.
+        """Groups examples into rows: prompt and target of an example must fit together.
 
         Args:
             sizes: (number of input tokens, number of target tokens) of each example, in reading order.
@@ -66,17 +66,17 @@ class Joined:
         return pack_rows(((sum(map(min, size, room)),) for size in sizes), (sum(room),))
 
     def prompt(self, inputs: Tokens, length: int) -> Tokens:
-        """Input tokens without EOS, for the target follows; at most `length`, cut at the end."""
+        """Cuts input tokens at the end to at most `length`, without EOS: the target follows them."""
         inputs = np.asarray(inputs, np.int32)
         return (inputs[:-1] if len(inputs) and inputs[-1] == self.ids.eos else inputs)[:length]
 
     def target(self, targets: Tokens, length: int) -> Tokens:
-        """Target tokens, at most `length`, EOS kept."""
+        """Cuts target tokens to at most `length`; EOS stays."""
         return trim(targets, length, self.ids.eos)
 
 
 def _place(batch: dict[str, np.ndarray], row: int, segment: int, example: Example, start: int) -> int:
-    """Puts an example into a row of the batch; returns where the next one starts."""
+    """Writes an example into a row of the batch; returns where the next one starts."""
     prompt, target = example
     tokens = np.concatenate([prompt, target])
     length = batch["tokens"].shape[1]

@@ -1,6 +1,6 @@
-"""Prepared splits: a task's rows, tokenised once, as flat arrays that need no TensorFlow to read.
+"""Prepared splits: the rows of a task, tokenised once, as flat arrays that are read without TensorFlow.
 
-This is the door between SeqIO and the rest of the program. A folder holds
+Everything downstream of rendering and of SeqIO reads this form. A folder holds
 
 ```
 info.json      schema version, name, split, info
@@ -12,8 +12,8 @@ texts.npy      u8[bytes]           one JSON object per row: inputs, targets, cho
 text_ends.npy  i64[rows + 1]       where each row starts in texts
 ```
 
-and a commit marker, written last. Of local arrays the large ones, tokens and texts, are memory-mapped: each
-mapping holds a file open, and a study opens hundreds of splits.
+and a commit marker, written last. On a local disk only the large arrays, tokens and texts, are memory-mapped:
+each mapping holds a file open, and a study opens hundreds of splits.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ _ARRAYS = {
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSplit:
-    """One task and split: untrimmed tokens, every sequence ended by EOS, and the rendered texts.
+    """One split of a task: untrimmed tokens, every sequence ended by EOS, and the rendered texts.
 
     Attributes:
         name: registered name of the task.
@@ -61,7 +61,7 @@ class PreparedSplit:
     def from_rows(
         cls, name: str, split: str, info: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
     ) -> "PreparedSplit":
-        """Packs rows into flat arrays.
+        """Packs tokenised rows into flat arrays.
 
         Args:
             name: registered name of the task.
@@ -117,7 +117,7 @@ class PreparedSplit:
         return self.info["kind"]
 
     def sequences(self, index: int) -> list[np.ndarray]:
-        """All token sequences of a row, each i32[n]: inputs, targets, and every choice."""
+        """Returns all token sequences of a row, each i32[n]: inputs, targets, and every choice."""
         first, end = self._row(index)
         ends = self.arrays["sequences"][first:end + 1].tolist()
         tokens = self.arrays["tokens"]
@@ -128,7 +128,7 @@ class PreparedSplit:
         return self.arrays["tokens"][ends[position]:ends[position + 1]]
 
     def _row(self, index: int) -> tuple[int, int]:
-        """First and behind-last sequence of a row."""
+        """Returns the numbers of a row's first sequence and of the one behind its last."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {self.name} {self.split}, which has {len(self)} rows")
         rows = self.arrays["rows"]
@@ -152,13 +152,13 @@ class PreparedSplit:
         return int(self.arrays["labels"][index])
 
     def text(self, index: int) -> dict[str, Any]:
-        """The row as text: ``inputs``, ``targets``, ``choices``, and ``index`` in the source."""
+        """Returns a row as text: ``inputs``, ``targets``, ``choices``, and ``index`` in the source."""
         self._row(index)
         start, end = self.arrays["text_ends"][index:index + 2]
         return json.loads(self.arrays["texts"][start:end].tobytes())
 
     def subset(self, max_rows: int, seed: int = 0) -> "PreparedSplit":
-        """A random subset of at most `max_rows` rows, drawn by a fixed seed, in the source's order.
+        """Draws at most `max_rows` random rows by a fixed seed; keeps the source's order.
 
         Raises:
             InputError: `max_rows` is not a number of rows.
@@ -168,13 +168,13 @@ class PreparedSplit:
         return self.take(kept, max_rows=max_rows, seed=seed)
 
     def take(self, rows: Iterable[int], **info: Any) -> "PreparedSplit":
-        """The rows of these numbers, in the order given; `info` is added to the facts."""
+        """Returns the rows of these numbers, in the given order; `info` is added to the facts."""
         kept = ({"inputs": self.inputs(index), "targets": self.targets(index), "label": self.label(index),
                  "choices": self.choices(index), "text": self.text(index)} for index in rows)
         return self.from_rows(self.name, self.split, {**self.info, **info}, kept)
 
     def example(self, index: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of a row: the protocol of a source of training examples."""
+        """Returns inputs and targets of a row, as a source of training examples does."""
         del epoch  # a prepared row is the same in every epoch
         first, _ = self._row(index)
         return self._sequence(first), self._sequence(first + 1)
@@ -187,7 +187,7 @@ class PreparedSplit:
         return int(middle - start), int(end - middle)
 
     def routing_instance(self, index: int) -> dict[str, Any]:
-        """What the router embeds of a row: ``source``, ``choices_expression`` and ``labels``."""
+        """Returns what the router embeds: ``source``, ``choices_expression`` and ``labels`` of a row."""
         text = self.text(index)
         return {
             "source": text["inputs"],
@@ -196,7 +196,7 @@ class PreparedSplit:
         }
 
     def save(self, folder: storage.PathLike) -> None:
-        """Writes the split; the commit marker comes last."""
+        """Writes the split into a folder; the commit marker comes last."""
         folder = storage.begin(folder)
         for key in _ARRAYS:
             buffer = io.BytesIO()
@@ -211,7 +211,7 @@ class PreparedSplit:
 
     @classmethod
     def open(cls, folder: storage.PathLike) -> "PreparedSplit":
-        """Opens what `save` wrote; tokens and texts are memory-mapped on a local disk.
+        """Opens a split that `save` wrote; tokens and texts are memory-mapped on a local disk.
 
         Raises:
             InputError: no prepared split, a half-written one, or arrays that do not fit each other.
@@ -225,7 +225,7 @@ class PreparedSplit:
 
 
 def check_max_rows(max_rows: int | None, where: str) -> None:
-    """Raises InputError if a limit is given that leaves no row."""
+    """Raises InputError if the limit is not None and below one row."""
     if max_rows is not None and max_rows < 1:
         raise InputError(describe("max_rows is not a number of rows", where=where, got=max_rows,
                                   expected="at least 1"))

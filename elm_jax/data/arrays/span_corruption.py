@@ -25,7 +25,7 @@ MAX_CHUNK = 2000
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingSource:
-    """Examples for pretraining, one a chunk of a passage, other noise in every epoch.
+    """Pretraining examples, one for each chunk of a passage, with new noise in every epoch.
 
     Attributes:
         chunks: i32[n] token ids of each chunk, without EOS.
@@ -72,7 +72,7 @@ class PretrainingSource:
         return len(self.chunks)
 
     def example(self, index: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """(inputs i32[n], targets i32[m]), both EOS-terminated: a function of (seed, epoch, index)."""
+        """Returns (inputs i32[n], targets i32[m]) of a chunk: a function of (seed, epoch, index)."""
         rng = np.random.default_rng((self.seed, epoch, index))
         chunk = self.chunks[index]
         if rng.random() < self.prefix_lm_share:
@@ -81,7 +81,7 @@ class PretrainingSource:
 
 
 def _sentinels(vocabulary: Vocabulary, chunk_length: int) -> np.ndarray:
-    """The sentinels of as many noise spans as chunks of a length have; all chunks are at most so long."""
+    """Ids of as many sentinels as chunks of at most `length` tokens can have noise spans."""
     noise, spans = _noise(chunk_length, NOISE_DENSITY, MEAN_SPAN_LENGTH) if chunk_length else (0, 0)
     if vocabulary.extra_ids < spans:
         raise InputError(describe(
@@ -93,14 +93,14 @@ def _sentinels(vocabulary: Vocabulary, chunk_length: int) -> np.ndarray:
 
 
 def prefix_lm(chunk: np.ndarray, rng: np.random.Generator, eos_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits a chunk at a uniformly drawn point into input and target, EOS-terminated; neither is empty."""
+    """Splits a chunk at a random point into an input and a target, EOS-terminated; neither is empty."""
     cut = int(rng.integers(1, len(chunk)))
     return _with_eos(chunk[:cut], eos_id), _with_eos(chunk[cut:], eos_id)
 
 
 def noise_mask(length: int, rng: np.random.Generator, density: float = NOISE_DENSITY,
                mean_span: float = MEAN_SPAN_LENGTH) -> np.ndarray:
-    """Random spans: bool[length], True where a token is to be predicted.
+    """Draws random noise spans: bool[length], True where a token is to be predicted.
 
     ``round(length * density)`` tokens (at least 1, at most length - 1) are noise, in
     ``round(noise / mean_span)`` spans (at least 1); lengths of noise and of kept spans are uniformly
@@ -114,13 +114,13 @@ def noise_mask(length: int, rng: np.random.Generator, density: float = NOISE_DEN
 
 
 def _noise(length: int, density: float, mean_span: float) -> tuple[int, int]:
-    """How many tokens of so many are noise, and in how many spans."""
+    """Number of noise tokens and of noise spans in a chunk of `length` tokens."""
     noise = min(max(round(length * density), 1), length - 1)
     return noise, min(max(round(noise / mean_span), 1), length - noise)
 
 
 def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """`total` as an ordered sum of `parts` positive integers, uniformly at random."""
+    """Splits `total` into an ordered sum of `parts` positive integers, uniformly at random."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
@@ -155,7 +155,7 @@ def _with_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 
 
 def check_overlap(passages: Sequence[str], forbidden: Iterable[str], words: int = 12) -> dict[int, str]:
-    """Which passages hold forbidden text.
+    """Finds the passages that contain forbidden text.
 
     Args:
         passages: what pretraining sees.

@@ -1,4 +1,4 @@
-"""Training batches of encoder-decoders: inputs and targets in rows of their own.
+"""Training batches of encoder-decoders: inputs and targets in separate rows.
 
 Names of the arrays are T5X's and SeqIO's. Targets are shifted right by one, behind the start token, to make
 the decoder's inputs.
@@ -25,7 +25,7 @@ from elm_jax.types import Batch, SpecialIds
 
 @dataclasses.dataclass(frozen=True)
 class TwoSided:
-    """Makes the batches of an encoder-decoder (see `batch_forms.BatchForm`).
+    """Makes training batches for encoder-decoders (see `batch_forms.BatchForm`).
 
     Attributes:
         ids: of the network; its padding is no token of a text.
@@ -34,7 +34,7 @@ class TwoSided:
     ids: SpecialIds
 
     def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
-        """One example a row; missing rows are padding with weight 0.
+        """Makes a batch of one example a row; missing rows are padding with weight 0.
 
         Args:
             examples: at most `batch_size` pairs of token lists; longer ones are cut, EOS kept.
@@ -60,7 +60,7 @@ class TwoSided:
         }
 
     def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int) -> Batch:
-        """Several examples a row, told apart by segment ids.
+        """Makes a batch of several examples a row, separated by segment ids.
 
         Args:
             rows: at most `batch_size` lists of examples, each fitting into one row after cutting.
@@ -82,7 +82,7 @@ class TwoSided:
         return {**batch, "decoder_loss_weights": weights}
 
     def pack(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[list[int]]:
-        """Which examples share a row: inputs and targets must both find room.
+        """Groups examples into rows: inputs and targets must both fit.
 
         Args:
             sizes: (number of input tokens, number of target tokens) of each example, in reading order.
@@ -93,15 +93,15 @@ class TwoSided:
         return pack_rows((tuple(map(min, size, room)) for size in sizes), room)
 
     def prompt(self, inputs: Tokens, length: int) -> Tokens:
-        """Input tokens, at most `length`, EOS kept."""
+        """Cuts input tokens to at most `length`; EOS stays."""
         return trim(inputs, length, self.ids.eos)
 
     def target(self, targets: Tokens, length: int) -> Tokens:
-        """Target tokens, at most `length`, EOS kept."""
+        """Cuts target tokens to at most `length`; EOS stays."""
         return trim(targets, length, self.ids.eos)
 
     def shift_right(self, targets: np.ndarray) -> np.ndarray:
-        """Decoder inputs i32[..., T]: the targets one place later, after the start token."""
+        """Shifts targets right by one, behind the start token: decoder inputs i32[..., T]."""
         shifted = np.full_like(targets, self.ids.start)
         shifted[..., 1:] = targets[..., :-1]
         return shifted
@@ -115,7 +115,7 @@ class TwoSided:
 
     def _place(self, batch: dict[str, np.ndarray], row: int, segment: int, example: Example,
                starts: tuple[int, int]) -> tuple[int, int]:
-        """Puts an example into a row of the batch; returns where the next one starts."""
+        """Writes an example into a row of the batch; returns where the next one starts."""
         ends = []
         for side, name, tokens, start in zip(
                 ("encoder", "decoder"), ("input_tokens", "target_tokens"), example, starts, strict=True):

@@ -1,1 +1,1 @@
-"""Tasks as arrays of tokens: rendered, tokenised and kept."""
+"""Renders and tokenises tasks, and keeps the arrays."""

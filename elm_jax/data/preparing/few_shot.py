@@ -1,6 +1,7 @@
-"""Few-shot inputs: rows of the train split, with their answers, before each row's own input.
+"""Few-shot inputs: rows with their answers (exemplars) are put before each row's own input.
 
-Where a task has no train split (unseen tasks, BIG-bench), exemplars are other rows of the split itself.
+Exemplars come from the train split. For a task without one (unseen tasks, BIG-bench) they are other rows of
+the split itself.
 """
 
 from collections.abc import Iterator
@@ -17,11 +18,11 @@ FORM = "{inputs}\n{targets}\n\n"
 
 def with_exemplars(split: PreparedSplit, train: PreparedSplit, vocabulary: Vocabulary, *, few_shot: int,
                    max_length: int, seed: int = 0) -> PreparedSplit:
-    """A split whose inputs begin with exemplars of the task's train split, or of other rows of its own.
+    """Puts exemplars before the inputs of a split, from its train split or from its own other rows.
 
-    Each row draws its own, by the seed and its place in the source; a row of the train split never draws
-    itself. As many of the drawn ones are taken as fit: the whole input has at most `max_length` tokens,
-    unless the row's own input alone has more.
+    Each row draws its own exemplars, by the seed and its index in the source; a row never draws itself. It
+    takes as many of them as fit: the whole input has at most `max_length` tokens, unless the row's own input
+    alone has more.
 
     Args:
         split: the rows.
@@ -66,7 +67,7 @@ def with_exemplars(split: PreparedSplit, train: PreparedSplit, vocabulary: Vocab
 
 def _fitting(own: str, exemplars: list[dict[str, Any]], vocabulary: Vocabulary,
              max_length: int) -> tuple[str, list[int], int]:
-    """Text and tokens with as many exemplars as fit, and how many these are."""
+    """Text and tokens with as many exemplars as fit, and the number of these."""
     shots = [FORM.format(inputs=text["inputs"], targets=text["targets"]) for text in exemplars]
     for count in range(len(shots), -1, -1):
         inputs = "".join(shots[:count]) + own

@@ -1,7 +1,7 @@
-"""A task's rows, rendered and tokenised into prepared arrays; needs no TensorFlow.
+"""Renders and tokenises the rows of a task into prepared arrays, without TensorFlow.
 
-The arrays are those that the task's SeqIO form gives (`seqio_tasks.prepare` makes them of that), many times
-faster: one text after another through tf.data costs more than rendering and tokenising it.
+The arrays equal those of the task's SeqIO form (`seqio_tasks.prepare`), and are made many times faster: to
+pass a text through tf.data costs more than to render and tokenise it.
 """
 
 import collections
@@ -57,7 +57,7 @@ def prepare(task: str, split: str, vocabulary: Vocabulary, *, max_rows: int | No
 
 def tokenised_rows(task: PromptedTask, split: str, vocabulary: Vocabulary,
                    dropped: collections.Counter[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a split as `PreparedSplit.from_rows` takes them, one after another.
+    """Yields the rows of a split, rendered and tokenised, as `PreparedSplit.from_rows` takes them.
 
     Args:
         task: a registered task.
@@ -82,7 +82,7 @@ def tokenised_rows(task: PromptedTask, split: str, vocabulary: Vocabulary,
 
 def _info_of(task: PromptedTask, split: str, vocabulary: Vocabulary, kept: int, dropped: Mapping[str, int],
              seed: int) -> dict[str, Any]:
-    """What prepared arrays say of their making; logs how many rows were left out, and why.
+    """The facts that prepared arrays keep; logs how many rows were dropped, and why.
 
     Args:
         task: a registered task.

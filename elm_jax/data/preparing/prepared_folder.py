@@ -1,4 +1,4 @@
-"""A folder of prepared arrays, ``<task>/<split>``: written whole, and read only by whom they fit."""
+"""A folder of prepared arrays, ``<task>/<split>``: written whole, checked when read."""
 
 import dataclasses
 import errno
@@ -19,7 +19,7 @@ PARTIAL = ".partial"
 
 @dataclasses.dataclass(frozen=True)
 class PreparedFolder:
-    """Prepared arrays on disk.
+    """A folder of prepared arrays in one vocabulary.
 
     Attributes:
         path: of the folder.
@@ -30,15 +30,15 @@ class PreparedFolder:
     vocabulary: str
 
     def place_of(self, task: str, split: str, max_rows: int | None) -> epath.Path:
-        """Where the arrays of a split are, or will be; a subset of the rows has a folder of its own."""
+        """Path of the arrays of a split; each subset of its rows has its own folder."""
         return self.path / task / (split if max_rows is None else f"{split}-{max_rows}")
 
     def has(self, task: str, split: str, max_rows: int | None) -> bool:
-        """Whether the arrays of this very subset, or of the whole split, are there."""
+        """Whether the arrays of exactly this subset, or of the whole split, exist."""
         return any(storage.is_committed(self.place_of(task, split, rows)) for rows in {max_rows, None})
 
     def find(self, task: str, split: str, max_rows: int | None) -> PreparedSplit | None:
-        """The arrays that are there: those of this very subset, or the whole split cut to it.
+        """Opens the arrays of exactly this subset, or cuts it from those of the whole split.
 
         Raises:
             InputError: they are of another vocabulary, of other rows, or of another template.
@@ -53,7 +53,7 @@ class PreparedFolder:
         return None
 
     def write(self, prepared: PreparedSplit, task: str, split: str, max_rows: int | None) -> None:
-        """Keeps arrays, unless another process was faster."""
+        """Writes arrays, unless another process has written them meanwhile."""
         place = self.place_of(task, split, max_rows)
         if not storage.is_local(place):
             prepared.save(place)
@@ -72,7 +72,7 @@ class PreparedFolder:
             storage.remove(made)  # another one was faster: its arrays are the same
 
     def prepared_of(self, tasks: Sequence[str]) -> set[str]:
-        """Those of the tasks of which any split is there as arrays."""
+        """The given tasks that have arrays of any split."""
         folders = {task: self.path / task for task in tasks}
         return {task for task, folder in folders.items()
                 if folder.exists() and any(not split.name.endswith(PARTIAL) and storage.is_committed(split)
@@ -88,7 +88,7 @@ class PreparedFolder:
 
 
 def _check_source(prepared: PreparedSplit, place: epath.Path) -> None:
-    """Refuses arrays of other rows or of another template, as far as the data are at hand to compare.
+    """Refuses arrays of other rows or of another template, if the data exist here to compare.
 
     Arrays need no registry, so none is imported for this.
     """

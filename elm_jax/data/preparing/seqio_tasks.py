@@ -1,9 +1,9 @@
-"""SeqIO: prompted tasks as SeqIO tasks and mixtures, and those as prepared arrays.
+"""SeqIO: registers prompted tasks and mixtures with SeqIO, and turns SeqIO's rows into prepared arrays.
 
 The only module that imports SeqIO and TensorFlow. After `import_tasks` (or the import of
 ``elm_jax.tasks.for_seqio``) ``seqio.get_mixture_or_task(name).get_dataset(...)`` works as usual. A
-SeqIO task's features name their vocabulary when the task is registered, ours is known when it runs:
-the features hold a `RunVocabulary`, which stands for the one in use.
+SeqIO task names its vocabulary when it is registered, but ours is known only when the task runs: its features
+hold a `RunVocabulary`, which forwards to the vocabulary in use.
 """
 
 import collections
@@ -58,7 +58,7 @@ _vocabulary_path: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def use_vocabulary(path: str) -> Iterator[None]:
-    """Within the block, the SeqIO tasks' features use the vocabulary in the file at `path`."""
+    """Sets the vocabulary of the SeqIO tasks' features to the file at `path`, within a block."""
     token = _vocabulary_path.set(str(path))
     try:
         yield
@@ -70,7 +70,7 @@ _load_vocabulary = functools.cache(Vocabulary.load)
 
 
 class RunVocabulary(seqio.Vocabulary):
-    """The vocabulary in use: of `use_vocabulary`, else of the variable ELM_VOCABULARY.
+    """Forwards to the vocabulary in use: that of `use_vocabulary`, else of the variable ELM_VOCABULARY.
 
     It gives the ids of the `Vocabulary` of whichever kind that the file holds, which are those of SeqIO's own
     class where it has one. TensorFlow asks it through ``tf.numpy_function``: TensorFlow Text has another
@@ -80,7 +80,7 @@ class RunVocabulary(seqio.Vocabulary):
 
     @property
     def actual(self) -> Vocabulary:
-        """The vocabulary that this one stands for.
+        """The vocabulary in use.
 
         Raises:
             InputError: none is in use, or its file holds none.
@@ -100,12 +100,12 @@ class RunVocabulary(seqio.Vocabulary):
 
     @property
     def eos_id(self) -> int:
-        """What ends a text."""
+        """Id of the token that ends a text."""
         return self.actual.eos_id
 
     @property
     def unk_id(self) -> int | None:
-        """Of what the vocabulary cannot say; None if it can say all."""
+        """Id of the unknown token; None if the vocabulary can encode every text."""
         return self.actual.unk_id
 
     @property
@@ -169,7 +169,7 @@ class RunVocabulary(seqio.Vocabulary):
 
 
 def set_vocabulary(path: str) -> RunVocabulary:
-    """From here on, in every thread, the SeqIO tasks' features use the vocabulary in the file at `path`.
+    """Sets the vocabulary of the SeqIO tasks' features to the file at `path`, in every thread.
 
     Raises:
         InputError: there is no such file, or it does not hold a fitting vocabulary.
@@ -228,12 +228,12 @@ def _tokenize_choices(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def _postprocess(output: str, **_: Any) -> str:
-    """Text as it is compared: without white space around it."""
+    """Strips white space around a text before it is compared."""
     return output.strip()
 
 
 def _seqio_task(task: registry.PromptedTask, metric: TextMetric | None) -> seqio.Task:
-    """The task in SeqIO's form, not yet in its registry; without a metric it serves rows only."""
+    """Builds the SeqIO task of a registered task, without registering it; no metric means rows only."""
     feature = seqio.Feature(vocabulary=RunVocabulary(), add_eos=True)
     return seqio.Task(
         task.name,
@@ -247,7 +247,7 @@ def _seqio_task(task: registry.PromptedTask, metric: TextMetric | None) -> seqio
 
 
 def evaluation_name(name: str, score_metric: ScoreMetric, split: str = "validation") -> str:
-    """The SeqIO task or mixture by which `name` is evaluated; registered when it is first asked for.
+    """Name of the SeqIO task or mixture that evaluates `name`; registers it on first use.
 
     A task of kind ``rank`` is evaluated by the scores of its answer choices: its SeqIO task
     ``<name>_score_eval`` has one example a choice, and its metric sees all of them. A task of kind
@@ -299,7 +299,7 @@ def _scored_task(task: registry.PromptedTask, score_metric: ScoreMetric) -> str:
 
 
 def _one_example_a_choice(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Every answer choice as the target of an example of its own, the row's choices in a row."""
+    """Turns each answer choice into an example of its own; the choices of a row follow one another."""
     def split(row: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
         number = tf.size(row["choices"])
         right = tf.argmax(tf.cast(row["choices"] == row["targets"], tf.int32), output_type=tf.int32)
@@ -312,12 +312,12 @@ def _one_example_a_choice(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _choice_facts(output: str, example: Mapping[str, Any], **_: Any) -> dict[str, Any]:
-    """What a score metric is told of a choice."""
+    """The facts of a choice that a score metric gets."""
     return {"choice": output, **{name: int(example[name]) for name in CHOICE_FACTS}}
 
 
 class _TaskSource(seqio.FunctionDataSource):
-    """A FunctionDataSource that counts its rows when it is asked."""
+    """A FunctionDataSource that counts its rows on request."""
 
     def __init__(self, task: registry.PromptedTask):
         super().__init__(functools.partial(_dataset_fn, name=task.name), splits=task.splits)
@@ -329,7 +329,7 @@ class _TaskSource(seqio.FunctionDataSource):
 
 
 def register(metrics: Mapping[str, TextMetric]) -> None:
-    """Puts every registered task and mixture that has data into SeqIO's registries.
+    """Registers every task and mixture that has data with SeqIO.
 
     May be called again after more were added or the data folder changed; mixtures are then made
     anew from the tasks that have data now.
@@ -353,13 +353,13 @@ def register(metrics: Mapping[str, TextMetric]) -> None:
 
 
 def _rate_of(mixture: str) -> Callable[[seqio.Task], float]:
-    """A SeqIO rate that counts the mixture's rows once, when it is first asked."""
+    """A SeqIO rate that counts the mixture's rows once, on first use."""
     rates = functools.cache(lambda: mixture_rates(mixture))
     return lambda task: rates()[task.name]
 
 
 def import_tasks(module_names: Sequence[str], metrics: Mapping[str, TextMetric]) -> None:
-    """Imports registries by name and puts what they add into SeqIO's registries.
+    """Imports task registries by name and registers their tasks with SeqIO.
 
     Args:
         module_names: of the registries.
@@ -375,7 +375,7 @@ def import_tasks(module_names: Sequence[str], metrics: Mapping[str, TextMetric])
 def prepare(
     task: str, split: str, vocabulary: str, *, max_rows: int | None = None, seed: int = 0
 ) -> PreparedSplit:
-    """As `prepare.prepare`, but through the task's SeqIO form; `vocabulary` is the path of its file."""
+    """Prepares a split as `prepare.prepare` does, but through SeqIO; `vocabulary` is the path of its file."""
     def rows_of(facts: registry.PromptedTask, split: str, _: Vocabulary,
                 dropped: collections.Counter[str]) -> list[dict[str, Any]]:
         known = task in seqio.TaskRegistry.names()
@@ -390,9 +390,9 @@ def prepare(
 
 
 def _examples(task: seqio.Task, split: str) -> Iterator[dict[str, Any]]:
-    """The SeqIO task's examples as numpy; an InputError from the source comes out as itself.
+    """Yields the SeqIO task's examples as numpy arrays; an InputError of the source is raised as it is.
 
-    They leave TensorFlow many at a time: taking them one by one costs more than making them.
+    Takes many at a time from TensorFlow: taking them one by one costs more than making them.
     """
     data = task.get_dataset(sequence_length=None, split=split, shuffle=False)
     try:

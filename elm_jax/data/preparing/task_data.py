@@ -1,4 +1,4 @@
-"""Where a workflow's task data comes from: prepared arrays, or rows and templates where there are none yet.
+"""Task data of a workflow: prepared arrays, made from rows and templates where they are missing.
 
 A task's split is rendered and tokenised once and kept as prepared arrays. Every later use, also on a machine
 that has neither data nor templates, reads the arrays.
@@ -26,7 +26,7 @@ MOST_OPEN = 100
 
 @dataclasses.dataclass
 class TaskData:
-    """Prepared splits by task name, and the registries that can make more.
+    """Gives prepared splits by task name, and prepares those that are missing.
 
     Attributes:
         vocabulary: of the base that will read the tokens.
@@ -50,7 +50,7 @@ class TaskData:
             storage.as_path(self.prepared_dir), self.vocabulary.fingerprint)
 
     def split(self, task: str, split: str, max_rows: int | None = None) -> PreparedSplit:
-        """One task's split as prepared arrays; made, and kept, if it is not there yet.
+        """Returns one split of a task as prepared arrays; prepares and keeps it if it is missing.
 
         Args:
             task: registered name of a task (not of a mixture).
@@ -70,7 +70,7 @@ class TaskData:
         return self._splits[key]
 
     def has_rows(self, task: str, split: str, max_rows: int | None = None) -> bool:
-        """Whether a split is there as prepared arrays, or the data at hand have it."""
+        """Whether a split has rows, as prepared arrays or in the data folder."""
         if self._folder is not None and self._folder.has(task, split, max_rows):
             return True
         registry.import_tasks(self.modules)
@@ -97,7 +97,7 @@ class TaskData:
         return found
 
     def _ensure(self, task: str, split: str, max_rows: int | None) -> None:
-        """Prepares and writes the arrays unless they are there."""
+        """Prepares and writes the arrays of a split unless they exist."""
         if self._folder.find(task, split, max_rows) is None:
             self._folder.write(self._prepare(task, split, max_rows), task, split, max_rows)
 
@@ -107,7 +107,7 @@ class TaskData:
         return prepare(task, split, self.vocabulary, max_rows=max_rows)
 
     def exemplar_split(self, task: str) -> str:
-        """The split of few-shot exemplars: ``train``, or the one that is scored where there is no other."""
+        """The split that few-shot exemplars come from: ``train``, else the one that is scored."""
         registry.import_tasks(self.modules)
         known = task in registry.task_names()
         return self.evaluation_split(task) if known and "train" not in self.splits_of(task) else "train"
@@ -118,15 +118,15 @@ class TaskData:
         return registry.get_task(task).splits
 
     def evaluation_split(self, task: str) -> str:
-        """The split that a task is scored on: ``validation``, or the only one, as BIG-bench's ``test``."""
+        """The split that a task is scored on: ``validation``, or its only one (BIG-bench: ``test``)."""
         registry.import_tasks(self.modules)
         return registry.get_task(task).evaluation_split if task in registry.task_names() else "validation"
 
     def evaluation_rows(self, names: Sequence[str]) -> int | None:
-        """How many rows a task are scored of tasks and mixtures, as far as the mixtures say; None for all.
+        """Number of rows to score of each task, as the mixtures among `names` say; None for all.
 
         Raises:
-            InputError: they say unlike numbers.
+            InputError: the mixtures say different numbers.
         """
         registry.import_tasks(self.modules)
         limits = {name: registry.get_mixture(name).eval_rows if name in registry.mixture_names() else None
@@ -139,9 +139,9 @@ class TaskData:
         return next(iter(limits.values()), None)
 
     def tasks_of(self, name: str) -> list[str]:
-        """The tasks behind a name: itself if it is a task, the members if it is a mixture.
+        """Names of the tasks behind a name: the task itself, or the members of a mixture.
 
-        Of a mixture, the members count that have data or prepared arrays, as the first process finds them.
+        Only those members of a mixture count that have data or prepared arrays where the first process runs.
 
         Raises:
             InputError: there is neither a task nor a mixture of that name (the nearest are named).

@@ -1,1 +1,1 @@
-"""Rows to prompts: promptsource's templates, rendered in a sandbox."""
+"""Renders rows as prompts: promptsource's templates, run in a sandbox."""

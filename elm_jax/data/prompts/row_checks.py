@@ -1,4 +1,4 @@
-"""Rows of one split agree in the fields that a template reads: none lacks one, or has it of another type."""
+"""Checks that the rows of a split agree in the fields that a template reads, and in their types."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,11 +11,11 @@ _KINDS = {bool: "true or false", int: "number", float: "number", str: "text", li
 
 
 class RowChecks:
-    """Compares each row with those before it.
+    """Compares the fields of each row with those of the rows before it.
 
     Args:
-        template: whose fields are looked at.
-        place_of: from a row's index to where it stands, for the errors.
+        template: the template; only fields that it reads are compared.
+        place_of: from a row's index to its file and line, for the errors.
     """
 
     def __init__(self, template: PromptTemplate, place_of: Callable[[int], str]) -> None:
@@ -26,7 +26,7 @@ class RowChecks:
         self._names = sorted(template.fields())
 
     def check(self, row: Mapping[str, Any], index: int) -> None:
-        """Raises InputError if the row lacks a field, or has one of another type than a row before it.
+        """Raises InputError if a row lacks a field, or has it in another type than an earlier row.
 
         A field may be null in some rows.
         """
@@ -46,7 +46,7 @@ class RowChecks:
 
 
 def ready_prompt(row: Mapping[str, Any], where: str) -> Rendered | str:
-    """A row that is a prompt already, or why it is left out.
+    """Reads a row that is a prompt already; returns it, or the reason why it is dropped.
 
     Args:
         row: ``inputs`` and ``targets``, perhaps ``choices``; other fields are passed over.

@@ -1,4 +1,4 @@
-"""Jinja2's sandbox for templates that nobody vouches for: promptsource's words, and bounds on time and size.
+"""Jinja2's sandbox for untrusted templates: promptsource's filters, and limits on time and memory.
 
 Jinja's own sandbox keeps a template from Python's internals, but not from running for ever or filling the
 memory. Here every pass of a loop or of a filter that goes through items, every call, comparison and test, and
@@ -41,18 +41,18 @@ _random: contextvars.ContextVar[random.Random] = contextvars.ContextVar("elm_jax
 
 
 class TemplateLimit(Exception):
-    """A template wants more time or room than it may have."""
+    """Raised when a template needs more time or memory than its budget allows."""
 
 
 class Budget:
-    """What one row may still cost."""
+    """The time and work that rendering one row may still take."""
 
     def __init__(self) -> None:
         self.work = MAX_WORK
         self.end = time.thread_time() + MAX_SECONDS
 
     def charge(self, work: int) -> None:
-        """Takes `work` off the budget.
+        """Subtracts `work` from the budget.
 
         Raises:
             TemplateLimit: there is not so much left, or the time is over.
@@ -66,7 +66,7 @@ class Budget:
 
 @contextlib.contextmanager
 def one_row(seed: int) -> Iterator[None]:
-    """Within the block, templates have one row's budget, and draw by `seed`."""
+    """Gives templates the budget of one row within a block, and seeds their random draws by `seed`."""
     tokens = _random.set(random.Random(seed)), _budget.set(Budget())
     try:
         yield
@@ -76,7 +76,7 @@ def one_row(seed: int) -> Iterator[None]:
 
 
 def render(template: jinja2.Template, fields: dict[str, Any]) -> str:
-    """Renders a template, at most `MAX_OUTPUT` characters of it."""
+    """Renders a template, up to `MAX_OUTPUT` characters."""
     pieces, length = [], 0
     for piece in template.generate(fields):
         length += len(piece)
@@ -88,14 +88,14 @@ def render(template: jinja2.Template, fields: dict[str, Any]) -> str:
 
 
 def charge(work: int) -> None:
-    """Takes `work` off the row's budget, if a row is being rendered."""
+    """Subtracts `work` from the row's budget, if a row is being rendered."""
     budget = _budget.get()
     if budget is not None:
         budget.charge(work)
 
 
 def _charged(value: Any) -> Any:
-    """The value, charged with all that is in it.
+    """Charges a value with the size of all that it contains, and returns it.
 
     So no list holds more than the budget, however often one thing is in it: whatever is written out,
     compared or sorted is of a bounded size.
@@ -121,20 +121,20 @@ def _charged(value: Any) -> Any:
 
 
 def _compared(value: Any) -> Any:
-    """The right side of a comparison, or what a test looks at, charged with its length."""
+    """Charges the right side of a comparison, or the argument of a test, with its length."""
     charge(1 + (len(value) if isinstance(value, str | list | tuple | dict | set | range) else 0))
     return value
 
 
 def _each(items: Iterable[Any]) -> Iterator[Any]:
-    """The items, each pass charged."""
+    """Yields the items and charges each iteration."""
     for item in items:
         charge(1)
         yield item
 
 
 def _charge_nested(value: Any, cost: int, indent: int) -> None:
-    """Before all that is in `value` is written out, each on a line that is indented by its depth."""
+    """Charges nested values before they are written with one indented line for each."""
     waiting = [(value, 0)]
     while waiting:
         found, depth = waiting.pop()
@@ -148,7 +148,7 @@ def _charge_nested(value: Any, cost: int, indent: int) -> None:
 
 
 def _length(value: Any) -> int:
-    """Of a text or a collection; of what has no length but can be gone through, the most it may have."""
+    """Length of a text or a collection; for an iterable without length, the most it may have."""
     return len(value) if hasattr(value, "__len__") else MAX_NUMBER if hasattr(value, "__iter__") else 1
 
 
@@ -160,7 +160,7 @@ def _refuse_giant(size: int) -> None:
 
 
 def _check_product(value: Any, others: Iterable[Any]) -> None:
-    """Before what may put a text of `others` in as many places as `value` has."""
+    """Checks the size of a result that repeats a text of length `others` for each item of `value`."""
     longest = max((len(other) for other in others if isinstance(other, str)), default=0)
     _refuse_giant(_length(value) * max(longest, 1))
 
@@ -172,7 +172,7 @@ def _check_numbers(values: Iterable[Any]) -> None:
 
 
 def _check_format(text: Any, percent: bool) -> None:
-    """Before the operator ``%``, or else ``format``: all widths together, and none that a value gives."""
+    """Checks ``%`` or ``format`` before it runs: limits the sum of widths, refuses widths from values."""
     if not isinstance(text, str):
         return
     charge(len(text))
@@ -202,12 +202,12 @@ def _number(digits: str) -> int:
 # Filters
 
 def _choice(items: Sequence[Any]) -> Any:
-    """promptsource's filter ``choice``: one of the items at random, by the row's own seed."""
+    """promptsource's filter ``choice``: picks one item at random, by the row's own seed."""
     return _random.get().choice(items)
 
 
 def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
-    """promptsource's filter ``most_frequent``: the items that appear most often, in order."""
+    """promptsource's filter ``most_frequent``: the most frequent items, in order."""
     if not items:
         return None
     counts = collections.Counter(items)
@@ -216,12 +216,12 @@ def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
 
 
 def _highlight(text: str) -> str:
-    """promptsource's filter ``highlight``."""
+    """promptsource's filter ``highlight``: wraps the text in a coloured HTML span."""
     return f"<span style='color: #F08080'>{text}</span>"
 
 
 def _join_filter(join: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter ``join``, charged before the text is made."""
+    """The filter ``join``, charged before it builds the text."""
     @functools.wraps(join)
     def bounded(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         return join(context, _charged(list(value)), *args, **kwargs)
@@ -231,7 +231,7 @@ def _join_filter(join: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sum(environment: jinja2.Environment, values: Iterable[Any], attribute: str | int | None = None,
          start: Any = 0) -> Any:
-    """The filter ``sum``; where it joins lists, each sum on the way is charged."""
+    """The filter ``sum``, charged for each intermediate sum where it joins lists."""
     if isinstance(start, int | float | str):  # Python itself refuses texts
         return jinja2.filters.sync_do_sum(environment, values, attribute, start)
     if attribute is not None:
@@ -264,7 +264,7 @@ _QUADRATIC_FILTERS: dict[str, Callable[[str, Sequence[Any]], int]] = {
 
 
 def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, its result charged, and refused before it is made if it could be a giant."""
+    """Wraps a filter: refuses results that could be too large, and charges the others."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0  # some get the environment first
 
     @functools.wraps(function)
@@ -295,7 +295,7 @@ _LONG_TESTS = ("!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greater
 
 
 def _bounded_test(function: Callable[..., bool]) -> Callable[..., bool]:
-    """The test, charged before with the length of what it looks at."""
+    """Wraps a test: charges it with the length of its argument before it runs."""
     @functools.wraps(function)
     def bounded(*args: Any) -> bool:
         _compared(args[-1])
@@ -307,7 +307,7 @@ def _bounded_test(function: Callable[..., bool]) -> Callable[..., bool]:
 # Loops, literals, operators and calls
 
 class _Counted:
-    """What a loop goes over, each pass charged."""
+    """An iterable for loops that charges each iteration."""
 
     def __init__(self, items: Any) -> None:
         self._items = items
@@ -324,12 +324,12 @@ def _counted(items: Any) -> Any:
 
 
 def _concatenate(parts: Sequence[Any]) -> str:
-    """The operator ``~``."""
+    """The operator ``~``, charged."""
     return "".join(str(part) for part in _charged(parts))
 
 
 class _Bounds(NodeTransformer):
-    """Puts what counts and charges into a template's tree."""
+    """Inserts the charging functions into a template's syntax tree."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -377,12 +377,12 @@ _SIZED_METHODS = ("ljust", "rjust", "center", "zfill", "expandtabs", "replace")
 
 
 class Environment(jinja2.sandbox.SandboxedEnvironment):
-    """The sandbox; its compiled templates charge what they do to the row's budget."""
+    """The sandboxed environment; its compiled templates charge their work to the row's budget."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """An operator that can make something large out of little."""
+        """Runs a binary operator after checking that its result cannot be too large."""
         whole = isinstance(left, int), isinstance(right, int)
         if operator == "*" and any(whole) and not all(whole):
             number, other = (left, right) if whole[0] else (right, left)
@@ -398,7 +398,7 @@ class Environment(jinja2.sandbox.SandboxedEnvironment):
         return _charged(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """A call, charged; methods of texts and collections are looked at before."""
+        """Calls a function and charges it; methods of texts and collections are checked first."""
         method = getattr(function, "__wrapped__", function)  # Jinja wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str | bytes | int | float):
@@ -447,5 +447,5 @@ def make_environment() -> Environment:
 
 
 def _written(value: Any) -> Any:
-    """What stands between ``{{`` and ``}}``, before it is written out."""
+    """Checks and charges the value of ``{{ ... }}`` before it is written out."""
     return _charged(value) if isinstance(value, list | tuple | dict | set | jinja2.utils.Namespace) else value

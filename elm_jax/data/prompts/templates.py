@@ -1,7 +1,7 @@
 """Prompt templates in promptsource's format, rendered in Jinja2's sandbox.
 
-Behaves as ``promptsource.templates.Template.apply`` does, draw for draw, and runs nothing that a file brings
-along: YAML through a safe loader, Jinja through a sandbox that bounds time and size.
+Gives the same texts as ``promptsource.templates.Template.apply``, random draws included, but never runs code
+from a file: YAML goes through a safe loader, Jinja through a sandbox that limits time and memory.
 
 Source: https://github.com/bigscience-workshop/promptsource (Bach et al., 2022, arXiv 2202.01279).
 """
@@ -38,7 +38,7 @@ _PIPE_PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """One row as a prompt.
+    """One row, rendered as a prompt.
 
     Attributes:
         inputs: the prompt.
@@ -58,7 +58,7 @@ _ENVIRONMENT = sandbox.make_environment()
 
 @functools.cache
 def _draws_when_compiled(source: str) -> bool:
-    """Whether Jinja may draw at random while it compiles: constant lists are folded then."""
+    """Whether Jinja may draw at random while it compiles the template, when it folds constant lists."""
     return re.search(r"\|\s*(choice|random)\b", source) is not None
 
 
@@ -74,7 +74,7 @@ def _compile_once(source: str) -> jinja2.Template:
 
 
 def _compile(source: str) -> jinja2.Template:
-    """A compiled template; compiled anew for each row where the compilation itself draws."""
+    """Compiles a template; compiles it again for each row if compilation itself draws at random."""
     if _draws_when_compiled(source):
         return _ENVIRONMENT.from_string(source)
     return _compile_once(source)
@@ -109,11 +109,11 @@ class PromptTemplate:
 
     @property
     def digest(self) -> str:
-        """Hash of the template's text, by which a card tells whether it has changed since."""
+        """Hash of the template's text, with which a card detects that the template has changed."""
         return hashlib.sha256(json.dumps([self.jinja, self.answer_choices]).encode()).hexdigest()[:16]
 
     def fields(self) -> frozenset[str]:
-        """Names of the row's fields that the template reads.
+        """Names of the row fields that the template reads.
 
         Raises:
             InputError: the template is not valid Jinja.
@@ -178,7 +178,7 @@ class PromptTemplate:
     def render_or_drop(
         self, row: Mapping[str, Any], *, seed: int, truncate: bool = True, where: Any = None
     ) -> Rendered | str:
-        """Renders a row as input, target and choices, or says in words why it is left out, as T0 does.
+        """Renders a row as input, target and choices, or returns why it is dropped, as T0 drops rows.
 
         Args:
             row: the fields.
@@ -225,7 +225,7 @@ class PromptTemplate:
         return parts, choices
 
     def _read_of(self, row: Mapping[str, Any]) -> str:
-        """The fields that the template reads, with the beginnings of their values."""
+        """The fields that the template reads, with the beginnings of their values, for an error."""
         try:
             names = sorted(self.fields() & row.keys())
         except InputError:  # the template is not valid, which is the error
@@ -238,7 +238,7 @@ def _split(text: str) -> list[str]:
 
 
 class _TemplateLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML plus promptsource's two tags, read as plain mappings."""
+    """A safe YAML loader that reads promptsource's two tags as plain mappings."""
 
 
 for _tag in ("!Template", "!TemplateMetadata"):
@@ -247,7 +247,7 @@ for _tag in ("!Template", "!TemplateMetadata"):
 
 
 def read_templates(path: storage.PathLike) -> dict[str, PromptTemplate]:
-    """Reads a ``templates.yaml``.
+    """Reads a file ``templates.yaml``; returns its templates by name.
 
     Returns:
         Templates by their own name.
@@ -295,7 +295,7 @@ def _read_cached(path: str) -> dict[str, PromptTemplate]:
 
 
 def installed_folder() -> str | None:
-    """The templates folder of the installed promptsource package, found without importing it."""
+    """Path of the templates in the installed promptsource package, found without importing it."""
     spec = importlib.util.find_spec("promptsource")
     for location in (spec.submodule_search_locations or ()) if spec else ():
         folder = os.path.join(location, "templates")
@@ -307,7 +307,7 @@ def installed_folder() -> str | None:
 def find_templates(
     dataset: str, config: str | None, folders: Sequence[storage.PathLike]
 ) -> dict[str, PromptTemplate]:
-    """The templates of a dataset, from the first folder that has some.
+    """Reads the templates of a dataset from the first folder that has some.
 
     Args:
         dataset: name of the dataset.
@@ -331,7 +331,7 @@ def find_templates(
 def find_template(
     dataset: str, config: str | None, name: str, folders: Sequence[storage.PathLike]
 ) -> PromptTemplate:
-    """One template by its own name; an unknown name is an InputError with the three nearest."""
+    """Returns one template by its own name; an unknown name is an InputError with the three nearest."""
     templates = find_templates(dataset, config, folders)
     if name not in templates:
         where = f"templates of {dataset}{'/' + config if config else ''}"
@@ -340,7 +340,7 @@ def find_template(
 
 
 def dataset_name(dataset: str, config: str | None) -> str:
-    """``<dataset>[_<config>]`` in lower case, every run of other characters as one ``_``.
+    """Name of a dataset in task names: ``<dataset>[_<config>]`` in lower case, other characters as ``_``.
 
     >>> dataset_name("super_glue", "wsc.fixed")
     'super_glue_wsc_fixed'
@@ -349,7 +349,7 @@ def dataset_name(dataset: str, config: str | None) -> str:
 
 
 def dataset_path(dataset: str, config: str | None) -> str:
-    """``<dataset>[/<config>]``, as the hub, the data folder and the results name it.
+    """Name of a dataset as the hub, the data folder and results write it: ``<dataset>[/<config>]``.
 
     >>> dataset_path("super_glue", "wsc.fixed"), dataset_path("imdb", None)
     ('super_glue/wsc.fixed', 'imdb')
@@ -358,7 +358,7 @@ def dataset_path(dataset: str, config: str | None) -> str:
 
 
 def task_name(dataset: str, config: str | None, template: str) -> str:
-    """``<dataset>[_<config>]__<template>``.
+    """Name of a task: ``<dataset>[_<config>]__<template>``.
 
     >>> task_name("super_glue", "rte", "MNLI crowdsource")
     'super_glue_rte__mnli_crowdsource'
@@ -371,7 +371,7 @@ def _plain(text: str) -> str:
 
 
 def check_collisions(dataset: str, config: str | None, templates: Iterable[str]) -> None:
-    """Raises InputError if two templates of a dataset get one task name."""
+    """Raises InputError if two templates of a dataset have the same task name."""
     owners: dict[str, str] = {}
     for template in templates:
         name = task_name(dataset, config, template)

@@ -1,9 +1,9 @@
-"""Which prompted tasks and mixtures there are, and how to add one's own.
+"""The registry of prompted tasks and mixtures, and functions that add one's own.
 
     from elm_jax.data import registry
     registry.add_prompted_task("my_data", None, "my prompt", kind="rank", role="train")
 
-Each name is imported when it is first asked for.
+Each name is imported on first use.
 """
 
 from elm_jax.runtime import lazy

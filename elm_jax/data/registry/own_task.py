@@ -1,4 +1,4 @@
-"""A task of one's own in a few lines: a file of rows, and a template or a function."""
+"""Registers a user's own task in a few lines: a file of rows, and a template or a function."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ def add_task(
     prompt: str | PromptFunction, *, choices: Sequence[str] | str | None = None, kind: str | None = None,
     role: str = "train", held_out: float = 0.1, splits: Sequence[str] = ("train", "validation"),
 ) -> str:
-    """Registers a task of one's own; reads nothing.
+    """Registers a user's own task; reads no rows.
 
     Args:
         dataset: a name for the rows.
@@ -60,7 +60,7 @@ def add_task(
 
 def _rows(rows: Any, held_out: float, splits: tuple[str, ...], where: str
           ) -> tuple[tuple[OwnFile, ...] | None, RowReader | None, tuple[str, ...]]:
-    """Files or a function, and the splits."""
+    """The files or the function that give the rows, and the names of the splits."""
     if callable(rows):
         return None, rows, splits
     if isinstance(rows, Mapping):

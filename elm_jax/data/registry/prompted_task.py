@@ -1,4 +1,4 @@
-"""One data set with one prompt template: its facts, its rows, and its rows as prompts."""
+"""Prompted tasks: one data set with one prompt template, its facts, its rows, and its rows as prompts."""
 
 import collections
 import dataclasses
@@ -29,7 +29,7 @@ NOT_A_CHOICE = "target is none of the choices"
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How the paper trains an expert of a task, as far as tasks differ.
+    """Training settings of the paper for one task.
 
     Attributes:
         max_examples: at most so many instances of the task.
@@ -48,7 +48,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class PromptedTask:
-    """One data set with one prompt template.
+    """One data set with one prompt template: facts about it, and functions that read and render its rows.
 
     Attributes:
         name: ``<dataset>[_<config>]__<template>``.
@@ -99,11 +99,11 @@ class PromptedTask:
 
     @property
     def row_source(self) -> tuple[str, str | None]:
-        """Data set and config whose rows the task reads."""
+        """Data set and config that the task's rows come from."""
         return self.source or (self.dataset, self.config)
 
     def load_template(self) -> PromptTemplate:
-        """The template: the one given, or found by its name.
+        """Returns the task's template: the given one, or the one found by its name.
 
         Raises:
             InputError: no folder has it.
@@ -119,7 +119,7 @@ class PromptedTask:
             self.dataset, self.config, self.template, [folder for folder in folders if folder])
 
     def template_version(self) -> str | None:
-        """Version of the template's text, None if nothing is pinned, ``unknown`` if it is no pinned text.
+        """Version of the template's text; None if none are pinned, ``unknown`` if the text is no pinned one.
 
         Raises:
             InputError: no folder has the template.
@@ -130,17 +130,17 @@ class PromptedTask:
 
     @property
     def evaluation_split(self) -> str:
-        """The split that the task is scored on: ``validation``, or the last of those that it has."""
+        """The split that the task is scored on: ``validation``, or its last one."""
         return "validation" if "validation" in self.splits else self.splits[-1]
 
     def check_split(self, split: str) -> None:
-        """Raises InputError if the task has no such split."""
+        """Raises InputError if the task has no split of this name."""
         if split not in self.splits:
             raise InputError(describe(f"Task {self.name} has no split {split!r}",
                                       expected=f"one of {', '.join(self.splits)}"))
 
     def read_rows(self, split: str) -> Sequence[Mapping[str, Any]]:
-        """All rows of a split, before rendering."""
+        """Reads all rows of a split, before rendering."""
         self.check_split(split)
         if self.rows is not None:
             rows = self.rows(split)
@@ -155,7 +155,7 @@ class PromptedTask:
                 for index, row in enumerate(rows)]
 
     def places(self, split: str) -> Places:
-        """From a row's index to where it stands: file and line, or a function's split and the number."""
+        """Returns a function from a row's index to its place: file and line, or split and number."""
         found = self._find(split)
         return (lambda index: f"{self.dataset_name} {split}, row {index + 1}") if found is None else (
             found.place_of)
@@ -171,7 +171,7 @@ class PromptedTask:
         return next(own for own in self.own_files if own.split == split)
 
     def has_rows(self, split: str) -> bool:
-        """Whether the data at hand have the split; a function of rows is taken to have it."""
+        """Whether the split's data exist; a function of rows counts as existing."""
         return self.rows is not None or self._find(split) is not None
 
     def num_rows(self, split: str) -> int:
@@ -182,7 +182,7 @@ class PromptedTask:
         return row_files.num_rows(*self.row_source, split)
 
     def why_unavailable(self) -> str | None:
-        """Why the task cannot be prepared with the data at hand; None if it can. Reads no rows."""
+        """Reason why the task cannot be prepared with the data that exist; None if it can. Reads no rows."""
         if self.rows is not None:
             return None
         if not any(self._find(split) for split in self.splits):
@@ -195,7 +195,7 @@ class PromptedTask:
         return None
 
     def source_digest(self, split: str) -> str:
-        """Hash of what the split is made of: its template, and the file of its rows (or the rows themselves).
+        """Hash of a split's sources: its template, and the file of its rows (or the rows themselves).
 
         Raises:
             InputError: no such split, no template, or no data.
@@ -214,9 +214,9 @@ class PromptedTask:
 
     def render_rows(self, split: str,
                     dropped: collections.Counter[str] | None = None) -> Iterator[tuple[int, Rendered]]:
-        """Renders a split, row by row, and leaves out what T0 leaves out.
+        """Renders a split row by row, and drops the rows that T0 drops.
 
-        A row is left out if its template skips it, if its input or target is empty, or, in a task of
+        A row is dropped if its template skips it, if its input or target is empty, or, in a task of
         kind ``rank``, if its target is none of its choices.
 
         Args:
@@ -245,7 +245,7 @@ class PromptedTask:
 
 
 def _lacks_fields(task: PromptedTask, found: row_files.FoundSplit) -> bool:
-    """Whether TFDS's version of the data set lacks what the template reads: it is no source then."""
+    """Whether TFDS's version of the data set lacks fields of the template, so that it cannot be used."""
     fields = found.fields() if task.adapt is None else None
     if fields is None:
         return False
@@ -257,7 +257,7 @@ def _lacks_fields(task: PromptedTask, found: row_files.FoundSplit) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _rows_digest(task: PromptedTask, split: str, files: tuple[str, ...]) -> bytes:
-    """Hash of the rows as the template gets them.
+    """Hash of the rows as the template receives them.
 
     The files' own hashes say when a remembered one is out of date; a function of rows is asked but once.
     """

@@ -1,7 +1,7 @@
-"""Which prompted tasks and mixtures there are: facts only, no TensorFlow, no reading of data.
+"""The registry of prompted tasks and mixtures: facts only, no TensorFlow, no data.
 
 The modules of ``elm_jax.tasks`` add tasks and mixtures here when they are imported. Templates and
-rows are read when somebody asks for them. `seqio_tasks` makes SeqIO tasks and prepared arrays of them.
+rows are read on first use. `seqio_tasks` makes SeqIO tasks and prepared arrays of them.
 """
 
 import collections
@@ -72,7 +72,7 @@ EVALUATION_ONLY = ("unseen", "unseen_extra", "bigbench", "bigbench_extra", "bbh"
 
 @dataclasses.dataclass(frozen=True)
 class PromptMixture:
-    """Several tasks to be trained on together.
+    """Several tasks that are trained on together.
 
     Attributes:
         name: of the mixture.
@@ -91,7 +91,7 @@ class PromptMixture:
     capped: bool = False
 
     def share_of(self, rows: int, prompts: int) -> float:
-        """How many of a data set's rows one of its `prompts` prompts in the mixture counts.
+        """Number of rows that one prompt of a data set contributes, if `prompts` prompts share the data set.
 
         All, but at most the prompt's share of the data set's cap. With T0's rates that share counts only for
         a data set of more rows than the cap; each prompt of a smaller one counts all of its rows. Source:
@@ -129,7 +129,7 @@ def add_prompted_task(
     ready: bool = False,
     own_files: Sequence[OwnRows] | None = None,
 ) -> str:
-    """Registers one data set with one template; reads nothing.
+    """Registers a task of one data set with one template; reads nothing.
 
     Args:
         dataset: name of the data set.
@@ -229,18 +229,18 @@ def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,
 
 
 def add_origin(dataset: str, config: str | None, text: str) -> None:
-    """Says in words where a data set's rows come from, if not from the hub under its own name."""
+    """Records, in words, where a data set's rows come from, if not from the hub under its own name."""
     _ORIGINS[dataset, config] = text
 
 
 def origin_of(dataset: str, config: str | None) -> str:
-    """Where a data set's rows come from, in words."""
+    """Describes in words where a data set's rows come from."""
     words = f"datasets.load_dataset({', '.join(map(repr, filter(None, (dataset, config))))})"
     return _ORIGINS.get((dataset, config), words)
 
 
 def capped_mixture(name: str, dataset_cap: int, *, t0_rates: bool = False) -> str:
-    """Registers a mixture's tasks once more, with another cap on each data set.
+    """Registers a mixture's tasks as a second mixture with another cap on each data set.
 
     Args:
         name: of the mixture.
@@ -268,7 +268,7 @@ def check_trainable(names: Sequence[str]) -> None:
 
 
 def evaluation_only(names: Sequence[str], roles: Collection[str]) -> InputError:
-    """The error for training on tasks that are there to be evaluated on."""
+    """The error for training on tasks that are for evaluation only."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return InputError(describe(
         "A task that is for evaluation only cannot be trained on", where=shown,
@@ -277,21 +277,21 @@ def evaluation_only(names: Sequence[str], roles: Collection[str]) -> InputError:
 
 
 def get_task(name: str) -> PromptedTask:
-    """A registered task; an unknown name is an InputError with the three nearest."""
+    """Returns a registered task; an unknown name is an InputError with the three nearest."""
     if name not in _TASKS:
         raise unknown_name("task", name, _TASKS)
     return _TASKS[name]
 
 
 def get_mixture(name: str) -> PromptMixture:
-    """A registered mixture; an unknown name is an InputError with the three nearest."""
+    """Returns a registered mixture; an unknown name is an InputError with the three nearest."""
     if name not in _MIXTURES:
         raise unknown_name("mixture", name, _MIXTURES)
     return _MIXTURES[name]
 
 
 def find_mixture(name: str) -> PromptMixture | None:
-    """A registered mixture, None if no mixture has the name."""
+    """Returns a registered mixture, or None if no mixture has the name."""
     return _MIXTURES.get(name)
 
 
@@ -300,7 +300,7 @@ def task_names(*, role: str | None = None, available_only: bool = False) -> list
 
     Args:
         role: only tasks of this role.
-        available_only: only tasks that the data at hand can serve.
+        available_only: only tasks whose data exist here.
     """
     names = (name for name, task in _TASKS.items() if role in (None, task.role))
     return sorted(_available(names) if available_only else names)
@@ -312,7 +312,7 @@ def mixture_names() -> list[str]:
 
 
 def mixture_tasks(name: str, prepared: Collection[str] = ()) -> list[str]:
-    """The tasks of a mixture that the data at hand can serve; the log names how many are left out.
+    """Names of a mixture's tasks whose data exist here; logs how many tasks have none.
 
     Args:
         name: of the mixture.
@@ -339,7 +339,7 @@ def _available(names: Sequence[str] | Iterator[str]) -> list[str]:
 
 
 def mixture_rates(name: str, split: str | None = None) -> dict[str, float]:
-    """How many examples each task of a mixture counts for, see `PromptMixture.share_of`.
+    """Number of examples that each task of a mixture counts for, see `PromptMixture.share_of`.
 
     Args:
         name: of the mixture.
@@ -352,13 +352,13 @@ def mixture_rates(name: str, split: str | None = None) -> dict[str, float]:
 
 
 def _counted_split(task: PromptedTask) -> str:
-    """``train`` if there are rows of it, else the first split that has some."""
+    """The split whose rows are counted: ``train`` if it has rows, else the first one that has some."""
     return next(split for split in sorted(task.splits, key=lambda split: split != "train")
                 if task.has_rows(split))
 
 
 def describe_task(name: str) -> dict[str, Any]:
-    """Facts of a task for a reader; reads its template, not its rows."""
+    """Facts of a task for display; reads its template, not its rows."""
     task = get_task(name)
     template = task.load_template()
     return {
@@ -375,7 +375,7 @@ def describe_task(name: str) -> dict[str, Any]:
 
 
 def import_module(name: str) -> types.ModuleType:
-    """Imports a module that the user names; one that is not installed may lie in the current folder.
+    """Imports a module that the user names; if it is not installed, from the current folder.
 
     The `elm` command does not have that folder on its path. It comes last, and only for such a name, so
     that no file there can hide a package.
@@ -391,7 +391,7 @@ def import_module(name: str) -> types.ModuleType:
 
 
 def import_tasks(module_names: Sequence[str]) -> None:
-    """Imports registries by name; a second import of one does nothing.
+    """Imports task registries by name; importing one a second time does nothing.
 
     Raises:
         InputError: there is no such module.

@@ -1,4 +1,4 @@
-"""Rows of a task: made into fields by somebody's function, rendered as prompts, told apart by a digest."""
+"""Rows of a task: adapted by a function, rendered as prompts, hashed."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ Places = Callable[[int], str]
 
 def adapted(row: Mapping[str, Any], index: int, adapt: RowAdapter, task: str, places: Places
             ) -> Mapping[str, Any]:
-    """The fields that a task's function makes of a source's row.
+    """Applies a task's own function to a row of the source; returns the template's fields.
 
     Args:
         row: of the source.
@@ -48,7 +48,7 @@ def adapted(row: Mapping[str, Any], index: int, adapt: RowAdapter, task: str, pl
 
 def rendered(rows: Sequence[Mapping[str, Any]], template: PromptTemplate, places: Places, *,
              truncate: bool, ready: bool) -> Iterator[Rendered | str]:
-    """Each row as a prompt, or the reason why it is left out.
+    """Renders each row as a prompt, or gives the reason why it is dropped.
 
     Args:
         rows: of a split.
@@ -70,7 +70,7 @@ def rendered(rows: Sequence[Mapping[str, Any]], template: PromptTemplate, places
 
 
 def describe_dropped(dropped: Mapping[str, int]) -> str:
-    """In words, how many rows were left out and why.
+    """Says in words how many rows were dropped and why.
 
     >>> describe_dropped({"target is empty": 2, "skipped by the template": 1})
     '3 dropped (2 target is empty, 1 skipped by the template)'
@@ -81,6 +81,6 @@ def describe_dropped(dropped: Mapping[str, int]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def file_digest(path: str, length: int, mtime: float) -> str:
-    """Hash of a file's bytes; length and time say when a remembered one is out of date."""
+    """Hash of a file's bytes; cached as long as the file's length and time stay the same."""
     del length, mtime
     return hashlib.sha256(storage.as_path(path).read_bytes()).hexdigest()

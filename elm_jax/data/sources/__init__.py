@@ -1,1 +1,1 @@
-"""Where rows come from: files, TFDS, cached P3."""
+"""Reads rows of data sets: files, TFDS, cached P3."""

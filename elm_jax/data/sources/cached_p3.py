@@ -1,4 +1,4 @@
-"""T0's cached P3: prompts that are rendered already, as SeqIO's cache holds them; read without TensorFlow.
+"""Reads T0's cached P3: rendered prompts in SeqIO's cache format, without TensorFlow.
 
 ```
 <folder>/<split>.tfrecord-00000-of-00004   records of tf.train.Example
@@ -50,15 +50,15 @@ class CachedSplit:
     transforms = False
 
     def exists(self) -> bool:
-        """Whether there are any files of the split."""
+        """Whether any file of the split exists."""
         return bool(_found(self.path, self.split)[0])
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows, see `read_rows`."""
+        """Reads all rows, see `read_rows`."""
         return read_rows(self.path, self.split, self.vocabulary and Vocabulary.load(self.vocabulary))
 
     def files(self) -> list[epath.Path]:
-        """The files that the rows are made of.
+        """Paths of the split's files.
 
         Raises:
             InputError: a file of the split is missing.
@@ -66,13 +66,13 @@ class CachedSplit:
         return _shards(self.path, self.split) + ([self.vocabulary] if self.vocabulary else [])
 
     def place_of(self, index: int) -> str:
-        """Where a row stands, for errors."""
+        """File and number of a row, for errors."""
         return f"{self.path}, split {self.split}, row {index + 1}"
 
 
 def read_rows(folder: storage.PathLike, split: str,
               vocabulary: Vocabulary | None = None) -> list[dict[str, Any]]:
-    """Prompts of a cached task's split: to train on in the files' order, to score by the rows' numbers.
+    """Reads the prompts of a cached split: in the files' order, or by row number if choices are scored.
 
     Args:
         folder: of the task.
@@ -98,7 +98,7 @@ def read_rows(folder: storage.PathLike, split: str,
 
 
 def _instance(examples: Sequence[dict[str, Any]], where: str) -> dict[str, Any]:
-    """One instance of its scored choices, in their order.
+    """Builds one instance from its scored choices, in their order.
 
     T0 marks each choice that is the row's target: two alike are both right, and a target that is none of the
     choices leaves none. The first right one is the target here, and none is no target.
@@ -148,7 +148,7 @@ def _text(example: dict[str, list[Any]], name: str, vocabulary: Vocabulary | Non
 
 
 def read_examples(folder: storage.PathLike, split: str) -> Iterator[tuple[dict[str, list[Any]], str]]:
-    """Features of every example of a split, and where it stands.
+    """Yields the features of every example of a split, and the example's place.
 
     Raises:
         InputError: no such split, a shard is missing, or a file is damaged.
@@ -176,7 +176,7 @@ def _shards(folder: epath.Path, split: str) -> list[epath.Path]:
 
 
 def _found(folder: epath.Path, split: str) -> tuple[list[epath.Path], int]:
-    """The files of a split that are there, in order, and how many there should be."""
+    """Paths of the existing files of a split, in order, and how many there should be."""
     pattern = re.compile(rf"{re.escape(split)}\.tfrecord-(\d+)-of-(\d+)")
     found = sorted((path.name, path) for path in folder.iterdir()
                    if pattern.fullmatch(path.name)) if folder.exists() else []
@@ -185,7 +185,7 @@ def _found(folder: epath.Path, split: str) -> tuple[list[epath.Path], int]:
 
 
 def _record(data: bytes, start: int, where: str) -> tuple[bytes, int]:
-    """One TFRecord (u64 length, its checksum, the bytes, theirs), and where the next one starts."""
+    """Reads one TFRecord (u64 length, checksum, bytes, checksum); returns it and where the next starts."""
     head = data[start:start + 12]
     length = int.from_bytes(head[:8], "little")
     end = start + 12 + length
@@ -212,7 +212,7 @@ _CRC_TABLE = _crc_table()
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """TFRecord's checksum: CRC-32C, turned and shifted."""
+    """TFRecord's checksum: CRC-32C, rotated and offset."""
     crc = (_fast_crc or _slow_crc)(data)
     masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
     return masked.to_bytes(4, "little")
@@ -226,7 +226,7 @@ def _slow_crc(data: bytes) -> int:
 
 
 def _example(record: bytes) -> dict[str, list[Any]]:
-    """``tf.train.Example``: features by name, each a list of bytes, floats or integers."""
+    """Parses ``tf.train.Example``: features by name, each a list of bytes, floats or integers."""
     features: dict[str, list[Any]] = {}
     for _, container in _fields(record):
         for _, entry in _fields(container):
@@ -248,7 +248,7 @@ def _values(feature: bytes) -> list[Any]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Numbers and values of a protocol buffer's fields."""
+    """Yields the numbers and values of a protocol buffer's fields."""
     position = 0
     while position < len(data):
         key, position = _varint(data, position)

@@ -1,4 +1,4 @@
-"""Rows of data sets: JSON lines in the layout of a data folder, else what TFDS has prepared (`tfds_rows`).
+"""Reads rows of data sets: JSON lines in a data folder, else what TFDS has prepared (`tfds_rows`).
 
 ```
 ELM_DATA_DIR/<dataset>[/<config>]/{train,validation}.jsonl[.gz]   one JSON object a line, UTF-8; test.jsonl
@@ -37,13 +37,13 @@ _SUFFIXES = (".jsonl.gz", ".jsonl")
 
 
 def data_dir() -> epath.Path | None:
-    """The data folder that the environment names, None if it names none."""
+    """Path of the data folder that ELM_DATA_DIR names; None if it is not set."""
     value = os.environ.get(DATA_DIR_VARIABLE)
     return storage.as_path(value) if value else None
 
 
 def find_file(dataset: str, config: str | None, split: str) -> epath.Path | None:
-    """The file of a split below the data folder, None if there is none."""
+    """Path of a split's file below the data folder; None if there is none."""
     folder = data_dir()
     if folder is None:
         return None
@@ -60,7 +60,7 @@ def find_file(dataset: str, config: str | None, split: str) -> epath.Path | None
 
 @dataclasses.dataclass(frozen=True)
 class FoundSplit:
-    """Where the rows of one split lie.
+    """A split's rows on disk: a file of JSON lines, or a prepared TFDS data set.
 
     Attributes:
         path: a file of JSON lines, or the folder of a prepared TFDS data set.
@@ -74,31 +74,31 @@ class FoundSplit:
 
     @property
     def transforms(self) -> bool:
-        """Whether a row is more than what the files hold."""
+        """Whether reading changes the rows, so that the files' hash does not describe them."""
         return self.tfds is not None and (self.tfds.adapt is not None or bool(self.tfds.fields))
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows, in the files' order."""
+        """Reads all rows, in the files' order."""
         if self.tfds is None:
             return list(read_lines(self.path))
         return tfds_rows.read_rows(self.path, self.tfds, self.split)
 
     def num_rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.read()) if self.tfds is None else tfds_rows.splits_of(self.path)[self.split]
 
     def fields(self) -> frozenset[str] | None:
-        """The rows' fields, as far as a TFDS data set says them; else None."""
+        """Names of the rows' fields if a TFDS data set records them; else None."""
         return None if self.tfds is None else tfds_rows.fields_of(self.path, self.tfds)
 
     def files(self) -> list[epath.Path]:
-        """The files that hold the rows."""
+        """Paths of the files that hold the rows."""
         if self.tfds is None:
             return [self.path]
         return sorted(path for path in self.path.iterdir() if f"-{self.split}." in path.name)
 
     def place_of(self, index: int) -> str:
-        """Where a row stands, for errors."""
+        """File and line of a row, for errors."""
         if self.tfds is None:
             return f"{self.path}, line {index + 1}"
         return f"{self.path}, split {self.split}, row {index + 1}"
@@ -106,7 +106,7 @@ class FoundSplit:
 
 @dataclasses.dataclass(frozen=True)
 class OwnFile:
-    """Rows of one split in a file of JSON lines that somebody named.
+    """A split in a file of JSON lines that the user named.
 
     Attributes:
         path: of the file.
@@ -121,15 +121,15 @@ class OwnFile:
 
     @property
     def transforms(self) -> bool:
-        """Whether a row is more, or less, than what the file holds."""
+        """Whether reading changes or selects the rows."""
         return self.held_out is not None
 
     def exists(self) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return self.path.exists()
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows of the split, in the file's order."""
+        """Reads all rows of the split, in the file's order."""
         rows = list(read_lines(self.path))
         return rows if self.held_out is None else [rows[number] for number in self._numbers(len(rows))]
 
@@ -145,17 +145,17 @@ class OwnFile:
         return self._numbers(sum(1 for _ in read_lines(self.path)))
 
     def files(self) -> list[epath.Path]:
-        """The file."""
+        """Path of the file, in a list."""
         return [self.path]
 
     def place_of(self, index: int) -> str:
-        """Where a row stands, for errors."""
+        """File and line of a row, for errors."""
         line = index if self.held_out is None else self._lines[index]
         return f"{self.path}, line {line + 1}"
 
 
 def find_split(dataset: str, config: str | None, split: str) -> FoundSplit | None:
-    """Where a split's rows lie: JSON lines below the data folder, else in TFDS's; None if there are none."""
+    """Finds a split's rows: JSON lines below the data folder, else a TFDS data set, else None."""
     path = find_file(dataset, config, split)
     if path is None and split == "validation":  # as of TFDS's: many sets of the hub have only a test split
         path = find_file(dataset, config, "test")
@@ -174,7 +174,7 @@ def _tell_once(message: str) -> None:
 
 
 def read_rows(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
-    """All rows of a split, in the file's order.
+    """Reads all rows of a split, in the file's order.
 
     Raises:
         InputError: no data folder, no such file, or a line that is not a whole JSON object.
@@ -192,7 +192,7 @@ def read_rows(dataset: str, config: str | None, split: str) -> list[dict[str, An
 
 
 def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON-lines file (gzip by its suffix ``.gz``).
+    """Reads the objects of a JSON-lines file (gzip by its suffix ``.gz``).
 
     Raises:
         InputError: with file and line: the file is missing or empty, its gzip stream breaks off, or
@@ -247,7 +247,7 @@ def _no_number(name: str) -> None:
 
 
 def read_index() -> dict[tuple[str, str | None], dict[str, Any]]:
-    """Facts of each data set below the data folder, by name and config; empty without an index.
+    """Reads the facts of each data set below the data folder, by name and config; empty without an index.
 
     Raises:
         InputError: the index is not a JSON list of objects with ``name`` and ``config``.
@@ -266,7 +266,7 @@ def read_index() -> dict[tuple[str, str | None], dict[str, Any]]:
 
 
 def num_rows(dataset: str, config: str | None, split: str) -> int:
-    """Number of rows of a split: from the index, or by reading the file."""
+    """Number of rows of a split, from the index or by reading the file."""
     entry = read_index().get((dataset, config))
     if entry is not None and split in entry.get("splits", {}):
         return int(entry["splits"][split])
@@ -277,7 +277,7 @@ def num_rows(dataset: str, config: str | None, split: str) -> int:
 def read_passages(
     dataset: str, config: str | None, fields: Sequence[str], split: str = "train"
 ) -> Iterator[str]:
-    """Raw passages of a training data set, each once, in the file's order.
+    """Reads the raw passages of a training data set, each once, in the file's order.
 
     Args:
         dataset: name of the data set.

@@ -1,11 +1,11 @@
-"""Rows of data sets that TensorFlow Datasets has prepared, with the fields of the Hugging Face version.
+"""Reads data sets that TensorFlow Datasets has prepared, with the fields of the Hugging Face version.
 
 ```
 ELM_TFDS_DIR/<name>[/<config>]/<version>/   as tfds.builder(name).download_and_prepare() leaves it
 ```
 
-A ``huggingface:`` data set lies there under its own name in TFDS's spelling (``/`` as ``__``). Whether a data
-set is there is seen without TensorFlow; reading it imports TFDS. Nothing is downloaded here.
+A ``huggingface:`` data set is stored there under its own name in TFDS's spelling (``/`` as ``__``). Finding a
+data set needs no TensorFlow; reading it imports TFDS. Nothing is downloaded.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TfdsName:
-    """A data set's name in TFDS, and how its rows differ from the Hugging Face version's.
+    """A data set's name in TFDS, and how its rows differ from those of the Hugging Face version.
 
     Attributes:
         name: as ``glue/mrpc``, or ``huggingface:glue/mrpc``.
@@ -52,24 +52,24 @@ _names: dict[tuple[str, str | None], tuple[TfdsName, ...]] = {}
 
 
 def add_name(dataset: str, config: str | None, *names: TfdsName) -> None:
-    """Says under which names TFDS has a data set, if not under its own or Hugging Face's."""
+    """Registers the TFDS names of a data set, if they differ from its own and Hugging Face's."""
     _names[dataset, config] = names
 
 
 def candidates(dataset: str, config: str | None) -> list[TfdsName]:
-    """Names under which TFDS may have a data set, in the order in which they are tried."""
+    """Names that a data set may have in TFDS, in the order in which they are tried."""
     own = dataset_path(dataset, config)
     return [*_names.get((dataset, config), ()), TfdsName(own), TfdsName(f"huggingface:{own}")]
 
 
 def tfds_dir() -> epath.Path | None:
-    """The folder of prepared TFDS data sets that the environment names, None if it names none."""
+    """Path of the prepared TFDS data sets that ELM_TFDS_DIR names; None if it is not set."""
     value = os.environ.get(TFDS_DIR_VARIABLE)
     return storage.as_path(value) if value else None
 
 
 def find(dataset: str, config: str | None) -> tuple[epath.Path, TfdsName] | None:
-    """The newest version's folder of a data set, and its name in TFDS; None if there is none."""
+    """Finds the newest version's folder of a data set, and its name in TFDS; None if there is none."""
     folder = tfds_dir()
     if folder is None:
         return None
@@ -101,7 +101,7 @@ def _versions(folder: epath.Path) -> list[epath.Path]:
 
 
 def splits_of(folder: epath.Path) -> dict[str, int]:
-    """Rows of each split of a prepared data set, read without TensorFlow.
+    """Number of rows of each split of a prepared data set, read without TensorFlow.
 
     Raises:
         InputError: its head is damaged.
@@ -115,7 +115,7 @@ def splits_of(folder: epath.Path) -> dict[str, int]:
 
 
 def split_name(folder: epath.Path, name: TfdsName, split: str) -> str | None:
-    """The TFDS split that serves ours: of its name; ``test`` for a missing ``validation``; None for none."""
+    """The TFDS split that serves a split: the same name; ``test`` for a missing ``validation``; else None."""
     splits = splits_of(folder)
     split = name.splits.get(split, split)
     if split in splits:
@@ -128,12 +128,12 @@ def split_name(folder: epath.Path, name: TfdsName, split: str) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def _log_test_split(folder: str) -> None:
-    """Once for each data set."""
+    """Logs once for each data set that its test split serves as validation."""
     logger.info("%s has no split validation: its split test stands for it", folder)
 
 
 def fields_of(folder: epath.Path, name: TfdsName) -> frozenset[str] | None:
-    """Fields of the rows with Hugging Face's names, read without TensorFlow; None if no file says them.
+    """Field names of the rows in Hugging Face's spelling, read without TensorFlow; None if not recorded.
 
     Raises:
         InputError: the file that says them is damaged.
@@ -180,7 +180,7 @@ def _read(folder: str, split: str) -> list[dict[str, Any]]:
 
 
 def read_rows(folder: epath.Path, name: TfdsName, split: str) -> list[dict[str, Any]]:
-    """All rows of a split, in the files' order, as plain Python values with Hugging Face's fields.
+    """Reads all rows of a split, in the files' order, as plain Python values with Hugging Face's fields.
 
     Raises:
         InputError: TFDS is not installed, or the files are damaged.
@@ -191,7 +191,7 @@ def read_rows(folder: epath.Path, name: TfdsName, split: str) -> list[dict[str, 
 
 
 def _plain(value: Any) -> Any:
-    """Numpy's values as Python's: bytes as text, arrays as lists, numbers as numbers."""
+    """Converts numpy values to Python's: bytes to text, arrays to lists, numbers to numbers."""
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, bytes):
