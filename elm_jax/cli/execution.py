@@ -74,7 +74,7 @@ def _end(status: int, text: str) -> int:
 
 
 def _without_orphaned_writes(unraisable: Any) -> None:
-    """Silences exceptions that Python cannot raise, if they follow from a write that failed before.
+    """Prints exceptions that Python cannot raise, except those that follow from an earlier failed write.
 
     On a full disk Orbax raises the first failure and closes its event loop while TensorStore still has
     other leaves in hand; each of those would print a traceback before the one clear error.

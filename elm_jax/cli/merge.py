@@ -19,7 +19,7 @@ from elm_jax.workflows.merge.merge_plan import MergeOptions
 
 
 def merge(arguments: argparse.Namespace) -> None:
-    """Runs `elm merge` on folders (from flags or a config file), or on a library's best experts for a task."""
+    """Runs `elm merge` on folders (from flags or a config file), or on a library's experts for a task."""
     if arguments.search:
         _search(arguments)
         return

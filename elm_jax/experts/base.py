@@ -1,4 +1,4 @@
-"""The base: a full parameter tree with its network config and its vocabulary, from a folder of any kind."""
+"""Bases: a full parameter tree with its network config and vocabulary, read from a folder of any kind."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ from elm_jax.vocabularies.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A frozen model that overlays are put on.
+    """A frozen base model: parameters, network config and vocabulary, onto which overlays are put.
 
     Attributes:
         name: what its user calls it: its folder's name, that of a T5X run above ``checkpoint_<step>``,
@@ -47,7 +47,7 @@ class Base:
     path: str | None = None
 
     def reference(self) -> dict[str, str]:
-        """What an expert's card says of its base; the path only helps to find it, the fingerprint counts."""
+        """The entry that an expert's card keeps of its base: name, fingerprint, and the path as a hint."""
         where = {} if self.path is None else {"path": self.path}
         return {"name": self.name, "fingerprint": self.fingerprint, **where}
 
@@ -65,7 +65,8 @@ def save_base(
         vocabulary_path: file of a vocabulary to copy, of any kind (`Vocabulary.load`), or None.
         training: what it was trained on; kept in ``base.json``.
 
-    Of several processes all call it; parameters that lie on them are written shard by shard.
+    With several processes, every process calls this; parameters that are split over them are written shard by
+    shard.
     """
     folder = storage.begin(folder)
     hosts.barrier()
@@ -78,16 +79,16 @@ def save_base(
 
 def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None,
               rules: Rules = sharding.DEFAULT_RULES) -> Base:
-    """Reads a base from a folder of any kind that this program reads, or from the hub.
+    """Reads a base from a folder of any supported kind, or from the hub.
 
     Args:
         folder: of this program's own kind, of Hugging Face's or of T5X's; or a hub name, as
             ``google/t5-v1_1-small``.
-        mesh: puts the parameters onto it as they are read: each process reads only what its own devices
-            hold (of chunked files, the chunks in which that lies). A folder's recorded fingerprint is
-            believed where there are several processes, for none reads all of it; where none is recorded, the
-            first process reads all leaves once, one at a time, and tells the others.
-        rules: what of the parameters lies on which axis of the mesh.
+        mesh: puts the parameters onto it as they are read: each process reads only the shards of its own
+            devices (of chunked files, the chunks that contain them). With several processes no one reads all
+            of it, so the recorded fingerprint is not checked; if none is recorded, the first process reads
+            all leaves once, one at a time, and sends the fingerprint to the others.
+        rules: sharding rules, from logical axes of the parameters to axes of the mesh.
 
     Returns:
         The base in float32, whatever lies on disk: numpy arrays, or jax arrays on the mesh.
@@ -101,12 +102,12 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None,
 
 
 def load_vocabulary(folder: storage.PathLike) -> tuple[Vocabulary | None, str | None]:
-    """A base's vocabulary and a file that holds it, without its parameters."""
+    """Reads a base's vocabulary, and the path of a file that holds it, without the parameters."""
     return _vocabulary(detect.open_model(folder))
 
 
 def base_of(model: Model, mesh: Mesh | None = None, rules: Rules = sharding.DEFAULT_RULES) -> Base:
-    """The base that an opened model is (see `load_base`)."""
+    """Reads the base of an opened model (see `load_base`)."""
     tree_checks.check_base(model.config, model.where)
     recorded = model.facts.get(elm_folders.FACTS, {}).get("fingerprint")
     if mesh is None:
@@ -126,7 +127,7 @@ def base_of(model: Model, mesh: Mesh | None = None, rules: Rules = sharding.DEFA
 
 
 def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
-    """The vocabulary and its file: the folder's own, or a passing one where it came in another form."""
+    """The vocabulary and its file: the folder's own, or a temporary one if it is stored in another form."""
     if model.vocabulary is None:
         return None, None
     vocabulary = Vocabulary.from_bytes(model.vocabulary, model.where)
@@ -138,7 +139,7 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
 
 
 def read_onto(mesh: Mesh, model: Model, rules: Rules = sharding.DEFAULT_RULES) -> FlatParams:
-    """All leaves in float32 on a mesh; each process reads what its own devices hold, and that once."""
+    """Reads all leaves onto a mesh in float32; each process reads the shards of its own devices."""
     network = families.network_of(model.config)
     shardings = trees.flatten(
         sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh, rules))
@@ -164,7 +165,7 @@ def _leaf_onto(tensors: Tensors, path: str, where: jax.sharding.Sharding) -> jax
 
 
 def _around(parts: Sequence[Sequence[range]]) -> list[range] | None:
-    """The box around parts of a leaf, if the parts fill it; else None."""
+    """The bounding box of parts of a leaf, if the parts fill it; else None."""
     box = [range(min(span.start for span in spans), max(span.stop for span in spans))
            for spans in zip(*parts, strict=True)]
     filled = sum(math.prod(map(len, part)) for part in set(map(tuple, parts)))
@@ -172,13 +173,13 @@ def _around(parts: Sequence[Sequence[range]]) -> list[range] | None:
 
 
 def _inside(index: Index, spans: Sequence[range]) -> Index:
-    """A part of a leaf, counted from the start of a box in it."""
+    """A part of a leaf, relative to the start of a box that contains it."""
     return tuple(slice((part.start or 0) - span.start, (span.stop if part.stop is None else part.stop)
                        - span.start) for part, span in zip(index, spans, strict=True))
 
 
 def _told_fingerprint(model: Model) -> str:
-    """The fingerprint, computed by the first process alone."""
+    """The fingerprint, computed by the first process and sent to the others."""
     if jax.process_count() == 1:
         return streaming.fingerprint(model.tensors)
     digest = np.zeros(32, np.uint8)

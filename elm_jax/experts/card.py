@@ -1,4 +1,4 @@
-"""The card of an expert: what it is, where it comes from, which base it fits."""
+"""Expert cards: what an expert is, how it was made, and which base it fits."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
 @dataclasses.dataclass(frozen=True)
 class ExpertCard:
-    """What an expert is.
+    """The facts that are stored with an expert.
 
     Attributes:
         id: name of the expert, unique in a library.
@@ -24,8 +24,8 @@ class ExpertCard:
             dataset), ``multitask`` (all leaves, all training tasks) or ``merged``.
         form: ``adapter`` if the overlay is adapters (and norms), ``full`` if it is every leaf. Only
             overlays of one form can be merged.
-        base: ``{'name', 'fingerprint'}`` of the base that the overlay belongs on, and perhaps the ``path``
-            where it lay.
+        base: ``{'name', 'fingerprint'}`` of the base that the overlay fits, and perhaps the ``path`` from
+            which it was read.
         network: the network's config as a plain dictionary, adapters included.
         tasks: names of the tasks that it was trained on.
         templates: the templates' own names, one a task, as promptsource spells them.
@@ -86,7 +86,7 @@ class ExpertCard:
                                    got=repr(getattr(self, name))[:200], expected=expected))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, as stored in ``expert.json``."""
+        """Returns the JSON form that ``expert.json`` stores."""
         fields = dataclasses.asdict(self)
         for name in _LISTS:
             fields[name] = list(fields[name])

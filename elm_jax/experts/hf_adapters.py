@@ -1,9 +1,9 @@
-"""Prompt experts in Hugging Face folders: the model with the expert's norms, and its adapters beside it.
+"""Prompt experts in Hugging Face folders: the model with the expert's norms, and a file of its adapters.
 
-Hugging Face's T5 has no adapters, so they stand in a file of their own, ``adapters.safetensors``, under
-names in its manner (`hf_names.hf_name`), and ``adapters.json`` says what they are. (``adapter_config.json``
-would make transformers ask the package peft for them, which does not know their kind, and fail.) A program
-without adapters reads the folder as a T5 with other norms; this one reads the expert back as it was.
+Hugging Face's T5 has no adapters, so they are in a separate file, ``adapters.safetensors``, under names of
+the same style (`hf_names.hf_name`), and ``adapters.json`` describes them. (A file ``adapter_config.json``
+would make transformers load them with the package peft, which does not know this kind, and fail.) A program
+without adapters reads the folder as a T5 with other norms; this program reads the expert back unchanged.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _FORMAT = "elm_jax.adapters"
 
 
 class OverlaidTensors:
-    """`Tensors` of a base under an expert's own leaves, which replace the base's or are added."""
+    """`Tensors` of a base with an expert's overlay: its leaves replace the base's or are added."""
 
     def __init__(self, base: Tensors, overlay: FlatParams) -> None:
         self._base, self._own = base, streaming.ArrayTensors(trees.unflatten(overlay))
@@ -43,17 +43,17 @@ class OverlaidTensors:
         self.origins = {**base.origins, **self._own.origins}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """The leaf or a part of it, from the expert where it has it."""
+        """Reads a leaf or a part of it, from the expert if it has the leaf, else from the base."""
         return (self._own if path in self._own.specs else self._base).read(path, index)
 
 
 def is_with_adapters(folder: epath.Path) -> bool:
-    """Whether a Hugging Face folder carries an expert's adapters."""
+    """Whether a Hugging Face folder contains an expert's adapters."""
     return (folder / CONFIG_FILE).exists()
 
 
 def with_overlay(model: Model, expert: Expert, *, adapters: bool) -> Model:
-    """A model with an expert's norms, and with its adapters or without them."""
+    """Returns a model with an expert's norms, and with or without its adapters."""
     overlay = trees.flatten(expert.overlay)
     config = families.config_of(expert.card.network)
     if not adapters:
@@ -64,7 +64,7 @@ def with_overlay(model: Model, expert: Expert, *, adapters: bool) -> Model:
 
 def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,
                     max_shard_bytes: float = t5_models.DEFAULT_SHARD_BYTES) -> dict[str, Origin]:
-    """Writes a prompt expert as a Hugging Face folder with adapters beside the model.
+    """Writes a prompt expert as a Hugging Face folder of a model, with the adapters in a separate file.
 
     Args:
         folder: does not exist, or is empty.
@@ -108,7 +108,7 @@ def _description(expert: Expert, overlay: FlatParams) -> dict[str, Any]:
 
 
 def read_hf_expert(folder: storage.PathLike) -> Expert:
-    """The prompt expert of a folder that `write_hf_expert` wrote: equal to the one that went in.
+    """Reads the prompt expert of a folder that `write_hf_expert` wrote; equals the one that was written.
 
     Raises:
         InputError: a file is damaged; names or shapes do not fit the network (all are named).
@@ -141,7 +141,7 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
 
 def read_named(stored: Mapping[str, streaming.Stored], names: Mapping[str, tuple[str, bool]],
                config: NetworkConfig, where: Any) -> FlatParams:
-    """Leaves of a network, in float32, by the names that they have among stored tensors.
+    """Reads a network's leaves in float32 from stored tensors, by the names that they have there.
 
     Args:
         stored: the tensors.

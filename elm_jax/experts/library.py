@@ -1,8 +1,8 @@
-"""The expert library: experts, embedded training instances of each (the keys), and one text format.
+"""Expert libraries: experts, embedded training instances of each (the keys), and one text format.
 
 On disk: ``library.json`` names the newest ``keys/<revision>/`` and every expert under ``experts/<id>/``.
-A change writes what is new beside what stands, then ``library.json``, then removes what nothing names,
-so that an interrupted change leaves the library as it was.
+A change writes new files beside the old ones, then ``library.json``, then removes files that are no longer
+referenced, so an interrupted change leaves the library as it was.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class LibraryEntry:
-    """One expert of a library: its card and how many keys it has."""
+    """One expert of a library: its card and its number of keys."""
 
     card: ExpertCard
     num_keys: int
 
 
 class ExpertLibrary:
-    """Reads like a mapping from an expert's id to its entry; `load` reads the expert itself."""
+    """A library of experts: a mapping from an expert's id to its entry; `load` reads the expert itself."""
 
     def __init__(self, path: storage.PathLike, facts: dict[str, Any], encoder: TextEncoder,
                  index: KeyIndex, instances: list[dict[str, Any]]) -> None:
@@ -71,7 +71,7 @@ class ExpertLibrary:
     @classmethod
     def create(cls, path: storage.PathLike, encoder: TextEncoder, text_format: str,
                instances_per_expert: int) -> "ExpertLibrary":
-        """Starts an empty library in memory; it is on disk from the first `add` on."""
+        """Creates an empty library in memory; the first `add` writes it to disk."""
         path = storage.as_path(path)
         if (path / "library.json").exists():
             raise InputError(describe("There is a library here already", where=path,
@@ -83,7 +83,7 @@ class ExpertLibrary:
 
     @property
     def text_format(self) -> str:
-        """Format of keys and queries, one of `routing.text.FORMATS`."""
+        """Format of the texts of keys and queries, one of `routing.text.FORMATS`."""
         return self.facts["text_format"]
 
     def __len__(self) -> int:
@@ -101,16 +101,16 @@ class ExpertLibrary:
         return self.entries[expert_id]
 
     def load(self, expert_id: str) -> Expert:
-        """Reads an expert, checked against its fingerprint."""
+        """Reads an expert and checks it against its fingerprint."""
         self[expert_id]
         return load_expert(self.path / "experts" / expert_id)
 
     def add(self, experts: Mapping[str, Sequence[RoutingInstance]]) -> None:
-        """Adds experts with the instances that become their keys.
+        """Adds experts, with the training instances that become their keys.
 
         Args:
-            experts: from an expert's folder to its training instances, at most
-                `instances_per_expert` of which the caller has drawn.
+            experts: from an expert's folder to its training instances, of which the caller has drawn at most
+                `instances_per_expert`.
 
         Raises:
             InputError: an expert is there already, or belongs to another base than the others.
@@ -142,7 +142,7 @@ class ExpertLibrary:
         self._write(index, rows, entries)
 
     def verify(self) -> list[str]:
-        """Reads every expert and key back. Returns the faults found, in words; none means whole."""
+        """Reads every expert and key back; returns the faults in words, none for an intact library."""
         faults = []
         for expert_id, entry in self.entries.items():
             try:

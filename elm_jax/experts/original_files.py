@@ -1,9 +1,9 @@
-"""Prompt experts of the method's first implementation (joeljang/ELM): a file for each trained tensor.
+"""Reads prompt experts of the method's first implementation (joeljang/ELM): one file for each tensor.
 
-Its training writes ``<run>/adapter_params/<name>.pt`` by torch.save, a parameter a file. The name is that of
-the parameter in its T5: adapters as ``encoder.block.0.layer.1.adapter_controller.adapters.<task>.
-down_sampler.weight``, norms as in Hugging Face's T5. Its adapters compute what this program's do: with its
-published configs, gelu in tanh form, no layer norms of their own, a residual around.
+Its training writes ``<run>/adapter_params/<name>.pt`` with torch.save, one parameter a file, named as in its
+T5: adapters as ``encoder.block.0.layer.1.adapter_controller.adapters.<task>. down_sampler.weight``, norms as
+in Hugging Face's T5. Its adapters compute what this program's do: with its published configs, gelu in tanh
+form, no layer norms of their own, a residual around.
 """
 
 import re
@@ -33,31 +33,31 @@ _ADAPTER = re.compile(r"((?:encoder|decoder)\.block\.\d+\.layer\.\d+)\.adapter_c
 
 
 class LoadedTensor:
-    """A tensor in memory (see `streaming.Stored`)."""
+    """A tensor in memory, used as a stored one (see `streaming.Stored`)."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
         self.shape, self.dtype = tuple(array.shape), array.dtype.name
 
     def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
-        """Copies rows, or parts of them."""
+        """Copies rows, or parts of rows."""
         part = self._array[start:start + len(rows)]
         rows[...] = part if rows.shape == part.shape else part[:, column:column + rows.shape[1]]
 
 
 def is_original(folder: epath.Path) -> bool:
-    """Whether a folder is a run of the first implementation, or its folder of adapter tensors."""
+    """Whether a folder is a run of the first implementation, or the folder of its adapter tensors."""
     inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     return any("adapter_controller" in path.name for path in inside.glob("*.pt"))
 
 
 def read_original(folder: storage.PathLike, config: NetworkConfig, base: Mapping[str, str],
                   expert_id: str | None = None) -> tuple[Expert, dict[str, Origin]]:
-    """Reads such a folder as a prompt expert; also says where each of its leaves comes from.
+    """Reads an expert of the first implementation; also returns the origin of each leaf.
 
     Args:
         folder: the run, or its ``adapter_params``.
-        config: of the base that the expert was trained on; the folder does not say.
+        config: network config of the base that the expert was trained on; the folder does not record it.
         base: that base's ``{'name', 'fingerprint'}``, for the card.
         expert_id: name of the expert; None for the task's.
 
@@ -103,7 +103,7 @@ def _bottleneck(loaded: Mapping[str, np.ndarray]) -> int:
 
 
 def _original_name(path: str, task: str) -> tuple[str, bool]:
-    """``encoder.block.0.layer.1.adapter.down.weight`` in its words."""
+    """The first implementation's name of a parameter with a name in Hugging Face's style."""
     name, transposed = hf_name(path)
     place, rest = name.split(".adapter.")
     part, kind = rest.split(".")

@@ -1,4 +1,4 @@
-"""Overlays: the leaves that an expert replaces or adds, and how they go onto a base."""
+"""Experts and overlays: the leaves that an expert replaces or adds, and how they are put onto a base."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from elm_jax.types import Array, Params
 
 @dataclasses.dataclass(frozen=True)
 class Expert:
-    """A card and an overlay: nested dictionary holding only the expert's own leaves."""
+    """An expert: its card and its overlay, a nested dictionary of only the expert's own leaves."""
 
     card: ExpertCard
     overlay: Params
@@ -32,7 +32,7 @@ class Expert:
 
 def trained_leaves(role_of: Callable[[str], str], form: str, train_norms: bool = True
                    ) -> Callable[[str], bool]:
-    """Says of each leaf's path whether an expert trains, saves and merges it.
+    """Returns a predicate on leaf paths: whether an expert trains, saves and merges the leaf.
 
     Args:
         role_of: of the network: what each of its leaves is for.
@@ -50,7 +50,7 @@ def trained_leaves(role_of: Callable[[str], str], form: str, train_norms: bool =
 def initial_overlay(
     base: Base, form: str, *, adapter: AdapterKind | None, train_norms: bool, seed: int
 ) -> tuple[NetworkConfig, Params, Params]:
-    """What training of one expert starts from.
+    """Makes the network config, the initial overlay and the frozen leaves for training one expert.
 
     Returns:
         (network config, overlay, frozen): the overlay holds new adapters and the base's own values
@@ -66,7 +66,7 @@ def initial_overlay(
 
 
 def _fresh_adapters(network: Network, seed: int) -> Params:
-    """Adapters and gates alone: compiled as one program, the network's other leaves are never made."""
+    """Initialises adapters and gates alone, as one program that never makes the network's other leaves."""
     return _adapters_from(network, jax.random.key(seed))
 
 
@@ -76,7 +76,7 @@ def _adapters_from(network: Network, rng: Array) -> Params:
 
 
 def resolve(base: Base, expert: Expert | None) -> tuple[Network, Params]:
-    """The network and the full parameter tree of an expert on its base (None: the base itself).
+    """Returns the network and the full parameter tree of an expert on its base (None: the base itself).
 
     Raises:
         InputError: the expert belongs to another base, or a leaf does not fit.
@@ -96,7 +96,7 @@ def resolve(base: Base, expert: Expert | None) -> tuple[Network, Params]:
 
 
 def check_base(base: Base, card: ExpertCard, where: object) -> None:
-    """Raises InputError if the expert of this card belongs to another base."""
+    """Raises InputError if the card's expert belongs to another base."""
     if card.base["fingerprint"] != base.fingerprint:
         raise InputError(describe(
             "The expert belongs to another base", where=where,
@@ -106,9 +106,10 @@ def check_base(base: Base, card: ExpertCard, where: object) -> None:
 
 
 def save_expert(folder: storage.PathLike, expert: Expert) -> None:
-    """Writes ``expert.json`` and ``weights/`` (the overlay only); the commit marker last.
+    """Writes an expert's folder: ``expert.json`` and ``weights/`` (the overlay only), then the commit marker.
 
-    Of several processes all call it; an overlay that lies on them is written shard by shard.
+    With several processes, every process calls this; an overlay that is split over them is written shard by
+    shard.
     """
     folder = storage.begin(folder)
     hosts.barrier()
@@ -117,7 +118,7 @@ def save_expert(folder: storage.PathLike, expert: Expert) -> None:
 
 
 def write_expert(folder: storage.PathLike, expert: Expert) -> None:
-    """As `save_expert`, into an empty folder that is there, as `storage.staged` gives one."""
+    """Writes an expert as `save_expert` does, into an existing empty folder (see `staging.staged`)."""
     folder = storage.as_path(folder)
     tree_files.save_tree(folder / elm_folders.WEIGHTS, expert.overlay)
     _write_card(folder, expert.card, trees.fingerprint(expert.overlay))
@@ -127,13 +128,13 @@ def write_expert(folder: storage.PathLike, expert: Expert) -> None:
 def save_leaves_as_expert(
     folder: storage.PathLike, card: ExpertCard, tensors: Tensors, check: Callable[[], None] = lambda: None,
 ) -> None:
-    """As `write_expert`, for an overlay that need not fit into memory: a few leaves at a time.
+    """Writes an expert whose overlay need not fit into memory: a few leaves at a time.
 
     Args:
-        folder: is there, and empty.
+        folder: exists and is empty.
         card: of the expert.
         tensors: every leaf of the overlay, in float32.
-        check: called when all of them were read, before the folder is whole.
+        check: called after all leaves were read, before the folder is committed.
     """
     folder = storage.as_path(folder)
     fingerprint = elm_folders.save_leaves(folder / elm_folders.WEIGHTS, tensors)
@@ -148,14 +149,14 @@ def _write_card(folder: storage.PathLike, card: ExpertCard, fingerprint: str) ->
 
 
 def load_expert(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Expert:
-    """Reads an expert's folder; the overlay's contents are checked against their fingerprint.
+    """Reads an expert's folder and checks the overlay against its fingerprint.
 
     A run folder that holds a finished ``expert/`` may be given instead.
 
     Args:
         folder: of the expert.
-        mesh: puts the overlay onto it, each process the shards of its own devices (all call); where there
-            are several, the fingerprint is believed, for none reads all of it.
+        mesh: puts the overlay onto it; every process calls this and reads the shards of its own devices. With
+            several processes no one reads all of it, so the fingerprint is not checked.
 
     Raises:
         InputError: the folder is not whole, the card is not valid, or the weights have changed.
@@ -172,7 +173,7 @@ def load_expert(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Expert
 
 
 def read_card(folder: storage.PathLike) -> tuple[epath.Path, ExpertCard, str | None]:
-    """The expert's own folder, its card, and its overlay's fingerprint, without the weights.
+    """Reads an expert's card and its overlay's fingerprint, without the weights; also finds its folder.
 
     Raises:
         InputError: the folder is not whole, or the card is not valid.
@@ -189,7 +190,7 @@ def read_card(folder: storage.PathLike) -> tuple[epath.Path, ExpertCard, str | N
 
 
 def _on_mesh(weights: epath.Path, card: ExpertCard, mesh: Mesh) -> Params:
-    """The overlay's leaves as they lie on disk, each with its place on the mesh."""
+    """Abstract leaves of a stored overlay, each with its sharding on the mesh."""
     axes = trees.flatten(families.network_of(families.config_of(card.network)).logical_axes())
     leaves = trees.flatten(tree_files.tree_metadata(weights))
     unknown = sorted(leaves.keys() - axes.keys())
@@ -202,7 +203,7 @@ def _on_mesh(weights: epath.Path, card: ExpertCard, mesh: Mesh) -> Params:
 
 
 def copy_expert(source: storage.PathLike, target: storage.PathLike) -> Expert:
-    """Copies an expert's folder, verified on the way; the commit marker comes last."""
+    """Copies an expert's folder and verifies it meanwhile; the commit marker comes last."""
     expert = load_expert(source)
     save_expert(target, expert)
     return dataclasses.replace(expert, path=str(target))

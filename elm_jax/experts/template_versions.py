@@ -1,4 +1,4 @@
-"""Which text of its templates an expert was trained with, and whether that is the text of today."""
+"""Compares the templates that an expert was trained with to the templates of today."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def of_arrays(splits: Sequence[PreparedSplit]) -> dict[str, tuple[str, ...]]:
-    """The card's fields for prepared arrays; no digests if any are of a time when none were kept."""
+    """The card's template fields for prepared arrays; no digests if any array has none."""
     digests = [split.info.get("template_digest") for split in splits]
     if None in digests:
         return {}
@@ -23,7 +23,7 @@ def of_arrays(splits: Sequence[PreparedSplit]) -> dict[str, tuple[str, ...]]:
 
 
 def of_tasks(tasks: Sequence[PromptedTask]) -> dict[str, tuple[str, ...]]:
-    """The card's fields for registered tasks; none if a template is not at hand."""
+    """The card's template fields for registered tasks; none if a template is missing."""
     try:
         return {"template_digests": tuple(task.load_template().digest for task in tasks),
                 "template_versions": tuple(task.template_version() or "" for task in tasks)}
@@ -32,9 +32,9 @@ def of_tasks(tasks: Sequence[PromptedTask]) -> dict[str, tuple[str, ...]]:
 
 
 def changed(card: ExpertCard) -> list[str]:
-    """What has changed since the expert was trained, a sentence a template; reads templates, no rows.
+    """Lists the templates that changed since the expert was trained, one sentence each; reads no rows.
 
-    A task that is not registered, or whose template is not at hand, is passed over.
+    A task that is not registered, or whose template is missing, is skipped.
     """
     messages = []
     for name, then in zip(card.tasks, card.template_digests, strict=False):
@@ -49,7 +49,7 @@ def changed(card: ExpertCard) -> list[str]:
 
 
 def changed_in_arrays(card: ExpertCard, split: PreparedSplit) -> list[str]:
-    """The same of prepared arrays, which need no registry: made with another text than the expert's."""
+    """Lists the prepared arrays that were made with another template text than the expert's."""
     digest = split.info.get("template_digest")
     texts = dict(zip(card.tasks, card.template_digests, strict=False))
     then = texts.get(split.name)

@@ -1,4 +1,4 @@
-"""What a conversion starts from: a whole model, or an expert together with the model that it stands on."""
+"""Sources of a conversion: a whole model, or an expert together with its base."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ CARD_FILE = "expert.json"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model, or a prompt expert and the model under it.
+    """A source of weights: a model, or a prompt expert and its base.
 
     Attributes:
         where: the folder that was named.
@@ -42,7 +42,7 @@ class Source:
     card: ExpertCard | None = None
 
     def leaves(self) -> dict[str, tuple[TensorSpec, Origin]]:
-        """Shape, dtype and place of every leaf of the model, or of the model under its expert."""
+        """Shape, dtype and origin of every leaf of the model (with an expert: of its base)."""
         tensors = self.model.tensors
         leaves = {path: (spec, tensors.origins[path]) for path, spec in tensors.specs.items()}
         if self.expert is not None:
@@ -51,7 +51,7 @@ class Source:
         return dict(sorted(leaves.items()))
 
     def named(self, expert_id: str) -> "Source":
-        """The same expert under another id."""
+        """The same source with the expert under another id."""
         if self.expert is not None:
             card = dataclasses.replace(self.expert.card, id=expert_id)
             return dataclasses.replace(self, expert=dataclasses.replace(self.expert, card=card))
@@ -59,7 +59,7 @@ class Source:
         return dataclasses.replace(self, model=of_card(self.model, card), card=card)
 
     def facts(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """The facts that a report keeps of the source."""
         card = self.card if self.expert is None else self.expert.card
         named = {} if card is None else {"expert": card.id}
         return {"path": self.where, **named}
@@ -67,7 +67,7 @@ class Source:
 
 def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | None = None,
                 vocabulary: storage.PathLike | None = None, scanned: bool | None = None) -> Source:
-    """Opens what a folder of a kind holds.
+    """Opens a folder of a given kind as a source of weights.
 
     Args:
         kind: of the folder, a key of `detect.KINDS`.
@@ -93,7 +93,7 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
 
 
 def expert_folder(folder: epath.Path) -> epath.Path | None:
-    """The folder of an expert's card: this one, or the ``expert`` of a finished run; None for neither."""
+    """Folder of an expert's card: this one, or the ``expert`` of a finished run; None if it has neither."""
     for place in (folder, folder / "expert"):
         if (place / CARD_FILE).exists():
             return place
@@ -118,7 +118,7 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
 
 
 def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
-    """A prompt expert with its base, or a full expert as a model of its own."""
+    """Opens a prompt expert with its base, or a full expert as a model."""
     storage.require_committed(folder, "expert")
     values = storage.read_json(folder / CARD_FILE, kind="expert's card", schema_version=SCHEMA_VERSION)
     written = values.pop("overlay_fingerprint", None)
@@ -141,13 +141,13 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
 
 
 def of_card(model: Model, card: ExpertCard) -> Model:
-    """The model, saying that it is the full expert of this card."""
+    """The model, marked as the full expert of this card."""
     return dataclasses.replace(
         model, facts={**model.facts, elm_folders.FACTS: {"training": {"expert": card.to_dict()}}})
 
 
 def needed_base(where: storage.PathLike, base: storage.PathLike | None, recorded: str | None) -> Model:
-    """The base of an expert: the one that is given, else the one that the card names.
+    """Path of an expert's base: the given one, else the one that the card names.
 
     Raises:
         InputError: there is none, or what is there holds an expert's adapters.
@@ -165,12 +165,12 @@ def needed_base(where: storage.PathLike, base: storage.PathLike | None, recorded
 
 
 def reference(base: Model) -> dict[str, str]:
-    """What an expert's card says of its base (see `base.Base.reference`)."""
+    """The entry that an expert's card keeps of its base (see `base.Base.reference`)."""
     return {"name": base.name, "fingerprint": fingerprint_of(base), "path": base.address}
 
 
 def fingerprint_of(model: Model) -> str:
-    """The fingerprint that a folder records, else that of its leaves, one in memory at a time."""
+    """The fingerprint that a folder records, else the one computed from its leaves, one at a time."""
     return model.facts.get(elm_folders.FACTS, {}).get("fingerprint") or streaming.fingerprint(model.tensors)
 
 

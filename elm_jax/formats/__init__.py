@@ -1,1 +1,1 @@
-"""Models on disk in every form: readers give a `model.Model`, writers take one, tensor by tensor."""
+"""Model formats on disk: each has a reader that gives a `model.Model`, and a writer that takes one."""

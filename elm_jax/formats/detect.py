@@ -1,4 +1,4 @@
-"""Which kind of model a folder holds."""
+"""Detects which kind of model a folder holds, and opens it."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
 
 
 def open_model(name: storage.PathLike) -> Model:
-    """Opens the model in a folder of any kind that this program reads, or on the Hugging Face hub.
+    """Opens the model in a folder of any supported kind, or on the Hugging Face hub.
 
     Args:
         name: a folder, local or in a bucket; or a hub name, ``google/t5-v1_1-small``, which

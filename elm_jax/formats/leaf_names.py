@@ -1,4 +1,4 @@
-"""What a model is called: by the name that its user knows it by, wherever its files lie."""
+"""Names of models: the name that the user knows a model by, wherever its files are."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ _NOT_IN_AN_ID = re.compile(r"[^\w.+-]+", re.ASCII)
 
 
 def name_of(where: storage.PathLike) -> str:
-    """The hub's name of a folder in its cache, the run of a ``checkpoint_<step>``, else its own."""
+    """Name of a model: its hub name if it is in the hub's cache, its run's for ``checkpoint_<step>``, else its own."""
     hub = hub_name(where)
     if hub is not None:
         return hub
@@ -34,11 +34,11 @@ def hub_name(where: storage.PathLike) -> str | None:
 
 
 def address_of(where: storage.PathLike) -> str:
-    """What finds the model again: its folder, or the hub's name, for the cache is this machine's alone."""
+    """Address that finds the model again: its folder, or its hub name if it is in the hub's cache."""
     hub = hub_name(where)
     return str(where) if hub is None else HUB + hub
 
 
 def as_id(name: str) -> str:
-    """A name as an expert's id: letters, digits and ``_ . + -``, the first no sign."""
+    """Turns a name into an expert's id: letters, digits and ``_ . + -``, the first one a letter or digit."""
     return _NOT_IN_AN_ID.sub("_", name).lstrip(".+-")[:200] or "expert"

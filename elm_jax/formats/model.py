@@ -1,8 +1,8 @@
-"""What every format reads into and is written from: a model whose tensors come one at a time.
+"""The common form of all model formats: a model whose tensors are read one at a time.
 
 Each format (hf, t5x, elm) has a reader that gives a `Model` and a writer that takes one, so that n
-formats need 2n pieces, not n². Tensors carry this program's leaf names and shapes; a reader turns its
-own names, transpositions and stacked layers into them when a tensor is asked for, and never earlier.
+formats need 2n pieces, not n². Tensors have this program's leaf names and shapes; a reader converts its
+format's names, transpositions and stacked layers when a tensor is read.
 """
 
 import dataclasses
@@ -24,20 +24,20 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of a tensor, as it lies on disk; the dtype has numpy's or ml_dtypes' name."""
+    """Shape and dtype of a stored tensor; the dtype is a name of numpy or ml_dtypes."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
+        """Size of the whole tensor in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a leaf lies in a foreign checkpoint.
+    """Where a leaf is stored in a checkpoint of another format.
 
     Attributes:
         name: the tensor's name there.
@@ -62,13 +62,13 @@ class Tensors(Protocol):
     origins: Mapping[str, Origin]
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """A whole leaf, or a part of it (of the leaf, not of what lies on disk), in its own dtype."""
+        """Reads a leaf, or a part of it (in the leaf's own dimensions), in its stored dtype."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A full model, its tensors not yet read.
+    """A full model whose tensors are read on request.
 
     Attributes:
         kind: format that it was read from: ``hf``, ``t5x`` or ``elm``.
@@ -97,10 +97,10 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What its user calls it (see `leaf_names.name_of`)."""
+        """The model's name for users (see `leaf_names.name_of`)."""
         return leaf_names.name_of(self.where)
 
     @property
     def address(self) -> str:
-        """What finds it again (see `leaf_names.address_of`)."""
+        """The address that finds the model again (see `leaf_names.address_of`)."""
         return leaf_names.address_of(self.where)

@@ -1,4 +1,4 @@
-"""The folders that models are named by, and models that are named by their place on the hub."""
+"""Finds the folder of a model that is named by a path or by its name on the hub."""
 
 import re
 
@@ -15,7 +15,7 @@ _HUB_WEIGHTS = ("pytorch_model*.bin",)
 
 
 def locate(name: storage.PathLike) -> epath.Path:
-    """The folder that a name stands for; a hub name is fetched."""
+    """Returns the folder of a model; fetches it if the name is a hub name."""
     if is_on_hub(name):
         return _fetch(str(name).removeprefix(leaf_names.HUB))
     folder = storage.as_path(name)
@@ -30,12 +30,12 @@ def locate(name: storage.PathLike) -> epath.Path:
 
 
 def is_on_hub(name: storage.PathLike) -> bool:
-    """Whether this is surely the hub's name of a model, and no folder's."""
+    """Whether the name is certainly a model's name on the hub, and not a folder's."""
     return str(name).startswith(leaf_names.HUB)
 
 
 def _fetch(name: str) -> epath.Path:
-    """Fetches a model from the hub into its cache, or finds it there."""
+    """Returns a hub model's folder in the hub's cache; downloads the model if it is not there."""
     try:
         import huggingface_hub
         import huggingface_hub.constants  # which the package does not load by itself

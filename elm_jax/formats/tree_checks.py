@@ -1,4 +1,4 @@
-"""Checks that every reader makes before anything is written."""
+"""Checks that every reader makes on a model's leaves and vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def check_dtypes(where: Any, dtypes: Mapping[str, str]) -> None:
 
 
 def check_base(config: NetworkConfig, where: Any) -> None:
-    """Raises InputError if a model cannot be a base, because it holds an expert's adapters already."""
+    """Raises InputError if a model cannot be a base because it contains an expert's adapters."""
     if config.adapter is not None:
         raise InputError(describe(
             "This is no base: it holds the adapters of a prompt expert", where=where,
@@ -45,7 +45,7 @@ def check_base(config: NetworkConfig, where: Any) -> None:
 
 def check_vocabulary(contents: bytes | None, config: NetworkConfig, where: Any, added: Sequence[str] = ()
                      ) -> None:
-    """Raises InputError if a vocabulary cannot be that of a network: other special ids, another size.
+    """Raises InputError if a vocabulary does not fit a network: other special ids, or too many tokens.
 
     T5's 32,100 ids on 32,128 rows are the normal case: the rest is padding.
 

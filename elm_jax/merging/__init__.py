@@ -1,1 +1,1 @@
-"""Merging: arithmetic on overlays of one shape."""
+"""Merging: arithmetic on the overlays of several experts, or on whole models, of one shape."""

@@ -1,10 +1,9 @@
-"""Merging leaf by leaf and slice by slice: the memory that it takes depends on the slice alone.
+"""Merges leaf by leaf and slice by slice, so that memory depends on the size of a slice only.
 
-A leaf is merged in whole rows, which are those of its last dimension (see `as_rows`). What a method must
-know of the whole leaf (where the largest changes end, norms, inner products) is found first, by reading the
-leaf once in slices; a leaf of which all experts' values fit into `CACHE_BYTES` together is then still there,
-a larger one is read again. The slices go through one compiled program for each size, of which there are few
-(see `_padded`).
+A leaf is merged in whole rows, those of its last dimension (see `as_rows`). A first pass over the leaf finds
+what a method needs of the whole leaf (cuts of the largest changes, norms, inner products); a second pass
+merges. The leaf stays in memory in between if the values of all experts fit into `CACHE_BYTES`, else it is
+read again. Slices have few sizes (see `_padded`), and each size has one compiled program.
 """
 
 import functools
@@ -47,7 +46,7 @@ _PROGRAM_BYTES = {None: 0, "magnitude": 1_000_000, "random": 7_000_000}
 
 
 class LeafSource(Protocol):
-    """Leaves of one expert, or of the base. Rows are those of a leaf's last dimension, see `as_rows`.
+    """Leaves of one expert or of the base, read by rows (see `as_rows`).
 
     Attributes:
         specs: by leaf, anything with a ``shape`` and a ``dtype`` (its name).
@@ -56,12 +55,12 @@ class LeafSource(Protocol):
     specs: Mapping[str, Any]
 
     def fill(self, path: str, start: int, out: np.ndarray) -> None:
-        """Reads a leaf's elements, row by row from row `start` on, into a flat array of whole rows."""
+        """Reads rows of a leaf, from row `start` on, into a flat array [n] of a whole number of rows."""
         ...
 
 
 def as_rows(shape: Sequence[int]) -> tuple[int, int]:
-    """How many rows a leaf has, and their width: all dimensions but the last are one.
+    """(number of rows, width) of a leaf: all dimensions but the last are flattened into one.
 
     A vector has a row for each element, so that it can be cut anywhere.
 
@@ -72,26 +71,26 @@ def as_rows(shape: Sequence[int]) -> tuple[int, int]:
 
 
 class LeafMerge:
-    """The merging of one leaf. `rows` may be called by several threads."""
+    """Merges one leaf in slices; several threads may call `rows`."""
 
     def __init__(self, path: str, recipe: LeafRecipe, experts: Sequence[LeafSource], base: LeafSource | None,
                  names: Sequence[str], dtype: str | None = None,
                  marks: Sequence[str] | None = None) -> None:
-        """Reads nothing.
+        """Checks the settings; reads no leaf.
 
         Args:
             path: of the leaf.
             recipe: how it is merged.
             experts: that have it, of one shape.
-            base: None, or one that has not the leaf, counts as zero.
+            base: None, or a base without this leaf, counts as zero.
             names: of the experts, for errors.
             dtype: of the result; None for the first expert's.
-            marks: what tells the experts apart wherever they lie, as fingerprints do: random masks depend on
-                them; None takes the names.
+            marks: identities of the experts that do not depend on their folders, such as fingerprints: random
+                masks depend on them; None takes the names.
 
         Raises:
             InputError: weights or parameters that the method does not take; a leaf of 2^32 elements or more,
-                for a method that tells elements apart by their places.
+                for a method that uses element indices.
         """
         self.path, self._names, self._marks = path, tuple(names), tuple(marks or names)
         self._row = method_table.get_method(recipe.method)
@@ -121,17 +120,17 @@ class LeafMerge:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Method, weights and all parameters, as they count for this leaf; JSON-ready."""
+        """Method, weights and all parameters that apply to this leaf; JSON-ready."""
         return method_table.to_json(self._row, self._weights, self._settings)
 
     @property
     def size(self) -> int:
-        """Elements of the leaf."""
+        """Number of elements of the leaf."""
         return self.num_rows * self.width
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that are read from all sources, at most."""
+        """Upper bound of the bytes that are read from all sources."""
         once = sum(self.size * dtype.itemsize for dtype in self._dtypes)
         if not self._looks_first or self._fits:
             return once
@@ -140,7 +139,7 @@ class LeafMerge:
 
     @property
     def _looks_first(self) -> bool:
-        """Whether the whole leaf must be looked at before any of it can be merged."""
+        """Whether the method needs a pass over the whole leaf before it can merge a slice."""
         return (self._row.spherical or self._row.sparsify == "magnitude"
                 or self._settings.get("rescale") == "l1")
 
@@ -150,7 +149,7 @@ class LeafMerge:
 
     @property
     def memory(self) -> tuple[int, int]:
-        """Bytes that `look` keeps, and that each worker needs beside them for a slice, about."""
+        """Approximate bytes that `look` keeps, and that each worker needs beside them for a slice."""
         kept = sum(self.size * dtype.itemsize for dtype in self._dtypes)
         kept = kept if self._looks_first and self._fits else 0
         kept += _PROGRAM_BYTES[self._row.sparsify] * len(self._names)
@@ -165,7 +164,7 @@ class LeafMerge:
         return kept, each
 
     def slices(self) -> list[tuple[int, int]]:
-        """Rows (from, to) of each slice: even ones, so that no small rest asks for a program of its own."""
+        """Rows (from, to) of each slice, of about equal size so that few programs are compiled."""
         if not self.size:
             return []
         rows = max(1, self._most // self.width)
@@ -174,14 +173,14 @@ class LeafMerge:
 
     @property
     def _most(self) -> int:
-        """Elements of a slice, at most, unless a row has more."""
+        """Largest number of elements of a slice, unless a row has more."""
         return max(1, min(SLICE_BYTES // sum(dtype.itemsize for dtype in self._dtypes), MOST_ELEMENTS))
 
     def _padded(self, count: int) -> int:
         return _padded(count, self._most)
 
     def look(self, workers: Executor) -> None:
-        """Finds what must be known of the whole leaf; once, before `rows`."""
+        """Computes what the method needs of the whole leaf; call it once, before `rows`."""
         if self._looks_first and self._fits:
             whole = _whole(workers, self.size, self._dtypes)
             list(workers.map(self._read_source, range(len(whole)), itertools.repeat(0), whole))
@@ -189,11 +188,11 @@ class LeafMerge:
         self._numbers = self._find_numbers(workers)
 
     def forget(self) -> None:
-        """Lets go of what `look` read; the memory waits for the next leaf, as long as the workers live."""
+        """Releases the leaf that `look` read; its buffer is reused for the next leaf of these workers."""
         self._read = self._read_source
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Merged rows, flat, in the result's dtype.
+        """Merges rows `start` to `stop`; returns them flat, [n], in the result's dtype.
 
         Raises:
             InputError: a value that is not finite; names the leaf and the expert.
@@ -259,9 +258,9 @@ class LeafMerge:
         return max(1, _BLOCK // max(1, self.width))
 
     def _deltas(self, block: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Each expert's task vector in a block, float32: (number, place of its first element, values).
+        """Yields each expert's task vector f32[n] in a block: (expert, index of its first element, values).
 
-        The values are there until the next ones are asked for.
+        The values are valid until the next ones are taken.
         """
         (start, count), base = self._span(block), len(self._sources) - 1
         with_base = self._row.needs_base and not self._zero_base
@@ -275,7 +274,7 @@ class LeafMerge:
             yield number, start * self.width, values
 
     def _block(self, number: int, start: int, count: int) -> np.ndarray:
-        """One source's values, until the next block is read: of many experts only one is in memory."""
+        """Reads one source's values [count] of a block; they are valid until the next block is read."""
         part = _scratch(0, count, self._dtypes[number])
         self._read(number, start, part)
         return part
@@ -285,12 +284,12 @@ class LeafMerge:
         return -(-self.num_rows // self._block_rows) if self.size else 0
 
     def _span(self, block: int) -> tuple[int, int]:
-        """The first row of a block, and how many elements it has."""
+        """The first row of a block, and its number of elements."""
         start = block * self._block_rows
         return start, (min(start + self._block_rows, self.num_rows) - start) * self.width
 
     def _norm_factors(self, numbers: Numbers, workers: Executor) -> np.ndarray:
-        """f32[E]: what gives each thinned task vector its L1 norm back."""
+        """Factors f32[E] that restore the L1 norms of the sparsified task vectors."""
         def norms(block: int) -> list[tuple[float, float]]:
             found = []
             for number, start, delta in self._deltas(block):
@@ -305,7 +304,7 @@ class LeafMerge:
         return np.where(np.asarray(self._settings["density"]) >= 1, np.float32(1), factors)
 
     def _arc(self, workers: Executor) -> np.ndarray:
-        """The two experts' factors on the arc between them."""
+        """Factors f32[2] of the two experts for spherical interpolation."""
         sums = np.sum([np.zeros(3), *workers.map(self._products, range(self._num_blocks))], axis=0)
         first, second = (math.sqrt(square) for square in sums[:2])
         with np.errstate(invalid="ignore"):  # `rows` tells of what is not finite
@@ -314,7 +313,7 @@ class LeafMerge:
         return compose.arc_weights(np.clip(cosine, -1.0, 1.0), share, np).astype(np.float32)
 
     def _products(self, block: int) -> np.ndarray:
-        """f64[3]: of a block, the sum of the first expert's squares, of the second's, of the products."""
+        """Sums f64[3] over a block: first expert's squares, second expert's squares, products."""
         start, count = self._span(block)
         raw = [_scratch(number, count, dtype) for number, dtype in enumerate(self._dtypes)]
         for number, part in enumerate(raw):
@@ -329,9 +328,9 @@ class LeafMerge:
 
 
 def _sums_of_products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """f64[3]: sums of a a, b b and a b: of `_TERMS` products each in float32, and of these in float64.
+    """Sums f64[3] of a*a, b*b and a*b for arrays [n]; float32 within `_TERMS` products, float64 above.
 
-    In pieces that the processor's cache holds, which takes half the time.
+    Works in pieces that fit into the processor's cache, which takes half the time.
     """
     sums: list[list[np.ndarray]] = [[], [], []]
     for start in range(0, len(first), _PIECE):
@@ -349,7 +348,7 @@ _kept: weakref.WeakKeyDictionary[Executor, np.ndarray] = weakref.WeakKeyDictiona
 
 
 def _whole(workers: Executor, size: int, dtypes: Sequence[np.dtype]) -> list[np.ndarray]:
-    """Memory for a leaf of each source, that of the last one: new memory takes time to be cleared."""
+    """Buffers for one leaf of each source; reuses the last leaf's, since new memory takes time to clear."""
     sizes = [size * dtype.itemsize for dtype in dtypes]
     starts = list(itertools.accumulate((-(-nbytes // 64) * 64 for nbytes in sizes), initial=0))
     if workers not in _kept or len(_kept[workers]) < starts[-1]:
@@ -360,7 +359,7 @@ def _whole(workers: Executor, size: int, dtypes: Sequence[np.dtype]) -> list[np.
 
 
 def _scratch(name: int | str, size: int, dtype: np.dtype) -> np.ndarray:
-    """Memory of this thread for one source's values (by its number), or else; what it held before is gone."""
+    """A buffer of this thread, by name or source number; overwrites what it held before."""
     kept = _threads.__dict__.setdefault("scratch", {})
     nbytes = size * dtype.itemsize
     if name not in kept or len(kept[name]) < nbytes:
@@ -372,7 +371,7 @@ class CopiedLeaf:
     """A leaf that is no parameter, such as a table of positions: equal in all experts, and copied."""
 
     def __init__(self, path: str, sources: Sequence[LeafSource], names: Sequence[str]) -> None:
-        """Reads nothing."""
+        """Stores the arguments; reads nothing."""
         self.path, self._sources, self._names = path, sources, names
         self.shape = tuple(sources[0].specs[path].shape)
         self.dtype = np.dtype(sources[0].specs[path].dtype)
@@ -380,7 +379,7 @@ class CopiedLeaf:
 
     @property
     def size(self) -> int:
-        """Elements of the leaf."""
+        """Number of elements of the leaf."""
         return self.num_rows * self.width
 
     @property
@@ -390,7 +389,7 @@ class CopiedLeaf:
 
     @property
     def memory(self) -> tuple[int, int]:
-        """As `LeafMerge.memory`."""
+        """Bytes as `LeafMerge.memory` gives them."""
         return 0, SLICE_BYTES
 
     def slices(self) -> list[tuple[int, int]]:
@@ -400,13 +399,13 @@ class CopiedLeaf:
                 for start in range(0, self.num_rows, rows)] if self.size else []
 
     def look(self, workers: Executor) -> None:
-        """Nothing has to be known of the whole leaf."""
+        """Does nothing: copying needs no pass over the whole leaf."""
 
     def forget(self) -> None:
-        """Nothing was kept."""
+        """Does nothing: no data is kept."""
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """The rows, flat.
+        """Returns rows `start` to `stop`, flat, [n].
 
         Raises:
             InputError: they differ between two experts.
@@ -425,9 +424,9 @@ class CopiedLeaf:
 @functools.partial(jax.jit, static_argnames="steps")
 def _merge_slice(steps: Steps, experts: list[Array], base: Array | None,
                  numbers: Numbers) -> tuple[Array, Array]:
-    """The merged slice, and whether all values are finite.
+    """Merges a slice f[n] of E experts; returns it, and bool[], whether all values are finite.
 
-    A sum shows what is not finite in its terms; where some are left out, each input is looked at.
+    A sum is not finite if one of its terms is not; if a method drops elements, each input is checked as well.
     """
     merged = compose.combine(steps, experts, base, numbers)
     looked_at = [merged]
@@ -437,7 +436,7 @@ def _merge_slice(steps: Steps, experts: list[Array], base: Array | None,
 
 
 def _mask(method: str, delta: np.ndarray, numbers: Numbers, number: int, start: np.uint32) -> np.ndarray:
-    """bool[N]: which elements of one expert's task vector, f32[N], are kept."""
+    """Mask bool[n] of the elements of one expert's task vector f32[n] that are kept."""
     own = slice(number, number + 1)
     keys, density = (None if each is None else each[own] for each in (numbers.keys, numbers.density))
     numbers = Numbers(numbers.weights[own], cuts=numbers.cuts[own], keys=keys, density=density, start=start)
@@ -448,12 +447,12 @@ def _mask(method: str, delta: np.ndarray, numbers: Numbers, number: int, start: 
 
 @functools.partial(jax.jit, static_argnames="method")
 def _mask_padded(method: str, delta: Array, numbers: Numbers) -> Array:
-    """Of the only expert that the numbers are of, so that one program does for all."""
+    """Mask bool[n] of a padded task vector f32[n]; `numbers` describe this expert alone, as expert 0."""
     return compose.mask(method_table.get_method(method), delta, numbers, 0)
 
 
 def _padded(count: int, most: int) -> int:
-    """Elements that a slice is filled up to, so that few programs are compiled; none beyond the most."""
+    """Padded size of a slice, one of few sizes so that few programs are compiled."""
     size = _LEAST
     while size < min(count, most):
         size *= _STEP
@@ -465,11 +464,11 @@ def _copy_rows(whole: Sequence[np.ndarray], width: int, number: int, start: int,
 
 
 def widen(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Values in float32; of bfloat16 by its bits, which is several times as fast as a cast.
+    """Converts values [n] to f32[n]; bfloat16 by its bits, several times as fast as a cast.
 
     Args:
-        values: flat.
-        out: f32 of as many, where they are put; None for new memory.
+        values: [n], of any floating-point type.
+        out: f32[n], the result's memory; None for new memory.
     """
     out = np.empty(values.shape, np.float32) if out is None else out
     if values.dtype == ml_dtypes.bfloat16:

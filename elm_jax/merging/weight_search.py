@@ -1,8 +1,8 @@
-"""Search for the weights of a merge: by gradient, or by a population that is scored in one program.
+"""Searches the weights of a merge: by gradient, or by evolution of a population scored in one program.
 
-Nothing here knows what is merged. An objective is a hashable callable ``(weights f[E], data) -> f32[]``,
-which is to be made small; it is a static argument of jit, its data are not. The search moves a point in
-R^E, and a space says which weights a point means; the origin means equal weights everywhere.
+An objective to minimise is a hashable callable ``(weights f[E], data) -> f32[]``; it is a static argument of
+jit, its data are not. The search moves a point in R^E, and a space maps points f[E] to weights f[E]; the
+origin always maps to equal weights.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ SPREADS = {"simplex": 1.0, "plane": 0.3, "free": 0.3}
 
 
 def get_space(name: str) -> Callable[[Array], Array]:
-    """A space by name; an unknown one is an InputError with the nearest names."""
+    """Returns the map from points f[E] to weights f[E] of a space; an unknown name is an InputError."""
     if name not in SPACES:
         raise unknown_name("space of weights", name, SPACES)
     return SPACES[name]
@@ -54,10 +54,10 @@ def get_space(name: str) -> Callable[[Array], Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The result of a weight search.
 
     Attributes:
-        weights: the best that were scored; those of the start are among them.
+        weights: the best weights that were scored, the start's equal weights included.
         objective: of these weights.
         start: the objective of equal weights.
         history: the objective a step; of a population, the smallest of each generation.
@@ -73,13 +73,13 @@ class Found:
 
 @functools.partial(jax.jit, static_argnames=("objective", "at_once"))
 def score_population(objective: Objective, population: Array, data: Any, at_once: int | None = None) -> Array:
-    """The objective of P weight vectors in one program.
+    """Computes the objective f32[P] of P weight vectors f32[P, E] in one program.
 
     Args:
         objective: static.
         population: f32[P, E].
         data: what the objective needs.
-        at_once: so many of them side by side, the next ones after them; None for all. Static.
+        at_once: number of vectors that are scored in parallel, the others in turn; None for all. Static.
 
     Returns:
         f32[P].
@@ -90,7 +90,7 @@ def score_population(objective: Objective, population: Array, data: Any, at_once
 
 def by_gradient(objective: Objective, data: Any, count: int, *, space: str, steps: int, learning_rate: float,
                 report: Callable[[int, float], None] | None = None) -> Found:
-    """Adam down the objective's gradient, from equal weights.
+    """Searches weights with Adam on the objective's gradient, from equal weights.
 
     Args:
         objective: differentiable in the weights.
@@ -102,7 +102,7 @@ def by_gradient(objective: Objective, data: Any, count: int, *, space: str, step
         report: is told the step and its objective.
 
     Returns:
-        The best weights on the way, not the last ones.
+        The best weights of all steps, not the last ones.
 
     Raises:
         RunError: an objective or a gradient that is not finite.
@@ -133,7 +133,7 @@ def by_gradient(objective: Objective, data: Any, count: int, *, space: str, step
 @functools.partial(jax.jit, static_argnames=("objective", "space"))
 def _gradient_step(objective: Objective, space: Callable[[Array], Array], point: Array, state: optax.OptState,
                    rate: Array, data: Any) -> tuple[Array, Array, Array, optax.OptState]:
-    """The point's weights and objective, the next point, and Adam's next state."""
+    """One Adam step: the point's weights f[E] and objective f32[], the next point f[E], Adam's next state."""
     value, gradient = jax.value_and_grad(lambda point: objective(space(point), data))(point)
     direction, state = ADAM.update(gradient, state)
     return space(point), value, point - rate * direction, state
@@ -141,7 +141,7 @@ def _gradient_step(objective: Objective, space: Callable[[Array], Array], point:
 
 @dataclasses.dataclass(frozen=True)
 class Evolution:
-    """How a population is drawn and scored.
+    """Settings of a search by evolution.
 
     Attributes:
         steps: generations.
@@ -165,7 +165,7 @@ class Cloud(NamedTuple):
 
 def by_evolution(objective: Objective, data: Any, count: int, *, space: str, how: Evolution,
                  report: Callable[[int, float], None] | None = None) -> Found:
-    """The cross-entropy method, a (mu, lambda) evolution strategy: no gradient is taken.
+    """Searches weights by the cross-entropy method, a (mu, lambda) evolution strategy without gradients.
 
     Each generation is drawn from a normal distribution with a spread of its own for every coordinate, the
     distribution's mean itself being one of the drawn; the best quarter gives the next mean and, smoothed,

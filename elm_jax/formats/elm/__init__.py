@@ -1,1 +1,1 @@
-"""This program's own folders of models."""
+"""This program's own model folders."""

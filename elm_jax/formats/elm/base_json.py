@@ -1,4 +1,4 @@
-"""A base's description: ``base.json``, and the vocabulary whose file it names."""
+"""Reads and writes ``base.json``, the description of a base, and the vocabulary that it names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ _FIELDS = {"network": dict, "fingerprint": str, "training": dict, "vocabulary": 
 
 
 def read(folder: epath.Path) -> dict[str, Any]:
-    """What ``base.json`` says, its fields checked; those of the network are left to `NetworkConfig`."""
+    """Reads ``base.json`` and checks its fields; `NetworkConfig` checks those of the network."""
     path = folder / FILE
     facts = storage.read_json(path, kind="base's description", schema_version=SCHEMA_VERSION)
     others = facts.get("facts", {})
@@ -39,7 +39,7 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 
 def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) -> None:
-    """Checks what other formats want back when the model is written in them again."""
+    """Checks the fields that other formats need when the model is converted back to them."""
     kept = others.get(t5_models.FACTS, {})
     if "config" in kept:
         hf_names.config_from_hf(kept["config"] if isinstance(kept["config"], dict) else {}, where)
@@ -54,7 +54,7 @@ def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) ->
 
 
 def read_vocabulary(folder: epath.Path, name: str | None, config: NetworkConfig) -> bytes | None:
-    """The contents of the vocabulary's file that ``base.json`` names, checked; None for no name."""
+    """Reads and checks the vocabulary that ``base.json`` names; None if it names none."""
     if not name:
         return None
     path = folder / storage.require_name(name, folder / FILE, "vocabulary")

@@ -1,7 +1,7 @@
-"""This program's own base folder: base.json, weights in Orbax's form, the vocabulary, the marker.
+"""This program's base folders: base.json, weights in Orbax's format, the vocabulary, the commit marker.
 
-`write_elm` and Orbax's own saving of a whole tree (`tree_files.save_tree`) give the same kind of folder; this
-one holds one large leaf at a time, and once.
+`write_elm` gives the same kind of folder as Orbax's own saving of a whole tree (`tree_files.save_tree`), but
+holds only one large leaf in memory at a time.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +29,9 @@ CHUNK_BYTES = 1 << 25
 
 
 def is_elm(folder: epath.Path) -> bool:
-    """Whether a folder is, or was going to be, a base folder of this program.
+    """Whether a folder is a base folder of this program, a half-written one included.
 
-    A folder ``weights`` alone says nothing: other programs have such too. It must hold arrays as Orbax does.
+    A folder ``weights`` alone does not count: other programs write one too. It must hold Orbax's arrays.
     """
     marks = (storage.MARKER, base_json.FILE, f"{WEIGHTS}/{orbax_files.METADATA_FILE}",
              f"{WEIGHTS}/{zarr_files.MANIFEST}")
@@ -39,7 +39,7 @@ def is_elm(folder: epath.Path) -> bool:
 
 
 class ElmTensors:
-    """`Tensors` of an Orbax folder, read leaf by leaf and slice by slice through TensorStore."""
+    """`Tensors` of an Orbax folder, read leaf by leaf and slice by slice with TensorStore."""
 
     def __init__(self, folder: epath.Path) -> None:
         self._folder = folder
@@ -50,7 +50,7 @@ class ElmTensors:
         self.origins = {path: Origin(path) for path in metadata}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """A whole leaf, or the chunks of it that a part lies in."""
+        """Reads a whole leaf, or the chunks that contain a part of it."""
         folder = storage.absolute(self._folder)
         base = str(folder) if not storage.is_local(folder) else f"file://{folder}"
         spec = {"driver": "auto", "kvstore": {"driver": "ocdbt", "base": f"{base}/",
@@ -64,7 +64,7 @@ class ElmTensors:
 
 
 def open_elm(folder: storage.PathLike) -> Model:
-    """Opens a base folder; leaves are checked against its config, and not yet read.
+    """Opens a base folder; checks its leaves against its config without reading them.
 
     The model's `check` compares what was read with the fingerprint that the folder records.
 
@@ -87,7 +87,7 @@ def open_elm(folder: storage.PathLike) -> Model:
 
 
 def check_fits(tensors: Tensors, config: NetworkConfig, where: Any) -> None:
-    """Raises one InputError that names all leaves that do not fit the network, and all of a wrong type."""
+    """Raises one InputError that names all leaves of a wrong name, shape or type."""
     wanted = trees.flatten(families.network_of(config).abstract_params())
     tree_checks.check_leaves("The base does not fit its network config", where,
                              {path: spec.shape for path, spec in tensors.specs.items()},
@@ -97,7 +97,7 @@ def check_fits(tensors: Tensors, config: NetworkConfig, where: Any) -> None:
 
 
 def write_elm(folder: storage.PathLike, model: Model) -> dict[str, Origin]:
-    """Writes a base folder as a stream; nothing stands under its name before it is whole.
+    """Writes a base folder leaf by leaf; it gets its final name when it is whole.
 
     Args:
         folder: does not exist, or is empty.
@@ -123,11 +123,11 @@ def write_elm(folder: storage.PathLike, model: Model) -> dict[str, Origin]:
 
 
 def save_leaves(folder: epath.Path, tensors: Tensors) -> str:
-    """Writes all leaves in Orbax's form, and returns their fingerprint.
+    """Writes all leaves in Orbax's format; returns their fingerprint.
 
-    In memory are one leaf, what is read ahead and what is on its way to the disk. Leaves are read in the
+    Memory holds one leaf, the leaves that are read ahead, and pending writes. Leaves are read in the
     order of `tensors.specs`, which may be cheaper than that of the fingerprint: a stack of all layers is
-    then read once. The fingerprint is then taken from what was written.
+    then read once. The fingerprint is then computed from the files.
     """
     tree = orbax_files.NewTree(storage.absolute(folder))
     in_order = list(tensors.specs) == sorted(tensors.specs)
@@ -142,7 +142,7 @@ def save_leaves(folder: epath.Path, tensors: Tensors) -> str:
 
 def _save(tree: orbax_files.NewTree, path: str, values: np.ndarray, writes: in_flight.Writes,
           thread: ThreadPoolExecutor, fingerprint: trees.Fingerprint | None) -> None:
-    """Starts to write a leaf, and hashes it meanwhile. A large one is gone before the next is read."""
+    """Starts to write a leaf and hashes it meanwhile; a large leaf is freed before the next is read."""
     chunks = boxes.chunk_shape(values.shape, values.dtype.itemsize, CHUNK_BYTES)
     array = tree.create(path.split("/"), values.shape, values.dtype.name, chunks)
     hashing = thread.submit(_hash, fingerprint, path, [values])
@@ -153,7 +153,7 @@ def _save(tree: orbax_files.NewTree, path: str, values: np.ndarray, writes: in_f
 
 
 def _hash(fingerprint: trees.Fingerprint | None, path: str, leaf: list[np.ndarray]) -> None:
-    """Empties the list, for the executor keeps its arguments a moment longer than it works."""
+    """Hashes the values, and empties the list: the executor would keep them in memory longer."""
     values = leaf.pop()
     if fingerprint is not None:
         streaming.add_to_fingerprint(fingerprint, path, values)

@@ -1,4 +1,4 @@
-"""What Hugging Face folders of all networks have in common."""
+"""Functions on ``config.json`` that Hugging Face folders of all networks share."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ DEFAULT_SHARD_BYTES = 5e9
 
 
 def main_dtype(specs: Mapping[str, TensorSpec]) -> str:
-    """The dtype that most elements have."""
+    """The dtype of most elements of a model's tensors."""
     counts: dict[str, int] = {}
     for spec in specs.values():
         counts[spec.dtype] = counts.get(spec.dtype, 0) + int(np.prod(spec.shape, dtype=np.int64))

@@ -28,17 +28,17 @@ _WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE,
 
 
 def is_hf(folder: epath.Path) -> bool:
-    """Whether a folder is one of Hugging Face's: it has a config.json, which is written last."""
+    """Whether a folder is a Hugging Face model folder: it has a config.json, which is written last."""
     return (folder / CONFIG_FILE).exists()
 
 
 def open_hf(folder: storage.PathLike) -> Model:
-    """Opens a Hugging Face folder; the tensors are checked against the config, and not yet read.
+    """Opens a Hugging Face T5 folder; checks the tensors against the config without reading them.
 
     Raises:
         InputError: there is no such folder; its config is not a T5's; a file is truncated, damaged,
             missing or holds code; names or shapes do not fit the config (all are listed); a copy of the
-            embedding differs from it; the vocabulary is another one's.
+            embedding differs from it; the vocabulary does not fit the network.
     """
     folder = storage.as_path(folder)
     if not is_hf(folder):
@@ -84,7 +84,7 @@ def _open_weights(folder: epath.Path) -> tuple[dict[str, streaming.Stored], tupl
 def _without_copies(
     stored: dict[str, streaming.Stored], values: Mapping[str, Any], config: T5Config, where: epath.Path,
 ) -> tuple[dict[str, streaming.Stored], tuple[str, ...]]:
-    """Leaves out second copies of the embedding, which must equal it, and tensors that nobody uses."""
+    """Drops copies of the embedding, which must equal it, and unused tensors."""
     tied = (hf_names.HF_HEAD,) if config.logits_via_embedding else ()
     copies = [name for name in (hf_names.HF_EMBEDDING, *hf_names.EMBEDDING_COPIES, *tied)
               if name in stored]
@@ -106,7 +106,7 @@ def _without_copies(
 
 def _leaves(stored: Mapping[str, streaming.Stored], values: Mapping[str, Any], config: T5Config,
             where: epath.Path) -> streaming.StoredTensors:
-    """The network's leaves among the stored tensors, checked against the config."""
+    """The network's leaves as stored tensors, checked against the config."""
     shapes = leaf_shapes(config)
     names = {path: hf_names.hf_name(path) for path in shapes}
     if hf_names.HF_HEAD not in stored and hf_names.may_share_head(values):
@@ -129,7 +129,7 @@ def leaf_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
 
 def write_hf(folder: storage.PathLike, model: Model, *,
              max_shard_bytes: float = DEFAULT_SHARD_BYTES) -> dict[str, Origin]:
-    """Writes a Hugging Face folder as a stream; nothing stands under its name before it is whole.
+    """Writes a Hugging Face folder tensor by tensor; it gets its final name when it is whole.
 
     Args:
         folder: does not exist, or is empty.
@@ -149,7 +149,7 @@ def write_hf(folder: storage.PathLike, model: Model, *,
 
 
 def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict[str, Origin]:
-    """Writes the files of a model into a folder; config.json, without which nothing opens, is the last."""
+    """Writes a model's files into a folder; config.json, which readers look for, comes last."""
     if model.config.adapter is not None:
         raise InputError(describe("Hugging Face's T5 has no adapters", where=model.where,
                                   cure="write the model without them, and the adapters beside it"))
@@ -169,7 +169,7 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
     leaves = streaming.read_ahead(model.tensors, paths.values())
 
     def contents(name: str) -> Iterator[np.ndarray]:
-        """The next leaf: names are asked for in the order of `specs`."""
+        """Reads the next leaf; names are asked for in the order of `specs`."""
         return streaming.pieces(next(leaves), hf_names.hf_name(paths[name]).transposed)
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
@@ -184,7 +184,7 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
 
 
 def _write_tokenizer(target: epath.Path, model: Model, kept: Mapping[str, Any]) -> None:
-    """Writes the vocabulary, and over it what the folder that the model came from says of its tokenizer."""
+    """Writes the vocabulary, then the tokenizer files that the model's source folder had."""
     if model.vocabulary is not None:
         behind = {int(number): entry for number, entry in kept.get("added_tokens", {}).items()}
         hf_tokenizer.write_vocabulary(target, model.vocabulary, behind)
@@ -193,7 +193,7 @@ def _write_tokenizer(target: epath.Path, model: Model, kept: Mapping[str, Any]) 
 
 
 def without_tokenizer(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder kept (see `FACTS`), for a model that has been given another vocabulary."""
+    """The facts that a folder kept (see `FACTS`), less those of its tokenizer, for a new vocabulary."""
     return {name: value for name, value in kept.items() if name not in ("tokenizer", "added_tokens")}
 
 
@@ -202,7 +202,7 @@ def _turned(spec: TensorSpec, transposed: bool) -> TensorSpec:
 
 
 def _head_is_embedding(model: Model) -> bool:
-    """Whether an untied head still holds the embedding's values."""
+    """Whether an untied head still equals the embedding."""
     specs = model.tensors.specs
     if specs[hf_names.HEAD].dtype != specs[hf_names.EMBEDDING].dtype:
         return False

@@ -1,1 +1,1 @@
-"""T5X's checkpoints, read and written."""
+"""Reads and writes T5X's checkpoints."""

@@ -1,4 +1,4 @@
-"""T5X's checkpoints: both of its layouts (Orbax, and zarr folders beside a msgpack file), both of its trees.
+"""Reads T5X's checkpoints: both layouts (Orbax; zarr with a msgpack file) and both parameter trees.
 
 Tensors are read through TensorStore when they are asked for, and written one leaf at a time. The optimizer's
 state stays behind. What is written holds a model's parameters and its step: T5X infers and evaluates from
@@ -43,10 +43,10 @@ GIN_FILES = (NETWORK_FILE, "config.gin")
 
 
 class T5XTensors:
-    """`Tensors` of a T5X checkpoint. Reading them in the order of `specs` reads each stack only once."""
+    """`Tensors` of a T5X checkpoint; reading in the order of `specs` reads each stack of layers once."""
 
     def __init__(self, stored: Mapping[str, t5x_folders.Stored], tree: t5x_names.Tree) -> None:
-        """Reads nothing.
+        """Stores the arguments; reads nothing.
 
         Args:
             stored: arrays by T5X's name without ``target``.
@@ -61,7 +61,7 @@ class T5XTensors:
         self.origins = {path: origin_of(place) for path, place in self._places.items()}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """A whole leaf, or a part of it; only the chunks that it lies in are read.
+        """Reads a leaf, or the chunks that contain a part of it.
 
         Raises:
             InputError: a chunk is damaged.
@@ -90,7 +90,7 @@ class T5XTensors:
         return np.ascontiguousarray(part)
 
     def _array(self, place: TensorPlace) -> t5x_folders.Stored:
-        """The tensor to read. Where chunks hold several layers, those of one stack are kept."""
+        """The stored tensor of a leaf; if its chunks hold several layers, they stay cached for the stack."""
         stored = self._stored[place.name]
         if place.layer is None or stored.chunks[t5x_names.LAYER_AXIS] == 1:
             return stored
@@ -103,7 +103,7 @@ class T5XTensors:
 
 def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None = None, *,
              scanned: bool | None = None) -> Model:
-    """Opens a T5X checkpoint; names, shapes and the length of every chunk are checked, contents not read.
+    """Opens a T5X checkpoint; checks names, shapes and chunk sizes without reading contents.
 
     Args:
         folder: a model's folder (its newest whole checkpoint is taken), a ``checkpoint_<step>`` in it,
@@ -113,8 +113,8 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
         scanned: whether layers must be stacked; None takes either.
 
     Raises:
-        InputError: there is no checkpoint, or it is half written, truncated, of another network or
-            optimiser alone; names and shapes that do not fit are listed, all at once.
+        InputError: there is no checkpoint, or it is half written, truncated, of another network, or holds
+            optimiser state only; all names and shapes that do not fit are listed.
     """
     checkpoint = t5x_folders.find(storage.as_path(folder))
     where = checkpoint.folder
@@ -132,7 +132,7 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
 
 
 def parameter_shapes(folder: storage.PathLike) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of a checkpoint by T5X's own name, of whatever network it is.
+    """Shape of every parameter of a checkpoint by T5X's own name, for any network.
 
     Raises:
         InputError: there is no checkpoint, or it is half written or holds no parameters.
@@ -143,7 +143,7 @@ def parameter_shapes(folder: storage.PathLike) -> dict[str, tuple[int, ...]]:
 
 
 def _parameters(contents: t5x_folders.Contents, where: epath.Path) -> dict[str, t5x_folders.Stored]:
-    """The parameters among all tensors, by T5X's name without ``target``."""
+    """The parameters among all stored tensors, by T5X's name without ``target``."""
     names = sorted(name for name in contents.names() if name.startswith(TARGET))
     if not names:
         raise InputError(describe("The checkpoint holds no parameters", where=where,
@@ -154,13 +154,13 @@ def _parameters(contents: t5x_folders.Contents, where: epath.Path) -> dict[str, 
 
 
 def origin_of(place: TensorPlace) -> Origin:
-    """Where a leaf comes from, as reports of a conversion name it."""
+    """Origin of a leaf, as reports of a conversion name it."""
     return Origin(TARGET + place.name.replace("/", "."), layer=place.layer)
 
 
 def _checked_tree(stored: Mapping[str, t5x_folders.Stored], where: epath.Path,
                   scanned: bool | None) -> t5x_names.Tree:
-    """The tree that the checkpoint holds, after all that can be checked without its contents."""
+    """The tree that the checkpoint holds, after all checks that need no contents."""
     found = {name: array.shape for name, array in stored.items()}
     tree = t5x_names.read_tree(found, where)
     if scanned is not None and scanned != tree.form.scanned:
@@ -180,7 +180,7 @@ def _checked_tree(stored: Mapping[str, t5x_folders.Stored], where: epath.Path,
 
 def _check_biases(tensors: T5XTensors, stored: Mapping[str, t5x_folders.Stored], tree: t5x_names.Tree,
                   where: epath.Path) -> tuple[str, ...]:
-    """Relative position biases of all layers must be equal: this program's network has one a stack."""
+    """Raises InputError unless all layers of a stack have equal position biases, as this program's do."""
     notes = []
     for path, places in tree.places.items():
         if len(places) == 1:
@@ -233,7 +233,7 @@ def _vocabulary(path: storage.PathLike | None, where: epath.Path) -> bytes | Non
 
 
 def _check_gin(config: T5Config, where: epath.Path) -> None:
-    """T5X writes its gin config beside its checkpoints: what it says of the network must be so."""
+    """Raises InputError if the gin config beside a checkpoint contradicts the config from its shapes."""
     for file in (folder / name for folder in (where, where.parent) for name in GIN_FILES):
         if file.exists():
             t5x_names.check_gin(storage.read_text(file), config, file)

@@ -1,4 +1,4 @@
-"""Which folder of T5X's is a checkpoint, which of several, and whether it is whole; what lies in it.
+"""T5X's checkpoint folders: finds the newest whole checkpoint and lists its arrays.
 
 A model folder holds ``checkpoint_<step>`` folders. T5X's current layout (Orbax) keeps the arrays in an item
 ``state`` of the step; the older one has them in the step itself, beside a msgpack file ``checkpoint``
@@ -30,7 +30,7 @@ _SPEC_KEYS = {"driver", "kvstore", "metadata"}
 
 
 class InlineArray:
-    """An array that the msgpack file itself holds."""
+    """An array that is stored in the msgpack file itself."""
 
     def __init__(self, name: str, values: np.ndarray) -> None:
         self.name, self.shape, self.dtype = name, tuple(values.shape), values.dtype.name
@@ -38,15 +38,15 @@ class InlineArray:
         self._values = values
 
     def read(self, index: Index | None = None) -> np.ndarray:
-        """The array or a part of it."""
+        """Returns the array or a part of it."""
         return self._values if index is None else self._values[index]
 
     def keeping_chunks(self) -> "InlineArray":
-        """The array: it is in memory anyway."""
+        """Returns the array itself, which is in memory already."""
         return self
 
     def faults(self) -> list[str]:
-        """None: it has been read."""
+        """Returns no faults: the array is in memory already."""
         return []
 
 
@@ -55,7 +55,7 @@ Stored = zarr_files.ZarrArray | InlineArray
 
 @dataclasses.dataclass(frozen=True)
 class StepCheckpoint:
-    """A checkpoint of one step.
+    """The checkpoint of one step.
 
     Attributes:
         folder: of the step.
@@ -72,7 +72,7 @@ class StepCheckpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds.
+    """The arrays of a checkpoint, by name.
 
     Attributes:
         folder: of the arrays.
@@ -85,7 +85,7 @@ class Contents:
     inline: Mapping[str, np.ndarray]
 
     def open(self, names: list[str]) -> dict[str, Stored]:
-        """Opens arrays of these names."""
+        """Opens arrays by their names."""
         opened = self.folder.open(self.listed[name] for name in names if name not in self.inline)
         return {name: InlineArray(name, self.inline[name]) if name in self.inline
                 else opened[self.listed[name]] for name in names}
@@ -96,7 +96,7 @@ class Contents:
 
 
 def is_t5x(folder: epath.Path) -> bool:
-    """Whether a folder is a checkpoint of T5X, a half-written one too, or holds such."""
+    """Whether a folder is a T5X checkpoint, a half-written one included, or contains such checkpoints."""
     if not folder.is_dir():
         return folder.name == TREE_FILE and folder.exists()
     named_so = _STEP.fullmatch(folder.name) or _UNFINISHED.search(folder.name)
@@ -105,7 +105,7 @@ def is_t5x(folder: epath.Path) -> bool:
 
 
 def find(folder: epath.Path) -> StepCheckpoint:
-    """Finds the checkpoint in a folder: of T5X's model, of a step, or of a step's arrays.
+    """Finds the checkpoint in a T5X model's folder, a step's folder, or a folder of a step's arrays.
 
     Raises:
         InputError: there is none, or it is half written.
@@ -122,7 +122,7 @@ def find(folder: epath.Path) -> StepCheckpoint:
 
 
 def contents(checkpoint: StepCheckpoint) -> Contents:
-    """What a checkpoint holds; reads lists and headers, and what the msgpack file holds itself."""
+    """Lists the arrays of a checkpoint; reads headers, and the small arrays in the msgpack file."""
     folder = zarr_files.Folder(checkpoint.arrays)
     there = folder.names()
     listed, inline = {name: name for name in there}, {}
@@ -138,7 +138,7 @@ def contents(checkpoint: StepCheckpoint) -> Contents:
 
 
 def _arrays_folder(folder: epath.Path) -> epath.Path | None:
-    """The folder of a step's arrays; the step may be given, or that folder itself."""
+    """Folder of a step's arrays; the step's folder or that folder itself may be given."""
     marks = (zarr_files.MANIFEST, orbax_files.METADATA_FILE, TREE_FILE)
     for candidate in (*(folder / item for item in ITEMS), folder):
         if candidate.is_dir() and any((candidate / mark).exists() for mark in marks):
@@ -147,7 +147,7 @@ def _arrays_folder(folder: epath.Path) -> epath.Path | None:
 
 
 def _step(folder: epath.Path) -> StepCheckpoint:
-    """One step's checkpoint, which must be whole."""
+    """The checkpoint of one step, which must be whole."""
     reason = _why_half_written(folder)
     if reason:
         raise _half_written(folder, reason)
@@ -158,7 +158,7 @@ def _step(folder: epath.Path) -> StepCheckpoint:
 
 
 def _newest(folder: epath.Path) -> StepCheckpoint:
-    """The newest whole checkpoint of a model's folder."""
+    """The newest whole checkpoint in a model's folder."""
     children = [child for child in folder.iterdir() if child.name.startswith(PREFIX)]
     steps = sorted((child for child in children if _STEP.fullmatch(child.name)),
                    key=lambda child: int(_STEP.fullmatch(child.name).group(1)), reverse=True)
@@ -183,7 +183,7 @@ def _newest(folder: epath.Path) -> StepCheckpoint:
 
 
 def _why_half_written(step: epath.Path) -> str | None:
-    """What a checkpoint lacks that is written last; None if it is whole."""
+    """Name of a last-written file that a checkpoint lacks; None if the checkpoint is whole."""
     arrays = _arrays_folder(step)
     if arrays is None:
         return f"it has no {TREE_FILE} file, and no {ITEMS[0]} that is whole"
@@ -204,7 +204,7 @@ def _half_written(folder: epath.Path, reason: str) -> InputError:
 
 
 def _tree(arrays: epath.Path) -> Iterator[tuple[str, Any]]:
-    """Leaves of the msgpack file, by dotted name; nothing if there is none."""
+    """Leaves of the msgpack file by dotted name; none if there is no such file."""
     path = arrays / TREE_FILE
     if not path.exists():
         return
@@ -233,7 +233,7 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _stored_name(name: str, spec: Mapping[str, Any], where: epath.Path) -> str:
-    """Name of the folder that a leaf's TensorStore spec points to; only the name of it is believed."""
+    """Folder name of a leaf's array, from its TensorStore spec; the rest of the spec is ignored."""
     kvstore = spec["kvstore"] if isinstance(spec["kvstore"], dict) else {}
     path = str(kvstore.get("path", spec.get("path", ""))).rstrip("/")
     if not path or "/" in path or path in (".", ".."):

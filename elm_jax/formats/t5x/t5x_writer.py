@@ -32,17 +32,17 @@ _VERSION = 3
 
 def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
               scanned: bool | None = None, step: int | None = None) -> dict[str, Origin]:
-    """Writes a model's folder with one checkpoint that T5X restores, as a stream.
+    """Writes a model folder with one checkpoint that T5X restores, leaf by leaf.
 
-    Nothing stands under the folder's name before it is whole. Beside the checkpoint lie the network's
+    The folder gets its final name when it is whole. Beside the checkpoint it holds the network's
     dimensions as gin (``network.gin``) and the vocabulary.
 
     Args:
         folder: does not exist, or is empty.
         model: dtypes on disk stay as they are.
         layout: ``orbax`` is what T5X writes today; ``zarr``, the older one, is read by T5X of any age.
-        scanned: True for scalable T5, layers stacked; False for minimal T5; None for the form in which a
-            T5X checkpoint lay that the model comes from, minimal T5 where there was none.
+        scanned: True for scalable T5, layers stacked; False for minimal T5; None for the form of the T5X
+            checkpoint that the model was read from, or minimal T5 if it came from another format.
         step: of the checkpoint; None takes the model's own, or 0.
 
     Returns:
@@ -71,7 +71,7 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
 
 
 def _form(model: Model, scanned: bool | None) -> Form:
-    """The form to write: the one that is asked for, else the one that the model had in T5X."""
+    """The form to write: the requested one, else the one that the model had in T5X."""
     if scanned is not None:
         return t5x_names.SCALABLE if scanned else t5x_names.MINIMAL
     if model.config.adapter is not None:  # T5X's scalable network has none
@@ -82,7 +82,7 @@ def _form(model: Model, scanned: bool | None) -> Form:
 
 
 def _check_writable(model: Model, form: Form, step: int) -> None:
-    """All that can be wrong, before anything is written."""
+    """Raises InputError for every reason why T5X could not hold the model, before anything is written."""
     config, tensors = model.config, model.tensors
     if not 0 <= step <= LARGEST_STEP:
         raise InputError(describe("A checkpoint's step is wrong", got=step,
@@ -107,7 +107,7 @@ def _check_writable(model: Model, form: Form, step: int) -> None:
 
 
 def _dtypes(model: Model, form: Form) -> dict[str, set[str]]:
-    """By tensor: the dtypes of its layers."""
+    """The dtypes of the layers of each tensor."""
     dtypes: dict[str, set[str]] = {}
     for path, spec in model.tensors.specs.items():
         for place in t5x_names.places(path, model.config, form):
@@ -116,20 +116,20 @@ def _dtypes(model: Model, form: Form) -> dict[str, set[str]]:
 
 
 class _NewCheckpoint(Protocol):
-    """A step's folder that is being written."""
+    """The folder of a step that is being written."""
 
     def create(self, name: str, shape: tuple[int, ...], dtype: str,
                chunks: tuple[int, ...]) -> zarr_files.NewArray:
-        """Lists an array, and makes it."""
+        """Creates an array and lists it."""
         ...
 
     def finish(self, step: int) -> None:
-        """Writes the step, and last the files without which T5X reads nothing."""
+        """Writes the step, and last the files without which T5X does not read the folder."""
         ...
 
 
 class _Writer:
-    """Writes leaves into T5X's tree."""
+    """Writes leaves as tensors of T5X's tree."""
 
     def __init__(self, checkpoint: _NewCheckpoint, config: T5Config, form: Form) -> None:
         self._checkpoint, self._config, self._form = checkpoint, config, form
@@ -137,7 +137,7 @@ class _Writer:
         self._created: dict[str, zarr_files.NewArray] = {}
 
     def write(self, path: str, values: np.ndarray, writes: in_flight.Writes) -> None:
-        """Starts to write a leaf. A large one is written when this returns."""
+        """Starts to write a leaf; returns when a large leaf is written."""
         if self._form.own_biases:
             values = values.reshape(t5x_names.split_heads(path, values.shape, self._config))
         for place in t5x_names.places(path, self._config, self._form):
@@ -156,7 +156,7 @@ class _Writer:
 
 
 def _write_leaves(checkpoint: _NewCheckpoint, model: Model, form: Form) -> dict[str, Origin]:
-    """Writes all leaves, in the order in which the model reads them cheaply."""
+    """Writes all leaves, in the order that is cheapest to read."""
     writer, paths = _Writer(checkpoint, model.config, form), list(model.tensors.specs)
     leaves = streaming.read_ahead(model.tensors, paths)
     with in_flight.Writes() as writes:
@@ -174,7 +174,7 @@ def _write_beside(folder: epath.Path, model: Model, form: Form) -> None:
 
 
 class _OrbaxCheckpoint:
-    """Orbax's layout: an item ``state`` with all arrays."""
+    """A checkpoint in Orbax's layout: an item ``state`` with all arrays."""
 
     def __init__(self, folder: epath.Path) -> None:
         self._folder = folder
@@ -182,18 +182,18 @@ class _OrbaxCheckpoint:
 
     def create(self, name: str, shape: tuple[int, ...], dtype: str,
                chunks: tuple[int, ...]) -> zarr_files.NewArray:
-        """Makes an array under the keys of the tree of parameters that its name joins."""
+        """Creates an array under the tree keys that its name joins."""
         return self._tree.create(name.split("."), shape, dtype, chunks)
 
     def finish(self, step: int) -> None:
-        """Writes the step, then what Orbax writes last."""
+        """Writes the step, then Orbax's last files."""
         with in_flight.Writes() as writes:
             self.create(STEP, (), "int32", ()).write(np.asarray(step, np.int32), writes)
         self._tree.finish(self._folder)
 
 
 class _ZarrCheckpoint:
-    """The older layout: a folder an array, and a msgpack file with TensorStore's specs of them."""
+    """A checkpoint in the older layout: one folder for each array, and a msgpack file with their specs."""
 
     def __init__(self, folder: epath.Path) -> None:
         self._folder = folder
@@ -204,7 +204,7 @@ class _ZarrCheckpoint:
 
     def create(self, name: str, shape: tuple[int, ...], dtype: str,
                chunks: tuple[int, ...]) -> zarr_files.NewArray:
-        """Makes an array, and lists it as T5X does: its spec, with a path relative to the checkpoint."""
+        """Creates an array and lists its spec as T5X does, with a path relative to the checkpoint."""
         *parents, leaf = name.split(".")
         node = self._tree
         for parent in parents:
@@ -214,7 +214,7 @@ class _ZarrCheckpoint:
         return self._arrays.create(name, shape, dtype, chunks)
 
     def finish(self, step: int) -> None:
-        """Writes the list, and the step in it."""
+        """Writes the msgpack file, which holds the list and the step."""
         self._tree["state"] = {"step": np.asarray(step, np.int32)}
         packed = serialization.msgpack_serialize({"version": _VERSION, "optimizer": self._tree})
         with storage.guard_writes(self._folder):

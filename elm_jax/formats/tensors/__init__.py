@@ -1,1 +1,1 @@
-"""Files of tensors: safetensors, PyTorch, Orbax, zarr; read and written as streams."""
+"""Reads and writes files of tensors piece by piece: safetensors, PyTorch, Orbax, zarr."""

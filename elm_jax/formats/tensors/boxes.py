@@ -1,4 +1,4 @@
-"""How arrays are cut into boxes: chunks on disk, and parts that are read or written one after another."""
+"""Cuts arrays into boxes, one index range for each dimension: chunks on disk, parts to read or write."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from elm_jax.formats.model import Index
 
 def chunk_shape(shape: Sequence[int], itemsize: int, limit: int,
                 layer_axis: int | None = None) -> tuple[int, ...]:
-    """Shape of the chunks that an array is cut into: even parts of at most so many bytes.
+    """Shape of the chunks that an array is cut into: equal parts of at most `limit` bytes.
 
     The largest dimension is divided first, so that hosts that each want a part of it read little else.
 
@@ -29,11 +29,11 @@ def chunk_shape(shape: Sequence[int], itemsize: int, limit: int,
 
 
 def cut(spans: Sequence[range], step: Sequence[int]) -> Iterator[Index]:
-    """The boxes of a part, in row-major order.
+    """Cuts a part of an array into boxes, in row-major order.
 
     Args:
         spans: of the part, a range a dimension.
-        step: shape of a box; boxes begin at multiples of it, and those at the rim are smaller.
+        step: shape of a box; boxes begin at multiples of it, and those at the edges are smaller.
     """
     starts = [range(span.start // size * size, span.stop, size)
               for span, size in zip(spans, step, strict=True)]
@@ -43,7 +43,7 @@ def cut(spans: Sequence[range], step: Sequence[int]) -> Iterator[Index]:
 
 
 def joined(spans: Sequence[range], chunks: Sequence[int], itemsize: int, limit: int) -> tuple[int, ...]:
-    """Shape of boxes of whole chunks: as many of a part's as fit below a limit, and at least one.
+    """Shape of boxes of whole chunks: as many chunks of a part as fit into `limit` bytes, at least one.
 
     Args:
         spans: of the part.
@@ -59,6 +59,6 @@ def joined(spans: Sequence[range], chunks: Sequence[int], itemsize: int, limit: 
 
 
 def within(box: Index, spans: Sequence[range]) -> Index:
-    """A box counted from the start of a part, rather than from that of the array."""
+    """A box relative to the start of a part, instead of to the start of the array."""
     return tuple(slice(part.start - span.start, part.stop - span.start)
                  for part, span in zip(box, spans, strict=True))

@@ -1,4 +1,4 @@
-"""Tensors that are hashed while they are read: what a folder records of them is checked on the way."""
+"""Hashes tensors while they are read, to check them against the fingerprint that their folder records."""
 
 import collections
 from typing import Any
@@ -15,22 +15,22 @@ _SMALL = 1 << 20
 
 
 class HashedTensors:
-    """`Tensors` of which a fingerprint is recorded.
+    """`Tensors` that are checked against a recorded fingerprint.
 
-    A fingerprint goes through the leaves by the alphabet, and through each row by row. What is read in that
-    order is hashed as it passes; `check` reads what was not.
+    A fingerprint hashes the leaves in alphabetical order, and each of them row by row. Parts that are read in
+    that order are hashed as they are read; `check` reads the others.
     """
 
     def __init__(self, tensors: Tensors, recorded: str, where: Any, fault: str, cure: str, *,
                  as_float32: bool = True) -> None:
-        """Reads nothing.
+        """Stores the arguments; reads nothing.
 
         Args:
-            tensors: that are read.
-            recorded: their fingerprint.
+            tensors: the tensors to check.
+            recorded: their recorded fingerprint.
             where: their folder.
-            fault: what is wrong if they have another one.
-            cure: what to do then.
+            fault: the error message if the fingerprint differs.
+            cure: what the user can do then.
             as_float32: whether values are hashed in float32, as a base's, or in their own dtype.
         """
         self._tensors, self.specs, self.origins = tensors, tensors.specs, tensors.origins
@@ -41,7 +41,7 @@ class HashedTensors:
         self._row = 0  # of the first of them: what lies before it is hashed
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """The leaf or a part of it, which is hashed if it is what comes next."""
+        """Reads a leaf or a part of it, and hashes it if it is the next part in order."""
         rows = self._rows(path, index)
         if index is None:  # who asks for parts may be one of many hosts, which reads nothing else
             self._pass_small_ones(path)
@@ -51,7 +51,7 @@ class HashedTensors:
         return array
 
     def check(self) -> None:
-        """Hashes what is left, and compares.
+        """Hashes the remaining parts and compares the fingerprint with the recorded one.
 
         Raises:
             InputError: the leaves are not those of which the fingerprint was recorded, or cannot be read.
@@ -63,7 +63,7 @@ class HashedTensors:
                                       expected=self._recorded, cure=self._cure))
 
     def _rows(self, path: str, index: Index | None) -> range | None:
-        """The rows that a part holds; None if it holds parts of rows."""
+        """The rows that a part consists of; None if it holds parts of rows."""
         shape = self.specs[path].shape
         spans = [range(size)[part] for part, size in zip(index or (), shape, strict=False)]
         if any(len(span) < size for span, size in zip(spans[1:], shape[1:], strict=False)):
@@ -71,12 +71,12 @@ class HashedTensors:
         return spans[0] if spans else range(shape[0] if shape else 1)
 
     def _pass_small_ones(self, path: str) -> None:
-        """Reads small leaves before this one that nobody asked for, such as norms that an expert replaces."""
+        """Reads and hashes skipped small leaves before this one, such as norms that an expert replaces."""
         while self._left and self._left[0] < path and self.specs[self._left[0]].nbytes <= _SMALL:
             self._read_rest()
 
     def _read_rest(self) -> None:
-        """The rest of the first leaf that is left."""
+        """Reads and hashes the rest of the first leaf that is not hashed yet."""
         path = self._left[0]
         shape = self.specs[path].shape
         rest = (slice(self._row, shape[0]), *(slice(0, size) for size in shape[1:])) if self._row else None

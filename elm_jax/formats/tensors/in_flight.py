@@ -1,6 +1,6 @@
-"""Large arrays through TensorStore with few bytes on their way at a time.
+"""Reads and writes large arrays with TensorStore, with a limit on the bytes in flight.
 
-TensorStore by itself starts all chunks of an array at once, and holds most of a second copy meanwhile.
+By itself TensorStore starts all chunks of an array at once, and so holds almost a second copy of it.
 """
 
 import collections
@@ -24,7 +24,7 @@ FAULTS = (ValueError, OSError, RuntimeError, KeyError)
 
 
 def read(opened: ts.TensorStore, index: Index | None = None) -> np.ndarray:
-    """An array or a part of it: memory for it, and for two boxes of chunks.
+    """Reads an array or a part of it; needs memory for the result and for two boxes of chunks.
 
     Args:
         opened: the array.
@@ -50,16 +50,16 @@ def read(opened: ts.TensorStore, index: Index | None = None) -> np.ndarray:
 
 
 def _take(reading: collections.deque[tuple[Index, ts.Future]], out: np.ndarray, spans: list[range]) -> None:
-    """A function of its own: what was read is gone before more is asked for."""
+    """Copies a box into the result; a separate function, so that its buffer is freed before the next read."""
     box, future = reading.popleft()
     out[boxes.within(box, spans)] = future.result()
 
 
 class Writes:
-    """Writes on their way, of all arrays of a checkpoint: at most `BYTES`, or one that is larger.
+    """The pending writes of a checkpoint's arrays: at most `BYTES` in flight, or one larger write.
 
-    Nothing is on its way any more when the block ends, also when it ends with an error: a write that comes
-    late would make its files anew in a folder that was cleaned up.
+    All writes have ended when the block ends, also after an error: a late write would create its files again
+    in a folder that was cleaned up.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Writes:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        """Waits for all; of several errors, the first is raised."""
+        """Waits for all pending writes; raises the first error."""
         try:
             if error is None:
                 self.wait()
@@ -81,7 +81,7 @@ class Writes:
                     self._finish_one()
 
     def start(self, target: ts.TensorStore, values: np.ndarray, where: str) -> None:
-        """Starts to write an array or a box of one; nobody may change the values before all is written."""
+        """Starts to write an array or a box of it; the values must not change until the write has ended."""
         nbytes = math.prod(values.shape) * values.dtype.itemsize
         while self._started and self._bytes + nbytes > BYTES:
             self._finish_one()
@@ -91,7 +91,7 @@ class Writes:
         self._bytes += nbytes
 
     def wait(self) -> None:
-        """Waits for everything that was started."""
+        """Waits for all pending writes."""
         while self._started:
             self._finish_one()
 
@@ -104,7 +104,7 @@ class Writes:
 
 @contextmanager
 def writing(where: str) -> Iterator[None]:
-    """Turns TensorStore's errors into one RunError."""
+    """Turns TensorStore's errors inside a block into one RunError."""
     try:
         yield
     except FAULTS as error:

@@ -1,7 +1,7 @@
-"""Orbax's folder of a tree of arrays, written array by array and each of them in parts.
+"""Writes a tree of arrays as an Orbax folder, array by array and each in parts.
 
-Orbax itself takes a tree as a whole and holds a copy of each array that it writes. What it reads is an
-OCDBT database of zarr arrays, a list of them (``_METADATA``) and a note on who wrote it.
+Orbax itself takes a whole tree and holds a copy of each array that it writes. The folder holds an OCDBT
+database of zarr arrays, a list of them (``_METADATA``) and the name of the writer.
 """
 
 import json
@@ -22,10 +22,10 @@ _DICTIONARY_KEY = 2
 
 
 class NewTree:
-    """A tree of arrays that is being written."""
+    """An Orbax tree of arrays that is being written."""
 
     def __init__(self, folder: epath.Path) -> None:
-        """Makes the folder."""
+        """Creates the folder."""
         self._folder, self._began = folder, time.time_ns()
         with storage.guard_writes(folder):
             folder.mkdir(parents=True)
@@ -34,7 +34,7 @@ class NewTree:
 
     def create(self, keys: Sequence[str], shape: Sequence[int], dtype: str,
                chunks: Sequence[int]) -> zarr_files.NewArray:
-        """Makes the array that lies under these keys of the tree, to be filled."""
+        """Creates the array with these tree keys, to be filled."""
         self._listed[str(tuple(keys))] = {
             "key_metadata": [{"key": key, "key_type": _DICTIONARY_KEY} for key in keys],
             "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False,
@@ -42,7 +42,7 @@ class NewTree:
         return self._arrays.create(".".join(keys), shape, dtype, chunks)
 
     def finish(self, step: epath.Path | None = None) -> None:
-        """Writes what Orbax writes last, when all arrays are there.
+        """Writes Orbax's last files, when all arrays are written.
 
         Args:
             step: folder of a step, of which the tree is one item; None if the tree is all there is.

@@ -1,5 +1,4 @@
-"""Safetensors files: a header that is checked before it is believed, tensors read by rows, shards
-written as a stream.
+"""Reads and writes safetensors files: checked headers, tensors read by rows, shards written piece by piece.
 
 A file is eight bytes (the header's length), a JSON header (name -> dtype, shape, offsets) and the
 tensors' bytes. It is read with plain reads, not through a memory map: mapped pages would count as
@@ -53,7 +52,7 @@ class StoredTensor:
     offset: int
 
     def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
-        """Reads rows from `start` on, or parts of them; in a bucket whole rows, of which there are fewer."""
+        """Reads rows from `start` on, or parts of rows; from a bucket always whole rows (fewer requests)."""
         width = math.prod(self.shape[1:])
         if rows.size == len(rows) * width:
             self._read([rows], start * width, rows.size)
@@ -65,7 +64,7 @@ class StoredTensor:
             rows[...] = whole[:, column:column + rows.shape[1]]
 
     def _read(self, runs: Iterable[np.ndarray], first: int, step: int) -> None:
-        """Reads contiguous runs that begin at an element and then every so many elements."""
+        """Reads contiguous runs of elements at a fixed stride."""
         # Without a buffer: one that is filled beyond a run reads what nobody asked for.
         with _open(self.path) as file:
             for number, run in enumerate(runs):
@@ -80,15 +79,15 @@ class StoredTensor:
 
 
 def _open(path: epath.Path) -> BinaryIO:
-    """Opens a file; a local one without a buffer."""
+    """Opens a file, a local one without a buffer."""
     return open(path, "rb", buffering=0) if storage.is_local(path) else path.open("rb")
 
 
 def read_header(path: storage.PathLike) -> dict[str, StoredTensor]:
-    """The tensors of one file, after every claim of its header is checked against the file.
+    """Reads the header of a file and checks it against the file; returns its tensors.
 
     Raises:
-        InputError: the file is truncated, or its header lies; the first fault is named.
+        InputError: the file is truncated, or does not match its header; the first fault is named.
     """
     path = storage.require_file(path)
     size = path.stat().length
@@ -139,7 +138,7 @@ def _are_counts(values: Any) -> bool:
 
 
 def _check_layout(path: epath.Path, tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
-    """Tensors must follow one another without overlap or gap, up to the end of the file."""
+    """Raises InputError unless the tensors follow one another without overlap or gap up to the file's end."""
     before = "the header"
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, _nbytes(item[1]))):
         if tensor.offset != start:
@@ -163,7 +162,7 @@ def _fault(where: Any, got: str, expected: str, fault: str | None = None) -> Inp
 
 
 def read_index(path: storage.PathLike) -> dict[str, str]:
-    """A ``*.index.json``: the file's name for each tensor's name.
+    """Reads a ``*.index.json``: the file name of each tensor.
 
     Raises:
         InputError: no valid index, a file name that leads out of the folder, or files that are missing
@@ -187,7 +186,7 @@ def read_index(path: storage.PathLike) -> dict[str, str]:
 
 
 def check_index(where: Any, table: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Raises InputError if the shards do not hold the tensors that the index says; all are named."""
+    """Raises InputError if the shards do not hold the tensors that the index lists; all are named."""
     wrong = [f"{name} is not in {file}" for name, file in table.items() if found.get(name) != file]
     wrong += [f"{name} in {file} is not in the index" for name, file in found.items() if name not in table]
     if wrong:
@@ -196,7 +195,7 @@ def check_index(where: Any, table: Mapping[str, str], found: Mapping[str, str]) 
 
 
 def open_tensors(folder: storage.PathLike) -> dict[str, StoredTensor]:
-    """The tensors of ``model.safetensors``, or of the shards that its index names."""
+    """Opens the tensors of ``model.safetensors``, or of the shards that its index lists."""
     folder = storage.as_path(folder)
     if (folder / SINGLE_FILE).exists():
         return read_header(folder / SINGLE_FILE)
@@ -212,13 +211,13 @@ def open_tensors(folder: storage.PathLike) -> dict[str, StoredTensor]:
 
 def write_file(path: storage.PathLike, specs: Mapping[str, TensorSpec], contents: Contents,
                metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one file as a stream: the header first, then each tensor's pieces.
+    """Writes one file piece by piece: the header first, then each tensor's pieces.
 
     Args:
         path: the file.
         specs: of the tensors, in the order in which they are written.
-        contents: asked for one tensor at a time.
-        metadata: strings for the header; transformers asks for ``{'format': 'pt'}``.
+        contents: gives one tensor at a time.
+        metadata: strings for the header; transformers needs ``{'format': 'pt'}``.
     """
     text, _ = make_header(specs, metadata)
     path = storage.as_path(path)
@@ -233,7 +232,7 @@ def write_file(path: storage.PathLike, specs: Mapping[str, TensorSpec], contents
 
 def make_header(specs: Mapping[str, TensorSpec],
                 metadata: Mapping[str, str] | None = None) -> tuple[bytes, dict[str, int]]:
-    """What a file begins with, its length included, and where in the file each tensor's bytes begin."""
+    """Bytes of a file's header, its length included, and the offset of each tensor in the file."""
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     position, starts = 0, {}
     for name, spec in specs.items():
@@ -248,14 +247,14 @@ def make_header(specs: Mapping[str, TensorSpec],
 
 
 def _write_pieces(file: BinaryIO, pieces: Iterator[np.ndarray]) -> None:
-    """A function of its own, so that the last piece, and its tensor, are gone before the next is read."""
+    """Writes a tensor's pieces; a separate function, so that its memory is freed before the next is read."""
     for piece in pieces:
         file.write(piece.reshape(-1).view(np.uint8))
 
 
 def write_tensors(folder: storage.PathLike, specs: Mapping[str, TensorSpec], contents: Contents,
                   max_shard_bytes: float) -> None:
-    """Writes tensors into one file, or into shards with their index, which is written last.
+    """Writes tensors into one file, or into shards followed by their index.
 
     Args:
         folder: exists.
@@ -271,7 +270,7 @@ def write_tensors(folder: storage.PathLike, specs: Mapping[str, TensorSpec], con
 
 
 def name_shards(shards: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
-    """The names of tensors by file, as transformers names the files."""
+    """Groups tensor names by shard, with the file names that transformers uses."""
     if len(shards) == 1:
         return {SINGLE_FILE: shards[0]}
     return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": names
@@ -280,7 +279,7 @@ def name_shards(shards: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
 
 def write_index(folder: epath.Path, files: Mapping[str, Sequence[str]],
                 specs: Mapping[str, TensorSpec]) -> None:
-    """Writes the index of several shards; one file alone has none."""
+    """Writes the index of several shards; a single file gets none."""
     if len(files) == 1:
         return
     table = {name: file for file, names in files.items() for name in names}
@@ -289,7 +288,7 @@ def write_index(folder: epath.Path, files: Mapping[str, Sequence[str]],
 
 
 def plan_shards(specs: Mapping[str, TensorSpec], max_shard_bytes: float) -> list[Sequence[str]]:
-    """Names by shard: in order, a new shard where the next tensor would not fit any more."""
+    """Splits tensor names into shards, in order; a tensor that does not fit starts a new shard."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, spec in specs.items():

@@ -1,7 +1,7 @@
-"""Safetensors files whose layout is laid down first, and whose tensors are then filled in any order.
+"""Safetensors files of a fixed layout, whose tensors can be written in any order and by several threads.
 
-Several threads write parts of tensors where they belong; what was written once and flushed need not be
-written again by a run that goes on from where another one was killed.
+Threads write parts of tensors at their final offsets. A run that resumes another one does not write again
+what was written and flushed before.
 """
 
 import os
@@ -17,7 +17,7 @@ from elm_jax.runtime import staging, storage
 
 
 class ShardsInPlace:
-    """The files of one checkpoint on a local disk, open for writing.
+    """The safetensors files of one checkpoint on a local disk, open for writing.
 
     Attributes:
         specs: of the tensors, in their order.
@@ -25,7 +25,7 @@ class ShardsInPlace:
     """
 
     def __init__(self, folder: epath.Path, specs: Mapping[str, TensorSpec], max_shard_bytes: float) -> None:
-        """Opens nothing yet.
+        """Stores the arguments; opens no file.
 
         Args:
             folder: is there.
@@ -40,14 +40,14 @@ class ShardsInPlace:
         self._starts: dict[str, int] = {}
 
     def held(self) -> set[str]:
-        """Names of the tensors whose files are there in their full length; to be asked before opening."""
+        """Names of the tensors whose files exist in full length; call it before the files are opened."""
         lengths = {file: len(self._header(file)[0]) + sum(self.specs[name].nbytes for name in names)
                    for file, names in self.files.items()}
         return {name for name, file in self._file_of.items()
                 if (self.folder / file).exists() and (self.folder / file).stat().length == lengths[file]}
 
     def __enter__(self) -> "ShardsInPlace":
-        """Makes the files in their full length, or opens those that are there."""
+        """Opens the files; creates missing ones in their full length."""
         with storage.guard_writes(self.folder):
             for file in self.files:
                 self._begin(file)
@@ -91,12 +91,12 @@ class ShardsInPlace:
                 rest, position = rest[count:], position + count
 
     def flush(self) -> None:
-        """Waits until the disk has what was written so far."""
+        """Waits until everything written so far is on the disk."""
         with storage.guard_writes(self.folder):
             for descriptor in self._open.values():
                 os.fdatasync(descriptor)
 
     def finish(self) -> None:
-        """Writes the index, when all tensors are there."""
+        """Writes the index, when all tensors are written."""
         self.flush()
         safetensors_files.write_index(self.folder, self.files, self.specs)

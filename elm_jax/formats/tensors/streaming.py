@@ -1,7 +1,7 @@
-"""Tensors in pieces: what lets a converter handle models that are larger than the memory.
+"""Reads and copies tensors in pieces, so that a converter can handle models larger than the memory.
 
-A tensor is read whole at most once at a time; turning it round, casting it, hashing it and writing it
-happen in pieces of `PIECE_BYTES`.
+At most one whole tensor is in memory; it is transposed, cast, hashed and written in pieces of
+`PIECE_BYTES`.
 """
 
 import collections
@@ -24,7 +24,7 @@ a cache line. Tried 4 to 64 on float32 and bfloat16: 16 is the best, three times
 
 
 class Stored(Protocol):
-    """A tensor as it lies in a file.
+    """A tensor that is stored in a file.
 
     Attributes:
         shape: as in the file.
@@ -35,7 +35,7 @@ class Stored(Protocol):
     dtype: str
 
     def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
-        """Reads as many rows as `rows`, a contiguous array, has, from row `start` on.
+        """Reads as many rows as the contiguous array `rows` has, from row `start` on.
 
         Args:
             rows: of the tensor's other dimensions; or, of a matrix, parts of rows.
@@ -46,7 +46,7 @@ class Stored(Protocol):
 
 
 class StoredTensors:
-    """`Tensors` over what lies in files: one stored tensor a leaf, transposed or not."""
+    """`Tensors` backed by files: one stored tensor for each leaf, transposed or not."""
 
     def __init__(self, stored: Mapping[str, Stored], origins: Mapping[str, Origin]) -> None:
         self._stored = stored
@@ -56,12 +56,12 @@ class StoredTensors:
             for path, tensor in stored.items()}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """A whole leaf, or a part of it, contiguous."""
+        """Reads a whole leaf, or a part of it, as a contiguous array."""
         return read_part(self._stored[path], index, self.origins[path].transposed)
 
 
 class ArrayTensors:
-    """`Tensors` over arrays that are in memory already."""
+    """`Tensors` backed by arrays in memory."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self._flat = trees.flatten(dict(params))
@@ -70,13 +70,13 @@ class ArrayTensors:
         self.origins = {path: Origin(path) for path in self._flat}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """The leaf, or a view of a part of it."""
+        """Returns a leaf, or a view of a part of it."""
         array = np.asarray(self._flat[path])
         return array if index is None else array[index]
 
 
 class CastTensors:
-    """`Tensors` in another floating-point type."""
+    """`Tensors` cast to another floating-point type."""
 
     def __init__(self, tensors: Tensors, dtype: str) -> None:
         self._tensors = tensors
@@ -84,7 +84,7 @@ class CastTensors:
         self.specs = {path: TensorSpec(spec.shape, dtype) for path, spec in tensors.specs.items()}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """The leaf or a part of it, cast (rounded to nearest); a large one is read in boxes."""
+        """Reads a leaf or a part of it and casts it (rounded to nearest); a large one is read in boxes."""
         found, wanted = self._tensors.specs[path], self.specs[path]
         if found.dtype == wanted.dtype:
             return self._tensors.read(path, index)
@@ -99,16 +99,16 @@ class CastTensors:
 
 
 def read_part(stored: Stored, index: Index | None = None, transposed: bool = False) -> np.ndarray:
-    """Reads a tensor, or a part of it, in this program's orientation.
+    """Reads a stored tensor, or a part of it, in this program's orientation.
 
     Args:
         stored: the tensor.
-        index: a slice a dimension, of the tensor as this program has it; None for all of it.
+        index: a slice for each dimension, in this program's orientation; None for all of it.
         transposed: whether the two dimensions in the file are swapped.
 
     Returns:
-        A contiguous array. Of a vector or a matrix, only what lies in the part is read from a local file,
-        row by row where it is parts of rows; of a tensor of more dimensions, the rows that it touches.
+        A contiguous array. For a vector or a matrix, a local file is read only where the part is, row by row
+        for parts of rows; for a tensor of more dimensions, all rows that the part touches.
     """
     shape = _turned(stored.shape, transposed)
     index = index if index is not None else (slice(None),) * len(shape)
@@ -135,9 +135,9 @@ def read_part(stored: Stored, index: Index | None = None, transposed: bool = Fal
 
 
 def read_ahead(tensors: Tensors, paths: Iterable[str]) -> Iterator[np.ndarray]:
-    """Reads leaves one after another; while one is worked on, another thread reads the next ones.
+    """Yields leaves in order, while another thread reads the next ones.
 
-    At most `AHEAD_BYTES` wait there: a larger leaf is read when it is asked for, and not before.
+    At most `AHEAD_BYTES` are read ahead; a larger leaf is read when its turn comes.
     """
     rest, waiting, ahead = collections.deque(paths), collections.deque(), 0
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -155,7 +155,7 @@ def read_ahead(tensors: Tensors, paths: Iterable[str]) -> Iterator[np.ndarray]:
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """``target[...] = source``, in stripes that suit the processor's cache when the two lie crosswise."""
+    """Copies ``target[...] = source``, in cache-sized stripes if the two have different memory orders."""
     target, source = _as_integers(target), _as_integers(source)
     slow = int(np.argmax(source.strides)) if source.ndim == 2 else 0
     if source.ndim != 2 or slow == int(np.argmax(target.strides)):
@@ -167,7 +167,7 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def pieces(array: np.ndarray, transposed: bool = False) -> Iterator[np.ndarray]:
-    """The contents in row-major order, of the array or of its transpose, as contiguous pieces."""
+    """Yields the contents of an array or of its transpose in row-major order, as contiguous pieces."""
     view = array.T if transposed else array
     if view.flags.c_contiguous:
         flat = view.reshape(-1)
@@ -183,7 +183,7 @@ def pieces(array: np.ndarray, transposed: bool = False) -> Iterator[np.ndarray]:
 
 
 def fingerprint(tensors: Tensors) -> str:
-    """What `trees.fingerprint` gives of all leaves in float32, with one leaf in memory at a time."""
+    """Fingerprint of all leaves in float32 (as `trees.fingerprint`), with one leaf in memory at a time."""
     whole = trees.Fingerprint()
     for path in sorted(tensors.specs):
         add_to_fingerprint(whole, path, tensors.read(path))
@@ -191,12 +191,12 @@ def fingerprint(tensors: Tensors) -> str:
 
 
 def add_to_fingerprint(whole: trees.Fingerprint, path: str, array: np.ndarray) -> None:
-    """Adds a leaf's values in float32."""
+    """Adds a leaf's values to a fingerprint, in float32."""
     whole.leaf(path, array.shape, "float32", (piece.astype(np.float32) for piece in pieces(array)))
 
 
 def equal(left: Stored, right: Stored) -> bool:
-    """Whether two stored tensors hold the same bits; compared piece by piece."""
+    """Whether two stored tensors are equal to the bit; compares them piece by piece."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
     if not left.shape:
@@ -222,5 +222,5 @@ def _rows_a_piece(row: Sequence[int], dtype: np.dtype) -> int:
 
 
 def _as_integers(array: np.ndarray) -> np.ndarray:
-    """The same bits as integers, which numpy copies faster than types that it does not know itself."""
+    """Views values as integers of the same bits, which numpy copies faster than ml_dtypes' types."""
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array

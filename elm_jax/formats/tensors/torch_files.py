@@ -1,7 +1,7 @@
-"""PyTorch's checkpoint files, read with ``weights_only``: one that holds code is refused.
+"""Reads PyTorch's checkpoint files with ``weights_only``: a file that holds code is refused.
 
-torch is imported late, and only for such files. They are mapped, not loaded; since mapped pages count
-as resident memory once they are touched, the map is given up and made anew every `_REOPEN_BYTES`.
+torch is imported only for such files. They are memory-mapped, not loaded; since mapped pages count as
+resident memory once they are read, the file is mapped again after every `_REOPEN_BYTES`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _REFUSALS = ("GLOBAL", "Unsupported operand", "Unsupported class")
 
 
 class TorchFiles:
-    """The files of one folder, at most one of them mapped at a time.
+    """The PyTorch files of one folder, at most one of them mapped at a time.
 
     Attributes:
         whole: files that are read into memory as a whole: those of torch before 1.6 cannot be mapped.
@@ -37,7 +37,7 @@ class TorchFiles:
         self._read = 0
 
     def open(self, path: epath.Path) -> Mapping[str, Any]:
-        """The tensors of a file by name, not yet read."""
+        """Opens a file; returns its tensors by name, not yet read."""
         if path != self._path or (self._read > _REOPEN_BYTES and path not in self.whole):
             self._tensors = {}  # first the old map goes, then the new one comes
             if not zipfile.is_zipfile(path):
@@ -47,13 +47,13 @@ class TorchFiles:
         return self._tensors
 
     def stored(self, path: epath.Path) -> dict[str, "TorchTensor"]:
-        """The same as `streaming.Stored`."""
+        """Opens a file; returns its tensors as `streaming.Stored`."""
         return {name: TorchTensor(self, path, name, tuple(tensor.shape),
                                    str(tensor.dtype).removeprefix("torch."))
                 for name, tensor in self.open(path).items()}
 
     def fill(self, path: epath.Path, name: str, rows: np.ndarray, start: int, column: int) -> None:
-        """Reads rows of one tensor, or parts of its rows."""
+        """Reads rows, or parts of rows, of one tensor."""
         tensor = self.open(path)[name]
         part = (tensor if tensor.ndim else tensor.reshape(1))[start:start + len(rows)]
         if rows.shape != tuple(part.shape):
@@ -65,7 +65,7 @@ class TorchFiles:
 
 
 def _tensors(path: epath.Path, value: Any) -> dict[str, Any]:
-    """Checks that what was loaded are tensors by name."""
+    """Checks that a loaded file is a dictionary of tensors by name."""
     torch = _torch(path)
     wrong = "nothing" if isinstance(value, Mapping) and not value else type(value).__name__
     if isinstance(value, Mapping) and value:
@@ -88,12 +88,12 @@ class TorchTensor:
     dtype: str
 
     def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
-        """Reads rows from `start` on, or parts of them."""
+        """Reads rows from `start` on, or parts of rows."""
         self.files.fill(self.path, self.name, rows, start, column)
 
 
 def load(path: storage.PathLike, mapped: bool = False) -> Any:
-    """``torch.load`` of tensors and plain containers only, onto the processor.
+    """Loads tensors and plain containers onto the CPU with ``torch.load``.
 
     Raises:
         InputError: torch is not installed; the file holds code; the file is damaged.
@@ -131,7 +131,7 @@ def _torch(path: Any) -> Any:
 
 
 def open_tensors(folder: storage.PathLike) -> tuple[dict[str, TorchTensor], tuple[str, ...]]:
-    """The tensors of ``pytorch_model.bin`` or of its shards, and notes on how they are read."""
+    """Opens the tensors of ``pytorch_model.bin`` or of its shards; also returns notes for the report."""
     folder = storage.as_path(folder)
     files, table = TorchFiles(), None
     if not (folder / SINGLE_FILE).exists():

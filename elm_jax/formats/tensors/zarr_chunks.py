@@ -1,4 +1,4 @@
-"""Whether a chunk of a zarr array is whole, told from its first and last bytes, without decoding it."""
+"""Checks whether a chunk of a zarr array is complete, by its first and last bytes, without decoding it."""
 
 import os
 import struct
@@ -12,7 +12,7 @@ _RUN_LENGTH_BLOCK = 1
 
 
 def is_whole(path: str, compressor: Mapping[str, Any] | None, decoded_bytes: int) -> bool:
-    """Whether a chunk's file ends where its contents end.
+    """Whether the file of a chunk is as long as its contents need.
 
     Args:
         path: a local file.
@@ -33,19 +33,19 @@ def is_whole(path: str, compressor: Mapping[str, Any] | None, decoded_bytes: int
 
 
 def _gzip(file: BinaryIO, size: int, decoded_bytes: int) -> bool:
-    """The last four bytes of gzip (RFC 1952) are the decoded size."""
+    """Whether a gzip chunk (RFC 1952) is whole: its last four bytes are the decoded size."""
     file.seek(max(0, size - 4))
     return size >= 18 and struct.unpack("<I", file.read(4))[0] == decoded_bytes % 2**32
 
 
 def _blosc(file: BinaryIO, size: int, decoded_bytes: int) -> bool:
-    """Blosc's header holds the decoded and the encoded size."""
+    """Whether a Blosc chunk is whole: its header holds the decoded and the encoded size."""
     _, decoded, _, encoded = struct.unpack("<4I", file.read(16))
     return decoded == decoded_bytes and encoded == size
 
 
 def _zstd(file: BinaryIO, size: int, decoded_bytes: int) -> bool:
-    """Follows a frame (RFC 8878) from block to block: each says how long it is, and whether it is last."""
+    """Whether a Zstandard frame (RFC 8878) is whole: follows it from block to block."""
     del decoded_bytes  # a frame need not say it
     magic, descriptor = struct.unpack("<IB", file.read(5))
     if magic != _ZSTD_MAGIC:

@@ -1,7 +1,7 @@
-"""Arrays in zarr's form, in folders or in one OCDBT database, read and written through TensorStore.
+"""Reads and writes zarr arrays, in folders or in one OCDBT database, with TensorStore.
 
-A folder of arrays is what Orbax and T5X write: either ``<name>/.zarray`` with the chunks beside it, or
-``manifest.ocdbt`` with all of that inside. Opening reads headers only.
+Orbax and T5X write folders of arrays: either ``<name>/.zarray`` with the chunks beside it, or
+``manifest.ocdbt``, a database of the same. Opening reads headers only.
 """
 
 import functools
@@ -29,13 +29,13 @@ _CACHE_OVERHEAD = 1 << 20
 
 
 class ZarrArray:
-    """An array on disk.
+    """A zarr array on disk.
 
     Attributes:
         name: as in its folder.
         shape: of the array.
         dtype: numpy's or ml_dtypes' name.
-        chunks: shape of a chunk; what is read comes in whole chunks.
+        chunks: shape of a chunk; only whole chunks are read.
     """
 
     def __init__(self, folder: "Folder", name: str, opened: ts.TensorStore) -> None:
@@ -48,7 +48,7 @@ class ZarrArray:
         self.chunks = tuple(metadata["chunks"])
 
     def read(self, index: Index | None = None) -> np.ndarray:
-        """The array or a part of it.
+        """Reads the array or a part of it.
 
         Args:
             index: a slice a dimension, counted from the start; None for all of it.
@@ -64,7 +64,7 @@ class ZarrArray:
                 cure="copy the checkpoint again")) from error
 
     def keeping_chunks(self) -> "ZarrArray":
-        """The same array; its chunks, once decoded, stay in memory for as long as what is returned."""
+        """Returns the same array with a cache, which keeps decoded chunks as long as the result lives."""
         cache_bytes = math.prod(self._grid) * self._chunk_bytes + _CACHE_OVERHEAD
         folder = Folder(self._folder.path, ocdbt=self._folder.ocdbt, cache_bytes=cache_bytes)
         return folder.open([self.name])[self.name]
@@ -78,7 +78,7 @@ class ZarrArray:
         return [-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True)]
 
     def faults(self) -> list[str]:
-        """Chunks that are missing or cut short, as ``name/0.0 (missing)``; contents are not decoded."""
+        """Lists chunks that are missing or truncated, as ``name/0.0 (missing)``, without decoding them."""
         places = itertools.product(*map(range, self._grid))
         keys = [self._separator.join(map(str, place)) or "0" for place in places]
         found = self._folder.chunk_states(self.name, keys, self._compressor, self._chunk_bytes)
@@ -86,7 +86,7 @@ class ZarrArray:
 
 
 class Folder:
-    """A folder of arrays.
+    """A folder of zarr arrays.
 
     Attributes:
         path: the folder.
@@ -94,7 +94,7 @@ class Folder:
     """
 
     def __init__(self, path: epath.Path, *, ocdbt: bool | None = None, cache_bytes: int = 0) -> None:
-        """Opens no file.
+        """Stores the arguments; opens no file.
 
         Args:
             path: the folder.
@@ -113,7 +113,7 @@ class Folder:
                       if child.is_dir() and (child / HEADER).exists())
 
     def open(self, names: Iterable[str]) -> dict[str, ZarrArray]:
-        """Opens arrays that are there.
+        """Opens arrays by their names.
 
         Raises:
             InputError: headers cannot be read; all such arrays are named.
@@ -132,7 +132,7 @@ class Folder:
         return opened
 
     def create(self, name: str, shape: Sequence[int], dtype: str, chunks: Sequence[int]) -> "NewArray":
-        """Makes an array, to be filled."""
+        """Creates an array, to be filled."""
         # Chunks of zeros are written too, so that a missing chunk is always a fault; without
         # compression, as trained weights shrink little, and slowly.
         spec = {**self._spec(name), "dtype": dtype, "store_data_equal_to_fill_value": True,
@@ -143,7 +143,7 @@ class Folder:
 
     def chunk_states(self, name: str, keys: Sequence[str], compressor: Mapping[str, Any] | None,
                      decoded_bytes: int) -> list[str]:
-        """Of each chunk: ``missing``, ``truncated``, or nothing if it seems to be whole."""
+        """State of each chunk: ``missing``, ``truncated``, or empty for one that looks whole."""
         if not self.ocdbt:
             return [self._file_state(name, key, compressor, decoded_bytes) for key in keys]
         states = []
@@ -189,7 +189,7 @@ class Folder:
 
     @functools.cached_property
     def _keys(self) -> dict[str, set[str]]:
-        """Of the database: by array, names of its chunks and its header."""
+        """Keys of the database, grouped by array: its chunks and its header."""
         try:
             found: dict[str, set[str]] = {}
             for key in self._store.list().result():
@@ -202,17 +202,17 @@ class Folder:
 
 
 class NewArray:
-    """An array that is being written."""
+    """A zarr array that is being written."""
 
     def __init__(self, opened: ts.TensorStore, chunks: Sequence[int], where: str) -> None:
         self._opened, self._chunks, self._where = opened, tuple(chunks), where
 
     def write(self, values: np.ndarray, writes: in_flight.Writes, layer: int | None = None) -> None:
-        """Starts to write all of the array, or one layer of a stack, chunk by chunk.
+        """Starts to write the whole array, or one layer of a stack, chunk by chunk.
 
         Args:
-            values: contents; nobody may change them before all is written.
-            writes: to which these are added.
+            values: the contents; they must not change until they are written.
+            writes: the pending writes, to which these are added.
             layer: place in the array's second dimension, whose chunks hold one layer each.
         """
         target, chunks = self._opened, self._chunks

@@ -1,1 +1,1 @@
-"""Merging methods: the table of what there is, and the pieces that they are made of."""
+"""Merging methods: the table of methods, and the steps that they are composed of."""

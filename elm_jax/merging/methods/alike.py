@@ -1,4 +1,4 @@
-"""Whether flat trees have the same leaves, and so can be merged."""
+"""Checks that parameter trees have the same leaves, so that they can be merged."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ MOST_FAULTS = 50
 
 
 def check_alike(experts: Sequence[Mapping[str, Any]], names: Sequence[str], *, dtypes: bool = True) -> None:
-    """Checks that flat trees have the same leaves, all of floating point.
+    """Raises InputError unless flat trees have the same leaves, all of a floating-point type.
 
     Args:
         experts: by leaf, anything with a shape and a dtype.

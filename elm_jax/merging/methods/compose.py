@@ -1,4 +1,4 @@
-"""What merging computes: pure functions of the leaves of several experts.
+"""Computes merges: pure functions of the leaves of several experts.
 
 All of them work on numpy and on JAX arrays, eagerly or under jit, on one device or on leaves that are
 spread over a mesh (nothing but sums and counts then leaves a device), and have gradients in the weights.
@@ -28,7 +28,7 @@ SMALLEST = 1e-30
 
 
 class Numbers(NamedTuple):
-    """What has to be known of a whole leaf, and of the settings, to merge any slice of it.
+    """Values that describe a whole leaf and the settings; with them any slice of the leaf can be merged.
 
     Attributes:
         weights: f32[E].
@@ -36,8 +36,8 @@ class Numbers(NamedTuple):
         cuts: of each expert, for ``magnitude``.
         keys: u32[E, 2], for ``random``.
         density: f32[E], for ``random``.
-        factors: f32[E], which each thinned task vector is multiplied by.
-        start: u32, place of the slice's first element in the leaf.
+        factors: f32[E], factors of the sparsified task vectors.
+        start: u32, index of the slice's first element in the flattened leaf.
     """
 
     weights: Array
@@ -51,7 +51,7 @@ class Numbers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Which steps are taken; fixed when a program is compiled.
+    """The steps of a merge; static when a program is compiled.
 
     Attributes:
         method: a key of `method_table.METHODS`.
@@ -65,16 +65,16 @@ class Steps:
 
 
 def combine(steps: Steps, experts: Sequence[Array], base: Array | None, numbers: Numbers) -> Array:
-    """Merges a leaf, or whole rows of it, when `Numbers` says what must be known of the whole.
+    """Merges a leaf, or whole rows of it, given the `Numbers` of the whole leaf.
 
     Args:
-        steps: what is done.
-        experts: E arrays of one shape.
-        base: of that shape, for a method that works on task vectors.
+        steps: the steps of the method; static.
+        experts: E arrays f[...] of one shape.
+        base: f[...] of that shape, for a method that works on task vectors.
         numbers: of the whole leaf.
 
     Returns:
-        An array of the same shape.
+        f[...], of the same shape and of `steps.dtype` or the first expert's.
     """
     method = method_table.get_method(steps.method)
     terms = [_thinned(method, _delta(expert, base), numbers, i) for i, expert in enumerate(experts)]
@@ -96,13 +96,13 @@ def combine(steps: Steps, experts: Sequence[Array], base: Array | None, numbers:
 
 
 def _delta(expert: Array, base: Array | None) -> Array:
-    """The task vector in float32; without a base the expert itself."""
+    """The task vector f32[...]; without a base the expert itself."""
     wide = expert.astype(jnp.float32)
     return wide if base is None else wide - base.astype(jnp.float32)
 
 
 def _thinned(method: Method, delta: Array, numbers: Numbers, i: int) -> Array:
-    """A task vector after sparsifying and rescaling."""
+    """The task vector f32[...] after sparsification and rescaling."""
     if method.sparsify is None:
         return delta
     kept = jnp.where(mask(method, delta, numbers, i), delta, 0.0)
@@ -110,27 +110,27 @@ def _thinned(method: Method, delta: Array, numbers: Numbers, i: int) -> Array:
 
 
 def mask(method: Method, delta: Array, numbers: Numbers, i: int) -> Array:
-    """bool[...]: which elements of an expert's task vector, or of a slice of it, are kept."""
+    """Mask bool[...] of the elements of a task vector f32[...], or of a slice of it, that are kept."""
     if method.sparsify == "magnitude":
         return sparsify.keep_largest(delta, numbers.cuts[i], numbers.start)
     return sparsify.keep_random(numbers.keys[i], numbers.density[i], delta.shape, numbers.start)
 
 
 def _total(terms: Sequence[Array]) -> Array:
-    """The sum, one after another in their order.
+    """Sum of arrays f32[...], added one after another in their order.
 
-    The new term stands first, so that where products and sums are fused, each product is added unrounded to
-    what was summed before, as other programs do it.
+    The new term is the first operand, so that a fused multiply-add adds each product unrounded to the sum so
+    far, as other programs do.
     """
     return functools.reduce(lambda total, term: term + total, terms)
 
 
 def arc_weights(cosine: Array, t: Array, xp: ModuleType = jnp) -> Array:
-    """The factors of two experts on the arc between them.
+    """Factors f[2] of two experts for spherical interpolation (slerp).
 
     Args:
-        cosine: of the angle between them.
-        t: share of the second one.
+        cosine: f[], of the angle between them.
+        t: f[], share of the second one.
         xp: `jax.numpy`, or `numpy` for what is known in float64.
 
     Returns:
@@ -151,7 +151,7 @@ def merge_leaf(
     method: str, experts: Sequence[Array] | Array, weights: Array | Sequence[float] | None = None,
     base: Array | None = None, *, keys: Array | None = None, dtype: str | None = None, **parameters: Any,
 ) -> Array:
-    """Merges one leaf of E experts.
+    """Merges one leaf of E experts; returns an array of the leaf's shape.
 
     Args:
         method: a key of `method_table.METHODS`, whose row says the equation and its source.
@@ -181,7 +181,7 @@ def merge_leaf(
 
 
 def _weights(row: Method, weights: Any, count: int, settings: dict[str, Any]) -> Array:
-    """f32[E], checked if they are known already."""
+    """The weights as f32[E]; checked unless they are traced."""
     if isinstance(weights, jax.core.Tracer):
         method_table.check_count(row, count)
         if weights.shape != (count,):
@@ -202,14 +202,14 @@ def _arc(experts: Sequence[Array], weights: Array) -> Array:
 
 
 def _norm(values: Array) -> Array:
-    """Euclidean; scaled by the largest value first: squares of large ones would overflow, of small vanish."""
+    """Euclidean norm f32[] of f32[...], scaled by the largest value first against overflow and underflow."""
     largest = jnp.maximum(jnp.max(jnp.abs(values), initial=0.0), SMALLEST)
     return largest * jnp.sqrt(jnp.sum(jnp.square(values / largest)))
 
 
 def _numbers(row: Method, experts: Sequence[Array], base: Array | None, weights: Array,
              settings: dict[str, Any], keys: Array | None) -> Numbers:
-    """What must be known of the whole leaf, from the whole leaf."""
+    """Computes the `Numbers` of a leaf that is in memory as a whole."""
     numbers = Numbers(weights, jnp.float32(settings.get("scale", 1.0)))
     if row.sparsify is None:
         return numbers
@@ -239,9 +239,9 @@ def _factors(row: Method, deltas: Sequence[Array], numbers: Numbers,
 
 
 def density_factors(row: Method, density: Sequence[float], size: int) -> Array:
-    """f32[E]: one divided by the share that is kept; 1 for a density of 0, which keeps nothing.
+    """Factors f32[E] that undo a density: 1 / (kept share); 1 for a density of 0, which keeps nothing.
 
-    Of random masks that share is the density; of the largest elements it is a whole number of `size`.
+    The share that random masks keep is the density; the largest elements are a whole number of the `size`.
     """
     if row.sparsify == "magnitude":
         density = [sparsify.num_kept(share, size) / max(1, size) for share in density]
@@ -253,13 +253,13 @@ def merge_params(
     base: FlatParams | None = None, *, names: Sequence[str] | None = None, dtype: str | None = None,
     **parameters: Any,
 ) -> FlatParams:
-    """Merges flat trees of parameters, leaf by leaf (see `merge_leaf`); may be jitted and differentiated.
+    """Merges flat trees of parameters leaf by leaf (see `merge_leaf`); can be jitted and differentiated.
 
     Args:
         method: a key of `method_table.METHODS`.
         experts: E flat trees with the same leaves.
         weights: f[E].
-        base: flat; a leaf that it has not, such as an adapter's, counts as zero there.
+        base: flat; a leaf that it lacks, such as an adapter's, counts as zero.
         names: of the experts, on which random masks depend; None takes their numbers.
         dtype: of the result.
         parameters: of the method.
@@ -283,5 +283,5 @@ def merge_params(
 
 
 def leaf_keys(seed: int, path: str, names: Sequence[str]) -> Array:
-    """u32[E, 2]: the key of each expert's random mask of a leaf; experts of one name get one mask."""
+    """Random keys u32[E, 2] for the masks of a leaf, one an expert; experts of one name get one mask."""
     return jnp.stack([sparsify.random_key(seed, path, name) for name in names])

@@ -1,8 +1,8 @@
 """Merging low-rank updates (LoRA) through their products.
 
-An update is ``scale * down @ up``. The average of two updates is not the product of the averaged factors:
-what is merged here is the update itself. A weighted sum of updates is again a low-rank one, of the sum of
-the ranks, and its factors are written down exactly; anything else is computed in full and factorised.
+An update is ``scale * down @ up``. The average of two updates is not the product of the averaged factors, so
+the updates themselves are merged. A weighted sum of updates is again low-rank, of the sum of the ranks, and
+its factors are exact; any other merge is computed in full and factorised.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _FULL_SVD = 512
 
 def stack_factors(downs: Sequence[np.ndarray], ups: Sequence[np.ndarray],
                   factors: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of ``sum_i f_i down_i @ up_i``, exactly.
+    """Concatenates factors: the exact factors of ``sum_i f_i down_i @ up_i``.
 
     Args:
         downs: f[D, R_i].
@@ -33,7 +33,7 @@ def stack_factors(downs: Sequence[np.ndarray], ups: Sequence[np.ndarray],
 
 def side_by_side(downs: Sequence[np.ndarray], ups: Sequence[np.ndarray], scales: Sequence[float]
                  ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """E updates in one space, where their weighted sum is the weighted sum of one factor.
+    """Writes E updates with one common down factor, so that weighted sums are sums of up factors.
 
     Args:
         downs: f[D, R_i].
@@ -50,15 +50,15 @@ def side_by_side(downs: Sequence[np.ndarray], ups: Sequence[np.ndarray], scales:
 
 
 def factorise(update: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """The nearest update of a rank, and what it misses.
+    """Factorises an update to a given rank (truncated SVD); also returns the relative error.
 
     Args:
         update: f32[D, F].
-        rank: at most; fewer where the matrix is smaller.
+        rank: of the result, at most; smaller for a smaller matrix.
 
     Returns:
-        (f32[D, R], f32[R, F], relative error in the Frobenius norm). Of a rank above the update's own, what
-        is left of the factors is zero.
+        (f32[D, R], f32[R, F], relative error in the Frobenius norm). If R exceeds the update's rank, the rest
+        of the factors is zero.
 
     Source: Eckart and Young, https://doi.org/10.1007/BF02288367.
     """

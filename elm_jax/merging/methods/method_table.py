@@ -1,4 +1,4 @@
-"""The table of merging methods. What each of them computes is put together in `compose`."""
+"""The table of merging methods; `compose` computes them."""
 
 import dataclasses
 import math
@@ -13,11 +13,11 @@ RESCALES = ("none", "density", "l1")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the table: which steps a method takes.
+    """A merging method: a row of the table, which says the steps that it takes.
 
     With task vectors ``d_i = x_i - base`` (``x_i`` itself where there is no base), every method but
     ``slerp`` is ``base + scale * sum_i m_i w_i r_i d_i [/ sum_i m_i w_i]``: ``r_i d_i`` is the task vector
-    thinned out (`sparsify`) and rescaled (`rescale`), ``m_i`` is 1 where its sign is that of the sum
+    sparsified (`sparsify`) and rescaled (`rescale`), ``m_i`` is 1 where its sign is that of the sum
     (`consensus`; else 1 everywhere), and the division happens where `normalize` is set.
 
     Attributes:
@@ -49,16 +49,16 @@ class Method:
     parameters: tuple[Parameter, ...] = ()
 
     def default_weights(self, count: int) -> tuple[float, ...]:
-        """One each where they are normalised, else 1/E each."""
+        """Default weights: 1 each if the method normalises them, else 1/E each."""
         return (1.0 if self.normalize or self.spherical else 1.0 / count,) * count
 
     @property
     def is_weighted_sum(self) -> bool:
-        """Whether the result is a sum of the experts times numbers that do not depend on their values."""
+        """Whether the result is a weighted sum of experts, with weights that do not depend on their values."""
         return self.sparsify is None and not self.consensus and not self.spherical
 
     def settings(self, parameters: Mapping[str, Any], count: int, where: Any = None) -> dict[str, Any]:
-        """All parameters with their defaults, checked.
+        """All parameters of the method, checked, with defaults for those that are not given.
 
         Args:
             parameters: given ones, None for the default; of one that each expert has, one for all or each.
@@ -136,7 +136,7 @@ PARAMETERS = {each.name: each for method in METHODS.values() for each in method.
 
 
 def get_method(name: str) -> Method:
-    """A method by name; an unknown one is an InputError with the nearest names."""
+    """Returns a method by name; an unknown one is an InputError with the nearest names."""
     if name not in METHODS:
         raise unknown_name("merging method", name, METHODS)
     return METHODS[name]
@@ -144,7 +144,7 @@ def get_method(name: str) -> Method:
 
 def check_weights(method: Method, weights: Sequence[float] | None, count: int,
                   settings: Mapping[str, Any], where: Any = None) -> tuple[float, ...]:
-    """The weights, or the method's own for None.
+    """Checks weights and returns them; None gives the method's default weights.
 
     Raises:
         InputError: another number of them than of experts, one that is not finite, or negative where that
@@ -169,7 +169,7 @@ def check_weights(method: Method, weights: Sequence[float] | None, count: int,
 
 def resolve_weights(method: Method, weights: Sequence[float] | None, count: int,
                     settings: Mapping[str, Any], where: Any = None) -> tuple[float, ...]:
-    """As `check_weights`; slerp's ``t`` says the weights too."""
+    """Checks and returns weights as `check_weights` does; for slerp, ``t`` gives the weights too."""
     if settings.get("t") is not None:
         if weights is not None:
             raise InputError(describe("Weights and t say the same, and both are given", where=where,
@@ -180,13 +180,13 @@ def resolve_weights(method: Method, weights: Sequence[float] | None, count: int,
 
 
 def to_json(method: Method, weights: Sequence[float], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Method, weights and all parameters, as a card keeps them."""
+    """Method, weights and all parameters as a JSON-ready dictionary for a card."""
     return {"method": method.name, "weights": list(weights),
             **{name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}}
 
 
 def check_count(method: Method, count: int, where: Any = None) -> None:
-    """Raises InputError for another number of experts than the method takes."""
+    """Raises InputError if the method does not take this number of experts."""
     wrong = count < 1 if method.num_experts is None else count != method.num_experts
     if wrong:
         raise InputError(describe(f"Another number of experts than {method.name} takes", where=where,
@@ -194,14 +194,14 @@ def check_count(method: Method, count: int, where: Any = None) -> None:
 
 
 def no_base(method: Method) -> InputError:
-    """The error of a method on task vectors that is given no base."""
+    """The error for a method on task vectors that is given no base."""
     return InputError(describe(f"Method {method.name} works on differences from a base", got="no base",
                                expected="the base that the experts were trained from",
                                cure="give it, or take a method that needs none (`elm methods` lists them)"))
 
 
 def settings_of(leaves: Sequence[Any]) -> list[dict[str, Any]]:
-    """Method, weights and parameters, and the leaves that they hold for: one entry where all are alike."""
+    """The settings of merged leaves, for a card: one entry for each group of leaves with equal settings."""
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for leaf in leaves:
         if hasattr(leaf, "settings"):
@@ -211,7 +211,7 @@ def settings_of(leaves: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def shares_of(settings: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Each parent's weight, divided by their sum where the merge divides; None where it differs by leaf."""
+    """Each parent's weight, divided by their sum if the method divides; None if it differs by leaf."""
     each = []
     for own in settings:
         method = get_method(own["method"])

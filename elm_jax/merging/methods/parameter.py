@@ -1,4 +1,4 @@
-"""A parameter of a merging method: its kind, its bounds, and the check of a value."""
+"""Parameters of merging methods: kind, bounds, and the check of a value."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from elm_jax.errors import InputError, describe
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A number or choice that a method takes.
+    """A parameter of a merging method: a number, a boolean or a choice.
 
     Attributes:
         name: of the argument.
@@ -32,7 +32,7 @@ class Parameter:
     per_expert: bool = False
 
     def check(self, value: Any, where: Any = None) -> Any:
-        """The value in its own type; InputError for one of another type, or out of range."""
+        """Returns the value in the parameter's type; InputError for another type, or a value out of range."""
         if value is None and self.default is None:
             return None
         checked = _CHECKS[self.kind](self, value)
@@ -43,7 +43,7 @@ class Parameter:
 
     @property
     def range(self) -> str:
-        """What it may be, in words."""
+        """The allowed values, in words."""
         if self.kind == "choice":
             return " or ".join(self.choices)
         if self.kind == "bool":

@@ -1,4 +1,4 @@
-"""Which elements of a task vector are kept: the largest ones (TIES), or random ones (DARE).
+"""Sparsification: keeps the largest elements of a task vector (TIES), or random ones (DARE).
 
 What is kept does not depend on how a leaf is cut into slices or spread over devices: every element is
 judged by its own value and its place in the leaf, against a few numbers that hold for the whole leaf.
@@ -17,11 +17,11 @@ _BITS = 32
 
 
 class Cut(NamedTuple):
-    """Where the largest elements of a leaf end: above a magnitude, and up to a place among its equals.
+    """The cut that separates the largest elements of a leaf: a magnitude, and an index among equals.
 
     Attributes:
         threshold: u32, bits of the smallest magnitude (float32) that is kept.
-        last: u32, place of the last kept one among the elements of exactly that magnitude.
+        last: u32, flat index of the last kept element of exactly that magnitude.
         any: bool, whether anything is kept at all.
     """
 
@@ -31,7 +31,7 @@ class Cut(NamedTuple):
 
 
 def num_kept(density: float, size: int) -> int:
-    """How many of a leaf's elements a density keeps: ``int(density * size)``, one at least.
+    """Number of elements that a density keeps of a leaf: ``int(density * size)``, at least one.
 
     >>> num_kept(0.2, 64), num_kept(0.001, 63), num_kept(0.0, 10), num_kept(1.0, 10), num_kept(0.5, 0)
     (12, 1, 0, 10, 0)
@@ -42,14 +42,14 @@ def num_kept(density: float, size: int) -> int:
 
 
 def magnitude_bits(values: Array) -> Array:
-    """``|x|`` in float32 as u32: the bits of floats that are not negative are ordered as the floats are."""
+    """Bits u32[...] of ``|x|`` in float32, f[...]: they are ordered as the magnitudes are."""
     return jax.lax.bitcast_convert_type(jnp.abs(values.astype(jnp.float32)), jnp.uint32)
 
 
 def places(shape: tuple[int, ...], start: Array | int = 0) -> Array:
-    """u32[shape]: each element's place in the leaf, row by row, counted on from `start`.
+    """Index u32[shape] of each element in the flattened leaf, counted from `start`.
 
-    Made of one count a dimension, so that nothing of a sharded leaf has to be moved to number it.
+    Computed from one iota for each dimension, so a sharded leaf needs no communication.
     """
     place = jnp.full(shape, start, jnp.uint32)
     stride = 1
@@ -60,10 +60,10 @@ def places(shape: tuple[int, ...], start: Array | int = 0) -> Array:
 
 
 def find_cut(values: Array, count: Array | int) -> Cut:
-    """The `count` largest magnitudes of a leaf; of equal ones those that come first.
+    """Finds the cut that keeps the `count` largest magnitudes of a leaf; of equal ones the first.
 
-    Found bit by bit, with one count over the leaf a bit: no sort, and of a sharded leaf only the counts
-    leave a device.
+    Searches bit by bit, and counts over the leaf once a bit: no sort, and for a sharded leaf only the counts
+    are communicated.
 
     Args:
         values: a whole leaf, f[...], of less than 2^32 elements.
@@ -87,7 +87,7 @@ def find_cut(values: Array, count: Array | int) -> Cut:
 
 
 def _largest(holds: Callable[[Array], Array]) -> Array:
-    """The largest u32 for which a predicate holds that holds from 0 up to some number."""
+    """The largest u32 for which a monotone predicate holds (true up to some number, then false)."""
     def step(done: Array, found: Array) -> Array:
         candidate = found | (jnp.uint32(1) << (jnp.uint32(_BITS - 1) - done.astype(jnp.uint32)))
         return jnp.where(holds(candidate), candidate, found)
@@ -96,7 +96,7 @@ def _largest(holds: Callable[[Array], Array]) -> Array:
 
 
 def keep_largest(values: Array, cut: Cut, start: Array | int = 0) -> Array:
-    """bool[...]: which elements of a leaf, or of a slice of it, are above the cut.
+    """Mask bool[...] of the elements of a leaf, or of a slice of it, that the cut keeps.
 
     Args:
         values: the leaf, or whole rows of it.
@@ -109,13 +109,13 @@ def keep_largest(values: Array, cut: Cut, start: Array | int = 0) -> Array:
 
 
 def keep_random(key: Array, density: Array | float, shape: tuple[int, ...], start: Array | int = 0) -> Array:
-    """bool[shape]: each element is kept with a probability, by a random number of its own place.
+    """Random mask bool[shape]; an element's random number depends on its index in the leaf alone.
 
     Args:
         key: u32[2], of one leaf of one expert (see `random_key`).
         density: the probability, f32.
         shape: of the leaf, or of whole rows of it.
-        start: place of the slice's first element in the leaf.
+        start: index of the slice's first element in the flattened leaf.
 
     Source: Yu et al., https://arxiv.org/abs/2311.03099, section 3.2.
     """
@@ -132,7 +132,7 @@ def keep_random(key: Array, density: Array | float, shape: tuple[int, ...], star
 
 
 def random_key(seed: int, *names: str) -> Array:
-    """u32[2]: a key that depends on the seed and on names, as those of a leaf and of an expert."""
+    """Random key u32[2] that depends on a seed and on names, such as those of a leaf and an expert."""
     key = jax.random.key(seed, impl="threefry2x32")
     for name in names:
         key = jax.random.fold_in(key, _number_of(name))
@@ -144,7 +144,7 @@ def _number_of(name: str) -> int:
 
 
 def norm_factor(before: Array, after: Array) -> Array:
-    """``before / after``: what gives a thinned task vector its L1 norm back; 1 where either is tiny.
+    """Factor f32[...] ``before / after`` that restores the L1 norm f32[...]; 1 if either norm is tiny.
 
     The bound 1e-7 is mergekit's.
     """

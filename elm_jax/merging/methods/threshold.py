@@ -1,9 +1,8 @@
-"""Where the largest changes of a leaf end, for all experts at once, of a leaf that comes in blocks.
+"""Finds the cuts of a leaf's largest elements for all experts at once, reading the leaf in blocks.
 
-The same numbers as `sparsify.find_cut` gives, which wants the whole leaf in memory. Magnitudes are counted by
-their upper bits, and then by the lower ones where the cut must lie; each time the leaf goes by once. If some
-but not all elements of exactly the smallest kept magnitude are kept, it goes by once more to find where these
-end.
+Gives the same cuts as `sparsify.find_cut`, which needs the whole leaf in memory. A first pass over the leaf
+counts magnitudes by their upper bits, a second one by the lower bits within the bucket of the cut. If only
+some elements of exactly the smallest kept magnitude are kept, a third pass finds the last of them.
 """
 
 import threading
@@ -25,17 +24,18 @@ _BLOCK_BITS = 1 << 18
 
 
 def memory(num: int) -> int:
-    """Bytes that `find_cuts` needs for so many experts, beside the blocks that it reads, about."""
+    """Approximate bytes that `find_cuts` needs for `num` experts, beside the blocks that it reads."""
     return num * ((4 << _LOWER) + _AT_ONCE * _BLOCK_BITS // 8)
 
 
 def find_cuts(blocks: Blocks, num_blocks: int, counts: Sequence[int], size: int,
               workers: Executor) -> tuple[Cut, ...]:
-    """The cut of each expert.
+    """Finds the cut of each expert of a leaf.
 
     Args:
-        blocks: reads a block; called by several threads.
-        num_blocks: how many there are.
+        blocks: yields (expert, index of the first element, task vector f32[n]) of a block; called by several
+            threads.
+        num_blocks: number of blocks.
         counts: how many elements of each expert are kept.
         size: elements of the leaf, less than 2^32.
         workers: threads.
@@ -76,12 +76,12 @@ def find_cuts(blocks: Blocks, num_blocks: int, counts: Sequence[int], size: int,
 
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
-    """u32: bits of ``|x|``, ordered as the numbers are."""
+    """Bits u32[...] of ``|x|`` of f32[...], ordered as the magnitudes are."""
     return values.view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
 def _bucket(counts: np.ndarray, wanted: int) -> tuple[int, int]:
-    """The bucket, from the last on, in which the wanted number is reached; and how many of it are wanted."""
+    """The bucket, from the last one down, in which the wanted count is reached; and the count left in it."""
     from_above = np.cumsum(counts[::-1], dtype=np.int64)
     place = int(np.searchsorted(from_above, wanted))
     before = int(from_above[place - 1]) if place else 0
@@ -90,7 +90,7 @@ def _bucket(counts: np.ndarray, wanted: int) -> tuple[int, int]:
 
 def _places_of(blocks: Blocks, num_blocks: int, wanted: dict[int, tuple[np.uint32, int]],
                workers: Executor) -> dict[int, int]:
-    """By expert: the place of its so-manieth element of exactly a magnitude."""
+    """Index, by expert, of its n-th element of exactly a given magnitude."""
     left = {expert: number for expert, (_, number) in wanted.items()}
     places: dict[int, int] = {}
 

@@ -1,1 +1,1 @@
-"""What is to be merged how: recipes by flags, and in mergekit's schema."""
+"""Merge recipes: settings for each leaf, from flags or from files in mergekit's schema."""

@@ -1,4 +1,4 @@
-"""Where a leaf lies in its model: the layer that its name says, and how deep that is in its stack."""
+"""Depth of a leaf in its model: its layer number, and the relative depth in its stack of layers."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ _NUMBER = re.compile(r"[0-9]{1,6}")
 
 
 def layer_of(leaf: str) -> tuple[str, int] | None:
-    """The stack and the number of the layer that a leaf belongs to; None for a leaf outside of layers.
+    """The stack and layer number of a leaf, from its name; None for a leaf outside of layers.
 
     The first number between two components counts, or ours with its name (``layers_3``); a sub-layer's or a
     mixture's expert's comes after it.
@@ -30,7 +30,7 @@ def layer_of(leaf: str) -> tuple[str, int] | None:
 
 
 def depth_of(leaves: Iterable[str]) -> dict[str, float]:
-    """Where each leaf lies in its own stack: ``layer / (layers - 1)``.
+    """Relative depth of each leaf in its own stack: ``layer / (layers - 1)``.
 
     Args:
         leaves: names; the largest layer among them is taken to be a stack's last.
@@ -46,7 +46,7 @@ def depth_of(leaves: Iterable[str]) -> dict[str, float]:
 
 
 def stack_sizes(leaves: Iterable[str]) -> dict[str, int]:
-    """Number of layers by stack."""
+    """Number of layers of each stack."""
     counts: dict[str, int] = {}
     for stack, layer in filter(None, map(layer_of, leaves)):
         counts[stack] = max(layer + 1, counts.get(stack, 0))
@@ -54,10 +54,10 @@ def stack_sizes(leaves: Iterable[str]) -> dict[str, int]:
 
 
 def relative_depth(layer: int, layers: int) -> float:
-    """From 0 for the first layer to 1 for the last; 1 if it is the only one."""
+    """Depth from 0 for the first layer to 1 for the last; 1 if it is the only one."""
     return layer / (layers - 1) if layers > 1 else 1.0
 
 
 def name_parts(leaf: str) -> list[str]:
-    """The components of a leaf's name, whether dots or slashes part them."""
+    """Components of a leaf's name, separated by dots or slashes."""
     return re.split(r"[./]", leaf)

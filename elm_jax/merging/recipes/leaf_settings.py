@@ -31,12 +31,12 @@ _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 
 def resolve(setting: Setting, leaf: str, depth: float, kind: str, where: Any) -> Any:
-    """The value of a setting for one leaf.
+    """Returns the value of a setting for one leaf.
 
     Args:
         setting: see the module's docstring.
         leaf: the leaf's name.
-        depth: where in its stack it lies, from 0 to 1.
+        depth: relative depth in its stack, from 0 to 1.
         kind: 'float', 'int', 'bool' or 'choice'.
         where: what messages call the setting.
 
@@ -74,7 +74,7 @@ def check_setting(setting: Setting, spec: Parameter, where: Any) -> None:
 
 
 def map_setting(setting: Setting, kind: str, where: Any, change: Callable[[Any], Any]) -> Setting:
-    """The setting with each of its values, read as of `kind`, changed; filters and form stay."""
+    """Applies a function to each value of a setting; filters and form stay."""
     if is_scalar(setting):
         return change(convert(setting, kind, where))
     if isinstance(setting, Mapping):
@@ -115,13 +115,13 @@ def _rule(rule: Any, where: Any) -> tuple[Setting, str | None]:
 
 
 def rules_of(setting: Setting) -> list[Mapping[str, Any]]:
-    """The rules of a setting that has been checked."""
+    """The rules of a checked setting."""
     rules = [setting] if isinstance(setting, Mapping) else setting
     return [rule for rule in rules if isinstance(rule, Mapping)] if isinstance(rules, list | tuple) else []
 
 
 def _every_value(setting: Setting, where: Any) -> list[tuple[Any, Any]]:
-    """All scalars in a setting, each with its place."""
+    """All scalars of a setting, each with its place."""
     if is_scalar(setting):
         return [(setting, where)]
     if isinstance(setting, Mapping):
@@ -148,7 +148,7 @@ def _gradient(values: list[Any], depth: float, kind: str, where: Any) -> Any:
 
 
 def convert(value: Any, kind: str, where: Any) -> Any:
-    """The value as one of that kind; strings that hold a number, such as YAML's ``1e-3``, are numbers."""
+    """Converts a value to a kind; strings that hold a number, such as YAML's ``1e-3``, become numbers."""
     try:
         converted = _CONVERTERS[kind](value)
     except (TypeError, ValueError, OverflowError):

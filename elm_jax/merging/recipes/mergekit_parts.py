@@ -1,4 +1,4 @@
-"""Which models a merge in mergekit's schema names: as one list, by slices of layers, or by modules."""
+"""Models of a merge in mergekit's schema: one list, slices of layers, or modules."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ WHOLE_MODULE = "default"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The parameters that the file gives in one place."""
+    """The parameters that a file gives in one place."""
 
     values: Mapping[str, Setting]
     place: str
@@ -27,7 +27,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class ListedModel:
-    """A model as one list or slice names it."""
+    """A model as a list or a slice of the file names it."""
 
     model: str
     parameters: Settings
@@ -36,7 +36,7 @@ class ListedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Sources that are merged with each other: a list of models, or one slice.
+    """Models that are merged with each other: a list of models, or one slice.
 
     Attributes:
         region: the part of the model that they are merged to; None for the whole model.
@@ -52,7 +52,7 @@ class Part:
 
     @property
     def is_slice(self) -> bool:
-        """Whether the sources are merged in some layers only."""
+        """Whether the models are merged in some layers only."""
         return self.region is not None and self.region.layers is not None
 
     @property
@@ -62,13 +62,13 @@ class Part:
 
 
 def read_settings(file: YamlFile, owner: Mapping[str, Any], place: str = "") -> Settings:
-    """The parameters of the whole file, or of a model, slice or module in it."""
+    """Reads the parameters of the whole file, or of a model, slice or module in it."""
     place = f"{place}.parameters" if place else "parameters"
     return Settings(file.mapping(owner.get("parameters"), place, empty=True), place)
 
 
 def read_parts(file: YamlFile, value: Mapping[str, Any]) -> list[Part]:
-    """The parts of a merge.
+    """Reads the parts of a merge.
 
     Raises:
         InputError: another form; models that are not plain folders; slices that move, repeat or leave out
@@ -97,7 +97,7 @@ def read_parts(file: YamlFile, value: Mapping[str, Any]) -> list[Part]:
 
 
 def read_model(file: YamlFile, value: Any, place: str) -> str:
-    """The folder that a model reference names; one with an adapter or a revision is an InputError."""
+    """Folder of a model reference; one with an adapter or a revision is an InputError."""
     if isinstance(value, Mapping):
         return _read_model_mapping(file, value, place)
     if not isinstance(value, str) or not value.strip():
@@ -112,7 +112,7 @@ def read_model(file: YamlFile, value: Any, place: str) -> str:
 
 
 def read_base(file: YamlFile, value: Mapping[str, Any], parts: Sequence[Part]) -> str | None:
-    """The base: the file's own, or the one that all slices name."""
+    """Folder of the base: the file's own, or the one that all slices name."""
     own = value.get("base_model")
     own = None if own is None else read_model(file, own, "base_model")
     bases = list(dict.fromkeys(own if part.base is None else part.base for part in parts))
@@ -125,7 +125,7 @@ def read_base(file: YamlFile, value: Mapping[str, Any], parts: Sequence[Part]) -
 
 def merged_models(file: YamlFile, parts: Sequence[Part], base: str | None, apart: bool,
                   joins: bool) -> tuple[str, ...]:
-    """The models that are merged, in the order in which the file first names them.
+    """The merged models, in the order in which the file first names them.
 
     Args:
         file: for messages.
@@ -163,7 +163,7 @@ def merged_models(file: YamlFile, parts: Sequence[Part], base: str | None, apart
 
 def _read_module(file: YamlFile, entry: Mapping[str, Any], prefix: str, module: str | None,
                  parameters: tuple[Settings, ...]) -> list[Part]:
-    """The parts of one module; of the whole model where `module` is None."""
+    """Reads the parts of one module, or of the whole model if `module` is None."""
     if entry.get("slices") is None:
         place = f"{prefix}models"
         sources = tuple(_read_source(file, item, f"{place}[{number}]", _MODEL_KEYS)
@@ -222,7 +222,7 @@ def _read_layers(file: YamlFile, value: Any, place: str) -> tuple[int, int]:
 
 
 def _read_model_mapping(file: YamlFile, value: Mapping[str, Any], place: str) -> str:
-    """``{model: folder}``, ``{path: folder}`` or one in the other; nothing in the folder's name is a sign."""
+    """Reads a model given as ``{model: folder}``, ``{path: folder}`` or nested; returns the folder."""
     file.keys(value, _REFERENCE_KEYS, place, "key of a model reference")
     for key in ("revision", "lora", "override_architecture"):
         if value.get(key) is not None:
@@ -237,7 +237,7 @@ def _read_model_mapping(file: YamlFile, value: Mapping[str, Any], place: str) ->
 
 
 def _refuse_spellings(file: YamlFile, models: Iterable[str]) -> None:
-    """mergekit takes one folder that is written in two ways for two models."""
+    """Refuses two spellings of one folder, which mergekit takes for two models."""
     seen: dict[str, str] = {}
     for model in sorted(models):
         other = seen.setdefault(os.path.normpath(model), model)

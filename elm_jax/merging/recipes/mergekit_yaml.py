@@ -1,7 +1,7 @@
-"""`elm merge --config merge.yaml`: merges described in mergekit's own schema.
+"""Reads `elm merge --config merge.yaml`: merges described in mergekit's schema.
 
-What is read means here what it means in mergekit 0.1.5, down to its defaults. What cannot be done here, or
-would have no effect there, is refused with its place in the file; mergekit ignores unknown keys.
+A file has the same meaning as in mergekit 0.1.5, defaults included. Keys that this program does not support,
+or that have no effect in mergekit, are refused with their place in the file; mergekit ignores unknown keys.
 
 Source: https://github.com/arcee-ai/mergekit, "Merge Configuration".
 """
@@ -52,7 +52,7 @@ _OURS = {spec.name: spec for spec in (
 
 @dataclasses.dataclass(frozen=True)
 class _Method:
-    """What one of mergekit's methods reads, and what it takes where nothing is written.
+    """The settings that one of mergekit's methods reads, with its defaults.
 
     Attributes:
         required: without a default.
@@ -110,7 +110,7 @@ class MergeConfig:
 
 
 def read_config(path: storage.PathLike) -> MergeConfig:
-    """Reads a merge in mergekit's schema.
+    """Reads a merge in mergekit's schema from a file.
 
     Relative folders are relative to the current directory, as in mergekit.
 
@@ -122,7 +122,7 @@ def read_config(path: storage.PathLike) -> MergeConfig:
 
 
 class _Reader:
-    """Reads one file."""
+    """Reads one merge file."""
 
     def __init__(self, file: YamlFile, value: Mapping[str, Any]) -> None:
         self.file = file
@@ -186,7 +186,7 @@ class _Reader:
         return dtype
 
     def _models(self, name: str, parts: Sequence[Part], base: str | None) -> tuple[str, ...]:
-        """The experts; for slerp the base first."""
+        """Folders of the experts; for slerp the base first."""
         if _METHODS[name].base_apart and base is None:
             raise self.file.error(f"{name} needs a base", "base_model", None,
                                   "the model that the others come from")
@@ -226,7 +226,7 @@ class _Reader:
         return []
 
     def _scope(self, name: str, given: Settings, region: Region | None = None, of_one: bool = False) -> Scope:
-        """Settings in our names and values, those without effect left out and noted."""
+        """Settings under this program's names and values; those without effect are dropped and noted."""
         method = _METHODS[name]
         known = [method.required, *method.defaults, *method.idle, *_MEMORY_ONLY]
         settings = {}
@@ -249,7 +249,7 @@ class _Reader:
 
     def _require(self, name: str, scopes: Sequence[Scope], parts: Sequence[Part],
                  models: tuple[str, ...]) -> None:
-        """Raises InputError if the setting without a default is written nowhere."""
+        """Raises InputError if a setting without a default is missing."""
         key = _METHODS[name].required
         per_expert = _SPECS[key].per_expert
         for part in parts:
@@ -269,7 +269,7 @@ _TRANSLATIONS = {"lambda": "scale"}
 
 
 def _translated(key: str, setting: Setting, where: str) -> tuple[str, Setting]:
-    """One of mergekit's settings in our name and values: it rescales to the L1 norm of before, or not."""
+    """Translates mergekit's setting of L1 rescaling into this program's name and values."""
     if key == "rescale":
         setting = map_setting(setting, "bool", where, lambda rescale: "l1" if rescale else "none")
     return _TRANSLATIONS.get(key, key), setting

@@ -1,4 +1,4 @@
-"""How each leaf of a model is merged: settings by expert and by part of the model, in order of precedence."""
+"""Merge recipes: how each leaf is merged, by expert and by part of the model, in order of precedence."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ WEIGHT = "weight"
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """Settings by name, and what they hold for.
+    """Settings by name, and the experts and leaves to which they apply.
 
     Attributes:
         settings: name of a parameter, or ``weight``, to its setting.
@@ -40,7 +40,7 @@ class Scope:
 
 @dataclasses.dataclass(frozen=True)
 class LeafRecipe:
-    """How one leaf is merged.
+    """The method, weights and parameters that merge one leaf.
 
     Attributes:
         method: the method's name.
@@ -55,12 +55,12 @@ class LeafRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class MergeRecipe:
-    """How each leaf of a model is merged.
+    """The method, weights and parameters that merge each leaf of a model.
 
     Attributes:
         method: the method's name.
         experts: how messages name the experts, in order.
-        scopes: settings, those that count first in front.
+        scopes: settings, in order of precedence.
         parameters: what the method takes.
         required: settings that every leaf needs from a scope.
         regions: empty, or parts that together make up the model.
@@ -97,7 +97,7 @@ class MergeRecipe:
         parameters: Mapping[str, Setting | tuple[Setting, ...]] | None = None, *,
         experts: int | Sequence[str] | None = None, specs: Iterable[Parameter] = (),
     ) -> "MergeRecipe":
-        """A recipe of plain values.
+        """Makes a recipe of plain values.
 
         Args:
             method: the method's name.
@@ -132,11 +132,11 @@ class MergeRecipe:
         return cls(method, names, tuple(scopes), tuple(specs))
 
     def at(self, leaf: str, depth: float) -> LeafRecipe:
-        """The weights and parameters of one leaf.
+        """Returns the weights and parameters of one leaf.
 
         Args:
             leaf: its name.
-            depth: where in its stack it lies, as `depth_of` says; regions of some layers have their own.
+            depth: relative depth in its stack, as `depth_of` says; regions of layers compute their own.
 
         Raises:
             InputError: a required setting is missing, weights are given for some experts only, or the leaf
@@ -153,7 +153,7 @@ class MergeRecipe:
         return found[0][1]
 
     def plan(self, leaves: Iterable[str], depths: Mapping[str, float] | None = None) -> dict[str, LeafRecipe]:
-        """`at` for all leaves of a model.
+        """Returns the weights and parameters of all leaves of a model.
 
         Args:
             leaves: their names.
@@ -168,7 +168,7 @@ class MergeRecipe:
         return {leaf: self.at(leaf, depths[leaf]) for leaf in leaves}
 
     def unmatched_filters(self, leaves: Iterable[str]) -> list[str]:
-        """Filters that none of the leaves matches, worded with their place; they are most likely misspelt."""
+        """Filters that match no leaf, with their place in the file; most likely they are misspelt."""
         leaves = list(leaves)
         return list(dict.fromkeys(
             f"{scope.where}.{name}: {rule['filter']!r}"
@@ -177,7 +177,7 @@ class MergeRecipe:
             if rule.get("filter") not in (None, "*") and not any(rule["filter"] in leaf for leaf in leaves)))
 
     def check_filters(self, leaves: Sequence[str]) -> None:
-        """Raises InputError if there are `unmatched_filters`."""
+        """Raises InputError if a filter matches no leaf."""
         unmatched = self.unmatched_filters(leaves)
         if unmatched:
             raise InputError(describe("A filter matches no leaf", got="; ".join(unmatched),
@@ -224,7 +224,7 @@ class MergeRecipe:
 def parse_patterns(
     texts: Iterable[str], default: Sequence[float] | None = None
 ) -> tuple[Setting, ...] | None:
-    """Weights by parts of leaf names, from texts such as ``SelfAttention=0.7,0.3``.
+    """Parses weights by parts of leaf names, from texts such as ``SelfAttention=0.7,0.3``.
 
     Args:
         texts: each a part of leaf names, ``=``, and one weight an expert; the first that matches counts.

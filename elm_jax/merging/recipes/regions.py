@@ -1,4 +1,4 @@
-"""Parts of a model that are merged by settings of their own: modules, and ranges of layers."""
+"""Regions of a model that have their own merge settings: modules, and ranges of layers."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ _INPUT_LEAF = re.compile(r"(?<!un)embed(?!_out)|\bwte\b|\bwpe\b|\bshared\b", re.
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """A part of a model: one of its modules, or some layers of one stack.
+    """A region of a model: one of its modules, or some layers of one stack.
 
     Attributes:
         module: component of a leaf's name, as in ``encoder.block.0``; None for the whole model.
@@ -23,7 +23,7 @@ class Region:
     layers: tuple[int, int] | None = None
 
     def has(self, name: str) -> bool:
-        """Whether a leaf or a stack is of the region's module; mergekit's T5 has the head in ``shared``."""
+        """Whether a leaf or a stack belongs to the region's module; mergekit's T5 has the head in ``shared``."""
         parts = name_parts(name)
         return self.module in (None, *parts) or (self.module == "shared" and parts[0] == "lm_head")
 
@@ -34,11 +34,11 @@ class Region:
 
 
 def places_of(leaf: str, depth: float, regions: Sequence[Region]) -> list[tuple[Region | None, float]]:
-    """The regions that a leaf lies in, each with the leaf's depth in it.
+    """The regions that contain a leaf, each with the leaf's depth in it.
 
     Args:
         leaf: its name.
-        depth: where in its stack it lies, from 0 to 1; regions of some layers have their own.
+        depth: relative depth in its stack, from 0 to 1; regions of layers compute their own.
         regions: none, or parts that together make up the model.
 
     Raises:
@@ -63,7 +63,7 @@ def places_of(leaf: str, depth: float, regions: Sequence[Region]) -> list[tuple[
 
 
 def _outside_of_layers(leaf: str, regions: Sequence[Region]) -> list[tuple[Region, float]]:
-    """Embeddings belong to the first layers of a module, norms and heads to its last."""
+    """Whether a leaf outside of layers is in a region: embeddings go with the first layer, heads with the last."""
     chosen: dict[str | None, Region] = {}
     for region in regions:
         if region.module not in chosen or not _INPUT_LEAF.search(leaf):
@@ -72,7 +72,7 @@ def _outside_of_layers(leaf: str, regions: Sequence[Region]) -> list[tuple[Regio
 
 
 def check_layers(regions: Sequence[Region], leaves: Sequence[str]) -> None:
-    """Raises InputError unless regions have leaves, and those of layers cover one whole stack each."""
+    """Raises InputError unless each region has leaves and regions of layers cover one whole stack each."""
     stacks = stack_sizes(leaves)
     stops: dict[Region, int] = {}
     for region in regions:

@@ -1,4 +1,4 @@
-"""YAML files that people write by hand: read strictly, with the place of each value in every message."""
+"""Reads hand-written YAML files strictly; every message names the place of the value."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from elm_jax.runtime import storage
 
 @dataclasses.dataclass(frozen=True)
 class YamlFile:
-    """A file's name, for messages, and the checks of what it holds.
+    """A YAML file's name, and checks of its values that name their place.
 
     A place is written as in ``models[0].parameters.weight``; the empty one is the whole file.
     """
@@ -20,17 +20,17 @@ class YamlFile:
     path: str
 
     def at(self, place: str) -> str:
-        """The place as messages word it."""
+        """Formats a place for messages."""
         return f"{self.path}: {place}" if place else self.path
 
     def error(self, what: str, place: str, got: Any, expected: Any = None,
               cure: str | None = None) -> InputError:
-        """The error for a value; long and nested ones are shortened."""
+        """Makes the error for a value; long and nested values are shortened."""
         got = got if isinstance(got, str) else "nothing" if got is None else in_short(got)
         return InputError(describe(what, where=self.at(place), got=got, expected=expected, cure=cure))
 
     def mapping(self, value: Any, place: str, empty: bool = False) -> Mapping[str, Any]:
-        """The value, if it is a mapping; with `empty`, nothing is an empty one."""
+        """Returns the value if it is a mapping; with `empty`, None counts as an empty one."""
         if value is None and empty:
             return {}
         if not isinstance(value, Mapping):
@@ -44,7 +44,7 @@ class YamlFile:
                 raise unknown_name(what, str(key), known, where=self.at(place))
 
     def entries(self, value: Any, place: str) -> list[Any]:
-        """The value, if it is a list that is not empty."""
+        """Returns the value if it is a non-empty list."""
         if not isinstance(value, list) or not value:
             raise self.error("A list is missing", place, value, "one entry or more, each after a dash")
         return value
@@ -81,7 +81,7 @@ def read_yaml(path: storage.PathLike, what: str, largest: int) -> tuple[dict[str
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without keys written twice, keys that are no words, and merge keys (``<<``)."""
+    """A safe YAML loader that refuses repeated keys, keys that are no strings, and merge keys (``<<``)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
