@@ -1,9 +1,9 @@
 """Merges leaf by leaf and slice by slice, so that memory depends on the size of a slice only.
 
-A leaf is merged in whole rows, those of its last dimension (see `as_rows`). A first pass over the leaf finds
-what a method needs of the whole leaf (cuts of the largest changes, norms, inner products); a second pass
-merges. The leaf stays in memory in between if the values of all experts fit into `CACHE_BYTES`, else it is
-read again. Slices have few sizes (see `_padded`), and each size has one compiled program.
+A leaf is merged in whole rows, those of its last dimension (see `as_rows`). If the method needs
+values of the whole leaf (cuts of the largest changes, norms, inner products), a first pass computes them; a
+second pass merges. The leaf stays in memory in between if the values of all experts fit into `CACHE_BYTES`,
+else it is read again. Slices have few sizes (see `_padded`), and each size has one compiled program.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Networks and their adapters, and cached decoding. Each name is imported when it is first asked for."""
+"""Networks, their adapters, and cached decoding. Each name is imported on first use."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Decoding with a cache, over any network: `start`, then `step` after `step`."""
+"""Greedy decoding with a cache, for any network."""
 
 import functools
 
@@ -13,7 +13,7 @@ from elm_jax.types import Array, Padded, Params
 def greedy(
     network: Network, params: Params, inputs: Padded, *, max_length: int, eos_id: int | None = None
 ) -> Array:
-    """The most likely token at every step, until each row has ended.
+    """Decodes greedily, the most likely token at every step: returns tokens i32[B, max_length].
 
     Args:
         network: static.

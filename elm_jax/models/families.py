@@ -1,4 +1,4 @@
-"""Families of networks: one row each. Whoever has a config, or has read one, asks here for its network."""
+"""The table of network families; makes a network from a config, and a config from its dictionary."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ FAMILY = "family"
 
 
 class Family(NamedTuple):
-    """What a family of networks consists of.
+    """The classes of a family of networks.
 
     Attributes:
         config: class of its configs, with ``from_dict(values, where)``.
@@ -31,12 +31,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def network_of(config: NetworkConfig, layout: Layout | None = None) -> Network:
-    """The network of a config; `layout` says how it is computed, and decides no result."""
+    """Makes the network of a config; `layout` says how it is computed and changes no result."""
     return FAMILIES[config.family].network(config, layout or Layout())
 
 
 def config_of(values: Mapping[str, Any], where: Any = None) -> NetworkConfig:
-    """Reads a config that a config's `to_dict` wrote, of whichever family.
+    """Builds a network config of any family from the dictionary that its `to_dict` wrote.
 
     Args:
         values: its fields, and ``family``.

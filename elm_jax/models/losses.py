@@ -12,7 +12,7 @@ from elm_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is added to plain cross-entropy; hashable, a static argument of jit.
+    """Settings of the cross-entropy: label smoothing and z-loss; hashable, a static argument of jit.
 
     Attributes:
         label_smoothing: share of the target's probability spread evenly over all V, in [0, 1).
@@ -40,7 +40,7 @@ PLAIN = LossConfig()
 
 @flax.struct.dataclass
 class LossSums:
-    """Sums over tokens; two of them add leaf by leaf.
+    """Loss sums over tokens; the sums of two batches add leaf by leaf.
 
     Attributes:
         loss: f32[], weighted sum of the tokens' losses, in nats.
@@ -56,14 +56,14 @@ class LossSums:
     auxiliary: dict[str, Array] = flax.struct.field(default_factory=dict)
 
     def total(self) -> Array:
-        """f32[], what training minimises: the tokens' losses and the auxiliary ones."""
+        """The sum f32[] that training minimises: the tokens' losses and the auxiliary ones."""
         return sum(self.auxiliary.values(), self.loss)
 
 
 def token_cross_entropy(
     logits: Array, targets: Array, weights: Array, config: LossConfig
 ) -> LossSums:
-    """Weighted cross-entropy ``-log softmax(logits)[target]``, in float32.
+    """Weighted cross-entropy ``-log softmax(logits)[target]``, summed in float32.
 
     With smoothing e the target distribution is ``(1 - e) onehot + e / V``; z-loss adds
     ``z * logsumexp(logits)^2`` a token.

@@ -1,4 +1,4 @@
-"""The door between networks and everything else: what every network offers, whatever its family.
+"""The interface of networks: the functions and facts that every network offers, whatever its family.
 
 Training, scoring, decoding, planning, merging and files use these functions and facts, and know no more of a
 network. A family (T5, and what comes) is a folder beside this file and a row of `families.FAMILIES`.
@@ -28,7 +28,7 @@ Cache = Any
 
 
 class Start(NamedTuple):
-    """What decoding starts from.
+    """The initial state of decoding.
 
     Attributes:
         cache: of the inputs.
@@ -40,7 +40,7 @@ class Start(NamedTuple):
 
 
 class StepAccount(NamedTuple):
-    """What one row of a batch sends through a network, for accounts of traffic between chips.
+    """Counts of what one row of a batch sends through a network, to estimate traffic between chips.
 
     Counts are of vectors of the model's width: tokens times sub-layers.
 
@@ -71,7 +71,7 @@ class StepAccount(NamedTuple):
 
 @runtime_checkable
 class NetworkConfig(Protocol):
-    """Dimensions, special ids and adapters of a network. Frozen, hashable, a dataclass.
+    """Interface of network configs: dimensions, special ids and adapters. A frozen, hashable dataclass.
 
     Attributes:
         family: the row of `families.FAMILIES` that it belongs to.
@@ -79,7 +79,7 @@ class NetworkConfig(Protocol):
         dropout_rate: rate of every dropout while training.
         dtype: of the activations, by name.
         adapter: the adapters that a prompt expert adds; None for none.
-        pad_id: token that fills rows up; it may be a real token as well, so that lengths count, not ids.
+        pad_id: token that fills rows up; it may be a real token as well, so masks come from lengths.
         eos_id: token that ends a text.
         start_id: token that a target begins with; None where a target follows its prompt.
     """
@@ -98,15 +98,15 @@ class NetworkConfig(Protocol):
         """`dtype` as a NumPy dtype."""
 
     def with_adapter(self, adapter: Any) -> "NetworkConfig":
-        """The same network with other adapters, or with none."""
+        """Returns the same config with other adapters, or with none."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dictionary. Inverse of `families.config_of`."""
+        """Returns a JSON-ready dictionary. Inverse of `families.config_of`."""
 
 
 @runtime_checkable
 class Network(Protocol):
-    """A network of one config. Holds no parameters; hashable, so a static argument of `jax.jit`.
+    """Interface of networks. A network holds its config but no parameters; it is hashable, a static argument.
 
     Attributes:
         config: dimensions, ids, adapters.
@@ -119,23 +119,23 @@ class Network(Protocol):
     batches: str
 
     def init(self, rng: Array) -> Params:
-        """Fresh parameters in float32. Pure: jit it with `out_shardings` to create them split."""
+        """Initialises parameters in float32. Pure: jit it with `out_shardings` to create them sharded."""
 
     def abstract_params(self) -> Params:
-        """Tree of `jax.ShapeDtypeStruct` with the structure of `init`; nothing is allocated."""
+        """Returns the tree of `init` as `jax.ShapeDtypeStruct`; allocates nothing."""
 
     def logical_axes(self) -> Params:
-        """Tree of `sharding.Axes` (logical axis names by dimension), structured as `init`."""
+        """Returns the tree of `init` as `sharding.Axes` (logical axis names by dimension)."""
 
     def axes_of(self, path: str) -> Axes | None:
-        """Logical axes of one leaf, also of one that holds all layers; None if there is no such leaf."""
+        """Logical axes of one leaf, also of a stacked one; None if there is no such leaf."""
 
     def role_of(self, path: str) -> str:
-        """What a leaf is for: one of `ROLES`."""
+        """Role of a leaf: one of `ROLES`."""
 
     def loss(self, params: Params, batch: Batch, rng: Array | None, settings: "LossConfig"
              ) -> "LossSums":
-        """Sums over the target tokens of a training batch.
+        """Computes loss sums over the target tokens of a training batch.
 
         Args:
             params: as `init` makes them.
@@ -145,7 +145,7 @@ class Network(Protocol):
         """
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
-        """Log-probability of each token of each choice; the inputs are computed once an instance.
+        """Computes log-probabilities f32[B, C, T] of choices; each input is encoded once.
 
         Args:
             params: as `init` makes them.
@@ -157,7 +157,7 @@ class Network(Protocol):
         """
 
     def start(self, params: Params, inputs: Padded, max_length: int) -> Start:
-        """Cache and first token of decoding.
+        """Makes the cache and the first tokens i32[B] of decoding.
 
         Args:
             params: as `init` makes them.
@@ -166,13 +166,13 @@ class Network(Protocol):
         """
 
     def step(self, params: Params, cache: Cache, token: Array) -> tuple[Array, Cache]:
-        """One token further: i32[B] -> logits f32[B, V] of the token after it, and the next cache."""
+        """Decodes one token: cache and i32[B] -> logits f32[B, V] of the next token, and the next cache."""
 
     def account(self, source: int, target: int) -> StepAccount:
-        """What one row of S input and T target tokens sends through the network."""
+        """Counts what one row of S input and T target tokens sends through the network."""
 
     def cache_axes(self, own: Params) -> Any:
-        """Which leaves of a cache differ between experts whose leaves `own` differ.
+        """Says which cache leaves differ between experts, given which parameter leaves `own` differ.
 
         Returns:
             A prefix of the cache's tree: 0 where an axis of experts goes in front, None where all share.
@@ -180,17 +180,17 @@ class Network(Protocol):
 
 
 def is_multiplied(path: str) -> bool:
-    """Whether a leaf is a matrix that is cast to the activations' dtype: by Flax's names, every family's."""
+    """Whether a leaf is a matrix that is cast to the activations' dtype, by its Flax name."""
     return path.endswith(("/kernel", "/embedding"))
 
 
 def ids_of(config: NetworkConfig) -> SpecialIds:
-    """Padding, EOS and start token of a network."""
+    """Returns the padding, EOS and start ids of a network."""
     return SpecialIds(config.pad_id, config.eos_id, config.start_id)
 
 
 def real_tokens(rows: Padded) -> Array:
-    """Which tokens are no padding: bool[..., L]."""
+    """Mask bool[..., L] of the tokens that are not padding."""
     shape = rows.tokens.shape
     places = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
     return places < jnp.asarray(rows.lengths)[..., None]

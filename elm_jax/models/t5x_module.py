@@ -1,4 +1,4 @@
-"""The network with T5X's calling convention, for `t5x.models.EncoderDecoderModel` as it is.
+"""The T5 network with T5X's calling convention, for `t5x.models.EncoderDecoderModel`.
 
 Needs Flax only. Parameters, their names and their logical axes are `modules.Transformer`'s; T5X's
 own decoding functions (beam search, temperature sampling) work on the cache that is kept here. Gin files of
@@ -24,7 +24,7 @@ KEPT = ("self_key", "self_value")
 
 
 class T5XTransformer(nn.Module):
-    """Encoder-decoder with the methods that T5X's models call.
+    """Encoder-decoder module with the methods that T5X's models call.
 
     Attributes:
         config: the network, with adapters or without.
@@ -33,7 +33,7 @@ class T5XTransformer(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
-        """Creates the network in this module's own scope, so that no name is put before its leaves'."""
+        """Creates the network in this module's own scope, so that leaf paths get no prefix."""
         self.network = Transformer(self.config)
         nn.share_scope(self, self.network)
 
@@ -43,7 +43,7 @@ class T5XTransformer(nn.Module):
         decoder_segment_ids: Array | None = None, encoder_positions: Array | None = None,
         decoder_positions: Array | None = None, *, enable_dropout: bool = True, decode: bool = False,
     ) -> Array:
-        """i32[B, S] and i32[B, T] -> logits f32[B, T, V].
+        """Logits f32[B, T, V] of encoder tokens i32[B, S] and decoder tokens i32[B, T].
 
         Args:
             encoder_input_tokens: i32[B, S], padded with 0.
@@ -66,7 +66,7 @@ class T5XTransformer(nn.Module):
         self, encoder_input_tokens: Array, encoder_segment_ids: Array | None = None,
         enable_dropout: bool = True,
     ) -> Array:
-        """i32[B, S] -> f[B, S, D]."""
+        """Encodes tokens i32[B, S] -> f[B, S, D]."""
         tokens = encoder_input_tokens.astype(jnp.int32)  # T5X makes its first variables of floats
         return self.network.encode(tokens, self._real(tokens), encoder_segment_ids,
                                    deterministic=not enable_dropout)
@@ -103,11 +103,11 @@ class T5XTransformer(nn.Module):
             deterministic=not enable_dropout)
 
     def _real(self, tokens: Array) -> Array:
-        """Which tokens are no padding: T5X's batches have no lengths, and its padding is no token."""
+        """Token mask from ids: T5X's batches have no lengths, and its padding is no real token."""
         return tokens != self.config.pad_id
 
     def _step(self, encoded: Array, real: Array, token: Array, length: int) -> Array:
-        """i32[B] -> f32[B, 1, V], the cache one position further."""
+        """Decodes one token with the cache: i32[B] -> logits f32[B, 1, V]."""
         # Makes cross-attention's keys and values anew; whether XLA moves that out of T5X's loop is not known.
         cache = self.network.init_cache(encoded, real, length)
         kept = self.get_variable(CACHE, "layers")

@@ -54,7 +54,7 @@ class Method:
 
     @property
     def is_weighted_sum(self) -> bool:
-        """Whether the result is a weighted sum of experts, with weights that do not depend on their values."""
+        """Whether the result is a sum of the experts with weights that do not depend on their values."""
         return self.sparsify is None and not self.consensus and not self.spherical
 
     def settings(self, parameters: Mapping[str, Any], count: int, where: Any = None) -> dict[str, Any]:

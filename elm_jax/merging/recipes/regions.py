@@ -23,7 +23,7 @@ class Region:
     layers: tuple[int, int] | None = None
 
     def has(self, name: str) -> bool:
-        """Whether a leaf or a stack belongs to the region's module; mergekit's T5 has the head in ``shared``."""
+        """Whether a leaf or a stack is in the region's module; mergekit's T5 has the head in ``shared``."""
         parts = name_parts(name)
         return self.module in (None, *parts) or (self.module == "shared" and parts[0] == "lm_head")
 
@@ -63,7 +63,7 @@ def places_of(leaf: str, depth: float, regions: Sequence[Region]) -> list[tuple[
 
 
 def _outside_of_layers(leaf: str, regions: Sequence[Region]) -> list[tuple[Region, float]]:
-    """Whether a leaf outside of layers is in a region: embeddings go with the first layer, heads with the last."""
+    """Regions of a leaf outside of layers: the module's first for an embedding, else its last."""
     chosen: dict[str | None, Region] = {}
     for region in regions:
         if region.module not in chosen or not _INPUT_LEAF.search(leaf):

@@ -1,1 +1,1 @@
-"""Adapters: what a prompt expert adds to a frozen network."""
+"""Adapters: the parameters that a prompt expert adds to a frozen network."""

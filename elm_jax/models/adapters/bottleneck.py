@@ -1,4 +1,4 @@
-"""Bottleneck adapters: what a prompt expert trains beside the norms.
+"""Bottleneck adapters, which a prompt expert trains beside the norms.
 
 Source: Houlsby et al., https://arxiv.org/abs/1902.00751; place and size as in ELM,
 https://arxiv.org/abs/2302.03202.
@@ -24,7 +24,7 @@ REDUCTION = 32
 
 @dataclasses.dataclass(frozen=True)
 class BottleneckConfig(AdapterKind):
-    """Small feed-forward networks after self-attention and feed-forward, never after cross-attention.
+    """Config of bottleneck adapters: small feed-forward networks after self-attention and feed-forward.
 
     Attributes:
         bottleneck: width R; None takes ``emb_dim // 32``, at least 1.
@@ -34,20 +34,20 @@ class BottleneckConfig(AdapterKind):
     bottleneck: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the width."""
+        """Raises InputError unless the width is None or positive."""
         if self.bottleneck is not None:
             check_dimension("AdapterConfig.bottleneck", self.bottleneck)
 
     def width(self, emb_dim: int) -> int:
-        """R in a network of width D."""
+        """Bottleneck width R in a network of width D."""
         return self.bottleneck or max(1, emb_dim // REDUCTION)
 
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
-        """An adapter after self-attention and feed-forward."""
+        """The adapter module of a place: after self-attention and feed-forward, never after cross-attention."""
         return Bottleneck(self, dtype) if place in ("attention", "mlp") else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The width alone, as before there were other kinds."""
+        """Settings as a JSON-ready dictionary: the width alone, the format of older cards."""
         return {"bottleneck": self.bottleneck}
 
 
@@ -72,7 +72,7 @@ def bottleneck_of(adapter: AdapterKind | None, emb_dim: int, where: str) -> int:
 
 
 class Bottleneck(nn.Module):
-    """``y + W_up . gelu_tanh(W_down y + b_down) + b_up``.
+    """Bottleneck adapter: ``y + W_up . gelu_tanh(W_down y + b_down) + b_up``.
 
     Weights start from N(0, 0.01) and biases from zero: a fresh adapter is almost the identity.
 
@@ -86,7 +86,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, y: Array, x: Array) -> Array:
-        """f[..., D] -> f[..., D]; the sub-layer's input x is not used."""
+        """Applies the adapter: f[..., D] -> f[..., D]; the sub-layer's input x is not used."""
         del x
         init = nn.initializers.normal(stddev=INIT_STDDEV)
         hidden = Dense(

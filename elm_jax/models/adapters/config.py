@@ -1,4 +1,4 @@
-"""The table of adapters' kinds, and the one hook by which a network has them."""
+"""The table of adapter kinds, and the one function with which networks attach adapters."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ Hook = Callable[[Array, Array], Array]
 
 
 def attach(adapter: AdapterKind | None, place: str, dtype: jnp.dtype) -> Hook:
-    """The adapter of one place of a network; the identity where there is none.
+    """Returns the adapter module of one place of a network; the identity if there is none.
 
-    To be called in the `setup` of a Flax module, which stores the result under a name that ends in
-    ``_adapter``. That name is the first part of the leaves' paths, and tells adapters from the network.
+    Call it in the `setup` of a Flax module and store the result under a name that ends in ``_adapter``. That
+    name is in the leaves' paths and distinguishes adapters from the network.
 
     Args:
         adapter: of the network, or None.
@@ -44,7 +44,7 @@ def AdapterConfig(
     bottleneck: int | None = None, kind: str = BottleneckConfig.kind, rank: int | None = None,
     alpha: float | None = None, **others: Any,
 ) -> AdapterKind:
-    """Builds the config of a kind of adapter from settings, as gin files, cards and users write them.
+    """Builds the config of a kind of adapter from settings, as in gin files and on cards.
 
     A setting that is None takes the kind's own default.
 
@@ -88,7 +88,7 @@ def _check_without_effect(name: str, value: Any, kind: str) -> None:
 
 
 def adapter_of(network: Mapping[str, Any]) -> AdapterKind | None:
-    """The adapters that a network's dictionary names, e.g. on an expert's card; None without.
+    """Builds the adapter config in a network's dictionary, such as a card's; None if it has none.
 
     Raises:
         InputError: as `AdapterConfig`.

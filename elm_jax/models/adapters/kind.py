@@ -1,4 +1,4 @@
-"""What every kind of adapter has in common: settings, places in a network, leaves.
+"""The base class of adapter kinds: settings, places in a network, roles of leaves.
 
 A kind is a subclass of `AdapterKind` in a file of its own, beside its Flax module, and a row in
 `config.KINDS`. Networks know places only: they call `config.attach` at each, whatever the kind.
@@ -21,7 +21,7 @@ _SUFFIX = "_adapter"
 
 
 def is_adapter_leaf(path: str) -> bool:
-    """Whether the leaf belongs to an adapter, e.g. ``encoder/layers_0/mlp_adapter/up/kernel``.
+    """Whether a leaf path is an adapter's, e.g. ``encoder/layers_0/mlp_adapter/up/kernel``.
 
     Networks give what `config.attach` returns names that end in ``_adapter``, so this holds for every kind.
     """
@@ -30,7 +30,7 @@ def is_adapter_leaf(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterKind:
-    """Settings of one kind of adapter. A subclass's fields are its settings, all with defaults.
+    """Base class of adapter configs; a subclass's fields are its settings, all with defaults.
 
     Frozen and hashable, because it is part of a network's config.
 
@@ -41,13 +41,13 @@ class AdapterKind:
     kind: ClassVar[str]
 
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
-        """The adapter of a place, called as `config.attach` says; None where this kind has none."""
+        """Returns the Flax module of a place (see `config.attach`); None if this kind has none there."""
         raise NotImplementedError
 
     def role_of(self, path: str) -> str | None:
-        """Role of one of this kind's leaves, `ADAPTER` or `GATE`; None for leaves of the network itself."""
+        """Returns `ADAPTER` or `GATE` for a leaf of this kind; None for a leaf of the network itself."""
         return ADAPTER if is_adapter_leaf(path) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings as a JSON-ready dictionary, which `config.AdapterConfig` takes as arguments."""
+        """Returns the settings as a JSON-ready dictionary of arguments of `config.AdapterConfig`."""
         return {"kind": self.kind, **dataclasses.asdict(self)}

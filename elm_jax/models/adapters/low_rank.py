@@ -21,7 +21,7 @@ DOWN, UP = "down/kernel", "up/kernel"
 
 @dataclasses.dataclass(frozen=True)
 class LowRankConfig(AdapterKind):
-    """Updates of the query and value projections of every attention.
+    """Config of low-rank updates (LoRA) of the query and value projections of every attention.
 
     Attributes:
         rank: R of an update.
@@ -33,7 +33,7 @@ class LowRankConfig(AdapterKind):
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Raises InputError for a value out of range."""
         check_dimension("AdapterConfig.rank", self.rank)
         alpha = self.alpha
         number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
@@ -43,16 +43,16 @@ class LowRankConfig(AdapterKind):
 
     @property
     def scale(self) -> float:
-        """What the updates are multiplied by."""
+        """Factor of the updates: ``alpha / rank``, or 1."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
-        """An update of the queries and of the values."""
+        """The update module of a place: queries and values of each attention."""
         return LowRank(self.rank, self.scale, dtype) if place in ("query", "value") else None
 
 
 class LowRank(nn.Module):
-    """``y + scale . W_up W_down x``: LoRA's update of a projection y of x, without biases.
+    """Low-rank update of a projection y of x: ``y + scale . W_up W_down x``, without biases.
 
     W_down starts random and W_up from zero, so a fresh update changes nothing.
 
@@ -68,7 +68,7 @@ class LowRank(nn.Module):
 
     @nn.compact
     def __call__(self, y: Array, x: Array) -> Array:
-        """f[..., O] of f[..., D] -> f[..., O]."""
+        """Applies the update: projection y f[..., O] and its input x f[..., D] -> f[..., O]."""
         hidden = Dense(self.rank, ("embed", "bottleneck"), self.dtype, name="down")(x)
         zeros = nn.initializers.zeros
         axes = ("bottleneck", "joined_kv")

@@ -1,10 +1,9 @@
-"""Many experts behind one network's functions: one base, overlays with a leading axis, one program.
+"""Runs many experts as one network: one shared base, overlays with a leading axis, one program.
 
-`GroupedNetwork` is a network like any other (`models.network.Network`), so that scoring and decoding run on
-it as they are. Rows that each have an expert of their own are groups of one row, their overlays gathered.
-Parameters are a pair ``(shared, own)``: leaves of the base, and leaves of the overlays with the axis in
-front. A product with a leaf of the base stays one product over the rows of everybody; those with an
-overlay's are batched.
+`GroupedNetwork` implements `models.network.Network`, so scoring and decoding need no change. If each row has
+its own expert, groups have one row, and the overlays are gathered. Parameters are a pair ``(shared, own)``:
+leaves of the base, and leaves of the overlays with a leading axis. A product with a leaf of the base is one
+product over the rows of all experts; products with overlay leaves are batched.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ Many = tuple[Params, Params]
 
 @dataclasses.dataclass(frozen=True)
 class GroupedNetwork:
-    """Rows in E groups of equal size, one expert a group: the same instances by E experts at once.
+    """A network whose rows are E groups of equal size, each computed with its own expert.
 
     Attributes:
         network: of the base with any of the overlays.
@@ -39,21 +38,21 @@ class GroupedNetwork:
 
     @property
     def config(self) -> NetworkConfig:
-        """Of the network."""
+        """Config of the inner network."""
         return self.network.config
 
     @property
     def layout(self) -> Layout:
-        """Of the network."""
+        """Layout of the inner network."""
         return self.network.layout
 
     @property
     def batches(self) -> str:
-        """The network's form of a training batch; its rows are E * B."""
+        """Form of the inner network's training batches; here they have E * B rows."""
         return self.network.batches
 
     def init(self, rng: Array) -> Many:
-        """E networks that share no leaf."""
+        """Initialises E networks that share no leaf: leaves [E, ...]."""
         return {}, jax.vmap(self.network.init)(jax.random.split(rng, self.size))
 
     def abstract_params(self) -> Many:
@@ -61,20 +60,20 @@ class GroupedNetwork:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def logical_axes(self) -> Many:
-        """Axes of `init`'s leaves: the experts' in front of the network's."""
+        """Logical axes of `init`'s leaves: the expert axis, then those of the inner network."""
         return {}, jax.tree.map(lambda axes: Axes(("experts", *axes)), self.network.logical_axes(),
                                 is_leaf=lambda leaf: isinstance(leaf, Axes))
 
     def axes_of(self, path: str) -> Axes | None:
-        """Logical axes of a leaf of one of the experts; None if there is no such leaf."""
+        """Logical axes of a leaf of one expert; None if there is no such leaf."""
         return self.network.axes_of(path)
 
     def role_of(self, path: str) -> str:
-        """What a leaf is for, as the network says."""
+        """Role of a leaf, as the inner network gives it."""
         return self.network.role_of(path)
 
     def loss(self, params: Many, batch: Batch, rng: Array | None, settings: LossConfig = PLAIN) -> LossSums:
-        """Sums over the batches [E * B, ...] of all experts; dropout draws for each expert by itself."""
+        """Loss sums f32[] over batches [E * B, ...] of all experts; each expert draws its own dropout."""
         keys = None if rng is None else jax.random.split(rng, self.size)
 
         def one(params: Params, batch: Batch, key: Array | None) -> LossSums:
@@ -84,12 +83,12 @@ class GroupedNetwork:
         return jax.tree.map(lambda each: each.sum(axis=0), sums)
 
     def target_log_probs(self, params: Many, inputs: Padded, targets: Padded) -> Array:
-        """Rows E * B and their choices -> f32[E * B, C, T]; see `Network.target_log_probs`."""
+        """Log-probabilities f32[E * B, C, T] of the choices; see `Network.target_log_probs`."""
         score = self._map(self.network.target_log_probs, params)
         return self._flat(score(self._groups(inputs), self._groups(targets)))
 
     def start(self, params: Many, inputs: Padded, max_length: int) -> Start:
-        """Cache and first tokens of E * B rows; the cache's leaves have the axes [E, B, ...]."""
+        """Makes the cache (leaves [E, B, ...]) and the first tokens i32[E * B]."""
         def one(params: Params, inputs: Padded) -> Start:
             return self.network.start(params, inputs, max_length)
 
@@ -98,7 +97,7 @@ class GroupedNetwork:
         return Start(cache, self._flat(token))
 
     def step(self, params: Many, cache: Cache, token: Array) -> tuple[Array, Cache]:
-        """Cache and i32[E * B] -> logits f32[E * B, V] of the token after it, and the next cache."""
+        """Decodes one token: cache and i32[E * B] -> logits f32[E * B, V], and the next cache."""
         axes = self.network.cache_axes(params[1])
         shared, own = params
         run = jax.vmap(lambda own, cache, token: self.network.step(
@@ -108,11 +107,11 @@ class GroupedNetwork:
         return self._flat(logits), cache
 
     def account(self, source: int, target: int) -> StepAccount:
-        """What one row sends through its expert."""
+        """Traffic of one row through its expert, as the inner network gives it."""
         return self.network.account(source, target)
 
     def cache_axes(self, own: Params) -> Any:
-        """As the network says: what is there once stays so, if groups are grouped again."""
+        """Which cache leaves differ between experts, also if groups are grouped again."""
         return self.network.cache_axes(own)
 
     def _map(self, function: Callable[..., Any], params: Many, out_axes: Any = 0) -> Callable[..., Any]:
@@ -129,10 +128,10 @@ class GroupedNetwork:
 
 
 def stack(overlays: list[Params]) -> Params:
-    """Overlays of one shape -> leaves [E, ...]."""
+    """Stacks E overlays of one shape: leaves [...] -> leaves [E, ...]."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *overlays)
 
 
 def gather(stack: Params, expert_index: Array) -> Params:
-    """One overlay a row: leaves [E, ...], i32[B] -> leaves [B, ...]."""
+    """Gathers one overlay for each row: leaves [E, ...], i32[B] -> leaves [B, ...]."""
     return jax.tree.map(lambda leaf: jnp.take(leaf, expert_index, axis=0, mode="clip"), stack)

@@ -1,1 +1,1 @@
-"""Sentence encoders of BERT's kind."""
+"""BERT-type sentence encoders."""

@@ -50,7 +50,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEncoderConfig:
-    """Sizes of the encoder, named as in the folder's configs (hashable, a static argument).
+    """Sizes of a sentence encoder, named as in the folder's configs (hashable, a static argument).
 
     Attributes:
         vocab_size: V.
@@ -75,7 +75,7 @@ class SentenceEncoderConfig:
     max_seq_length: int
 
     def __post_init__(self) -> None:
-        """Raises InputError for values that no such network can have."""
+        """Raises InputError for sizes that no such network can have."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is not field.type or not value > 0:
@@ -108,7 +108,7 @@ class SentenceEncoderConfig:
 
 
 class SentenceEncoder(nn.Module):
-    """Token ids i32[B, S] and mask [B, S] (1 token, 0 padding) -> unit vectors f32[B, D].
+    """Sentence encoder: token ids i32[B, S], mask [B, S] (1 token, 0 padding) -> unit vectors f32[B, D].
 
     A row without any token is a row of zeros.
     """
@@ -117,7 +117,7 @@ class SentenceEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array, mask: Array) -> Array:
-        """Embeds padded rows; what stands where the mask is 0 does not matter."""
+        """Encodes padded rows i32[B, S] to f32[B, D]; tokens where the mask is 0 have no effect."""
         config = self.config
         embed = functools.partial(nn.Embed, features=config.hidden_size)
         positions = jnp.arange(tokens.shape[1])
@@ -139,7 +139,7 @@ class BertLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> Array:
-        """f32[B, S, D] and mask [B, S] -> f32[B, S, D]."""
+        """Applies the layer: f32[B, S, D] and mask [B, S] -> f32[B, S, D]."""
         config = self.config
         head_size = config.hidden_size // config.num_attention_heads
 
@@ -169,12 +169,12 @@ def _norm(config: SentenceEncoderConfig, name: str) -> nn.LayerNorm:
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode(config: SentenceEncoderConfig, params: Params, tokens: Array, mask: Array) -> Array:
-    """Jitted `SentenceEncoder`: one program for each shape [B, S]."""
+    """Runs a `SentenceEncoder` under jit: i32[B, S], mask [B, S] -> f32[B, D]; one program for each [B, S]."""
     return SentenceEncoder(config).apply({"params": params}, tokens, mask)
 
 
 def load_sentence_encoder(folder: storage.PathLike) -> tuple[SentenceEncoderConfig, Params]:
-    """Reads the configs and ``model.safetensors`` of a sentence-transformers folder.
+    """Reads the config and the weights of a sentence-transformers folder.
 
     Raises:
         InputError: a file is missing or unreadable, the encoder is of another kind, or tensors are
@@ -196,7 +196,7 @@ def load_sentence_encoder(folder: storage.PathLike) -> tuple[SentenceEncoderConf
 def params_from_tensors(
     tensors: Mapping[str, np.ndarray], config: SentenceEncoderConfig, where: Any
 ) -> Params:
-    """BERT's tensors, by their names in the file, as parameters of `SentenceEncoder`.
+    """Converts BERT's tensors, by their names in the file, to parameters of `SentenceEncoder`.
 
     Args:
         tensors: float32 arrays; linear weights are [outputs, inputs] in the file.
@@ -233,14 +233,14 @@ def params_from_tensors(
 
 
 def _shapes(config: SentenceEncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Path of each leaf -> its shape, as `SentenceEncoder` itself makes it."""
+    """Shape of each leaf by path, as `SentenceEncoder` initialises it."""
     row = jnp.zeros((1, 2), jnp.int32)
     shaped = jax.eval_shape(SentenceEncoder(config).init, jax.random.key(0), row, row)
     return {path: leaf.shape for path, leaf in trees.flatten(shaped["params"]).items()}
 
 
 def tensor_names(config: SentenceEncoderConfig) -> dict[str, str]:
-    """Path of each leaf here -> name of its tensor in the file."""
+    """Name of each leaf's tensor in the file, by leaf path."""
     names = {
         f"{name}/embedding": f"embeddings.{name}.weight"
         for name in ("word_embeddings", "position_embeddings", "token_type_embeddings")
@@ -267,7 +267,7 @@ def tensor_names(config: SentenceEncoderConfig) -> dict[str, str]:
 
 
 def _config(files: Mapping[str, dict[str, Any]], folder: Any) -> SentenceEncoderConfig:
-    """The config out of the folder's JSON files, once they say that the encoder is of our kind."""
+    """Reads the config from the folder's JSON files and checks that the encoder is of this kind."""
     for name, wanted in SUPPORTED.items():
         for key, value in wanted.items():
             if files[name].get(key, value) != value:
@@ -291,7 +291,7 @@ def _config(files: Mapping[str, dict[str, Any]], folder: Any) -> SentenceEncoder
 
 
 def _read_json(path: storage.PathLike) -> dict[str, Any]:
-    """A JSON object of another program, which has no schema version."""
+    """Reads a JSON object of another program, which has no schema version."""
     try:
         values = json.loads(storage.read_text(path))
     except ValueError as error:

@@ -1,1 +1,1 @@
-"""Parts of a network that several layers make up."""
+"""Blocks of a network: attention, and stacks of layers."""

@@ -1,9 +1,9 @@
-"""How a stack of equal layers is computed: one after another or as one scan, kept or computed again.
+"""Runs a stack of equal layers: one after another or as one scan, with or without rematerialisation.
 
-None of it changes what is computed, and none of it is seen on disk: there, and in a training state, every
-layer has a folder of its own (``layers_0``, ``layers_1``, ...). A scan needs all layers' leaves as one
-array [L, ...]. Frozen leaves are stacked once, before the first step (`stacked_names` says which); leaves
-that train are stacked within the step, their kernels in the dtype in which they are multiplied.
+Neither choice changes the results or the files: on disk and in a training state every layer has its own
+subtree (``layers_0``, ``layers_1``, ...). A scan needs all layers' leaves as one array [L, ...]. Frozen
+leaves are stacked once, before the first step (`stacked_names` says which); leaves that train are stacked
+within the step, their kernels in the dtype in which they are multiplied.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ REMAT = tuple(_POLICIES)
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a network is computed; hashable, and no part of what an expert is.
+    """Execution settings of a network (rematerialisation, scan over layers); they change no result.
 
     Attributes:
-        remat: what the backward pass computes again: 'none' keeps all values that it needs, 'dots' keeps
-            the products with kernels, 'layer' keeps the layers' inputs only.
+        remat: what the backward pass recomputes: 'none' keeps all values that it needs, 'dots' keeps the
+            products with kernels, 'layer' keeps the layers' inputs only.
         scan_layers: one compiled layer in a loop, in place of a copy of the program for each layer.
     """
 
@@ -42,7 +42,7 @@ class Layout:
     scan_layers: bool = False
 
     def __post_init__(self) -> None:
-        """Checks both."""
+        """Raises InputError for an unknown value of either setting."""
         if self.remat not in REMAT:
             raise unknown_name("remat policy", str(self.remat), REMAT, where="remat")
         if not isinstance(self.scan_layers, bool):
@@ -51,15 +51,15 @@ class Layout:
 
 
 def stacked_name(path: str) -> tuple[str, int] | None:
-    """``encoder/layers_3/mlp/wo/kernel`` -> (``encoder/layers/mlp/wo/kernel``, 3); None for other leaves."""
+    """Stacked path and layer of a leaf: ``encoder/layers_3/...`` -> (``encoder/layers/...``, 3), or None."""
     found = _LAYER.fullmatch(path)
     return found and (f"{found['stack']}/{STACKED}/{found['leaf']}", int(found["index"]))
 
 
 def stacked_names(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Paths of the leaves that make each stacked leaf, in the order of the layers; others stand alone.
+    """Paths of the leaves that make up each stacked leaf, in layer order; other leaves stay alone.
 
-    A leaf must be there in every layer of its stack, as in a network's leaves, or in the frozen ones.
+    Every layer of a stack must have the leaf, as in a network's leaves or in its frozen ones.
     """
     groups: dict[str, dict[int, str]] = {}
     alone: dict[str, list[str]] = {}
@@ -73,18 +73,18 @@ def stacked_names(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def first_layer(path: str) -> str:
-    """The path in layer 0 of a stacked leaf: ``encoder/layers/mlp/...`` -> ``encoder/layers_0/mlp/...``."""
+    """Path in layer 0 of a stacked leaf: ``encoder/layers/mlp/...`` -> ``encoder/layers_0/mlp/...``."""
     return path.replace(f"/{STACKED}/", f"/{STACKED}_0/", 1)
 
 
 def is_stacked(path: str) -> bool:
-    """Whether the leaf holds all layers."""
+    """Whether a leaf path is a stacked one, with the values of all layers."""
     return f"/{STACKED}/" in path
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerStack:
-    """A stack of equal layers, without its parameters.
+    """A stack of equal layers to run, without its parameters.
 
     Attributes:
         layer: one of them, unbound; called with (x, *arguments, deterministic).
@@ -101,7 +101,7 @@ class LayerStack:
 
 def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments: tuple[Any, ...],
                rng: Array | None) -> Array:
-    """Takes x through all layers of a stack.
+    """Applies all layers of a stack to x f[B, L, D]; returns f[B, L, D].
 
     Args:
         stack: of N layers.
@@ -130,7 +130,7 @@ def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments
 
 
 def _stack(params: Mapping[str, Any], num_layers: int, dtype: jnp.dtype) -> Params:
-    """All layers' leaves as [L, ...]; what is stacked already is taken as it is."""
+    """Stacks all layers' leaves to [L, ...]; leaves that are stacked already stay as they are."""
     whole = params.get(STACKED, {})
     if f"{STACKED}_0" not in params:
         return whole

@@ -1,1 +1,1 @@
-"""Layers that every network is made of."""
+"""Layers that all networks share."""

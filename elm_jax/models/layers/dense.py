@@ -28,7 +28,7 @@ Initializer = Callable[..., Array]
 
 
 def stream(x: Array) -> Array:
-    """The residual stream f[B, L, D], bound to its place on the mesh; D is whole on every device."""
+    """Constrains the residual stream f[B, L, D] to its sharding; D is whole on every device."""
     return constrain(x, "batch", "length", None)
 
 
@@ -42,7 +42,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Dense(nn.Module):
-    """``y = x W (+ b)``: f[..., I] -> f[..., O], kernel f32[I, O].
+    """Dense layer ``y = x W (+ b)``: f[..., I] -> f[..., O], kernel f32[I, O].
 
     Attributes:
         features: output size O.
@@ -62,7 +62,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Applies the layer to the last axis."""
+        """Applies the layer to the last axis: f[..., I] -> f[..., O]."""
         kernel = param_with_axes(
             "kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32, axes=self.axes
         )
@@ -81,7 +81,7 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """``y = x / sqrt(mean(x^2) + 1e-6) * scale`` in float32, without mean or bias.
+    """RMS norm ``y = x / sqrt(mean(x^2) + 1e-6) * scale`` in float32, without mean or bias.
 
     Source: Zhang and Sennrich, https://arxiv.org/abs/1910.07467.
 
@@ -93,7 +93,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """f[..., D] -> dtype[..., D]."""
+        """Normalises f[..., D]; returns it in `dtype`."""
         scale = param_with_axes(
             "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
         )
@@ -102,14 +102,14 @@ class RMSNorm(nn.Module):
 
 @recomputed(num_tied=1)
 def _normalise(x: Array, scale: Array) -> Array:
-    """f[..., D], f32[D] -> f32[..., D]; its gradient keeps the input only."""
+    """RMS norm of f[..., D] with scale f32[D] -> f32[..., D]; its gradient keeps the input only."""
     x = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + RMS_EPSILON)
     return x * inverse * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
 
 
 class Embed(nn.Module):
-    """Token embedding f32[V, D], looked up by gather, and the head that is tied to it.
+    """Token embedding f32[V, D]: lookup by gather, and the tied head.
 
     Attributes:
         num_embeddings: rows V.
@@ -122,27 +122,27 @@ class Embed(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        """Creates the table."""
+        """Creates the table f32[V, D]."""
         self.embedding = param_with_axes(
             "embedding", nn.initializers.normal(stddev=1.0),
             (self.num_embeddings, self.features), jnp.float32, axes=("vocab", "embed"),
         )
 
     def __call__(self, tokens: Array) -> Array:
-        """i32[...] -> dtype[..., D]. A token outside of the vocabulary gives NaN, never a guess."""
+        """Looks up tokens i32[...] -> [..., D] in `dtype`; a token outside of the vocabulary gives NaN."""
         rows = jnp.take(self.embedding, tokens, axis=0, mode="fill")
         return stream(rows.astype(self.dtype))
 
     def attend(self, x: Array) -> Array:
-        """Tied head: f[..., D] -> f32[..., V], scaled by ``D ** -0.5``."""
+        """Applies the tied head: f[..., D] -> logits f32[..., V], scaled by ``D ** -0.5``."""
         scaled = x.astype(jnp.float32) * self.features**-0.5
         return jnp.einsum("...d,vd->...v", scaled, self.embedding, precision=LOGITS_PRECISION)
 
 
 def activate(names: tuple[str, ...], parts: list[Array]) -> Array:
-    """Product of the activations, each f[B, L, F].
+    """Product of the activations of one or two arrays f[B, L, F]; returns f[B, L, F].
 
-    Its gradient computes them again: GELU's derivative would keep several values a layer else.
+    Its gradient recomputes them: otherwise GELU's derivative would keep several values for each layer.
     """
 
     def product(*parts: Array) -> Array:
@@ -154,7 +154,7 @@ def activate(names: tuple[str, ...], parts: list[Array]) -> Array:
 
 
 class Mlp(nn.Module):
-    """Feed-forward: ``act(x wi) wo``, or gated ``(act_0(x wi_0) * act_1(x wi_1)) wo``.
+    """Feed-forward block: ``act(x wi) wo``, or gated ``(act_0(x wi_0) * act_1(x wi_1)) wo``.
 
     Source of the gated kind: Shazeer, https://arxiv.org/abs/2002.05202.
 
@@ -174,7 +174,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
-        """f[B, L, D] -> f[B, L, D]."""
+        """Applies the block: f[B, L, D] -> f[B, L, D]."""
         gated = len(self.activations) > 1
         parts = [
             Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=f"wi_{index}" if gated else "wi")(x)
@@ -186,7 +186,7 @@ class Mlp(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is shared by all positions: axis -2 has one draw, as in T5X.
+    """Dropout with one mask for all positions: axis -2 has one draw, as in T5X.
 
     Attributes:
         rate: share of the features that are set to zero.
@@ -196,7 +196,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
-        """f[..., L, F] -> f[..., L, F], scaled by ``1 / (1 - rate)``; itself when deterministic."""
+        """Drops features: f[..., L, F] -> f[..., L, F] scaled by ``1 / (1 - rate)``; identity if deterministic."""
         if deterministic or self.rate == 0.0:
             return x
         shape = (*x.shape[:-2], 1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""Values that the backward pass computes again instead of keeping them from the forward pass."""
+"""Rematerialisation: values that the backward pass recomputes instead of keeping them."""
 
 import functools
 from collections.abc import Callable
@@ -11,15 +11,19 @@ from elm_jax.types import Array
 
 
 def recomputed(num_tied: int) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
-    """Decorates a function of whose values only the arguments are to be kept for its gradient.
+    """Decorates a function of arrays so that its gradient keeps only the arguments and recomputes the rest.
 
-    `jax.checkpoint` says the same, but XLA's CPU backend removes its barriers early, finds the two
-    computations equal, and keeps the first one's values after all. Here the second one's arguments
-    depend on the gradient that comes in, by a choice that never changes a finite run.
+    `jax.checkpoint` does the same, but XLA's CPU backend removes its barriers early, finds the two
+    computations equal, and keeps the first one's values after all. Here the arguments of the second
+    computation depend on the incoming gradient, by a `where` that changes no finite value.
 
     Args:
-        num_tied: how many of the leading arguments are tied to the gradient: arrays with as many
-            axes as the result. The decorated function has no forward-mode derivative.
+        num_tied: number of leading arguments f[...] that are tied to the gradient; each has as many axes
+            as the result f[...].
+
+    Returns:
+        A decorator. The decorated function takes and returns the same arrays, and has no forward-mode
+        derivative.
     """
 
     def decorate(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -43,7 +47,7 @@ def recomputed(num_tied: int) -> Callable[[Callable[..., Array]], Callable[..., 
 
 
 def _tie(argument: Array, gradient: Array) -> Array:
-    """The argument, or the gradient where that is not a number; axes of other sizes share one."""
+    """Returns the argument f[...], or the gradient where that is NaN; axes of unequal sizes use index 0."""
     starts = tuple(
         slice(None) if size == other else slice(1)
         for size, other in zip(argument.shape, gradient.shape, strict=True)

@@ -1,4 +1,4 @@
-"""What a T5 network is: its dimensions, its generation (1.0 or 1.1), its adapters.
+"""The config of a T5 network: its dimensions, its generation (1.0 or 1.1), its adapters.
 
 Frozen and hashable, so that a config can be a static argument of `jax.jit`.
 """
@@ -118,22 +118,22 @@ class T5Config:
         return jnp.dtype(self.dtype)
 
     def with_adapter(self, adapter: AdapterKind | None) -> "T5Config":
-        """The same network with other adapters, or with none."""
+        """Returns the same config with other adapters, or with none."""
         return dataclasses.replace(self, adapter=adapter)
 
     def with_dropout(self, rate: float) -> "T5Config":
-        """The same network with another dropout rate."""
+        """Returns the same config with another dropout rate."""
         return dataclasses.replace(self, dropout_rate=rate)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dictionary. Inverse of `from_dict`."""
+        """Returns a JSON-ready dictionary. Inverse of `from_dict`."""
         adapter = None if self.adapter is None else self.adapter.to_dict()
         return {**dataclasses.asdict(self), "mlp_activations": list(self.mlp_activations),
                 "adapter": adapter}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: Any = None) -> "T5Config":
-        """Reads what `to_dict` wrote.
+        """Builds a config from the dictionary that `to_dict` wrote.
 
         Args:
             values: the fields.

@@ -1,7 +1,7 @@
-"""This program's leaves and config in Hugging Face's words: T5 1.0, T5 1.1 and what comes of it, mT5.
+"""Converts leaf names and configs between this program and Hugging Face: T5 1.0, T5 1.1, mT5.
 
-Pure: paths, names and dictionaries, no tensors. A Linear's weight lies there as [out, in], here as
-[in, out]. Source of the names: transformers' T5ForConditionalGeneration.
+Handles paths, names and dictionaries, no tensors. Hugging Face stores a Linear's weight as [out, in], this
+program as [in, out]. Source of the names: transformers' T5ForConditionalGeneration.
 """
 
 import re
@@ -55,14 +55,14 @@ _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
 
 
 class HfName(NamedTuple):
-    """A leaf's name over there, and whether its two dimensions are swapped."""
+    """A leaf's name in Hugging Face's files, and whether its two dimensions are swapped."""
 
     name: str
     transposed: bool = False
 
 
 def hf_name(path: str) -> HfName:
-    """The Hugging Face name of a leaf.
+    """Returns the Hugging Face name of a leaf.
 
     ``encoder/layers_3/mlp/wi_0/kernel`` -> ``encoder.block.3.layer.1.DenseReluDense.wi_0.weight``,
     transposed. Adapters, which Hugging Face's T5 has none of, get names in its manner:
@@ -82,7 +82,7 @@ def hf_name(path: str) -> HfName:
 
 
 def _in_layer(stack: str, parts: list[str]) -> tuple[int, str, bool]:
-    """(sub-layer's number, name inside it, transposed) of the parts of a path below ``layers_N``."""
+    """(number of the sub-layer, name inside it, transposed) of a path's parts below ``layers_N``."""
     last = 1 if stack == "encoder" else 2
     if parts[0] in _ATTENTIONS:
         sublayer, module = _ATTENTIONS[parts[0]]
@@ -108,7 +108,7 @@ _TOP = {
 
 
 def hf_order(paths: Iterable[str]) -> list[str]:
-    """Leaf paths in the order in which Hugging Face's module tree has them."""
+    """Leaf paths in the order of Hugging Face's module tree."""
 
     def key(path: str) -> tuple[Any, ...]:
         if path in (EMBEDDING, HEAD):
@@ -121,7 +121,7 @@ def hf_order(paths: Iterable[str]) -> list[str]:
 
 
 def config_from_hf(values: Mapping[str, Any], where: Any = None) -> T5Config:
-    """The network of a ``config.json``.
+    """Builds the network config of a ``config.json``.
 
     Raises:
         InputError: another kind of model, fields that are missing (all are named), or settings that
@@ -167,7 +167,7 @@ def _activations(values: Mapping[str, Any], where: Any) -> tuple[str, ...]:
 
 
 def scales_logits(values: Mapping[str, Any]) -> bool:
-    """Whether the logits are the embedding's products, scaled by ``D ** -0.5``: the tied head of T5 1.0.
+    """Whether logits are scaled by ``D ** -0.5``, as those of the tied head of T5 1.0 are.
 
     transformers 5 writes ``tie_word_embeddings: true`` whatever the model: it then says in
     ``scale_decoder_outputs`` what T5 does, and never scales for mT5.
@@ -179,7 +179,7 @@ def scales_logits(values: Mapping[str, Any]) -> bool:
 
 
 def may_share_head(values: Mapping[str, Any]) -> bool:
-    """Whether a file without a head of its own means the embedding, unscaled, as transformers 5 writes it.
+    """Whether a file without a head may use the embedding as its head, unscaled, as transformers 5 writes.
 
     In an older file the head is then missing.
     """
@@ -193,7 +193,7 @@ def by_transformers_5(values: Mapping[str, Any]) -> bool:
 
 
 def config_to_hf(config: T5Config, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A ``config.json`` for the network.
+    """Builds the ``config.json`` of a network.
 
     Args:
         config: without adapters, which Hugging Face's T5 has none of.

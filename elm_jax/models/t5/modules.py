@@ -1,7 +1,7 @@
 """The T5 encoder-decoder as Flax modules, with the parameter tree of T5X's minimal T5.
 
-`network.T5Network` is the door to it. Biases of attention (relative positions, masks) are computed once
-a stack and shared by its layers.
+Other code uses it through `network.T5Network`. Attention biases (relative positions, masks) are computed once
+for each stack and shared by its layers.
 """
 
 from typing import Any
@@ -24,12 +24,12 @@ Biases = tuple[Array, ...]
 
 
 def mask_bias(allowed: Array) -> Array:
-    """bool[...] -> f32[...]: 0 where a key may be attended, else a large negative number."""
+    """Turns a mask bool[...] into a bias f32[...]: 0 where attention is allowed, else a large negative number."""
     return jnp.where(allowed, jnp.float32(0.0), jnp.float32(MASKED))
 
 
 def key_mask(real: Array, query_segments: Array | None, key_segments: Array | None) -> Array:
-    """Keys that are no padding and, in packed rows, of the query's own segment.
+    """Mask of the keys that are not padding and, in packed rows, are in the query's own segment.
 
     Args:
         real: bool[B, S], which keys are tokens.
@@ -46,12 +46,12 @@ def key_mask(real: Array, query_segments: Array | None, key_segments: Array | No
 
 
 def same_segment(query_segments: Array, key_segments: Array) -> Array:
-    """i32[B, L], i32[B, S] -> bool[B, 1, L, S]."""
+    """Mask of equal segments: i32[B, L], i32[B, S] -> bool[B, 1, L, S]."""
     return query_segments[:, None, :, None] == key_segments[:, None, None, :]
 
 
 def causal_mask(length: int) -> Array:
-    """bool[1, 1, L, L]: query before key on the axes, no key ahead of its query."""
+    """Causal mask bool[1, 1, L, L], axes (query, key): no query attends to a later key."""
     index = jnp.arange(length)
     return (index[:, None] >= index[None, :])[None, None]
 
@@ -86,12 +86,12 @@ def _relative_bias(config: T5Config, bidirectional: bool) -> RelativePositionBia
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward: norm, sub-layer, its adapter if any, dropout, residual add."""
+    """Encoder layer: self-attention and feed-forward, each with norm, adapter, dropout and residual sum."""
 
     config: T5Config
 
     def setup(self) -> None:
-        """Names the sub-layers as T5X does."""
+        """Creates the sub-layers under T5X's names."""
         self.pre_attention_layer_norm = _norm(self.config)
         self.attention = _attention(self.config)
         self.pre_mlp_layer_norm = _norm(self.config)
@@ -101,7 +101,7 @@ class EncoderLayer(nn.Module):
         self.mlp_adapter = _adapter(self.config, "mlp")
 
     def __call__(self, x: Array, biases: Biases, deterministic: bool) -> Array:
-        """f[B, S, D] -> f[B, S, D]."""
+        """Applies the layer: f[B, S, D] -> f[B, S, D]."""
         normed = self.pre_attention_layer_norm(x)
         y = self.attention(normed, self.attention.keys_values(normed), biases, deterministic)
         x = x + self.dropout(self.attention_adapter(y, normed), deterministic)
@@ -111,12 +111,12 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention and feed-forward, each with its adapter if any."""
+    """Decoder layer: causal self-attention, cross-attention and feed-forward, each with its adapter."""
 
     config: T5Config
 
     def setup(self) -> None:
-        """Names the sub-layers as T5X does."""
+        """Creates the sub-layers under T5X's names."""
         self.pre_self_attention_layer_norm = _norm(self.config)
         self.self_attention = _attention(self.config)
         self.pre_cross_attention_layer_norm = _norm(self.config)
@@ -132,7 +132,7 @@ class DecoderLayer(nn.Module):
         self, x: Array, encoded: Array, self_biases: Biases, cross_biases: Biases,
         deterministic: bool,
     ) -> Array:
-        """x f[N, T, D], encoded f[B, S, D] -> f[N, T, D]; N is B, or B * C with C choices each."""
+        """Applies the layer: x f[N, T, D], encoded f[B, S, D] -> f[N, T, D]; N is B, or B * C for C choices."""
         normed = self.pre_self_attention_layer_norm(x)
         keys_values = self.self_attention.keys_values(normed)
         cross_keys_values = self.cross_keys_values(encoded)
@@ -141,13 +141,13 @@ class DecoderLayer(nn.Module):
         )
 
     def cross_keys_values(self, encoded: Array) -> KeysValues:
-        """f[B, S, D] -> keys and values of cross-attention, f[B, S, H, K] each."""
+        """Projects f[B, S, D] to keys and values of cross-attention, f[B, S, H, K] each."""
         return self.encoder_decoder_attention.keys_values(encoded)
 
     def step(
         self, x: Array, cache: Cache, index: Array, self_biases: Biases, cross_biases: Biases
     ) -> tuple[Array, Cache]:
-        """One position: x f[B, 1, D] at `index` -> f[B, 1, D] and this layer's cache with it."""
+        """Decodes one position: x f[B, 1, D] at `index` -> f[B, 1, D], and the layer's next cache."""
         normed = self.pre_self_attention_layer_norm(x)
         keys, values = self.self_attention.keys_values(normed)
         keys = jax.lax.dynamic_update_slice_in_dim(cache["self_key"], keys, index, axis=1)
@@ -174,7 +174,7 @@ def _through(
     stack: "Encoder | Decoder", layer: type[nn.Module], x: Array, arguments: tuple[Any, ...],
     deterministic: bool,
 ) -> Array:
-    """f[B, L, D] through all layers of a stack, as its layout says."""
+    """Applies all layers of a stack to f[B, L, D], as its layout says; returns f[B, L, D]."""
     if stack.is_initializing():
         for bound in stack.layers:
             x = bound(x, *arguments, deterministic)
@@ -202,7 +202,7 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Array, allowed: Array, positions: Array | None, deterministic: bool
     ) -> Array:
-        """Embedded f[B, S, D], key mask bool[B, 1, 1 or S, S] -> f[B, S, D]."""
+        """Encodes embedded f[B, S, D] with key mask bool[B, 1, 1 or S, S] -> f[B, S, D]."""
         biases = (self.relpos_bias(x.shape[1], positions), mask_bias(allowed))
         x = self.dropout(x, deterministic)
         x = _through(self, EncoderLayer, x, (biases,), deterministic)
@@ -231,7 +231,7 @@ class Decoder(nn.Module):
         self, x: Array, encoded: Array, self_allowed: Array, cross_allowed: Array,
         positions: Array | None, deterministic: bool,
     ) -> Array:
-        """Embedded f[N, T, D] -> f[N, T, D], no head yet; N is B, or B * C with C choices each."""
+        """Decodes embedded f[N, T, D] -> f[N, T, D], without the head; N is B, or B * C for C choices."""
         self_biases = (self.relpos_bias(x.shape[1], positions), mask_bias(self_allowed))
         cross_biases = (mask_bias(cross_allowed),)
         x = self.dropout(x, deterministic)
@@ -239,11 +239,11 @@ class Decoder(nn.Module):
         return self.dropout(self.decoder_norm(x), deterministic)
 
     def head(self, x: Array) -> Array:
-        """Untied head: f[..., D] -> f32[..., V]."""
+        """Applies the untied head: f[..., D] -> f32[..., V]."""
         return self.logits_dense(x)
 
     def init_cache(self, encoded: Array, cross_allowed: Array, max_length: int) -> Cache:
-        """Cache of `step`: empty self-attention, and all that does not change from step to step."""
+        """Makes the cache of `step` for encoded f[B, S, D]: empty self-attention, and all that stays constant."""
         config = self.config
         shape = (encoded.shape[0], max_length, config.num_heads, config.head_dim)
         layers = {}
@@ -263,7 +263,7 @@ class Decoder(nn.Module):
         }
 
     def step(self, x: Array, cache: Cache) -> tuple[Array, Cache]:
-        """Embedded f[B, 1, D] at ``cache['index']`` -> f[B, 1, D] and the next cache."""
+        """Decodes one position: embedded f[B, 1, D] at ``cache['index']`` -> f[B, 1, D], and the next cache."""
         index = cache["index"]
         row = jax.lax.dynamic_slice_in_dim(cache["self_bias"], index, 1, axis=2)
         layers = {}
@@ -276,13 +276,13 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, encoder, decoder, head."""
+    """The whole T5 encoder-decoder: embedding, encoder, decoder, head."""
 
     config: T5Config
     layout: Layout = Layout()
 
     def setup(self) -> None:
-        """Creates the three parts."""
+        """Creates embedding, encoder and decoder."""
         config = self.config
         self.token_embedder = Embed(config.vocab_size, config.emb_dim, config.activation_dtype)
         self.encoder = Encoder(config, self.layout)
@@ -294,7 +294,7 @@ class Transformer(nn.Module):
         encoder_positions: Array | None = None, decoder_positions: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """i32[B, S] and i32[B, T] -> logits f32[B, T, V]; as T5X's batches, without lengths."""
+        """Logits f32[B, T, V] of T5X's batches, without lengths: i32[B, S], i32[B, T]."""
         real = encoder_input_tokens != self.config.pad_id
         encoded = self.encode(
             encoder_input_tokens, real, encoder_segment_ids, encoder_positions, deterministic
@@ -309,7 +309,7 @@ class Transformer(nn.Module):
         encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
         decoder_positions: Array | None = None, deterministic: bool = True,
     ) -> Array:
-        """Encoder states f[B, S, D], which are of tokens bool[B, S], i32[B, T] -> logits f32[B, T, V]."""
+        """Logits f32[B, T, V] of decoder inputs i32[B, T]; encoded f[B, S, D] with its token mask bool[B, S]."""
         self_allowed = causal_mask(decoder_input_tokens.shape[1])
         if decoder_segment_ids is not None:
             self_allowed = self_allowed & same_segment(decoder_segment_ids, decoder_segment_ids)
@@ -324,12 +324,12 @@ class Transformer(nn.Module):
         self, tokens: Array, real: Array, segment_ids: Array | None = None, positions: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """i32[B, S], which are no padding bool[B, S] -> f[B, S, D]."""
+        """Encodes tokens i32[B, S] with token mask bool[B, S] -> f[B, S, D]."""
         allowed = key_mask(real, segment_ids, segment_ids)
         return self.encoder(self.token_embedder(tokens), allowed, positions, deterministic)
 
     def choice_logits(self, inputs: Array, real: Array, choice_tokens: Array) -> Array:
-        """inputs i32[B, S], bool[B, S], decoder inputs i32[B, C, T] -> logits f32[B, C, T, V]."""
+        """Logits f32[B, C, T, V] of choices i32[B, C, T]; inputs i32[B, S] with token mask bool[B, S]."""
         batch, choices, length = choice_tokens.shape
         encoded = self.encode(inputs, real)
         y = self.decoder(
@@ -339,16 +339,16 @@ class Transformer(nn.Module):
         return self.head(y).reshape(batch, choices, length, self.config.vocab_size)
 
     def head(self, y: Array) -> Array:
-        """f[B, L, D] -> f32[B, L, V]."""
+        """Applies the tied or untied head: f[B, L, D] -> f32[B, L, V]."""
         tied = self.config.logits_via_embedding
         logits = self.token_embedder.attend(y) if tied else self.decoder.head(y)
         return constrain(logits, "batch", None, "vocab")
 
     def init_cache(self, encoded: Array, real: Array, max_length: int) -> Cache:
-        """Cache for `decode_step`: encoded f[B, S, D], which are of tokens bool[B, S]."""
+        """Makes the cache of `decode_step` for encoded f[B, S, D] with token mask bool[B, S]."""
         return self.decoder.init_cache(encoded, key_mask(real, None, None), max_length)
 
     def decode_step(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
-        """i32[B] -> logits f32[B, V] of the next token, and the cache after it."""
+        """Decodes one token: i32[B] -> logits f32[B, V] of the next token, and the next cache."""
         y, cache = self.decoder.step(self.token_embedder(token[:, None]), cache)
         return self.head(y)[:, 0], cache

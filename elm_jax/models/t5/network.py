@@ -1,4 +1,4 @@
-"""T5 as functions of parameters: loss, log-probabilities of choices, cached decoding.
+"""T5 as pure functions of parameters: loss, log-probabilities of choices, cached decoding.
 
 Source of the network: Raffel et al.,
 https://arxiv.org/abs/1910.10683, and for T5 1.1 Shazeer, https://arxiv.org/abs/2002.05202.
@@ -31,18 +31,18 @@ _AXES_SUFFIX = "_axes"
 
 
 def shift_right(targets: Array, start_id: int = T5Config.start_id) -> Array:
-    """Decoder inputs of targets, the start token first: i32[..., T] -> i32[..., T]."""
+    """Shifts targets right by one, behind the start token: i32[..., T] -> i32[..., T]."""
     start = jnp.full((*targets.shape[:-1], 1), start_id, targets.dtype)
     return jnp.concatenate([start, targets[..., :-1]], axis=-1)
 
 
 def is_norm_leaf(path: str) -> bool:
-    """Whether the leaf is the scale of one of T5's RMS norms."""
+    """Whether a leaf is the scale of one of T5's RMS norms."""
     return path.endswith("_norm/scale")
 
 
 def role_of(path: str) -> str:
-    """What a leaf of any T5 is for: `ADAPTER`, `NORM` or `BODY`."""
+    """Role of a leaf of any T5: `ADAPTER`, `NORM` or `BODY`."""
     if is_adapter_leaf(path):
         return ADAPTER
     return NORM if is_norm_leaf(path) else BODY
@@ -50,12 +50,12 @@ def role_of(path: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class T5Network:
-    """A T5 of one config; see `models.network.Network` for what every network offers.
+    """The T5 network of one config; implements `models.network.Network`.
 
     Attributes:
         config: dimensions, generation, adapters.
         layout: how it is computed: rematerialisation, layers one by one or as a scan.
-        batches: inputs and targets lie in rows of their own.
+        batches: the form of its training batches: inputs and targets in separate rows.
     """
 
     config: T5Config
@@ -67,15 +67,15 @@ class T5Network:
         return Transformer(self.config, self.layout)
 
     def init(self, rng: Array) -> Params:
-        """Fresh parameters in float32. Pure: jit it with `out_shardings` to create them split."""
+        """Initialises parameters in float32. Pure: jit it with `out_shardings` to create them sharded."""
         return self._init_variables(rng)["params"]
 
     def abstract_params(self) -> Params:
-        """Tree of `jax.ShapeDtypeStruct` with the structure of `init`; nothing is allocated."""
+        """Returns the tree of `init` as `jax.ShapeDtypeStruct`; allocates nothing."""
         return trees.unflatten(dict(_traced(self.config)[0]))
 
     def logical_axes(self) -> Params:
-        """Tree of `sharding.Axes` (logical axis names by dimension), structured as `init`."""
+        """Returns the tree of `init` as `sharding.Axes` (logical axis names by dimension)."""
         return trees.unflatten(dict(_traced(self.config)[1]))
 
     def axes_of(self, path: str) -> sharding.Axes | None:
@@ -86,17 +86,17 @@ class T5Network:
         return sharding.Axes((layer_stack.STACKED, *axes))
 
     def role_of(self, path: str) -> str:
-        """What a leaf is for: as its kind of adapter says, `NORM` (an RMS norm's scale) or `BODY`."""
+        """Role of a leaf: as its kind of adapter says, `NORM` (an RMS norm's scale) or `BODY`."""
         adapter = self.config.adapter
         return (adapter and adapter.role_of(path)) or role_of(path)
 
     def loss(self, params: Params, batch: Batch, rng: Array | None = None,
              settings: LossConfig = PLAIN) -> LossSums:
-        """Sums over the target tokens of a batch; see `logits` for its keys.
+        """Computes loss sums f32[] over the target tokens of a batch.
 
         Args:
             params: as `init` makes them.
-            batch: those keys, decoder_target_tokens i32[B, T] and decoder_loss_weights f32[B, T].
+            batch: the keys of `logits`, decoder_target_tokens i32[B, T] and decoder_loss_weights f32[B, T].
             rng: key of dropout; None switches dropout off.
             settings: of the cross-entropy.
         """
@@ -105,7 +105,7 @@ class T5Network:
             logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], settings)
 
     def logits(self, params: Params, batch: Batch, *, dropout_rng: Array | None = None) -> Array:
-        """Logits of every decoder position.
+        """Computes the logits f32[B, T, V] of every decoder position.
 
         Args:
             params: as `init` makes them.
@@ -136,7 +136,7 @@ class T5Network:
         )
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
-        """Log-probability of each token of each choice.
+        """Computes the log-probability f32[B, C, T] of each token of each choice.
 
         The encoder runs once an instance. All choices go through cross-attention as one query axis
         against that single encoding; its keys and values are computed once and never repeated.
@@ -162,7 +162,7 @@ class T5Network:
         return jnp.where(real_tokens(targets), log_probs, 0.0)
 
     def start(self, params: Params, inputs: Padded, max_length: int) -> Start:
-        """The encoder's states as cross-attention's keys and values, and T5's start token.
+        """Makes the cache (cross-attention's keys and values of the encoder's states) and T5's start tokens.
 
         Args:
             params: as `init` makes them.
@@ -175,7 +175,7 @@ class T5Network:
         return Start(cache, jnp.full(inputs.tokens.shape[:1], self.config.start_id, jnp.int32))
 
     def step(self, params: Params, cache: Cache, token: Array) -> tuple[Array, Cache]:
-        """One token further.
+        """Decodes one token.
 
         Args:
             params: as `init` makes them.
@@ -188,12 +188,12 @@ class T5Network:
         return self._module.apply({"params": params}, token, cache, method="decode_step")
 
     def cache_axes(self, own: Params) -> Any:
-        """All but the position differs by expert; the bias of self-attention only where `own` has one."""
+        """Says which cache leaves differ between experts: all but the position and a shared position bias."""
         own_bias = any("relpos_bias" in path for path in trees.flatten(own))
         return {"index": None, "self_bias": 0 if own_bias else None, "cross_bias": 0, "layers": 0}
 
     def account(self, source: int, target: int) -> StepAccount:
-        """What one row of S input and T target tokens sends through the network."""
+        """Counts what one row of S input and T target tokens sends through the network."""
         config = self.config
         inside, outside = config.num_encoder_layers * source, config.num_decoder_layers * target
         return StepAccount(
@@ -210,7 +210,7 @@ class T5Network:
 
 @functools.lru_cache(maxsize=64)
 def _traced(config: T5Config) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, sharding.Axes]]:
-    """Shape and logical axes by path. Remembered: tracing `init` of a network of 48 layers takes seconds."""
+    """Shape and logical axes of each leaf by path; cached, since tracing `init` of 48 layers takes seconds."""
     variables = jax.eval_shape(T5Network(config)._init_variables, jax.random.key(0))
     axes = trees.flatten(variables["params_axes"])
     return trees.flatten(variables["params"]), {

@@ -11,7 +11,7 @@ from elm_jax.types import Array
 
 def distance_buckets(distances: np.ndarray, *, bidirectional: bool, num_buckets: int,
                      max_distance: int) -> np.ndarray:
-    """Bucket of each relative position (key minus query).
+    """Maps relative positions (key minus query) to buckets i32[...].
 
     Half of the buckets (of one direction) hold one distance each, the others grow logarithmically
     up to `max_distance`; all that is farther shares the last one. A causal bias has one direction
@@ -66,7 +66,7 @@ class RelativePositionBias(nn.Module):
         )
 
     def __call__(self, length: int, positions: Array | None = None) -> Array:
-        """Bias of a square of queries and keys.
+        """Computes the bias f32[1 or B, H, L, L] of a square of queries and keys.
 
         Args:
             length: L of queries and of keys.
@@ -79,7 +79,7 @@ class RelativePositionBias(nn.Module):
         return self._from_index(length) if positions is None else self._from_positions(positions)
 
     def _from_index(self, length: int) -> Array:
-        """A Toeplitz matrix without gather: its gradient is a sum, not a scatter."""
+        """Bias as a Toeplitz matrix f32[1, H, L, L], without gather: its gradient is a sum, not a scatter."""
         # Relative position m at index m, and -m at index 2L - m.
         distances = (np.arange(2 * length) + length) % (2 * length) - length
         diagonals = self._bias_at(distances)
@@ -95,7 +95,7 @@ class RelativePositionBias(nn.Module):
         return jnp.moveaxis(bias, 0, 1)
 
     def _bias_at(self, distances: np.ndarray) -> Array:
-        """int[N] -> f32[H, N], by a small matrix product."""
+        """Bias f32[H, N] at relative positions int[N], by a small matrix product."""
         buckets = distance_buckets(
             distances, bidirectional=self.bidirectional, num_buckets=self.num_buckets,
             max_distance=self.max_distance,

@@ -1,4 +1,4 @@
-"""T5X's names for this program's leaves, and the network that the shapes of a checkpoint tell of.
+"""T5X's names for this program's leaves, and the network config that a checkpoint's shapes imply.
 
 T5X has two trees of one T5. Minimal T5 (`t5x.examples.t5`) has this program's own names and shapes.
 Scalable T5 (`t5x.examples.scalable_t5`) keeps heads and head size as two dimensions of an attention
@@ -30,7 +30,7 @@ _ATTENTION = re.compile(r"(?:.+/)?(?:self_|encoder_decoder_)?attention/(query|ke
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Which of T5X's trees a checkpoint holds.
+    """The form of a T5X parameter tree: minimal or scalable T5, stacked layers or not.
 
     Attributes:
         scanned: layers are stacked.
@@ -47,7 +47,7 @@ SCALABLE = Form(scanned=True, own_biases=True)
 
 @dataclasses.dataclass(frozen=True)
 class TensorPlace:
-    """Where a leaf lies in T5X's tree: a tensor's name, and the layer if the tensor stacks them."""
+    """Where a leaf is in T5X's tree: the tensor's name, and the layer if the tensor stacks layers."""
 
     name: str
     layer: int | None = None
@@ -55,7 +55,7 @@ class TensorPlace:
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """What the names and shapes of a T5X tree tell.
+    """What the names and shapes of a T5X parameter tree imply.
 
     Attributes:
         config: the network.
@@ -80,7 +80,7 @@ def leaf_shapes(config: T5Config) -> Mapping[str, Shape]:
 
 
 def places(path: str, config: T5Config, form: Form) -> tuple[TensorPlace, ...]:
-    """Where a leaf lies in T5X's tree; several places hold copies of it."""
+    """Places of a leaf in T5X's tree; several places hold equal copies."""
     stack, _, rest = path.partition("/")
     if rest == _BIAS and form.own_biases:
         layers = range(config.num_encoder_layers if stack == "encoder" else config.num_decoder_layers)
@@ -95,7 +95,7 @@ def places(path: str, config: T5Config, form: Form) -> tuple[TensorPlace, ...]:
 
 
 def split_heads(path: str, shape: Shape, config: T5Config) -> Shape:
-    """A leaf's shape in scalable T5, which keeps [H, K] apart: [D, H, K], and [H, K, D] of ``out``."""
+    """A leaf's shape in scalable T5, where [H, K] are two dimensions: [D, H, K], or [H, K, D] for ``out``."""
     match = _ATTENTION.fullmatch(path)
     if not match:
         return shape
@@ -104,7 +104,7 @@ def split_heads(path: str, shape: Shape, config: T5Config) -> Shape:
 
 
 def joined_axis(path: str) -> int | None:
-    """The dimension H·K of an attention kernel; None for other leaves."""
+    """Number of the dimension H*K of an attention kernel; None for other leaves."""
     match = _ATTENTION.fullmatch(path)
     return None if match is None else int(match.group(1) != "out")
 
@@ -121,7 +121,7 @@ def tensor_shapes(config: T5Config, form: Form) -> dict[str, Shape]:
 
 
 def read_tree(found: Mapping[str, Shape], where: object) -> Tree:
-    """Finds out which network of which form a checkpoint holds.
+    """Finds the network config and the form of a T5X checkpoint from its names and shapes.
 
     Args:
         found: shape of every tensor by T5X's name (``encoder/layers_0/...``), without ``target``.
@@ -149,13 +149,13 @@ def read_tree(found: Mapping[str, Shape], where: object) -> Tree:
 
 
 def in_cheap_order(tree: Tree) -> list[str]:
-    """Leaves in the order in which each tensor is read only once: the layers of a stack together."""
+    """Sorts leaves so that each tensor is read only once: the layers of a stack together."""
     first = {path: places[0] for path, places in tree.places.items()}
     return sorted(first, key=lambda path: (first[path].name, first[path].layer or 0))
 
 
 def shape_hint(tree: Tree, found: Mapping[str, Shape]) -> str | None:
-    """What is probably wrong if shapes miss, or have in excess, just the dimension of layers."""
+    """Likely cause of wrong shapes, if only the dimension of layers is missing or extra."""
     off = {len(found[name]) - len(shape) for name, shape in tree.wanted.items()
            if name in found and len(found[name]) != len(shape)}
     if tree.form.scanned and off and max(off) < 0:
@@ -189,7 +189,7 @@ def _form(names: Iterable[str], where: object) -> Form:
 
 
 def _config(found: Mapping[str, Shape], form: Form) -> T5Config:
-    """The network that the shapes tell of; what cannot be told, because a tensor is missing, is 1."""
+    """Network config from shapes; a dimension whose tensor is missing is 1."""
     layer = r"(?:encoder|decoder)/(?:encoder|decoder|layers_\d+)"
     query = _first(found, rf"{layer}/(?:self_)?attention/query/kernel")
     joined = 1
@@ -216,7 +216,7 @@ def _config(found: Mapping[str, Shape], form: Form) -> T5Config:
 
 
 def _first(found: Mapping[str, Shape], pattern: str) -> Shape:
-    """Shape of the first tensor, by name, that the pattern fits; empty if none does."""
+    """Shape of the first tensor, by name, that matches the pattern; empty if none does."""
     expression = re.compile(pattern)
     return next((tuple(found[name]) for name in sorted(found) if expression.fullmatch(name)), ())
 
@@ -244,9 +244,9 @@ _GIN_LINE = re.compile(r"^(?:[\w./]+\.)?T5Config\.(\w+)\s*=\s*(.+)$", re.MULTILI
 
 
 def gin_text(config: T5Config, form: Form) -> str:
-    """The network as bindings for the module that restores it, to be included after T5X's model file.
+    """Gin bindings of the module that restores the network, to be included after T5X's model file.
 
-    That is T5X's own; with adapters, which T5X's networks have not, this program's.
+    The module is T5X's own, or this program's for a network with adapters, which T5X's networks lack.
     """
     values = {name: getattr(config, name) for name in _GIN_FIELDS}
     if config.adapter is not None:
@@ -261,7 +261,7 @@ def gin_text(config: T5Config, form: Form) -> str:
 
 def _gin_lines(package: str, modules: tuple[str, str], network: str, values: Mapping[str, object],
                *more: str) -> str:
-    """Bindings of a network's class and of its config's, which stand in two modules of a package."""
+    """Gin bindings of the classes of a network and of its config, from two modules of one package."""
     of_network, of_config = modules
     lines = ["# The network of the checkpoint beside this file. Include it after T5X's own model file.",
              "from __gin__ import dynamic_registration",
@@ -272,7 +272,7 @@ def _gin_lines(package: str, modules: tuple[str, str], network: str, values: Map
 
 
 def check_gin(text: str, config: T5Config, where: object) -> None:
-    """Compares what a gin file says of the network with what the shapes say; macros are passed over.
+    """Raises InputError if a gin file contradicts the config that the shapes imply; macros are skipped.
 
     Raises:
         InputError: they contradict each other; all fields that do are listed.
