@@ -1,1 +1,1 @@
-"""What a compiled step costs on a chip: FLOPs, memory, bytes between chips."""
+"""Cost of a compiled step on a chip: FLOPs, memory, bytes between chips."""

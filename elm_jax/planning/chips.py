@@ -1,4 +1,4 @@
-"""Chips that a run can be planned for, without having them: their facts, and their devices' descriptions."""
+"""Chips that runs are planned for without having them: their facts, and descriptions of their devices."""
 
 import contextlib
 import dataclasses
@@ -21,10 +21,9 @@ class Chip:
     """Facts of one kind of chip.
 
     Attributes:
-        memory: bytes of HBM, as sold (10^9 bytes to a GB).
-        flops: peak of bfloat16 products a second.
-        memory_rate: bytes a second that HBM gives.
-        wire_rate: bytes a second that a chip sends along one ring of its neighbours, both ways together:
+        memory: bytes of HBM, as sold (10^9 bytes to a GB). flops: peak of bfloat16 products a second.
+        memory_rate: bytes a second that HBM gives. wire_rate: bytes a second that a chip sends along one ring
+        of its neighbours, both directions together:
             on a torus two of its ports, however many others it has.
         source: of these figures.
         platform: for which XLA compiles.
@@ -66,7 +65,7 @@ _TOPOLOGY = re.compile(r"(?P<chip>\w+):(?P<shape>\d+(?:x\d+){0,2})")
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice of chips.
+    """A slice: chips of one kind and the shape in which they are connected.
 
     Attributes:
         name: as it was given: ``v5e:4x4``.
@@ -80,17 +79,17 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
-        """Chips of the slice."""
+        """Number of chips in the slice."""
         return math.prod(self.shape)
 
     @property
     def is_compiled_for(self) -> bool:
-        """Whether XLA compiles for these very chips; if not, it does for as many CPU devices."""
+        """Whether XLA compiles for these chips; if not, it compiles for as many CPU devices."""
         return self.chip.platform == "tpu"
 
 
 def parse(text: str) -> Topology:
-    """Reads ``v5e:4x4``, ``v4:2x2x4``, ``h200:8``.
+    """Parses a slice such as ``v5e:4x4``, ``v4:2x2x4``, ``h200:8``.
 
     Raises:
         InputError: another form, an unknown chip.
@@ -108,7 +107,7 @@ def parse(text: str) -> Topology:
 
 
 def devices_of(topology: Topology) -> list[jax.Device]:
-    """Devices to make a mesh of: descriptions of TPU chips, or as many simulated CPU devices.
+    """Makes the devices of a slice: descriptions of TPU chips, or as many simulated CPU devices.
 
     Raises:
         InputError: no libtpu, a shape that the chip does not come in, too few simulated devices.

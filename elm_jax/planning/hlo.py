@@ -1,10 +1,10 @@
-"""The collectives of a compiled program, read from its text: how many, and how many bytes a chip sends.
+"""Collectives of a compiled program, read from its text: their number, and the bytes that a chip sends.
 
-XLA's own cost analysis counts the body of a loop once and knows no wires. Here a collective in a loop counts
-as often as the loop runs, and bytes are those that a ring sends: of a result of R bytes over n chips an
-all-gather sends R (n-1)/n, a reduce-scatter of an operand of R bytes the same, an all-reduce both of them, an
-all-to-all R (n-1)/n, a permutation R. Source of the formulas: Chan et al. 2007, "Collective communication:
-theory, practice, and experience", https://doi.org/10.1002/cpe.1206, section 4.
+XLA's own cost analysis counts the body of a loop once and ignores the interconnect. Here a collective in a
+loop counts as often as the loop runs, and bytes are those that a ring sends: of a result of R bytes over n
+chips an all-gather sends R (n-1)/n, a reduce-scatter of an operand of R bytes the same, an all-reduce both of
+them, an all-to-all R (n-1)/n, a permutation R. Source of the formulas: Chan et al. 2007, "Collective
+communication: theory, practice, and experience", https://doi.org/10.1002/cpe.1206, section 4.
 
 Source of the syntax: https://openxla.org/xla/operation_semantics, and the programs themselves.
 """
@@ -38,7 +38,7 @@ _GROUPS_MESH = re.compile(r"replica_groups=@?mesh\w*\[([^\]]*)\][^{]*\{([^}]*)\}
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a program.
+    """One collective operation of a program.
 
     Attributes:
         kind: one of `KINDS`.
@@ -69,7 +69,7 @@ def ring_bytes(kind: str, payload: float, group: int) -> float:
 
 
 def by_kind(collectives: Iterable[Collective]) -> dict[str, dict[str, float]]:
-    """``{kind: {'count', 'bytes'}}``, bytes sent by a chip in a step; only kinds that occur."""
+    """Sums collectives by kind: ``{kind: {'count', 'bytes'}}``, bytes that a chip sends in a step."""
     found: dict[str, dict[str, float]] = {}
     for one in collectives:
         entry = found.setdefault(one.kind, {"count": 0, "bytes": 0.0})
@@ -90,7 +90,7 @@ _Program = dict[str, list[_Instruction]]
 
 
 def collectives_of(text: str, num_devices: int) -> list[Collective]:
-    """The collectives of a compiled program, those over a single chip left out.
+    """Reads the collectives of a compiled program; those over a single chip are left out.
 
     A collective that a backend cuts into the steps of a chain (asynchronous fusions on a TPU, some of
     them in loops of other work) appears in several places under one chain, and counts as often as the
@@ -147,7 +147,7 @@ def _parse(text: str) -> tuple[_Program, str]:
 
 
 def _runs(program: _Program, entry: str) -> dict[str, int]:
-    """How often each computation runs in one run of the program; 0 for what nothing calls."""
+    """Number of runs of each computation in one run of the program; 0 for one that is never called."""
     calls: dict[str, list[tuple[str, int]]] = {
         name: [call for one in instructions for call in _calls(one, program)]
         for name, instructions in program.items()
@@ -186,9 +186,9 @@ def _calls(one: _Instruction, program: _Program) -> Iterator[tuple[str, int]]:
 
 
 def _trip_count(loop: _Instruction, program: _Program) -> int:
-    """Iterations of a loop: as XLA notes them, else the bound with which its counter is compared.
+    """Iterations of a loop: as XLA notes them, else the bound that its counter is compared with.
 
-    A loop without a bound (until all rows have ended, say) counts once; no training step has one.
+    A loop without a bound (for example: until all rows have ended) counts once; no training step has one.
     """
     noted = _TRIPS.search(loop.line)
     if noted:

@@ -1,8 +1,8 @@
-"""The bytes that a step's shardings need to move between chips, counted by hand, not by a compiler.
+"""Bytes that a step must move between chips, derived from its shardings, not from a compiled program.
 
-A second account beside `training.hlo`: what a step *must* send, from the leaves' shardings and the sizes of
-activations alone. A compiled program that sends much more has found another way than the rules meant. Bytes
-are those that one chip sends, by the ring's formulas of `hlo.ring_bytes`.
+Complements `planning.hlo`: what a step *must* send, from the leaves' shardings and the sizes of activations
+alone. If a compiled program sends much more, XLA has not partitioned it as the rules intend. Bytes are those
+that one chip sends, by the formulas of `hlo.ring_bytes`.
 
 Source of the accounts: FSDP, https://arxiv.org/abs/1910.02054 (section 5, "ZeRO"); tensor parallelism,
 https://arxiv.org/abs/1909.08053 (section 3).
@@ -26,7 +26,7 @@ from elm_jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """Traffic of one cause.
+    """Traffic of one cause, such as the gathering of split parameters.
 
     Attributes:
         what: the cause, in words.
@@ -41,7 +41,7 @@ class Need:
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-    """What decides a step's traffic beside the network.
+    """Mesh, sharding rules and batch sizes: with the network they determine a step's traffic.
 
     Attributes:
         mesh: axes ('data', 'experts', 'model').
@@ -61,9 +61,9 @@ class StepShape:
 
 
 def needs(network: Network, frozen: Params, overlay: Params, shape: StepShape) -> list[Need]:
-    """What a step must send, by cause; causes without bytes are left out.
+    """Lists the traffic that a step must send, by cause; causes without bytes are left out.
 
-    Left out too is what is small whatever the model's size: sums of losses and norms, optimiser rows.
+    Traffic that is small for any model size is left out too: sums of losses and norms, optimiser rows.
 
     Args:
         network: config and layout.
@@ -89,7 +89,7 @@ def needs(network: Network, frozen: Params, overlay: Params, shape: StepShape) -
 
 
 def _dtype(network: Network, path: str, leaf: jax.ShapeDtypeStruct) -> np.dtype:
-    """In which a leaf is multiplied: kernels in that of the activations, the head in float32."""
+    """Dtype in which a leaf is multiplied: the activations' for kernels, float32 for the head."""
     if path.endswith(("/kernel", "/bias")) and path != network.account(0, 0).head:
         return np.dtype(network.config.activation_dtype)
     return np.dtype(leaf.dtype) if path.endswith("/embedding") else np.dtype(np.float32)
@@ -100,14 +100,14 @@ def _batch_axes(shape: StepShape) -> set[str]:
 
 
 def streamed_bytes(network: Network, frozen: Params, overlay: Params, shape: StepShape) -> float:
-    """Bytes of parameters that a chip's products read in one pass: gathered, in the dtype of the products."""
+    """Bytes of parameters that a chip reads in one pass: gathered, in the dtype of the products."""
     return sum(_local(network, path, leaf, shape)[0] for tree in (frozen, overlay)
                for path, leaf in trees.flatten(tree).items())
 
 
 def _local(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
            ) -> tuple[float, int]:
-    """(bytes of a leaf on a chip once it is whole over the batch's axes, chips it was split over there)."""
+    """(bytes of a leaf on a chip once it is gathered over the batch's axes, chips it was split over there)."""
     spec = sharding.leaf_spec(network.axes_of(path), leaf.shape, shape.mesh, shape.rules)
     axes = [axis for entry in spec for axis in sharding.axes_in(entry)]
     batch = _batch_axes(shape)
@@ -118,10 +118,10 @@ def _local(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepS
 
 
 def _gather_bytes(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape) -> float:
-    """A split leaf is gathered by every microbatch: once, and again for the backward pass of a layer.
+    """Bytes that gathering a split leaf sends: for every microbatch, and again for its backward pass.
 
-    A layer's whole weights are kept between the passes only where layers are neither scanned nor computed
-    again: they all would be there at once then. What stands outside of layers is gathered once.
+    A layer's gathered weights are kept between the passes only if layers are neither scanned nor recomputed.
+    Leaves outside of layers are gathered once.
     """
     size, group = _local(network, path, leaf, shape)
     once = ring_bytes("all-gather", size, group)
@@ -138,7 +138,7 @@ def _gather_bytes(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape
 
 def _gradient_bytes(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
                     ) -> tuple[str, float]:
-    """A gradient is the sum over the batch's axes: split over them by every microbatch, else once."""
+    """Bytes that summing a gradient over the batch's axes sends: every microbatch if split, else once."""
     size, group = _local(network, path, leaf, shape)
     if group > 1:
         return "reduce-scatter", ring_bytes("reduce-scatter", size, group) * shape.num_microbatches
@@ -152,7 +152,7 @@ def _data(shape: StepShape) -> int:
 def _activation_needs(
     network: Network, frozen: Params, overlay: Params, shape: StepShape
 ) -> Iterator[Need]:
-    """Tensor parallelism: sums over the axes that split a product's summed dimension."""
+    """Traffic of tensor parallelism: sums over the axes that split a product's summed dimension."""
     config, account = network.config, network.account(shape.source, shape.target)
     rows = shape.rows / _data(shape)
     vector = rows * account.width * np.dtype(config.activation_dtype).itemsize
@@ -190,7 +190,7 @@ def _activation_needs(
 
 
 def _parts(logical: str, size: int, shape: StepShape) -> int:
-    """Over how many chips an activation's dimension is split, the batch's axes left out."""
+    """Number of chips over which an activation's dimension is split, without the batch's axes."""
     spec: PartitionSpec = sharding.leaf_spec(
         Axes((logical,)), (size,), shape.mesh, shape.rules, unused=_batch_axes(shape))
     return math.prod(shape.mesh.shape[axis] for axis in sharding.axes_in(spec[0]))
@@ -199,7 +199,7 @@ def _parts(logical: str, size: int, shape: StepShape) -> int:
 def flops_of(function: jax.extend.core.ClosedJaxpr) -> float:
     """Floating-point operations of all matrix products of a traced function, loops counted in full.
 
-    What the backward pass computes again counts too; elementwise work does not.
+    Recomputation in the backward pass counts too; elementwise work does not.
     """
     return _flops(function.jaxpr)
 
@@ -229,7 +229,7 @@ def _inner(params: dict) -> Iterator[jax.extend.core.Jaxpr]:
 
 
 def bytes_on_a_chip(tree: Params, shardings: Params) -> int:
-    """Bytes of a tree's leaves that one chip holds."""
+    """Bytes of a tree's leaves on one chip."""
     sizes = jax.tree.map(
         lambda leaf, where: math.prod(where.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize,
         tree, shardings)

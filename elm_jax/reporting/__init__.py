@@ -1,1 +1,1 @@
-"""Reports: tables, plots and pages of results."""
+"""Reports of results: tables, plots and pages."""

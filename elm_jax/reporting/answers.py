@@ -1,7 +1,7 @@
-"""What a task's right answers, and a model's own, would look like without reading the inputs.
+"""Statistics of answers alone: a task's most frequent right answer, and whether a model always says the same.
 
-Where all rows offer the same choices, as ``Yes`` and ``No``, an answer is its text. Where each row
-has choices of its own, as the endings of a story, no text comes back: an answer is a position.
+If all rows offer the same choices, such as ``Yes`` and ``No``, an answer is its text. If each row has its own
+choices, such as the endings of a story, texts do not repeat, and an answer is a position.
 """
 
 import collections
@@ -16,7 +16,7 @@ from elm_jax.evaluation import rank
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What one model's predictions on one task show.
+    """Statistics of one model's answers on one task.
 
     Attributes:
         majority: f64[n], 1 where the most frequent right answer of these very rows is right; None for
@@ -31,7 +31,7 @@ class Answers:
 
 
 def read_answers(predictions: Sequence[Mapping[str, Any]]) -> Answers:
-    """Reads them off the stored predictions of one model on one task, at least one."""
+    """Computes the statistics from the stored predictions of one model on one task, at least one."""
     if "scores" not in predictions[0]:
         return Answers(None, False, _all_equal([found["prediction"] for found in predictions]))
     # Choices that all rows share give no more unlike right answers than there are choices.

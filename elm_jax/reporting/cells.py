@@ -1,4 +1,4 @@
-"""The cells of a study's matrix of experts and tasks, and the statistics of rows of them.
+"""Cells of a study's matrix of experts and tasks, and statistics over rows of cells.
 
 A cell holds per-instance values (1 or 0 for a classification, ROUGE-L for a generation), so that every row
 of a table can be compared with every other instance by instance. Values are fractions.
@@ -19,7 +19,7 @@ SINGLE_VARIANCE = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One expert on one task.
+    """Scores of one expert on one task.
 
     Attributes:
         values: f64[n], one an instance.
@@ -52,7 +52,7 @@ Row = dict[str, Cell]
 
 
 def cell_of(matrix: Matrix, expert: str, task: str) -> Cell:
-    """A cell of the matrix; a missing one is an InputError that names it."""
+    """Returns a cell of the matrix; a missing one is an InputError that names it."""
     if (expert, task) not in matrix:
         raise InputError(describe("A cell of the expert x task matrix is missing",
                                   where=f"expert {expert}, task {task}",
@@ -61,7 +61,7 @@ def cell_of(matrix: Matrix, expert: str, task: str) -> Cell:
 
 
 def stacked(matrix: Matrix, experts: Sequence[str], task: str) -> tuple[Cell, np.ndarray]:
-    """One task's values under several experts: the first one's cell, and f64[E, n].
+    """Values of one task under several experts: the first one's cell, and f64[E, n].
 
     Raises:
         InputError: a cell is missing, or an expert was scored on other instances than the first.
@@ -78,7 +78,7 @@ def stacked(matrix: Matrix, experts: Sequence[str], task: str) -> tuple[Cell, np
 
 
 def macro_mean(row: Row) -> Estimate:
-    """Mean over data sets of the mean over their tasks, with its 95% interval.
+    """Mean over data sets of the means over their tasks, with its 95% interval.
 
     Data sets are independent of each other; the prompts of one share instances (`dataset_variance`).
     """
@@ -132,7 +132,7 @@ def paired_difference(row: Row, other: Row) -> Estimate:
 
 
 def majority_row(row: Row) -> Row:
-    """The values of each task's most frequent right answer; tasks that have none are left out."""
+    """Values of each task's most frequent right answer; tasks without one are left out."""
     return {task: dataclasses.replace(cell, values=cell.majority)
             for task, cell in row.items() if cell.majority is not None}
 
@@ -144,7 +144,7 @@ def majority_of(row: Row) -> float | None:
 
 
 def over_majority(row: Row) -> Estimate | None:
-    """Paired difference of a row and its majority answers; None unless every task has one."""
+    """Paired difference between a row and its majority answers; None unless every task has one."""
     return None if majority_of(row) is None else paired_difference(row, majority_row(row))
 
 

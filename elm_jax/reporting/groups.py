@@ -1,4 +1,4 @@
-"""Parts of a study's table: seen tasks by category and by data set, the benchmarks by data set.
+"""Groups of tasks in a study's table: seen tasks by category and by data set, benchmarks by data set.
 
 A group is ``{label, category, metric, num_datasets, values (row -> Estimate dict), chance, majority}``.
 """
@@ -18,7 +18,7 @@ Group = dict[str, Any]
 
 
 def by_category(facts: Mapping[str, Any], rows: Mapping[str, Row]) -> list[Group]:
-    """Seen tasks by category, accuracy before ROUGE-L; none if no task has one (or the study is old)."""
+    """Groups seen tasks by category, accuracy before ROUGE-L; none if no task has a category."""
     tasks = _sorted_by(facts["seen_tasks"], facts.get("categories", {}))
     if not any(facts.get("categories", {}).values()):
         return []
@@ -27,7 +27,7 @@ def by_category(facts: Mapping[str, Any], rows: Mapping[str, Row]) -> list[Group
 
 
 def by_dataset(facts: Mapping[str, Any], rows: Mapping[str, Row]) -> list[Group]:
-    """Seen tasks by data set, in the order of the categories; none of studies that kept no categories."""
+    """Groups seen tasks by data set, in the order of the categories; none if no task has a category."""
     if "categories" not in facts:
         return []
     return [group for category, tasks in _sorted_by(facts["seen_tasks"], facts["categories"]).items()
@@ -36,7 +36,7 @@ def by_dataset(facts: Mapping[str, Any], rows: Mapping[str, Row]) -> list[Group]
 
 
 def benchmarks(facts: Mapping[str, Any], rows: Mapping[str, Row]) -> list[Group]:
-    """BIG-bench's and BBH's tasks, of which each is a data set; the benchmark is their category."""
+    """Groups tasks of BIG-bench and BBH; each task is a data set, its benchmark the category."""
     return [group for benchmark, key in BENCHMARKS.items()
             for name, members in _datasets(rows, facts.get(key, ())).items()
             for group in _groups(rows, members, name, benchmark)]
@@ -59,7 +59,7 @@ def _datasets(rows: Mapping[str, Row], tasks: Sequence[str]) -> dict[str, list[s
 
 def _groups(rows: Mapping[str, Row], tasks: Sequence[str], label: str, category: str,
             metrics: Sequence[str] = METRICS) -> list[Group]:
-    """The tasks' group of each metric that they have."""
+    """One group of the tasks for each metric that they have."""
     found = []
     for metric in metrics:
         base = select(rows["base"], tasks, metric)

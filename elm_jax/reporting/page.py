@@ -1,4 +1,4 @@
-"""The templates of a report's page: Markdown, and HTML that needs nothing beside it."""
+"""Templates of a report's page: Markdown, and self-contained HTML."""
 
 ABOUT_TABLE = """\
 Accuracy by rank classification and ROUGE-L, in percent. A data set's value is the mean over its

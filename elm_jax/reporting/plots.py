@@ -1,4 +1,4 @@
-"""The pictures of a report: the heat map of experts by tasks, and the bars of the unseen mean."""
+"""Plots of a report: the heat map of experts by tasks, and the bars of the unseen mean."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ MOST_COLUMNS = 42
 
 def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, base: np.ndarray,
              seen: Mapping[str, Sequence[str]], sizes: Sequence[int] = ()) -> bytes:
-    """PNG of the matrix: numbers are percent, colours the difference from the base.
+    """Draws the matrix as PNG: numbers in percent, colours for the difference from the base.
 
     Many tasks are spread over panels, one below the other (see `panels_of`).
 
@@ -55,7 +55,7 @@ def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, b
 
 
 def panels_of(sizes: Sequence[int]) -> list[np.ndarray]:
-    """Column numbers of each panel: groups together while at most `MOST_COLUMNS`, larger ones in parts.
+    """Column numbers of each panel: groups stay together up to `MOST_COLUMNS`, larger ones are split.
 
     >>> [len(panel) for panel in panels_of([18, 9, 6, 14, 27])]
     [33, 41]
@@ -73,7 +73,7 @@ def panels_of(sizes: Sequence[int]) -> list[np.ndarray]:
 
 
 def _write_cells(axes: Any, values: np.ndarray, strong: np.ndarray, framed: Sequence[Sequence[bool]]) -> None:
-    """Percent into every cell, white where the colour is strong, and a frame where one belongs."""
+    """Writes percentages into the cells, white on strong colours, and frames seen tasks."""
     from matplotlib.patches import Rectangle
 
     for (row, column), value in np.ndenumerate(values):
@@ -85,7 +85,7 @@ def _write_cells(axes: Any, values: np.ndarray, strong: np.ndarray, framed: Sequ
 
 def bars(rows: Sequence[Mapping[str, Any]], column: str,
          references: Mapping[str, float | None]) -> bytes:
-    """PNG of one column of the table as bars with 95% intervals.
+    """Draws one column of the table as PNG: bars with 95% intervals.
 
     Args:
         rows: of the table.

@@ -1,4 +1,4 @@
-"""The report of a study: Markdown, self-contained HTML, and the words that the numbers allow."""
+"""The report of a study: Markdown, self-contained HTML, and sentences that the numbers support."""
 
 import base64
 import math
@@ -40,7 +40,7 @@ def with_interval(estimate: Mapping[str, float], sign: bool = False) -> str:
 
 
 def results_grid(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of the study as names and printable values."""
+    """The study's table as printable cells."""
     columns = ["", *table["columns"], "unseen – multitask"]
     rows = []
     for row in table["rows"]:
@@ -52,7 +52,7 @@ def results_grid(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def intervals_grid(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The same table with the 95% interval of every cell."""
+    """The study's table as printable cells with 95% intervals."""
     return {"columns": ["", *table["columns"]],
             "rows": [[row["name"], *(_interval(row["values"][name]) for name in table["columns"])]
                      for row in table["rows"]]}
@@ -68,7 +68,7 @@ def plus_minus(estimate: Mapping[str, float]) -> str:
 
 
 def category_grid(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of the study on its seen tasks, a column a category and metric."""
+    """The study's table on seen tasks, one column for each category and metric."""
     groups = table["by_category"]
     heads = [f"{group['label'].replace('_', ' ')}{' ROUGE-L' if group['metric'] == 'rouge_l' else ''} "
              f"({group['num_datasets']})" for group in groups]
@@ -81,7 +81,7 @@ def category_grid(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def groups_grid(table: Mapping[str, Any], key: str, category: str,
                 absent: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
-    """Data sets as rows, the table's rows as columns, so that many data sets make a long and no wide grid.
+    """A grid of data sets as rows and the table's rows as columns, long rather than wide.
 
     Args:
         table: of `study_table`.
@@ -100,7 +100,7 @@ def groups_grid(table: Mapping[str, Any], key: str, category: str,
 
 
 def summary(table: Mapping[str, Any]) -> list[str]:
-    """What the numbers allow to be said, and no more."""
+    """The sentences about the results that the numbers support."""
     rows = {row["name"]: row for row in table["rows"]}
     unseen = {name: row["values"]["unseen mean"] for name, row in rows.items()}
     chance = table["chance"]["unseen mean"]
@@ -139,7 +139,7 @@ def summary(table: Mapping[str, Any]) -> list[str]:
 
 
 def own_grids(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """(prompt experts, dataset experts, sentence) about experts on their own tasks."""
+    """(grid of prompt experts, grid of dataset experts, sentence) about experts on their own tasks."""
     prompts = [row for row in table["own"] if row["kind"] == "prompt"]
     datasets = [row for row in table["own"] if row["kind"] != "prompt"]
     return (
@@ -179,14 +179,14 @@ def _majority(row: Mapping[str, Any]) -> str:
 
 
 def legend(*grids: Mapping[str, Any]) -> str:
-    """What the marks mean that the grids hold."""
+    """Explains the marks in the grids."""
     cells = [cell for grid in grids for row in grid["rows"] for cell in row]
     return "; ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items()
                      if any(cell.endswith(mark) for cell in cells))
 
 
 def by_position(table: Mapping[str, Any]) -> str:
-    """Which majority answers of the table are positions."""
+    """Names of the data sets in the table whose majority answer is a position."""
     names = table["majority_by_position"]
     datasets = f"{len(names)} data sets" if len(names) > MOST_NAMES else " and ".join(names)
     return (f" The choices of {datasets} differ from row to row: there it is the position of the right "
@@ -194,7 +194,7 @@ def by_position(table: Mapping[str, Any]) -> str:
 
 
 def _multitask(facts: Mapping[str, Any]) -> str:
-    """What the baseline was trained on, where the study kept it."""
+    """The tasks of the multitask baseline, if the study kept them."""
     tasks = facts.get("multitask_tasks", ())
     return f" Multitask: one model, trained on {len(tasks)} tasks together." if tasks else ""
 
@@ -234,10 +234,10 @@ def markdown_table(grid: Mapping[str, Any]) -> str:
 
 def render(facts: Mapping[str, Any], table: Mapping[str, Any], ranks: Mapping[str, str],
            pictures: Mapping[str, bytes]) -> dict[str, str]:
-    """The report's texts.
+    """Renders the report's texts from a study's facts and its table.
 
     Args:
-        facts: what the study wrote beside the results.
+        facts: the facts that the study wrote beside the results.
         table: of `study_table`.
         ranks: unseen task -> words on where the oracle's expert stands in the routing.
         pictures: ``heat_map`` and ``bars`` as PNG.

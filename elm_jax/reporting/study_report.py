@@ -1,4 +1,4 @@
-"""`elm report`: a study's results as table, Markdown, HTML and pictures."""
+"""The verb `elm report`: writes a study's results as table, Markdown, HTML and pictures."""
 
 import dataclasses
 from typing import Any
@@ -22,7 +22,7 @@ from elm_jax.runtime import storage
 
 @dataclasses.dataclass(frozen=True)
 class ReportOutcome:
-    """What was written, and the table for the screen."""
+    """The folder of a written report, and the table to print."""
 
     report_path: epath.Path
     table: dict[str, Any]
@@ -70,14 +70,14 @@ def write_report(folder: storage.PathLike, store: ResultsStore | None = None) ->
 
 
 def read_report(folder: storage.PathLike) -> ReportOutcome:
-    """What `write_report` wrote."""
+    """Reads the report that `write_report` wrote."""
     folder = storage.as_path(folder)
     table = storage.read_json(folder / "table.json", kind="study's table", schema_version=1)
     return ReportOutcome(folder / "report.html", table)
 
 
 def read_matrix(store: ResultsStore) -> Matrix:
-    """All cells of a results folder, with their per-instance values."""
+    """Reads all cells of a results folder, with their per-instance values."""
     matrix = {}
     for row in store.rows():
         predictions = store.predictions(row["expert"], row["task"], row["split"])
@@ -92,7 +92,7 @@ def read_matrix(store: ResultsStore) -> Matrix:
 
 
 def draw(facts: dict[str, Any], matrix: Matrix, table: dict[str, Any]) -> dict[str, bytes]:
-    """The report's pictures as PNG, by name."""
+    """Draws the report's pictures; returns PNG by name."""
     experts = [expert["id"] for expert in facts["experts"]]
     groups = [facts[name] for name in ("seen_tasks", "unseen_tasks", "generative_tasks")]
     groups += [facts.get(name, ()) for name in BENCHMARKS.values()]
@@ -107,7 +107,7 @@ def draw(facts: dict[str, Any], matrix: Matrix, table: dict[str, Any]) -> dict[s
 
 
 def oracle_ranks(facts: dict[str, Any], matrix: Matrix) -> dict[str, str]:
-    """For each unseen task, the library's best expert by its own score and its place in the routing."""
+    """For each unseen task: the library's best expert by its own score, and its rank in the routing."""
     words = {}
     for task in target_tasks(facts):
         library = facts["library"]

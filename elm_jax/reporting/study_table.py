@@ -1,4 +1,4 @@
-"""The table of a study: rows of models and of ways to choose among experts, columns of tasks.
+"""The table of a study: rows of models and of ways to choose experts, columns of tasks.
 
 All numbers come from per-instance values (1 or 0 for a classification, ROUGE-L for a generation), so
 every row can be compared with every other instance by instance. Values are fractions.
@@ -31,7 +31,7 @@ SPLIT_SEED = 0
 
 
 def oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> Row:
-    """For each task the expert that is best on it by its own score; of equal ones the first."""
+    """The best expert of each task by its own score there; of equal ones the first."""
     row = {}
     for task in tasks:
         cell, values = stacked(matrix, experts, task)
@@ -41,7 +41,7 @@ def oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> 
 
 
 def split_half_oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> Row:
-    """The oracle without its bias: chosen on one half of the instances, scored on the other.
+    """The oracle without bias: chosen on one half of the instances, scored on the other.
 
     Both directions are used, so every instance is scored once, by the expert chosen on the other
     half. The halves are drawn by a fixed seed.
@@ -63,7 +63,7 @@ def split_half_oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequenc
 
 
 def random_expert_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> Row:
-    """Expectation over an expert picked at random: the mean over all of them, instance by instance."""
+    """Expected values of a random expert: the mean over all experts, instance by instance."""
     row = {}
     for task in tasks:
         cell, values = stacked(matrix, experts, task)
@@ -72,7 +72,7 @@ def random_expert_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[st
 
 
 def best_single(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> str:
-    """The one expert whose mean over the data sets of `tasks` is best (chosen on the test itself)."""
+    """The expert with the best mean over the data sets of `tasks` (chosen on the test itself)."""
     means = [macro_mean({task: cell_of(matrix, expert, task) for task in tasks}).value
              for expert in experts]
     return experts[int(np.argmax(means))]
@@ -80,10 +80,10 @@ def best_single(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) ->
 
 def split_half_single_row(matrix: Matrix, experts: Sequence[str], chosen_on: Sequence[str],
                           tasks: Sequence[str]) -> Row:
-    """The best single expert without its bias: chosen on one half of the instances, scored on the other.
+    """The best single expert without bias: chosen on one half of the instances, scored on the other.
 
-    The prompts of a data set share their halves: else an instance would help to choose by one prompt
-    and be scored by another. On tasks that nothing is chosen on, the two chosen experts' mean.
+    The prompts of a data set share their halves: otherwise an instance would count for the choice in one
+    prompt and be scored in another. Tasks that are not chosen on get the mean of the two chosen experts.
 
     Args:
         matrix: complete for `experts` and `tasks`.
@@ -104,7 +104,7 @@ def split_half_single_row(matrix: Matrix, experts: Sequence[str], chosen_on: Seq
 
 
 def _dataset_halves(row: Row) -> dict[str, np.ndarray]:
-    """Task -> bool[n], True in the first half of its data set's instances, drawn by a fixed seed."""
+    """Masks by task, bool[n]: True in the first half of its data set's instances, by a fixed seed."""
     by_dataset: dict[str, set[int]] = {}
     for cell in row.values():
         by_dataset.setdefault(cell.dataset, set()).update(int(index) for index in cell.indices)
@@ -116,7 +116,7 @@ def _dataset_halves(row: Row) -> dict[str, np.ndarray]:
 
 
 def _restrict(matrix: Matrix, experts: Sequence[str], keep: Mapping[str, np.ndarray]) -> Matrix:
-    """The cells of some tasks, with the kept instances only; a task that keeps none keeps all."""
+    """The cells of some tasks with the kept instances only; a task that would keep none keeps all."""
     cells = {}
     for task, mask in keep.items():
         _, values = stacked(matrix, experts, task)
@@ -129,14 +129,14 @@ def _restrict(matrix: Matrix, experts: Sequence[str], keep: Mapping[str, np.ndar
 
 
 def target_tasks(facts: Mapping[str, Any]) -> list[str]:
-    """Every task of a dataset that no expert saw."""
+    """All tasks of data sets that no expert has seen."""
     # Old studies lack the keys.
     scored_only = [task for key in BENCHMARKS.values() for task in facts.get(key, ())]
     return [*facts["unseen_tasks"], *facts["generative_tasks"], *scored_only]
 
 
 def rows_of_study(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Row]:
-    """All rows of the table, in the order in which they are shown."""
+    """All rows of the table, in order."""
     experts = [expert["id"] for expert in facts["experts"]]
     tasks = [*facts["seen_tasks"], *target_tasks(facts)]
     unseen = [task for task in facts["unseen_tasks"]
@@ -167,12 +167,12 @@ def rows_of_study(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Row]:
 
 
 def chosen_on_the_test(name: str) -> bool:
-    """Whether a row of the table was picked by the scores that it shows, and so is biased upwards."""
+    """Whether a row of the table was chosen by the scores that it shows, and so is biased upwards."""
     return name == "oracle" or name.startswith("best single expert (")
 
 
 def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
-    """The table as data.
+    """Computes the table of a study as JSON-ready data.
 
     Returns:
         ``columns`` (names) and ``rows``: ``{name, values (column -> Estimate dict or None),
@@ -220,14 +220,14 @@ def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def cut_inputs(matrix: Matrix) -> list[dict[str, Any]]:
-    """``{task, num_instances, num_cut}`` once a task: what is cut does not depend on the expert."""
+    """Counts cut inputs, ``{task, num_instances, num_cut}`` for each task; the same for all experts."""
     tasks = {task: cell for (_, task), cell in matrix.items()}
     return [{"task": task, "num_instances": len(cell.values), "num_cut": cell.num_cut}
             for task, cell in tasks.items()]
 
 
 def column_groups(facts: Mapping[str, Any], row: Row) -> dict[str, tuple[list[str], str]]:
-    """Column -> (tasks, metric): seen mean, each unseen data set, unseen mean, benchmarks, ROUGE-L."""
+    """Columns by name -> (tasks, metric): seen mean, each unseen data set, unseen mean, benchmarks, ROUGE-L."""
     groups: dict[str, tuple[list[str], str]] = {"seen mean": (list(facts["seen_tasks"]), "accuracy")}
     for task in facts["unseen_tasks"]:
         groups.setdefault(row[task].dataset, ([], "accuracy"))[0].append(task)
@@ -241,7 +241,7 @@ def column_groups(facts: Mapping[str, Any], row: Row) -> dict[str, tuple[list[st
 
 
 def own_tasks(facts: Mapping[str, Any], matrix: Matrix) -> list[dict[str, Any]]:
-    """Each prompt expert on its own task against the base, and each dataset expert on its prompts."""
+    """Compares each prompt expert with the base on its own task, each dataset expert on its prompts."""
     found = []
     for expert in facts["experts"]:
         if expert["kind"] == "prompt":

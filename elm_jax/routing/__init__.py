@@ -1,1 +1,1 @@
-"""Routing: from a task's instances to a ranking of the experts of a library."""
+"""Routing: ranks the experts of a library for a task, from instances of the task."""

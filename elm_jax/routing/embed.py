@@ -1,4 +1,4 @@
-"""What turns routing texts into unit vectors; TF-IDF, the encoder that needs no weights."""
+"""Text encoders: routing texts -> unit vectors. Holds TF-IDF, the encoder that needs no weights."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 
 
 class TextEncoder(Protocol):
-    """What embeds the keys and the queries of a library.
+    """Interface of encoders, which embed the keys and the queries of a library.
 
     Attributes:
         name: of the encoder.
@@ -31,9 +31,9 @@ class TextEncoder(Protocol):
     dimension: int
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit rows f32[N, K]; zero for a text of which nothing is known.
+        """Embeds texts as unit rows f32[N, K]; a text without known parts is a zero row.
 
-        A row does not depend on the other texts.
+        The embedding of a text does not depend on the other texts.
         """
         ...
 
@@ -49,7 +49,7 @@ class TfidfEncoder:
     max_terms = 20_000
 
     def __init__(self, vocabulary: dict[str, int], idf: np.ndarray, components: np.ndarray) -> None:
-        """Args: term -> column; idf f64[V]; components f32[K, V] of the SVD."""
+        """Makes an encoder from vocabulary (term -> column), idf f64[V], and components f32[K, V] of the SVD."""
         self.vocabulary, self.components = vocabulary, components.astype(np.float32)
         self.idf = idf.astype(np.float64)
         if self.components.shape[1:] != self.idf.shape or len(vocabulary) != len(self.idf):
@@ -62,7 +62,7 @@ class TfidfEncoder:
 
     @classmethod
     def fit(cls, texts: Sequence[str], dimension: int = 128, seed: int = 0) -> "TfidfEncoder":
-        """Fits on texts; texts of a smaller rank give fewer dimensions.
+        """Fits an encoder to texts; texts of a smaller rank give fewer dimensions.
 
         Raises:
             InputError: fewer than two texts, or no term in any of them.
@@ -89,7 +89,7 @@ class TfidfEncoder:
         return cls(terms, vectorizer.idf_, svd.components_[kept])
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit rows f32[N, K]; a text without a known term is a zero row."""
+        """Embeds texts as unit rows f32[N, K]; a text without a known term is a zero row."""
         if not len(texts):
             return np.zeros((0, self.dimension), np.float32)
         projected = self.vectorizer.transform(texts) @ self.components.T.astype(np.float64)
@@ -120,7 +120,7 @@ class TfidfEncoder:
 
     @classmethod
     def load(cls, folder: storage.PathLike) -> "TfidfEncoder":
-        """Reads what `save` wrote; its embeddings are the same, bit for bit.
+        """Reads an encoder that `save` wrote; its embeddings are equal bit for bit.
 
         Raises:
             InputError: a file is missing, unreadable, of another schema, or not the one written.
@@ -151,14 +151,14 @@ class TfidfEncoder:
 
 
 def _vectorizer(**settings: Any) -> Any:
-    """scikit-learn's TF-IDF with this encoder's settings; single letters and digits are words."""
+    """scikit-learn's TF-IDF with this encoder's settings; single letters and digits count as words."""
     from sklearn.feature_extraction.text import TfidfVectorizer  # late: a second of start-up
 
     return TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", **settings)
 
 
 def sha256_of(*parts: bytes) -> str:
-    """``sha256:...`` of several byte strings, their lengths included."""
+    """Hash ``sha256:...`` of several byte strings and their lengths."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{len(part)}|".encode())
@@ -167,7 +167,7 @@ def sha256_of(*parts: bytes) -> str:
 
 
 def check_encoder(encoder: TextEncoder, name: str, fingerprint: str, where: Any) -> None:
-    """Raises InputError unless the keys of a library were made by this very encoder.
+    """Raises InputError unless this encoder made the keys of a library.
 
     Args:
         encoder: the one at hand.

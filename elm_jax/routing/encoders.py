@@ -1,4 +1,4 @@
-"""The encoders of a library's keys: MiniLM run in JAX, or TF-IDF where no weights are there."""
+"""Encoders of a library's keys: MiniLM in JAX, or TF-IDF if there are no weights."""
 
 import importlib.util
 import logging
@@ -70,7 +70,7 @@ class MiniLMEncoder:
 
     @classmethod
     def from_folder(cls, folder: storage.PathLike) -> "MiniLMEncoder":
-        """Reads weights, configs and tokenizer of a sentence-transformers folder.
+        """Reads an encoder from a sentence-transformers folder: weights, configs, tokenizer.
 
         Raises:
             InputError: a file is missing or unreadable, or the weights do not fit the config.
@@ -82,7 +82,7 @@ class MiniLMEncoder:
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit rows f32[N, K]. Texts are sorted by length into a handful of batch shapes."""
+        """Embeds texts as unit rows f32[N, K], in a few batch shapes, sorted by length."""
         ids = self.tokenize(texts)
         longest = self.config.max_seq_length
         buckets = np.array([*(bucket for bucket in BUCKETS if bucket < longest), longest])
@@ -99,7 +99,7 @@ class MiniLMEncoder:
     def _embed_batch(
         self, ids: Sequence[Sequence[int]], size: int, length: int
     ) -> np.ndarray:
-        """At most `size` rows of at most `length` tokens -> f32[len(ids), K]."""
+        """Embeds at most `size` rows of at most `length` tokens; returns f32[len(ids), K]."""
         tokens = np.zeros((size, length), np.int32)
         mask = np.zeros((size, length), np.int32)
         for line, row in enumerate(ids):
@@ -113,7 +113,7 @@ class MiniLMEncoder:
 
 
 def find_minilm() -> pathlib.Path | None:
-    """Folder of the MiniLM weights: ELM_ENCODER_DIR, else the installed package; never a download.
+    """Finds the MiniLM weights: ELM_ENCODER_DIR, else the installed package; downloads nothing.
 
     The package is found without being imported.
 
@@ -166,14 +166,14 @@ ENCODERS: dict[str, Callable[[Sequence[str]], TextEncoder]] = {
 
 
 def make_encoder(spec: str, *, texts: Sequence[str]) -> TextEncoder:
-    """An encoder by name: ``auto`` (MiniLM, else TF-IDF, said aloud), ``minilm`` or ``tfidf``.
+    """Makes an encoder by name: ``auto`` (MiniLM, else TF-IDF with a warning), ``minilm`` or ``tfidf``.
 
     Args:
         spec: the name.
         texts: the library's texts, on which TF-IDF is fitted.
 
     Raises:
-        InputError: there is no such name, or it is ``minilm`` and its weights are not there.
+        InputError: there is no such name, or it is ``minilm`` and its weights are missing.
     """
     if spec not in ENCODERS:
         raise unknown_name("encoder", spec, ENCODERS)
@@ -181,13 +181,13 @@ def make_encoder(spec: str, *, texts: Sequence[str]) -> TextEncoder:
 
 
 def save_encoder(encoder: TextEncoder, folder: storage.PathLike) -> None:
-    """Saves what a library must carry to make queries: a fitted encoder, never MiniLM's weights."""
+    """Saves the files of an encoder that a library needs for queries: fitted ones, not MiniLM's weights."""
     if isinstance(encoder, TfidfEncoder):
         encoder.save(folder)
 
 
 def load_encoder(facts: dict[str, str], folder: storage.PathLike) -> TextEncoder:
-    """The encoder that a library names, from the library's own folder or from this machine.
+    """Loads the encoder that a library names, from its own folder or from this machine.
 
     Args:
         facts: ``name`` and ``fingerprint`` of the encoder that made the library's keys.

@@ -1,8 +1,8 @@
-"""The keys of a library, and the nearest key of each query: in NumPy and in JAX, decided alike.
+"""The index of a library: its keys, and nearest-key search in NumPy and in JAX with equal results.
 
-Two similarities within `TIE` of each other are a tie, and a tie goes to the lowest key. The band is
-wider than the rounding of a float32 dot product of unit vectors, so that equal keys tie wherever
-they stand and whatever computes them; it is far narrower than a difference that means something.
+Two similarities within `TIE` of each other are a tie, and a tie goes to the lowest key. `TIE` is larger than
+the rounding of a float32 dot product of unit vectors, so equal keys tie at any position and on any backend;
+it is far smaller than any meaningful difference.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ CHUNK = 16_384
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeyIndex:
-    """Embedded training instances, N keys of K dimensions, each belonging to one expert.
+    """The keys of a library: N embedded training instances of K dimensions, each owned by one expert.
 
     Attributes:
         keys: f32[N, K], unit rows (zero for a text of which the encoder knows nothing).
@@ -50,7 +50,7 @@ class KeyIndex:
     instances_per_expert: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises InputError if the parts do not fit each other."""
+        """Raises InputError if the fields do not fit each other."""
         if self.text_format not in FORMATS:
             raise unknown_name("text format", self.text_format, FORMATS)
         check_rows(self.keys, self.keys.shape[-1], "keys")
@@ -75,7 +75,7 @@ class KeyIndex:
     def empty(
         cls, encoder: TextEncoder, text_format: str, instances_per_expert: int | None = None
     ) -> "KeyIndex":
-        """An index without keys."""
+        """Makes an index without keys."""
         return cls(
             np.zeros((0, encoder.dimension), np.float32),
             np.zeros(0, np.int32),
@@ -87,10 +87,10 @@ class KeyIndex:
         )
 
     def add(self, expert: str, keys: np.ndarray) -> "KeyIndex":
-        """A new index with one more expert, whose keys f32[S, K] come after all others.
+        """Returns an index with one more expert, whose keys f32[S, K] follow all others.
 
         Raises:
-            InputError: the expert is there already, or has no keys, or they are not unit rows of K.
+            InputError: the expert is in the index already, or has no keys, or they are not unit rows of K.
         """
         if expert in self.experts:
             raise InputError(describe("The index has this expert already", got=expert))
@@ -107,7 +107,7 @@ class KeyIndex:
         )
 
     def remove(self, expert: str) -> "KeyIndex":
-        """A new index without an expert and its keys. Inverse of `add` of the last expert."""
+        """Returns an index without one expert and its keys. Inverse of `add` of the last expert."""
         if expert not in self.experts:
             raise unknown_name("expert", expert, self.experts)
         position = self.experts.index(expert)
@@ -121,7 +121,7 @@ class KeyIndex:
         )
 
     def count(self, expert: str) -> int:
-        """Number of keys of an expert; 0 if it is not there."""
+        """Number of keys of an expert; 0 if it is not in the index."""
         if expert not in self.experts:
             return 0
         return int((self.owners == self.experts.index(expert)).sum())
@@ -131,7 +131,7 @@ class KeyIndex:
         return trees.fingerprint({"keys": self.keys, "owners": self.owners})
 
     def save(self, folder: storage.PathLike) -> None:
-        """Writes ``keys.npz`` and ``index.json``; the folder's commit marker is the caller's."""
+        """Writes ``keys.npz`` and ``index.json``; the caller writes the folder's commit marker."""
         folder = storage.as_path(folder)
         buffer = io.BytesIO()
         np.savez(buffer, keys=self.keys, owners=self.owners)
@@ -153,7 +153,7 @@ class KeyIndex:
 
     @classmethod
     def open(cls, folder: storage.PathLike, encoder: TextEncoder) -> "KeyIndex":
-        """Reads an index back, for queries made by `encoder`.
+        """Reads an index that `save` wrote, for queries made by `encoder`.
 
         Raises:
             InputError: the folder is not whole, its files do not belong together, or its keys were
@@ -224,7 +224,7 @@ def check_rows(rows: np.ndarray, dimension: int, where: str) -> None:
 
 
 def best_per_expert(queries: np.ndarray, index: KeyIndex, *, chunk: int = CHUNK) -> np.ndarray:
-    """Similarity of each query f32[Q, K] with the nearest key of each expert, f32[Q, E]."""
+    """Similarities f32[Q, E] of each query f32[Q, K] to the nearest key of each expert."""
     best = np.full((len(queries), len(index.experts)), -np.inf, np.float32)
     for start in range(0, len(index.keys), chunk):
         block = queries @ index.keys[start : start + chunk].T
@@ -238,7 +238,7 @@ def best_per_expert(queries: np.ndarray, index: KeyIndex, *, chunk: int = CHUNK)
 def nearest_numpy(
     queries: np.ndarray, keys: np.ndarray, *, chunk: int = CHUNK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest key of each query by dot product; of those that tie, the first.
+    """Finds the nearest key of each query by dot product; of tied keys the first.
 
     Args:
         queries: f32[Q, K].
@@ -263,7 +263,7 @@ def nearest_numpy(
 def nearest_jax(
     queries: np.ndarray, keys: np.ndarray, *, chunk: int = CHUNK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`nearest_numpy` computed by JAX, on whatever device there is."""
+    """Finds the nearest keys as `nearest_numpy` does, with JAX: f32[Q, K], f32[N, K] -> i32[Q], f32[Q]."""
     count = len(keys)
     chunk = min(chunk, count)
     padded = jnp.pad(jnp.asarray(keys), ((0, -count % chunk), (0, 0)))
@@ -274,7 +274,7 @@ def nearest_jax(
 
 @jax.jit
 def _nearest(queries: Array, groups: Array, count: Array) -> tuple[Array, Array]:
-    """f32[Q, K] and G groups of P keys f32[G, P, K], the first `count` true -> i32[Q], f32[Q]."""
+    """Nearest of G groups of P keys f32[G, P, K] for f32[Q, K]; `count` i32[] keys are real -> i32[Q], f32[Q]."""
     places = jnp.arange(groups.shape[0] * groups.shape[1], dtype=jnp.int32)
     places = places.reshape(groups.shape[:2])
 

@@ -1,4 +1,4 @@
-"""The text that stands for an instance, as a key or as a query of a library.
+"""Texts that represent instances as keys or queries of a library.
 
 Source: Jang et al., https://arxiv.org/abs/2302.03202, section 3.2; ELM.md 'Retrieval'.
 """
@@ -14,7 +14,7 @@ NONE = "None"
 
 @dataclasses.dataclass(frozen=True)
 class RoutingInstance:
-    """One instance of a task, as routing sees it.
+    """One instance of a task, as routing uses it.
 
     Attributes:
         source: the rendered input.
@@ -28,7 +28,7 @@ class RoutingInstance:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks types; makes a tuple of the labels."""
+        """Checks types; turns the labels into a tuple."""
         labels = self.labels or ()
         texts = (self.source, self.choices_expression or "")
         if isinstance(labels, str) or not all(isinstance(t, str) for t in (*texts, *labels)):
@@ -65,7 +65,7 @@ FORMATS: dict[str, Callable[[RoutingInstance], str]] = {
 
 
 def format_text(instance: RoutingInstance, text_format: str) -> str:
-    """Text of one instance in one of `FORMATS`.
+    """Formats one instance as a text, in one of `FORMATS`.
 
     Raises:
         InputError: there is no such format.

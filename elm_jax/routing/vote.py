@@ -1,4 +1,4 @@
-"""From queries to a routing decision: nearest key, one vote a query, a ranking of ALL experts.
+"""Routing decisions: each query votes for its nearest key's expert, and votes rank ALL experts.
 
 One decision is made for each target task (`decide`), or for each query by itself (`decide_each`); nothing is
 carried over from one to the next.
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ExpertVotes:
-    """One line of a ranking.
+    """One entry of a ranking: an expert with its votes and similarities.
 
     Attributes:
         expert: id.
@@ -36,11 +36,11 @@ class ExpertVotes:
 
 @dataclasses.dataclass(frozen=True)
 class RoutingDecision:
-    """All experts of a library for one target task, best first.
+    """The ranking of all experts of a library for one target task, best first.
 
     Attributes:
         ranking: every expert, also those without votes.
-        num_queries: Q, the queries at hand; a task with fewer rows has fewer.
+        num_queries: Q, the number of queries; a task with fewer rows has fewer.
         text_format: of keys and queries.
         encoder: its name.
     """
@@ -51,7 +51,7 @@ class RoutingDecision:
     encoder: str
 
     def top(self, count: int) -> list[str]:
-        """Ids of the best experts; few votes never make them fewer.
+        """Ids of the `k` best experts; experts without votes count too.
 
         Raises:
             InputError: the library has fewer.
@@ -67,7 +67,7 @@ class RoutingDecision:
         return [line.expert for line in self.ranking[:count]]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Returns the decision as a JSON-ready dictionary."""
         return {
             "num_queries": self.num_queries,
             "text_format": self.text_format,
@@ -81,8 +81,8 @@ def decide(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> R
 
     Order: more votes first; among equal votes (above zero) the expert whose first won query comes
     first, which no two experts share; then the experts without votes, the larger mean similarity
-    first; of those within `TIE` of each other, the one that joined the library first.
-    A query of zeros, a text of which the encoder knows nothing, is near to nothing: no vote.
+    first; of those within `TIE` of each other, the one that was added to the library first.
+    A zero query (a text without known parts) has no vote.
 
     Args:
         queries: f32[Q, K], unit rows, in the task's own order.
@@ -105,7 +105,7 @@ def decide(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> R
 
 
 def decide_each(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> list[str]:
-    """The expert of each query by itself, an id a query: the first that `decide` ranks for it alone.
+    """Ranks the experts for each query alone; returns the best expert's id for each query.
 
     Args:
         queries: f32[Q, K], unit rows.
@@ -121,7 +121,7 @@ def decide_each(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy")
 
 
 def _checked(queries: np.ndarray, index: KeyIndex, backend: str) -> tuple[np.ndarray, np.ndarray]:
-    """The queries f32[Q, K], and which of them vote, bool[Q]."""
+    """The queries as f32[Q, K], and a mask bool[Q] of those that vote."""
     if backend not in NEAREST:
         raise unknown_name("routing backend", backend, NEAREST)
     if not len(index):
@@ -139,7 +139,7 @@ def _checked(queries: np.ndarray, index: KeyIndex, backend: str) -> tuple[np.nda
 
 
 def _ranked(winners: np.ndarray, votes: np.ndarray, mean: np.ndarray) -> list[int]:
-    """Positions of the experts, best first; arguments i32[queries that vote], i64[E], f64[E]."""
+    """Positions i64[E] of the experts, best first, from i32[voting queries], i64[E] votes, f64[E] means."""
     seen = list(dict.fromkeys(winners.tolist()))  # in the order of each one's first won query
     order = sorted(seen, key=lambda expert: -votes[expert])  # stable
     left = [expert for expert in range(len(votes)) if votes[expert] == 0]

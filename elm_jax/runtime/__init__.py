@@ -1,1 +1,1 @@
-"""What everything stands on: files, trees of arrays, meshes, processes, clocks of leases."""
+"""The runtime under everything: files, trees of arrays, meshes, processes, leases."""

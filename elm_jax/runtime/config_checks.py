@@ -1,4 +1,4 @@
-"""Checks of config values that every workflow shares."""
+"""Checks of config values, shared by all workflows."""
 
 import math
 import types
@@ -32,7 +32,7 @@ def check_range(name: str, value: float | None, least: float, below: float = mat
 def check_types(config: Any) -> None:
     """Raises InputError for the first field of a config dataclass whose value is not of its declared type.
 
-    Gin passes on what it reads: ``'False'`` would be true, ``8.5`` rows would fail after the first epoch.
+    Gin checks no types: ``'False'`` would be true, ``8.5`` rows would fail after the first epoch.
     """
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)

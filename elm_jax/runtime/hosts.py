@@ -1,10 +1,10 @@
-"""The processes of one run: how they find each other, who they are, and what they do together.
+"""The processes of one run: how they find each other, and what they do together.
 
-One process a host, each with its own devices, all running the same program: JAX's multi-controller way.
-The first process is the one that writes; what it alone finds out, the others are told.
+One process for each host, each with its own devices, all running the same program: JAX's multi-controller
+model. The first process writes, and sends the others what it alone finds out.
 
 Names: ``--coordinator_address --num_processes --process_id`` are `jax.distributed.initialize`'s own, so
-that its documentation holds; T5X's ``--process_count`` and ``--process_index`` are taken for them as well.
+that its documentation applies; T5X's ``--process_count`` and ``--process_index`` are accepted as well.
 """
 
 import atexit
@@ -44,7 +44,7 @@ _ALONE = False  # whether the first process is doing something that the others w
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A process's place among those of its run.
+    """A process's id and its address within a run of several processes.
 
     Attributes:
         coordinator_address: ``host:port`` of the first process.
@@ -64,7 +64,7 @@ class Place:
 
 def place_of(coordinator_address: str | None, num_processes: int | None, process_id: int | None,
              environment: Mapping[str, str]) -> Place | None:
-    """The place that flags, ``ELM_*`` variables or Slurm give; None: none of them speaks of several.
+    """The place that flags, ``ELM_*`` variables or Slurm give; None if they describe a single process.
 
     Raises:
         InputError: one of the three is missing, or is no number that fits.
@@ -114,7 +114,7 @@ def _slurm_place(environment: Mapping[str, str]) -> Place | None:
 
 
 def first_node(nodes: str) -> str:
-    """The first host of Slurm's list: ``node[003-005,9],other`` -> ``node003``."""
+    """The first host of Slurm's node list: ``node[003-005,9],other`` -> ``node003``."""
     head = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
     if head is None:
         raise InputError(describe("Slurm's list of nodes cannot be read", got=nodes))
@@ -122,7 +122,7 @@ def first_node(nodes: str) -> str:
 
 
 def _slurm_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """This task's share of its node's GPUs, where several tasks of a node see all of them."""
+    """This task's share of its node's GPUs, if several tasks of a node see all of them."""
     tasks = int(re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0])
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if tasks < 2 or len(visible) < tasks:
@@ -133,13 +133,13 @@ def _slurm_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
 
 def start(coordinator_address: str | None = None, num_processes: int | None = None,
           process_id: int | None = None) -> None:
-    """Makes this process one of several, if flags, environment, Slurm, MPI or a TPU pod say so.
+    """Joins this process to its run, if flags, environment, Slurm, MPI or a TPU pod describe several.
 
-    To be called before anything that asks JAX for its devices.
+    Call it before anything that asks JAX for its devices.
 
     Raises:
         InputError: the settings do not fit each other.
-        RunError: JAX refuses. Where the others do not come in time, the process ends with status 75.
+        RunError: JAX refuses. If the others do not join in time, the process ends with status 75.
     """
     place = place_of(coordinator_address, num_processes, process_id, os.environ)
     one_asked_for = str(num_processes or os.environ.get(ENVIRONMENT["num_processes"], "")) == "1"
@@ -178,7 +178,7 @@ def start(coordinator_address: str | None = None, num_processes: int | None = No
 
 
 def _found_by_jax() -> bool:
-    """Whether `jax.distributed.initialize` may find the others by itself: Open MPI, or a TPU host."""
+    """Whether `jax.distributed.initialize` can find the others itself: Open MPI, or a TPU host."""
     if int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return True
     platforms = os.environ.get("JAX_PLATFORMS", "")
@@ -186,7 +186,7 @@ def _found_by_jax() -> bool:
 
 
 def on_tpu_host() -> bool:
-    """Whether this host has TPU chips and their library."""
+    """Whether this host has TPU chips and the TPU library."""
     chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
@@ -195,7 +195,7 @@ def on_tpu_host() -> bool:
 
 
 def index() -> int:
-    """Number of this process; 0 is the first, which writes."""
+    """Number of this process, from 0; process 0, the first, writes."""
     return distributed.global_state.process_id if jax.distributed.is_initialized() else 0
 
 
@@ -205,12 +205,12 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is the first process, which writes."""
     return index() == 0
 
 
 def line() -> Lifeline:
-    """The connections between the processes, made when first asked for; all must ask."""
+    """Returns the connections between the processes; the first call makes them, and every process must call it."""
     global _LINE
     if _LINE is None:
         made, client = Lifeline(index(), count()), distributed.global_state.client
@@ -229,10 +229,10 @@ def line() -> Lifeline:
 
 
 def by_first(function: Callable[[], Value]) -> Value:
-    """What the function gives in the first process, in all of them; the others wait, without a limit.
+    """Calls a function in the first process and returns its result in all; the others wait without a limit.
 
-    The function may call what otherwise all call: inside it, the first process stands for all of them.
-    An error in the first process ends all (see `fail`).
+    Inside the function the first process counts as the only one, so it may call functions that otherwise
+    every process must call. An error in the first process ends all (see `fail`).
 
     Args:
         function: gives a JSON value.
@@ -252,18 +252,18 @@ def by_first(function: Callable[[], Value]) -> Value:
 
 
 def barrier() -> None:
-    """Returns when all processes have come here."""
+    """Waits until all processes have called it."""
     if count() > 1 and not _ALONE:
         line().barrier()
 
 
 def fail(status: int, text: str) -> NoReturn:
-    """Ends all processes with this status; the text is printed once, by the first. For several only."""
+    """Ends all processes with a status; the first one prints the text. Only for several processes."""
     line().fail(status, text)
 
 
 def finish() -> None:
-    """Waits until all processes are done, and takes leave of them."""
+    """Waits until all processes are done, then closes their connections."""
     if count() == 1 or _LINE is None:
         return
     _LINE.barrier()
@@ -276,11 +276,11 @@ def finish() -> None:
 
 
 def in_order(result: Value) -> Value:
-    """The result of a program, computed by now where several processes compute on CPUs.
+    """Returns a program's result; with several processes on CPUs it first waits until it is computed.
 
-    XLA starts programs that are under way on a CPU in the order in which their inputs become ready, which
-    differs from process to process, and Gloo tells two programs' messages apart by their order alone: they
-    wait for each other for ever, or take each other's numbers. Accelerators have queues; nothing waits there.
+    XLA starts dispatched programs on a CPU in the order in which their inputs become ready, which differs
+    between processes, and Gloo distinguishes the messages of two programs by their order alone: they
+    deadlock, or mix up their data. Accelerators run programs in dispatch order, so nothing waits there.
     """
     if count() > 1 and jax.default_backend() == "cpu":
         jax.block_until_ready(result)
@@ -288,14 +288,14 @@ def in_order(result: Value) -> Value:
 
 
 def rows_of(where: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
-    """Rows of a global batch that this process's devices hold, rising, i64[n]."""
+    """Rows of a global batch that this process's devices hold, ascending, i64[n]."""
     held = where.addressable_devices_indices_map((batch_size,)).values()
     parts = {tuple(range(batch_size)[part]) for (part,) in held}
     return np.unique(np.concatenate([np.asarray(part, np.int64) for part in parts]))
 
 
 def put_rows(batch: Batch, rows: np.ndarray, where: jax.sharding.Sharding, batch_size: int) -> Batch:
-    """A global batch on the mesh, of which every process brings its own rows.
+    """Puts a global batch on the mesh; every process provides its own rows.
 
     Args:
         batch: arrays [n, ...], the rows `rows` of the global batch.
@@ -314,11 +314,11 @@ def put_rows(batch: Batch, rows: np.ndarray, where: jax.sharding.Sharding, batch
 
 
 def put(leaf: Any, where: jax.sharding.Sharding, *, own: bool = False) -> jax.Array:
-    """One array onto the mesh; what every process holds whole is cut without a word between them.
+    """Puts one array on the mesh; an array that every process holds whole is split without communication.
 
     Args:
-        leaf: an array that this process holds whole, or one that lies on several.
-        where: target.
+        leaf: an array that this process holds whole, or one that is split over several processes.
+        where: target sharding.
         own: whether the result must share no buffer with `leaf`, because it will be donated.
     """
     if count() == 1 or is_spread(leaf):
@@ -331,7 +331,7 @@ def put(leaf: Any, where: jax.sharding.Sharding, *, own: bool = False) -> jax.Ar
 
 
 def whole(leaf: Any) -> np.ndarray:
-    """An array's contents, also of one that lies on several processes (all must ask)."""
+    """Returns an array's contents as numpy, also if it is split over processes (every process must call)."""
     if not is_spread(leaf):
         return np.asarray(jax.device_get(leaf))
     if not isinstance(leaf.sharding, NamedSharding):
@@ -342,15 +342,15 @@ def whole(leaf: Any) -> np.ndarray:
 
 
 def _same(leaf: jax.Array) -> jax.Array:
-    """A function of the module, so that its programs are remembered."""
+    """The identity as a module-level function, so that jit caches its programs."""
     return leaf
 
 
 def to_host(tree: Any) -> Any:
-    """A tree as numpy arrays; leaves that lie on several processes stay where they are."""
+    """Returns a tree as numpy arrays; leaves that are split over several processes stay on the devices."""
     return jax.tree.map(lambda leaf: leaf if is_spread(leaf) else np.asarray(jax.device_get(leaf)), tree)
 
 
 def is_spread(leaf: Any) -> bool:
-    """Whether an array lies on several processes."""
+    """Whether an array is split over several processes."""
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable

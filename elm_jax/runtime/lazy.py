@@ -1,4 +1,4 @@
-"""Names that are imported when they are asked for: start-up pays for what is used, and for nothing else."""
+"""Lazy imports: names that a package imports on first use, so that start-up is fast."""
 
 import contextlib
 import gc
@@ -9,15 +9,15 @@ from typing import Any
 
 
 def exports(package: str, table: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's ``__getattr__`` and ``__dir__`` (PEP 562) for names that its submodules define.
+    """Makes a package's ``__getattr__`` and ``__dir__`` (PEP 562) for names that its submodules define.
 
     Args:
         package: its ``__name__``.
         table: for each public name, the module that defines it.
 
     Returns:
-        The two functions. The first imports the name's module, and keeps what it found in the package;
-        another name is an AttributeError, as of any module.
+        The two functions. The first imports the name's module and stores the name in the package; an unknown
+        name is an AttributeError, as in any module.
     """
     def find(name: str) -> Any:
         if name not in table:
@@ -33,7 +33,7 @@ def exports(package: str, table: Mapping[str, str]) -> tuple[Callable[[str], Any
 
 
 def resolve(place: str) -> Any:
-    """What ``module:name`` stands for."""
+    """Imports the object that ``module:name`` names."""
     module, name = place.split(":")
     with without_collector():
         return getattr(importlib.import_module(module), name)
@@ -41,7 +41,7 @@ def resolve(place: str) -> Any:
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """Large imports: they make no garbage, and looking for it takes a tenth of their time."""
+    """Switches garbage collection off within a block: it takes a tenth of the time of large imports."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

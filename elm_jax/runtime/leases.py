@@ -1,12 +1,12 @@
-"""Who works on what, among workers that share only a folder, local or on a network disk.
+"""Leases of work among workers that share only a folder, local or on a network disk.
 
-Every attempt at a piece of work has a number, and two files that are made once and never removed:
-``<work>/<n>.claim.json``, made by whoever is first (``O_EXCL``), and ``<work>/<n>.end.json``. The newest
-claim counts. Its holder touches it while it lives; who takes over a silent one makes the next number, which
-only one can, and who finds a newer number than its own has lost the work.
+Every attempt at a piece of work has a number and two files that are created once and never removed:
+``<work>/<n>.claim.json``, created by the first worker (``O_EXCL``), and ``<work>/<n>.end.json``. The newest
+claim counts. Its holder touches the file (the heartbeat). A worker that takes over a silent claim creates the
+next number, which only one worker can; a holder that finds a newer number has lost the work.
 
-No two hosts' clocks are compared: a claim is silent when its time of change, whatever it says, has not
-changed for the length of a lease by the watcher's own clock.
+Clocks of two hosts are never compared: a claim is silent if its modification time has not changed for the
+length of a lease by the observer's own clock.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ _CLAIM = re.compile(r"(\d+)\.claim\.json")
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One attempt at a piece of work.
+    """One worker's attempt at a piece of work.
 
     Attributes:
         number: from 1.
         worker: who made it; empty while it is being written.
-        end: how it ended, a JSON object with ``how``; None while it goes on, or if its worker died.
-        beat: changes while its holder lives.
+        end: how it ended, a JSON object with ``how``; None while it runs, or if its worker died.
+        beat: heartbeat, which changes while its holder lives.
     """
 
     number: int
@@ -46,12 +46,12 @@ class Attempt:
 
 
 class Leases:
-    """The attempts at all pieces of work in one folder.
+    """The attempts at all pieces of work in one shared folder.
 
     Args:
         folder: shared by all workers.
-        seconds: a claim that is silent for so long is its worker's no more.
-        worker: name of this one; made of host, process and a random word by default.
+        seconds: length of a lease: a claim that is silent for so long is lost.
+        worker: name of this worker; by default made of host, process and a random word.
 
     Raises:
         InputError: a bucket.
@@ -70,7 +70,7 @@ class Leases:
         self._lock = threading.Lock()
 
     def attempts(self, work: str) -> list[Attempt]:
-        """All attempts at a piece of work, in order."""
+        """Returns all attempts at a piece of work, in order."""
         try:
             names = os.listdir(self.folder / work)
         except FileNotFoundError:
@@ -89,7 +89,7 @@ class Leases:
         return Attempt(number, worker, end, (facts.st_mtime_ns, facts.st_size))
 
     def is_silent(self, work: str, attempt: Attempt) -> bool:
-        """Whether an attempt that has no end has shown no life for a lease, as far as this worker saw."""
+        """Whether an unfinished attempt has had no heartbeat for a lease, as far as this worker saw."""
         now, state = time.monotonic(), (attempt.number, *attempt.beat)
         with self._lock:
             known = self._seen.get(work)
@@ -99,7 +99,7 @@ class Leases:
         return now - known[1] > self.seconds
 
     def claim(self, work: str, number: int) -> "Lease | None":
-        """Makes attempt `number`; None if another worker did."""
+        """Creates attempt `number`; returns None if another worker has created it."""
         path = self.folder / work / f"{number}.claim.json"
         with storage.guard_writes(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +115,10 @@ class Leases:
 
 
 class Lease:
-    """A claim that this worker holds: inside ``with``, a thread keeps it alive.
+    """A claim that this worker holds; within a ``with`` block a thread sends heartbeats.
 
     Args:
-        leases: whose.
+        leases: the folder's leases.
         work: the piece of work.
         number: of the attempt.
     """
@@ -132,12 +132,12 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def keep(self, on_lost: Callable[[], None], watched: Callable[[], Iterable[str]]) -> None:
-        """Starts the thread.
+        """Starts the thread that sends heartbeats.
 
         Args:
-            on_lost: called from it when another worker has taken over.
-            watched: pieces of work whose holders it watches as well, so that a death is noticed while this
-                worker is busy.
+            on_lost: called from the thread when another worker has taken over.
+            watched: other pieces of work whose heartbeats the thread observes, so that a death is noticed
+                while this worker is busy.
         """
         self._thread = threading.Thread(target=self._beat, args=(on_lost, watched), name="lease", daemon=True)
         self._thread.start()
@@ -168,7 +168,7 @@ class Lease:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """A JSON object; an empty one for a file that is being written."""
+    """Parses a JSON object; an incomplete file gives an empty one."""
     try:
         value = json.loads(text)
     except ValueError:

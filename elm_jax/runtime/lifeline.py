@@ -1,11 +1,11 @@
-"""One connection of every process to the first: short messages, and the news of a death.
+"""A connection from every process to the first: sends short messages and detects dead processes.
 
-A process that is killed, or whose host goes down, cannot say so; the system closes its connection (or
-TCP's keep-alive finds it dead), and whoever sees that ends this process with one message. JAX's own
-service notices by missing heartbeats only, and ends the process with a C++ stack trace.
+If a process is killed or its host goes down, the system closes its connection (or TCP's keep-alive finds it
+dead), and the other processes end with one message. JAX's own service only notices missing heartbeats, later,
+and ends the process with a C++ stack trace.
 
-Messages are JSON lines. Every process sends a random word first, which the first process gave to the
-others through JAX's service: a stranger's connection is closed.
+Messages are JSON lines. Every process first sends a random word, which the first process has shared through
+JAX's service; a connection without it is closed.
 """
 
 import contextlib
@@ -43,12 +43,12 @@ class _Peer:
         self._lock = threading.Lock()
 
     def send(self, **message: Any) -> None:
-        """Sends one message; one that cannot be sent is dropped, for the reader learns why."""
+        """Sends one message; drops it if the connection is broken, since the reader reports that."""
         with self._lock, contextlib.suppress(OSError):
             self._connection.sendall((json.dumps(message) + "\n").encode())
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; None at the connection's end."""
+        """Returns the next message; None at the end of the connection."""
         try:
             line = self._reader.readline()
             message = json.loads(line) if line else None
@@ -63,7 +63,7 @@ class _Peer:
 
 
 class Lifeline:
-    """A process's part in the messages of a run.
+    """This process's end of the connections between the processes of a run.
 
     Args:
         index: number of this process.
@@ -84,14 +84,14 @@ class Lifeline:
     # -- coming together
 
     def serve(self) -> dict[str, Any]:
-        """First process: listens; gives what the others need to join."""
+        """First process: starts to listen; returns the address and the word that the others need to join."""
         server = socket.create_server(("", 0), backlog=self.count)
         word = secrets.token_hex(16)
         threading.Thread(target=self._accept, args=(server, word), name="lifeline", daemon=True).start()
         return {"port": server.getsockname()[1], "word": word}
 
     def wait_for_all(self) -> None:
-        """First process: returns when every other one has joined."""
+        """First process: waits until every other process has joined."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._peers) == self.count - 1, JOIN_SECONDS):
                 missing = sorted(set(range(1, self.count)) - set(self._peers))
@@ -100,7 +100,7 @@ class Lifeline:
                                         cure="look at their logs; may they reach this host by TCP?"))
 
     def join(self, host: str, told: dict[str, Any]) -> None:
-        """Any other process: connects to the first."""
+        """Other processes: connects to the first."""
         end = time.monotonic() + JOIN_SECONDS
         while True:
             try:
@@ -166,16 +166,16 @@ class Lifeline:
     # -- words
 
     def tell(self, value: Any) -> None:
-        """First process: gives a JSON value to all others."""
+        """First process: sends a JSON value to all others."""
         for peer in self._peers.values():
             peer.send(told=value)
 
     def told(self) -> Any:
-        """Any other process: the next value that the first one gives; waits for it without a limit."""
+        """Other processes: waits for the next value that the first one sends, without a limit."""
         return self._told.get()
 
     def barrier(self) -> None:
-        """Returns when every process has called it as often as this one."""
+        """Waits until every process has called it as often as this one."""
         self._barriers += 1
         number = self._barriers
         if self.index:
@@ -191,13 +191,13 @@ class Lifeline:
     # -- ends
 
     def leave(self) -> None:
-        """Says that this process ends as it should."""
+        """Announces that this process ends normally."""
         for peer in self._peers.values():
             peer.left = True
             peer.send(bye=True)
 
     def fail(self, status: int, text: str) -> NoReturn:
-        """Ends all processes with a status; the first one prints the text, once for all of them."""
+        """Ends all processes with a status; the first one prints the text, once."""
         if self.index == 0:
             self._end(status, text)
         self._peers[0].send(failed=status, text=text)
@@ -205,7 +205,7 @@ class Lifeline:
         leave_process(status, text)
 
     def _end(self, status: int, text: str) -> NoReturn:
-        """First process: prints, lets the others end first (they depend on JAX's service here), ends."""
+        """First process: prints, ends the others first (they depend on its JAX service), then itself."""
         if not self._ending.acquire(blocking=False):
             time.sleep(3 * GOODBYE_SECONDS)  # another thread is ending the process
             leave_process(status)
@@ -219,7 +219,7 @@ class Lifeline:
 
 
 def lost_message(name: str) -> str:
-    """What is said when a process is gone without a word."""
+    """The error message for a process that ended without notice."""
     return "elm: " + describe(
         "A process of this run was lost, so all of them end", where=name,
         got="its connection broke without a word: it was killed, ran out of memory, or its host went down",
@@ -233,7 +233,7 @@ def _say(text: str) -> None:
 
 
 def leave_process(status: int, text: str | None = None) -> NoReturn:
-    """Ends the process from any thread, whatever the main thread waits for."""
+    """Ends the process from any thread, even if the main thread is blocked."""
     if text is not None:
         _say(text)
     for stream in (sys.stdout, sys.stderr):
@@ -243,7 +243,7 @@ def leave_process(status: int, text: str | None = None) -> NoReturn:
 
 
 def give_time_before_abort() -> None:
-    """Delays an abort by some seconds, in which a lifeline can end the process in a clear way.
+    """Delays an abort by some seconds, in which a lifeline can end the process with a clear message.
 
     When the first process dies, JAX's C++ client calls ``abort`` at the same moment as the lifeline's
     thread learns of it. The handler is C's own ``sleep``, called with the signal's number: six seconds,

@@ -1,7 +1,7 @@
-"""Being told to stop: SIGTERM, and the notice of a cloud host's maintenance or preemption.
+"""Stopping a run: by SIGTERM, or by a cloud host's notice of maintenance or preemption.
 
-One process stops at its next step. Several agree on a step that none of them has passed, by JAX's
-preemption service, whose handler then catches SIGTERM; one process that is told is enough.
+A single process stops at its next step. Several processes agree on a step that none of them has passed, by
+JAX's preemption service, whose handler then catches SIGTERM; a signal to one of them is enough.
 """
 
 import logging
@@ -28,12 +28,12 @@ _QUESTIONS = 0  # asked so far in this process, over all its runs: the clock of 
 
 
 class Stopped(Exception):
-    """The run was told to stop; what it had is saved."""
+    """Raised when a run was told to stop; its state is saved."""
 
 
 @contextmanager
 def stop_flag() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM no longer ends the process: the function that is given says whether to stop.
+    """Catches SIGTERM within a block; yields a function that says whether to stop.
 
     Every process must call the function equally often, as after each step.
     """
@@ -61,7 +61,7 @@ def _told() -> bool:
 
 
 def reached_sync_point() -> bool:
-    """Whether this is where all processes stop, because one of them was told to; never for one alone."""
+    """Whether all processes stop at this step because one was told to; False for a single process."""
     global _QUESTIONS
     if hosts.count() == 1:
         return False
@@ -73,7 +73,7 @@ def reached_sync_point() -> bool:
 
 
 def watch_notices() -> None:
-    """On a Google Cloud TPU host, turns a notice of maintenance or preemption into SIGTERM to oneself."""
+    """Sends this process SIGTERM when a Google Cloud TPU host announces maintenance or preemption."""
     address = next((os.environ[name] for name in METADATA_VARIABLES if os.environ.get(name)), None)
     if address is None and not hosts.on_tpu_host():
         return
@@ -83,7 +83,7 @@ def watch_notices() -> None:
 
 
 def _watch(url: str, quiet: tuple[str, ...]) -> None:
-    """Asks until the answer is a notice; the server answers when the value changes, or after a minute."""
+    """Polls the metadata server for a notice; it answers when the value changes, or after a minute."""
     asked = url
     while True:
         request = urllib.request.Request(asked, headers={"Metadata-Flavor": "Google"})

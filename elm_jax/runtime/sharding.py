@@ -1,4 +1,4 @@
-"""Meshes and logical-axis rules: the same jitted functions from one CPU to a pod.
+"""Meshes and sharding rules: the same jitted functions run on one CPU and on a pod.
 
 A parameter's logical axes ('embed', 'mlp', 'heads', ...) are named by the network, and so are those of
 its activations ('batch', 'length', ...); the rules map each name to axes of the mesh. Source of the
@@ -41,19 +41,19 @@ DEFAULT_RULES: Rules = (
 
 
 class Axes(tuple):
-    """Logical axis names of one array, one per dimension; a leaf, not a container, of trees.
+    """Logical axis names of one array, one for each dimension; a leaf, not a container, of trees.
 
-    None names a dimension that stays whole whatever the rules say.
+    None names a dimension that is never split.
     """
 
     __slots__ = ()
 
 
 def make_rules(overrides: Iterable[Sequence[Any]] = (), where: str = "sharding_rules") -> Rules:
-    """`DEFAULT_RULES` with some rows replaced.
+    """Returns `DEFAULT_RULES` with some rows replaced.
 
     Args:
-        overrides: rows (logical axis, mesh axis | several mesh axes | None); lists are as good as tuples.
+        overrides: rows (logical axis, mesh axis | several mesh axes | None); lists count as tuples.
         where: the setting that they come from, for errors.
 
     Raises:
@@ -90,10 +90,10 @@ def _mesh_axes(target: Any, where: str) -> MeshAxes:
 
 
 def split_rules(rules: Rules = DEFAULT_RULES) -> Rules:
-    """The rules with parameters split over the data axis too: for a base that only waits to be used.
+    """Rules that split parameters over the data axis too, for a base that waits in memory.
 
-    A run makes its own form of a frozen base (its dtype, its layers stacked, its places); the base as it was
-    read stays beside that, whole in float32, and must not lie whole on every device.
+    A run makes its own copy of a frozen base (its dtype, stacked layers, its shardings). The base that was
+    read stays in memory beside that, in float32, and must not be replicated on every device.
     """
     return tuple((name, "data" if name == "embed" and target is None else target) for name, target in rules)
 
@@ -104,7 +104,7 @@ def axes_in(target: MeshAxes) -> tuple[str, ...]:
 
 
 def largest_data_axis(batches: Iterable[int], most: int) -> int:
-    """The largest size of a data axis, up to `most`, over which every batch size divides.
+    """Largest data axis, up to `most`, that divides every batch size.
 
     >>> largest_data_axis([12, 8], most=6)
     4
@@ -117,7 +117,7 @@ def largest_data_axis(batches: Iterable[int], most: int) -> int:
 def make_mesh(
     data: int = -1, model: int = 1, experts: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Mesh with axes ('data', 'experts', 'model').
+    """Makes a mesh with axes ('data', 'experts', 'model').
 
     Args:
         data: size of the data axis; -1 takes all devices that the other two leave.
@@ -157,7 +157,7 @@ def make_mesh(
 
 
 def _grid(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
-    """Devices in the order of the mesh: on a torus, neighbours on an axis are neighbours by wire.
+    """Devices in mesh order: on a torus, neighbours on a mesh axis are physical neighbours.
 
     A part of a slice need not be a box of the torus: it keeps the order in which JAX lists it.
     """
@@ -170,7 +170,7 @@ def leaf_spec(
     axes: Axes, shape: Sequence[int], mesh: Mesh, rules: Rules = DEFAULT_RULES,
     unused: Iterable[str] = (),
 ) -> PartitionSpec:
-    """Partition of one array; see `leaf_sharding`. `unused` names mesh axes that are left out."""
+    """Partition spec of one array; see `leaf_sharding`. `unused` names mesh axes that are left out."""
     table = dict(rules)
     if len(axes) != len(shape):
         raise InputError(describe("Logical axes do not fit the shape",
@@ -195,7 +195,7 @@ def leaf_spec(
 def leaf_sharding(
     axes: Axes, shape: Sequence[int], mesh: Mesh, rules: Rules = DEFAULT_RULES
 ) -> NamedSharding:
-    """Sharding of one array.
+    """Sharding of one array by its logical axes and the rules.
 
     A mesh axis serves one dimension only, the first whose rule names it; a dimension that its mesh axis
     does not divide stays whole. Of several mesh axes a dimension takes those that come before the
@@ -221,10 +221,10 @@ _PLACEMENT: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.Cont
 
 @contextlib.contextmanager
 def placed(mesh: Mesh, rules: Rules) -> Iterator[None]:
-    """`constrain` follows these rules inside. Enter it while a function is traced, that is inside of it.
+    """Sets the mesh and rules that `constrain` uses in a block; enter it inside of the traced function.
 
-    A compiled function must depend on both, as static values: what a context says is not part of the
-    key under which `jax.jit` remembers programs.
+    A compiled function must take both as static values: a context is not part of the key under which
+    `jax.jit` caches programs.
     """
     token = _PLACEMENT.set((mesh, rules))
     try:
@@ -234,11 +234,11 @@ def placed(mesh: Mesh, rules: Rules) -> Iterator[None]:
 
 
 def constrain(array: Array, *axes: str | None) -> Array:
-    """The array, bound to where the rules want its logical axes; itself outside of `placed`.
+    """Constrains an array to the sharding of its logical axes; returns it unchanged outside of `placed`.
 
-    It keeps XLA from choosing another split, for example from gathering activations where gathering a
-    layer's weights is meant. Its gradient is bound to the same place. Under `jax.vmap` the new axis is
-    left to XLA, or to ``spmd_axis_name``.
+    It keeps XLA from choosing another sharding, for example from gathering activations instead of a layer's
+    weights. Its gradient is constrained to the same sharding. Under `jax.vmap` the new axis is left to XLA,
+    or to ``spmd_axis_name``.
     """
     found = _PLACEMENT.get()
     if found is None:
@@ -277,5 +277,5 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def put_tree(tree: Params, shardings: Params) -> Params:
-    """Puts every leaf where its sharding says."""
+    """Puts every leaf on the mesh by its sharding."""
     return jax.tree.map(hosts.put, tree, shardings)

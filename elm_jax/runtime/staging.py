@@ -1,4 +1,4 @@
-"""Folders that are written beside their name and take it when they are whole."""
+"""Staging: folders that are written beside their final name and renamed when they are whole."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ from elm_jax.runtime.storage import PathLike, as_path, guard_writes, is_local
 
 
 def check_free(folder: PathLike) -> None:
-    """Raises InputError if there is something of this name already, but for an empty folder."""
+    """Raises InputError if the path exists and is not an empty folder."""
     folder = as_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(describe("The target exists already", where=folder,
@@ -24,11 +24,11 @@ def check_free(folder: PathLike) -> None:
 
 @contextmanager
 def staged(folder: PathLike) -> Iterator[epath.Path]:
-    """A folder to write into that takes its final name when the block ends without an error.
+    """Yields a folder to write into, which gets its final name if the block ends without an error.
 
     On a local disk that is ``<folder>.partial``, renamed at the end; what an interrupted run left there
-    is removed first. Buckets cannot rename: there it is the folder itself, and whoever writes must write
-    the file without which nothing opens last.
+    is removed first. Buckets cannot rename: there it is the folder itself, and the caller must write the file
+    that readers look for last.
 
     Raises:
         InputError: there is a folder of the final name already, and something in it; or another process
@@ -53,14 +53,14 @@ def staged(folder: PathLike) -> Iterator[epath.Path]:
 
 @contextmanager
 def resumable(folder: PathLike, journal: str) -> Iterator[epath.Path]:
-    """As `staged`, on a local disk; but what an interrupted run left in ``<folder>.partial`` is kept.
+    """Yields a folder as `staged` does, on a local disk, and keeps what an interrupted run left in it.
 
-    It is removed by an `InputError` alone: an interruption, a full disk or a kill leave it for the next run,
-    which decides what of it serves.
+    Only an `InputError` removes it: an interruption, a full disk or a kill leave it for the next run, which
+    decides what it can use.
 
     Args:
         folder: does not exist, or is empty.
-        journal: name of the file that whoever writes makes first and removes last, after the block. A folder
+        journal: name of the file that the caller creates first and removes last, after the block. A folder
             without one is not such a run's.
 
     Raises:
@@ -78,12 +78,12 @@ def resumable(folder: PathLike, journal: str) -> Iterator[epath.Path]:
 
 @contextmanager
 def workspace(folder: PathLike, journal: str) -> Iterator[epath.Path]:
-    """A local folder for what is needed on the way; gone when the block ends, unless it is interrupted.
+    """Yields a local folder for intermediate files; it is removed after the block unless interrupted.
 
-    What an interrupted run left in it is still there for the next one.
+    The next run finds what an interrupted run left in it.
 
     Args:
-        folder: whose parent need not be there either.
+        folder: neither it nor its parent need exist.
         journal: as for `resumable`.
 
     Raises:
@@ -99,13 +99,13 @@ def workspace(folder: PathLike, journal: str) -> Iterator[epath.Path]:
 
 
 def empty(folder: PathLike, keep: Collection[str] = ()) -> None:
-    """Removes what is in a local folder, but for some names; and not the folder."""
+    """Removes the contents of a local folder except some names; keeps the folder."""
     with guard_writes(folder):
         _empty(as_path(folder), keep)
 
 
 def sync_names(folder: PathLike) -> None:
-    """Waits until the disk has the names of the files in a local folder."""
+    """Waits until the file names in a local folder are on the disk (fsync of the folder)."""
     with guard_writes(folder):
         descriptor = os.open(as_path(folder), os.O_RDONLY)
         try:
@@ -116,7 +116,7 @@ def sync_names(folder: PathLike) -> None:
 
 @contextmanager
 def _renamed(folder: epath.Path) -> Iterator[epath.Path]:
-    """``<folder>.partial``, locked; it takes the folder's name when the block ends without an error."""
+    """Yields ``<folder>.partial``, locked; renames it if the block ends without an error."""
     target = folder.parent / f"{folder.name}.partial"
     with _alone(target):
         check_free(folder)  # another process may have ended in the meantime
@@ -129,7 +129,7 @@ def _renamed(folder: epath.Path) -> Iterator[epath.Path]:
 
 @contextmanager
 def _kept(folder: epath.Path, journal: str) -> Iterator[None]:
-    """Leaves what an interrupted run left in a folder, and refuses a folder that is somebody's own."""
+    """Keeps what an interrupted run left in a folder; refuses a folder that is not such a run's."""
     names = [path.name for path in folder.iterdir()]
     if names and not any(name.startswith(journal) for name in names):  # also the temporary file of one
         raise InputError(describe(
@@ -144,7 +144,7 @@ def _kept(folder: epath.Path, journal: str) -> Iterator[None]:
 
 
 def _remove_with_journal(folder: epath.Path, journal: str) -> None:
-    """Removes a folder, its journal last, so that what a kill leaves of it is still known as ours."""
+    """Removes a folder, its journal last, so that a kill leaves a folder that is still recognised."""
     with suppress(OSError):
         _empty(folder, (journal,))
     _remove_for_good(folder)
@@ -152,7 +152,7 @@ def _remove_with_journal(folder: epath.Path, journal: str) -> None:
 
 @contextmanager
 def _alone(folder: epath.Path) -> Iterator[None]:
-    """Makes a folder and holds its lock, which the system releases when this process ends in any way."""
+    """Creates a folder and holds its lock, which the system releases when this process ends in any way."""
     with guard_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -181,9 +181,9 @@ def _empty(folder: epath.Path, keep: Collection[str] = ()) -> None:
 
 
 def _remove_for_good(folder: epath.Path, quiet: float = 0.5, limit: float = 10.0) -> None:
-    """Removes a folder until it stays away for `quiet` of at most `limit` seconds.
+    """Removes a folder until it stays away for `quiet` seconds, for at most `limit` seconds.
 
-    A write that Orbax gave up on may still make its files anew.
+    A write that Orbax gave up on may still create its files again.
     """
     end = time.monotonic() + limit
     away_since = time.monotonic()

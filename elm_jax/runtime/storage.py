@@ -1,10 +1,10 @@
-"""The one layer through which files are read and written, local or bucket by URI prefix.
+"""Reads and writes files, local or in a bucket by URI prefix; all file access goes through it.
 
 Buckets have no atomic rename, so nothing relies on one: a folder is whole when, and only when, its
 commit marker, written last, is there. `begin` removes the marker before anything else is touched.
 
-Of several processes of one run the first writes; in the others the calls that write text, markers and
-whole folders return at once. `staging` writes folders beside their name; `tree_files` writes trees of arrays.
+With several processes only the first one writes; in the others, calls that write text, markers and whole
+folders return at once. `staging` renames finished folders; `tree_files` writes trees of arrays.
 """
 
 import datetime
@@ -27,18 +27,18 @@ PathLike = str | os.PathLike
 
 
 def as_path(path: PathLike) -> epath.Path:
-    """A path of the store that the URI's prefix names (none: the local disk)."""
+    """Makes a path of the store that the URI's prefix names (none: the local disk)."""
     return epath.Path(path).expanduser() if "://" not in str(path) else epath.Path(path)
 
 
 def is_local(path: PathLike) -> bool:
-    """Whether the path lies on the local disk rather than in a bucket."""
+    """Whether the path is on the local disk rather than in a bucket."""
     return "://" not in str(path)
 
 
 @contextmanager
 def guard_writes(path: PathLike) -> Iterator[None]:
-    """Turns a full, read-only or unusable place into one clear RunError that names the path.
+    """Turns errors of a full, read-only or unusable disk into one clear RunError that names the path.
 
     Orbax and TensorStore report such a disk as a ValueError or RuntimeError with the system's words in it.
     """
@@ -65,7 +65,7 @@ def _is_refused_write(error: Exception) -> bool:
 
 
 def require_file(path: PathLike) -> epath.Path:
-    """The path, if a file is there; InputError if there is none, or a folder."""
+    """Returns the path if it is a file; else raises InputError."""
     path = as_path(path)
     if not path.exists():
         raise InputError(describe("File does not exist", where=path))
@@ -90,7 +90,7 @@ def read_text(path: PathLike) -> str:
 
 
 def require_name(name: Any, where: Any, what: str) -> str:
-    """The name of a file in its folder; InputError for anything that leads out of it, or is no name."""
+    """Returns a file's name if it is a plain name; InputError for one that leads out of its folder."""
     if (not isinstance(name, str) or name in ("", ".", "..") or "\0" in name
             or "/" in name or os.path.basename(name) != name):
         raise InputError(describe(f"The {what} must be the name of a file in the same folder", where=where,
@@ -99,7 +99,7 @@ def require_name(name: Any, where: Any, what: str) -> str:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
+    """Writes a text as `write_bytes` does, in UTF-8."""
     write_bytes(path, text.encode())
 
 
@@ -128,7 +128,7 @@ def write_bytes(path: PathLike, content: bytes) -> None:
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Writes one JSON value, indented, with sorted keys left as given."""
+    """Writes one JSON value, indented, keys in the given order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -228,7 +228,7 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
 
 
 def begin(folder: PathLike) -> epath.Path:
-    """Starts writing a folder: takes the marker away first, then everything else."""
+    """Starts to write a folder: removes the commit marker first, then all other contents."""
     folder = as_path(folder)
     if not hosts.is_first():
         return folder
@@ -241,17 +241,17 @@ def begin(folder: PathLike) -> epath.Path:
 
 
 def commit(folder: PathLike, info: dict[str, Any] | None = None) -> None:
-    """Says that the folder is whole: writes the marker, last of all."""
+    """Marks a folder as whole: writes the commit marker, last of all."""
     write_json(as_path(folder) / MARKER, {"schema_version": 1, **(info or {})})
 
 
 def is_committed(folder: PathLike) -> bool:
-    """Whether the folder's commit marker is there."""
+    """Whether the folder has its commit marker."""
     return (as_path(folder) / MARKER).exists()
 
 
 def require_committed(folder: PathLike, what: str) -> epath.Path:
-    """The folder as a path, if it is there and whole.
+    """Returns the folder's path if the folder is whole.
 
     Raises:
         InputError: the folder is missing, or was left half written.
@@ -281,14 +281,14 @@ def remove(folder: PathLike) -> None:
 
 
 def absolute(folder: PathLike) -> epath.Path:
-    """The path as Orbax and TensorStore want it."""
+    """Path in the form that Orbax and TensorStore need."""
     folder = as_path(folder)
     return folder.resolve() if is_local(folder) else folder
 
 
 @contextmanager
 def guard_reads(path: PathLike) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise for missing or damaged files into one InputError."""
+    """Turns Orbax's and TensorStore's errors for missing or damaged files into one InputError."""
     try:
         yield
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -298,5 +298,5 @@ def guard_reads(path: PathLike) -> Iterator[None]:
 
 
 def utc_now() -> str:
-    """The time now, UTC, ISO 8601 to the second."""
+    """The current time in UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""Trees of arrays on disk, by Orbax; apart from `storage`, as Orbax takes long to import.
+"""Reads and writes trees of arrays with Orbax; separate from `storage` because importing Orbax is slow.
 
-Of several processes of one run the first writes, and in the others the calls return at once. `save_tree`
-writes arrays that lie on several processes shard by shard, and is then called by all of them.
+With several processes only the first one writes, and in the others the calls return at once. A tree with
+arrays that are split over processes is different: every process calls `save_tree`, which writes its shards.
 """
 
 import jax
@@ -18,8 +18,8 @@ _CHUNK_BYTES = 1 << 25
 def save_tree(folder: storage.PathLike, tree: Params) -> None:
     """Writes a tree of arrays with Orbax into `folder` (which must not exist yet).
 
-    A tree with arrays that lie on several processes is written by all of them, each its own shards, and
-    is whole when the call returns in any; another one by the first process alone.
+    A tree with arrays that are split over several processes is written by all of them, each its own shards,
+    and is whole when any call returns; any other tree is written by the first process alone.
     """
     folder = storage.as_path(folder)
     shared = any(hosts.is_spread(leaf) for leaf in jax.tree.leaves(tree))
@@ -33,7 +33,7 @@ def save_tree(folder: storage.PathLike, tree: Params) -> None:
 
 
 def _checkpointer(shared: bool) -> ocp.StandardCheckpointer:
-    """Orbax's, over all processes or over this one alone."""
+    """An Orbax checkpointer over all processes, or over this one alone."""
     if shared or hosts.count() == 1:
         return ocp.StandardCheckpointer()
     return ocp.StandardCheckpointer(multiprocessing_options=_alone_options())
@@ -46,7 +46,7 @@ def _alone_options() -> ocp.options.MultiprocessingOptions:
 
 
 def _reader() -> ocp.PyTreeCheckpointer:
-    """Reads in this process, whatever the others do."""
+    """An Orbax checkpointer that reads in this process alone."""
     if hosts.count() == 1:
         return ocp.PyTreeCheckpointer()
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone_options()),
@@ -71,8 +71,8 @@ def restore_tree(folder: storage.PathLike, like: Params | None = None) -> Params
     Args:
         folder: the Orbax folder.
         like: tree of `jax.ShapeDtypeStruct` (with shardings, to restore onto a mesh, each process its
-            own shards; all must call). Without it every leaf comes back as a numpy array of the shape
-            and dtype on disk.
+            own shards; every process must call). Without it every leaf comes back as a numpy array of the
+            shape and dtype on disk.
 
     Raises:
         InputError: no readable checkpoint, or the leaf whose presence, shape or dtype differs.

@@ -10,7 +10,7 @@ from elm_jax.types import FlatParams, Params
 
 
 def flatten(tree: Params) -> FlatParams:
-    """Nested dictionary -> ``{'a/b/c': leaf}`` in sorted path order. Inverse of `unflatten`."""
+    """Flattens a nested dictionary to ``{'a/b/c': leaf}`` in sorted path order. Inverse of `unflatten`."""
     flat: FlatParams = {}
 
     def visit(node: object, prefix: str) -> None:
@@ -25,7 +25,7 @@ def flatten(tree: Params) -> FlatParams:
 
 
 def unflatten(flat: FlatParams) -> Params:
-    """``{'a/b/c': leaf}`` -> nested dictionary. Inverse of `flatten`."""
+    """Turns ``{'a/b/c': leaf}`` into a nested dictionary. Inverse of `flatten`."""
     tree: Params = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
@@ -45,24 +45,24 @@ def split(tree: Params, predicate: Callable[[str], bool]) -> tuple[Params, Param
 
 
 def merge(base: Params, overlay: Params) -> Params:
-    """The base with the overlay's leaves replaced or added. Inverse of `split`."""
+    """Returns the base with the overlay's leaves replaced or added. Inverse of `split`."""
     return unflatten({**flatten(base), **flatten(overlay)})
 
 
 def count(tree: Params) -> int:
-    """Number of parameters (elements, not leaves)."""
+    """Number of parameters in a tree (elements, not leaves)."""
     return sum(int(np.prod(leaf.shape)) for leaf in flatten(tree).values())
 
 
 def nbytes(tree: Params) -> int:
-    """Bytes of all leaves, also of abstract ones."""
+    """Bytes of all leaves of a tree, abstract ones included."""
     return sum(
         int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in flatten(tree).values()
     )
 
 
 class Fingerprint:
-    """A fingerprint that grows leaf by leaf, in sorted path order, and piece by piece within a leaf."""
+    """Computes a fingerprint leaf by leaf, in sorted path order, and piece by piece within a leaf."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -74,11 +74,11 @@ class Fingerprint:
             self.add(piece)
 
     def begin(self, path: str, shape: Sequence[int], dtype: str) -> None:
-        """Adds what a leaf is; its contents follow."""
+        """Starts a leaf by its name, shape and dtype; its contents follow."""
         self._digest.update(f"{path}|{tuple(shape)}|{dtype}|".encode())
 
     def add(self, piece: np.ndarray) -> None:
-        """Adds a contiguous piece of the leaf that was begun, behind those that were added before."""
+        """Adds the next contiguous piece of the leaf that was started."""
         self._digest.update(piece.reshape(-1).view(np.uint8))
 
     def __str__(self) -> str:
@@ -86,9 +86,9 @@ class Fingerprint:
 
 
 def fingerprint(tree: Params) -> str:
-    """SHA-256 over leaf names, shapes, dtypes and contents, independent of the order of leaves.
+    """Fingerprint of a tree: SHA-256 over leaf names, shapes, dtypes and contents, in any leaf order.
 
-    Leaves that lie on several processes are brought together one at a time: all of them must ask.
+    Leaves that are split over several processes are gathered one at a time: every process must call.
     """
     whole = Fingerprint()
     for path, leaf in flatten(tree).items():

@@ -43,7 +43,7 @@ class BottleneckConfig(AdapterKind):
         return self.bottleneck or max(1, emb_dim // REDUCTION)
 
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
-        """The adapter module of a place: after self-attention and feed-forward, never after cross-attention."""
+        """The adapter module of a place: after self-attention and after feed-forward; else None."""
         return Bottleneck(self, dtype) if place in ("attention", "mlp") else None
 
     def to_dict(self) -> dict[str, Any]:

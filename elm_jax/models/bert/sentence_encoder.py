@@ -169,7 +169,7 @@ def _norm(config: SentenceEncoderConfig, name: str) -> nn.LayerNorm:
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode(config: SentenceEncoderConfig, params: Params, tokens: Array, mask: Array) -> Array:
-    """Runs a `SentenceEncoder` under jit: i32[B, S], mask [B, S] -> f32[B, D]; one program for each [B, S]."""
+    """Runs a `SentenceEncoder` under jit, one program a shape: i32[B, S], mask [B, S] -> f32[B, D]."""
     return SentenceEncoder(config).apply({"params": params}, tokens, mask)
 
 

@@ -196,7 +196,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
-        """Drops features: f[..., L, F] -> f[..., L, F] scaled by ``1 / (1 - rate)``; identity if deterministic."""
+        """Drops and rescales features: f[..., L, F] -> f[..., L, F]; the identity if deterministic."""
         if deterministic or self.rate == 0.0:
             return x
         shape = (*x.shape[:-2], 1, x.shape[-1])

@@ -24,7 +24,7 @@ Biases = tuple[Array, ...]
 
 
 def mask_bias(allowed: Array) -> Array:
-    """Turns a mask bool[...] into a bias f32[...]: 0 where attention is allowed, else a large negative number."""
+    """Turns a mask bool[...] into a bias f32[...]: 0 where a key may be attended, else a large negative."""
     return jnp.where(allowed, jnp.float32(0.0), jnp.float32(MASKED))
 
 
@@ -132,7 +132,7 @@ class DecoderLayer(nn.Module):
         self, x: Array, encoded: Array, self_biases: Biases, cross_biases: Biases,
         deterministic: bool,
     ) -> Array:
-        """Applies the layer: x f[N, T, D], encoded f[B, S, D] -> f[N, T, D]; N is B, or B * C for C choices."""
+        """Applies the layer: x f[N, T, D], encoded f[B, S, D] -> f[N, T, D]; N is B, or B * C (C choices)."""
         normed = self.pre_self_attention_layer_norm(x)
         keys_values = self.self_attention.keys_values(normed)
         cross_keys_values = self.cross_keys_values(encoded)
@@ -243,7 +243,7 @@ class Decoder(nn.Module):
         return self.logits_dense(x)
 
     def init_cache(self, encoded: Array, cross_allowed: Array, max_length: int) -> Cache:
-        """Makes the cache of `step` for encoded f[B, S, D]: empty self-attention, and all that stays constant."""
+        """Makes the cache of `step` for encoded f[B, S, D]: empty self-attention, and all constant parts."""
         config = self.config
         shape = (encoded.shape[0], max_length, config.num_heads, config.head_dim)
         layers = {}
@@ -263,7 +263,7 @@ class Decoder(nn.Module):
         }
 
     def step(self, x: Array, cache: Cache) -> tuple[Array, Cache]:
-        """Decodes one position: embedded f[B, 1, D] at ``cache['index']`` -> f[B, 1, D], and the next cache."""
+        """Decodes one position: embedded f[B, 1, D] at ``cache['index']`` -> f[B, 1, D], and the cache."""
         index = cache["index"]
         row = jax.lax.dynamic_slice_in_dim(cache["self_bias"], index, 1, axis=2)
         layers = {}
@@ -309,7 +309,7 @@ class Transformer(nn.Module):
         encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
         decoder_positions: Array | None = None, deterministic: bool = True,
     ) -> Array:
-        """Logits f32[B, T, V] of decoder inputs i32[B, T]; encoded f[B, S, D] with its token mask bool[B, S]."""
+        """Logits f32[B, T, V] of decoder inputs i32[B, T], given encoded f[B, S, D], token mask bool[B, S]."""
         self_allowed = causal_mask(decoder_input_tokens.shape[1])
         if decoder_segment_ids is not None:
             self_allowed = self_allowed & same_segment(decoder_segment_ids, decoder_segment_ids)

@@ -210,7 +210,7 @@ class T5Network:
 
 @functools.lru_cache(maxsize=64)
 def _traced(config: T5Config) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, sharding.Axes]]:
-    """Shape and logical axes of each leaf by path; cached, since tracing `init` of 48 layers takes seconds."""
+    """Shape and logical axes of each leaf by path; cached, since tracing a deep `init` takes seconds."""
     variables = jax.eval_shape(T5Network(config)._init_variables, jax.random.key(0))
     axes = trees.flatten(variables["params_axes"])
     return trees.flatten(variables["params"]), {
