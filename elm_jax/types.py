@@ -1,4 +1,4 @@
-"""Type aliases that say intent; shapes are given where an alias is used."""
+"""Type aliases that name the intent of a value; shapes are given where an alias is used."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -16,7 +16,7 @@ Batch: TypeAlias = Mapping[str, Array]
 
 
 class SpecialIds(NamedTuple):
-    """Token ids that a family of networks sets apart.
+    """Special token ids of a family of networks: padding, EOS, start.
 
     Attributes:
         pad: fills rows up; it may be a real token as well.
@@ -30,11 +30,11 @@ class SpecialIds(NamedTuple):
 
 
 class Padded(NamedTuple):
-    """Rows of tokens, filled up to one length.
+    """Rows of tokens, padded to one length.
 
     Attributes:
         tokens: i32[..., L].
-        lengths: i32[...], how many tokens of each row count; what lies behind is padding, whatever its id.
+        lengths: i32[...], number of real tokens in each row; the rest is padding, whatever its id.
     """
 
     tokens: Array

@@ -16,7 +16,7 @@ _NOT_IN_AN_ID = re.compile(r"[^\w.+-]+", re.ASCII)
 
 
 def name_of(where: storage.PathLike) -> str:
-    """Name of a model: the hub's in the hub's cache, the run's for ``checkpoint_<step>``, else its folder's."""
+    """Name of a model: the hub's in the hub's cache, the run's for ``checkpoint_<step>``, or the folder's."""
     hub = hub_name(where)
     if hub is not None:
         return hub

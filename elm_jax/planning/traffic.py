@@ -107,7 +107,7 @@ def streamed_bytes(network: Network, frozen: Params, overlay: Params, shape: Ste
 
 def _local(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
            ) -> tuple[float, int]:
-    """(bytes of a leaf on a chip once it is gathered over the batch's axes, chips it was split over there)."""
+    """(bytes of a leaf on a chip once gathered over the batch's axes, chips it was split over there)."""
     spec = sharding.leaf_spec(network.axes_of(path), leaf.shape, shape.mesh, shape.rules)
     axes = [axis for entry in spec for axis in sharding.axes_in(entry)]
     batch = _batch_axes(shape)

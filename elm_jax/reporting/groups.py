@@ -27,7 +27,7 @@ def by_category(facts: Mapping[str, Any], rows: Mapping[str, Row]) -> list[Group
 
 
 def by_dataset(facts: Mapping[str, Any], rows: Mapping[str, Row]) -> list[Group]:
-    """Groups seen tasks by data set, in the order of the categories; none if no task has a category."""
+    """Groups seen tasks by data set, in the order of categories; none if the study kept no categories."""
     if "categories" not in facts:
         return []
     return [group for category, tasks in _sorted_by(facts["seen_tasks"], facts["categories"]).items()

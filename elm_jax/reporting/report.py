@@ -186,7 +186,7 @@ def legend(*grids: Mapping[str, Any]) -> str:
 
 
 def by_position(table: Mapping[str, Any]) -> str:
-    """Names of the data sets in the table whose majority answer is a position."""
+    """A sentence on the data sets whose majority answer is a position; empty if there are none."""
     names = table["majority_by_position"]
     datasets = f"{len(names)} data sets" if len(names) > MOST_NAMES else " and ".join(names)
     return (f" The choices of {datasets} differ from row to row: there it is the position of the right "
@@ -194,7 +194,7 @@ def by_position(table: Mapping[str, Any]) -> str:
 
 
 def _multitask(facts: Mapping[str, Any]) -> str:
-    """The tasks of the multitask baseline, if the study kept them."""
+    """A sentence on the tasks of the multitask baseline; empty if the study did not keep them."""
     tasks = facts.get("multitask_tasks", ())
     return f" Multitask: one model, trained on {len(tasks)} tasks together." if tasks else ""
 

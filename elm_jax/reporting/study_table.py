@@ -227,7 +227,7 @@ def cut_inputs(matrix: Matrix) -> list[dict[str, Any]]:
 
 
 def column_groups(facts: Mapping[str, Any], row: Row) -> dict[str, tuple[list[str], str]]:
-    """Columns by name -> (tasks, metric): seen mean, each unseen data set, unseen mean, benchmarks, ROUGE-L."""
+    """Columns -> (tasks, metric): seen mean, each unseen data set, unseen mean, benchmarks, ROUGE-L."""
     groups: dict[str, tuple[list[str], str]] = {"seen mean": (list(facts["seen_tasks"]), "accuracy")}
     for task in facts["unseen_tasks"]:
         groups.setdefault(row[task].dataset, ([], "accuracy"))[0].append(task)

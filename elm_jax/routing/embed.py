@@ -49,7 +49,7 @@ class TfidfEncoder:
     max_terms = 20_000
 
     def __init__(self, vocabulary: dict[str, int], idf: np.ndarray, components: np.ndarray) -> None:
-        """Makes an encoder from vocabulary (term -> column), idf f64[V], and components f32[K, V] of the SVD."""
+        """Makes an encoder from its vocabulary (term -> column), idf f64[V] and the SVD's f32[K, V]."""
         self.vocabulary, self.components = vocabulary, components.astype(np.float32)
         self.idf = idf.astype(np.float64)
         if self.components.shape[1:] != self.idf.shape or len(vocabulary) != len(self.idf):

@@ -274,7 +274,7 @@ def nearest_jax(
 
 @jax.jit
 def _nearest(queries: Array, groups: Array, count: Array) -> tuple[Array, Array]:
-    """Nearest of G groups of P keys f32[G, P, K] for f32[Q, K]; `count` i32[] keys are real -> i32[Q], f32[Q]."""
+    """Nearest of the first `count` keys in G groups f32[G, P, K], for f32[Q, K] -> i32[Q], f32[Q]."""
     places = jnp.arange(groups.shape[0] * groups.shape[1], dtype=jnp.int32)
     places = places.reshape(groups.shape[:2])
 

@@ -51,7 +51,7 @@ class RoutingDecision:
     encoder: str
 
     def top(self, count: int) -> list[str]:
-        """Ids of the `k` best experts; experts without votes count too.
+        """Ids of the `count` best experts; experts without votes count too.
 
         Raises:
             InputError: the library has fewer.

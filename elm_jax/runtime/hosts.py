@@ -210,7 +210,7 @@ def is_first() -> bool:
 
 
 def line() -> Lifeline:
-    """Returns the connections between the processes; the first call makes them, and every process must call it."""
+    """Returns the connections between the processes; every process must call it, to make them."""
     global _LINE
     if _LINE is None:
         made, client = Lifeline(index(), count()), distributed.global_state.client

@@ -84,7 +84,7 @@ class Lifeline:
     # -- coming together
 
     def serve(self) -> dict[str, Any]:
-        """First process: starts to listen; returns the address and the word that the others need to join."""
+        """First process: starts to listen; returns the port and the word that the others need to join."""
         server = socket.create_server(("", 0), backlog=self.count)
         word = secrets.token_hex(16)
         threading.Thread(target=self._accept, args=(server, word), name="lifeline", daemon=True).start()

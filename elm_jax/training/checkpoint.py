@@ -1,8 +1,8 @@
 """Checkpoints of a training state: saved asynchronously, the newest few kept, never read half written.
 
 ``<model_dir>/checkpoints/<step>/state`` is written by Orbax with its commit-file protocol (no rename, so
-buckets work), each process its own shards; ``<step>/COMMITTED.json``, written after it by the first
-process, says that the step is whole and holds the facts of the run. Each process restores the shards of
+buckets work), and each process writes its own shards; ``<step>/COMMITTED.json``, written after it by the
+first process, says that the step is whole and holds the facts of the run. Each process restores the shards of
 its own devices, on any mesh of any number of processes. The frozen base is not part of a checkpoint.
 """
 
@@ -99,7 +99,7 @@ class Checkpoints:
         self._saving = self._thread.submit(self._finish, target, leaves, note)
 
     def wait(self) -> None:
-        """Waits until the save under way is whole.
+        """Waits until the pending save is whole.
 
         Raises:
             RunError: it failed.
@@ -109,7 +109,7 @@ class Checkpoints:
             saving.result()
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest whole checkpoint, or None if there is none.
+        """Reads the newest whole checkpoint; None if there is none.
 
         Args:
             like: abstract state (ShapeDtypeStruct with shardings) of the present run; the mesh may
@@ -128,7 +128,7 @@ class Checkpoints:
             return self._checkpointer.restore(source / _STATE, args=ocp.args.StandardRestore(like))
 
     def note(self) -> Any:
-        """The note of the newest whole checkpoint; None if there is no checkpoint."""
+        """Returns the note of the newest whole checkpoint; None if there is no checkpoint."""
         return hosts.by_first(self._note)
 
     def _note(self) -> Any:

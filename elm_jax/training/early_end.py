@@ -1,4 +1,4 @@
-"""The rule that ends a run before its last step, when its validation loss no longer falls."""
+"""Early end: ends a run before its last step when its validation loss no longer falls."""
 
 import dataclasses
 import functools
@@ -18,9 +18,9 @@ from elm_jax.types import Array, Batch, Params
 class EarlyEnd:
     """When a run ends early, and with which weights (gin: ``EarlyEnd``).
 
-    The loss a token of the run's own validation rows is taken every so many steps, without dropout. The run
-    ends when it has not improved for `patience` times, and in any case after its last step. The expert
-    is the weights of the best of these evaluations.
+    Every `every` steps the loss a token of the run's own validation rows is computed, without dropout. The
+    run ends when it has not improved `patience` times in a row, and in any case after its last step. The
+    expert gets the weights of the best evaluation.
 
     Attributes:
         every: steps between evaluations.
@@ -48,7 +48,7 @@ class EarlyEnd:
 
 @dataclasses.dataclass
 class Patience:
-    """How one run stands by the rule of `EarlyEnd`.
+    """State of one run under the rule of `EarlyEnd`.
 
     Attributes:
         best: lowest validation loss so far; None before the first evaluation.
@@ -70,13 +70,13 @@ class Patience:
         return False
 
     def ends(self, rule: EarlyEnd) -> bool:
-        """Whether the run ends here."""
+        """Whether the run ends after this evaluation."""
         return self.bad >= rule.patience
 
 
 def validation_loss(loss_fn: jax.stages.Compiled, frozen: Params, overlay: Params,
                     batches: list[Batch], spec: StepSpec) -> float:
-    """Loss a token over all batches, in nats; their sums are added in float64."""
+    """Loss a token f[] over all batches, in nats; their sums are added in float64."""
     total = weight = 0.0
     for batch in batches:
         sums = jax.device_get(hosts.in_order(
@@ -87,7 +87,7 @@ def validation_loss(loss_fn: jax.stages.Compiled, frozen: Params, overlay: Param
 
 @functools.lru_cache(maxsize=32)
 def compile_loss(spec: StepSpec) -> jax.stages.Compiled:
-    """Loss of one batch without dropout: ``(frozen, overlay, batch)`` -> sum f32[], weight f32[]."""
+    """Compiles a batch's loss without dropout: ``(frozen, overlay, batch)`` -> sum and weight f32[]."""
     network = dataclasses.replace(spec.network, config=spec.network.config.with_dropout(0.0))
     frozen, overlay, mesh = abstract_of(spec.frozen), abstract_of(spec.overlay), spec.mesh
 

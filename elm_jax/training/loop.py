@@ -1,4 +1,4 @@
-"""The training loop: the only place where steps meet clocks, signals and disks.
+"""The training loop of one run: steps, metrics, checkpoints and SIGTERM.
 
 Step n is dispatched before the metrics of step n - 1 are read, and the next batch is made while the
 devices work; but see `hosts.in_order` for several processes on CPUs.

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, TensorBoard, and a progress line."""
+"""Metrics of a run on disk and on screen: metrics.jsonl, TensorBoard, and a progress line."""
 
 import json
 import logging

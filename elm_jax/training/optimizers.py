@@ -1,4 +1,4 @@
-"""Adafactor and AdamW as the method uses them, built from optax transformations."""
+"""Adafactor and AdamW with the settings of the method, built from optax transformations."""
 
 import dataclasses
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def _is_number(value: object) -> bool:
 def learning_rate(
     config: OptimizerConfig, step: Array, train_steps: Array, peak: Array | None = None
 ) -> Array:
-    """Learning rate f32[] of the update that follows `step` finished ones.
+    """Learning rate f32[] of the update that follows `step` finished updates.
 
     Args:
         config: schedule and peak rate.
@@ -112,7 +112,7 @@ def learning_rate(
 def make_optimizer(
     config: OptimizerConfig, train_steps: Array | int, peak: Array | None = None
 ) -> optax.GradientTransformation:
-    """The optax transformation of a config.
+    """Makes the optax transformation of a config.
 
     Args:
         config: what to build.

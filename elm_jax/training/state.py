@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and where on the mesh it lies."""
+"""The state that a training run carries from step to step, and its sharding on the mesh."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,19 +34,19 @@ class TrainState:
 
 
 def create_state(overlay: Params, optimizer: OptimizerConfig) -> TrainState:
-    """State before the first update."""
+    """Makes the state before the first update."""
     # The number of steps shapes only the learning rate, not the state.
     opt_state = make_optimizer(optimizer, train_steps=1).init(overlay)
     return TrainState(step=jnp.zeros((), jnp.int32), overlay=overlay, opt_state=opt_state)
 
 
 def abstract_state(overlay: Params, optimizer: OptimizerConfig) -> TrainState:
-    """`create_state` as a tree of ShapeDtypeStruct; `overlay` may be abstract."""
+    """State before the first update as a tree of ShapeDtypeStruct; `overlay` may be abstract."""
     return jax.eval_shape(lambda tree: create_state(tree, optimizer), abstract(overlay))
 
 
 def abstract(tree: Params) -> Params:
-    """Shapes and dtypes of a tree of arrays."""
+    """Shapes and dtypes of a tree of arrays, as ShapeDtypeStructs."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
@@ -88,14 +88,14 @@ def frozen_leaves(
     network: Network, frozen: Params, mesh: Mesh, rules: Rules = sharding.DEFAULT_RULES,
     dtype: str | None = None,
 ) -> Params:
-    """Frozen leaves as the step takes them: on the mesh, all layers of a kind as one array if it scans.
+    """Puts frozen leaves on the mesh as the step takes them; stacks all layers of a kind if it scans them.
 
-    One leaf after another, so that there is no second copy of a base that comes from the host.
+    Goes leaf by leaf, so that a base from the host is never held twice.
 
     Args:
         network: its layout says whether layers are stacked.
-        frozen: arrays of this host or on the mesh, one folder a layer; or all ShapeDtypeStruct, which
-            gives the like.
+        frozen: arrays [...] of this host or on the mesh, one subtree for each layer; or all ShapeDtypeStruct,
+            which gives ShapeDtypeStructs.
         mesh: axes ('data', 'experts', 'model').
         rules: logical axes to mesh axes.
         dtype: of kernels and embeddings; None leaves them as they are. Norms and position biases stay.
@@ -134,7 +134,7 @@ def shardings_of_state(
     network: Network, overlay: Params, optimizer: OptimizerConfig, mesh: Mesh,
     rules: Rules = sharding.DEFAULT_RULES,
 ) -> TrainState:
-    """Shardings of a whole state: optimiser statistics are split as their parameters are.
+    """Shardings of a whole training state: optimiser statistics are split as their parameters are.
 
     Args:
         network: gives the logical axes.
@@ -169,7 +169,7 @@ def shardings_of_state(
 def _statistic_spec(
     names: set[str], shape: tuple[int, ...], param_shape: tuple[int, ...], spec: PartitionSpec
 ) -> PartitionSpec:
-    """Spec of an optimiser statistic: its parameter's, less the dimension it averages over."""
+    """Partition spec of an optimiser statistic: its parameter's, less the dimension it averages over."""
     entries = tuple(spec) + (None,) * (len(param_shape) - len(spec))
     if shape == param_shape:
         return PartitionSpec(*entries)

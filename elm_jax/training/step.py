@@ -1,4 +1,4 @@
-"""One training step: a pure function, and its compilation for a mesh.
+"""The training step: a pure function, and its compilation for a mesh.
 
 No clock, flag or disk here. Gradients are taken of the overlay only; XLA then drops by itself the
 part of the backward pass that only frozen weights would need.
@@ -29,7 +29,7 @@ Signature = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
 class StepConfig(NamedTuple):
-    """The settings that a step computes with; hashable, a static argument of jit.
+    """Settings of a training step; hashable, a static argument of jit.
 
     Attributes:
         network: computes the loss.
@@ -45,7 +45,7 @@ class StepConfig(NamedTuple):
 
 
 class StepSpec(NamedTuple):
-    """Everything that one compiled step depends on; equal specs share one program.
+    """All that a compiled step depends on; equal specs share one program.
 
     The first fields are those of `StepConfig`; `frozen`, `overlay` and `batch` are shapes.
     """
@@ -62,7 +62,7 @@ class StepSpec(NamedTuple):
 
     @property
     def config(self) -> StepConfig:
-        """The settings that the step computes with."""
+        """The settings of the step."""
         return StepConfig(self.network, self.optimizer, self.loss, self.num_microbatches)
 
 
@@ -70,14 +70,14 @@ def batch_loss(
     overlay: Params, frozen: Params, network: Network, loss: LossConfig, batch: Batch,
     dropout_rng: Array,
 ) -> tuple[Array, LossSums]:
-    """Sum of a batch's losses f32[], auxiliary ones too, and all sums. Differentiable in the overlay."""
+    """Total loss f32[] of a batch [B, ...], auxiliary losses included, and all sums; for `jax.grad`."""
     rng = dropout_rng if network.config.dropout_rate > 0 else None
     sums = network.loss(trees.merge(frozen, overlay), batch, rng, loss)
     return sums.total(), sums
 
 
 def split_microbatches(batch: Batch, count: int) -> Batch:
-    """[B, ...] -> [count, B / count, ...]; row r goes to microbatch r % count.
+    """Splits a batch [B, ...] -> [count, B / count, ...]; row r goes to microbatch r % count.
 
     Striding keeps every microbatch spread over all devices of the data axis without moving a row.
     """
@@ -91,7 +91,7 @@ def split_microbatches(batch: Batch, count: int) -> Batch:
 
 
 def placed_as_parameters(network: Network, tree: Params) -> Params:
-    """A tree of gradients, or of some leaves, bound to the places of the parameters."""
+    """Constrains a tree of gradients, or of some leaves [...], to the shardings of the parameters."""
     return trees.unflatten({
         path: sharding.constrain(leaf, *network.axes_of(path)) for path, leaf in trees.flatten(tree).items()
     })
@@ -101,7 +101,7 @@ def train_step(
     config: StepConfig, frozen: Params, state: TrainState, batch: Batch, seed: Array, train_steps: Array,
     peak: Array | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update of the overlay from one batch.
+    """Updates the overlay from one batch; returns the next state and metrics.
 
     The gradient is ``sum over tokens of d loss / d overlay`` divided by the whole batch's weight,
     so it does not depend on the number of microbatches (with dropout, its noise does).
@@ -160,7 +160,7 @@ def train_step(
 
 
 def signature(tree: Params | Batch) -> Signature:
-    """(path, shape, dtype) of every leaf, in path order."""
+    """Signature of a tree: (path, shape, dtype) of every leaf, in path order."""
     return tuple(
         (path, tuple(leaf.shape), np.dtype(leaf.dtype).name)
         for path, leaf in trees.flatten(dict(tree)).items()
@@ -168,7 +168,7 @@ def signature(tree: Params | Batch) -> Signature:
 
 
 def abstract_of(leaves: Signature) -> Params:
-    """The tree of ShapeDtypeStructs behind a signature. Inverse of `signature`."""
+    """Tree of ShapeDtypeStructs of a signature. Inverse of `signature`."""
     return trees.unflatten(
         {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in leaves}
     )
@@ -178,7 +178,7 @@ def make_spec(
     config: StepConfig, frozen: Params, overlay: Params, batch: Batch, mesh: Mesh,
     rules: Rules = sharding.DEFAULT_RULES,
 ) -> StepSpec:
-    """The spec of a step, from its settings and its arguments (arrays or ShapeDtypeStruct).
+    """Makes the spec of a step from its settings and its arguments (arrays or ShapeDtypeStruct).
 
     Raises:
         InputError: the batch cannot be divided into microbatches over the mesh's data axis.
@@ -198,21 +198,21 @@ def make_spec(
 
 @functools.lru_cache(maxsize=32)
 def compile_step(spec: StepSpec) -> jax.stages.Compiled:
-    """`train_step` compiled for a spec: ``(frozen, state, batch, seed, train_steps)``.
+    """Compiles `train_step` for a spec: ``(frozen, state, batch, seed, train_steps)``.
 
     The state's buffers are donated. Parameters, overlay, optimiser state and activations are split over
-    the mesh as the rules say, the batch over its data axis. Specs are remembered, so that many runs of
-    equal shapes in one process compile once.
+    the mesh as the rules say, the batch over its data axis. Programs are cached by spec, so that many runs
+    of equal shapes in one process compile once.
     """
     return trace_step(spec).lower().compile(compiler_options(spec.mesh))
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """What XLA is told beside the program.
+    """XLA options for compiling a step.
 
-    A product whose weights are split is best served by one gather that other work hides. XLA for TPUs would
-    cut it into a ring of small products and permutations, unrolled: at 16 chips a program many times as
-    long, which takes minutes to compile for every kind of layer.
+    A product with split weights is fastest with one gather that overlaps with other work. XLA for TPUs would
+    cut it into an unrolled ring of small products and permutations: at 16 chips a program many times as long,
+    which takes minutes to compile for every kind of layer.
     """
     if mesh.devices.flat[0].platform != "tpu":
         return {}
@@ -220,7 +220,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
 
 
 def trace_step(spec: StepSpec) -> jax.stages.Traced:
-    """`train_step` of a spec before XLA sees it; the mesh's devices need not be there."""
+    """Traces `train_step` for a spec without compiling; the mesh's devices need not exist."""
     mesh, network = spec.mesh, spec.network
     frozen, overlay = abstract_of(spec.frozen), abstract_of(spec.overlay)
     state = states.abstract_state(overlay, spec.optimizer)
@@ -244,5 +244,5 @@ def trace_step(spec: StepSpec) -> jax.stages.Traced:
 
 
 def num_programs() -> int:
-    """How many training steps this process has compiled."""
+    """Number of training steps that this process has compiled."""
     return compile_step.cache_info().misses

@@ -1,1 +1,1 @@
-"""Vocabularies: SentencePiece, tokenizer.json and bytes, read, used and converted."""
+"""Vocabularies (SentencePiece, tokenizer.json, bytes): reads, uses and converts them."""

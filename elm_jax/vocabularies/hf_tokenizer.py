@@ -1,10 +1,11 @@
-"""Vocabularies in a Hugging Face folder: ``spiece.model``, ``tokenizer.json``, or the name of ByT5's class.
+"""Vocabularies of Hugging Face folders: ``spiece.model``, ``tokenizer.json``, or ByT5's bytes.
 
 A ``tokenizer.json`` of a T5 is a SentencePiece model in other words: pieces with their scores and the
-normaliser's compiled character map. The two programs choose the same pieces but where two ways to cut
+normaliser's compiled character map. The two programs choose the same pieces unless two ways to cut
 a text score the same to the last digits (SentencePiece adds up in float32, tokenizers in float64), and
-Hugging Face's also reads ``</s>`` and its like in a text as special tokens. Of a SentencePiece model both
-files are written; what SentencePiece cannot stand for (BPE, WordPiece, other normalisers) stays as it is.
+Hugging Face's also reads ``</s>`` and its like in a text as special tokens. A SentencePiece
+model is written as both files; what SentencePiece cannot represent (BPE, WordPiece, other normalisers) is
+copied unchanged.
 """
 
 import base64
@@ -57,11 +58,11 @@ _CUTS = ("WhitespaceSplit", "Metaspace", "Sequence")
 
 @dataclasses.dataclass(frozen=True)
 class FoundVocabulary:
-    """A folder's vocabulary.
+    """The vocabulary of a Hugging Face folder.
 
     Attributes:
         contents: of the vocabulary's file (`Vocabulary.from_bytes`).
-        added: tokens that were added right behind it, which a SentencePiece model cannot hold, by their ids.
+        added: tokens by id that were added right behind it, which a SentencePiece model cannot hold.
         notes: for the report.
         is_sentencepiece: whether it is such a model, which holds all that a folder says of its tokenizer.
     """
@@ -73,11 +74,11 @@ class FoundVocabulary:
 
 
 class AnotherKindError(InputError):
-    """A ``tokenizer.json`` is whole, but SentencePiece has no such model."""
+    """Raised for an intact ``tokenizer.json`` that no SentencePiece model can represent."""
 
 
 def read_vocabulary(folder: epath.Path, tokenizer_class: Any = None) -> FoundVocabulary | None:
-    """The vocabulary of a Hugging Face folder, None if it holds none.
+    """Reads the vocabulary of a Hugging Face folder; None if it holds none.
 
     Args:
         folder: of the model.
@@ -106,7 +107,7 @@ def read_vocabulary(folder: epath.Path, tokenizer_class: Any = None) -> FoundVoc
 
 
 def _bytes_of(folder: epath.Path, tokenizer_class: Any) -> FoundVocabulary | None:
-    """The vocabulary of a folder whose tokenizer is ByT5's, which has no file but knows its number of ids."""
+    """The byte vocabulary of a folder whose tokenizer is ByT5's, which has no file."""
     configs = read_configs(folder)
     config = configs.get(CONFIG_FILE, {})
     if config.get("tokenizer_class", tokenizer_class) != BYTE_CLASS:
@@ -122,7 +123,7 @@ def _bytes_of(folder: epath.Path, tokenizer_class: Any) -> FoundVocabulary | Non
 
 def _with_added(folder: epath.Path, tokenizer: Mapping[str, Any] | None, proto: bytes, where: epath.Path,
                 notes: tuple[str, ...]) -> FoundVocabulary:
-    """A SentencePiece model, and the tokens that were added behind it if their ids follow on."""
+    """A SentencePiece model, and the tokens that were added behind it if their ids are consecutive."""
     vocabulary = SentencePieceVocabulary(proto, where=where)
     vocabulary.check_ids(PAD_ID, EOS_ID, where)
     added = _added_tokens(folder, tokenizer, vocabulary.size)
@@ -137,12 +138,12 @@ def _with_added(folder: epath.Path, tokenizer: Mapping[str, Any] | None, proto: 
 
 
 def follow_on(added: Iterable[int], size: int) -> bool:
-    """Whether ids are the next ones behind a vocabulary, the only ones that the tokenizers library gives."""
+    """Whether ids are consecutive behind a vocabulary, as the tokenizers library requires."""
     return sorted(added) == list(range(size, size + len(list(added))))
 
 
 def check_kept(configs: Any, added: Any, where: Any) -> None:
-    """Checks what a description says of another program's tokenizer before it is written again.
+    """Checks the tokenizer files and added tokens that a description keeps, before they are written again.
 
     Args:
         configs: contents of files, by their names, of `TOKENIZER_CONFIGS`.
@@ -175,7 +176,7 @@ def _read_tokenizer(path: epath.Path) -> Mapping[str, Any]:
 def _added_tokens(
     folder: epath.Path, tokenizer: Mapping[str, Any] | None, size: int
 ) -> dict[int, AddedEntry]:
-    """Tokens whose ids lie behind the vocabulary, in the order of their ids."""
+    """Tokens whose ids are behind the vocabulary, in the order of their ids."""
     by_id: dict[int, AddedEntry] = {}
     if tokenizer is not None:
         entries = tokenizer.get("added_tokens") or []
@@ -191,7 +192,7 @@ def _added_tokens(
 
 
 def _by_id(tokens: Iterable[tuple[Any, Any, Mapping[str, Any]]], where: epath.Path) -> dict[int, AddedEntry]:
-    """Entries by id, from tokens, ids and flags that nobody has checked."""
+    """Entries by id, from unchecked tokens, ids and flags."""
     by_id = {}
     for token, number, entry in tokens:
         if not isinstance(token, str) or type(number) is not int:
@@ -210,7 +211,7 @@ def _wrong_added(where: epath.Path, got: Any) -> InputError:
 
 
 def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
-    """A SentencePiece model that cuts texts as a ``tokenizer.json`` of the Unigram kind does.
+    """Converts a ``tokenizer.json`` of the Unigram kind to a SentencePiece model that cuts texts equally.
 
     Raises:
         AnotherKindError: another kind of tokenizer, or a step that SentencePiece does not have.
@@ -249,7 +250,7 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
 
 
 def _pieces(vocab: Sequence[Any], where: Any) -> list[tuple[str, float]]:
-    """Pieces and scores, checked."""
+    """Checked pieces and scores."""
     for number, entry in enumerate(vocab):
         try:
             piece, score = entry
@@ -263,7 +264,7 @@ def _pieces(vocab: Sequence[Any], where: Any) -> list[tuple[str, float]]:
 
 
 def _check_cuts(pre_tokenizer: Any, where: Any) -> None:
-    """Raises AnotherKindError if a text is cut before the model in a way that is not SentencePiece's."""
+    """Raises AnotherKindError if texts are split before the model in a way that SentencePiece lacks."""
     cuts = [part.get("type") for part in _parts(pre_tokenizer, "pretokenizers")]
     if not all(kind in _CUTS for kind in cuts):
         raise AnotherKindError(describe("SentencePiece does not cut so", where=where, got=repr(cuts)[:200],
@@ -282,7 +283,7 @@ def _piece_type(number: int, piece: str, by_bytes: bool) -> int:
 
 
 def _character_map(normalizer: Any, where: Any) -> bytes:
-    """The compiled character map of a normaliser, empty if there is none."""
+    """The compiled character map of a normaliser; empty if there is none."""
     found = b""
     for part in _parts(normalizer, "normalizers"):
         kind = part.get("type")
@@ -299,7 +300,7 @@ def _character_map(normalizer: Any, where: Any) -> bytes:
 
 
 def _parts(step: Any, name: str) -> list[Mapping[str, Any]]:
-    """The steps of which a step consists, those of its steps too, in order."""
+    """The steps of a nested step, in order."""
     found, waiting = [], [step]
     while waiting:  # not a recursion: who wrote the file may have nested them a thousand deep
         step = waiting.pop()
@@ -312,14 +313,14 @@ def _parts(step: Any, name: str) -> list[Mapping[str, Any]]:
 
 
 def read_configs(folder: epath.Path) -> dict[str, Any]:
-    """The contents of those of `TOKENIZER_CONFIGS` that a folder has."""
+    """Reads those of `TOKENIZER_CONFIGS` that a folder has; contents by name."""
     return {name: storage.read_json(folder / name, kind=name, schema_version=None)
             for name in TOKENIZER_CONFIGS if (folder / name).exists()}
 
 
 def write_vocabulary(folder: epath.Path, contents: bytes,
                      behind: Mapping[int, AddedEntry] | None = None) -> None:
-    """Writes a vocabulary of any kind so that ``AutoTokenizer`` gives its ids.
+    """Writes the tokenizer files of a vocabulary of any kind, so that ``AutoTokenizer`` gives its ids.
 
     Args:
         folder: exists.
@@ -341,7 +342,7 @@ def write_vocabulary(folder: epath.Path, contents: bytes,
 
 
 def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, AddedEntry] | None = None) -> None:
-    """Writes ``spiece.model`` and the files with which ``AutoTokenizer`` gives this vocabulary's ids.
+    """Writes ``spiece.model`` and the files with which ``AutoTokenizer`` gives the same ids.
 
     Args:
         folder: exists.
@@ -374,7 +375,7 @@ def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, Added
 
 
 def tokenizer_json(model: Any, sentinels: Sequence[str], behind: Sequence[AddedEntry] = ()) -> str:
-    """The tokenizers library's form of a SentencePiece model: cut at spaces, then the likeliest pieces.
+    """Converts a SentencePiece model to the tokenizers library's form: cut at spaces, likeliest pieces.
 
     Args:
         model: the parsed SentencePiece model.

@@ -1,6 +1,6 @@
-"""Hugging Face's ``tokenizer.json`` through its tokenizers library, and where the special ids lie in it.
+"""Reads Hugging Face's ``tokenizer.json`` with the tokenizers library, and finds its special ids.
 
-The file says no word on which token pads and which ends a text; names do, and they are few.
+The file does not say which token is padding and which ends a text; their names tell, of which there are few.
 """
 
 import json
@@ -23,7 +23,7 @@ _BRACKETED = re.compile(r"[<\[{|]+(?P<word>[^<>\[\]{}|]+)[>\]}|]+")
 
 
 def parse(contents: bytes, where: Any) -> dict[str, Any]:
-    """The JSON object of a vocabulary's file.
+    """Parses the JSON object of a vocabulary file.
 
     Raises:
         InputError: the file is damaged, or holds something else.
@@ -40,7 +40,7 @@ def parse(contents: bytes, where: Any) -> dict[str, Any]:
 
 
 def open_tokenizer(contents: bytes, where: Any) -> "Tokenizer":
-    """The tokenizer of a file's contents; it neither cuts texts nor pads them, whatever the file says.
+    """Makes a tokenizer from a file's contents; it neither truncates nor pads, whatever the file says.
 
     Raises:
         InputError: the library cannot read it.
@@ -62,10 +62,10 @@ def open_tokenizer(contents: bytes, where: Any) -> "Tokenizer":
 
 
 def special_ids(tokenizer: "Tokenizer", where: Any) -> tuple[int, int]:
-    """Ids of padding and EOS: of several tokens of a fitting name, the first.
+    """Finds the ids of padding and EOS by name; the first of several fitting tokens.
 
     Raises:
-        InputError: a token is not known by its name; it says all that were found.
+        InputError: no token has a known name; the error lists all candidates.
     """
     found = {purpose: _named(tokenizer, words) for purpose, words in NAMES.items()}
     if not all(found.values()):
@@ -88,7 +88,7 @@ def check_special_ids(tokenizer: "Tokenizer", wanted: Mapping[str, int], where: 
         where: the file, for the error.
 
     Raises:
-        InputError: a token is not known by its name, or has another id; it says all that were found.
+        InputError: no token has a known name, or it has another id; the error lists all candidates.
     """
     found = {purpose: _named(tokenizer, NAMES[purpose]) for purpose in wanted}
     if all(number in found[purpose].values() for purpose, number in wanted.items()):
@@ -103,14 +103,14 @@ def check_special_ids(tokenizer: "Tokenizer", wanted: Mapping[str, int], where: 
 
 
 def _told(found: Mapping[str, Mapping[str, int]]) -> str:
-    """The tokens that were found for each purpose, in words."""
+    """Lists, in words, the tokens that were found for each purpose."""
     return "; ".join(f"{purpose}: " + (", ".join(f"{token} = {number}" for token, number in tokens.items())
                                        or "no token of a name that is known")
                      for purpose, tokens in found.items())
 
 
 def _named(tokenizer: "Tokenizer", words: tuple[str, ...]) -> dict[str, int]:
-    """Tokens in brackets around one of the words, with their ids, by these."""
+    """Tokens that are one of the words in brackets, with their ids, sorted by id."""
     found = {}
     for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
         match = _BRACKETED.fullmatch(token)
@@ -120,7 +120,7 @@ def _named(tokenizer: "Tokenizer", words: tuple[str, ...]) -> dict[str, int]:
 
 
 def unknown_id(tokenizer: "Tokenizer", values: Mapping[str, Any]) -> int | None:
-    """Id of the unknown token of a file that `open_tokenizer` has read; None without one, as by bytes."""
+    """Id of the unknown token of a tokenizer; None if it has none, as byte tokenizers."""
     model = values["model"]
     if model.get("unk_id") is not None:  # a Unigram model gives the id, the others the name
         return int(model["unk_id"])
@@ -129,7 +129,7 @@ def unknown_id(tokenizer: "Tokenizer", values: Mapping[str, Any]) -> int | None:
 
 
 def numbered(tokenizer: "Tokenizer", name: Callable[[int], str]) -> list[int]:
-    """Ids of the tokens of the names of 0, 1, 2 and so on, up to the first that is not there."""
+    """Ids of the tokens with numbered names (0, 1, 2, ...), up to the first missing one."""
     found: list[int] = []
     while (number := tokenizer.token_to_id(name(len(found)))) is not None:
         found.append(number)

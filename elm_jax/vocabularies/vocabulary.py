@@ -1,7 +1,7 @@
-"""Vocabularies, without TensorFlow: SentencePiece models, bytes, Hugging Face's files.
+"""Vocabularies without TensorFlow: SentencePiece models, bytes, Hugging Face's tokenizer.json.
 
-A vocabulary says which ids pad and end a text; `check_ids` compares them with those that a network needs.
-Which kind a file holds is told by its contents, whatever its name:
+A vocabulary has a padding id and an EOS id; `check_ids` compares them with those that a network needs.
+The contents of a file determine its kind, whatever its name:
 
 - a SentencePiece model (``vocabulary.model``). Unknown is 2; behind the trained pieces stand the extra ids
   (sentinels) in reverse order: sentinel 0 is the last id. Equal to
@@ -41,7 +41,7 @@ _TRAINING_THREADS = 4
 
 
 class Vocabulary(abc.ABC):
-    """Text to token ids and back.
+    """Interface of vocabularies: text to token ids and back.
 
     Attributes:
         FILE: name of the file as which a base keeps a vocabulary of the kind.
@@ -50,7 +50,7 @@ class Vocabulary(abc.ABC):
         size: number of ids, sentinels included; one more than the largest.
         pad_id: id of padding.
         eos_id: id that ends a text.
-        unk_id: id of what the vocabulary cannot say; None if it can say all.
+        unk_id: id of the unknown token; None if the vocabulary can encode every text.
         fingerprint: ``sha256:...`` of the contents and of the number of sentinels added to them.
     """
 
@@ -65,14 +65,14 @@ class Vocabulary(abc.ABC):
 
     @staticmethod
     def from_bytes(contents: bytes, where: Any = "bytes") -> "Vocabulary":
-        """The vocabulary of a file's contents, of whichever kind they are.
+        """Makes a vocabulary of any kind from a file's contents.
 
         Args:
             contents: of the file.
             where: name of the file, for errors.
 
         Raises:
-            InputError: they are of no kind that is known, damaged, or name no padding or no EOS.
+            InputError: they are of no known kind, damaged, or without padding or EOS.
         """
         if not contents.startswith(b"{"):  # no SentencePiece model does
             return SentencePieceVocabulary(contents, where=where)
@@ -94,7 +94,7 @@ class Vocabulary(abc.ABC):
         return Vocabulary.from_bytes(storage.read_bytes(path), path)
 
     def check_ids(self, pad_id: int, eos_id: int, where: Any = "bytes") -> None:
-        """Checks that padding and EOS are those of a network; nothing is renumbered.
+        """Checks that padding and EOS have the ids that a network needs; nothing is renumbered.
 
         Args:
             pad_id: of the network's config.
@@ -102,7 +102,7 @@ class Vocabulary(abc.ABC):
             where: name of the vocabulary's file, for the error.
 
         Raises:
-            InputError: they are others.
+            InputError: the ids differ.
         """
         if (self.pad_id, self.eos_id) != (pad_id, eos_id):
             raise InputError(describe(
@@ -114,19 +114,19 @@ class Vocabulary(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without EOS."""
+        """Encodes a text as token ids, without EOS."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids up to the first EOS; ids outside the vocabulary read as unknown."""
+        """Decodes token ids up to the first EOS; ids outside the vocabulary count as unknown."""
         ids = [int(token) for token in ids]
         return self._decode(ids[:ids.index(self.eos_id)] if self.eos_id in ids else ids)
 
     @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        """Text of token ids without EOS."""
+        """Decodes token ids without EOS."""
 
     def sentinel_id(self, number: int) -> int:
-        """Id of sentinel `number`.
+        """Returns the id of sentinel `number`.
 
         Raises:
             InputError: the vocabulary has no such sentinel.
@@ -138,11 +138,11 @@ class Vocabulary(abc.ABC):
         return self._sentinel_id(number)
 
     def _sentinel_id(self, number: int) -> int:
-        """As T5 counts: sentinel 0 is the vocabulary's last id."""
+        """Id of a sentinel as T5 counts: sentinel 0 is the vocabulary's last id."""
         return self.size - 1 - number
 
     def file(self) -> str:
-        """A file that holds it, for SeqIO, which reads files only; it lives as long as this process."""
+        """Path of a temporary file that holds the vocabulary, for SeqIO; it lives as long as this process."""
         if not hasattr(self, "_folder"):
             self._folder = tempfile.TemporaryDirectory(prefix="elm_vocabulary_")
         path = os.path.join(self._folder.name, self.FILE)
@@ -153,7 +153,7 @@ class Vocabulary(abc.ABC):
 
 
 class SentencePieceVocabulary(Vocabulary):
-    """Pieces of a SentencePiece model, and T5's sentinels.
+    """A vocabulary of a SentencePiece model's pieces and T5's sentinels.
 
     Attributes:
         added_ids: how many of the sentinels are not in the file: 0 for mT5, else all.
@@ -206,7 +206,7 @@ class SentencePieceVocabulary(Vocabulary):
         self.fingerprint = f"sha256:{digest.hexdigest()}"
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without EOS."""
+        """Encodes a text as token ids, without EOS."""
         return self._processor.EncodeAsIds(text)
 
     def _decode(self, ids: list[int]) -> str:
@@ -214,7 +214,7 @@ class SentencePieceVocabulary(Vocabulary):
 
 
 class ByteVocabulary(Vocabulary):
-    """A text's UTF-8 bytes, each 3 more than its value; then the sentinels. No text is unknown.
+    """A vocabulary of bytes: UTF-8 bytes plus 3, then the sentinels. It encodes every text.
 
     Equal to ``seqio.ByteVocabulary(extra_ids)``, and to transformers' ByT5Tokenizer but for texts that hold
     the names of special tokens, which are bytes like all others here. Sentinels count down from the last id,
@@ -235,20 +235,20 @@ class ByteVocabulary(Vocabulary):
         self.fingerprint = f"sha256:{hashlib.sha256(b'bytes, extra_ids=%d' % extra_ids).hexdigest()}"
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without EOS."""
+        """Encodes a text as token ids, without EOS."""
         return [byte + _NUM_SPECIAL for byte in text.encode()]
 
     def _decode(self, ids: list[int]) -> str:
-        """Without what is no byte, and without bytes that are no UTF-8, as SeqIO reads them."""
+        """Decodes bytes; drops ids that are no bytes, and bytes that are no UTF-8, as SeqIO does."""
         kept = bytes(token - _NUM_SPECIAL for token in ids if 0 <= token - _NUM_SPECIAL < 256)
         return kept.decode(errors="ignore")
 
 
 class TokenizerVocabulary(Vocabulary):
-    """A ``tokenizer.json``: the ids that Hugging Face's fast tokenizers give, without what they put around.
+    """A vocabulary of a ``tokenizer.json``: ids as Hugging Face's fast tokenizers give, without EOS or frame.
 
-    Names of special tokens in a text are these tokens, as they are there. Sentinels are the tokens
-    ``<extra_id_0>``, ``<extra_id_1>`` and so on, wherever they stand; a file without them has none.
+    Names of special tokens in a text become these tokens, as with Hugging Face. Sentinels are the tokens
+    ``<extra_id_0>``, ``<extra_id_1>`` and so on, whatever their ids; a file without them has none.
     """
 
     FILE = "tokenizer.json"
@@ -273,15 +273,15 @@ class TokenizerVocabulary(Vocabulary):
         self.fingerprint = f"sha256:{hashlib.sha256(contents).hexdigest()}"
 
     def check_ids(self, pad_id: int, eos_id: int, where: Any = "bytes") -> None:
-        """As `Vocabulary.check_ids`; any token of a fitting name will do, and the error says all of them."""
+        """Checks ids as `Vocabulary.check_ids` does, for any token of a fitting name; the error lists all."""
         tokenizer_json.check_special_ids(self._tokenizer, {"padding": pad_id, "EOS": eos_id}, where)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without EOS or any other frame."""
+        """Encodes a text as token ids, without EOS or any other frame."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _decode(self, ids: list[int]) -> str:
-        """Without special tokens."""
+        """Decodes token ids without special tokens."""
         known = [token for token in ids if token != self.pad_id and token < self.size]
         return self._tokenizer.decode(known, skip_special_tokens=True)
 
@@ -289,14 +289,14 @@ class TokenizerVocabulary(Vocabulary):
         return self._sentinels[number]
 
     def special_tokens(self) -> dict[str, str]:
-        """Names of padding, EOS and, if there is one, unknown, by Hugging Face's words for these."""
+        """Names of padding, EOS and, if there is one, unknown, under Hugging Face's keys."""
         numbers = {"pad_token": self.pad_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
         return {word: self._tokenizer.id_to_token(number)
                 for word, number in numbers.items() if number is not None}
 
 
 def _extra_ids_of(values: dict[str, Any], where: Any) -> int:
-    """The number of extra ids of a description of bytes, checked."""
+    """Number of extra ids in the description of a byte vocabulary, checked."""
     found = {name: values.get(name) for name in ("schema_version", "kind", "extra_ids")}
     number = found["extra_ids"]
     if found["schema_version"] != SCHEMA_VERSION or found["kind"] != "bytes" or (
@@ -308,12 +308,12 @@ def _extra_ids_of(values: dict[str, Any], where: Any) -> int:
 
 
 def sentinel(number: int) -> str:
-    """The sentinel as T5 writes it."""
+    """Name of a sentinel as T5 writes it: ``<extra_id_N>``."""
     return f"<extra_id_{number}>"
 
 
 def own_sentinels(pieces: Sequence[str]) -> int:
-    """How many sentinels stand at the end of the pieces, the last of them being sentinel 0."""
+    """Number of sentinels at the end of the pieces, of which the last must be sentinel 0."""
     count = 0
     while count < len(pieces) and pieces[-1 - count].removeprefix("▁") == sentinel(count):
         count += 1

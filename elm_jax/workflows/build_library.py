@@ -1,4 +1,4 @@
-"""`elm library`: experts and the training instances that stand for them."""
+"""The verbs `elm library ...`: libraries of experts and of the training instances that represent them."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def build_library(
     encoder: str | TextEncoder = "auto", text_format: str = "choice_instance",
     instances_per_expert: int = 100, seed: int = 0,
 ) -> ExpertLibrary:
-    """Builds a library of experts, with keys drawn from their own training tasks.
+    """Builds a library of experts, with keys from their own training tasks.
 
     Args:
         path: folder of the new library.
@@ -41,14 +41,14 @@ def build_library(
 
 def add_experts(library: ExpertLibrary, expert_folders: Sequence[storage.PathLike], data: TaskData,
                 seed: int = 0) -> None:
-    """Adds experts to a library, with its own encoder, text format and S."""
+    """Adds experts to a library, with its own encoder, text format and number of keys."""
     count = library.facts["instances_per_expert"]
     library.add({str(folder): training_instances(folder, data, count, seed) for folder in expert_folders})
 
 
 def training_instances(folder: storage.PathLike, data: TaskData, count: int,
                        seed: int) -> list[RoutingInstance]:
-    """S instances of an expert's training tasks, the same number of each task (within one)."""
+    """Draws S instances of an expert's training tasks, as many of each task (within one)."""
     card = load_expert(folder).card
     tasks = card.tasks
     shares = [count // len(tasks) + (number < count % len(tasks)) for number in range(len(tasks))]

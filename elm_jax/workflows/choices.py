@@ -1,4 +1,4 @@
-"""What flags and fields of configs may say: words and sizes, known without importing what they mean."""
+"""Allowed values of flags and config fields, without importing the code that they select."""
 
 import re
 
@@ -27,7 +27,7 @@ _UNITS = {"": 1, "B": 1, "KB": 1e3, "K": 1e3, "MB": 1e6, "M": 1e6, "GB": 1e9, "G
 
 
 def parse_size(text: str) -> float:
-    """``5GB``, ``500MB``, ``30KB`` (powers of 1000) or a number of bytes."""
+    """Parses a size in bytes: ``5GB``, ``500MB``, ``30KB`` (powers of 1000) or a number."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise InputError(describe("This is no size", got=repr(text),

@@ -1,4 +1,4 @@
-"""`elm route`: which expert of a library suits a task that nobody trained on."""
+"""The verb `elm route`: ranks the experts of a library for a task that none was trained on."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -18,14 +18,14 @@ from elm_jax.runtime.config_checks import check_range, check_types
 
 @dataclasses.dataclass(frozen=True)
 class RouteConfig:
-    """One task to route over a library on disk: of `task` and `examples` one is given.
+    """Settings of routing one task over a library; either `task` or `examples` is given.
 
     Attributes:
         library: its folder.
         task: registered task, instances of which are the queries.
         examples: file of instances, see `read_examples`.
         split: of the task.
-        num_queries: Q, at most so many instances are used.
+        num_queries: Q, the largest number of instances that are used.
         encoder_dir: folder of the encoder's weights; None for the encoder that the library names.
         seed: of the draw of the task's instances.
         modules: registries to import by name.
@@ -53,7 +53,7 @@ class RouteConfig:
 
 
 def route_task(config: RouteConfig) -> RoutingDecision:
-    """Opens a library, takes the task's queries, and routes it: see `route`.
+    """Opens a library, reads the task's queries, and routes the task (see `route`).
 
     Raises:
         InputError: no such library, task or file, or no instance.
@@ -69,7 +69,7 @@ def route_task(config: RouteConfig) -> RoutingDecision:
 
 def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], *, num_queries: int = 32,
           ) -> RoutingDecision:
-    """Routes one task: its first `num_queries` instances vote for the expert of their nearest key.
+    """Routes one task: each of its first `num_queries` instances votes for its nearest key's expert.
 
     Args:
         library: an open library.
@@ -90,7 +90,7 @@ def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], *, num
 
 
 def route_rows(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> list[str]:
-    """Routes each instance by itself: the best expert of `route` with that one query, an id an instance.
+    """Routes each instance alone; returns the best expert's id for each instance.
 
     Args:
         library: an open library.
@@ -101,7 +101,7 @@ def route_rows(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> 
 
 
 def read_examples(path: storage.PathLike) -> list[RoutingInstance]:
-    """Instances from JSON lines: ``{"inputs": str, "choices": [str], "choices_expression": str}``.
+    """Reads instances from JSON lines: ``{"inputs": str, "choices": [str], "choices_expression": str}``.
 
     Raises:
         InputError: a line that is not JSON or has no ``inputs`` (file and line are named).
@@ -117,11 +117,11 @@ def read_examples(path: storage.PathLike) -> list[RoutingInstance]:
 
 
 def task_instances(config: RouteConfig, keys: Collection[str] = ()) -> list[RoutingInstance]:
-    """At most Q instances of the config's task, drawn by its seed; no tokens are needed.
+    """Draws at most Q instances of the config's task by its seed; needs no tokens.
 
     Args:
         config: says task, split, Q and seed, and where the rows come from.
-        keys: inputs of a library's keys, which come from train splits: no query from one is a key itself.
+        keys: inputs of a library's keys; a query from a train split is never one of them.
 
     Raises:
         InputError: no such task or split, or it is not among the prepared arrays.
@@ -143,7 +143,7 @@ def task_instances(config: RouteConfig, keys: Collection[str] = ()) -> list[Rout
 
 def draw_instances(prepared: PreparedSplit, count: int, seed: int,
                    keys: Collection[str] = ()) -> list[RoutingInstance]:
-    """At most `count` instances of a split, drawn without replacement, by a fixed seed.
+    """Draws at most `count` instances of a split without replacement, by a fixed seed.
 
     Args:
         prepared: the split.

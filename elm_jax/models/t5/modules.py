@@ -309,7 +309,7 @@ class Transformer(nn.Module):
         encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
         decoder_positions: Array | None = None, deterministic: bool = True,
     ) -> Array:
-        """Logits f32[B, T, V] of decoder inputs i32[B, T], given encoded f[B, S, D], token mask bool[B, S]."""
+        """Logits f32[B, T, V] of decoder inputs i32[B, T]; encoded f[B, S, D] has token mask bool[B, S]."""
         self_allowed = causal_mask(decoder_input_tokens.shape[1])
         if decoder_segment_ids is not None:
             self_allowed = self_allowed & same_segment(decoder_segment_ids, decoder_segment_ids)

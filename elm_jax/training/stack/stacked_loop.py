@@ -405,7 +405,7 @@ class _StackLoop:
 
 
 def _moved(source: Any, target: Any, moves: list[tuple[int, int]]) -> Any:
-    """A stack of the width of `target`, empty but for slots of `source`: pairs of (old, new)."""
+    """Moves slots into an empty stack of `target`'s width: pairs of (old slot in `source`, new slot)."""
     def move(old: Array, new: Array) -> Array:
         host, values = np.zeros(new.shape, new.dtype), np.asarray(old)
         for start, end in moves:

@@ -143,12 +143,12 @@ def _in_turns(solo: Callable[..., Any], spec: StackSpec, arguments: Any) -> Any:
 
 
 def with_experts(target: NamedSharding) -> NamedSharding:
-    """The sharding of a leaf with an axis E in front: E over 'experts', the rest as it was."""
+    """Sharding of a leaf [E, ...] from that of [...]: E over 'experts', the other axes as before."""
     return NamedSharding(target.mesh, PartitionSpec(AXIS, *target.spec))
 
 
 def stack_shardings(spec: StackSpec) -> TrainState:
-    """Shardings of a stack's state: E over 'experts', the other axes by the solo rules."""
+    """Shardings of a stack's state [E, ...]: E over 'experts', the other axes by the solo rules."""
     one = spec.step
     solo = states.shardings_of_state(one.network, abstract_of(one.overlay), one.optimizer, one.mesh,
                                      one.rules)
@@ -156,7 +156,7 @@ def stack_shardings(spec: StackSpec) -> TrainState:
 
 
 def abstract_stack(spec: StackSpec) -> TrainState:
-    """The state of a stack as ShapeDtypeStructs with shardings."""
+    """State of a stack as ShapeDtypeStructs [E, ...] with shardings."""
     solo = states.abstract_state(abstract_of(spec.step.overlay), spec.step.optimizer)
     return jax.tree.map(
         lambda leaf, target: jax.ShapeDtypeStruct((spec.size, *leaf.shape), leaf.dtype, sharding=target),
@@ -165,7 +165,7 @@ def abstract_stack(spec: StackSpec) -> TrainState:
 
 
 def rows_of_slots(spec: StackSpec, batch_size: int) -> list[np.ndarray]:
-    """Row numbers of each slot's batch that this process's devices hold: rising, i64[n], perhaps empty."""
+    """Row numbers of each slot's batch that this process's devices hold: ascending, i64[n], maybe empty."""
     target = with_experts(sharding.batch_sharding(spec.step.mesh))
     held: list[set[int]] = [set() for _ in range(spec.size)]
     for slots, rows in target.addressable_devices_indices_map((spec.size, batch_size)).values():
@@ -176,7 +176,7 @@ def rows_of_slots(spec: StackSpec, batch_size: int) -> list[np.ndarray]:
 
 def put_stacked(batches: Sequence[Batch | None], spec: StackSpec,
                 rows: Sequence[np.ndarray] | None = None) -> Batch:
-    """E numpy batches of one shape -> arrays [E, B, ...] on the mesh, E over 'experts', B over 'data'.
+    """Puts E numpy batches [B, ...] of one shape on the mesh as [E, B, ...]: E over 'experts', B over 'data'.
 
     Args:
         batches: of every slot; None for a slot whose batch is nothing but padding.
@@ -250,7 +250,7 @@ def compile_stack(spec: StackSpec) -> StackPrograms:
 
 
 def empty_stack(spec: StackSpec) -> TrainState:
-    """A state of zeros on the mesh, for experts to enter."""
+    """Makes a state of zeros [E, ...] on the mesh, which experts then enter."""
     like = abstract_stack(spec)
     # Buffers of its own: the programs donate them.
     return jax.tree.map(lambda leaf: hosts.put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding, own=True),
@@ -263,7 +263,7 @@ def overlay_like(spec: StackSpec) -> Params:
 
 
 def num_programs() -> int:
-    """How many stacks of unlike specs this process has compiled."""
+    """Number of stacks of different specs that this process has compiled."""
     return compile_stack.cache_info().misses
 
 

@@ -1,1 +1,1 @@
-"""`elm convert`: models and experts between this program, Hugging Face and T5X."""
+"""The verb `elm convert`: models and experts between this program, Hugging Face and T5X."""

@@ -1,4 +1,4 @@
-"""`elm convert`: models and experts from one kind of folder into another, tensor by tensor."""
+"""Converts models and experts from one kind of folder to another, tensor by tensor."""
 
 import contextlib
 import dataclasses
@@ -38,20 +38,17 @@ _PROGRESS_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """One conversion.
+    """Settings of one conversion.
 
     Attributes:
-        source: folder of a model or of an expert; for ``hf`` also a hub name.
-        source_kind: a key of `detect.KINDS`.
-        target: folder to write; does not exist, or is empty.
-        target_kind: a key of `detect.KINDS`.
-        base: folder of an expert's base; None for the one that its card names.
-        dtype: cast to this type; None keeps every tensor's own.
-        max_shard_bytes: most bytes of a file of weights, for ``hf``.
-        layout: of a T5X checkpoint to write: ``orbax``, or ``zarr``, the older one.
-        scanned: whether layers are stacked, in T5X's scalable T5. For a T5X target, which it then speaks of:
-            None writes a model that comes from T5X as it lay there, any other unstacked. For a T5X source
-            alone: True or False asks for that, None takes it as it is.
+        source: folder of a model or of an expert; for ``hf`` also a hub name. source_kind: a key of
+        `detect.KINDS`. target: folder to write; does not exist, or is empty. target_kind: a key of
+        `detect.KINDS`. base: folder of an expert's base; None for the one that its card names. dtype: cast to
+        this type; None keeps every tensor's own. max_shard_bytes: most bytes of a file of weights, for
+        ``hf``. layout: of a T5X checkpoint to write: ``orbax``, or ``zarr``, the older one. scanned: whether
+        layers are stacked, as in T5X's scalable T5. It applies to a T5X target: None keeps the
+            form of a T5X source and writes any other model unstacked. Otherwise it applies to a T5X source:
+            True or False requires that form, None accepts both.
         step: of a T5X checkpoint to write; None takes the source's, or 0.
         vocabulary: its file (`Vocabulary.load`), for a source that carries none.
         verify: whether the logits of source and target are compared afterwards.
@@ -86,7 +83,7 @@ class ConvertConfig:
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
-    """Converts, writes the report beside the result, and verifies if that is asked for.
+    """Converts a model or an expert, writes the report beside it, and verifies it if the config says so.
 
     Returns:
         The report, as `REPORT_FILE` in the target holds it.
@@ -117,16 +114,16 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 
 
 def unverified(target: storage.PathLike) -> epath.Path:
-    """Where a conversion goes whose verification failed."""
+    """Folder into which a conversion is moved if its verification failed."""
     target = storage.as_path(target)
     return target.parent / f"{target.name}.unverified"
 
 
 @contextlib.contextmanager
 def set_aside_on_error(target: storage.PathLike) -> Iterator[None]:
-    """Whatever ends the block but its end: a folder on a local disk then stands under `unverified`.
+    """Moves a local folder to `unverified` if the block ends with any error.
 
-    There no script takes it for a model.
+    Scripts do not find it there by mistake.
     """
     try:
         yield
@@ -137,13 +134,13 @@ def set_aside_on_error(target: storage.PathLike) -> Iterator[None]:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with infinite and missing numbers as text, for JSON has none."""
+    """Values with infinities and NaN as text, which JSON does not have."""
     return {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()}
 
 
 def open_named(config: ConvertConfig) -> Source:
-    """The source, under the name that it is to have. A T5X checkpoint is an expert if it has a base.
+    """Opens the source of a conversion under its new name; a T5X checkpoint with a base is an expert.
 
     Raises:
         InputError: as `weight_sources.open_source` and `t5x_expert.as_expert`; a name for what is no expert.
@@ -175,7 +172,7 @@ def open_named(config: ConvertConfig) -> Source:
 
 
 def check_dtype(source: Source, config: ConvertConfig) -> None:
-    """Raises InputError for another type of an expert's leaves, which are float32 in a folder of ours."""
+    """Raises InputError for another dtype of an expert than float32 in this program's folders."""
     is_expert = config.target_kind == "elm" and (source.expert is not None or source.card is not None)
     if is_expert and config.dtype not in (None, "float32"):
         raise InputError(describe("An expert's leaves are float32 in a folder of this program",
@@ -184,12 +181,12 @@ def check_dtype(source: Source, config: ConvertConfig) -> None:
 
 
 def writes_full_expert(source: Source, config: ConvertConfig) -> bool:
-    """Whether the target is an expert's folder with every leaf in it."""
+    """Whether the target is an expert's folder with every leaf."""
     return source.card is not None and config.target_kind == "elm"
 
 
 def cast(source: Source, dtype: str | None) -> Source:
-    """The source in another floating-point type; a config.json that travels along says so too.
+    """Casts a source to another floating-point type, also in the config.json that it carries.
 
     The leaves of a prompt expert stay as they are.
     """
@@ -206,7 +203,7 @@ def cast(source: Source, dtype: str | None) -> Source:
 
 
 def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
-    """Writes what was opened as the kind that is asked for; returns each leaf's new place."""
+    """Writes a source as the requested kind; returns each leaf's new place."""
     model, expert = source.model, source.expert
     if config.target_kind == "elm" and expert is not None:
         with staging.staged(config.target) as target:
@@ -231,7 +228,7 @@ def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
 
 def make_report(found: Source, source: Source, config: ConvertConfig, origins: Mapping[str, Origin],
                 seconds: float) -> dict[str, Any]:
-    """What went where: every leaf, and what is worth knowing of both sides.
+    """Makes the report of a conversion: every leaf's way, and notes on both sides.
 
     Args:
         found: the source as it lies on disk.
@@ -270,7 +267,7 @@ def _place(origin: Origin) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
-    """The report in a few lines."""
+    """Formats the report in a few lines."""
     source, target = report["source"], report["target"]
     seconds = max(report["seconds"], 1e-3)
     lines = [f"{report['num_leaves']} leaves, {report['num_parameters']:,} parameters, "
@@ -301,7 +298,7 @@ def check_verified(verified: Mapping[str, Any], target: Any) -> None:
 
 
 class Watched:
-    """`Tensors` that say how far a conversion is, at most every `_PROGRESS_SECONDS`."""
+    """`Tensors` that log the progress of a conversion, at most every `_PROGRESS_SECONDS`."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors, self.specs, self.origins = tensors, tensors.specs, tensors.origins
@@ -310,7 +307,7 @@ class Watched:
         self._told = time.monotonic()
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """The leaf or a part of it."""
+        """Reads a leaf or a part of it, and logs the progress."""
         array = self._tensors.read(path, index)
         self._done[path] = self.specs[path].nbytes
         if time.monotonic() - self._told > _PROGRESS_SECONDS:
@@ -321,6 +318,6 @@ class Watched:
 
 
 def watch(source: Source) -> Source:
-    """The source with tensors that tell of their progress."""
+    """Returns the source with tensors that log their progress."""
     model = source.model
     return dataclasses.replace(source, model=dataclasses.replace(model, tensors=Watched(model.tensors)))

@@ -1,9 +1,9 @@
-"""What the gin files of `gin/t5x/` name: this program's experts, trained by T5X itself.
+"""Functions for the gin files of `gin/t5x/`, with which T5X itself trains this program's experts.
 
-`python -m t5x.train` owns the loop, the checkpoints and the mesh; from here come the vocabulary, the
-optimisers that train a part of the leaves, the start from a base that has no adapters, and the tasks
-that evaluate. The network is `models.t5x_module`; `workflows.t5x_expert` takes the result back.
-T5X reads a gin file's references as plain Python names, so nothing here knows of gin.
+`python -m t5x.train` runs the loop, the checkpoints and the mesh. This module provides the vocabulary, the
+optimisers that train a part of the leaves, the start from a base without adapters, and the evaluation
+tasks. The network is `models.t5x_module`; `convert.t5x_expert` reads the result back. T5X resolves a gin
+file's references as plain Python names, so nothing here imports gin.
 """
 
 import atexit
@@ -49,7 +49,7 @@ _PARAMETERS = "target/"
 
 
 def vocabulary(path: str, rows: int) -> seqio_tasks.RunVocabulary:
-    """The model's vocabulary, and from here on that of all tasks' features.
+    """Loads the model's vocabulary, and makes it that of all tasks' features.
 
     Args:
         path: a vocabulary's file, of any kind (`Vocabulary.load`).
@@ -66,7 +66,7 @@ def vocabulary(path: str, rows: int) -> seqio_tasks.RunVocabulary:
 
 
 def evaluation_name(name: str, module: str) -> str:
-    """The SeqIO task or mixture that evaluates `name`: answer choices by rank, the others by ROUGE-L.
+    """Name of the SeqIO task or mixture that evaluates `name`: choices by rank, generation by ROUGE-L.
 
     Args:
         name: of a registered task or mixture.
@@ -77,7 +77,7 @@ def evaluation_name(name: str, module: str) -> str:
 
 
 def trained_parameters(train_norms: bool = True) -> traverse_util.ModelParamTraversal:
-    """An expert's adapters (and norms), for `t5x.optimizers.MultiOptimizer`.
+    """Selects an expert's adapters (and norms) for `t5x.optimizers.MultiOptimizer`.
 
     Leaves outside of it get neither an update nor any optimiser state.
     """
@@ -88,7 +88,7 @@ def trained_parameters(train_norms: bool = True) -> traverse_util.ModelParamTrav
 def adapter_optimizer(
     config: OptimizerConfig, train_steps: int, train_norms: bool = True
 ) -> optimizers.OptaxWrapper:
-    """`elm train`'s own optimiser on an expert's adapters (and norms), for T5X.
+    """Makes `elm train`'s optimiser for an expert's adapters (and norms), as a T5X optimiser.
 
     Leaves that do not train get neither an update nor any optimiser state. The learning rate is the
     config's: that of T5X's trainer is logged, and not used.
@@ -116,10 +116,10 @@ def start_from_base(
     checkpoint: Mapping[str, Any], state: Mapping[str, Any], *, path: str | None = None,
     is_resuming: bool = False,
 ) -> Mapping[str, Any]:
-    """What a new run takes from the checkpoint of a base, for T5X's `state_transformation_fns`.
+    """Maps a base's checkpoint to a new run's state, for T5X's `state_transformation_fns`.
 
     Only parameters: the step and the optimiser's statistics start anew, as in `elm train`; T5X by
-    itself would go on with those of the pretraining. Adapters that the checkpoint lacks altogether are
+    itself would continue with those of the pretraining. Adapters that the checkpoint lacks altogether are
     initialised by T5X, which must be told so (`fallback_to_scratch`).
 
     Args:
@@ -150,7 +150,7 @@ def start_from_base(
 
 
 def _end_failed_launch() -> None:
-    """Ends a T5X process that failed, with status 1.
+    """Ends a failed T5X process with status 1.
 
     The error's frames still hold the data sets, and TensorFlow's destructors wait for calls into Python
     that no longer come back once the interpreter shuts down: the process would hang, or abort.

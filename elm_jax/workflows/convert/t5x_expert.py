@@ -1,4 +1,4 @@
-"""Experts that T5X trained, from the checkpoints of its runs. Needs neither T5X nor TensorFlow."""
+"""Reads experts that T5X trained from the checkpoints of its runs. Needs neither T5X nor TensorFlow."""
 
 import ast
 import dataclasses
@@ -41,7 +41,7 @@ _MACRO_KINDS = {"MIXTURE_OR_TASK_NAME": str, "RANDOM_SEED": int, "BATCH_SIZE": i
 
 @dataclasses.dataclass(frozen=True)
 class Ground:
-    """What an expert stands on.
+    """The base of an expert: its tensors, config and reference.
 
     Attributes:
         tensors: of the base.
@@ -56,7 +56,7 @@ class Ground:
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """How an expert is called, where its run does not say it well enough.
+    """Names and kind for an expert, where its run does not record them.
 
     Attributes:
         expert_id: None takes the name of the run's task or mixture, else that of its folder.
@@ -77,7 +77,7 @@ def expert_from_checkpoint(
     folder: storage.PathLike, base: Base, *, kind: str | None = None, expert_id: str | None = None,
     modules: Sequence[str] = DEFAULT_MODULES,
 ) -> Expert:
-    """The expert that a T5X run of `gin/t5x/` trained.
+    """Reads the expert that a T5X run of `gin/t5x/` trained.
 
     Args:
         folder: the run's MODEL_DIR, whose newest whole checkpoint counts, or one checkpoint's folder; in
@@ -103,7 +103,7 @@ def expert_from_checkpoint(
 
 
 def as_expert(source: Source, base: storage.PathLike | None, naming: Naming) -> Source:
-    """A T5X checkpoint that was opened, as the expert that it is on a base; a full one is not yet read.
+    """Turns an opened T5X checkpoint into an expert on a base; a full expert stays unread.
 
     Args:
         source: a model of T5X's.
@@ -132,7 +132,7 @@ def as_expert(source: Source, base: storage.PathLike | None, naming: Naming) -> 
 
 
 def expert_of(model: Model, base: Ground, naming: Naming) -> tuple[ExpertCard, list[str]]:
-    """The card of the expert that a T5X checkpoint holds, and the leaves that it trained.
+    """The card of a T5X checkpoint's expert, and the leaves that it trained.
 
     Raises:
         InputError: as `expert_from_checkpoint`.
@@ -158,7 +158,7 @@ def _in_memory(model: Model, paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _network(base: T5Config, found: T5Config) -> T5Config:
-    """The base's network, with adapters of the checkpoint's width if it has any."""
+    """The base's network config, with adapters of the checkpoint's width if it has any."""
     if found.adapter is None:
         return base
     default = base.with_adapter(BottleneckConfig())
@@ -166,7 +166,7 @@ def _network(base: T5Config, found: T5Config) -> T5Config:
 
 
 def _check_frozen(model: Model, base: Ground, trains: Callable[[str], bool]) -> None:
-    """Raises InputError if a parameter that was not to train is not the base's."""
+    """Raises InputError if a parameter that should be frozen differs from the base's."""
     frozen = [path for path in model.tensors.specs if not trains(path)]
     changed = [path for path in frozen if not _equal(model.tensors, base.tensors, path)]
     if changed:
@@ -178,7 +178,7 @@ def _check_frozen(model: Model, base: Ground, trains: Callable[[str], bool]) -> 
 
 
 def _equal(checkpoint: Tensors, base: Tensors, path: str) -> bool:
-    """Whether a leaf is the base's, in the type in which the checkpoint keeps it; compared in boxes."""
+    """Whether a leaf equals the base's, in the checkpoint's dtype; compared in boxes."""
     spec = checkpoint.specs[path]
     step = boxes.chunk_shape(spec.shape, np.dtype(spec.dtype).itemsize, streaming.AHEAD_BYTES)
     for box in boxes.cut([range(size) for size in spec.shape], step):
@@ -189,7 +189,7 @@ def _equal(checkpoint: Tensors, base: Tensors, path: str) -> bool:
 
 
 def run_facts(model: Model) -> dict[str, Any]:
-    """The macros with plain values of the ``config.gin`` that T5X leaves in a run folder."""
+    """Macros with plain values in the ``config.gin`` of a T5X run folder."""
     path = storage.as_path(model.where).parent / CONFIG_FILE
     if not path.exists():
         return {}
@@ -228,7 +228,7 @@ def _card(model: Model, base: Ground, config: T5Config, naming: Naming, run: Map
 
 
 def _kind(model: Model, form: str, datasets: Sequence[str]) -> str:
-    """The kind of expert, which of a full one its tasks alone tell."""
+    """The kind of an expert: prompt if it has adapters, else by its tasks."""
     if form == "adapter":
         return "prompt"
     if not datasets:
@@ -240,5 +240,5 @@ def _kind(model: Model, form: str, datasets: Sequence[str]) -> str:
 
 
 def _tasks_of(name: str) -> Sequence[str]:
-    """A task, or all tasks of a mixture: which data the machine of the run had, nobody knows here."""
+    """A task's name, or the names of all tasks of a mixture, whether or not their data exist here."""
     return registry.get_mixture(name).tasks if name in registry.mixture_names() else (name,)

@@ -1,6 +1,4 @@
-"""Whether two folders hold the same model: logits of the same tokens, computed by different programs
-where there are two.
-"""
+"""Verifies a conversion: compares the logits of source and target, from two programs if possible."""
 
 import dataclasses
 import logging
@@ -32,18 +30,18 @@ Logits = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def compare(source: Source, source_kind: str, target: str, target_kind: str, *,
             as_it_lies: bool = True) -> dict[str, Any]:
-    """Computes logits from what was converted and from what was written.
+    """Compares the logits of a conversion's source and target for the same tokens.
 
-    Holds a whole model in float32 at a time. transformers computes the side that is a Hugging Face folder,
-    where it is installed and the model has no adapters; this program's network the other, read back from
-    the disk.
+    Holds one whole model in float32 at a time. transformers computes the logits of a Hugging Face folder, if
+    it is installed and the model has no adapters; this program's network computes the others, read back from
+    disk.
 
     Args:
         source: what was converted, cast if it was cast.
         source_kind: of the folder that it came from.
         target: the folder that was written.
         target_kind: its kind.
-        as_it_lies: whether the source was converted without a cast, so that its folder can be asked.
+        as_it_lies: whether the source was converted without a cast, so that its own folder can be compared.
 
     Returns:
         ``{'largest_difference', 'largest_logit', 'tolerance', 'source_by', 'target_by', 'shape'}``.
@@ -67,7 +65,7 @@ def compare(source: Source, source_kind: str, target: str, target_kind: str, *,
 
 
 def tokens(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same rows of random ids every time: inputs with padding, decoder inputs."""
+    """Random token ids, the same every time: inputs with padding, and decoder inputs."""
     draw = np.random.default_rng(_SEED)
     inputs = draw.integers(2, vocab_size, (_ROWS, _SOURCE_LENGTH)).astype(np.int32)
     for row in range(1, _ROWS):
@@ -90,7 +88,7 @@ def _ours(model: Model, expert: Expert | None) -> Logits:
 
 
 def _read_back(target: str, source: Source) -> Logits:
-    """The written folder, opened anew; an expert's overlay goes onto the base that it was converted with."""
+    """Opens the written folder; puts an expert's overlay onto the base of the conversion."""
     folder = places.locate(target)
     if expert_folder(folder) is not None:
         return _ours(source.model, load_expert(folder))
@@ -100,7 +98,7 @@ def _read_back(target: str, source: Source) -> Logits:
 
 
 def _transformers(folder: str) -> tuple[Logits, str] | None:
-    """transformers' model of a folder, None where it is not installed."""
+    """Loads transformers' model of a folder; None if transformers is not installed."""
     try:
         import torch
         import transformers

@@ -1,1 +1,1 @@
-"""`elm evaluate`: a base, experts, or an expert a row, scored on tasks."""
+"""The verb `elm evaluate`: scores a base, experts, or one expert for each row, on tasks."""

@@ -1,4 +1,4 @@
-"""`elm evaluate`: folders of a base and of experts, scored on tasks into ``results.jsonl``."""
+"""Evaluates folders of a base and of experts on tasks, into a file ``results.jsonl``."""
 
 import dataclasses
 import re
@@ -25,12 +25,12 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:-]{0,199}")
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """One evaluation.
+    """Settings of one evaluation.
 
     Attributes:
         base: folder of the base.
         tasks: names of tasks and mixtures.
-        output: file of the results; what it holds is not scored again. ``predictions/`` stand beside it.
+        output: file of the results; what it holds is not scored again. ``predictions/`` is beside it.
         experts: folders of experts; none scores the base itself.
         split: of every task; None for each task's own: validation, or the only one.
         max_rows: a seeded random subset of at most so many rows a task; None for what mixtures say, or all.
@@ -38,17 +38,17 @@ class EvaluateConfig:
         max_new_tokens: of a generation.
         few_shot: rows with answers to put before every input, as far as `source_length` allows.
         stack_experts: so many experts of one shape are scored in one program.
-        mesh_data: parts of the mesh over which instances are split; -1 for all devices that are left.
-        mesh_model: parts of the mesh over which parameters are split.
-        mesh_experts: parts of the mesh over which a stack of experts is split.
+        mesh_data: size of the mesh's data axis, over which instances are split; -1 for all remaining devices.
+        mesh_model: size of the mesh's model axis, over which parameters are split.
+        mesh_experts: size of the mesh's expert axis, over which a stack of experts is split.
         modules: registries to import by name.
         mixed: whether each row is scored by an expert of its own, in mixed batches.
         library: with `mixed`, folder of a library, which routes each row by itself to one of its experts.
         assignment: with `mixed` in place of a library, file that says which of `experts` scores which row:
             `evaluate_mixed.read_assignment`.
         expert_id: with `mixed`, its name in the results; None for ``mixed:`` and the name of library or file.
-        prepared_dir: folder of prepared arrays; None prepares in memory, of several processes beside the
-            results.
+        prepared_dir: folder of prepared arrays; None prepares in memory, or beside the results if there are
+            several processes.
     """
 
     base: str
@@ -79,7 +79,7 @@ class EvaluateConfig:
         self._check_mixed()
 
     def _check_mixed(self) -> None:
-        """Raises InputError for a field that is missing, or would have no effect."""
+        """Raises InputError for a missing field, or one that would have no effect."""
         if not self.mixed:
             given = [name for name in ("library", "assignment", "expert_id")
                      if getattr(self, name) is not None]
@@ -108,16 +108,16 @@ class EvaluateConfig:
 
     @property
     def settings(self) -> EvaluationSettings:
-        """How instances become batches."""
+        """The settings that turn instances into batches."""
         return EvaluationSettings(source_length=self.source_length, max_new_tokens=self.max_new_tokens,
                                   few_shot=self.few_shot)
 
 
 def evaluate_folders(config: EvaluateConfig) -> ResultsStore:
-    """Scores a base, or experts, on tasks; appends rows to the output, whose rows are not made again.
+    """Scores a base, or experts, on tasks; appends new rows to the output file.
 
     Returns:
-        All results of the output, also those that stood there before.
+        All results of the output file, older ones included.
 
     Raises:
         InputError: folders, tasks or results that do not fit each other.

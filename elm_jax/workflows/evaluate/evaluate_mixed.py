@@ -1,4 +1,4 @@
-"""Scores each row by an expert of its own: as a library routes the row, or as an assignment says."""
+"""Mixed evaluation: scores each row with its own expert, chosen by routing or by an assignment."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ Assignment = Mapping[str, Mapping[int, str]]
 
 @dataclasses.dataclass(frozen=True)
 class MixedExperts(Scorable):
-    """Experts of one base and one shape, and which of them scores which row.
+    """Experts of one base and one shape, and the choice of an expert for each row.
 
     Attributes:
         members: the experts.
@@ -50,7 +50,7 @@ class MixedExperts(Scorable):
     mixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raises InputError for members that no one program can score."""
+        """Raises InputError for members that cannot be scored in one program."""
         for member in self.members:
             if member.expert is None:
                 raise _unlike(member.id, f"of form {member.card.form!r}", "experts of the form 'adapter'")
@@ -58,7 +58,7 @@ class MixedExperts(Scorable):
                 raise _unlike(member.id, "another network config", f"that of {self.members[0].id}")
 
     def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
-        """Its result on each task, in batches of rows of many experts; a prediction says whose it is."""
+        """Scores each task in batches of rows of many experts; a prediction names its expert."""
         chosen = {task: self.choose(task, setup) for task in tasks}
         used = {name for names in chosen.values() for name in names}
         members = [member for member in self.members if member.id in used]
@@ -84,7 +84,7 @@ def _unlike(expert: str, got: str, expected: str) -> InputError:
 
 
 def _put_experts(experts: Sequence[Expert], setup: ScoringSetup) -> tuple[Network, Many]:
-    """The experts' network, and the base and all their overlays on the mesh.
+    """Puts the base and all overlays on the mesh; returns them with the experts' network.
 
     Raises:
         InputError: an expert of another base, or overlays of unlike shapes.
@@ -100,7 +100,7 @@ def _put_experts(experts: Sequence[Expert], setup: ScoringSetup) -> tuple[Networ
 
 
 def mixed_of_library(base: Base, library: ExpertLibrary, mixed_id: str | None = None) -> MixedExperts:
-    """All experts of a library, each row scored by the expert to which it is routed by itself.
+    """Mixed experts of a library: each row is scored by the expert that routing chooses for it alone.
 
     Args:
         base: that the experts were trained on.
@@ -125,7 +125,7 @@ def mixed_of_library(base: Base, library: ExpertLibrary, mixed_id: str | None = 
 
 def mixed_of_assignment(members: Sequence[ScoredModel], assignment: Assignment, mixed_id: str
                         ) -> MixedExperts:
-    """Experts, each row scored by the one that an assignment gives it.
+    """Mixed experts of an assignment, which names the expert of each row.
 
     Args:
         members: experts of one base.
@@ -161,13 +161,13 @@ def _check_known(experts: Collection[str], known: Sequence[str], where: str) -> 
 
 
 def _fingerprint(members: Sequence[ScoredModel], rule: Any) -> str:
-    """Of the experts' weights and of what chooses among them."""
+    """Fingerprint of the experts' weights and of the choice among them."""
     facts = [[[member.id, member.fingerprint] for member in members], rule]
     return f"sha256:{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}"
 
 
 def read_assignment(path: storage.PathLike, tasks: Sequence[str]) -> dict[str, dict[int, str]]:
-    """An assignment from JSON lines: ``{"index": int, "expert": str, "task": str}``.
+    """Reads an assignment from JSON lines: ``{"index": int, "expert": str, "task": str}``.
 
     Args:
         path: of the file.
@@ -194,7 +194,7 @@ def evaluate_mixed(
     base: Base, experts: ExpertLibrary | Sequence[Expert], tasks: Sequence[str], *,
     assignment: Assignment | None = None, **options: Unpack[ScoringOptions],
 ) -> list[dict]:
-    """Result rows of tasks whose rows are each scored by an expert of their own; nothing is written.
+    """Evaluates tasks with an expert for each row; returns result rows and writes nothing.
 
     Args:
         base: the base.

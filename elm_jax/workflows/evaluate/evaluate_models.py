@@ -1,4 +1,4 @@
-"""Scores a base and experts on tasks: what a store of results lacks, or rows that are not kept."""
+"""Evaluates a base and experts on tasks: results that a store lacks, or rows that are only returned."""
 
 import abc
 import dataclasses
@@ -31,7 +31,7 @@ ScorableModel = TypeVar("ScorableModel", bound="Scorable")
 
 @dataclasses.dataclass(frozen=True)
 class ScoringSetup:
-    """What all models of one run are scored with.
+    """Base, data, settings and mesh that all models of one evaluation share.
 
     Attributes:
         base: gives the vocabulary and its fingerprint.
@@ -52,26 +52,26 @@ class ScoringSetup:
     @classmethod
     def of(cls, base: Base, *, data: TaskData | None = None, settings: EvaluationSettings | None = None,
            mesh: Mesh | None = None, split: str | None = None, max_rows: int | None = None) -> "ScoringSetup":
-        """A setup with the usual values: the default registries, all devices on the data axis."""
+        """Makes a setup with default values: the default registries, all devices on the data axis."""
         return cls(base, data or TaskData(base.vocabulary), settings or EvaluationSettings(),
                    mesh or sharding.make_mesh(len(jax.devices()), 1), split, max_rows)
 
     @property
     def scoring(self) -> Scoring:
-        """What of it scoring itself needs."""
+        """The part of the setup that scoring itself needs."""
         return Scoring(self.settings, self.base.vocabulary, self.mesh, self.base.fingerprint, self.max_rows)
 
     def split_of(self, task: str) -> str:
-        """The split that a task is scored on."""
+        """Name of the split that a task is scored on."""
         return self.split or self.data.evaluation_split(task)
 
     def rows(self, task: str) -> PreparedSplit:
-        """The rows of a task that are scored."""
+        """The rows of a task that are scored, as a prepared split."""
         return self.data.split(task, self.split_of(task), self.max_rows)
 
 
 class ScoringOptions(TypedDict, total=False):
-    """What `ScoringSetup.of` takes beside the base."""
+    """Options of `ScoringSetup.of` beside the base."""
 
     data: TaskData | None
     settings: EvaluationSettings | None
@@ -82,7 +82,7 @@ class ScoringOptions(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Scorable(abc.ABC):
-    """Something to score.
+    """Something that can be scored on tasks.
 
     Attributes:
         id: its name in the results.
@@ -96,12 +96,12 @@ class Scorable(abc.ABC):
 
     @abc.abstractmethod
     def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
-        """Its result on each task; its parameters are put onto the mesh once."""
+        """Scores it on each task; puts its parameters onto the mesh once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredModel(Scorable):
-    """A base or an expert, as something to score.
+    """A base or an expert that can be scored on tasks.
 
     Attributes:
         load: gives its network and parameters.
@@ -114,7 +114,7 @@ class ScoredModel(Scorable):
     card: ExpertCard | None = None
 
     def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
-        """Its result on each task, all by the one set of parameters."""
+        """Scores the model on each task, with its parameters loaded once."""
         network, params = self.load()
         params = sharding.put_tree(params, sharding.tree_shardings(
             network.logical_axes(), params, setup.mesh))
@@ -125,13 +125,13 @@ class ScoredModel(Scorable):
 
 
 def warn_of_rows(card: ExpertCard | None, instances: PreparedSplit) -> None:
-    """Logs what makes an expert's result on these rows doubtful: a changed template, rows it has seen."""
+    """Logs warnings about an expert's result on a split: a changed template, rows that it has seen."""
     warn_of_arrays(card, instances)
     warn_of_searched_rows(card, instances)
 
 
 def model_of(base: Base, expert: Expert | None) -> ScoredModel:
-    """A base (None) or an expert on it, as something to score."""
+    """Makes a base (None) or an expert on it scorable."""
     if expert is None:
         return ScoredModel(BASE_ID, base.fingerprint, lambda: resolve(base, None))
     return ScoredModel(expert.card.id, trees.fingerprint(expert.overlay), lambda: resolve(base, expert),
@@ -140,7 +140,7 @@ def model_of(base: Base, expert: Expert | None) -> ScoredModel:
 
 def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
              mesh: Mesh | None = None) -> ScoredModel:
-    """An expert on disk as something to score; its weights are read, onto the mesh, when its turn comes.
+    """Makes an expert on disk scorable; its weights are read, onto the mesh, when it is scored.
 
     Raises:
         InputError: the folder is not whole, or the expert is another base's.
@@ -154,14 +154,14 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
 
 
 def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup) -> bool:
-    """Whether the store holds this very model's result on the task, with these settings."""
+    """Whether the store holds this model's result on the task with these settings."""
     split, digest = setup.split_of(task), setup.settings.digest(setup.max_rows, model.mixed)
     return store.done(model.id, task, split, digest) and any(
         row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 
 
 def distinct(models: Iterable[ScorableModel]) -> list[ScorableModel]:
-    """The models without repetitions; two unlike ones of one id are an InputError."""
+    """Drops repeated models; two different ones with one id are an InputError."""
     found: dict[str, ScorableModel] = {}
     for model in models:
         known = found.setdefault(model.id, model)
@@ -174,7 +174,7 @@ def distinct(models: Iterable[ScorableModel]) -> list[ScorableModel]:
 
 
 def check_ids(models: Iterable[Scorable], store: ResultsStore) -> None:
-    """Raises an InputError if the store holds results of another model under the id of one of these."""
+    """Raises InputError if the store holds results of another model under one of these ids."""
     fingerprints = {model.id: model.fingerprint for model in models}
     for row in store.rows():
         wanted = fingerprints.get(row["expert"])
@@ -189,7 +189,7 @@ def evaluate_models(
     models: Iterable[Scorable], tasks_of: Callable[[str], Sequence[str]], setup: ScoringSetup,
     store: ResultsStore, *, replace: bool = False, stack_experts: int = 1,
 ) -> None:
-    """Scores every model on its tasks; what the store holds already is skipped.
+    """Evaluates every model on its tasks; skips results that the store has.
 
     Results are kept by the models' ids, so two models of one id never share a store.
 
@@ -198,8 +198,7 @@ def evaluate_models(
         tasks_of: from a model's id to the tasks that it is scored on.
         setup: rows, lengths and devices.
         store: results and predictions on disk.
-        replace: whether a model takes the place of another of its id in the store, as one that was
-            trained again does.
+        replace: whether a model replaces another of its id in the store, for one that was trained again.
         stack_experts: so many experts, whose overlays have one shape and which lack the same tasks, are
             scored in one program; the results are the same.
 
@@ -238,7 +237,7 @@ def _keep(store: ResultsStore, model: Scorable, result: TaskResult) -> None:
 
 def _groups(models: Sequence[Scorable], pending_of: Callable[[Scorable], list[str]], most: int
             ) -> Iterator[list[ScoredModel]]:
-    """Models to score together: of adapters, with the same tasks to do; groups of about equal size."""
+    """Groups models to score together: adapter experts with the same tasks, in groups of about equal size."""
     by_tasks: dict[tuple[str, ...], list[ScoredModel]] = {}
     for model in models:
         pending = tuple(pending_of(model))
@@ -254,7 +253,7 @@ def _groups(models: Sequence[Scorable], pending_of: Callable[[Scorable], list[st
 
 def _evaluate_group(models: Sequence[ScoredModel], tasks: Sequence[str], setup: ScoringSetup,
                     store: ResultsStore) -> None:
-    """Scores several experts in one program; those whose overlays do not fit together are left for later."""
+    """Evaluates several experts in one program; leaves those whose overlays do not fit for later."""
     start, base, mesh = time.monotonic(), setup.base, setup.mesh
     experts = [model.expert() for model in models]
     network, _ = resolve(base, experts[0])
@@ -285,7 +284,7 @@ def _evaluate_group(models: Sequence[ScoredModel], tasks: Sequence[str], setup: 
 def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: TaskData | None = None,
              settings: EvaluationSettings | None = None, mesh: Mesh | None = None,
              split: str | None = None, max_rows: int | None = None) -> list[dict]:
-    """Result rows of one expert (None: the base itself) on tasks; nothing is written.
+    """Evaluates one expert (None: the base itself) on tasks; returns result rows and writes nothing.
 
     Args:
         base: the base.

@@ -1,1 +1,1 @@
-"""`elm farm`: a table of experts, trained by many workers."""
+"""The verbs `elm farm ...`: a table of experts, trained by many workers."""

@@ -1,4 +1,4 @@
-"""Where every expert of a farm stands."""
+"""State of every expert of a farm."""
 
 import os
 from typing import Any
@@ -12,13 +12,13 @@ STATES = ("waiting", "training", "stopped", "silent", "done", "failed")
 
 
 def tries(attempts: list[Attempt]) -> int:
-    """Attempts that count: all but those that SIGTERM ended, and those that the user forgave."""
+    """Number of attempts that count: not those ended by SIGTERM, nor those that the user reset."""
     forgiven = max((one.number for one in attempts if one.end and one.end["how"] == "forgiven"), default=0)
     return sum(one.number > forgiven and (one.end is None or one.end["how"] == "failed") for one in attempts)
 
 
 def is_over(attempts: list[Attempt], limit: int) -> bool:
-    """Whether nobody is to work on it again: it is done, or was given up."""
+    """Whether an expert needs no more work: it is finished, or was given up."""
     last = attempts[-1] if attempts else None
     if last is None or last.end is None:
         return False
@@ -27,9 +27,9 @@ def is_over(attempts: list[Attempt], limit: int) -> bool:
 
 
 def status(folder: storage.PathLike, lease_seconds: float, limit: int) -> list[dict[str, Any]]:
-    """One row an expert: its state, attempts, worker, step, seconds of silence, error.
+    """Makes one row for each expert: its state, attempts, worker, step, seconds of silence, error.
 
-    Silence is measured by the shared disk's own clock: a file that is made now tells what it says.
+    Silence is measured by the shared disk's clock, read from the time of a new file.
     """
     folder = storage.as_path(folder)
     leases = Leases(folder / "attempts", lease_seconds)
@@ -64,7 +64,7 @@ def _listing(folder: Any) -> list[Any]:
 
 
 def _clock_of(folder: Any) -> float | None:
-    """The time by the clock of the disk that a folder lies on; None if nothing can be written there."""
+    """The time by the clock of a folder's disk; None if nothing can be written there."""
     path = folder / f".clock-{os.getpid()}"
     try:
         path.write_text("")
@@ -76,7 +76,7 @@ def _clock_of(folder: Any) -> float | None:
 
 
 def forgive(folder: storage.PathLike, names: list[str], limit: int) -> list[str]:
-    """Lets experts that were given up be tried again; all of them if none is named. Returns their ids."""
+    """Resets the failed attempts of experts, so that they are tried again; of all if none is named."""
     folder = storage.as_path(folder)
     leases = Leases(folder / "attempts", 3)
     known = [job.id for job in read(folder)]

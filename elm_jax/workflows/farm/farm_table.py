@@ -1,4 +1,4 @@
-"""A farm's table of experts: JSON lines or CSV, one row an expert."""
+"""Reads a farm's table of experts: JSON lines or CSV, one row for each expert."""
 
 import csv
 import io
@@ -11,13 +11,13 @@ from elm_jax.runtime import storage
 
 
 def read_table(path: storage.PathLike) -> list[dict[str, Any]]:
-    """Rows of a table of experts, JSON lines or CSV: ``task``, and what else is set for each.
+    """Reads a table of experts, JSON lines or CSV: ``task``, and the settings of each expert.
 
-    ``expert_id`` is the task's name where a row has none. Any other column is a gin macro or parameter,
-    without its value in empty cells; CSV cells are read as gin would, and as text where that fails.
+    ``expert_id`` defaults to the task's name. Any other column is a gin macro or parameter; an empty cell
+    sets nothing. CSV cells are read as gin values, or as text if that fails.
 
     Raises:
-        InputError: no rows, a row without a task, an id that is no file name or stands twice.
+        InputError: no rows, a row without a task, an id that is no file name or occurs twice.
     """
     if str(path).endswith(".csv"):
         rows = [{name: _cell(value) for name, value in row.items() if name and value not in (None, "")}
@@ -50,6 +50,6 @@ def _cell(text: str) -> Any:
 
 
 def bindings_of(row: Mapping[str, Any]) -> list[str]:
-    """A row's columns as gin bindings."""
+    """Converts a row's columns to gin bindings."""
     names = {"task": "TASK", "expert_id": "train.expert_id"}
     return [f"{names.get(name, name)} = {value!r}" for name, value in row.items() if name != "gin_file"]

@@ -1,4 +1,4 @@
-"""A farm's folder: every expert's whole config in ``farm.json``."""
+"""Jobs of a farm: every expert's whole config, in ``farm.json``."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One expert of a farm.
+    """The training job of one expert of a farm.
 
     Attributes:
         id: of the expert.
@@ -31,10 +31,10 @@ class Job:
 
 
 def create(folder: storage.PathLike, jobs: list[Job]) -> int:
-    """Writes, or extends, a farm. Returns how many experts are new.
+    """Creates or extends a farm; returns the number of new experts.
 
     Raises:
-        InputError: an expert that is there already has another config.
+        InputError: an expert of the farm has another config now.
     """
     folder = storage.as_path(folder)
     Leases(folder / "attempts", 3)  # refuses a bucket
@@ -52,7 +52,7 @@ def create(folder: storage.PathLike, jobs: list[Job]) -> int:
 
 
 def read(folder: storage.PathLike) -> list[Job]:
-    """The experts of a farm, in the table's order."""
+    """Reads the jobs of a farm, in the table's order."""
     value = storage.read_json(storage.as_path(folder) / "farm.json", kind="farm",
                               schema_version=SCHEMA_VERSION)
     return [Job(entry["id"], _config(entry["config"]), entry["gin"]) for entry in value["experts"]]
@@ -71,11 +71,11 @@ _NESTED: dict[str, Callable[[Any], Any]] = {
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Converts JSON's lists to the tuples that they were."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def model_dir_of(folder: storage.PathLike, job: Job) -> storage.PathLike:
-    """The run folder of an expert: its config's `model_dir`, below the farm's folder if it is relative."""
+    """Run folder of an expert: its config's `model_dir`, relative to the farm's folder."""
     own = job.config.model_dir
     return storage.as_path(own) if not storage.is_local(own) else storage.as_path(folder) / own

@@ -1,9 +1,10 @@
-"""`elm farm`: a table of experts, trained by many independent workers that share a folder.
+"""A worker of a farm: trains experts of the farm's table, one after another, beside other workers.
 
-``<farm>/farm.json`` holds every expert's whole config; ``<farm>/attempts/<expert>/`` who works on it and how
-each attempt ended (see `leases`); ``<farm>/runs/<expert>/`` is an ordinary run folder of `elm train`. A
-worker takes the next expert that nobody works on, trains it by the ordinary `train`, which goes on from the
-checkpoints of an earlier worker if there are any, and looks for the next.
+Workers share only the farm's folder. ``<farm>/farm.json`` holds every expert's whole config;
+``<farm>/attempts/<expert>/`` records who works on it and how each attempt ended (see `leases`);
+``<farm>/runs/<expert>/`` is an ordinary run folder of `elm train`. A worker takes the next expert that nobody
+works on, trains it with the ordinary `train`, which resumes from an earlier worker's checkpoint if there is
+one, and takes the next.
 """
 
 import dataclasses
@@ -34,14 +35,14 @@ SICK_AFTER = 3
 
 @dataclasses.dataclass(frozen=True)
 class WorkSettings:
-    """How one worker works.
+    """Settings of one worker.
 
     Attributes:
-        lease_seconds: a worker that is silent for so long is taken for dead.
+        lease_seconds: a worker that is silent for so long counts as dead.
         attempts: how often an expert is tried before it is given up; stops by SIGTERM do not count.
         wait: whether to wait for experts that others train, in case they die; else the worker ends when
             nothing is free.
-        max_experts: at most so many; None for no limit.
+        max_experts: most experts that this worker trains; None for no limit.
         poll_seconds: how often a waiting worker looks.
         mesh_data: size of the mesh's data axis here; None as each config says.
         mesh_model: of its model axis.
@@ -63,7 +64,7 @@ class WorkSettings:
 
 
 class Worker:
-    """One worker of a farm; of several processes all run it, and the first one claims."""
+    """One worker of a farm, of one or several processes; the first process claims experts."""
 
     def __init__(self, folder: storage.PathLike, settings: WorkSettings) -> None:
         self.folder = storage.as_path(folder)
@@ -75,10 +76,10 @@ class Worker:
         self._data: dict[Any, TaskData] = {}
 
     def run(self) -> bool:
-        """Works until nothing is left. Returns whether every expert of the farm is done.
+        """Works until no expert is left; returns whether every expert of the farm is finished.
 
         Raises:
-            Stopped: by SIGTERM; what it had is saved, and free for others.
+            Stopped: by SIGTERM; its expert is saved, and free for other workers.
             RunError: several experts in a row failed here.
         """
         worked, failed = 0, 0
@@ -104,7 +105,7 @@ class Worker:
             for attempts in map(self.leases.attempts, self.jobs)))
 
     def _next(self) -> str | None:
-        """First process: claims an expert and gives its id; ``wait``, or None if nothing is to be done."""
+        """First process: claims an expert and returns its id, or ``wait``, or None if no work is left."""
         busy = False
         for name, attempts in self._by_attempts():
             if is_over(attempts, self.settings.attempts):
@@ -127,19 +128,19 @@ class Worker:
         return "wait" if busy and self.settings.wait else None
 
     def _by_attempts(self) -> Iterator[tuple[str, list[Attempt]]]:
-        """Experts with their attempts: those that were tried least come first."""
+        """Experts with their attempts, fewest attempts first."""
         found = [(name, self.leases.attempts(name)) for name in self.jobs]
         yield from sorted(found, key=lambda pair: tries(pair[1]))
 
     def _give_up(self, name: str, last: Attempt) -> None:
-        """An expert whose workers died as often as it may be tried: it may well be what kills them."""
+        """Gives up an expert whose workers died as often as it may be tried: it probably kills them."""
         lease = self.leases.claim(name, last.number + 1)
         if lease is not None:
             lease.end("failed", final=True, error=f"its workers died {self.settings.attempts} times without "
                       f"a word (killed, or out of memory), the last one {last.worker}")
 
     def _on_lost(self) -> None:
-        """This worker was silent for so long that another one goes on with its expert."""
+        """Ends this process because another worker has taken over its expert after a long silence."""
         text = "elm farm: " + describe(
             "Another worker has taken over this one's expert, so it ends",
             where=self._held and self._held.work,
@@ -151,7 +152,7 @@ class Worker:
         os._exit(LOST_PROCESS)  # at once: the run's folder is another worker's now
 
     def _work(self, job: Job) -> str:
-        """Trains one expert, and writes how it ended: ``done``, ``failed``, or ``refused`` as wrong input."""
+        """Trains one expert and records its end: ``done``, ``failed``, or ``refused`` for wrong input."""
         start = time.monotonic()
         try:
             outcome = self._train(job)
@@ -187,7 +188,7 @@ class Worker:
             storage.as_path(config.model_dir) / "config.gin", job.gin))
 
     def _mesh_of(self, config: TrainConfig) -> Mesh:
-        """The mesh of an expert here: of as many devices as its batch divides over, unless one is given."""
+        """The mesh for an expert: as many devices as divide its batch, unless the settings give it."""
         data = config.mesh_data if self.settings.mesh_data is None else self.settings.mesh_data
         model = self.settings.mesh_model or config.mesh_model
         if data == -1:
@@ -196,7 +197,7 @@ class Worker:
         return sharding.make_mesh(data, model)
 
     def _base_of(self, config: TrainConfig, mesh: Mesh) -> Base:
-        """The base, kept from one expert to the next that wants it in the same places."""
+        """The base of an expert, kept in memory for the next expert that needs it with the same sharding."""
         path, rules = config.initial_checkpoint_path, config.base_rules()
         if self._base is None or self._base[0] != (path, mesh, rules):
             self._base = None  # first, so that two never lie on the devices

@@ -1,1 +1,1 @@
-"""`elm merge`: opens, compares, plans and writes; on disk or in memory."""
+"""The verb `elm merge`: opens, compares, plans and writes; on disk or in memory."""

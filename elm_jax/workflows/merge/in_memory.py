@@ -1,4 +1,4 @@
-"""Experts of one base and one form into one expert, in memory or on disk."""
+"""Merges experts of one base and one form in memory; optionally saves the merged expert."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,20 +31,20 @@ def merge(
     decision: RoutingDecision | None = None, top_k: int = 3, expert_id: str | None = None,
     output: storage.PathLike | None = None, rank: int | None = None, **parameters: Any,
 ) -> Expert:
-    """Merges experts, or the best of a library for a routing decision.
+    """Merges experts, or a library's best experts for a routing decision, into one expert.
 
     Args:
         experts: two or more experts; or a library, together with `decision`.
         method: name in `merging.methods.METHODS`, whose row says the equation.
         weights: one an expert; None for the method's own; with a decision also ``votes`` or ``similarity``.
-        base: that the experts were trained on, for methods on task vectors. What it has not (adapters) is
-            counted from zero.
+        base: that the experts were trained on, for methods on task vectors. Leaves that it lacks (adapters)
+            count as zero.
         decision: with a library, whose `top_k` best experts are merged.
         top_k: how many, with a decision.
         expert_id: name of the merged expert; by default made of its parents' names.
-        output: folder to save to, which does not exist or is empty; None keeps it in memory. Of several
-            processes all call, and the first one writes.
-        rank: of merged LoRA updates; None for what is exact, or the sum of the ranks.
+        output: folder to save to, which does not exist or is empty; None keeps it in memory. With several
+            processes every process calls this, and the first one writes.
+        rank: of merged LoRA updates; None for the sum of the ranks, which is exact for weighted sums.
         parameters: of the method, such as ``density``; a tuple has one for each expert.
 
     Raises:
@@ -100,7 +100,7 @@ def _base_source(base: Base | None, experts: Sequence[Expert]) -> TensorsSource 
 
 
 def decided_weights(decision: RoutingDecision, top_k: int, by: str) -> list[float]:
-    """Weights of the `top_k` best experts.
+    """Merge weights of the `top_k` best experts of a routing decision.
 
     Args:
         decision: that ranks them.
@@ -108,7 +108,7 @@ def decided_weights(decision: RoutingDecision, top_k: int, by: str) -> list[floa
         by: ``votes``, or ``similarity``: the mean over queries of the nearest key's.
 
     Raises:
-        InputError: another word; no votes, or a negative similarity, among them.
+        InputError: an unknown `by`; an expert without votes, or with a negative similarity.
     """
     if by not in BY:
         raise InputError(describe("Weights are numbers, or what a decision says", got=by, expected=BY))
@@ -123,12 +123,12 @@ def decided_weights(decision: RoutingDecision, top_k: int, by: str) -> list[floa
 
 def best_of_library(config: RouteConfig, top_k: int, weights: Sequence[float] | str | None = None
                     ) -> tuple[list[str], Sequence[float] | str | None]:
-    """The folders of a library's `top_k` best experts for a task, and their weights.
+    """Routes a task over a library; returns folders and merge weights of the `top_k` best experts.
 
     Args:
         config: says the library and the task.
         top_k: how many experts.
-        weights: one of `BY` becomes what the decision says; anything else is given back as it is.
+        weights: a key of `BY` is replaced by the decision's weights; any other value is returned unchanged.
     """
     decision = route_task(config)
     if isinstance(weights, str) and weights in BY:

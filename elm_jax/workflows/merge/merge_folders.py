@@ -1,4 +1,4 @@
-"""`elm merge` on folders: checkpoints of any network in safetensors; models and experts by `merge_models`."""
+"""Merges folders: safetensors checkpoints of any network; models and experts with `merge_models`."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,14 @@ _DEFAULTS = MergeOptions()
 
 
 def _models() -> ModuleType:
-    """What merges models and experts, and needs their networks: imported for them only."""
+    """Imports `merge_models`, which needs networks, only for models and experts."""
     from elm_jax.workflows.merge import merge_models
 
     return merge_models
 
 
 def plan_checkpoints(config: MergeConfig, options: MergeOptions) -> Plan:
-    """Opens and compares checkpoints of safetensors, and plans how every tensor is merged.
+    """Opens and compares safetensors checkpoints, and plans how every tensor is merged.
 
     Raises:
         InputError: see `merge_inputs`.
@@ -55,7 +55,7 @@ def plan_checkpoints(config: MergeConfig, options: MergeOptions) -> Plan:
 
 
 def plan_merge(config: MergeConfig, options: MergeOptions) -> Plan:
-    """Plans a merge of whatever lies in the folders: experts, checkpoints of safetensors, or models.
+    """Plans a merge of folders: experts, safetensors checkpoints, or models.
 
     Raises:
         InputError: folders of unlike kinds that do not go together; see the three kinds.
@@ -89,13 +89,12 @@ def _check_target(options: MergeOptions, known: Sequence[str], what: str) -> Non
 
 def merge_folders(config: MergeConfig, output: storage.PathLike,
                   options: MergeOptions = _DEFAULTS) -> dict[str, Any]:
-    """Merges folders into another one, which appears when it is whole.
+    """Merges folders into a new folder, which gets its name when it is whole.
 
     Args:
         config: what is merged, and how.
-        output: folder that does not exist, or is empty. What a killed run of the same merge left beside it
-            is gone on with.
-        options: how it is carried out.
+        output: folder that does not exist, or is empty. A killed run of the same merge is resumed.
+        options: of the execution.
 
     Returns:
         What was merged, by which settings, and the ``seconds`` that it took.
@@ -125,7 +124,7 @@ def merge_folders(config: MergeConfig, output: storage.PathLike,
 
 
 def _finished_before(output: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of an output that got its name in a run that was killed right then; its journal goes.
+    """Facts of an output that a killed run had finished; removes that run's journal. None if there is none.
 
     Raises:
         InputError: it is of another merge.
@@ -143,7 +142,7 @@ def _write_leaves(folder: epath.Path, plan: Plan, options: MergeOptions) -> None
 
 
 def identity(plan: Plan, options: MergeOptions) -> dict[str, Any]:
-    """What makes two merges the same: a run goes on only with what such a one left."""
+    """Identity of a merge: a run resumes only an interrupted run of equal identity."""
     config = plan.config
     folders = [*config.models, *([config.base] if config.base else [])]
     givers = [config.donor, config.tokenizer]
@@ -158,7 +157,7 @@ def identity(plan: Plan, options: MergeOptions) -> dict[str, Any]:
 
 
 def make_facts(plan: Plan) -> dict[str, Any]:
-    """Parents, method, weights and digests of what is merged, as its card keeps them."""
+    """Facts of a merge for its card: parents, method, weights and digests."""
     config, settings = plan.config, settings_of(plan.leaves)
     shares = shares_of(settings)
     return {
@@ -173,7 +172,7 @@ def make_facts(plan: Plan) -> dict[str, Any]:
 
 
 def _write_rest(folder: epath.Path, plan: Plan, facts: Mapping[str, Any]) -> None:
-    """What stands beside the weights: the donor's config and tokenizer, the card, the config of the merge."""
+    """Writes the files beside the weights: the donor's config and tokenizer, the card, the merge's config."""
     storage.write_json(folder / CARD_FILE, facts)
     copied = {path.name: path for name in (plan.config.donor, plan.config.tokenizer)  # whose files come first
               for path in merge_inputs.copied_files(places.locate(name))}

@@ -1,8 +1,8 @@
-"""What is merged: checkpoints and experts on disk, opened, compared with each other, not yet read.
+"""Inputs of a merge: opens checkpoints and experts on disk and compares them, without reading weights.
 
 Two models of equal shapes need not be two states of one network: another number of heads, another epsilon
-or another vocabulary make a merge worthless. All of that is compared, and what differs is an error that
-lists it, or is allowed by name (`choices.ALLOWED`).
+or another vocabulary make a merge worthless. All of that is compared; differences are an error that lists
+them, unless they are allowed by name (`choices.ALLOWED`).
 """
 
 import dataclasses
@@ -44,11 +44,11 @@ _SAMPLES, _SAMPLE_BYTES, _SMALL = 256, 1 << 16, 1 << 18
 
 
 class TensorsSource:
-    """Leaves of `Tensors`, for `merging.stream`.
+    """Leaves of `Tensors` as a source for `merging.stream`.
 
-    Formats in chunks decode whole ones, of tens of megabytes, for every part that is read. So a leaf is read
-    in bands, larger than the slices, and the last two are kept: workers that go through a leaf together are
-    in no more. They are shared by all threads, and all sources' bands by one budget.
+    Chunked formats decode whole chunks, of tens of megabytes, for every part that is read. So a leaf is read
+    in bands, larger than the slices, and the last two are kept: workers on one leaf use no more at a time.
+    All threads share the bands, and one memory budget covers the bands of all sources.
     """
 
     BAND_BYTES = 1 << 25
@@ -65,7 +65,7 @@ class TensorsSource:
         self._all.add(self)
 
     def fill(self, path: str, start: int, out: np.ndarray) -> None:
-        """Reads whole rows into a flat array."""
+        """Reads whole rows into a flat array [n]."""
         shape = self.specs[path].shape
         if out.size == math.prod(shape):
             out[...] = np.asarray(self._tensors.read(path)).reshape(-1)
@@ -78,7 +78,7 @@ class TensorsSource:
             done += part.size
 
     def _band(self, path: str, place: int) -> tuple[int, np.ndarray]:
-        """The band that an element lies in: the place of its first element, and its values, flat."""
+        """The band that contains an element: the index of its first element, and its values, flat."""
         with self._lock:
             if path != self._path:
                 self._path, self._bands = path, []
@@ -90,7 +90,7 @@ class TensorsSource:
             return self._bands[-1]
 
     def _read_band(self, path: str, place: int) -> tuple[int, np.ndarray]:
-        """Reads neighbours along the first dimension of which one is not larger than a band."""
+        """Reads consecutive indices of the first dimension, as many as a band holds."""
         shape, item = self.specs[path].shape, np.dtype(self.specs[path].dtype).itemsize
         limit = min(self.BAND_BYTES, self.BUDGET_BYTES // (2 * len(self._all)))
         axis = next((axis for axis in range(len(shape)) if math.prod(shape[axis + 1:]) * item <= limit),
@@ -106,14 +106,14 @@ class TensorsSource:
 
 
 class StoredSource:
-    """Tensors of safetensors files under their own names, for `merging.stream`."""
+    """Tensors of safetensors files under their own names, as a source for `merging.stream`."""
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         self._stored = stored
         self.specs = {name: TensorSpec(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
 
     def fill(self, path: str, start: int, out: np.ndarray) -> None:
-        """Reads whole rows into a flat array, without another copy."""
+        """Reads whole rows into a flat array [n], without another copy."""
         if not out.size:
             return
         tensor, shape = self._stored[path], as_rows(self._stored[path].shape)
@@ -121,7 +121,7 @@ class StoredSource:
 
 
 class CastSource:
-    """A source whose values are rounded to another type before they are merged."""
+    """A source whose values are rounded to another dtype before they are merged."""
 
     def __init__(self, source: Any, dtype: str) -> None:
         self._source = source
@@ -129,7 +129,7 @@ class CastSource:
                                        else spec.dtype) for path, spec in source.specs.items()}
 
     def fill(self, path: str, start: int, out: np.ndarray) -> None:
-        """Reads and casts whole rows."""
+        """Reads and casts whole rows into a flat array [n]."""
         dtype = np.dtype(self._source.specs[path].dtype)
         if dtype == out.dtype:
             self._source.fill(path, start, out)
@@ -141,7 +141,7 @@ class CastSource:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A folder of safetensors, of any network.
+    """A checkpoint: a folder of safetensors, of any network.
 
     Attributes:
         where: the folder.
@@ -155,13 +155,13 @@ class Checkpoint:
 
     @property
     def tied(self) -> bool:
-        """Whether the head is the embedding: as the config says, or as networks of its kind have it."""
+        """Whether the head is tied to the embedding, as the config or the network's kind says."""
         kind = self.config.get("model_type")
         return bool(self.config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
 
 
 def open_checkpoint(name: str) -> Checkpoint:
-    """Opens a folder of safetensors, local or on the hub; headers are checked, and contents not yet read.
+    """Opens a folder of safetensors, local or on the hub; checks headers and reads no contents.
 
     Raises:
         InputError: no such folder, no safetensors in it, or a header that does not fit its file.
@@ -177,19 +177,19 @@ def open_checkpoint(name: str) -> Checkpoint:
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a folder, or what a hub name stands for, is one of safetensors."""
+    """Whether a folder, or a hub name's folder, contains safetensors."""
     folder = places.locate(name)
     return any((folder / file).exists() for file in _WEIGHTS)
 
 
 def check_checkpoints(models: Sequence[Checkpoint], allow: Sequence[str],
                       with_base: bool) -> list[Checkpoint]:
-    """Checks that checkpoints are states of one network, and completes what is allowed to be missing.
+    """Checks that checkpoints are of one network; adds leaves that may be missing.
 
     Args:
         models: the experts, and last the base, if there is one.
         allow: keys of `choices.ALLOWED`.
-        with_base: whether there is one.
+        with_base: whether there is a base.
 
     Returns:
         The checkpoints with the same tensors each.
@@ -243,7 +243,7 @@ def _check_vocabularies(models: Sequence[Checkpoint]) -> None:
 
 
 def unlike_vocabularies(where: object, got: str | None = None) -> InputError:
-    """The error of models whose embeddings' rows are not the same tokens."""
+    """The error for models whose embedding rows belong to different tokens."""
     return InputError(describe(
         "The models have different vocabularies", where=where, got=got,
         expected="one vocabulary: row i of the embeddings must be one token in all",
@@ -259,7 +259,7 @@ def _embedding(model: Checkpoint) -> str | None:
 
 
 def _without_copies(models: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Leaves out what only some models store: second copies of the embedding, which must equal it."""
+    """Drops copies of the embedding that only some models store; they must equal it."""
     everywhere = set.intersection(*(set(model.stored) for model in models))
     all_tied = all(model.tied for model in models)
     kept = []
@@ -279,7 +279,7 @@ def _without_copies(models: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 
 def _with_heads(models: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Gives models with a tied head one of their own, if another model has one."""
+    """Copies the tied embedding as a head of its own, if another model has one."""
     head = next((name for name in HEADS if any(name in model.stored for model in models)), None)
     if head is None or all(head in model.stored for model in models):
         return list(models)
@@ -326,11 +326,11 @@ def _is_float(tensor: StoredTensor) -> bool:
 
 
 def sampled_digest(folder: epath.Path) -> str:
-    """sha256 of what tells one training's weights from another's, without reading all of them.
+    """Hash (sha256) of samples of a checkpoint, to distinguish weights without reading all of them.
 
-    Of every safetensors file its name and length; small ones whole, of larger ones 256 pieces of 64 KiB,
-    spread evenly, and every tensor below 256 KiB, such as norms. Two that differ in nothing but a few bytes
-    of a large tensor have the same.
+    Hashes the name and length of every safetensors file; small files whole, larger ones in 256 evenly spread
+    pieces of 64 KiB, and every tensor below 256 KiB, such as norms. Checkpoints that differ only in a few
+    bytes of a large tensor may have equal hashes.
     """
     whole = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -345,7 +345,7 @@ def sampled_digest(folder: epath.Path) -> str:
 
 
 def _samples(path: epath.Path, size: int) -> list[tuple[int, int]]:
-    """Bytes (from, to) of a file that are hashed."""
+    """Byte ranges (from, to) of a file that are hashed."""
     if size <= _SAMPLES * _SAMPLE_BYTES:
         return [(0, size)]
     last = size - _SAMPLE_BYTES
@@ -357,7 +357,7 @@ def _samples(path: epath.Path, size: int) -> list[tuple[int, int]]:
 
 
 def changed_at(folder: epath.Path) -> list[tuple[str, int, int]]:
-    """Name, length and time of change of every local file below a folder."""
+    """Name, length and modification time of every local file below a folder."""
     if not storage.is_local(folder):
         return []
     local = pathlib.Path(folder)
@@ -367,7 +367,7 @@ def changed_at(folder: epath.Path) -> list[tuple[str, int, int]]:
 
 
 def copied_files(folder: epath.Path) -> list[epath.Path]:
-    """What belongs to a checkpoint beside its weights: tokenizer, generation settings, chat template."""
+    """Files of a checkpoint beside its weights: tokenizer, generation settings, chat template."""
     left_out = (CONFIG_FILE, CARD_FILE, "adapter_config.json", "conversion_report.json")
     return [path for path in sorted(folder.iterdir())
             if path.name.endswith((".json", ".model", ".txt", ".jinja")) and not path.is_dir()

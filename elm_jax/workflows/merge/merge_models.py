@@ -1,4 +1,4 @@
-"""`elm merge` on experts, and on whole models by this program's own leaf names."""
+"""Merges experts, and whole models, by this program's own leaf names."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from elm_jax.workflows.merge.merge_plan import MergeOptions, Plan, cast, leaf_me
 
 
 def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
-    """Opens and compares experts' folders, checks their fingerprints, and plans how each leaf is merged.
+    """Opens and compares experts' folders, checks fingerprints, and plans how each leaf is merged.
 
     Raises:
         InputError: folders that are no experts, were changed, or do not fit together or to their base.
@@ -61,7 +61,7 @@ def _check_fingerprints(folders: Sequence[epath.Path], tensors: Sequence[Tensors
 
 
 def _open_base(name: str, card: ExpertCard) -> Model:
-    """A base of any kind; its contents are checked before they are used."""
+    """Opens a base of any kind; its contents are checked before they are used."""
     model = detect.open_model(name)
     found = _model_digest(model)
     if found != card.base["fingerprint"]:
@@ -73,7 +73,7 @@ def _open_base(name: str, card: ExpertCard) -> Model:
 
 
 def plan_models(config: MergeConfig, options: MergeOptions) -> Plan:
-    """Opens and compares whole models of any kind that this program reads, by its own leaf names.
+    """Opens and compares whole models of any supported kind, by this program's leaf names.
 
     Raises:
         InputError: models of unlike networks, vocabularies, leaves or dtypes.
@@ -105,7 +105,7 @@ def plan_models(config: MergeConfig, options: MergeOptions) -> Plan:
 
 
 def _model_digest(model: Model) -> str:
-    """The fingerprint that the folder records, or that of its leaves."""
+    """The fingerprint that a model's folder records, else the one computed from its leaves."""
     known = model.facts.get(elm_folders.FACTS, {}).get("fingerprint")
     return known or streaming.fingerprint(model.tensors)
 
@@ -119,16 +119,17 @@ def _check_allowed(options: MergeOptions, known: Sequence[str]) -> None:
 
 
 def _merged_tensors(folder: epath.Path) -> streaming.StoredTensors:
-    """What lies in a workspace, by this program's leaf names."""
+    """The merged tensors in a workspace, by this program's leaf names."""
     stored = dict(sorted(safetensors_files.open_tensors(folder).items()))
     return streaming.StoredTensors(stored, {path: Origin(path) for path in stored})
 
 
 def write_model(plan: Plan, output: storage.PathLike, work: epath.Path, facts: Mapping[str, Any],
                 options: MergeOptions) -> None:
-    """Writes an expert, or a model in the form that is asked for, from what lies in the workspace.
+    """Writes an expert, or a model of the requested kind, from the merged tensors in a workspace.
 
-    That is emptied when all of it was read, before the output gets its name: a kill leaves one of the two.
+    The workspace is emptied when all of it was read, before the output gets its name: a kill leaves one of
+    them.
     """
     tensors = _merged_tensors(work)
 

@@ -1,4 +1,4 @@
-"""Experts merged overlay by overlay: which of them fit together, and how each leaf is merged."""
+"""Merges experts overlay by overlay: checks that they fit together, and plans how each leaf is merged."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ NO_WEIGHTS = ("dropout_rate", "dtype")
 
 
 def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]) -> None:
-    """Checks that experts can be merged.
+    """Raises InputError unless experts can be merged.
 
     Args:
         cards: of the experts.
@@ -54,7 +54,7 @@ def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]
 
 
 def _without_rank(path: str, leaf: Any, card: ExpertCard) -> Any:
-    """What is compared of a leaf: of low-rank factors all but the rank."""
+    """Shape of a leaf for comparison: for low-rank factors without the rank."""
     if not is_low_rank(path, card):
         return leaf
     outer = leaf.shape[0] if path.endswith(DOWN) else leaf.shape[1]
@@ -62,12 +62,12 @@ def _without_rank(path: str, leaf: Any, card: ExpertCard) -> Any:
 
 
 def kind_of(card: ExpertCard) -> str:
-    """The kind, and of a merged expert that of its parents, which are all of one."""
+    """Kind of an expert; for a merged one that of its parents, which all have the same."""
     return card.parents[0]["kind"] if card.kind == "merged" and card.parents else card.kind
 
 
 def _network(card: ExpertCard) -> dict[str, Any]:
-    """What of the network's config must be equal: ranks and scales of low-rank updates may differ."""
+    """The part of a network's config that must be equal: ranks and scales of low-rank updates may differ."""
     network = {name: value for name, value in card.network.items() if name not in NO_WEIGHTS}
     adapter = adapter_of(network)
     return {**network, "adapter": adapter.kind} if isinstance(adapter, LowRankConfig) else network
@@ -95,7 +95,7 @@ def is_low_rank(path: str, card: ExpertCard) -> bool:
 def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], base: LeafSource | None,
                  marks: Sequence[str], recipe: MergeRecipe, rank: int | None = None,
                  ) -> tuple[list["LeafMerge | FactorLeaf"], dict[str, Any]]:
-    """How every leaf of the merged overlay comes about, and its network's config.
+    """Plans how every leaf of the merged overlay is made, and its network's config.
 
     Args:
         cards: of the experts, which fit together (`check_alike`).
@@ -103,7 +103,7 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
         base: leaves of the base, for methods that need it. It has no adapters: they are counted from zero.
         marks: fingerprints of the overlays.
         recipe: weights and parameters.
-        rank: of merged low-rank updates; None for what is exact, or else for the sum of the ranks.
+        rank: of merged low-rank updates; None for the sum of the ranks, which is exact for weighted sums.
 
     Raises:
         InputError: a setting or a filter that does not fit.
@@ -141,12 +141,12 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
 
 
 class UpdateMerge:
-    """A low-rank update of several experts, merged through its product (see `merging.low_rank`)."""
+    """Merges one low-rank update of several experts through its product (see `low_rank_products`)."""
 
     def __init__(self, prefix: str, recipe: LeafRecipe, sources: Sequence[LeafSource],
                  scales: Sequence[float], names: Sequence[str], marks: Sequence[str],
                  rank: int | None) -> None:
-        """Reads nothing.
+        """Stores the arguments; reads nothing.
 
         Args:
             prefix: of its two leaves' paths.
@@ -171,18 +171,18 @@ class UpdateMerge:
         self.error: float | None = None
 
     def leaves(self) -> list["FactorLeaf"]:
-        """The two factors."""
+        """The two factors of the merged update, as leaves to write."""
         return [FactorLeaf(self, self._prefix + DOWN, 0, (self.size[0], self.rank)),
                 FactorLeaf(self, self._prefix + UP, 1, (self.rank, self.size[1]))]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As `LeafMerge.settings`."""
+        """Method, weights and parameters, as `LeafMerge.settings` gives them."""
         return method_table.to_json(self._row, self._weights, self._settings)
 
     @functools.cached_property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """(f32[D, R], f32[R, F])."""
+        """Computes the merged factors (f32[D, R], f32[R, F])."""
         downs, ups = ([self._whole(source, self._prefix + end, name)
                        for source, name in zip(self.sources, self._names, strict=True)]
                       for end in (DOWN, UP))
@@ -199,7 +199,7 @@ class UpdateMerge:
         return down, up
 
     def _shares(self) -> np.ndarray:
-        """What each update is multiplied by in a weighted sum."""
+        """Factors of the updates in a weighted sum."""
         weights = np.asarray(self._weights, np.float64)
         if self._settings.get("normalize", self._row.normalize):
             weights = weights / weights.sum()
@@ -219,14 +219,14 @@ class UpdateMerge:
 @functools.partial(jax.jit, static_argnames=("method", "weights", "settings"))
 def _merge_products(method: str, products: Sequence[Array], keys: Array | None, weights: tuple[float, ...],
                     settings: tuple[tuple[str, Any], ...]) -> Array:
-    """Updates merged in full, one program for all of one shape; their base is zero."""
+    """Merges full updates f32[D, F], with one program for each shape; their base is zero."""
     base = jnp.zeros_like(products[0]) if method_table.get_method(method).needs_base else None
     return compose.merge_leaf(method, products, list(weights), base, keys=keys, **dict(settings))
 
 
 @dataclasses.dataclass
 class FactorLeaf:
-    """One factor of a merged update, as a leaf that is written like others."""
+    """One factor of a merged update, as a leaf to write."""
 
     update: UpdateMerge
     path: str
@@ -235,27 +235,27 @@ class FactorLeaf:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the leaf."""
+        """Dtype of the leaf."""
         return np.dtype(np.float32)
 
     @property
     def width(self) -> int:
-        """Elements of a row."""
+        """Number of elements of a row."""
         return self.shape[1]
 
     @property
     def num_rows(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.shape[0]
 
     @property
     def size(self) -> int:
-        """Elements of the leaf."""
+        """Number of elements of the leaf."""
         return self.shape[0] * self.shape[1]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As `LeafMerge.settings`."""
+        """Method, weights and parameters, as `LeafMerge.settings` gives them."""
         return self.update.settings
 
     @property
@@ -265,7 +265,7 @@ class FactorLeaf:
 
     @property
     def memory(self) -> tuple[int, int]:
-        """As `LeafMerge.memory`: the products in full, where they are needed."""
+        """Bytes as `LeafMerge.memory` gives them; includes the full products if they are needed."""
         return 4 * int(np.prod(self.update.size)) * (len(self.update.sources) + 3), 0
 
     def look(self, workers: Executor) -> None:
@@ -273,14 +273,14 @@ class FactorLeaf:
         self.update.factors  # noqa: B018  (it is kept there)
 
     def forget(self) -> None:
-        """Both factors are small, and kept."""
+        """Does nothing: both factors are small, and kept."""
 
     def slices(self) -> list[tuple[int, int]]:
-        """All rows at once."""
+        """One slice of all rows."""
         return [(0, self.num_rows)] if self.size else []
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows, flat."""
+        """Returns rows `start` to `stop`, flat, f32[n]."""
         values = np.zeros(self.shape, np.float32)
         found = self.update.factors[self.which]
         values[tuple(slice(0, size) for size in found.shape)] = found
@@ -288,14 +288,14 @@ class FactorLeaf:
 
 
 def factorisation_error(leaves: Sequence[Any]) -> float | None:
-    """The largest relative error of merged low-rank updates that were factorised; None if there are none."""
+    """Largest relative error of merged low-rank updates that were factorised; None if there are none."""
     errors = [leaf.update.error for leaf in leaves if isinstance(leaf, FactorLeaf)]
     return max((error for error in errors if error is not None), default=None)
 
 
 def make_card(cards: Sequence[ExpertCard], fingerprints: Sequence[str | None], network: Mapping[str, Any],
               settings: Sequence[Mapping[str, Any]], expert_id: str | None) -> ExpertCard:
-    """The card of a merged expert.
+    """Makes the card of a merged expert.
 
     Args:
         cards: of its parents.

@@ -1,4 +1,4 @@
-"""A merge of folders before it begins: what is asked for, and how every leaf comes about."""
+"""Plans of merges of folders: the inputs, the settings, and how every leaf is merged."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _PROCESS_BYTES = 3.2e8
 
 @dataclasses.dataclass(frozen=True)
 class MergeOptions:
-    """How a merge is carried out.
+    """Options of a merge's execution: they decide files and threads, not values.
 
     Attributes:
         allow: keys of `choices.ALLOWED`.
@@ -31,7 +31,7 @@ class MergeOptions:
         quiet: no progress bar.
         target: form of a whole model's folder, one of `choices.MODEL_KINDS`; None for the first model's.
         expert_id: name of a merged expert; None makes one of its parents' names.
-        rank: of merged LoRA updates; None for what is exact, or the sum of the ranks.
+        rank: of merged LoRA updates; None for the sum of the ranks, which is exact for weighted sums.
     """
 
     allow: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class MergeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A merge that is ready to begin.
+    """A merge of folders that is ready to run.
 
     Attributes:
         config: what is asked for.
@@ -75,7 +75,7 @@ class Plan:
     model: Model | None = None
 
     def summary(self, workers: int | None) -> dict[str, Any]:
-        """What the merge reads, writes and needs, without doing it."""
+        """What the merge reads, writes and needs, for a dry run."""
         kept, each = zip(*(leaf.memory for leaf in self.leaves), strict=True)
         count = workers or output_files.default_workers()
         return {
@@ -95,7 +95,7 @@ class Plan:
 def leaf_merges(recipe: MergeRecipe, experts: Sequence[LeafSource], base: LeafSource | None,
                 names: Sequence[str], marks: Sequence[str], dtype: str | None
                 ) -> list[LeafMerge | CopiedLeaf]:
-    """How each leaf is merged, in the first expert's order.
+    """Makes the merge of each leaf, in the first expert's order.
 
     Args:
         recipe: weights and parameters of every leaf.
@@ -122,5 +122,5 @@ def leaf_merges(recipe: MergeRecipe, experts: Sequence[LeafSource], base: LeafSo
 
 
 def cast(source: LeafSource, dtype: str | None) -> LeafSource:
-    """The source, its values rounded to a type if there is one."""
+    """Rounds a source's values to a dtype, unless it is None."""
     return source if dtype is None else merge_inputs.CastSource(source, dtype)

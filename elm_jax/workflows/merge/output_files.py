@@ -1,7 +1,7 @@
-"""Merged leaves on their way into safetensors files: in slices, with all cores, resumable.
+"""Writes merged leaves into safetensors files: in slices, with all cores, resumable.
 
-What is done stands in a journal beside the files, which names a leaf only when the disk has it. A run
-that finds the journal of the very same merge goes on behind it.
+A journal beside the files lists the leaves that are on the disk. A run that finds the journal of the same
+merge resumes behind it.
 """
 
 import json
@@ -26,18 +26,18 @@ _FLUSH_BYTES = 1 << 26
 
 
 def default_workers() -> int:
-    """One a core that this process may use, and 8 at most: each of them needs memory for its slices."""
+    """Default number of threads: one for each available core, at most 8, since each needs memory."""
     return min(8, len(os.sched_getaffinity(0)))
 
 
 def write_merged(folder: epath.Path, leaves: Sequence[LeafMerge], identity: Mapping[str, Any],
                  max_shard_bytes: float, *, workers: int | None = None, quiet: bool = False) -> None:
-    """Writes merged leaves into the files of a checkpoint; the journal stays, until `end_journal`.
+    """Writes merged leaves into the files of a checkpoint; the journal stays until `end_journal`.
 
     Args:
-        folder: is there; empty, or with what an interrupted run of the same merge left.
-        leaves: in the order in which they are to lie.
-        identity: what the merge is; a journal with another one is not gone on with. JSON-ready.
+        folder: exists; empty, or left by an interrupted run of the same merge.
+        leaves: in the order of the files.
+        identity: of the merge; a run with another identity is not resumed. JSON-ready.
         max_shard_bytes: most bytes of a file.
         workers: threads; None for one a core, at most 8.
         quiet: no progress bar.
@@ -67,18 +67,18 @@ def write_merged(folder: epath.Path, leaves: Sequence[LeafMerge], identity: Mapp
 
 
 def end_journal(folder: epath.Path) -> None:
-    """Removes the journal, last of all: a folder without one is nobody's to go on with."""
+    """Removes the journal, last of all: a folder without a journal is not resumed."""
     with storage.guard_writes(folder):
         (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def has_journal_of(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a run of the very same merge left its journal in a folder."""
+    """Whether a folder has the journal of a run of the same merge."""
     return _journal_lines(folder)[:1] == [_line(identity)]
 
 
 def empty_workspace(folder: epath.Path) -> None:
-    """Removes all that `write_merged` wrote, its journal last."""
+    """Removes all files that `write_merged` wrote, the journal last."""
     staging.empty(folder, keep=(JOURNAL,))
     end_journal(folder)
 
@@ -96,10 +96,10 @@ def _bar(quiet: bool) -> Progress:
 
 
 def _open_journal(files: ShardsInPlace, identity: Mapping[str, Any]) -> set[str]:
-    """The leaves that are done. A folder whose journal is another merge's is emptied.
+    """Opens the journal; returns the finished leaves. Empties a folder with another merge's journal.
 
-    At any moment there is a journal, and it names no leaf that a kill would leave undone: leaves of a file
-    that is gone are taken out of it before the file is made anew.
+    At any moment the journal exists and names only finished leaves: the leaves of a missing file are removed
+    from it before the file is created again.
     """
     path, lines = files.folder / JOURNAL, _journal_lines(files.folder)
     same = lines[:1] == [_line(identity)]
@@ -116,7 +116,7 @@ def _journal_lines(folder: epath.Path) -> list[str]:
 
 
 def _names(lines: Sequence[str]) -> set[str]:
-    """The leaves that a journal's lines name, up to the first one that a power cut has spoiled."""
+    """Leaf names in a journal's lines, up to the first line that a power failure has damaged."""
     names = set()
     for line in lines:
         try:
@@ -134,7 +134,7 @@ def _line(value: Any) -> str:
 
 
 class _Journal:
-    """Names leaves that are done, each after the disk has it; a thread of its own waits for the disk."""
+    """Lists finished leaves, each after it is on the disk; a separate thread waits for the disk."""
 
     def __init__(self, folder: epath.Path, files: ShardsInPlace) -> None:
         self._path, self._files = folder / JOURNAL, files
@@ -150,7 +150,7 @@ class _Journal:
         self._pool.shutdown()
 
     def add(self, name: str) -> None:
-        """A leaf is written."""
+        """Adds a leaf that has been written."""
         self._waiting.append(name)
         self._bytes += self._files.specs[name].nbytes
         if self._bytes >= _FLUSH_BYTES and (self._last is None or self._last.done()):
@@ -170,6 +170,6 @@ class _Journal:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Waits for the disk."""
+        """Waits until all added leaves are on the disk and in the journal."""
         self._start()
         self._last.result()

@@ -1,4 +1,4 @@
-"""What a search for merge weights is asked for."""
+"""The config of a search for merge weights."""
 
 import dataclasses
 import re
@@ -12,19 +12,20 @@ from elm_jax.workflows.choices import SEARCHES
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """One search.
+    """Settings of one search for merge weights.
 
     Attributes:
         experts: folders of two or more experts of one base and one form.
         base: folder of their base.
         task: name of the task whose instances are searched on.
-        split: ``train``, or another split, of which the searched rows are then held back; never a test split.
+        split: ``train``, or another split, whose searched rows are then left out of the comparison; never a
+            test split.
         num_examples: how many instances the search sees.
-        labelled: whether their right answers are used; if not, the entropy of the choices is made small.
+        labelled: whether their right answers are used; if not, the entropy of the choices is minimised.
         search: ``gradient`` or ``evolution``.
         steps: updates, or generations.
         population: weight vectors of a generation.
-        at_once: so many of them are scored side by side, each holding a merged overlay; None for all.
+        at_once: number of them that are scored in parallel, each with its merged overlay; None for all.
         learning_rate: of Adam, for ``gradient``.
         l1: factor of the mean absolute weight; for methods whose weights are not normalised to sum one.
         seed: of the rows' draw and of the population.
@@ -84,10 +85,10 @@ class SearchConfig:
 
     @property
     def space(self) -> str:
-        """Where the weights are looked for, a name in `merging.search.SPACES`.
+        """Space of the weights, a name in `weight_search.SPACES`.
 
-        What is divided by the weights' sum needs no other sum than one. A vote divides by the sum of those
-        that agree, element by element, which weights of both signs could bring near zero.
+        A method that divides by the weights' sum needs only weights of sum one. A sign vote divides by the
+        sum of the weights that agree, element by element, which weights of both signs could bring near zero.
         """
         method = method_table.get_method(self.method)
         divided = self.parameters.get("normalize", method.normalize)
@@ -97,13 +98,13 @@ class SearchConfig:
 
     @property
     def settings(self) -> EvaluationSettings:
-        """How instances become batches, in the search and in the comparison."""
+        """The settings that turn instances into batches, in the search and in the comparison."""
         return EvaluationSettings(source_length=self.source_length, max_new_tokens=self.max_new_tokens,
                                   tokens_per_batch=self.tokens_per_batch)
 
 
 def check_split(split: str) -> None:
-    """Raises InputError for a test split, however it is spelled: ``test``, ``test_r1``, ``test[:32]``."""
+    """Raises InputError for a test split, in any spelling: ``test``, ``test_r1``, ``test[:32]``."""
     if "test" in re.split(r"[^a-z]+", split.lower()):
         raise InputError(describe("Merge weights are never searched on a test split", got=split,
                                   expected="train, or validation, of which the searched rows are held back"))

@@ -1,8 +1,8 @@
-"""`elm merge --search`: merge weights found on a few instances of a task, by gradient or by a population.
+"""Searches merge weights on a few instances of a task, merges with them, and compares with equal weights.
 
-The instances are of the train split, or a part of the validation split that is held back from the rest; a
-test split is refused. What was used is written down row by row. The found weights and the uniform mean are
-compared on rows that the search did not see.
+The instances come from the train split, or from a part of the validation split; a test split is refused. The
+used rows are recorded one by one. The found weights and the uniform mean are compared on rows that the search
+did not see.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ LOG_EVERY = 10
 
 @dataclasses.dataclass(frozen=True)
 class Instances:
-    """What a search sees, and what it is measured on.
+    """The rows that a search uses, and the rows on which its result is compared.
 
     Attributes:
         split: the split that is searched on.
@@ -61,18 +61,18 @@ class Instances:
     held_back: PreparedSplit | None
 
     def indices(self) -> list[int]:
-        """Places of the searched rows in the source."""
+        """Indices of the searched rows in the source."""
         return indices_of(self.split, self.rows)
 
 
 def indices_of(split: PreparedSplit, rows: Sequence[int]) -> list[int]:
-    """Places of some rows in the source."""
+    """Indices of some rows in the source."""
     return [split.text(row)["index"] for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """What was found, on which rows, and how it does on others.
+    """The found weights, the rows of the search, and the comparison on other rows.
 
     Attributes:
         weights: f[E], as `merge` takes them; those of equal weights if none were better.
@@ -86,9 +86,10 @@ class SearchResult:
 
 
 def choose_instances(config: SearchConfig, data: TaskData) -> Instances:
-    """Draws the rows to search on by the seed, and sets rows aside that the search does not see.
+    """Draws the rows to search on by the seed, and sets apart rows for the comparison.
 
-    Of the train split the validation split is set aside, if the task has one; else what is left.
+    A search on the train split is compared on the validation split, if the task has one; otherwise on the
+    rows that are left.
 
     Raises:
         InputError: a test split, or too few rows.
@@ -119,7 +120,7 @@ def _held_back(config: SearchConfig, data: TaskData, split: PreparedSplit, rows:
 
 def search_weights(config: SearchConfig, *, base: Base | None = None, experts: Sequence[Expert] | None = None,
                    data: TaskData | None = None, mesh: Mesh | None = None) -> SearchResult:
-    """Finds merge weights on a few instances, and compares them with the uniform mean on others.
+    """Searches merge weights on a few instances, and compares them with the uniform mean on others.
 
     Args:
         config: the search.
@@ -185,9 +186,9 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
 
 
 def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[Network, Params, list[Params]]:
-    """The network of a merge, the leaves that all merges share, and overlays to merge leaf by leaf.
+    """Prepares experts for merging: network, leaves that all merges share, and overlays to merge.
 
-    Low-rank updates are merged through their products: here as updates of the summed rank, side by side.
+    Low-rank updates are merged through their products: here as updates of the summed rank (`side_by_side`).
 
     Raises:
         InputError: an overlay that does not fit, or low-rank updates by a method that is no weighted sum.
@@ -229,7 +230,7 @@ def _run(config: SearchConfig, objective: MergeObjective, data: MergeData, count
 
 def compare(base: Base, uniform: Expert, merged: Expert, split: PreparedSplit, settings: EvaluationSettings,
             mesh: Mesh) -> dict[str, Any]:
-    """The uniform mean and another merge on the same rows, and the interval of their paired difference."""
+    """Scores the uniform mean and another merge on the same rows; adds the interval of their difference."""
     values, rows = {}, {}
     scoring = Scoring(settings, base.vocabulary, mesh, base.fingerprint)
     for name, expert in (("uniform_mean", uniform), ("found", merged)):
@@ -251,11 +252,11 @@ def compare(base: Base, uniform: Expert, merged: Expert, split: PreparedSplit, s
 def search_and_merge(config: SearchConfig, output: storage.PathLike, *, base: Base | None = None,
                      experts: Sequence[Expert] | None = None, data: TaskData | None = None,
                      mesh: Mesh | None = None) -> tuple[Expert, SearchResult]:
-    """Finds weights, merges with them and saves the expert; its card and ``search.json`` name the rows used.
+    """Searches weights, merges with them and saves the expert; its card and ``search.json`` name the rows.
 
     Args:
         config: the search.
-        output: folder of the merged expert, which is not there yet; it appears when it is whole.
+        output: folder of the merged expert, which does not exist; it gets its name when it is whole.
         base, experts, data, mesh: as for `search_weights`.
 
     Raises:
@@ -284,7 +285,7 @@ def search_and_merge(config: SearchConfig, output: storage.PathLike, *, base: Ba
 
 
 def warn_of_searched_rows(card: ExpertCard | None, instances: PreparedSplit) -> None:
-    """Says so where rows are scored on which a merged expert's weights were searched, in whatever prompt."""
+    """Logs a warning if rows are scored on which a merged expert's weights were searched."""
     found = card.training.get("weight_search", {}) if card is not None else {}
     if found.get("split") != instances.split or found.get("dataset") != dataset_of(instances):
         return
@@ -297,5 +298,5 @@ def warn_of_searched_rows(card: ExpertCard | None, instances: PreparedSplit) -> 
 
 
 def dataset_of(split: PreparedSplit) -> str:
-    """The data set of a split, as results name it."""
+    """Name of a split's data set, as results have it."""
     return dataset_path(split.info["dataset"], split.info.get("config"))

@@ -1,4 +1,4 @@
-"""How well a merge does on a few instances, as a pure function of its weights.
+"""Objectives of a weight search: how well a merge does on a few instances, as a function of its weights.
 
 ``objective(weights) = task loss of (base + merge(overlays, weights)) on the instances + l1 * mean |w|``,
 differentiable in the weights, and hashable, so that programs are shared between searches of equal shapes.
@@ -40,7 +40,7 @@ KINDS = {("rank", True): "cross-entropy of the right choice", ("generation", Tru
 
 
 class MergeData(NamedTuple):
-    """What an objective reads beside the weights: a pytree of arrays.
+    """Data of an objective beside the weights: a pytree of arrays.
 
     Attributes:
         shared: leaves of the base that no overlay replaces, flat.
@@ -58,7 +58,7 @@ class MergeData(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MergeObjective:
-    """The objective of one network, method and kind of task; see the module's docstring.
+    """Objective of one network, method and kind of task; see the module's docstring.
 
     Attributes:
         network: of the base with any of the overlays.
@@ -85,7 +85,7 @@ class MergeObjective:
                 expected="a task of kind rank", cure="use labelled instances"))
 
     def __call__(self, weights: Array, data: MergeData) -> Array:
-        """f32[E] -> f32[]."""
+        """Computes the objective f32[] of weights f32[E]."""
         merged = compose.merge_params(self.method, data.overlays, weights, data.base, names=self.names,
                                       **dict(self.parameters))
         params = trees.unflatten({**data.shared, **merged})
@@ -102,7 +102,7 @@ class MergeObjective:
 
 def batch_loss(network: Network, params: Params, batch: Mapping[str, Array], kind: str, labelled: bool
                ) -> tuple[Array, Array]:
-    """Sum of one batch's losses f32[], and what it is divided by: rows, or tokens of a generation."""
+    """Sum f32[] of one batch's losses, and its divisor f32[]: rows, or tokens of a generation."""
     log_probs = network.target_log_probs(params, padded(batch, "inputs"), padded(batch, "choices"))
     real = batch["real"]
     if kind == "generation":  # the one choice is the target; padding has log-probability 0
@@ -118,7 +118,7 @@ def batch_loss(network: Network, params: Params, batch: Mapping[str, Array], kin
 
 def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, settings: EvaluationSettings,
                  form: BatchForm, data_axis: int = 1) -> dict[str, np.ndarray]:
-    """Some rows of a split as N batches of one shape, so that one program serves all of them.
+    """Makes N batches of one shape from some rows of a split, so that one program serves all.
 
     Args:
         split: of a task.
@@ -129,8 +129,8 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
         data_axis: size of the mesh's data axis, of which B is a multiple.
 
     Returns:
-        inputs i32[N, B, S], choices i32[N, B, C, T] (C = 1 and the target, for a generation), the lengths of
-        both, choice_mask bool[N, B, C], real f32[N, B], 0 for rows that only fill up; with labels of choices
+        inputs i32[N, B, S], choices i32[N, B, C, T] (for a generation C = 1, the target), the lengths of
+        both, choice_mask bool[N, B, C], real f32[N, B], 0 for padding rows; with labels of choices
         also labels i32[N, B].
 
     Raises:
@@ -158,7 +158,7 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
 
 def _shape(inputs: Sequence[np.ndarray], choices: Sequence[Sequence[np.ndarray]],
            settings: EvaluationSettings) -> tuple[int, int, int]:
-    """S, C and T that hold all rows: buckets, and powers of two beyond them."""
+    """S, C and T that fit all rows: buckets, and powers of two beyond them."""
     limit = settings.source_length
     buckets = [bucket for bucket in settings.source_buckets if bucket < limit]
     source = choose_bucket(max(map(len, inputs)), [*buckets, limit], cut=True)
@@ -178,7 +178,7 @@ def _labels(split: PreparedSplit, rows: Sequence[int]) -> np.ndarray:
 
 def make_data(network: Network, base: Params, overlays: Sequence[Params], batches: Mapping[str, np.ndarray],
               mesh: Mesh, *, needs_base: bool = True) -> MergeData:
-    """Base, overlays and batches on the mesh: parameters by the network's rules, rows over 'data'.
+    """Puts base, overlays and batches on the mesh: parameters by the network's rules, rows over 'data'.
 
     Args:
         network: of the base with any of the overlays.

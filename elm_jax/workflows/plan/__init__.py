@@ -1,1 +1,1 @@
-"""`--plan`: what a run needs, before a chip is rented."""
+"""The flag `--plan`: what a run needs, before a chip is rented."""

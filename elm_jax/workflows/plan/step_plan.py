@@ -1,6 +1,6 @@
-"""`elm train --plan`: what a run would need on chips that are not here, before they are paid for.
+"""Plans `elm train`: memory, traffic and time of its step on chips that need not be present.
 
-The step that `elm train` runs is compiled ahead of time for the slice, and the compiled program is read.
+Compiles the step of `elm train` ahead of time for the slice, and reads the compiled program.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ GIGA = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """What one training step needs; bytes and operations of one chip unless said otherwise.
+    """Needs of one training step; bytes and operations are of one chip unless said otherwise.
 
     Attributes:
         title: which run.
@@ -82,29 +82,29 @@ class StepPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether that is less than a chip has."""
+        """Whether the needed bytes fit into a chip's memory."""
         return self.total < self.capacity
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends in a step."""
+        """Bytes that a chip sends in a step, by the compiled program."""
         return sum(entry["bytes"] for entry in self.collectives.values())
 
     @property
     def must_send(self) -> float:
-        """Bytes that the shardings need."""
+        """Bytes that a chip must send in a step, by the shardings."""
         return sum(need.bytes for need in self.needed)
 
     @property
     def ratio(self) -> float:
-        """Sent over needed; 1 where nothing is needed and nothing is sent."""
+        """Sent over needed bytes; 1 if both are zero."""
         if self.must_send:
             return self.sent / self.must_send
         return 1.0 if self.sent < 1e6 else math.inf
 
     @property
     def cut_all_reduce(self) -> float:
-        """Bytes sent by all-reduces beyond what is needed, as far as they can stand for reduce-scatters.
+        """Bytes of all-reduces beyond what is needed, as far as they can replace reduce-scatters.
 
         XLA for TPUs has no reduce-scatter on many slices (libtpu 0.0.51: v5e:2x2, 4x4, 8x8, 16x16, v4:2x2x4,
         4x4x4, v5p:2x2x4; v5e:2x4 and 4x8 have it): also one that the program spells out becomes an
@@ -120,23 +120,23 @@ class StepPlan:
 
     @property
     def asked_ratio(self) -> float:
-        """`ratio` of the collectives that the program asks for: see `cut_all_reduce`."""
+        """`ratio` of the collectives that the program asks for; see `cut_all_reduce`."""
         return self.ratio - (self.cut_all_reduce / 2 / self.must_send if self.must_send else 0.0)
 
     @property
     def step_seconds(self) -> tuple[float, float]:
-        """A step's time if all three bounds overlap wholly, and if nothing overlaps."""
+        """Seconds of a step if all three bounds overlap wholly, and if none overlaps."""
         return max(self.seconds.values()), sum(self.seconds.values())
 
     @property
     def device_hours(self) -> tuple[float, float] | None:
-        """Chip-hours of the whole run, by both step times."""
+        """Chip-hours of the whole run, by both times of `step_seconds`."""
         if self.steps is None:
             return None
         return tuple(self.steps * seconds * self.num_chips / 3600 for seconds in self.step_seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns the plan as a JSON-ready dictionary."""
         return {
             **dataclasses.asdict(self), "total": self.total, "fits": self.fits, "sent": self.sent,
             "must_send": self.must_send, "ratio": self.ratio, "cut_all_reduce": self.cut_all_reduce,
@@ -146,7 +146,7 @@ class StepPlan:
 
 
 def plan_run(config: TrainConfig, network: NetworkConfig, topology: Topology, title: str = "") -> StepPlan:
-    """Compiles the run's step for a slice and accounts for it. No base, no data, no chip is needed.
+    """Plans a run: compiles its step for a slice and accounts for it. Needs no base, data or chip.
 
     Args:
         config: the run.
@@ -187,7 +187,7 @@ def plan_run(config: TrainConfig, network: NetworkConfig, topology: Topology, ti
 
 
 def most_steps(config: TrainConfig, num_datasets: int = 1) -> int | None:
-    """Steps of a run: as given, or at most what the cap of examples leaves, one example a row."""
+    """Largest number of steps of a run: as given, or as the cap of examples allows, one example a row."""
     if config.train_steps is not None:
         return config.train_steps
     if config.max_examples is None:
@@ -210,7 +210,7 @@ def _network(config: TrainConfig, base: NetworkConfig) -> Network:
 
 
 def split_leaves(config: TrainConfig, base: NetworkConfig) -> tuple[Params, Params]:
-    """(overlay, frozen) of a run, as ShapeDtypeStruct: what trains, and what does not."""
+    """(overlay, frozen) of a run, as ShapeDtypeStructs: trained and frozen leaves."""
     network = _network(config, base)
     trains = trained_leaves(network.role_of, FORM_OF_KIND[config.kind], config.train_norms)
     return trees.split(network.abstract_params(), trains)
@@ -223,7 +223,7 @@ def _batch(config: TrainConfig, network: Network) -> Batch:
 
 
 def _waiting_base(config: TrainConfig, network: Network, mesh: Mesh) -> int:
-    """Bytes on a chip of the base that an expert with a frozen one was made of: float32, and split."""
+    """Bytes on a chip of the base that was read, beside the run's own copy: float32, and split."""
     if FORM_OF_KIND[config.kind] == "full":
         return 0  # its leaves are those that train
     alone = families.network_of(network.config.with_adapter(None))
@@ -234,7 +234,7 @@ def _waiting_base(config: TrainConfig, network: Network, mesh: Mesh) -> int:
 
 def _memory(config: TrainConfig, spec: steps.StepSpec, frozen: Params, overlay: Params, found: Any
             ) -> dict[str, int]:
-    """Bytes of one chip by use; the parts that live through the step exactly, from their shardings."""
+    """Bytes of one chip by use; exact, from the shardings, for values that live through the step."""
     network, mesh, rules = spec.network, spec.mesh, spec.rules
     state = states.abstract_state(overlay, spec.optimizer)
     shardings = states.shardings_of_state(network, overlay, spec.optimizer, mesh, rules)
@@ -256,7 +256,7 @@ def _memory(config: TrainConfig, spec: steps.StepSpec, frozen: Params, overlay: 
 
 
 def _workers(spec: steps.StepSpec) -> int:
-    """Chips among which the products are divided: an axis that splits nothing repeats the work."""
+    """Number of chips that share the products: an axis that splits nothing repeats the work."""
     used = {"data"}
     for name in ("heads", "joined_kv", "mlp", "vocab", "length"):
         used.update(sharding.axes_in(dict(spec.rules)[name]))
@@ -266,7 +266,7 @@ def _workers(spec: steps.StepSpec) -> int:
 def _seconds(topology: Topology, flops: float, memory: dict[str, int],
              collectives: dict[str, dict[str, float]], config: TrainConfig, streamed: float
              ) -> dict[str, float]:
-    """Bounds by the chip's peaks: products; parameters through memory in every pass; bytes on wires."""
+    """Time bounds by the chip's peaks: products; reading parameters in every pass; bytes sent."""
     chip = topology.chip
     passes = (3 if config.remat == "layer" else 2) * config.num_microbatches
     moved = streamed * passes + 2 * (memory["overlay"] + memory["optimiser state"])

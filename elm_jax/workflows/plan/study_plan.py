@@ -1,4 +1,4 @@
-"""The plan of a whole study: chip-hours of its stages, and what it leaves on disk."""
+"""Plans a whole study: chip-hours of its stages, and bytes on disk."""
 
 import dataclasses
 from typing import Any
@@ -30,7 +30,7 @@ GIGA = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Chip-hours of one stage.
+    """Chip-hours of one stage of a study.
 
     Attributes:
         name: of the stage.
@@ -49,7 +49,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class StudyPlan:
-    """Plans of the kinds of run, stages, and bytes on disk by what they hold."""
+    """Plan of a study: plans of its kinds of run, its stages, and bytes on disk by content."""
 
     plans: list[StepPlan]
     stages: list[Stage]
@@ -57,17 +57,17 @@ class StudyPlan:
 
     @property
     def chip_hours(self) -> tuple[float, float]:
-        """Of the whole study."""
+        """Chip-hours of the whole study."""
         return tuple(sum(stage.chip_hours[end] for stage in self.stages) for end in (0, 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns the plan as a JSON-ready dictionary."""
         return {"plans": [plan.to_dict() for plan in self.plans],
                 "stages": [dataclasses.asdict(stage) for stage in self.stages],
                 "disk": self.disk, "chip_hours": self.chip_hours}
 
     def print_table(self, console: Console) -> None:
-        """Stages and disk, as tables."""
+        """Prints stages and disk use as tables."""
         table = Table("stage", "runs", "steps of one", "chip-hours", "", title="The whole study")
         for stage in self.stages:
             low, high = stage.chip_hours
@@ -84,7 +84,7 @@ class StudyPlan:
 
 
 def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
-    """Plans every kind of run of a study. A pretrained base is planned for only where one is given.
+    """Plans every kind of run of a study; plans no pretraining if the config gives a base.
 
     Args:
         config: the study; its data need not be there.
@@ -119,19 +119,19 @@ def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:
 
 
 def _state_bytes(config: StudyConfig, run: TrainConfig) -> float:
-    """Of one checkpoint: the trained leaves and the optimiser's state."""
+    """Bytes of one checkpoint: the trained leaves and the optimiser's state."""
     overlay, _ = split_leaves(run, config.network)
     return float(sum(leaf.size * leaf.dtype.itemsize
                      for leaf in jax.tree.leaves(states.abstract_state(overlay, run.optimizer))))
 
 
 def _rows(*shape: int) -> Padded:
-    """Padded rows, of which only the shape is there."""
+    """Abstract padded rows: shapes only."""
     return Padded(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape[:-1], jnp.int32))
 
 
 def _scoring(config: StudyConfig, topology: Topology) -> Stage:
-    """Every expert on every task: one pass of the encoder and of the choices a row."""
+    """The scoring stage: every expert on every task, one pass of the encoder and of the choices a row."""
     tasks = len(config.prompt_tasks) + len(config.target_tasks)
     models = len(config.prompt_tasks) + len(config.datasets) + 3  # base, baseline, merged dataset experts
     network = families.network_of(config.network)

@@ -1,1 +1,1 @@
-"""`elm study`: trains, builds, routes, merges, evaluates and reports."""
+"""The verb `elm study`: trains, builds, routes, merges, evaluates and reports."""

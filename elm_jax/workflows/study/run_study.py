@@ -1,4 +1,4 @@
-"""`elm study`: the whole chain from one config. Every stage skips what is done, so a kill costs little.
+"""Runs a study: the whole chain from one config; every stage skips work that is done.
 
 base -> task arrays -> prompt experts -> dataset experts -> multitask baseline -> library -> routing ->
 merging -> evaluation (the complete matrix of experts and tasks) -> report.
@@ -38,7 +38,7 @@ from elm_jax.workflows.train.train_stack import StackSize, train_experts
 
 
 class Study:
-    """The stages of one study over one work folder."""
+    """The stages of one study in one work folder."""
 
     def __init__(self, config: StudyConfig) -> None:
         config = study_checks.expanded(config)
@@ -56,7 +56,7 @@ class Study:
         self.data: TaskData | None = None
 
     def run(self) -> reporting.ReportOutcome:
-        """All stages in order.
+        """Runs all stages in order.
 
         Raises:
             Stopped: by SIGTERM, during training.
@@ -92,12 +92,12 @@ class Study:
             return reporting.read_report(self.root / "results")
 
     def report(self, store: ResultsStore, facts: dict[str, Any]) -> None:
-        """Stage: the report."""
+        """Runs the stage of the report."""
         storage.write_json(self.root / "results" / "study.json", facts)
         reporting.write_report(self.root / "results", store)
 
     def make_base(self) -> Base:
-        """Stage: the base, pretrained unless one is given."""
+        """Runs the stage of the base: pretrains it unless one is given."""
         if self.config.initial_checkpoint_path is not None:
             return load_base(self.config.initial_checkpoint_path, mesh=self.mesh,
                              rules=sharding.split_rules())
@@ -107,12 +107,12 @@ class Study:
         return base
 
     def multitask_tasks(self) -> list[str]:
-        """The tasks of the multitask baseline, once."""
+        """Names of the multitask baseline's tasks, each once."""
         return list(dict.fromkeys(
             task for name in self.config.multitask_names for task in self.data.tasks_of(name)))
 
     def train_prompts(self) -> list[ScoredModel]:
-        """Stage: the prompt experts, several at once if the config says so."""
+        """Runs the stage of the prompt experts, several at once if the config says so."""
         config = self.config
         configs = [expert_config(config, "prompt", task, task, config.prompt) for task in config.prompt_tasks]
         if config.stack_experts == 1:
@@ -126,14 +126,14 @@ class Study:
         return [self.model(expert_id, folder) for expert_id, folder in outcome.done.items()]
 
     def train_one(self, config: TrainConfig) -> ScoredModel:
-        """Stage: one expert, trained or found finished."""
+        """Runs the stage of one expert: trains it unless it is finished."""
         outcome = train(config, base=self.base, data=self.data, mesh=self.mesh)
         if outcome.stopped:
             raise Stopped
         return self.model(config.expert_id, storage.as_path(config.model_dir) / "expert")
 
     def model(self, expert_id: str, folder: storage.PathLike) -> ScoredModel:
-        """An expert on disk, loaded when it is scored."""
+        """An expert on disk as a scorable model, loaded when it is scored."""
         return model_in(self.base, folder, expert_id, self.mesh)
 
     def expert_folder(self, expert_id: str) -> storage.PathLike:
@@ -141,7 +141,7 @@ class Study:
         return self.root / "experts" / expert_id / "expert"
 
     def make_library(self, prompts: list[ScoredModel]) -> ExpertLibrary:
-        """Stage: the library of prompt experts, from which RoE picks; one process makes it."""
+        """Runs the stage of the library of prompt experts (from which RoE picks), in one process."""
         hosts.by_first(lambda: self._ensure_library(prompts))
         return ExpertLibrary.open(self.root / "library")
 
@@ -160,7 +160,7 @@ class Study:
         self.made_of.record("library", made_of)
 
     def route(self, library: ExpertLibrary) -> dict[str, Any]:
-        """Stage: a decision for every target task, and how often routing finds home."""
+        """Runs the stage of routing: a decision for every target task, and how often routing finds home."""
         config, path = self.config, self.root / "routing.json"
         made_of = {"library": self.made_of.known["library"], "encoder": library.encoder.fingerprint,
                    **study_routing.settings_of(config)}
@@ -172,7 +172,7 @@ class Study:
 
     def merge_routed(self, prompts: list[ScoredModel], routing: dict[str, Any],
                      datasets: list[ScoredModel]) -> dict[str, ScoredModel]:
-        """Stage: the mean of the top k for every decision, and of all dataset experts."""
+        """Runs the stage of merging: the mean of the top k of every decision, and of all dataset experts."""
         models, by_id = {}, {model.id: model for model in prompts}
         for decision in routing["decisions"].values():
             members = decision["top_k"]
@@ -183,7 +183,7 @@ class Study:
         return models
 
     def merge_once(self, name: str, members: list[ScoredModel]) -> ScoredModel:
-        """One merged expert, made unless it is there and of these very members."""
+        """Merges a set of experts, unless their merged expert exists and has the same parents."""
         hosts.by_first(lambda: self._ensure_merged(name, members))
         return self.model(name, self.root / "merged" / name)
 
@@ -197,7 +197,7 @@ class Study:
 
     def evaluate(self, experts: list[ScoredModel], multitask: ScoredModel, merged: dict[str, ScoredModel],
                  routing: dict[str, Any], dataset_tasks: dict[str, list[str]]) -> ResultsStore:
-        """Stage: every expert, the base and the baseline on every task; merged ones on theirs."""
+        """Runs the stage of evaluation: experts, base and baseline on every task, merged ones on theirs."""
         config = self.config
         tasks_of = study_results.tasks_to_score(
             config, [model.id for model in (*experts, multitask)], routing, dataset_tasks)
@@ -212,7 +212,7 @@ class Study:
 
     def facts(self, prompts: list[ScoredModel], datasets: list[ScoredModel], routing: dict[str, Any],
               dataset_tasks: dict[str, list[str]]) -> dict[str, Any]:
-        """What the report needs beside the results."""
+        """The facts that the report needs beside the results."""
         config = self.config
         cards = [load_expert(self.expert_folder(model.id)).card for model in (*prompts, *datasets)]
         return {
@@ -227,7 +227,7 @@ class Study:
 
 def run_study(config: StudyConfig, *,
               on_start: Callable[[], None] | None = None) -> reporting.ReportOutcome | None:
-    """Runs a study to its end; None if SIGTERM stopped it (the same call goes on from there).
+    """Runs a study to its end; returns None if SIGTERM stopped it (the same call resumes it).
 
     Args:
         config: the study.

@@ -1,4 +1,4 @@
-"""What a study's config must fit before anything is trained: names, data, numbers of experts, the mesh."""
+"""Checks a study's config before anything is trained: names, data, numbers of experts, the mesh."""
 
 import dataclasses
 import logging
@@ -20,10 +20,10 @@ BENCHMARK_FIELDS = tuple(BENCHMARKS.values())
 
 
 def expanded(config: StudyConfig) -> StudyConfig:
-    """The same study with the tasks of its benchmarks' mixtures in the place of the mixtures' names.
+    """Returns the study with its benchmarks' mixtures replaced by their tasks.
 
     Raises:
-        InputError: a task is named twice so.
+        InputError: a task is then named twice.
     """
     registry.import_tasks(config.modules)
     mixtures = set(registry.mixture_names())
@@ -34,7 +34,7 @@ def expanded(config: StudyConfig) -> StudyConfig:
 
 
 def absent_tasks(config: StudyConfig) -> list[dict[str, str]]:
-    """The benchmarks' tasks that cannot be scored: ``{benchmark, task, dataset, reason}``."""
+    """Lists benchmark tasks that cannot be scored: ``{benchmark, task, dataset, reason}``."""
     found = []
     for benchmark, field in BENCHMARKS.items():
         for name in getattr(config, field):
@@ -48,7 +48,7 @@ def absent_tasks(config: StudyConfig) -> list[dict[str, str]]:
 
 
 def without(config: StudyConfig, absent: list[dict[str, str]]) -> StudyConfig:
-    """The study without the tasks that `absent_tasks` found."""
+    """Returns the study without the tasks that `absent_tasks` found."""
     names = {row["task"] for row in absent}
     return dataclasses.replace(config, **{
         field: tuple(name for name in getattr(config, field) if name not in names)
@@ -56,7 +56,7 @@ def without(config: StudyConfig, absent: list[dict[str, str]]) -> StudyConfig:
 
 
 def check(config: StudyConfig) -> None:
-    """Raises InputError for the first thing that would end the study later."""
+    """Raises InputError for the first fault in the config that would end the study later."""
     registry.import_tasks(config.modules)
     if len(config.datasets) < 2 or config.top_k < 2:
         raise InputError(describe(
@@ -81,7 +81,7 @@ def check(config: StudyConfig) -> None:
 
 
 def _known(field: str, name: str) -> registry.PromptedTask:
-    """A task of one of the study's fields that has the split it is scored on."""
+    """Checks a task of one of the study's fields: it exists and has the split that it is scored on."""
     tasks, mixtures = registry.task_names(), registry.mixture_names()
     if name not in tasks and field in (*BENCHMARK_FIELDS, "multitask_tasks"):
         raise unknown_name("task or mixture", name, [*tasks, *mixtures], where=f"study.{field}")
@@ -93,7 +93,7 @@ def _known(field: str, name: str) -> registry.PromptedTask:
 
 
 def _why_not(config: StudyConfig, name: str) -> str | None:
-    """Why a task cannot be prepared; None if it can, or is prepared already."""
+    """Reason why a task cannot be prepared; None if it can, or is prepared already."""
     prepared = storage.as_path(config.workdir) / "prepared" / name
     return None if prepared.exists() else registry.get_task(name).why_unavailable()
 
@@ -128,7 +128,7 @@ def _check_task(config: StudyConfig, field: str, name: str) -> None:
 
 
 def mesh_of(config: StudyConfig) -> Mesh:
-    """The study's mesh: of as many devices as divide every batch size, unless the config says how many.
+    """Makes the study's mesh: as many devices as divide every batch size, unless the config gives it.
 
     Raises:
         InputError: a batch size is no multiple of the data axis that the config gives.

@@ -11,7 +11,7 @@ from elm_jax.training.optimizers import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class StageSettings:
-    """How one kind of model is trained in a study (gin: scoped ``StageSettings``).
+    """Training settings of one kind of model in a study (gin: scoped ``StageSettings``).
 
     Attributes:
         train_steps: optimiser steps; None where `epochs` says how long.
@@ -22,7 +22,7 @@ class StageSettings:
         max_examples: at most so many examples of each dataset an epoch; None for all.
         checkpoint_period: steps between checkpoints.
         epochs: passes over the data; for experts, not for the base.
-        num_microbatches: this and the fields behind it are as those of `TrainConfig`; for experts.
+        num_microbatches: this and all later fields are as in `TrainConfig`; for experts.
     """
 
     train_steps: int | None
@@ -51,16 +51,16 @@ class StageSettings:
                                       expected="exactly one of train_steps and epochs"))
 
     def for_training(self) -> dict[str, Any]:
-        """All of them by name, as `TrainConfig` takes them."""
+        """All settings by name, as `TrainConfig` takes them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
-    """A whole study (gin: ``study.*``).
+    """Settings of a whole study (gin: ``study.*``).
 
     Attributes:
-        workdir: everything the study writes.
+        workdir: folder of everything that the study writes.
         title: heading of the report.
         selection_note: how the tasks were chosen, where that favours a score; the report prints it.
         modules: registries to import by name.
@@ -92,7 +92,7 @@ class StudyConfig:
         top_k: experts merged for RoE.
         encoder: ``auto``, ``minilm`` or ``tfidf``.
         text_format: of keys and queries.
-        random_seed: of everything.
+        random_seed: seed of all stages.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
         mesh_model: size of the mesh's model axis.
         stack_experts: prompt experts that train at once, in one program, and are scored at once; 1 is one
@@ -143,7 +143,7 @@ class StudyConfig:
 
     @property
     def target_tasks(self) -> tuple[str, ...]:
-        """Every task of a dataset that no expert saw."""
+        """All tasks of data sets that no expert has seen."""
         return (*self.unseen_tasks, *self.generative_tasks, *self.bigbench_tasks, *self.bbh_tasks)
 
     @property

@@ -1,4 +1,4 @@
-"""What a study scores, and the facts that its report needs beside the results."""
+"""Which models a study scores on which tasks, and the facts that its report needs beside the results."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ ALL_DATASETS_ID = "merged_dataset_experts"
 
 def tasks_to_score(config: StudyConfig, trained: Sequence[str], routing: Mapping[str, Any],
                    dataset_tasks: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The tasks that each model of a study is scored on, by the model's id.
+    """Tasks that each model of a study is scored on, by the model's id.
 
     Args:
         config: the study.
@@ -36,7 +36,7 @@ def tasks_to_score(config: StudyConfig, trained: Sequence[str], routing: Mapping
 
 
 def facts_of_models(cards: Sequence[ExpertCard], library: Sequence[str]) -> dict[str, Any]:
-    """The experts of a study, and the ids of its other models.
+    """Facts for the report: the experts of a study, and the ids of its other models.
 
     Args:
         cards: of all experts.
@@ -52,7 +52,7 @@ def facts_of_models(cards: Sequence[ExpertCard], library: Sequence[str]) -> dict
 
 def facts_of_tasks(config: StudyConfig, absent: Sequence[Mapping[str, str]],
                    dataset_tasks: Mapping[str, Sequence[str]], multitask: Sequence[str]) -> dict[str, Any]:
-    """The tasks of a study by what they are there for.
+    """Facts for the report: the tasks of a study by their role.
 
     Args:
         config: the study.
@@ -70,7 +70,7 @@ def facts_of_tasks(config: StudyConfig, absent: Sequence[Mapping[str, str]],
 
 
 def facts_of_routing(routing: Mapping[str, Any]) -> dict[str, Any]:
-    """The decision for each task with the id of its merged expert, and how often routing finds home."""
+    """Facts for the report: each task's decision and merged expert, and how often routing finds home."""
     return {
         "decisions": {task: {**decision, "merged": merged_id(decision["top_k"])}
                       for task, decision in routing["decisions"].items()},
@@ -79,5 +79,5 @@ def facts_of_routing(routing: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(config: StudyConfig) -> dict[str, Any]:
-    """A study's config as plain values, less the folder that it works in."""
+    """A study's config as plain values, without its work folder."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name != "workdir"}

@@ -1,4 +1,4 @@
-"""The routing stage of a study: one decision a target task, and how often routing finds home."""
+"""The routing stage of a study: decisions for target tasks, and how often routing finds the own dataset."""
 
 import hashlib
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,
 
 
 def settings_of(config: StudyConfig) -> dict[str, Any]:
-    """The settings that a study's routing depends on; another value of one makes it anew."""
+    """The settings on which a study's routing depends; if one changes, routing is done again."""
     settings = {"queries": config.num_queries, "top_k": config.top_k, "rows": config.max_eval_rows,
                 "seed": config.random_seed, "seen": config.prompt_tasks, "unseen": config.unseen_tasks,
                 "generative": config.generative_tasks, "heldout": config.heldout_prompts}
@@ -57,19 +57,19 @@ def settings_of(config: StudyConfig) -> dict[str, Any]:
 
 
 def library_settings_of(config: StudyConfig) -> dict[str, Any]:
-    """The settings that a study's library depends on."""
+    """The settings on which a study's library depends."""
     return {"encoder": config.encoder, "text_format": config.text_format,
             "instances": config.instances_per_expert, "seed": config.random_seed}
 
 
 def queries(config: StudyConfig, data: TaskData, task: str) -> list[RoutingInstance]:
-    """Q instances of a task's own evaluation split, drawn by the study's seed."""
+    """Draws Q instances of a task's own evaluation split by the study's seed."""
     rows = data.split(task, data.evaluation_split(task), config.max_eval_rows)
     return draw_instances(rows, config.num_queries, config.random_seed)
 
 
 def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData) -> list[dict[str, Any]]:
-    """Share of seen tasks, and of held-out prompts of seen datasets, that are routed home."""
+    """Share of seen tasks, and of held-out prompts of seen datasets, routed to their own dataset."""
     texts = [RoutingInstance(row["source"], row["choices_expression"], tuple(row["labels"]))
              for row in library.instances]
     encoders: list[TextEncoder] = [library.encoder]
@@ -99,7 +99,7 @@ def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData)
 
 
 class RememberingEncoder:
-    """An encoder that embeds no text twice: held-out and seen prompts share library and queries."""
+    """An encoder that caches embeddings by text: held-out and seen prompts share library and queries."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.name, self.fingerprint = encoder.name, encoder.fingerprint
@@ -107,7 +107,7 @@ class RememberingEncoder:
         self._rows: dict[str, np.ndarray] = {}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit rows f32[N, K]."""
+        """Embeds texts as unit rows f32[N, K], each text once."""
         new = [text for text in dict.fromkeys(texts) if text not in self._rows]
         if new:
             self._rows.update(zip(new, self._encoder.embed(new), strict=True))
@@ -116,7 +116,7 @@ class RememberingEncoder:
 
 def index_of(library: ExpertLibrary, texts: Sequence[RoutingInstance], encoder: TextEncoder,
              text_format: str) -> KeyIndex:
-    """The library's own keys, or its instances embedded by another encoder or in another format."""
+    """A library's index, or its instances embedded by another encoder or in another format."""
     if (encoder.fingerprint, text_format) == (library.encoder.fingerprint, library.text_format):
         return library.index
     index = KeyIndex.empty(encoder, text_format)
@@ -129,7 +129,7 @@ def index_of(library: ExpertLibrary, texts: Sequence[RoutingInstance], encoder: 
 
 def _figure(config: StudyConfig, data: TaskData, encoder: TextEncoder, index: KeyIndex,
             homes: dict[str, str], label: str, tasks: Sequence[str]) -> dict[str, Any]:
-    """How often tasks are sent to an expert of their own data set, by an index in its own text format."""
+    """How often tasks are routed to an expert of their own dataset, by an index in its own text format."""
     hits = []
     for task in tasks:
         vectors = encoder.embed([format_text(i, index.text_format) for i in queries(config, data, task)])
@@ -140,11 +140,11 @@ def _figure(config: StudyConfig, data: TaskData, encoder: TextEncoder, index: Ke
 
 
 def registry_dataset(task: str) -> str:
-    """The dataset (with config) that a registered task belongs to."""
+    """Name of the dataset (with config) of a registered task."""
     return registry.get_task(task).dataset_name
 
 
 def merged_id(members: Sequence[str]) -> str:
-    """Name of the merged expert of a set of experts; the order does not matter to an equal mean."""
+    """Id of the merged expert of a set of experts, in any order: the mean does not depend on it."""
     digest = hashlib.sha256("\n".join(sorted(members)).encode()).hexdigest()[:10]
     return f"roe{len(members)}-{digest}"

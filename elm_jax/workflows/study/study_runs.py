@@ -1,4 +1,4 @@
-"""What a study trains, and on what: its base, experts and baseline as configs, and their tasks' arrays."""
+"""Training runs of a study: configs of its base, experts and baseline, and their tasks' arrays."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ MULTITASK_ID = "multitask"
 
 
 def prepare(config: StudyConfig, data: TaskData, mixed: Sequence[str]) -> None:
-    """Prepares the arrays of every task that a study will train on or score.
+    """Prepares the arrays of every task that a study trains on or scores.
 
     Args:
         config: the study.
@@ -32,7 +32,7 @@ def prepare(config: StudyConfig, data: TaskData, mixed: Sequence[str]) -> None:
 
 
 def pretrain_config(config: StudyConfig) -> PretrainConfig:
-    """How the base of a study is pretrained."""
+    """Config of the pretraining of a study's base."""
     settings = config.pretrain
     return PretrainConfig(
         model_dir=str(storage.as_path(config.workdir) / "base"),
@@ -48,7 +48,7 @@ def pretrain_config(config: StudyConfig) -> PretrainConfig:
 
 def expert_config(config: StudyConfig, kind: str, expert_id: str, task: str,
                   settings: StageSettings) -> TrainConfig:
-    """How one expert of a study is trained."""
+    """Training config of one expert of a study."""
     root = storage.as_path(config.workdir)
     return TrainConfig(
         model_dir=str(root / "experts" / expert_id), task=task, initial_checkpoint_path=base_of(config),
@@ -59,12 +59,12 @@ def expert_config(config: StudyConfig, kind: str, expert_id: str, task: str,
 
 
 def base_of(config: StudyConfig) -> str:
-    """Where a study's base is, or will be."""
+    """Folder of a study's base, before or after it is made."""
     return config.initial_checkpoint_path or str(storage.as_path(config.workdir) / "base" / "base")
 
 
 def farm_jobs(config: StudyConfig, gin: str) -> list[Job]:
-    """A study's experts and its baseline, for a farm; the study finds them finished afterwards.
+    """Jobs of a study's experts and baseline, for a farm; the study later finds them finished.
 
     Raises:
         InputError: the study has no base yet.

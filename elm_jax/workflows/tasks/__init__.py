@@ -1,1 +1,1 @@
-"""`elm tasks`: lists, shows, counts, checks and caches tasks."""
+"""The verbs `elm tasks ...`: list, show, count, check and cache tasks."""

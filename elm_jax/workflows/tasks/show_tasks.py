@@ -1,4 +1,4 @@
-"""`elm tasks`: what is registered, and how a task's rows look as prompts. Needs no TensorFlow."""
+"""Lists registered tasks, and shows a task's rows as prompts. Needs no TensorFlow."""
 
 import collections
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from elm_jax.workflows.tasks import task_stats
 
 
 def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
-    """Facts of registered tasks, and the mixtures that have no other members.
+    """Facts of registered tasks, and of mixtures that consist of them alone.
 
     Args:
         modules: registries to import.
@@ -42,7 +42,7 @@ def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
 def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str],
               vocabulary: Vocabulary | None = None, source_length: int | None = None,
               target_length: int | None = None) -> dict[str, Any]:
-    """The first rows of a task as prompts; with a vocabulary, how many tokens they have and what is cut off.
+    """First rows of a task as prompts; with a vocabulary, their numbers of tokens and what is cut off.
 
     Args:
         name: of the task.
@@ -78,13 +78,13 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
 
 
 def _cut(ids: list[int], length: int, vocabulary: Vocabulary) -> dict[str, Any]:
-    """How many tokens a length keeps, and the text of those that training and scoring cut off for it."""
+    """Number of tokens that a length keeps, and the text that is cut off in training and scoring."""
     kept = len(trim(ids, length, vocabulary.eos_id))
     return {"length": length, "text": vocabulary.decode(ids[kept - 1:]) if kept < len(ids) else ""}
 
 
 def printable(row: dict[str, Any]) -> dict[str, str]:
-    """A row of `show_task` in words."""
+    """Formats a row of `show_task` as text."""
     shown = {key: str(value) for key, value in row.items() if key not in ("tokens", "cut")}
     for name, tokens in row.get("tokens", {}).items():
         cut = row["cut"][name]

@@ -1,4 +1,4 @@
-"""`elm tasks cache`: every split of many tasks as prepared arrays, by several processes, and resumable."""
+"""Prepares the arrays of many tasks' splits, with several processes and resumable (`elm tasks cache`)."""
 
 import concurrent.futures
 import concurrent.futures.process
@@ -23,7 +23,7 @@ Job = tuple[str, str]
 
 
 def jobs_of(data: TaskData, names: Sequence[str], splits: Sequence[str] | None = None) -> list[Job]:
-    """The splits of tasks and mixtures that there are data or prepared arrays for, each once.
+    """The splits of tasks and mixtures that have data or prepared arrays, each once.
 
     Args:
         data: says what there is.
@@ -55,7 +55,7 @@ def jobs_of(data: TaskData, names: Sequence[str], splits: Sequence[str] | None =
 
 def cache(data: TaskData, jobs: Sequence[Job], max_rows: int | None = None,
           num_workers: int = 1) -> Iterator[PreparedSplit]:
-    """Prepares splits that are not there yet, and gives every one in the order of `jobs`.
+    """Prepares missing splits; yields every split in the order of `jobs`.
 
     Args:
         data: with a folder of prepared arrays, which is what is written.
@@ -92,7 +92,7 @@ def cache(data: TaskData, jobs: Sequence[Job], max_rows: int | None = None,
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone: a killed one cannot tell it to."""
+    """Ends this process when its parent process is gone, which cannot tell it when it is killed."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -103,7 +103,7 @@ def _end_with_parent() -> None:
 
 
 def _prepare(settings: tuple[str, tuple[str, ...], str], job: Job, max_rows: int | None) -> str | None:
-    """Prepares one split in a process of its own; what is wrong with its input comes back in words."""
+    """Prepares one split in a separate process; returns the message of an input error."""
     vocabulary, modules, prepared_dir = settings
     try:
         TaskData(_vocabulary(vocabulary), modules, prepared_dir).split(*job, max_rows)

@@ -1,4 +1,4 @@
-"""`elm tasks check`: which data sets are there, whether they are whole, and how to get those that are not."""
+"""Checks data sets: which exist, whether they are complete, and how to get the others (`elm tasks check`)."""
 
 import collections
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ and export ELM_TFDS_DIR=TFDS ('huggingface:NAME/CONFIG' for those of the hub).""
 
 
 def check_data(modules: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Looks at every data set that a registered task reads: all rows, and each template on the first of them.
+    """Checks every data set that a registered task reads: all rows, and each template on the first of them.
 
     Args:
         modules: registries to import.
@@ -50,7 +50,7 @@ def check_data(modules: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _splits(tasks: Sequence[PromptedTask]) -> tuple[dict[str, int], list[str]]:
-    """Rows of each split that is there, all of them read, and what is wrong with the others."""
+    """Counts the rows of each existing split, reading all of them, and lists faults of the others."""
     readers = {split: task for task in tasks for split in task.splits if task.has_rows(split)}
     found, faults = {}, []
     for split, task in readers.items():
@@ -62,7 +62,7 @@ def _splits(tasks: Sequence[PromptedTask]) -> tuple[dict[str, int], list[str]]:
 
 
 def _faults(task: PromptedTask, split: str) -> list[str]:
-    """Why the task's template does not fit the rows; no words if it gives a prompt."""
+    """The reason why a task's template does not fit the rows; empty if it gives a prompt."""
     try:
         if next(task.render_rows(split), None) is None:
             return [f"{task.name}: its template leaves no row of {split}"]

@@ -1,4 +1,4 @@
-"""`elm tasks stats`, and the lengths of `elm tasks show`: tokens of a task, and what its lengths cut off."""
+"""Statistics of a task's tokens, and of what its lengths cut off (`elm tasks stats`, `elm tasks show`)."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ LENGTHS = {"inputs": 512, "targets": 128}
 
 def lengths_of(task: str, source_length: int | None = None, target_length: int | None = None
                ) -> dict[str, int]:
-    """Tokens of inputs and targets that count for a task: those given, else its recipe's, else `LENGTHS`."""
+    """Lengths of inputs and targets for a task: those given, else its recipe's, else `LENGTHS`."""
     recipe = registry.get_task(task).recipe if task in registry.task_names() else None
     own = LENGTHS if recipe is None else {"inputs": recipe.source_length, "targets": recipe.target_length}
     return {"inputs": source_length or own["inputs"], "targets": target_length or own["targets"]}
 
 
 def stats_of(split: PreparedSplit, lengths: Mapping[str, int]) -> dict[str, Any]:
-    """Counts and lengths of one task's split.
+    """Computes counts and lengths of one split of a task.
 
     Args:
         split: the whole split as prepared arrays, or a part of it.
@@ -58,7 +58,7 @@ def _lengths(tokens: np.ndarray, length: int) -> dict[str, Any]:
 
 
 def cells(row: Mapping[str, Any]) -> Sequence[str]:
-    """A row of `stats_of` as printable cells, in the order of `COLUMNS`."""
+    """Formats a row of `stats_of` as cells, in the order of `COLUMNS`."""
     lengths = [cell for name in ("inputs", "targets") for cell in _length_cells(row[name])]
     choices = "" if row["choices"] is None else "–".join(map(str, dict.fromkeys(row["choices"])))
     return [row["task"], row["split"], str(row["instances"]), str(sum(row["dropped"].values())),
@@ -75,7 +75,7 @@ def _length_cells(found: Mapping[str, Any]) -> list[str]:
 
 
 def dropped_in_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Rows that were left out of several splits, by reason."""
+    """Dropped rows of several splits together, by reason."""
     total: collections.Counter[str] = collections.Counter()
     for row in rows:
         total.update(row["dropped"])

@@ -1,1 +1,1 @@
-"""`elm train` and `elm pretrain`: experts, stacks of them, bases."""
+"""The verbs `elm train` and `elm pretrain`: experts, stacks of experts, bases."""

@@ -1,4 +1,4 @@
-"""`elm pretrain`: trains a small base from raw passages.
+"""Trains a small base from raw passages (`elm pretrain`).
 
 Span corruption and prefix language modelling over raw passages only, with a SentencePiece vocabulary
 trained on the same passages, or one that is given. Sources: Raffel et al. 2020, section 3.1.4; Lester et
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """One pretraining run (gin: ``pretrain.*``).
+    """Settings of one pretraining run (gin: ``pretrain.*``).
 
     Attributes:
-        model_dir: run folder; the finished base stands in its ``base/``.
+        model_dir: run folder; the finished base is in its ``base/``.
         network: sizes of the network; its `vocab_size` is the number of embedding rows.
         passages: where raw passages come from, each ``module:function`` (called without arguments,
             gives strings) or the path of a text file with one passage a line.
@@ -175,7 +175,7 @@ def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:
 
 
 def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.PathLike:
-    """Trains or copies the vocabulary into ``<model_dir>/vocabulary``, unless it is there and of the same."""
+    """Trains or copies the vocabulary into ``<model_dir>/vocabulary``, unless the same one is there."""
     folder = storage.as_path(config.model_dir) / "vocabulary"
     given = None if config.vocabulary is None else Vocabulary.load(config.vocabulary)
     path = folder / (SentencePieceVocabulary if given is None else given).FILE
@@ -198,7 +198,7 @@ def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.Path
 
 
 def read_passages(sources: tuple[str, ...]) -> list[str]:
-    """Raw passages of all sources, in order, without exact repeats.
+    """Reads the raw passages of all sources, in order, without exact repeats.
 
     Raises:
         InputError: a module, function or file that does not exist, or a source without passages.

@@ -1,4 +1,4 @@
-"""Facts that a run records about itself: versions, stage times, compiled programs."""
+"""Records of a run: package versions, stage times, compiled programs, inputs of derived files."""
 
 import hashlib
 import importlib.metadata
@@ -21,7 +21,7 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that can change a number; absent ones are left out."""
+    """Versions of the packages that can change a number; missing packages are left out."""
     found = {}
     for package in PACKAGES:
         try:
@@ -37,9 +37,9 @@ def digest(value: Any) -> str:
 
 
 class MadeOf:
-    """Remembers of what each derived artefact was made, so that it is made again when that changed.
+    """Records of what each derived file was made, so that it is made again if that has changed.
 
-    An artefact is recorded after it is whole: what a kill leaves in between is made once more.
+    A file is recorded after it is whole: if a kill comes in between, it is made once more.
     """
 
     def __init__(self, path: storage.PathLike) -> None:
@@ -50,17 +50,17 @@ class MadeOf:
                                                 schema_version=1)["made_of"])
 
     def fits(self, name: str, value: Any) -> bool:
-        """Whether the artefact was made of this very value."""
+        """Whether the recorded value of a file equals this one."""
         return self.known.get(name) == digest(value)
 
     def record(self, name: str, value: Any) -> None:
-        """The artefact is whole, and made of this value."""
+        """Records that a file is whole and was made of this value."""
         self.known[name] = digest(value)
         storage.write_json(self.path, {"schema_version": 1, "made_of": self.known})
 
 
 class CompileCounter:
-    """Counts the programs that XLA compiles in this process, and the seconds that takes."""
+    """Counts the programs that XLA compiles in this process, and their compile seconds."""
 
     def __init__(self) -> None:
         self.programs = 0
@@ -73,15 +73,14 @@ class CompileCounter:
             self.seconds += duration
 
     def log(self) -> None:
-        """Says at the end of a run what it compiled."""
+        """Logs what was compiled, at the end of a run."""
         logger.info("compiled %d programs in %.1f s", self.programs, self.seconds)
 
 
 class StageClock:
-    """Seconds of each stage of a study, kept in a file so that a restart adds to them.
+    """Seconds of each stage of a study, kept in a file so that a restarted study adds to them.
 
-    The file is written while a stage goes on as well: a killed session's time counts, but for its last
-    `EVERY` seconds.
+    The file is also written while a stage runs: a killed session loses at most its last `EVERY` seconds.
     """
 
     EVERY = 10.0
@@ -95,7 +94,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to the stage, also when it ends by an error."""
+        """Adds the time of a block to a stage, also if the block ends with an error."""
         start, before = time.monotonic(), self.seconds.get(name, 0.0)
         ended = threading.Event()
 

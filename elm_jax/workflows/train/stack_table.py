@@ -18,7 +18,7 @@ from elm_jax.runtime import storage
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One expert of a table. A value of None means: as in the config that all experts share.
+    """One expert of a table; None in a field means: as in the config that all experts share.
 
     Attributes:
         task: a task or a mixture, or several separated by commas, that the expert is trained on.
@@ -49,7 +49,7 @@ _KINDS: dict[str, type] = {"task": str, "expert_id": str, "learning_rate": float
 
 
 def rows_of_table(path: storage.PathLike) -> list[Row]:
-    """Reads a table.
+    """Reads a table of experts.
 
     Raises:
         InputError: the file is not there or not a table, a column is unknown, a value is of the wrong
@@ -97,7 +97,7 @@ def _row(value: Mapping[str, Any], where: str, convert: Callable[[str, Any, str]
 
 
 def _typed(column: str, cell: Any, where: str) -> Any:
-    """A JSON value as its column wants it."""
+    """Converts a JSON value to its column's type."""
     kind = _KINDS[column]
     fits = isinstance(cell, (int, float) if kind is float else kind) and not isinstance(cell, bool)
     if not fits:
@@ -106,7 +106,7 @@ def _typed(column: str, cell: Any, where: str) -> Any:
 
 
 def _parsed(column: str, cell: str, where: str) -> Any:
-    """A CSV cell as its column wants it."""
+    """Converts a CSV cell to its column's type."""
     try:
         return _KINDS[column](cell)
     except ValueError as error:

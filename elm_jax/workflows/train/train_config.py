@@ -21,10 +21,10 @@ FORM_OF_KIND = {"prompt": "adapter", "dataset": "full", "multitask": "full"}
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run (gin: ``train.*``).
+    """Settings of one training run (gin: ``train.*``).
 
     Attributes:
-        model_dir: run folder; the finished expert stands in its ``expert/``.
+        model_dir: run folder; the finished expert is in its ``expert/``.
         task: name of a task or of a mixture of tasks, or several names separated by commas.
         kind: ``prompt``, ``dataset`` or ``multitask``.
         initial_checkpoint_path: folder of the base.
@@ -43,16 +43,16 @@ class TrainConfig:
         lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
         task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
             recipe (ELM.md's, for the training tasks), whatever is given here.
-        few_shot: rows of the train split that stand, with their answers, before each input, as far as its
+        few_shot: rows of the train split that are put, with their answers, before each input, as far as its
             length allows.
         dtype: of activations; parameters are float32.
         num_microbatches: gradient accumulation steps in one optimiser step.
         mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
         mesh_model: size of the mesh's model axis.
         sharding_rules: rows (logical axis, mesh axis) in place of those of `sharding.DEFAULT_RULES`.
-        remat: what the backward pass computes again: ``none``, ``dots`` or ``layer``; see `Layout`.
+        remat: what the backward pass recomputes: ``none``, ``dots`` or ``layer``; see `Layout`.
         scan_layers: whether layers run as a loop: one compiled layer, whatever their number.
-        base_dtype: in which the frozen kernels and embeddings lie on the devices; None for float32.
+        base_dtype: dtype of the frozen kernels and embeddings on the devices; None for float32.
         network: dimensions of the base, if they are to be checked; `elm train --plan` needs no base then.
         checkpoint_period: steps between checkpoints.
         keep_checkpoints: how many of the newest are kept.
@@ -149,16 +149,16 @@ class TrainConfig:
                 expected="None", cure="leaves that train stay in float32; leave BASE_DTYPE out"))
 
     def layout(self) -> Layout:
-        """How the network is computed (recomputation, scanned layers); changes no result."""
+        """Execution settings of the network (rematerialisation, scanned layers); they change no result."""
         return Layout(self.remat, self.scan_layers)
 
     def network_of(self, base: NetworkConfig) -> Network:
-        """The network to train; `base` is the config of the base, with its adapters."""
+        """Makes the network to train; `base` is the base's config with its adapters."""
         config = dataclasses.replace(base, dropout_rate=self.dropout_rate, dtype=self.dtype)
         return families.network_of(config, self.layout())
 
     def rules(self) -> sharding.Rules:
-        """The run's sharding rules: the default ones with `sharding_rules` in their places."""
+        """Sharding rules of the run: the defaults, with `sharding_rules` replaced."""
         return sharding.make_rules(self.sharding_rules, where="train.sharding_rules")
 
     def base_rules(self) -> sharding.Rules:
@@ -166,7 +166,7 @@ class TrainConfig:
         return self.rules() if FORM_OF_KIND[self.kind] == "full" else sharding.split_rules(self.rules())
 
     def adapter(self) -> AdapterKind:
-        """The adapters of a prompt expert."""
+        """Config of a prompt expert's adapters; None for other experts."""
         if self.lora_rank is None:
             return BottleneckConfig(self.adapter_bottleneck)
         return LowRankConfig(self.lora_rank, self.lora_alpha)

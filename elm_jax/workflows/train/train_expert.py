@@ -1,4 +1,4 @@
-"""`elm train` for one run: a prompt expert, a dataset expert, or the multitask baseline."""
+"""Trains one expert (`elm train`): a prompt expert, a dataset expert, or the multitask baseline."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainOutcome:
-    """The result of a training run: the expert, or None if SIGTERM stopped the run before its end."""
+    """Result of a training run: the expert, or None if SIGTERM stopped the run before its end."""
 
     expert: Expert | None
     step: int
@@ -115,7 +115,7 @@ def _train_to_early_end(
 
 
 def id_of(config: TrainConfig) -> str:
-    """The expert's name: as the config gives it, or that of its task."""
+    """Name of the expert: as the config gives it, or that of its task."""
     return config.expert_id or config.task
 
 
@@ -125,7 +125,7 @@ def run_digest(config: TrainConfig, base: Base) -> str:
 
 
 def tasks_of(config: TrainConfig, data: TaskData) -> list[str]:
-    """The tasks behind the names of the config.
+    """Names of the tasks behind the names in the config.
 
     Raises:
         InputError: an unknown name, or a task that is for evaluation only.
@@ -137,7 +137,7 @@ def tasks_of(config: TrainConfig, data: TaskData) -> list[str]:
 
 
 def with_recipe(config: TrainConfig, tasks: list[str]) -> TrainConfig:
-    """The config with its tasks' own recipe in the places of length, batch size, epochs and cap.
+    """The config with length, batch size, epochs and cap replaced by its tasks' recipe.
 
     Raises:
         InputError: a task has no recipe, or another than the first.
@@ -160,7 +160,7 @@ def with_recipe(config: TrainConfig, tasks: list[str]) -> TrainConfig:
 
 
 def validation_batches(config: TrainConfig, data: TaskData, form: BatchForm) -> list[Batch]:
-    """Batches of the expert's own validation rows, in the shapes of its training batches."""
+    """Makes batches of the expert's own validation rows, in the shapes of its training batches."""
     splits = [data.split(task, "validation", config.early_end.rows) for task in tasks_of(config, data)]
     examples = [split.example(number) for split in splits for number in range(len(split))]
     if not examples:
@@ -191,7 +191,7 @@ def check_network(config: TrainConfig, base: Base) -> None:
 
 
 def task_data(config: TrainConfig, base: Base) -> TaskData:
-    """Task data in the vocabulary of the base."""
+    """Makes task data in the vocabulary of the base."""
     if base.vocabulary is None:
         raise InputError(describe("The base carries no vocabulary", where=base.path,
                                   cure="give a base folder with a vocabulary, as a vocabulary.model"))
@@ -204,7 +204,7 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
 
 def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: BatchForm
                 ) -> tuple[TrainStream, int]:
-    """The training stream over all tasks, and the number of rows behind it.
+    """Makes the training stream over all tasks; also returns the number of rows behind it.
 
     `max_examples` caps a dataset, so its tasks share the cap equally. A mixture with a cap of its own
     (`registry.capped_mixture`) keeps to that as well, if it is the smaller one.
@@ -244,7 +244,7 @@ def dataset_of(prepared: Any) -> str:
 
 
 def num_steps(config: TrainConfig, stream: TrainStream) -> int:
-    """Optimiser steps of the run: as given, or epochs times the steps of the first epoch."""
+    """Number of optimiser steps: as given, or epochs times the steps of the first epoch."""
     if config.train_steps is not None:
         return config.train_steps
     return max(1, round(config.epochs * stream.steps_per_epoch))
@@ -252,7 +252,7 @@ def num_steps(config: TrainConfig, stream: TrainStream) -> int:
 
 def make_card(config: TrainConfig, base: Base, network: NetworkConfig, data: TaskData, tasks: list[str],
               result: FitResult | Ended, rows: int) -> ExpertCard:
-    """The card of a finished run. After an early end, its steps are those of the weights that were kept."""
+    """Makes the card of a finished run; after an early end, its steps are those of the kept weights."""
     ended_at = {"ended_at": result.ended_at} if config.early_end is not None else {}
     infos = [data.split(task, "train") for task in tasks]
     datasets = sorted({dataset_of(prepared) for prepared in infos})

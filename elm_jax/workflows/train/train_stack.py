@@ -1,4 +1,4 @@
-"""`elm train` with a table of tasks: trains many experts in one program, each as if it trained alone.
+"""Trains many experts in one program (`elm train` with a table), each as if it trained alone.
 
 ``<model_dir>/<id>/`` is each expert's run folder, with the expert, the card and the metrics that its solo
 run would leave; ``<model_dir>/stack/`` holds the checkpoints of all experts that are not done.
@@ -48,7 +48,7 @@ _SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class TrainStackConfig:
-    """Many experts in one program (gin: ``train_stack.*``).
+    """Settings of training many experts in one program (gin: ``train_stack.*``).
 
     Attributes:
         train: what the experts share. Its `model_dir` is the folder of all; its `task` names tasks, or
@@ -56,7 +56,7 @@ class TrainStackConfig:
         table: file of experts, ``.jsonl`` or ``.csv``, see `stack_table`; None for the tasks of `train`.
         stack_experts: how many train at once; 1 is one after another.
         mesh_experts: size of the mesh's expert axis.
-        at_once: at most so many experts of each part of that axis are computed at once, the others in turn
+        at_once: number of experts of each part of that axis that are computed at once, the others in turn
             within the same step; None for all.
     """
 
@@ -83,12 +83,12 @@ class TrainStackConfig:
 
     @property
     def model_dir(self) -> str:
-        """The folder of all experts."""
+        """Folder of all experts."""
         return self.train.model_dir
 
 
 class StackSize(NamedTuple):
-    """How many experts of a stack train at once.
+    """Number of experts of a stack that train at once.
 
     Attributes:
         slots: experts that train at once, at most.
@@ -102,7 +102,7 @@ class StackSize(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StackOutcome:
-    """The result of a stacked run.
+    """Result of a stacked run.
 
     Attributes:
         done: folders of all finished experts of the table, by id, in the table's order.
@@ -155,7 +155,7 @@ def train_stack(config: TrainStackConfig, *, base: Base | None = None, data: Tas
 
 
 def config_of(shared: TrainConfig, row: Row) -> TrainConfig:
-    """The config of one expert's solo run."""
+    """Makes the config of one expert's solo run."""
     changes: dict[str, Any] = {"task": row.task, "expert_id": row.expert_id,
                                "model_dir": str(storage.as_path(shared.model_dir) / row.id)}
     if row.learning_rate is not None:
@@ -266,7 +266,7 @@ def _mark_failed(config: TrainConfig, base: Base, message: str) -> None:
 
 
 def _earlier_end(config: TrainConfig, base: Base) -> tuple[bool, str | None]:
-    """Whether an earlier session finished this expert, and the error message if it failed.
+    """Whether an earlier session finished this expert; also the error message if it failed there.
 
     Raises:
         InputError: the expert that is there is of another config.
@@ -279,7 +279,7 @@ def _earlier_end(config: TrainConfig, base: Base) -> tuple[bool, str | None]:
 
 
 def _earlier_failure(config: TrainConfig, base: Base) -> str | None:
-    """The error of an earlier session with this very config, which would fail at the same step again."""
+    """Error message of an earlier session with the same config, which would fail again at the same step."""
     path = storage.as_path(config.model_dir) / FAILED_FILE
     if not path.exists():
         return None
@@ -312,7 +312,7 @@ _OWN = ("model_dir", "task", "train_steps", "epochs", "random_seed", "max_exampl
 
 
 def _shared_part(config: TrainConfig) -> dict[str, Any]:
-    """What experts of one stack must have in common."""
+    """The settings that all experts of one stack must share."""
     facts = {name: value for name, value in dataclasses.asdict(config).items() if name not in _OWN}
     facts["optimizer"] = {**facts["optimizer"], "learning_rate": None}
     return facts
