@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from elm_jax.runtime import lazy
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says the same
-    # Experts and what they stand on.
+    # Experts and their bases.
     from elm_jax.data.arrays.prepared import PreparedSplit
     from elm_jax.data.preparing.task_data import TaskData
     from elm_jax.data.registry.own_task import add_task
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.training.optimizers import OptimizerConfig
     from elm_jax.vocabularies.vocabulary import Vocabulary
 
-    # What is done with them.
+    # Operations on them.
     from elm_jax.workflows.build_library import build_library
     from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
     from elm_jax.workflows.evaluate.evaluate_folders import EvaluateConfig, evaluate_folders

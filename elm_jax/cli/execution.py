@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         See `main.main`.
     """
-    atexit.register(gc.freeze)  # the interpreter's last look for garbage would go through all of JAX
+    atexit.register(gc.freeze)  # at exit, garbage collection would visit all objects of JAX
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
     for noisy in ("jax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "seqio"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception:
         if hosts.count() == 1:
             raise
-        time.sleep(LOSS_SECONDS)  # was it another process's death, the news of it ends this one now
+        time.sleep(LOSS_SECONDS)  # if another process has died, the lifeline ends this one now
         return _end(1, traceback.format_exc())
     hosts.finish()
     return status
@@ -57,7 +57,7 @@ def _join_hosts(arguments: argparse.Namespace) -> None:
         return
     hosts.start(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
     preemption.watch_notices()
-    if hosts.count() > 1:  # Gloo talks on standard output, which is for results: send it to standard error
+    if hosts.count() > 1:  # Gloo writes to standard output, which is for results: redirect it
         results = os.dup(1) if hosts.is_first() else os.open(os.devnull, os.O_WRONLY)
         os.dup2(2, 1)
         sys.stdout = os.fdopen(results, "w", encoding="utf-8")
@@ -77,7 +77,7 @@ def _without_orphaned_writes(unraisable: Any) -> None:
     """Prints exceptions that Python cannot raise, except those that follow from an earlier failed write.
 
     On a full disk Orbax raises the first failure and closes its event loop while TensorStore still has
-    other leaves in hand; each of those would print a traceback before the one clear error.
+    other leaves to write; each of those would print a traceback before the one clear error.
     """
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):

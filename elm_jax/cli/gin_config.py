@@ -25,7 +25,7 @@ from elm_jax.workflows.train.train_stack import TrainStackConfig
 
 NETWORKS: dict[str, type] = {
     family.config.__name__: family.config for family in families.FAMILIES.values()}
-"""Configs of networks, by the names that gin files have for them."""
+"""Config classes of networks, by their names in gin files."""
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
     **NETWORKS,
     "AdapterConfig": AdapterConfig,
@@ -38,8 +38,8 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "study": StudyConfig,
 }
 _BUILDERS = {name: gin.external_configurable(built, name=name) for name, built in CONFIGURABLES.items()}
-# gin also takes `models/tiny.gin` for a file in a Python package `models`, and fails if any folder of
-# that name can be imported: only files are files here.
+# gin also looks for `models/tiny.gin` inside a Python package `models`, and fails if any folder of that
+# name can be imported: only plain files are read here.
 gin.config._FILE_READERS[:] = gin.config._FILE_READERS[:1]
 _REQUIRED_LINE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*) = %(?:gin\.)?REQUIRED$", re.MULTILINE)
 _MACRO = "gin.macro"

@@ -68,7 +68,7 @@ def best_of_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:
     if not arguments.task or arguments.models:
         raise InputError(describe("Merging from a library needs --task and no folders",
                                   got=f"--task {arguments.task}, {len(arguments.models)} folders"))
-    config = RouteConfig(  # without a seed of its own: a merge's is of its masks
+    config = RouteConfig(  # no seed: a merge's seed is for its random masks
         library=arguments.library, task=arguments.task, num_queries=arguments.queries,
         modules=modules_of(arguments), prepared_dir=arguments.prepared)
     return merging.best_of_library(config, arguments.top_k, arguments.weights)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"`elm {arguments.verb}` takes no gin bindings: {bindings[0]}")
     arguments.gin_bindings = bindings
     with lazy.without_collector():
-        from elm_jax.cli import execution  # late: JAX, of which help and wrong flags have no need
+        from elm_jax.cli import execution  # late: imports JAX, which help and wrong flags do not need
     return execution.run(arguments)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from elm_jax.errors import InputError, describe
 
 CHOICE_TOKEN_COST = 4
-"""What a token of a choice counts in the token budget: its logits are as long as the vocabulary."""
+"""Cost of a choice's token in the token budget: its logits are as long as the vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True)

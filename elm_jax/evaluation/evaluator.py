@@ -141,7 +141,7 @@ def choice_batch(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], 
         [form.prompt(split.inputs(number), shape.source) for number in numbers],
         [choices[number] for number in numbers],
         ChoiceShape(shape.rows, shape.source, shape.choices, shape.target), form.ids.pad))
-    del batch["choice_mask"]  # the lengths say it too
+    del batch["choice_mask"]  # the lengths imply it
     return batch
 
 
@@ -186,7 +186,7 @@ def input_rows(split: PreparedSplit, shape: "BatchShape", numbers: Sequence[int]
                ) -> dict[str, np.ndarray]:
     """Pads the inputs of some rows for generation: i32[B, S], and their lengths i32[B]."""
     inputs = [form.prompt(split.inputs(number), shape.source) for number in numbers]
-    # Copies of a real row, not empty ones: decoding goes on until the last row has ended.
+    # Copies of a real row, not empty ones: decoding continues until the last row has ended.
     inputs += inputs[:1] * (shape.rows - len(numbers))
     return dict(pad_prompts(inputs, shape.rows, shape.source, form.ids.pad))
 

@@ -44,7 +44,7 @@ def predict(scores: np.ndarray, num_choices: np.ndarray) -> np.ndarray:
 
     Args:
         scores: f32[B, C].
-        num_choices: i32[B], each at least 1; what lies behind is padding.
+        num_choices: i32[B], each at least 1; further scores are padding.
     """
     scores = np.asarray(scores, np.float64)
     real = np.arange(scores.shape[1])[None, :] < np.asarray(num_choices)[:, None]

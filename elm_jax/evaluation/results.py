@@ -13,7 +13,7 @@ from elm_jax.runtime import storage
 SCHEMA_VERSION = 2
 """Since 2 a row holds ``num_cut`` and ``source_length``, a ranked prediction ``label``."""
 READABLE_VERSIONS = (1, SCHEMA_VERSION)
-"""Rows of an older version are read for reports; a run that needs them makes them again."""
+"""Versions that reports read; a run computes rows of an older version again."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,7 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None,
         rules: sharding rules, from logical axes of the parameters to axes of the mesh.
 
     Returns:
-        The base in float32, whatever lies on disk: numpy arrays, or jax arrays on the mesh.
+        The base in float32, whatever the dtype on disk: numpy arrays, or jax arrays on the mesh.
 
     Raises:
         InputError: the folder is not whole, or holds an expert's adapters; leaves do not fit the config (all
@@ -150,14 +150,14 @@ def _leaf_onto(tensors: Tensors, path: str, where: jax.sharding.Sharding) -> jax
     shape = tensors.specs[path].shape
     held = where.addressable_devices_indices_map(shape).values()
     spans = _around([[range(size)[part] for part, size in zip(index, shape, strict=True)] for index in held])
-    if spans is not None:  # neighbours are read in one go: a chunk in which several lie, only once
+    if spans is not None:  # adjacent parts are read together: a chunk that several of them share only once
         read = tensors.read(path, tuple(slice(span.start, span.stop) for span in spans))
         own = read.astype(np.float32, copy=False)
         return jax.make_array_from_callback(shape, where, lambda index: own[_inside(index, spans)])
     parts: dict[str, np.ndarray] = {}
 
     def part(index: Index) -> np.ndarray:
-        if str(index) not in parts:  # devices that hold the same part share one reading
+        if str(index) not in parts:  # devices that hold the same part share one read
             parts[str(index)] = tensors.read(path, index).astype(np.float32, copy=False)
         return parts[str(index)]
 

@@ -17,7 +17,7 @@ KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
     "hf": (t5_models.is_hf, t5_models.open_hf),
     "t5x": (t5x_folders.is_t5x, t5x_checkpoints.open_t5x),
 }
-"""By kind: whether a folder is one, and how it is opened. The first that fits is taken."""
+"""(test of a folder, function that opens it) by kind; the first kind whose test holds is used."""
 
 
 def open_model(name: storage.PathLike) -> Model:

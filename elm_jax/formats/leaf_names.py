@@ -7,7 +7,7 @@ import re
 from elm_jax.runtime import storage
 
 HUB = "hf://"
-"""Begins the address of a model on the Hugging Face hub."""
+"""Prefix of the address of a model on the Hugging Face hub."""
 T5X_TREE_FILE = "checkpoint"
 """The file of a T5X checkpoint by which it is named, too."""
 _HUB_FOLDER = re.compile(r"models--(.+)")

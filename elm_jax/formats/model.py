@@ -10,16 +10,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
+import ml_dtypes  # noqa: F401  (registers the name "bfloat16" with numpy)
 import numpy as np
 
 from elm_jax.formats import leaf_names
 from elm_jax.models.network import NetworkConfig
 
 FLOAT_DTYPES = ("bfloat16", "float16", "float32", "float64")
-"""What a parameter may lie on disk as."""
+"""Dtypes that a stored parameter may have."""
 Index = tuple[slice, ...]
-"""A part of a tensor, a slice a dimension."""
+"""A part of a tensor: a slice for each dimension."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from elm_jax.runtime import storage
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.safetensors")
 _HUB_WEIGHTS = ("pytorch_model*.bin",)
-"""Fetched only where there is nothing else."""
+"""Weight files that are fetched only if the hub has no other."""
 
 
 def locate(name: storage.PathLike) -> epath.Path:
@@ -45,7 +45,7 @@ def _fetch(name: str) -> epath.Path:
             where=name, cure="give a folder, or pip install huggingface_hub")) from error
     try:
         files = huggingface_hub.list_repo_files(name)
-    except Exception:  # no network: what the cache holds may do
+    except Exception:  # no network: the cache may hold the model
         files = []
     safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
     patterns = _HUB_FILES if safe else (*_HUB_FILES, *_HUB_WEIGHTS)

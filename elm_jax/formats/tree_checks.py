@@ -9,7 +9,7 @@ from elm_jax.models.network import NetworkConfig
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 _PADDING = 128
-"""Embedding rows are usually padded to a multiple of so many."""
+"""Embedding rows are usually padded to a multiple of this number."""
 
 
 def check_leaves(what: str, where: Any, found: Mapping[str, Sequence[int]],

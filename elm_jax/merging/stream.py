@@ -27,22 +27,22 @@ from elm_jax.merging.recipes.recipe import LeafRecipe
 from elm_jax.types import Array
 
 SLICE_BYTES = 1 << 24
-"""Of one leaf's rows of all experts and of the base together, in their dtype on disk, in each worker."""
+"""Bytes of a slice in each worker: rows of all experts and of the base together, in their dtype on disk."""
 CACHE_BYTES = 3 << 25
-"""A leaf that is smaller than this, of all experts and of the base together, is read once."""
+"""A leaf with fewer bytes, of all experts and of the base together, is read only once."""
 MOST_ELEMENTS = 1 << 19
-"""Of a slice of one expert; half of them took a tenth more of processor time, twice as many little less."""
+"""Most elements of a slice; half of them cost a tenth more processor time, twice as many save little."""
 _LEAST, _STEP = 1 << 15, 1 << 4
-"""Smaller slices are filled up to so many elements, larger ones to this number times a power of the step: a
+"""Smaller slices are padded to `_LEAST` elements, larger ones to that times a power of `_STEP`: a
 program takes longer to compile than a few hundred slices of zeros to merge."""
 _BLOCK = 1 << 18
 _PIECE, _TERMS = 1 << 15, 1 << 12
-"""Of a block: products that are in memory together, and those that are summed in float32."""
+"""Numbers of products that are in memory together, and that are summed in float32."""
 _FLOAT = np.dtype(np.float32)
 _LOOK_BYTES = 24e6
-"""What a worker needs to look at blocks; measured."""
+"""Bytes that a worker needs for the first pass; measured."""
 _PROGRAM_BYTES = {None: 0, "magnitude": 1_000_000, "random": 7_000_000}
-"""What each expert adds to the compiling of a method that drops elements so; measured with 60 and 150."""
+"""Bytes of compiling for each expert, by kind of sparsification; measured with 60 and 150 experts."""
 
 
 class LeafSource(Protocol):
@@ -352,7 +352,7 @@ def _whole(workers: Executor, size: int, dtypes: Sequence[np.dtype]) -> list[np.
     sizes = [size * dtype.itemsize for dtype in dtypes]
     starts = list(itertools.accumulate((-(-nbytes // 64) * 64 for nbytes in sizes), initial=0))
     if workers not in _kept or len(_kept[workers]) < starts[-1]:
-        _kept.pop(workers, None)  # before there is more
+        _kept.pop(workers, None)  # freed before the larger buffer is made
         _kept[workers] = np.empty(starts[-1], np.uint8)
     return [_kept[workers][start:start + nbytes].view(dtype)
             for start, nbytes, dtype in zip(starts, sizes, dtypes, strict=False)]

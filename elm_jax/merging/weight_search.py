@@ -22,9 +22,9 @@ from elm_jax.types import Array
 Objective = Callable[[Array, Any], Array]
 ADAM = optax.scale_by_adam()
 SMOOTHING = 0.5
-"""Of the old spread, what is kept in the next generation: few samples tell a spread badly."""
+"""Share of the old spread in the next generation's: few samples estimate a spread badly."""
 ELITE = 4
-"""One in so many of a population is elite."""
+"""The best 1 / ELITE of a population sets the next distribution."""
 
 
 def _simplex(point: Array) -> Array:
@@ -40,7 +40,7 @@ def _free(point: Array) -> Array:
 
 
 SPACES: dict[str, Callable[[Array], Array]] = {"simplex": _simplex, "plane": _plane, "free": _free}
-"""Which weights a point of R^E means: none negative and of sum 1; any sign and of sum 1; any."""
+"""Maps from points f[E] to weights f[E]: none negative and of sum 1; any sign and of sum 1; any."""
 SPREADS = {"simplex": 1.0, "plane": 0.3, "free": 0.3}
 """Standard deviation of the first generation, of each coordinate of the point."""
 
@@ -99,7 +99,7 @@ def by_gradient(objective: Objective, data: Any, count: int, *, space: str, step
         space: of the weights.
         steps: updates; the objective is computed once more than that.
         learning_rate: of Adam, in the point's units, the same at every step.
-        report: is told the step and its objective.
+        report: called with the step and its objective.
 
     Returns:
         The best weights of all steps, not the last ones.
@@ -113,7 +113,7 @@ def by_gradient(objective: Objective, data: Any, count: int, *, space: str, step
     state, history, seen = jax.device_get(ADAM.init(point)), [], []
     rate = jnp.float32(learning_rate)
     for step in range(steps + 1):
-        # Between steps all is on the host: wherever the data lie, every step is the first one's program.
+        # Between steps all is on the host, so every step uses the first one's program, wherever the data are.
         weights, value, after, state = jax.device_get(
             _gradient_step(objective, get_space(space), point, state, rate, data))
         history.append(float(value))
@@ -178,7 +178,7 @@ def by_evolution(objective: Objective, data: Any, count: int, *, space: str, how
         count: E.
         space: of the weights.
         how: the population is drawn and scored.
-        report: is told the generation and its best objective.
+        report: called with the generation and its best objective.
 
     Returns:
         The best weights of all generations. The first generation holds equal weights.
@@ -220,7 +220,7 @@ def _generation(objective: Objective, space: Callable[[Array], Array], size: int
     values = score_population(objective, weights, data, at_once)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
     elite = points[jnp.argsort(values)[:max(1, size // ELITE)]]
-    # About the old mean, not their own: where the best lie to one side, the next step is as wide as this one.
+    # About the old mean, not their own: if the best are on one side, the next step is as wide as this one.
     reach = jnp.sqrt(jnp.mean(jnp.square(elite - mean[None]), axis=0))
     spread = SMOOTHING * spread + (1.0 - SMOOTHING) * reach
     return weights, values, Cloud(jnp.mean(elite, axis=0), spread)

@@ -10,7 +10,7 @@ from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
 
 FAMILY = "family"
-"""Key of a stored config that names its family; a config without one is T5's, as all once were."""
+"""Key of a stored config that names its family; a config without it is a T5's, as older ones are."""
 
 
 class Family(NamedTuple):

@@ -35,7 +35,7 @@ class LossConfig:
 
 
 PLAIN = LossConfig()
-"""Cross-entropy and nothing else."""
+"""Plain cross-entropy."""
 
 
 @flax.struct.dataclass

@@ -12,19 +12,19 @@ import jax.numpy as jnp
 from elm_jax.runtime.sharding import Axes
 from elm_jax.types import Array, Batch, Padded, Params, SpecialIds
 
-if TYPE_CHECKING:  # what reads files knows networks' configs, and needs no Flax
+if TYPE_CHECKING:  # readers of files need configs of networks, but not Flax
     from elm_jax.models.blocks.layer_stack import Layout
     from elm_jax.models.losses import LossConfig, LossSums
 
 DTYPES = ("bfloat16", "float32")
-"""What activations may be computed in, by name."""
+"""Dtypes of activations, by name."""
 TWO_SIDED, JOINED = "two_sided", "joined"
-"""Forms of a training batch: inputs and targets in rows of their own, or both joined in one row."""
+"""Forms of a training batch: inputs and targets in separate rows, or joined in one row."""
 BODY, NORM, ADAPTER, GATE = ROLES = ("body", "norm", "adapter", "gate")
-"""What a leaf is for: a gate weighs experts or adapters; a norm is a scale or a bias of a normalisation."""
+"""Roles of leaves: a gate weighs experts or adapters; a norm is a scale or a bias of a normalisation."""
 
 Cache = Any
-"""What decoding keeps from step to step; its leaves are the network's own affair."""
+"""State of decoding from step to step; only the network knows its leaves."""
 
 
 class Start(NamedTuple):

@@ -20,7 +20,7 @@ INDEX = "cache_index"
 """T5X's decoding functions treat every leaf of the cache as one with a leading batch axis, except for
 a leaf of this name."""
 KEPT = ("self_key", "self_value")
-"""What of a layer's cache changes from step to step, f[B, T, H, K] each."""
+"""Entries of a layer's cache that change from step to step, f[B, T, H, K] each."""
 
 
 class T5XTransformer(nn.Module):
@@ -108,7 +108,7 @@ class T5XTransformer(nn.Module):
 
     def _step(self, encoded: Array, real: Array, token: Array, length: int) -> Array:
         """Decodes one token with the cache: i32[B] -> logits f32[B, 1, V]."""
-        # Makes cross-attention's keys and values anew; whether XLA moves that out of T5X's loop is not known.
+        # Computes cross-attention's keys and values at every step, unless XLA hoists that out of T5X's loop.
         cache = self.network.init_cache(encoded, real, length)
         kept = self.get_variable(CACHE, "layers")
         cache["index"] = self.get_variable(CACHE, INDEX)

@@ -134,7 +134,7 @@ def devices_of(topology: Topology) -> list[jax.Device]:
 
 
 def _simulated(topology: Topology) -> list[jax.Device]:
-    with contextlib.suppress(RuntimeError):  # once JAX has started there are as many as there are
+    with contextlib.suppress(RuntimeError):  # once JAX has started, their number is fixed
         jax.config.update("jax_num_cpu_devices", topology.num_chips)
     devices = jax.devices("cpu")
     if len(devices) < topology.num_chips:

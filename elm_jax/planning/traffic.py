@@ -172,7 +172,7 @@ def _activation_needs(
     repeated = 0.0
     if again:  # all but a layer's last sum, which nothing in the layer reads, unless its adapter does
         repeated = heads(account.attention_outputs)
-    if isinstance(config.adapter, BottleneckConfig):  # of LoRA's updates there is next to nothing to sum
+    if isinstance(config.adapter, BottleneckConfig):  # LoRA's updates have almost nothing to sum
         adapters = over("bottleneck", config.adapter.width(account.width), 2 * account.mlp_outputs * vector)
         forward += adapters
         backward += adapters

@@ -14,7 +14,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.metrics import Z95, Estimate
 
 SINGLE_VARIANCE = 1.0
-"""Of one instance's value, whose variance cannot be estimated: more than any fraction can have."""
+"""Assumed variance of a single instance's value, larger than that of any fraction."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from elm_jax.reporting.study_table import chosen_on_the_test
 COLOURS = {"reference": "#9aa5b1", "choice of experts": "#3d6f9e", "chosen on these scores": "#d9a441"}
 LINES = ("--", ":")
 MOST_COLUMNS = 42
-"""Of one panel of the heat map: more would make a picture too wide to read."""
+"""Most columns of one panel of the heat map; more would be too wide to read."""
 
 
 def heat_map(experts: Sequence[str], tasks: Sequence[str], values: np.ndarray, base: np.ndarray,

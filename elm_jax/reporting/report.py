@@ -18,7 +18,7 @@ MARKS = {
 }
 WORST_CUT = 5
 MOST_NAMES = 5
-"""Of data sets in a sentence; more are counted."""
+"""Most names of data sets in a sentence; if there are more, it gives their number."""
 METRIC_NAMES = {"accuracy": "accuracy", "rouge_l": "ROUGE-L"}
 
 
@@ -87,7 +87,7 @@ def groups_grid(table: Mapping[str, Any], key: str, category: str,
         table: of `study_table`.
         key: ``by_dataset`` or ``benchmarks``.
         category: what heads the categories' column.
-        absent: data sets that had no data; their reason stands in place of the metric.
+        absent: data sets that had no data; the reason replaces the metric.
     """
     names = [row["name"] for row in table["rows"]]
     columns = ["data set", category, "metric", *(name.split(" (")[0] for name in names), "majority", "chance"]
@@ -239,7 +239,7 @@ def render(facts: Mapping[str, Any], table: Mapping[str, Any], ranks: Mapping[st
     Args:
         facts: the facts that the study wrote beside the results.
         table: of `study_table`.
-        ranks: unseen task -> words on where the oracle's expert stands in the routing.
+        ranks: unseen task -> words on the rank of the oracle's expert in the routing.
         pictures: ``heat_map`` and ``bars`` as PNG.
 
     Returns:

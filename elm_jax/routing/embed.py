@@ -83,7 +83,7 @@ class TfidfEncoder:
                 describe("TF-IDF cannot be fitted on these texts", got=str(error))
             ) from error
         svd = TruncatedSVD(min(dimension, *matrix.shape), random_state=seed).fit(matrix)
-        # A direction without weight in the texts is noise, and no text must be found by noise.
+        # A direction without weight in the texts is noise, which must not decide a search.
         kept = svd.singular_values_ > 1e-6 * svd.singular_values_[0]
         terms = {term: int(column) for term, column in vectorizer.vocabulary_.items()}
         return cls(terms, vectorizer.idf_, svd.components_[kept])
@@ -170,7 +170,7 @@ def check_encoder(encoder: TextEncoder, name: str, fingerprint: str, where: Any)
     """Raises InputError unless this encoder made the keys of a library.
 
     Args:
-        encoder: the one at hand.
+        encoder: the one to check.
         name: of the one that made the keys.
         fingerprint: of the one that made the keys; this is what decides.
         where: the keys' folder.

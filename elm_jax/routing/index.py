@@ -302,4 +302,4 @@ NEAREST: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
     "numpy": nearest_numpy,
     "jax": nearest_jax,
 }
-"""Ways to find the nearest key; all decide alike."""
+"""Functions that find the nearest key, by backend; all give the same results."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from elm_jax.errors import InputError, describe, unknown_name
 
 NONE = "None"
-"""Stands for the choices of a template that has none."""
+"""Replaces the choices of a template that has none."""
 
 
 @dataclasses.dataclass(frozen=True)

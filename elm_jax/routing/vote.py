@@ -117,7 +117,7 @@ def decide_each(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy")
     """
     queries, voting = _checked(queries, index, backend)
     owners = index.owners[NEAREST[backend](queries, index.keys)[0]]
-    return [index.experts[owner] for owner in np.where(voting, owners, 0)]  # near to nothing: the oldest
+    return [index.experts[owner] for owner in np.where(voting, owners, 0)]  # a zero query: the oldest expert
 
 
 def _checked(queries: np.ndarray, index: KeyIndex, backend: str) -> tuple[np.ndarray, np.ndarray]:

@@ -74,7 +74,7 @@ def _in_words(hint: Any) -> str:
 
 
 LARGEST_DIMENSION = 2**24
-"""A config that asks for more is damaged: the network is refused before anybody tries to build it."""
+"""A config with larger values is damaged, and refused before a network is built."""
 
 
 def check_dimension(where: str, value: object, largest: int = LARGEST_DIMENSION) -> None:

@@ -39,7 +39,7 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NO
 
 Value = TypeVar("Value")
 _LINE: Lifeline | None = None
-_ALONE = False  # whether the first process is doing something that the others wait for
+_ALONE = False  # whether the first process runs a function for which the others wait
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def start(coordinator_address: str | None = None, num_processes: int | None = No
     if count() > 1:
         give_time_before_abort()
         line()
-    else:  # a pod of one host: JAX's preemption service has taken SIGTERM, and nobody would ask it
+    else:  # a pod of one host: JAX's preemption service has taken SIGTERM, but nothing would query it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -191,7 +191,7 @@ def on_tpu_host() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-# -- who is who
+# -- numbers of processes
 
 
 def index() -> int:
@@ -225,7 +225,7 @@ def line() -> Lifeline:
     return _LINE
 
 
-# -- together
+# -- collective calls
 
 
 def by_first(function: Callable[[], Value]) -> Value:

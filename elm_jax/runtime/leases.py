@@ -80,7 +80,7 @@ class Leases:
 
     def _read(self, work: str, number: int) -> Attempt:
         with open(self.folder / work / f"{number}.claim.json", encoding="utf-8") as file:
-            # Opened, not only looked up: a network disk's client then asks the server anew.
+            # Opened, not only stat-ed: a network disk's client then asks the server again.
             facts = os.fstat(file.fileno())
             worker = _parse(file.read()).get("worker", "")
         end = None
@@ -144,7 +144,7 @@ class Lease:
 
     def _beat(self, on_lost: Callable[[], None], watched: Callable[[], Iterable[str]]) -> None:
         while not self._left.wait(self._leases.seconds / 6):
-            with contextlib.suppress(OSError):  # a network disk that is away for a moment
+            with contextlib.suppress(OSError):  # a network disk that is briefly unavailable
                 if self.is_lost():
                     on_lost()
                     return

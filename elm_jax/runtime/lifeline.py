@@ -81,7 +81,7 @@ class Lifeline:
         self._passed: queue.Queue[int] = queue.Queue()
         self._ending = threading.Lock()
 
-    # -- coming together
+    # -- joining
 
     def serve(self) -> dict[str, Any]:
         """First process: starts to listen; returns the port and the word that the others need to join."""
@@ -163,7 +163,7 @@ class Lifeline:
         if not peer.left:
             leave_process(LOST_PROCESS, lost_message(peer.name))
 
-    # -- words
+    # -- messages
 
     def tell(self, value: Any) -> None:
         """First process: sends a JSON value to all others."""
@@ -247,7 +247,7 @@ def give_time_before_abort() -> None:
 
     When the first process dies, JAX's C++ client calls ``abort`` at the same moment as the lifeline's
     thread learns of it. The handler is C's own ``sleep``, called with the signal's number: six seconds,
-    without Python and its lock; then the abort goes on.
+    without Python and its lock; then the abort continues.
     """
     import ctypes  # late: wanted by runs of several processes only
 

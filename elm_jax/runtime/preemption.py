@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from elm_jax.runtime import hosts
 
 STOPPED = 128 + signal.SIGTERM
-"""Exit status of a run that was told to stop, and has saved; the same command goes on from there."""
+"""Exit status of a run that was told to stop, and has saved; the same command resumes it."""
 METADATA_VARIABLES = ("GCE_METADATA_HOST", "GCE_METADATA_IP")
 _EVENTS = {"maintenance-event": ("NONE",), "preempted": ("FALSE",)}
 _WAIT_SECONDS = 60

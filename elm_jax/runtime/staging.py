@@ -64,8 +64,8 @@ def resumable(folder: PathLike, journal: str) -> Iterator[epath.Path]:
             without one is not such a run's.
 
     Raises:
-        InputError: as `staged`; the folder is not on a local disk; what lies in ``<folder>.partial`` is
-            somebody's own.
+        InputError: as `staged`; the folder is not on a local disk; the contents of
+            ``<folder>.partial`` are not such a run's.
     """
     check_free(folder)
     folder = as_path(folder)
@@ -87,7 +87,7 @@ def workspace(folder: PathLike, journal: str) -> Iterator[epath.Path]:
         journal: as for `resumable`.
 
     Raises:
-        InputError: another process works in it; it is not on a local disk; what lies in it is somebody's own.
+        InputError: another process works in it; it is not on a local disk; its contents are not such a run's.
     """
     folder = as_path(folder)
     if not is_local(folder):
@@ -162,7 +162,7 @@ def _alone(folder: epath.Path) -> Iterator[None]:
             taken = not folder.exists() or not os.path.samestat(os.stat(folder), os.fstat(descriptor))
         except BlockingIOError:
             taken = True
-        except OSError:  # a file system without locks: nothing can be told
+        except OSError:  # a file system without locks: other processes cannot be detected
             taken = False
         if taken:
             raise InputError(describe("Another process is writing this folder", where=folder,

@@ -113,7 +113,7 @@ def write_bytes(path: PathLike, content: bytes) -> None:
         if not is_local(path):
             path.write_bytes(content)
             return
-        # Two hosts that share the disk may have processes of one number.
+        # Processes of two hosts that share the disk may have the same number.
         temporary = f"{path}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             with open(temporary, "wb") as file:
@@ -141,13 +141,13 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
     text = read_text(path)
     try:
         value = json.loads(text, parse_constant=_no_number)
-        if "\\ud" in text.lower():  # half a pair of surrogates is no character: it cannot be written
+        if "\\ud" in text.lower():  # an unpaired surrogate is no character: it cannot be written
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InputError(
             describe(f"The {kind} is not valid JSON", where=f"{path}, line {error.lineno}", got=error.msg)
         ) from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, very deep nesting
         raise InputError(describe(f"The {kind} cannot be read as JSON", where=path,
                                   got=str(error)[:200])) from error
     if not isinstance(value, dict):

@@ -26,7 +26,7 @@ class EarlyEnd:
         every: steps between evaluations.
         patience: evaluations without an improvement after which the run ends.
         min_improvement: by how much, in nats a token, the loss must fall to count as improved.
-        rows: the first so many validation rows of each task count.
+        rows: number of validation rows of each task that are used, from the first.
     """
 
     every: int = 100

@@ -217,7 +217,7 @@ class _Recorder:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        del unused  # an error goes on; what was recorded before it is kept
+        del unused  # the error propagates; rows recorded before it are kept
         if self._progress is not None:
             self._progress.close()
         if self._log is not None:

@@ -25,7 +25,7 @@ from elm_jax.training.state import TrainState
 from elm_jax.types import Array, Batch, Params
 
 Signature = tuple[tuple[str, tuple[int, ...], str], ...]
-"""(path, shape, dtype) of every leaf, in path order: a hashable stand-in for a tree's shapes."""
+"""(path, shape, dtype) of every leaf, in path order: a hashable form of a tree's shapes."""
 
 
 class StepConfig(NamedTuple):
@@ -141,7 +141,7 @@ def train_step(
                  jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
         (grads, sums), _ = jax.lax.scan(accumulate, start, (jnp.arange(num_microbatches), parts))
     grads = placed_as_parameters(network, grads)
-    weight = jnp.maximum(sums.weight, 1.0)  # a batch of padding only changes nothing
+    weight = jnp.maximum(sums.weight, 1.0)  # a batch of nothing but padding changes nothing
     grads = jax.tree.map(lambda grad: grad / weight, grads)
 
     transformation = make_optimizer(optimizer, train_steps, peak)

@@ -40,7 +40,7 @@ TOKENIZER_FILE = TokenizerVocabulary.FILE
 ADDED_FILE = "added_tokens.json"
 CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_CONFIGS = (CONFIG_FILE, "special_tokens_map.json", ADDED_FILE)
-"""What a folder says of its tokenizer beside the vocabulary, or, as ByT5's, in its place."""
+"""Files that describe a tokenizer beside the vocabulary, or, for ByT5, instead of one."""
 BYTE_CLASS = "ByT5Tokenizer"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 AddedEntry = Mapping[str, Any]
@@ -51,9 +51,9 @@ _SPECIAL_NAMES = {"eos_token": _SPECIAL[1], "pad_token": _SPECIAL[0], "unk_token
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 _SPACES = ("Strip", "Replace", "Sequence", "Precompiled")
-"""Normalisers of a T5: the character map, and what SentencePiece does with spaces anyway."""
+"""Normalisers of a T5: the character map, and handling of spaces that SentencePiece has too."""
 _CUTS = ("WhitespaceSplit", "Metaspace", "Sequence")
-"""What cuts a T5's text before the model does, as SentencePiece cuts it anyway."""
+"""Pre-tokenizers of a T5, which split texts as SentencePiece does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
                                         expected=_SPECIAL))
     _check_cuts(tokenizer.get("pre_tokenizer"), where)
     if own_sentinels([piece for piece, _ in pieces]) == EXTRA_IDS and pieces[-1][0] == sentinel(0):
-        pieces = pieces[:-EXTRA_IDS]  # T5's file does not hold them: whoever reads it adds them
+        pieces = pieces[:-EXTRA_IDS]  # T5's file does not hold them: readers add them
     proto = sentencepiece_model_pb2.ModelProto()
     by_bytes = sum(_BYTE.fullmatch(piece) is not None for piece, _ in pieces) == 256
     for number, (piece, score) in enumerate(pieces):
@@ -254,7 +254,7 @@ def _pieces(vocab: Sequence[Any], where: Any) -> list[tuple[str, float]]:
     for number, entry in enumerate(vocab):
         try:
             piece, score = entry
-            piece.encode("utf-8")  # half a pair of surrogates, which JSON can hold, is no character
+            piece.encode("utf-8")  # an unpaired surrogate, which JSON can hold, is no character
             float(score)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(describe("The vocabulary's pieces are wrong", where=f"{where}, piece {number}",
@@ -302,7 +302,7 @@ def _character_map(normalizer: Any, where: Any) -> bytes:
 def _parts(step: Any, name: str) -> list[Mapping[str, Any]]:
     """The steps of a nested step, in order."""
     found, waiting = [], [step]
-    while waiting:  # not a recursion: who wrote the file may have nested them a thousand deep
+    while waiting:  # not a recursion: a file may nest them a thousand deep
         step = waiting.pop()
         inner = step.get(name) if isinstance(step, Mapping) else []
         if isinstance(inner, list):

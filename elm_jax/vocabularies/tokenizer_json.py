@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NAMES = {"padding": ("pad", "padding"),
          "EOS": ("/s", "eos", "end", "endoftext", "end_of_text", "im_end", "eot", "sep")}
-"""Words by which a special token is known, whatever the brackets around them and their case: ``<pad>``,
+"""Names of special tokens, in any brackets and any case: ``<pad>``,
 ``[PAD]``, ``<|endoftext|>``."""
 _RARE = "\U000f0000"
 """A character for private use, which no vocabulary has a token for."""

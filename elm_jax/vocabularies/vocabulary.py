@@ -28,16 +28,16 @@ from elm_jax.runtime import storage
 from elm_jax.vocabularies import tokenizer_json
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
-"""Of bytes, and of the vocabularies that are trained here: as T5's."""
+"""Ids in byte vocabularies and in those that are trained here, equal to T5's."""
 EXTRA_IDS = 100
 """T5's number of sentinels."""
 BYTE_EXTRA_IDS, MOST_EXTRA_IDS = 125, 10_000
 """ByT5's number of ids behind the bytes, and the most that a description may ask for."""
 SCHEMA_VERSION = 1
-"""Of the file that says that a vocabulary is bytes."""
+"""Version of the file that describes a byte vocabulary."""
 _NUM_SPECIAL = 3
 _TRAINING_THREADS = 4
-"""Fixed: the order in which sums are taken, and so the pieces, depends on it."""
+"""Fixed, because the order of sums, and so the pieces, depend on it."""
 
 
 class Vocabulary(abc.ABC):
@@ -229,7 +229,7 @@ class ByteVocabulary(Vocabulary):
         self.extra_ids = extra_ids
         self.size = _NUM_SPECIAL + 256 + extra_ids
         self.pad_id, self.eos_id = PAD_ID, EOS_ID
-        self.unk_id = UNK_ID  # which stands in no text; ids that are no bytes read as it
+        self.unk_id = UNK_ID  # which occurs in no text; ids that are no bytes decode to it
         described = {"schema_version": SCHEMA_VERSION, "kind": "bytes", "extra_ids": extra_ids}
         self.contents = (json.dumps(described) + "\n").encode()
         self.fingerprint = f"sha256:{hashlib.sha256(b'bytes, extra_ids=%d' % extra_ids).hexdigest()}"
@@ -355,7 +355,7 @@ def train_vocabulary(
             pad_id=PAD_ID, eos_id=EOS_ID, unk_id=UNK_ID, bos_id=-1,
             byte_fallback=False,
             character_coverage=character_coverage,
-            max_sentence_length=1 << 20,  # bytes; the trainer skips longer ones without a word
+            max_sentence_length=1 << 20,  # bytes; the trainer silently skips longer ones
             num_threads=_TRAINING_THREADS,
             minloglevel=2,
         )

@@ -9,11 +9,11 @@ MODEL_KINDS = ("elm", "hf", "t5x")
 EXPERT_KINDS = ("prompt", "dataset", "multitask")
 """Kinds of experts that a T5X run trains."""
 DTYPES = ("bfloat16", "float16", "float32")
-"""What parameters may be cast to."""
+"""Dtypes to which parameters may be cast."""
 LAYOUTS = ("orbax", "zarr")
-"""Of a T5X checkpoint."""
+"""Layouts of a T5X checkpoint."""
 SEARCHES = ("gradient", "evolution")
-"""How merge weights are found."""
+"""Ways to search merge weights."""
 ALLOWED = {
     "dtypes": "leaves of unlike dtypes (the result takes the first model's)",
     "configs": "unlike settings in config.json (the result takes the donor's)",
@@ -21,7 +21,7 @@ ALLOWED = {
     "heads": "a model whose head is tied among others with a head of their own: its embedding is its head",
     "missing": "leaves that some models lack: the base's take their place, or the first that has them",
 }
-"""What may differ between merged models if it is allowed by name."""
+"""Differences between merged models that can be allowed by name."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", re.IGNORECASE)
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "K": 1e3, "MB": 1e6, "M": 1e6, "GB": 1e9, "G": 1e9, "TB": 1e12, "T": 1e12}
 

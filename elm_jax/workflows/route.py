@@ -74,7 +74,7 @@ def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], *, num
     Args:
         library: an open library.
         texts: instances of ONE task; plain strings are taken as inputs without answer choices.
-        num_queries: Q, at most so many instances are used; fewer instances mean fewer votes.
+        num_queries: Q, at most this many instances are used; fewer instances mean fewer votes.
 
     Returns:
         The ranking of all experts, with votes and similarities.
@@ -147,7 +147,7 @@ def draw_instances(prepared: PreparedSplit, count: int, seed: int,
 
     Args:
         prepared: the split.
-        count: at most so many.
+        count: at most this many.
         seed: of the draw.
         keys: inputs that are not drawn from a train split.
     """

@@ -30,7 +30,7 @@ class PretrainingSource:
     Attributes:
         chunks: i32[n] token ids of each chunk, without EOS.
         sentinels: i32[n] ids of sentinels 0, 1 and so on, as many as a chunk may need.
-        prefix_lm_share: share of chunks that become prefix-LM examples, drawn anew every epoch.
+        prefix_lm_share: share of chunks that become prefix-LM examples, drawn again every epoch.
         seed: of the noise.
         eos_id: ends inputs and targets.
     """

@@ -13,7 +13,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 FORM = "{inputs}\n{targets}\n\n"
-"""One exemplar."""
+"""Format of one exemplar."""
 
 
 def with_exemplars(split: PreparedSplit, train: PreparedSplit, vocabulary: Vocabulary, *, few_shot: int,

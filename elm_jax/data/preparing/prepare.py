@@ -19,11 +19,11 @@ from elm_jax.vocabularies.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 REMEMBERED = 1 << 16
-"""Targets and choices whose tokens are kept in mind: the choices of most tasks are the same in every row."""
+"""Number of targets and choices whose tokens are cached: most tasks have the same choices in every row."""
 
 
 RowsOf = Callable[[PromptedTask, str, Vocabulary, "collections.Counter[str]"], Iterable[Mapping[str, Any]]]
-"""As `tokenised_rows`."""
+"""A function with the arguments and result of `tokenised_rows`."""
 
 
 def prepare(task: str, split: str, vocabulary: Vocabulary, *, max_rows: int | None = None,
@@ -34,7 +34,7 @@ def prepare(task: str, split: str, vocabulary: Vocabulary, *, max_rows: int | No
         task: name of a registered task.
         split: one of its splits.
         vocabulary: of the tokens.
-        max_rows: a random subset of at most so many rows, in the source's order.
+        max_rows: a random subset of at most this many rows, in the source's order.
         seed: of the subset.
         rows_of: renders and tokenises; None for `tokenised_rows`.
 

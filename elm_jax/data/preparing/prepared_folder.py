@@ -14,7 +14,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
 
 PARTIAL = ".partial"
-"""Ends the names of folders that are being written; what a kill leaves of them is never read."""
+"""Suffix of folders that are being written; the remains of a killed run are never read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ class PreparedFolder:
         if not storage.is_local(place):
             prepared.save(place)
             return
-        # Beside it first: workers of a farm may prepare the same split, and the last would empty the folder
-        # under a reader of the first.
+        # Written beside it first: workers of a farm may prepare the same split, and the last one would empty
+        # the folder that others read already.
         made = place.parent / f"{place.name}.{secrets.token_hex(4)}{PARTIAL}"
         prepared.save(made)
         if place.exists() and not storage.is_committed(place):
@@ -69,7 +69,7 @@ class PreparedFolder:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-            storage.remove(made)  # another one was faster: its arrays are the same
+            storage.remove(made)  # another process was faster: its arrays are equal
 
     def prepared_of(self, tasks: Sequence[str]) -> set[str]:
         """The given tasks that have arrays of any split."""

@@ -48,10 +48,10 @@ ScoreMetric = Callable[[Sequence[Mapping[str, Any]], Sequence[float]], dict[str,
 """Metric ``(targets, scores)``, in SeqIO's terms: a target is a choice's `CHOICE_FACTS` and its text
 under ``choice``, a score the log-probability of its tokens."""
 CHOICE_FACTS = ("index", "place", "right", "num_choices")
-"""The row's place in the source; the choice's place in the row; the right choice's; how many there are."""
+"""The row's index in the source, the choice's place in the row, the right choice's place, their number."""
 VOCABULARY_VARIABLE = "ELM_VOCABULARY"
 SCORED_SUFFIX = "_score_eval"
-"""Ends the names of the SeqIO tasks whose metric reads the scores of answer choices."""
+"""Suffix of the SeqIO tasks whose metric reads the scores of answer choices."""
 _vocabulary_path: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "elm_jax_vocabulary_path", default=None)
 
@@ -130,7 +130,7 @@ class RunVocabulary(seqio.Vocabulary):
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
         """Encodes string[] to i32[n], or string[N] to ragged i32[N, None]."""
-        encode = self.actual.encode  # now: the function runs in threads that know no context
+        encode = self.actual.encode  # now: the function runs in threads without this context
 
         def encode_all(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             ids = [encode(text.decode()) for text in texts]
@@ -189,7 +189,7 @@ _ROW_SPEC = {
 
 
 _dropped: dict[tuple[str, str], dict[str, int]] = {}
-"""How many rows of a task's split were left out when it was last read to its end, by the reason."""
+"""Number of dropped rows, by reason, of each task and split when it was last read to its end."""
 
 
 def _dataset_fn(split: str, shuffle_files: bool, seed: int | None = None, *, name: str) -> Any:
@@ -332,7 +332,7 @@ def register(metrics: Mapping[str, TextMetric]) -> None:
     """Registers every task and mixture that has data with SeqIO.
 
     May be called again after more were added or the data folder changed; mixtures are then made
-    anew from the tasks that have data now.
+    again from the tasks that have data now.
 
     Args:
         metrics: of predicted texts, by kind of task; `evaluation.metrics.TEXT_METRICS` are this program's.

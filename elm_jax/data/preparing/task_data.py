@@ -55,7 +55,7 @@ class TaskData:
         Args:
             task: registered name of a task (not of a mixture).
             split: ``train`` or ``validation``.
-            max_rows: a seeded random subset of at most so many rows.
+            max_rows: a seeded random subset of at most this many rows.
 
         Raises:
             InputError: no such task, no such split, or arrays of another vocabulary.

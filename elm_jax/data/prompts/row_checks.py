@@ -49,8 +49,8 @@ def ready_prompt(row: Mapping[str, Any], where: str) -> Rendered | str:
     """Reads a row that is a prompt already; returns it, or the reason why it is dropped.
 
     Args:
-        row: ``inputs`` and ``targets``, perhaps ``choices``; other fields are passed over.
-        where: it stands.
+        row: ``inputs`` and ``targets``, perhaps ``choices``; other fields are skipped.
+        where: file and line of the row.
 
     Raises:
         InputError: a field is missing or of another type.

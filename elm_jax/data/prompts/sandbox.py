@@ -24,9 +24,9 @@ from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
 MAX_WORK = 20_000_000
-"""Passes of loops, calls, and characters and items made, that one row may cost."""
+"""Most units of work for one row: loop iterations, calls, characters and items made."""
 MAX_SECONDS = 5.0
-"""Of processor time that one row may take; a busy machine refuses no row."""
+"""Most seconds of processor time for one row; a busy machine refuses no row."""
 MAX_OUTPUT = 2_000_000
 """Characters of one rendered text."""
 MAX_NUMBER = 100_000
@@ -113,7 +113,7 @@ def _charged(value: Any) -> Any:
             waiting.extend(found)
         elif isinstance(found, jinja2.utils.Namespace):
             raise TemplateLimit("it puts a namespace into a list or a text")
-        if work > _WALK_STEP:  # to look at the clock costs more than a step of this walk
+        if work > _WALK_STEP:  # reading the clock costs more than one step of this loop
             charge(work)
             work = 0
     charge(work)
@@ -433,7 +433,7 @@ def make_environment() -> Environment:
     """The environment in which all templates are compiled."""
     environment = Environment(finalize=_written)
     environment.globals["zip"] = zip
-    del environment.globals["lipsum"]  # text out of nowhere, in any amount
+    del environment.globals["lipsum"]  # they generate text of any length
     environment.filters.update(
         choice=_choice, random=_choice, most_frequent=_most_frequent, highlight=_highlight,
         join=_join_filter(environment.filters["join"]), sum=jinja2.pass_environment(_sum))

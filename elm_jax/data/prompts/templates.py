@@ -26,14 +26,14 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import storage
 
 SEPARATOR = "|||"
-"""Stands between input and target, and between answer choices."""
+"""Separates input from target, and answer choices from each other."""
 TRUNCATED_FIELD = 2048
 """Characters that promptsource leaves of each ``{{...}}`` in a prompt (not in the choices)."""
 FILE_NAME = "templates.yaml"
 SKIPPED, EMPTY_INPUT, EMPTY_TARGET = "skipped by the template", "input is empty", "target is empty"
-"""Why a row is left out."""
+"""Reasons why a row is dropped."""
 _PIPE_PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
-"""Stands for the separator where a field's own text holds it (promptsource's constant)."""
+"""Replaces the separator inside of a field's own text (promptsource's constant)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +203,7 @@ class PromptTemplate:
             raise InputError(describe("A row has a field with a name that templates reserve",
                                       where=where or f"template {self.name!r}", got="answer_choices"))
         source = self.jinja
-        if truncate:  # promptsource edits the source, so what is cut depends on where }} stands
+        if truncate:  # promptsource edits the template's source, so the cut depends on the position of }}
             source = source.replace("}}", f" | string | truncate({TRUNCATED_FIELD}) }}}}")
         fields = {
             key: value.replace(SEPARATOR, _PIPE_PROTECTOR) if isinstance(value, str) else value

@@ -17,10 +17,10 @@ from elm_jax.errors import InputError, describe
 from elm_jax.runtime.storage import PathLike
 
 RowReader = Callable[[str], Sequence[Mapping[str, Any]]]
-"""From the name of a split to its rows: the same ones as long as the process runs, so that what is known of
-them need not be found out anew."""
+"""From the name of a split to its rows, which must not change while the process runs: facts about them are
+cached."""
 OwnRows = row_files.OwnFile | cached_p3.CachedSplit
-"""A split's rows in files that somebody named."""
+"""A split's rows in files that the user named."""
 TemplateMaker = Callable[[], PromptTemplate]
 """Gives a template that depends on settings beside the rows, as BIG-bench's do."""
 UNKNOWN_VERSION = "unknown"
@@ -32,7 +32,7 @@ class Recipe:
     """Training settings of the paper for one task.
 
     Attributes:
-        max_examples: at most so many instances of the task.
+        max_examples: at most this many instances of the task.
         epochs: passes over them.
         source_length: tokens of an input while training.
         target_length: tokens of a target.
@@ -252,7 +252,7 @@ def _lacks_fields(task: PromptedTask, found: row_files.FoundSplit) -> bool:
     try:
         return not task.load_template().fields() <= fields
     except InputError:
-        return False  # whoever renders will say that there is no template
+        return False  # rendering will report that there is no template
 
 
 @functools.lru_cache(maxsize=1024)

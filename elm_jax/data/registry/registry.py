@@ -78,7 +78,7 @@ class PromptMixture:
         name: of the mixture.
         tasks: names of its tasks.
         dataset_cap: most examples that count of one data set, shared by its prompts.
-        eval_rows: at most so many rows a task when the mixture is evaluated; None for all.
+        eval_rows: at most this many rows a task when the mixture is evaluated; None for all.
         t0_rates: whether the prompts of a data set that is no larger than the cap count all its rows each.
         capped: whether it is another mixture's tasks with another cap, which a training run keeps to.
     """
@@ -212,7 +212,7 @@ def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,
         tasks: names of its tasks.
         dataset_cap: most examples that count of one data set, shared by its prompts (ELM.md's
             100,000 for dataset experts and the multitask baseline).
-        eval_rows: at most so many rows a task when the mixture is evaluated; None for all.
+        eval_rows: at most this many rows a task when the mixture is evaluated; None for all.
         t0_rates: whether the cap is T0's, see `mixture_rates`.
 
     Raises:
@@ -260,7 +260,7 @@ def check_trainable(names: Sequence[str]) -> None:
     """Raises InputError if any of the tasks is for evaluation only.
 
     Args:
-        names: of tasks; those that are not registered, whose arrays alone are there, are passed over.
+        names: of tasks; those that are not registered, whose arrays alone are there, are skipped.
     """
     refused = [name for name in names if name in _TASKS and _TASKS[name].role in EVALUATION_ONLY]
     if refused:

@@ -13,7 +13,7 @@ from elm_jax.runtime import storage
 RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a source's row to the fields that the template reads."""
 Places = Callable[[int], str]
-"""From a row's index to where it stands, for errors."""
+"""From a row's index to its file and line, for errors."""
 
 
 def adapted(row: Mapping[str, Any], index: int, adapt: RowAdapter, task: str, places: Places
@@ -23,9 +23,9 @@ def adapted(row: Mapping[str, Any], index: int, adapt: RowAdapter, task: str, pl
     Args:
         row: of the source.
         index: the row's.
-        adapt: the function, which somebody gave and which can fail in any way.
+        adapt: the function, which the user gave and which can fail in any way.
         task: its name, for errors.
-        places: where each row stands, for errors.
+        places: file and line of each row, for errors.
 
     Raises:
         InputError: the function fails, or gives something else than fields.
@@ -53,7 +53,7 @@ def rendered(rows: Sequence[Mapping[str, Any]], template: PromptTemplate, places
     Args:
         rows: of a split.
         template: that renders them.
-        places: where each row stands, for errors.
+        places: file and line of each row, for errors.
         truncate: see `PromptTemplate.parts`.
         ready: whether the rows are prompts already, and `template` is but a name.
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DATA_DIR_VARIABLE = "ELM_DATA_DIR"
 MAX_LINE_BYTES = 10_000_000
-"""Of one row: more is a file without line breaks, or no data for a language model."""
+"""Most bytes of one row: a longer line means a file without line breaks, or no text data."""
 _SUFFIXES = (".jsonl.gz", ".jsonl")
 
 

@@ -25,7 +25,7 @@ WEIGHTS = "weights"
 FACTS = "elm"
 """Key of `Model.facts`: ``{'fingerprint': ..., 'training': ...}`` of the folder that was read."""
 CHUNK_BYTES = 1 << 25
-"""Of a leaf on disk. What a reader of a slice reads too much is less than a chunk."""
+"""Size of a leaf's chunks on disk: a reader of a slice reads less than a chunk too much."""
 
 
 def is_elm(folder: epath.Path) -> bool:
@@ -104,7 +104,7 @@ def write_elm(folder: storage.PathLike, model: Model) -> dict[str, Origin]:
         model: dtypes on disk stay as they are.
 
     Returns:
-        Where each leaf lies now.
+        The place of each leaf in the output.
 
     Raises:
         InputError: the folder is taken; the model is not the one that its folder records.

@@ -19,12 +19,12 @@ from elm_jax.vocabularies import hf_tokenizer
 
 GENERATION_FILE = "generation_config.json"
 FACTS = "hf"
-"""Key of `Model.facts` under which what this program has no use for travels: ``{'config': {...},
+"""Key of `Model.facts` for data that this program does not use but writes again: ``{'config': {...},
 'generation_config': {...}}``, as the files had it; ``'tokenizer'``, files by name, where the vocabulary is no
 SentencePiece model; ``'added_tokens'``, by their ids, behind one."""
 _WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE,
             torch_files.SINGLE_FILE, torch_files.INDEX_FILE)
-"""In the order in which transformers looks for them."""
+"""Names of weight files, in the order in which transformers looks for them."""
 
 
 def is_hf(folder: epath.Path) -> bool:

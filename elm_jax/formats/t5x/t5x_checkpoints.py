@@ -1,6 +1,6 @@
 """Reads T5X's checkpoints: both layouts (Orbax; zarr with a msgpack file) and both parameter trees.
 
-Tensors are read through TensorStore when they are asked for, and written one leaf at a time. The optimizer's
+Tensors are read through TensorStore on request, and written one leaf at a time. The optimizer's
 state stays behind. What is written holds a model's parameters and its step: T5X infers and evaluates from
 it as it is, and starts training from it with a fresh optimizer if its gin says so::
 
@@ -31,12 +31,12 @@ from elm_jax.vocabularies.vocabulary import (
 )
 
 FACTS = "t5x"
-"""Key of `Model.facts`: ``{'step': 1000, 'scanned': False, 'own_biases': False}``, in which form it lay."""
+"""Key of `Model.facts`: ``{'step': 1000, 'scanned': False, 'own_biases': False}``, as it was read."""
 TARGET = "target."
-"""What the names of a model's parameters begin with, in a checkpoint of T5X."""
+"""Prefix of the names of a model's parameters in a T5X checkpoint."""
 STEP = "state.step"
 LARGEST_STEP = 2**31 - 1
-"""T5X keeps it as an int32."""
+"""Largest step: T5X stores it as an int32."""
 VOCABULARY_FILES = tuple(kind.FILE for kind in (SentencePieceVocabulary, ByteVocabulary, TokenizerVocabulary))
 NETWORK_FILE = "network.gin"
 GIN_FILES = (NETWORK_FILE, "config.gin")
@@ -50,7 +50,7 @@ class T5XTensors:
 
         Args:
             stored: arrays by T5X's name without ``target``.
-            tree: which leaf lies in which of them.
+            tree: the array of each leaf.
         """
         self._places = {path: tree.places[path][0] for path in t5x_names.in_cheap_order(tree)}
         self._stored, self._config = stored, tree.config
@@ -96,7 +96,7 @@ class T5XTensors:
             return stored
         kept = self._kept
         if kept is None or kept.name != stored.name:
-            kept = self._kept = None  # lets go of the stack before: two are too much for the memory
+            kept = self._kept = None  # frees the previous stack: two do not fit into memory
             kept = self._kept = stored.keeping_chunks()
         return kept
 
@@ -109,7 +109,7 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
         folder: a model's folder (its newest whole checkpoint is taken), a ``checkpoint_<step>`` in it,
             or the file ``checkpoint`` of the older layout.
         vocabulary_path: a vocabulary's file, which T5X keeps elsewhere; None takes one of
-            `VOCABULARY_FILES` that lies in the folder or beside it.
+            `VOCABULARY_FILES` in the folder or beside it.
         scanned: whether layers must be stacked; None takes either.
 
     Raises:

@@ -21,7 +21,7 @@ from elm_jax.formats.tensors import orbax_files, zarr_files
 from elm_jax.runtime import storage
 
 ITEMS = ("state", "default")
-"""What the arrays' folder within a step is called: by T5X, and by Orbax where nobody named it."""
+"""Names of the arrays' folder within a step: T5X's, and Orbax's default."""
 PREFIX = "checkpoint_"
 _STEP = re.compile(rf"{PREFIX}(\d+)")
 _UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-\d+$|\.partial$")

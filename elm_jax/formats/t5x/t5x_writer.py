@@ -25,9 +25,9 @@ from elm_jax.runtime import staging, storage
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 CHUNK_BYTES = 1 << 26
-"""Of what is written. T5X's own aim: fits many ways to split an array over hosts."""
+"""Size of written chunks, T5X's own: it suits many ways to split an array over hosts."""
 _VERSION = 3
-"""Of the msgpack file; see T5X's `checkpoints.VERSION`."""
+"""Version of the msgpack file; see T5X's `checkpoints.VERSION`."""
 
 
 def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
@@ -46,7 +46,7 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
         step: of the checkpoint; None takes the model's own, or 0.
 
     Returns:
-        Where each leaf lies now.
+        The place of each leaf in the output.
 
     Raises:
         InputError: the folder is taken, T5X has no such network, or the model is not the one that its folder

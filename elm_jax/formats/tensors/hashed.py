@@ -11,7 +11,7 @@ from elm_jax.formats.tensors import streaming
 from elm_jax.runtime import trees
 
 _SMALL = 1 << 20
-"""Bytes of a leaf that nobody asks for, and that is read for the hash alone before the next one."""
+"""Largest leaf, in bytes, that is read for the hash alone when the caller has skipped it."""
 
 
 class HashedTensors:
@@ -43,7 +43,7 @@ class HashedTensors:
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
         """Reads a leaf or a part of it, and hashes it if it is the next part in order."""
         rows = self._rows(path, index)
-        if index is None:  # who asks for parts may be one of many hosts, which reads nothing else
+        if index is None:  # the caller may be one of many hosts, which reads only its own parts
             self._pass_small_ones(path)
         array = self._tensors.read(path, index)
         if rows is not None and self._left and self._left[0] == path and rows.start == self._row:

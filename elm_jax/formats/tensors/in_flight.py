@@ -18,9 +18,9 @@ from elm_jax.formats.model import Index
 from elm_jax.formats.tensors import boxes
 
 BYTES = 1 << 26
-"""Of chunks that are read, or written, at the same time."""
+"""Most bytes of chunks that are read, or written, at the same time."""
 FAULTS = (ValueError, OSError, RuntimeError, KeyError)
-"""What TensorStore raises."""
+"""Exceptions that TensorStore raises."""
 
 
 def read(opened: ts.TensorStore, index: Index | None = None) -> np.ndarray:

@@ -23,7 +23,7 @@ from elm_jax.runtime import storage
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000
-"""Bytes; the library's own limit."""
+"""Most bytes of a header: the library's own limit."""
 _METADATA = "__metadata__"
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -65,7 +65,7 @@ class StoredTensor:
 
     def _read(self, runs: Iterable[np.ndarray], first: int, step: int) -> None:
         """Reads contiguous runs of elements at a fixed stride."""
-        # Without a buffer: one that is filled beyond a run reads what nobody asked for.
+        # Without a buffer, which would read beyond a run.
         with _open(self.path) as file:
             for number, run in enumerate(runs):
                 file.seek(self.offset + (first + number * step) * run.dtype.itemsize)

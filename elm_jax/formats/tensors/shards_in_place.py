@@ -28,8 +28,8 @@ class ShardsInPlace:
         """Stores the arguments; opens no file.
 
         Args:
-            folder: is there.
-            specs: of the tensors, in the order in which they lie.
+            folder: exists.
+            specs: of the tensors, in the order of the files.
             max_shard_bytes: most bytes of tensors in a file; one larger tensor gets a file of its own.
         """
         self.folder, self.specs = folder, dict(specs)
@@ -71,7 +71,7 @@ class ShardsInPlace:
         size = len(text) + sum(self.specs[name].nbytes for name in self.files[file])
         if os.fstat(descriptor).st_size != size:
             os.ftruncate(descriptor, 0)
-            os.posix_fallocate(descriptor, 0, size)  # a disk that is too small says so now
+            os.posix_fallocate(descriptor, 0, size)  # fails now if the disk is too small
         os.pwrite(descriptor, text, 0)
 
     def write(self, name: str, first: int, values: np.ndarray) -> None:

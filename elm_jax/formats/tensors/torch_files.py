@@ -39,7 +39,7 @@ class TorchFiles:
     def open(self, path: epath.Path) -> Mapping[str, Any]:
         """Opens a file; returns its tensors by name, not yet read."""
         if path != self._path or (self._read > _REOPEN_BYTES and path not in self.whole):
-            self._tensors = {}  # first the old map goes, then the new one comes
+            self._tensors = {}  # unmaps the old file before the new one is mapped
             if not zipfile.is_zipfile(path):
                 self.whole.add(path)
             self._tensors = _tensors(path, load(path, mapped=path not in self.whole))

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (numpy learns the name "bfloat16" from it)
+import ml_dtypes  # noqa: F401  (registers the name "bfloat16" with numpy)
 import numpy as np
 import tensorstore as ts
 from etils import epath
@@ -90,7 +90,7 @@ class Folder:
 
     Attributes:
         path: the folder.
-        ocdbt: whether the arrays lie in an OCDBT database.
+        ocdbt: whether the arrays are in an OCDBT database.
     """
 
     def __init__(self, path: epath.Path, *, ocdbt: bool | None = None, cache_bytes: int = 0) -> None:
@@ -148,7 +148,7 @@ class Folder:
             return [self._file_state(name, key, compressor, decoded_bytes) for key in keys]
         states = []
         for batch in _batches(keys):
-            # The database knows how long a value is: its last byte is there, or the file is cut short.
+            # The database knows each value's length: if its last byte cannot be read, the file is truncated.
             tails = [self._store.read(f"{name}/{key}", byte_range=slice(-1, None)) for key in batch]
             states += [self._value_state(tail) for tail in tails]
         return states

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from elm_jax.errors import InputError, describe
 
 MOST_FAULTS = 50
-"""Leaves that an error lists."""
+"""Most leaves that an error lists."""
 
 
 def check_alike(experts: Sequence[Mapping[str, Any]], names: Sequence[str], *, dtypes: bool = True) -> None:

@@ -21,10 +21,10 @@ from elm_jax.merging.methods.method_table import Method
 from elm_jax.types import Array, FlatParams
 
 DOT_THRESHOLD = 0.9995
-"""Beyond this cosine, and below its negative, slerp takes the straight line; the bound is mergekit's."""
+"""Above this |cosine| slerp interpolates linearly; the bound is mergekit's."""
 
 SMALLEST = 1e-30
-"""A leaf of which the Euclidean norm is no larger has no direction: slerp takes the straight line."""
+"""A leaf with a Euclidean norm up to this has no direction: slerp interpolates linearly."""
 
 
 class Numbers(NamedTuple):
@@ -87,7 +87,7 @@ def combine(steps: Steps, experts: Sequence[Array], base: Array | None, numbers:
         shares = [jnp.where(ours, share, 0.0) for ours, share in zip(agree, shares, strict=True)]
     merged = _total(terms)
     if steps.normalize:
-        # Element by element: a quotient by one number is compiled to a product, which is rounded otherwise.
+        # Elementwise: XLA compiles division by a scalar to a product, which rounds differently.
         divisor = jnp.where(merged == merged, _total(shares), 1.0)
         merged = merged / jnp.where(divisor == 0, 1.0, divisor)
     if base is not None:

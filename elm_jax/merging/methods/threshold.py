@@ -14,13 +14,13 @@ import numpy as np
 from elm_jax.merging.methods.sparsify import Cut
 
 Blocks = Callable[[int], Iterator[tuple[int, int, np.ndarray]]]
-"""By the block's number: of each expert (number, place of the first element, float32 values)."""
+"""From a block's number to (expert, index of its first element, values f32[n]) of each expert."""
 _UPPER, _LOWER = 15, 16
 _ALL = np.uint32(2**32 - 1)
 _AT_ONCE = 4
-"""Blocks of which it is in memory together, in bits, where the equal elements are."""
+"""Number of blocks whose bit masks of equal elements are in memory together."""
 _BLOCK_BITS = 1 << 18
-"""Of a block, about."""
+"""Approximate number of elements of a block."""
 
 
 def memory(num: int) -> int:

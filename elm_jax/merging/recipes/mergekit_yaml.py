@@ -29,7 +29,7 @@ from elm_jax.merging.recipes.strict_yaml import YamlFile, read_yaml
 from elm_jax.runtime import storage
 
 LARGEST_FILE = 1 << 20
-"""Bytes. A merge of hundreds of models with rules for every layer has some tens of thousands."""
+"""Most bytes of a file. A merge of hundreds of models with rules for every layer has some 10^4."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 _FILE_KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "slices", "modules",

@@ -42,7 +42,7 @@ def places_of(leaf: str, depth: float, regions: Sequence[Region]) -> list[tuple[
         regions: none, or parts that together make up the model.
 
     Raises:
-        InputError: the leaf lies outside of all regions.
+        InputError: the leaf is outside of all regions.
     """
     if not regions:
         return [(None, depth)]

@@ -27,7 +27,7 @@ LENGTH_FILE = "sentence_bert_config.json"
 POOLING_FILE = "1_Pooling/config.json"
 WEIGHTS_FILE = "model.safetensors"
 UNUSED_TENSORS = ("embeddings.position_ids", "pooler.dense.bias", "pooler.dense.weight")
-"""May lie in the file: mean pooling uses neither BERT's pooler nor stored positions 0, 1, 2 ..."""
+"""Tensors that the file may hold unused: BERT's pooler, and stored positions 0, 1, 2 ..."""
 SUPPORTED = {
     CONFIG_FILE: {
         "model_type": "bert",

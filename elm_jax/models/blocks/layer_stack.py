@@ -118,7 +118,7 @@ def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments
 
     policy = _POLICIES[stack.layout.remat]
     if policy is not None:
-        # A loop keeps forward and backward pass apart by itself; in straight code XLA must be told.
+        # A loop separates forward and backward pass by itself; straight-line code needs a barrier.
         one = jax.checkpoint(one, policy=policy, prevent_cse=not stack.layout.scan_layers)
     keys = None if rng is None else jax.random.split(rng, stack.num_layers)
     if stack.layout.scan_layers:

@@ -20,8 +20,8 @@ from elm_jax.types import Array
 
 RMS_EPSILON = 1e-6
 LOGITS_PRECISION = jax.lax.Precision.HIGHEST
-"""TPUs and recent GPUs multiply float32 in passes of fewer bits unless told otherwise, and scores of answer
-choices lie close together. The head is about 2 % of the work at XL."""
+"""By default TPUs and recent GPUs multiply float32 in passes of fewer bits, and scores of answer choices are
+close together. The head is about 2 % of the work at XL."""
 MASKED = -1e10
 """Added to a masked attention logit. Finite, so that a row without any key stays finite."""
 Initializer = Callable[..., Array]
@@ -69,7 +69,7 @@ class Dense(nn.Module):
         # One row a token: XLA's CPU backend copies the gradient of a product of three axes into
         # transposed order, and computes all elementwise parts of it once more for that.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        # Cast where it lies: a kernel that is split over the data axis is gathered in `dtype`.
+        # Cast before gathering: a kernel that is split over the data axis is gathered in `dtype`.
         kernel = constrain(kernel.astype(self.dtype), *self.axes)
         y = jnp.dot(rows, kernel, precision=self.precision)
         if self.use_bias:

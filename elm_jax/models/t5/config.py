@@ -173,7 +173,7 @@ _DIMENSIONS = (
     *_REQUIRED, "relative_attention_num_buckets", "relative_attention_max_distance"
 )
 _LARGEST = {"num_encoder_layers": 1024, "num_decoder_layers": 1024}
-"""A config that asks for more is damaged: the network is refused before anybody tries to build it."""
+"""A config with larger values is damaged, and refused before a network is built."""
 
 
 def _wrong(field: str, value: object, expected: str) -> InputError:

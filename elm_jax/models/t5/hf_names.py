@@ -17,9 +17,9 @@ HEAD = "decoder/logits_dense/kernel"
 HF_EMBEDDING = "shared.weight"
 HF_HEAD = "lm_head.weight"
 EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-"""Names under which the embedding may lie a second time, or instead of `HF_EMBEDDING`."""
+"""Names of copies of the embedding, which may be there beside or instead of `HF_EMBEDDING`."""
 LEFTOVERS = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
-"""In the first T5 checkpoints, and used by nobody: cross-attention has no position bias."""
+"""Unused tensors of the first T5 checkpoints: cross-attention has no position bias."""
 MODEL_TYPES = ("t5", "mt5")
 MT5_VOCAB_SIZE = 250112
 
@@ -43,7 +43,7 @@ _ACTIVATIONS = {
 _SWITCHES = ("tie_word_embeddings", "scale_decoder_outputs")
 _FIXED = {"layer_norm_epsilon": RMS_EPSILON, "pad_token_id": 0, "eos_token_id": 1,
           "decoder_start_token_id": 0, "is_encoder_decoder": True}
-"""What the network takes for granted; a config that leaves one out means the same."""
+"""Values that the network assumes; a config may leave them out."""
 
 _ATTENTIONS = {"attention": (0, "SelfAttention"), "self_attention": (0, "SelfAttention"),
                "encoder_decoder_attention": (1, "EncDecAttention")}

@@ -231,7 +231,7 @@ def make_report(found: Source, source: Source, config: ConvertConfig, origins: M
     """Makes the report of a conversion: every leaf's way, and notes on both sides.
 
     Args:
-        found: the source as it lies on disk.
+        found: the source as it is on disk.
         source: the same as it was written, cast if that was asked for.
         config: of the conversion.
         origins: each leaf's place in the target.

@@ -118,7 +118,7 @@ def start_from_base(
 ) -> Mapping[str, Any]:
     """Maps a base's checkpoint to a new run's state, for T5X's `state_transformation_fns`.
 
-    Only parameters: the step and the optimiser's statistics start anew, as in `elm train`; T5X by
+    Only parameters: the step and the optimiser's statistics start again, as in `elm train`; T5X by
     itself would continue with those of the pretraining. Adapters that the checkpoint lacks altogether are
     initialised by T5X, which must be told so (`fallback_to_scratch`).
 

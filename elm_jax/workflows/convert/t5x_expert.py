@@ -36,7 +36,7 @@ CONFIG_FILE = "config.gin"
 DEFAULT_MODULES = ("elm_jax.tasks",)
 _MACRO = re.compile(r"^([A-Z_]+) = (.+)$", re.MULTILINE)
 _MACRO_KINDS = {"MIXTURE_OR_TASK_NAME": str, "RANDOM_SEED": int, "BATCH_SIZE": int, "TRAIN_NORMS": bool}
-"""Those that are used."""
+"""Macros that are read, with their types."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def as_expert(source: Source, base: storage.PathLike | None, naming: Naming) -> 
     if card.form == "adapter":  # of any other it takes nothing from the base's tensors
         under.check()
     config = T5Config.from_dict(card.network)
-    # What travels beside the leaves comes from the base, where T5X keeps nothing of it.
+    # Data beside the leaves that T5X does not keep come from the base.
     model = dataclasses.replace(
         model, config=config, facts={**under.facts, **model.facts}, notes=(*model.notes, *under.notes),
         vocabulary=model.vocabulary if model.vocabulary is not None else under.vocabulary)

@@ -19,9 +19,9 @@ from elm_jax.types import FlatParams
 
 logger = logging.getLogger(__name__)
 TOLERANCE = 1e-4
-"""Of the logits, in float32, where they are small."""
+"""Allowed difference of logits, in float32, if they are small."""
 RELATIVE_TOLERANCE = 1e-5
-"""As a share of the largest logit: float32 keeps digits, not places, and logits of hundreds are common."""
+"""Allowed share of the largest logit: float32 errors are relative, and logits can be hundreds."""
 _ROWS, _SOURCE_LENGTH, _TARGET_LENGTH = 4, 24, 12
 _SEED = 0
 Logits = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -33,11 +33,11 @@ class EvaluateConfig:
         output: file of the results; what it holds is not scored again. ``predictions/`` is beside it.
         experts: folders of experts; none scores the base itself.
         split: of every task; None for each task's own: validation, or the only one.
-        max_rows: a seeded random subset of at most so many rows a task; None for what mixtures say, or all.
+        max_rows: a seeded random subset of at most this many rows a task; None for what mixtures say, or all.
         source_length: tokens of an input that are kept.
         max_new_tokens: of a generation.
         few_shot: rows with answers to put before every input, as far as `source_length` allows.
-        stack_experts: so many experts of one shape are scored in one program.
+        stack_experts: number of experts of one shape that are scored in one program.
         mesh_data: size of the mesh's data axis, over which instances are split; -1 for all remaining devices.
         mesh_model: size of the mesh's model axis, over which parameters are split.
         mesh_experts: size of the mesh's expert axis, over which a stack of experts is split.

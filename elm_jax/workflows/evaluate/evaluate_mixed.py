@@ -116,7 +116,7 @@ def mixed_of_library(base: Base, library: ExpertLibrary, mixed_id: str | None = 
         data = dataclasses.replace(setup.data, few_shot=0)  # exemplars say nothing of the row
         rows = data.split(task, setup.split_of(task), setup.max_rows)
         instances = [RoutingInstance(**rows.routing_instance(row)) for row in range(len(rows))]
-        return hosts.by_first(lambda: route_rows(library, instances))  # rounding could tell hosts apart
+        return hosts.by_first(lambda: route_rows(library, instances))  # rounding could differ between hosts
 
     rule = [library.index.digest(), library.encoder.fingerprint, library.text_format]
     return MixedExperts(mixed_id or f"mixed:{library.path.name or 'library'}", _fingerprint(members, rule),
@@ -129,7 +129,7 @@ def mixed_of_assignment(members: Sequence[ScoredModel], assignment: Assignment, 
 
     Args:
         members: experts of one base.
-        assignment: see `Assignment`; rows that are not scored may stand in it too.
+        assignment: see `Assignment`; it may have rows that are not scored.
         mixed_id: name in the results.
 
     Raises:

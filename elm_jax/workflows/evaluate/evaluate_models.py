@@ -39,7 +39,7 @@ class ScoringSetup:
         settings: lengths, budgets.
         mesh: parameters are split over 'model', instances over 'data'.
         split: of every task; None for each task's own: validation, or the only one.
-        max_rows: a seeded random subset of at most so many rows a task.
+        max_rows: a seeded random subset of at most this many rows a task.
     """
 
     base: Base
@@ -199,8 +199,8 @@ def evaluate_models(
         setup: rows, lengths and devices.
         store: results and predictions on disk.
         replace: whether a model replaces another of its id in the store, for one that was trained again.
-        stack_experts: so many experts, whose overlays have one shape and which lack the same tasks, are
-            scored in one program; the results are the same.
+        stack_experts: number of experts, with overlays of one shape and with the same tasks to score, that
+            are scored in one program; the results are the same.
 
     Raises:
         InputError: two models of one id, or one of the id of another in the store without `replace`.
@@ -294,7 +294,7 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
         settings: lengths, budgets.
         mesh: by default all devices on the data axis.
         split: of every task; None for each task's own: validation, or the only one.
-        max_rows: a seeded random subset of at most so many rows a task.
+        max_rows: a seeded random subset of at most this many rows a task.
     """
     setup = ScoringSetup.of(base, data=data, settings=settings, mesh=mesh, split=split, max_rows=max_rows)
     name, card = (BASE_ID, None) if expert is None else (expert.card.id, expert.card)

@@ -30,7 +30,7 @@ from elm_jax.workflows.train.train_expert import task_data, train
 
 logger = logging.getLogger(__name__)
 SICK_AFTER = 3
-"""So many experts in a row that fail are the fault of the worker rather than theirs."""
+"""If this many experts fail in a row, the worker is at fault rather than the experts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Worker:
         try:
             outcome = self._train(job)
         except (ElmError, Exception) as error:
-            if hosts.count() > 1:  # the processes may disagree on it: all end, the claim is left to others
+            if hosts.count() > 1:  # the processes may disagree on it: all end and leave the claim to others
                 self._end("failed", final=isinstance(error, InputError), error=_words(error))
                 raise
             self._end("failed", final=isinstance(error, InputError), error=_words(error))
@@ -200,7 +200,7 @@ class Worker:
         """The base of an expert, kept in memory for the next expert that needs it with the same sharding."""
         path, rules = config.initial_checkpoint_path, config.base_rules()
         if self._base is None or self._base[0] != (path, mesh, rules):
-            self._base = None  # first, so that two never lie on the devices
+            self._base = None  # first, so that the devices never hold two
             self._base = ((path, mesh, rules), load_base(path, mesh=mesh, rules=rules))
         return self._base[1]
 

@@ -22,7 +22,7 @@ from elm_jax.workflows.merge.merge_inputs import TensorsSource
 from elm_jax.workflows.route import RouteConfig, route_task
 
 BY = ("votes", "similarity")
-"""What a routing decision can say of its experts' weights."""
+"""Ways to derive merge weights from a routing decision."""
 
 
 def merge(
@@ -73,7 +73,7 @@ def merge(
     with ThreadPoolExecutor(output_files.default_workers()) as pool:
         for leaf in leaves:
             leaf.look(pool)
-            # In slices, as to disk: then few programs are compiled, whatever the leaves' sizes.
+            # In slices, as on disk, so that few programs are compiled, whatever the leaves' sizes.
             parts = [leaf.rows(*span) for span in leaf.slices()]
             overlay[leaf.path] = np.concatenate([np.empty(0, leaf.dtype), *parts]).reshape(leaf.shape)
             leaf.forget()

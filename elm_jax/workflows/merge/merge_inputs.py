@@ -33,7 +33,7 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _TIED_BY_DEFAULT = ("t5", "gpt2", "gemma", "gemma2", "gemma3", "gemma3_text", "bert", "opt", "bloom")
 _SCALED_HEADS = ("t5", "mt5", "umt5")
-"""Networks that scale what goes into a tied head, and not what goes into one of its own."""
+"""Networks that scale the input of a tied head, but not that of an untied one."""
 _VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
                  "added_tokens.json")
 _UNIMPORTANT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_commit_hash",
@@ -52,9 +52,9 @@ class TensorsSource:
     """
 
     BAND_BYTES = 1 << 25
-    """Of a band, at most."""
+    """Most bytes of a band."""
     BUDGET_BYTES = 1 << 27
-    """Of all bands of all sources."""
+    """Most bytes of all bands of all sources."""
     _all: ClassVar["weakref.WeakSet[TensorsSource]"] = weakref.WeakSet()
 
     def __init__(self, tensors: Tensors) -> None:

@@ -24,7 +24,7 @@ from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig
 from elm_jax.types import Array
 
 NO_WEIGHTS = ("dropout_rate", "dtype")
-"""Of a network's config: what says how it is run, and nothing of what its weights mean."""
+"""Fields of a network's config that affect how it runs, but not what its weights mean."""
 
 
 def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]) -> None:

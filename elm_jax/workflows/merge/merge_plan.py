@@ -17,7 +17,7 @@ from elm_jax.workflows.merge import merge_inputs, output_files
 from elm_jax.workflows.merge.merge_inputs import Checkpoint
 
 _PROCESS_BYTES = 3.2e8
-"""Of a process that has compiled and merged a small checkpoint; measured."""
+"""Bytes of a process that has compiled and merged a small checkpoint; measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Plan:
     """A merge of folders that is ready to run.
 
     Attributes:
-        config: what is asked for.
+        config: of the merge.
         leaves: `LeafMerge` and what is used as one, in the order in which they are written.
         digests: of each parent and of the base, by their folders' names.
         donor: of checkpoints of safetensors, the one whose config.json and tokenizer the result gets.
@@ -84,7 +84,7 @@ class Plan:
             "bytes_to_read": sum(leaf.bytes_read for leaf in self.leaves),
             "bytes_to_write": sum(leaf.size * leaf.dtype.itemsize for leaf in self.leaves),
             "workers": count,
-            # The memory of a leaf that was kept whole is still there when others are merged.
+            # The buffer of a leaf that was kept whole stays allocated while others are merged.
             "memory_bytes": int(_PROCESS_BYTES + max(kept, default=0) + count * max(each, default=0)),
             "notes": list(self.config.notes),
             "leaves": [{"leaf": leaf.path, "shape": list(leaf.shape), "dtype": leaf.dtype.name,

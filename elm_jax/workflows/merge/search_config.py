@@ -31,7 +31,7 @@ class SearchConfig:
         seed: of the rows' draw and of the population.
         method: of the merge, a name in `merging.methods.METHODS`.
         parameters: of the method, beside the weights.
-        max_rows: of the validation split a seeded random subset of at most so many rows counts, the same
+        max_rows: of the validation split a seeded random subset of at most this many rows counts, the same
             as `elm evaluate` scores; None for all.
         compare: whether the found weights and the uniform mean are compared on rows not searched.
         source_length: tokens of an input that are kept.

@@ -154,7 +154,7 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
                                         needs_base=method.needs_base)
     found = _run(config, objective, placed, len(experts))
     mean, uniform_mean = dataclasses.replace(objective, method="mean", l1=0.0, parameters=()), found.start
-    # One expert's mean is the expert, which a sparsifying method would not give back.
+    # The mean of one expert is the expert itself, which a sparsifying method would not return.
     alone = hosts.whole(weight_search.score_population(
         mean, np.eye(len(experts), dtype=np.float32), placed, config.at_once))
     if mean != objective:

@@ -33,10 +33,10 @@ from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.types import Array, FlatParams, Params
 
 NEVER = -1e9
-"""Score of what is no choice: its probability is zero, and so is its part of a gradient."""
+"""Score of a missing choice: its probability and its part of a gradient are zero."""
 KINDS = {("rank", True): "cross-entropy of the right choice", ("generation", True): "cross-entropy a token",
          ("rank", False): "entropy of the choices"}
-"""(kind of the task, labelled) -> what its objective is called."""
+"""(kind of the task, labelled) -> name of its objective."""
 
 
 class MergeData(NamedTuple):
@@ -90,7 +90,7 @@ class MergeObjective:
                                       **dict(self.parameters))
         params = trees.unflatten({**data.shared, **merged})
 
-        @jax.checkpoint  # of the backward pass one batch at a time is held
+        @jax.checkpoint  # the backward pass holds one batch at a time
         def add(total: tuple[Array, Array], batch: Mapping[str, Array]) -> tuple[tuple[Array, Array], None]:
             loss, count = batch_loss(self.network, params, batch, self.kind, self.labelled)
             return (total[0] + loss, total[1] + count), None

@@ -248,7 +248,7 @@ def _memory(config: TrainConfig, spec: steps.StepSpec, frozen: Params, overlay: 
         "batch": traffic.bytes_on_a_chip(batch, {name: sharding.batch_sharding(mesh) for name in batch}),
     }
     held = found.argument_size_in_bytes + parts["base as it was read"]
-    # What is not handed on from step to step: the new state takes the place of the old one.
+    # Without the state: the new one is written over the old one.
     new = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
     return {**parts, "padding of arrays": max(0, held - sum(parts.values())),
             "gradients, activations, temporaries": found.temp_size_in_bytes + new,

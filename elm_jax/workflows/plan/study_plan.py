@@ -22,9 +22,9 @@ from elm_jax.workflows.study.study_runs import expert_config
 from elm_jax.workflows.train.train_config import TrainConfig
 
 SCORING_SHARE = 0.4
-"""Share of the chip's peak with which scoring is taken to run, for its upper figure."""
+"""Assumed share of the chip's peak during scoring, for the upper figure."""
 CHOICES, CHOICE_TOKENS = 4, 8
-"""Of a row that is ranked, as a typical prompt has them."""
+"""Numbers of choices, and of tokens of a choice, of a typical ranked row."""
 GIGA = 1e9
 
 

@@ -19,7 +19,7 @@ class StageSettings:
         task_feature_lengths: ``{'inputs': S, 'targets': T}``, tokens.
         optimizer: see `OptimizerConfig`.
         dropout_rate: while training.
-        max_examples: at most so many examples of each dataset an epoch; None for all.
+        max_examples: at most this many examples of each dataset an epoch; None for all.
         checkpoint_period: steps between checkpoints.
         epochs: passes over the data; for experts, not for the base.
         num_microbatches: this and all later fields are as in `TrainConfig`; for experts.
@@ -84,7 +84,7 @@ class StudyConfig:
             Those without data are left out and reported as absent.
         bbh_tasks: the same of BIG-Bench-Hard.
         heldout_prompts: tasks of training datasets whose prompt no prompt expert saw, for routing.
-        max_eval_rows: at most so many validation rows a task.
+        max_eval_rows: at most this many validation rows a task.
         eval_source_length: tokens of an input at evaluation.
         max_new_tokens: of a generation.
         instances_per_expert: S, keys of each expert.
@@ -97,7 +97,7 @@ class StudyConfig:
         mesh_model: size of the mesh's model axis.
         stack_experts: prompt experts that train at once, in one program, and are scored at once; 1 is one
             after another.
-        stack_at_once: at most so many of them are computed at once, the others in turn within the same step;
+        stack_at_once: most of them that are computed at once, the others in turn within the same step;
             None for all. Less memory, and where caches are small more speed.
         initial_checkpoint_path: folder of a base, or a hub name; None pretrains one. Its dimensions must be
             those of `network`.

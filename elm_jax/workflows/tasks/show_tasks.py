@@ -47,7 +47,7 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
     Args:
         name: of the task.
         split: one of the task's; None for the one that it is scored on.
-        count: at most so many rows.
+        count: at most this many rows.
         modules: registries to import.
         vocabulary: counts tokens.
         source_length: tokens of an input that are kept; None for the task's own (`task_stats.lengths_of`).

@@ -42,7 +42,7 @@ def jobs_of(data: TaskData, names: Sequence[str], splits: Sequence[str] | None =
         raise InputError(describe("None of the tasks has such a split", got=", ".join(splits or ()) or "none",
                                   expected=", ".join(dict.fromkeys(split for _, split in own)) or "tasks"))
     found = [(task, split) for task, split in wanted if data.has_rows(task, split)]
-    if len(names) == 1 and not found:  # what is wrong is best said by reading it
+    if len(names) == 1 and not found:  # reading it gives the best error message
         return wanted
     for task, split in wanted:
         if names and (task, split) not in found:
@@ -60,7 +60,7 @@ def cache(data: TaskData, jobs: Sequence[Job], max_rows: int | None = None,
     Args:
         data: with a folder of prepared arrays, which is what is written.
         jobs: tasks and splits.
-        max_rows: a seeded random subset of at most so many rows of each.
+        max_rows: a seeded random subset of at most this many rows of each.
         num_workers: processes that render and tokenise at the same time.
 
     Raises:

@@ -102,7 +102,7 @@ class PretrainConfig:
         for name in ("model_dir", "mesh_data", "mesh_model", "log_period", "checkpoint_period",
                      "keep_checkpoints", "tensorboard"):
             facts.pop(name)
-        if self.vocabulary is None:  # a setting younger than runs that may resume
+        if self.vocabulary is None:  # runs that may resume can be older than this setting
             facts.pop("vocabulary")
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

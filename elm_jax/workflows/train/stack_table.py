@@ -27,7 +27,7 @@ class Row:
         train_steps: length of its run; or `epochs`.
         epochs: passes over its data.
         seed: `random_seed` of its run; the column keeps its short name, which tables on disk have.
-        max_examples: at most so many examples of each dataset an epoch.
+        max_examples: at most this many examples of each dataset an epoch.
     """
 
     task: str

@@ -36,7 +36,7 @@ class TrainConfig:
         dropout_rate: of the network while training.
         random_seed: of order, dropout and adapter initialisation.
         pack: several examples in one row, separated by segment ids.
-        max_examples: at most so many examples of each dataset an epoch; None for all.
+        max_examples: at most this many examples of each dataset an epoch; None for all.
         train_norms: whether the RMS norms train with the adapters.
         adapter_bottleneck: width of the adapters; None for d_model // 32.
         lora_rank: LoRA's updates of this rank in place of the adapters; None for adapters.

@@ -208,7 +208,7 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: StackSize, 
         done |= dict.fromkeys(result.ended, "")
         failed |= result.failed
     if not result.stopped:
-        hosts.barrier()  # nobody writes there any more
+        hosts.barrier()  # no thread writes there any more
         storage.remove(storage.as_path(folder) / STACK_FOLDER)
     order = [(id_of(config), str(storage.as_path(config.model_dir) / "expert")) for config in configs]
     return StackOutcome({name: path for name, path in order if name in done}, failed, result.stopped)
