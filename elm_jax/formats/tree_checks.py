@@ -45,7 +45,7 @@ def check_base(config: NetworkConfig, where: Any) -> None:
 
 def check_vocabulary(contents: bytes | None, config: NetworkConfig, where: Any, added: Sequence[str] = ()
                      ) -> None:
-    """Raises InputError if a vocabulary does not fit a network: other special ids, or too many tokens.
+    """Raises InputError if a vocabulary does not fit a network: other special ids, or another size.
 
     T5's 32,100 ids on 32,128 rows are the normal case: the rest is padding.
 

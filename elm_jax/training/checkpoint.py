@@ -158,7 +158,7 @@ class Checkpoints:
                     )
 
     def _finish(self, target: epath.Path, leaves: dict[str, str], note: Any) -> None:
-        """In the thread: waits for Orbax, writes the marker, drops old checkpoints."""
+        """Runs in the thread: waits for Orbax, writes the marker, drops old checkpoints."""
         with storage.guard_writes(target):
             self._checkpointer.wait_until_finished()
             if not hosts.is_first():

@@ -95,7 +95,7 @@ class RunVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int:
-        """None in T5's vocabularies, which SentencePiece writes as -1."""
+        """Id of the token that begins a text; None in T5's vocabularies (-1 in SentencePiece)."""
         return -1
 
     @property

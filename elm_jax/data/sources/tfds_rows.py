@@ -81,7 +81,8 @@ def find(dataset: str, config: str | None) -> tuple[epath.Path, TfdsName] | None
 
 
 def _folder_of(name: str) -> str:
-    """
+    """Path of a data set below ELM_TFDS_DIR, in TFDS's spelling.
+
     >>> _folder_of("huggingface:Cosmos-QA/cos_e/v1.11")
     'cosmos_qa/cos_e/v1_11'
     """

@@ -129,7 +129,7 @@ class Slot:
             self._log.add(row)
 
     def note(self) -> dict[str, Any]:
-        """What a checkpoint says of this expert: id, config and early end."""
+        """The entry of this expert in a checkpoint: id, config and early end."""
         return {"id": self.run.id, "digest": self.run.digest, "patience": dataclasses.asdict(self.patience)}
 
     def flush(self) -> None:

@@ -129,7 +129,7 @@ def index_of(library: ExpertLibrary, texts: Sequence[RoutingInstance], encoder: 
 
 def _figure(config: StudyConfig, data: TaskData, encoder: TextEncoder, index: KeyIndex,
             homes: dict[str, str], label: str, tasks: Sequence[str]) -> dict[str, Any]:
-    """How often tasks are routed to an expert of their own dataset, by an index in its own text format."""
+    """Measures the share of tasks routed to their own dataset, by an index in its own text format."""
     hits = []
     for task in tasks:
         vectors = encoder.embed([format_text(i, index.text_format) for i in queries(config, data, task)])
