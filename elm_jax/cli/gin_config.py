@@ -75,10 +75,23 @@ def parse(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str] = 
     try:
         gin.parse_config_files_and_bindings(
             [strip_root(file) for file in files], list(bindings), finalize_config=False)
-    except (ValueError, OSError, SyntaxError, KeyError, ImportError, AttributeError, TypeError) as error:
+    except OSError as error:
+        raise InputError(describe(
+            "A gin file cannot be opened", where=", ".join(files), got=str(error).strip(),
+            cure=f"the nearest that come with elm_jax: {', '.join(_nearest_files(files))}")) from error
+    except (ValueError, SyntaxError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise InputError(describe(
             "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip(),
             cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\"")) from error
+
+
+def _nearest_files(files: Sequence[str]) -> list[str]:
+    """Names of the gin files of the program that are most like those of `files` that are not found."""
+    folder = gin_folder()
+    known = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gin"))]
+    missing = [file for file in map(strip_root, files)
+               if not any(pathlib.Path(path, file).is_file() for path in search_paths())]
+    return nearest_names((missing or files)[0], known)
 
 
 def strip_root(file: str) -> str:

@@ -133,7 +133,7 @@ class Network(Protocol):
     def role_of(self, path: str) -> str:
         """Role of a leaf: one of `ROLES`."""
 
-    def loss(self, params: Params, batch: Batch, rng: Array | None, settings: "LossConfig"
+    def loss(self, params: Params, batch: Batch, rng: Array | None = None, settings: "LossConfig" = ...
              ) -> "LossSums":
         """Computes loss sums over the target tokens of a training batch.
 

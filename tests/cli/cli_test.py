@@ -100,6 +100,11 @@ def test_a_wrong_binding_is_status_2(capsys, world, tmp_path, binding, words):
     assert status == 2 and words in err and "Traceback" not in err and not (tmp_path / "run").exists()
 
 
+def test_a_gin_file_that_is_not_found_is_status_2_with_the_nearest(capsys):
+    status, _, err = run(capsys, "train", "--gin_file", "experts/promt.gin")
+    assert status == 2 and "nearest" in err and "experts/prompt.gin" in err and "quotes" not in err
+
+
 def test_a_missing_macro_is_status_2(capsys):
     status, _, err = run(capsys, "train", "--gin_file", "experts/prompt.gin")
     assert status == 2 and "no INITIAL_CHECKPOINT_PATH, no MODEL_DIR, no TASK" in err

@@ -72,7 +72,8 @@ class GroupedNetwork:
         """Role of a leaf, as the inner network gives it."""
         return self.network.role_of(path)
 
-    def loss(self, params: Many, batch: Batch, rng: Array | None, settings: LossConfig = PLAIN) -> LossSums:
+    def loss(self, params: Many, batch: Batch, rng: Array | None = None,
+             settings: LossConfig = PLAIN) -> LossSums:
         """Loss sums f32[] over batches [E * B, ...] of all experts; each expert draws its own dropout."""
         keys = None if rng is None else jax.random.split(rng, self.size)
 

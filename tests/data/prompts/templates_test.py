@@ -1,6 +1,5 @@
 """Templates render as promptsource renders them, and run nothing that a file brings along."""
 
-import importlib
 import importlib.util
 import itertools
 import json
@@ -8,10 +7,10 @@ import os
 import pathlib
 import random
 import sys
-import types
 
 import pytest
 from checkout import ROOT
+from golden_renders import load_promptsource
 
 from elm_jax.data.prompts import templates
 from elm_jax.data.prompts.templates import PromptTemplate
@@ -29,18 +28,9 @@ def template(jinja: str, answer_choices: str | None = None, **facts: object) -> 
 
 @pytest.fixture(scope="module")
 def promptsource_template():
-    """promptsource's own class; what it imports for its web page is stubbed where it is absent."""
-    if importlib.util.find_spec("promptsource") is None:
+    """promptsource's own class."""
+    if (module := load_promptsource()) is None:
         pytest.skip("promptsource is not installed")
-    stubs = []
-    for name in ("pandas", "pkg_resources"):
-        if importlib.util.find_spec(name) is None:
-            sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].resource_filename = lambda package, path: path
-            stubs.append(name)
-    module = importlib.import_module("promptsource.templates")
-    for name in stubs:
-        del sys.modules[name]
     return module.Template
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 
+import compiler
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,7 +159,10 @@ def test_experts_in_turn_take_the_same_steps(mesh, at_once):
 def test_one_at_a_time_they_are_the_solo_steps_to_the_bit(optimizer, dropout, parts, kind):
     spec = spec_of(optimizer, dropout=dropout, num_microbatches=parts, kind=kind)
     found = run_stack(spec, 3, kind=kind, at_once=1)
-    for number, expected in run_solo(optimizer, dropout, parts, kind, 3, (0, 3)).items():
+    solo = run_solo(optimizer, dropout, parts, kind, 3, (0, 3))
+    if compiler.is_older():  # .ci/run has the other one too
+        return assert_same(found, solo)
+    for number, expected in solo.items():
         for (state, metrics), (own, own_metrics) in zip(found, expected, strict=True):
             assert {name: value[number] for name, value in metrics.items()} == own_metrics
             for whole, leaf in zip(jax.tree.leaves(state.overlay), jax.tree.leaves(own.overlay), strict=True):
