@@ -12,7 +12,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "helpers"))
 
-import compiler  # noqa: E402
+import compiler
 
 # Tests compile much and run little: the compiler's expensive passes are left out.
 FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",

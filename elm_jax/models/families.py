@@ -1,5 +1,6 @@
 """The table of network families; makes a network from a config, and a config from its dictionary."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,3 +54,12 @@ def config_of(values: Mapping[str, Any], where: Any = None) -> NetworkConfig:
         raise unknown_name("family of networks", str(name), FAMILIES, where)
     fields = {field: value for field, value in values.items() if field != FAMILY}
     return FAMILIES[name].config.from_dict(fields, where)
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """Returns the fields of a settings object as plain values; `network` as its `to_dict` writes it.
+
+    `dataclasses.asdict` alone leaves out the network's family and the kind of its adapters.
+    """
+    network = settings.network
+    return {**dataclasses.asdict(settings), "network": network and network.to_dict()}

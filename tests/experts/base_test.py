@@ -1,8 +1,8 @@
 """A base on disk: what is read is what was written, or an error says which leaf is not."""
 
-import jax
 import numpy as np
 import pytest
+import weights
 
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base, save_base
@@ -16,7 +16,7 @@ CONFIG = T5Config(vocab_size=32, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16,
 
 @pytest.fixture
 def params():
-    return jax.device_get(jax.jit(T5Network(CONFIG).init)(jax.random.key(0)))
+    return weights.drawn(T5Network(CONFIG))
 
 
 def test_round_trip(tmp_path, params):

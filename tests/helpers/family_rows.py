@@ -2,9 +2,9 @@
 
 import functools
 
-import jax
 import numpy as np
 import small_decoder
+import weights
 
 from elm_jax.models import AdapterConfig, T5Config, families
 from elm_jax.types import Padded
@@ -24,11 +24,7 @@ ADAPTERS = {"none": None, "bottleneck": AdapterConfig(4), "lora": AdapterConfig(
 def network_and_params(name: str, adapter: str = "none", seed: int = 0):
     """A network and parameters, none of them zero: fresh adapters would change nothing, or next to it."""
     network = families.network_of(CONFIGS[name].with_adapter(ADAPTERS[adapter]))
-    params = jax.jit(network.init)(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return network, jax.tree.unflatten(tree, noisy)
+    return network, weights.drawn(network, seed)
 
 
 def rows(config, shape: tuple[int, ...], length: int, seed: int = 0, least: int = 1) -> Padded:
@@ -48,11 +44,13 @@ def choices(config, batch: int, count: int, length: int, seed: int = 1) -> Padde
 
 
 def examples(config, count: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of inputs and targets as prepared arrays hold them: both end with EOS."""
+    """Pairs of inputs and targets as prepared arrays hold them: both end with EOS; id 0 is a token too."""
     draw = np.random.default_rng(seed)
 
     def one(most: int) -> np.ndarray:
         size = draw.integers(1, most)
-        return np.append(draw.integers(4, config.vocab_size, size), config.eos_id).astype(np.int32)
+        tokens = draw.integers(4, config.vocab_size, size)
+        tokens[size // 2] = 0
+        return np.append(tokens, config.eos_id).astype(np.int32)
 
     return [(one(9), one(6)) for _ in range(count)]

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+import weights
 from hf_weights import GENERATIONS, padded_tokens, peer, small_config
 from t5_rows import rows
 
@@ -48,7 +49,7 @@ def test_steps_equal_transformers_steps_with_cache(generation: str) -> None:
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(4)])
 def test_steps_equal_the_full_pass(adapter: AdapterKind | None) -> None:
     network = T5Network(small_config(vocab_size=14).with_adapter(adapter))
-    params = jax.jit(network.init)(jax.random.key(0))
+    params = weights.drawn(network)
     tokens = np.random.default_rng(1).integers(2, 14, (4, 6)).astype(np.int32)
     full = jax.jit(network.logits)(
         params, {"encoder_input_tokens": INPUTS, "decoder_input_tokens": tokens}

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weights
 
 from elm_jax.models import AdapterConfig, T5Config, T5Network, shift_right
 from elm_jax.models.t5x_module import T5XTransformer
@@ -14,7 +15,7 @@ CONFIG = T5Config(vocab_size=50, emb_dim=24, num_heads=3, head_dim=5, mlp_dim=40
                   num_decoder_layers=2, adapter=AdapterConfig(7))
 CONFIGS = {"adapters": CONFIG, "plain": CONFIG.with_adapter(None),
            "tied": T5Config.from_dict({**CONFIG.to_dict(), "logits_via_embedding": True})}
-init_of, logits_of = (jax.jit(each, static_argnums=0) for each in (T5Network.init, T5Network.logits))
+logits_of = jax.jit(T5Network.logits, static_argnums=0)
 
 
 @pytest.fixture(params=CONFIGS, name="config")
@@ -24,9 +25,7 @@ def _config(request) -> T5Config:
 
 def params_of(config: T5Config) -> dict:
     """Parameters far enough from their initial values that every leaf matters."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: leaf + rng.normal(0.0, 0.1, leaf.shape).astype(np.float32),
-                        init_of(T5Network(config), jax.random.key(0)))
+    return weights.drawn(T5Network(config))
 
 
 def packed_batch() -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ MORE_PARAMETERS = {
     "models/t5x_module.py:T5XTransformer.__call__": T5X,
     "models/t5x_module.py:T5XTransformer.decode": T5X,
 }
-COMPATIBILITY = {"elm_jax/data/templates.py", "elm_jax/models/t5_config.py"}
+COMPATIBILITY = {"elm_jax/data/templates.py", "elm_jax/models/t5_config.py", "elm_jax/workflows/for_t5x.py"}
 """Keep an older dotted path alive, which README or exported folders hold."""
 FAMILY_FILES = {"config", "network", "modules", "hf_names"}
 """The files that each family of networks and kind of adapter has; in models/, the door that they fit."""

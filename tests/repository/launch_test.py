@@ -46,7 +46,7 @@ def test_the_tests_install_once_and_then_lint_and_test(launch):
     calls, _ = launch("test.sh")
     assert len(installs(calls)) == 3 and ".[test]" in installs(calls)[0]
     checks = ["ruff check .", "lint-imports", "python tests/t5x/available.py",
-              "python -m pytest -m not slow -n 2 -q"]
+              "python -m pytest -m not slow -n 2 --dist loadfile -q"]
     assert calls[3:] == checks
     assert launch("test.sh")[0] == checks
     assert launch("test.sh", "tests/cli", "-x")[0] == [*checks[:3], "python -m pytest tests/cli -x"]

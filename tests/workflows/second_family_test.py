@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_decoder
 import tiny_study as tiny
+import weights
 
 from elm_jax.cli.main import main
 from elm_jax.data.preparing.task_data import TaskData
@@ -36,7 +37,7 @@ def folder(tmp_path_factory):
     with small_decoder.with_family():
         (folder / "tokenizer.json").write_bytes(small_decoder.tokenizer())
         config = small_decoder.SmallDecoderConfig(vocab_size=258)
-        params = jax.jit(families.network_of(config).init)(jax.random.key(0))
+        params = weights.drawn(families.network_of(config))
         save_base(folder / "base", params, config, folder / "tokenizer.json", {})
         train(folder, "prompt", "topic", TASK, "--gin.train.expert_id='topic'")
         train(folder, "prompt", "review", tiny.REVIEW, "--gin.train.expert_id='review'")
@@ -150,7 +151,7 @@ def test_a_base_is_converted_to_itself_and_to_nothing_else(folder, capsys):
 def test_a_vocabulary_of_other_ids_is_refused(folder, tmp_path, capsys):
     """A T5's vocabulary beside this family's network: EOS would never come."""
     config = small_decoder.SmallDecoderConfig(vocab_size=400)
-    params = jax.jit(families.network_of(config).init)(jax.random.key(0))
+    params = weights.drawn(families.network_of(config))
     (tmp_path / "vocabulary.json").write_text(json.dumps(
         {"schema_version": 1, "kind": "bytes", "extra_ids": 125}))
     save_base(tmp_path / "base", params, config, tmp_path / "vocabulary.json", {})

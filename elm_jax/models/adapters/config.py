@@ -1,6 +1,7 @@
 """The table of adapter kinds, and the one function with which networks attach adapters."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,6 +66,18 @@ def AdapterConfig(
     for name in sorted(settings.keys() - own):
         _check_without_effect(name, settings[name], kind)
     return KINDS[kind](**{name: settings[name] for name in own if settings.get(name) is not None})
+
+
+def _signature() -> inspect.Signature:
+    """The settings of all kinds by name, so that gin knows which there are."""
+    fields = {field.name for kind in KINDS.values() for field in dataclasses.fields(kind)}
+    named = inspect.signature(AdapterConfig).parameters
+    others = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+              for name in sorted(fields - named.keys())]
+    return inspect.Signature([*(each for name, each in named.items() if name != "others"), *others])
+
+
+AdapterConfig.__signature__ = _signature()
 
 
 def _check_without_effect(name: str, value: Any, kind: str) -> None:

@@ -294,8 +294,13 @@ class Transformer(nn.Module):
         encoder_positions: Array | None = None, decoder_positions: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """Logits f32[B, T, V] of T5X's batches, without lengths: i32[B, S], i32[B, T]."""
-        real = encoder_input_tokens != self.config.pad_id
+        """Logits f32[B, T, V] of batches without lengths: i32[B, S], i32[B, T].
+
+        A row of inputs ends behind its last token that is not padding; id 0 before it is a token like others.
+        """
+        index = jnp.arange(1, encoder_input_tokens.shape[1] + 1)[None]
+        ends = jnp.max(jnp.where(encoder_input_tokens != self.config.pad_id, index, 0), axis=1, keepdims=True)
+        real = index <= ends
         encoded = self.encode(
             encoder_input_tokens, real, encoder_segment_ids, encoder_positions, deterministic
         )

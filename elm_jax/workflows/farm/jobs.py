@@ -46,8 +46,9 @@ def create(folder: storage.PathLike, jobs: list[Job]) -> int:
                 got=job.config.digest(), expected=known[job.id].config.digest(),
                 cure="give it another expert_id, or make another farm"))
     merged = {**known, **{job.id: job for job in jobs}}
-    storage.write_json(folder / "farm.json", {"schema_version": SCHEMA_VERSION, "experts": [
-        {"id": job.id, "config": dataclasses.asdict(job.config), "gin": job.gin} for job in merged.values()]})
+    rows = [{"id": job.id, "config": families.plain_settings(job.config), "gin": job.gin}
+            for job in merged.values()]
+    storage.write_json(folder / "farm.json", {"schema_version": SCHEMA_VERSION, "experts": rows})
     return len(merged) - len(known)
 
 

@@ -1,11 +1,11 @@
 """Which models a study scores on which tasks, and the facts that its report needs beside the results."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elm_jax.data.registry import registry
 from elm_jax.experts.card import ExpertCard
+from elm_jax.models import families
 from elm_jax.workflows.evaluate.evaluate_models import BASE_ID
 from elm_jax.workflows.study.study_config import StudyConfig
 from elm_jax.workflows.study.study_routing import merged_id
@@ -80,4 +80,4 @@ def facts_of_routing(routing: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain(config: StudyConfig) -> dict[str, Any]:
     """A study's config as plain values, without its work folder."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name != "workdir"}
+    return {name: value for name, value in families.plain_settings(config).items() if name != "workdir"}

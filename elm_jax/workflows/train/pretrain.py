@@ -98,7 +98,7 @@ class PretrainConfig:
 
     def digest(self) -> str:
         """Hash of all settings that decide the result."""
-        facts = dataclasses.asdict(self)
+        facts = families.plain_settings(self)
         for name in ("model_dir", "mesh_data", "mesh_model", "log_period", "checkpoint_period",
                      "keep_checkpoints", "tensorboard"):
             facts.pop(name)

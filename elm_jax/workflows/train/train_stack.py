@@ -313,6 +313,6 @@ _OWN = ("model_dir", "task", "train_steps", "epochs", "random_seed", "max_exampl
 
 def _shared_part(config: TrainConfig) -> dict[str, Any]:
     """The settings that all experts of one stack must share."""
-    facts = {name: value for name, value in dataclasses.asdict(config).items() if name not in _OWN}
+    facts = {name: value for name, value in families.plain_settings(config).items() if name not in _OWN}
     facts["optimizer"] = {**facts["optimizer"], "learning_rate": None}
     return facts

@@ -7,10 +7,13 @@ import threading
 import time
 import types
 
+import family_rows
 import pytest
+import small_decoder
 import tiny_study as tiny
 
 from elm_jax.errors import InputError, RunError
+from elm_jax.models import families
 from elm_jax.runtime.leases import Leases
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.training.early_end import EarlyEnd
@@ -54,6 +57,18 @@ def test_every_config_comes_back_as_it_was_written(tmp_path, changes):
     wanted = [dataclasses.replace(job, config=dataclasses.replace(job.config, **changes)) for job in jobs()]
     jobs_lib.create(tmp_path, wanted)
     assert jobs_lib.read(tmp_path) == wanted
+
+
+@pytest.mark.parametrize("name", list(family_rows.CONFIGS))
+@pytest.mark.parametrize("adapter", list(family_rows.ADAPTERS))
+def test_the_network_comes_back_with_its_family_and_kind_of_adapter(tmp_path, name, adapter):
+    network = family_rows.CONFIGS[name].with_adapter(family_rows.ADAPTERS[adapter])
+    wanted = [dataclasses.replace(job, config=dataclasses.replace(job.config, network=network))
+              for job in jobs(["a"])]
+    with small_decoder.with_family():
+        jobs_lib.create(tmp_path, wanted)
+        assert jobs_lib.read(tmp_path) == wanted
+        assert families.config_of(families.plain_settings(wanted[0].config)["network"]) == network
 
 
 def test_every_expert_is_trained_once_by_many_workers(tmp_path):

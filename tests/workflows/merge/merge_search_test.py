@@ -135,9 +135,9 @@ def test_an_expert_alone_scores_as_itself_whatever_method_is_searched():
     """TIES trims even a single expert; its column "alone" must not."""
     few = {"search": "evolution", "steps": 1}
     mean, ties = run(config(**few)), run(config(**few, method="ties", parameters={"density": 0.2}))
-    assert ties.report["objective"]["alone"] == pytest.approx(mean.report["objective"]["alone"], rel=1e-6)
+    assert ties.report["objective"]["alone"] == pytest.approx(mean.report["objective"]["alone"], rel=3e-6)
     assert ties.report["objective"]["uniform_mean"] == pytest.approx(
-        mean.report["objective"]["uniform_mean"], rel=1e-6)
+        mean.report["objective"]["uniform_mean"], rel=3e-6)
     assert ties.report["objective"]["start"] != pytest.approx(mean.report["objective"]["start"], rel=1e-3)
 
 

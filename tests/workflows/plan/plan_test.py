@@ -5,10 +5,10 @@ import importlib.util
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 import tiny_study as tiny
+import weights
 from checkout import HELPERS, ROOT
 
 from elm_jax.cli import gin_config as config_lib
@@ -66,7 +66,7 @@ def test_a_plan_of_a_run_needs_no_base_and_no_data(capsys, monkeypatch):
 def test_what_is_planned_is_what_trains(changes):
     """The leaves that training really starts from, of every kind of expert."""
     config = TrainConfig(model_dir="x", task="t", initial_checkpoint_path="b", train_steps=1, **changes)
-    base = Base("b", jax.jit(T5Network(tiny.NETWORK).init)(jax.random.key(0)), tiny.NETWORK, "sha256:0")
+    base = Base("b", weights.drawn(T5Network(tiny.NETWORK)), tiny.NETWORK, "sha256:0")
     form = "full" if config.kind == "dataset" else "adapter"
     _, overlay, frozen = initial_overlay(base, form, adapter=config.adapter(), train_norms=config.train_norms,
                                          seed=0)

@@ -5,13 +5,13 @@ import json
 
 import elm_jax.tasks  # noqa: F401  (fills the registry)
 import hf_folders
-import jax
 import numpy as np
 import pytest
 import real_vocabularies as real
 import sentencepiece
 import tiny_study as tiny
 import transformers
+import weights
 
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
@@ -68,7 +68,7 @@ def made(request, texts, tmp_path_factory):
     """(kind, base, ids of other programs, folder)."""
     folder = tmp_path_factory.mktemp(request.param)
     file, ids = make_vocabulary(request.param, folder, texts)
-    params = jax.jit(T5Network(tiny.NETWORK).init)(jax.random.key(0))
+    params = weights.drawn(T5Network(tiny.NETWORK))
     save_base(folder / "base", params, tiny.NETWORK, file, {})
     return request.param, load_base(folder / "base"), ids, folder
 
@@ -173,7 +173,7 @@ def test_a_base_travels_to_t5x_and_back_with_its_vocabulary(made, tmp_path):
 def test_a_vocabulary_that_is_larger_than_the_embedding_is_refused(made, tmp_path):
     _, base, _, _ = made
     small = dataclasses.replace(tiny.NETWORK, vocab_size=256)
-    params = jax.jit(T5Network(small).init)(jax.random.key(0))
+    params = weights.drawn(T5Network(small))
     save_base(tmp_path / "base", params, small, base.vocabulary_path, {})
     with pytest.raises(InputError, match="larger than the embedding"):
         load_base(tmp_path / "base")
