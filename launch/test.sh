@@ -30,7 +30,6 @@ export HF_HUB_OFFLINE=1 TF_CPP_MIN_LOG_LEVEL=3
 echo "== tests with T5X (tests/t5x): $("$VENV/bin/python" tests/t5x/available.py 2>/dev/null)" >&2
 if [ "$#" -eq 0 ]; then
   set -- -m "not slow" -n 2 --dist loadfile -q  # a file's tests share what they make
-  export ELM_QUICK_COMPILER=1                   # see tests/conftest.py
   # In memory where there is room: files that are written with care wait for the disk each.
   room="$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1 || true)"
   if [ -z "${TMPDIR:-}" ] && [ "${room:-0}" -gt 8000000 ]; then

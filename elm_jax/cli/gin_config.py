@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gin
-from elm_jax.errors import InputError, describe, nearest_names
+from elm_jax.errors import InputError, describe, nearest_names, unknown_name
 from elm_jax.models import families
-from elm_jax.models.adapters.config import AdapterConfig
+from elm_jax.models.adapters.config import AdapterConfig, settings_of_kinds
 from elm_jax.runtime import storage
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
@@ -141,6 +141,8 @@ def check_bindings() -> None:
     """
     used = set(_used())
     for binding in sorted(set(_given()) - used, key=lambda binding: (binding[1] != _MACRO, binding)):
+        if _spelled(binding).startswith("AdapterConfig.") and binding[2] not in settings_of_kinds():
+            raise unknown_name("parameter of AdapterConfig", binding[2], settings_of_kinds(), "gin config")
         is_macro = binding[1] == _MACRO
         names = {_spelled(other) for other in used if (other[1] == _MACRO) == is_macro}
         near = nearest_names(_spelled(binding), names)

@@ -89,7 +89,7 @@ def test_an_unused_macro_is_status_2_with_the_nearest(capsys, world, tmp_path):
     ("MODEL_DIR=runs/a", "strings need their own quotes"),
     ("train.batch_sise=3", "batch_sise"),
     ("BATCH_SIZE='8'", "wrong type"),
-    ("AdapterConfig.bottlneck=4", "doesn't have a parameter named 'bottlneck'"),
+    ("AdapterConfig.bottlneck=4", "Unknown parameter of AdapterConfig 'bottlneck'"),
     ("pretrain.batch_size=4", "Did you mean train.batch_size?"),
     ("train.pack='no'", "True or False"),
 ])

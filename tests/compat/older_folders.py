@@ -97,10 +97,8 @@ def compiler() -> dict[str, str]:
     cpu = pathlib.Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    found = {"jaxlib": jaxlib.__version__, "machine": platform.machine(),
-             "instructions": hashlib.sha256(flags.encode()).hexdigest()[:16]}
-    older_generator = "--xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "").split()
-    return {**found, "generator": "older"} if older_generator else found
+    return {"jaxlib": jaxlib.__version__, "machine": platform.machine(),
+            "instructions": hashlib.sha256(flags.encode()).hexdigest()[:16]}
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 from checkout import ROOT
 
 from elm_jax.experts.overlay import load_expert
@@ -23,6 +24,7 @@ def section() -> str:
     return (ROOT / "README.md").read_text().split("## A task of your own, in five lines")[1].split("\n## ")[0]
 
 
+@pytest.mark.slow
 def test_the_five_lines(world, tmp_path):
     shell, = re.findall(r"```bash\n(.*?)```", section(), re.DOTALL)
     python, = re.findall(r"```python\n(.*?)```", section(), re.DOTALL)

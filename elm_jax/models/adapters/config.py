@@ -1,7 +1,6 @@
 """The table of adapter kinds, and the one function with which networks attach adapters."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,16 +67,9 @@ def AdapterConfig(
     return KINDS[kind](**{name: settings[name] for name in own if settings.get(name) is not None})
 
 
-def _signature() -> inspect.Signature:
-    """The settings of all kinds by name, so that gin knows which there are."""
-    fields = {field.name for kind in KINDS.values() for field in dataclasses.fields(kind)}
-    named = inspect.signature(AdapterConfig).parameters
-    others = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-              for name in sorted(fields - named.keys())]
-    return inspect.Signature([*(each for name, each in named.items() if name != "others"), *others])
-
-
-AdapterConfig.__signature__ = _signature()
+def settings_of_kinds() -> list[str]:
+    """Names of the settings of all kinds of adapters."""
+    return sorted({"kind", *(field.name for row in KINDS.values() for field in dataclasses.fields(row))})
 
 
 def _check_without_effect(name: str, value: Any, kind: str) -> None:
@@ -91,8 +83,7 @@ def _check_without_effect(name: str, value: Any, kind: str) -> None:
     defaults = {row.kind: field.default for row in KINDS.values() for field in dataclasses.fields(row)
                 if field.name == name}
     if not defaults:
-        known = {field.name for row in KINDS.values() for field in dataclasses.fields(row)}
-        raise unknown_name("AdapterConfig field", name, sorted({"kind", *known}))
+        raise unknown_name("AdapterConfig field", name, settings_of_kinds())
     if value is not None and value not in defaults.values():
         raise InputError(describe(
             "This setting has no effect on adapters of this kind", where=f"AdapterConfig.{name}",

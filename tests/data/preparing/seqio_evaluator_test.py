@@ -22,7 +22,7 @@ from elm_jax.vocabularies.vocabulary import ByteVocabulary  # noqa: E402
 RANK, WRITE = "ag_news__classify", "xsum__doc_tldr"
 BYTES = ByteVocabulary()
 ROWS = 60
-DRAWN = 4000
+DRAWN = 1000
 
 
 @pytest.fixture(autouse=True)

@@ -214,6 +214,7 @@ def test_registered_again_after_new_data(tmp_path, monkeypatch):
         assert [task.name for task in mixture.tasks] == expected
 
 
+@pytest.mark.slow
 def test_real_tasks_are_in_seqio_s_registry():
     data = pathlib.Path(os.environ.get("ELM_DATA_DIR")
                         or ROOT.parent / "shared" / "data")

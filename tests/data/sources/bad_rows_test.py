@@ -68,6 +68,11 @@ def test_a_row_on_which_the_template_fails_is_shown(task):
     with pytest.raises(InputError, match=rf"(?s)'Ask' fails.*{re.escape(str(path))}, line 2\n.*TypeError.*"
                                          r"label = 1, text = 't', words = None"):
         render(task)
+
+
+@pytest.mark.slow
+def test_a_row_on_which_the_template_does_not_end_is_shown(task):
+    path = write([GOOD])
     spin = PromptTemplate("Spin", "{% for a in range(99999) %}{% for b in range(99999) %}{{text}}{% endfor %}"
                           "{% endfor %} ||| b", None)
     registry.add_prompted_task("toys", None, spin, kind="generation", role="train")

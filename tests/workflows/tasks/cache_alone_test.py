@@ -120,6 +120,7 @@ def test_one_bad_row_ends_the_cache_and_keeps_the_rest(world, rows, tmp_path, mo
         assert not (arrays / TASKS[0] / "validation").exists()
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(world, tmp_path):
     """Killed in the middle, then started again: no process is left, and all arrays are whole."""
     words = [sys.executable, "-m", "elm_jax.cli", "tasks", "cache", "--base", world.base.path, "--prepared",
