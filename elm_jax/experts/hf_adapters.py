@@ -1,7 +1,7 @@
 """Prompt experts in Hugging Face folders: the model with the expert's norms, and a file of its adapters.
 
 Hugging Face's T5 has no adapters, so they are in a separate file, ``adapters.safetensors``, under names of
-the same style (`hf_names.hf_name`), and ``adapters.json`` describes them. (A file ``adapter_config.json``
+the same style (`t5_models.leaf_names`), and ``adapters.json`` describes them. (A file ``adapter_config.json``
 would make transformers load them with the package peft, which does not know this kind, and fail.) A program
 without adapters reads the folder as a T5 with other norms; this program reads the expert back unchanged.
 """
@@ -22,9 +22,7 @@ from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
 from elm_jax.formats.tensors import safetensors_files, streaming
 from elm_jax.models import families
 from elm_jax.models.adapters.kind import is_adapter_leaf
-from elm_jax.models.network import NetworkConfig
-from elm_jax.models.t5.hf_names import hf_name
-from elm_jax.models.t5.network import is_norm_leaf
+from elm_jax.models.network import NORM, NetworkConfig
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.types import FlatParams
 
@@ -76,8 +74,9 @@ def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,
         The name that each leaf got, adapters too.
     """
     overlay = trees.flatten(expert.overlay)
-    paths = {hf_name(path).name: path for path in overlay if is_adapter_leaf(path)}
-    turned = {name: hf_name(path).transposed for name, path in paths.items()}
+    names = t5_models.leaf_names(families.config_of(expert.card.network))
+    paths = {names[path].name: path for path in overlay if is_adapter_leaf(path)}
+    turned = {name: names[path].transposed for name, path in paths.items()}
     specs = {name: TensorSpec(_turned(overlay[path].shape, turned[name]), np.dtype(overlay[path].dtype).name)
              for name, path in sorted(paths.items())}
     with staging.staged(folder) as target:
@@ -86,16 +85,18 @@ def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,
             lambda name: streaming.pieces(np.asarray(overlay[paths[name]]), turned[name]), {"format": "pt"})
         storage.write_json(target / CONFIG_FILE, _description(expert, overlay))
         written = t5_models.write_into(target, with_overlay(model, expert, adapters=False), max_shard_bytes)
-    return written | {path: Origin(*hf_name(path)) for path in paths.values()}
+    return written | {path: Origin(*names[path]) for path in paths.values()}
 
 
 def _description(expert: Expert, overlay: FlatParams) -> dict[str, Any]:
-    norms = any(map(is_norm_leaf, overlay))
+    config = families.config_of(expert.card.network)
+    role_of = families.network_of(config).role_of
+    norms = any(role_of(path) == NORM for path in overlay)
     return {
         "schema_version": _SCHEMA_VERSION,
         "format": _FORMAT,
         "weights": WEIGHTS_FILE,
-        "bottleneck": families.config_of(expert.card.network).bottleneck,
+        "bottleneck": config.bottleneck,
         "function": "y = x + up(gelu_tanh(down(x))), down and up linear with bias",
         "place": "on the output of self-attention and of the feed-forward, in every layer of encoder and "
                  "decoder, before that sub-layer's dropout and residual add",
@@ -129,13 +130,13 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
     if not (folder / WEIGHTS_FILE).exists():
         raise InputError(describe("The adapters' weights are missing", where=folder / WEIGHTS_FILE))
     stored = safetensors_files.read_header(folder / WEIGHTS_FILE)
-    names = {path: hf_name(path) for path in t5_models.leaf_shapes(config) if is_adapter_leaf(path)}
-    overlay = read_named(stored, {path: (name.name, name.transposed) for path, name in names.items()},
-                         config, folder / WEIGHTS_FILE)
+    names = {path: tuple(name) for path, name in t5_models.leaf_names(config).items()
+             if is_adapter_leaf(path)}
+    overlay = read_named(stored, names, config, folder / WEIGHTS_FILE)
     if values.get("trained_norms"):
-        tensors = t5_models.open_hf(folder).tensors
+        tensors, role_of = t5_models.open_hf(folder).tensors, families.network_of(config).role_of
         overlay |= {path: tensors.read(path).astype(np.float32, copy=False)
-                    for path in tensors.specs if is_norm_leaf(path)}
+                    for path in tensors.specs if role_of(path) == NORM}
     return Expert(card, trees.unflatten(overlay), path=str(folder))
 
 

@@ -20,11 +20,10 @@ from elm_jax.experts.overlay import Expert
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Origin
 from elm_jax.formats.tensors import torch_files
+from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.kind import is_adapter_leaf
-from elm_jax.models.network import NetworkConfig
-from elm_jax.models.t5.hf_names import hf_name
-from elm_jax.models.t5.network import is_norm_leaf
+from elm_jax.models.network import NORM, NetworkConfig
 from elm_jax.runtime import storage, trees
 
 FOLDER = "adapter_params"
@@ -73,9 +72,10 @@ def read_original(folder: storage.PathLike, config: NetworkConfig, base: Mapping
         raise InputError(describe("The folder must hold the adapters of one task", where=inside,
                                   got=", ".join(tasks) or "none", expected="one task"))
     config = config.with_adapter(BottleneckConfig(_bottleneck(loaded)))
-    names = {path: _original_name(path, tasks[0])
-             for path in t5_models.leaf_shapes(config) if is_adapter_leaf(path)}
-    norms = {path: tuple(hf_name(path)) for path in t5_models.leaf_shapes(config) if is_norm_leaf(path)}
+    hf_names, role_of = t5_models.leaf_names(config), families.network_of(config).role_of
+    names = {path: _original_name(*name, tasks[0]) for path, name in hf_names.items()
+             if is_adapter_leaf(path)}
+    norms = {path: tuple(name) for path, name in hf_names.items() if role_of(path) == NORM}
     if any(name in loaded for name, _ in norms.values()):
         names |= norms  # trained all together or not at all
     stored = {name: LoadedTensor(array) for name, array in loaded.items()}
@@ -102,9 +102,8 @@ def _bottleneck(loaded: Mapping[str, np.ndarray]) -> int:
     return min(widths, default=1)  # all others are then wrong shapes or missing, and named as such
 
 
-def _original_name(path: str, task: str) -> tuple[str, bool]:
+def _original_name(name: str, transposed: bool, task: str) -> tuple[str, bool]:
     """The first implementation's name of a parameter with a name in Hugging Face's style."""
-    name, transposed = hf_name(path)
     place, rest = name.split(".adapter.")
     part, kind = rest.split(".")
     return f"{place}.adapter_controller.adapters.{task}.{part}_sampler.{kind}", transposed

@@ -17,7 +17,6 @@ from elm_jax.formats.model import Model, Origin, TensorSpec
 from elm_jax.formats.tensors import streaming
 from elm_jax.formats.tensors.hashed import HashedTensors
 from elm_jax.models import families
-from elm_jax.models.t5.hf_names import hf_name
 from elm_jax.runtime import storage, trees
 
 CARD_FILE = "expert.json"
@@ -112,7 +111,8 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
         expert = hf_adapters.read_hf_expert(folder)
         if base is not None:
             _check_base(expert.card, needed_base(folder, base, None))
-        origins = {path: Origin(*hf_name(path)) for path in trees.flatten(expert.overlay)}
+        names = t5_models.leaf_names(families.config_of(expert.card.network))
+        origins = {path: Origin(*names[path]) for path in trees.flatten(expert.overlay)}
         return Source(str(folder), open_kind(folder), expert, origins)
     return Source(str(folder), open_kind(folder, **how))
 

@@ -9,7 +9,6 @@ from elm_jax.errors import InputError, describe
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.t5x import t5x_checkpoints
 from elm_jax.models.network import NetworkConfig
-from elm_jax.models.t5 import hf_names
 from elm_jax.runtime import storage
 from elm_jax.runtime.storage import utc_now
 from elm_jax.vocabularies import hf_tokenizer
@@ -42,7 +41,7 @@ def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) ->
     """Checks the fields that other formats need when the model is converted back to them."""
     kept = others.get(t5_models.FACTS, {})
     if "config" in kept:
-        hf_names.config_from_hf(kept["config"] if isinstance(kept["config"], dict) else {}, where)
+        t5_models.check_config(kept["config"] if isinstance(kept["config"], dict) else {}, where)
     if not isinstance(kept.get("generation_config", {}), dict):
         raise InputError(describe("The base's generation_config is wrong", where=where,
                                   got=repr(kept["generation_config"])[:100], expected="an object"))

@@ -127,6 +127,16 @@ def leaf_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
             for path, leaf in trees.flatten(T5Network(config).abstract_params()).items()}
 
 
+def leaf_names(config: T5Config) -> dict[str, hf_names.HfName]:
+    """Hugging Face's name of every leaf of a network, and whether it is transposed there; adapters too."""
+    return {path: hf_names.hf_name(path) for path in leaf_shapes(config)}
+
+
+def check_config(values: Mapping[str, Any], where: Any) -> None:
+    """Raises InputError if the values of a config.json are not those of a T5."""
+    hf_names.config_from_hf(values, where)
+
+
 def write_hf(folder: storage.PathLike, model: Model, *,
              max_shard_bytes: float = DEFAULT_SHARD_BYTES) -> dict[str, Origin]:
     """Writes a Hugging Face folder tensor by tensor; it gets its final name when it is whole.
