@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.models.blocks.layer_stack import Layout
-from elm_jax.models.network import Network, NetworkConfig
+from elm_jax.models.network import Layout, Network, NetworkConfig
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
 

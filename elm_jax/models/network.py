@@ -4,16 +4,17 @@ Training, scoring, decoding, planning, merging and files use these functions and
 network. A family (T5, and what comes) is a folder beside this file and a row of `families.FAMILIES`.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
+from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime.sharding import Axes
 from elm_jax.types import Array, Batch, Padded, Params, SpecialIds
 
 if TYPE_CHECKING:  # readers of files need configs of networks, but not Flax
-    from elm_jax.models.blocks.layer_stack import Layout
     from elm_jax.models.losses import LossConfig, LossSums
 
 DTYPES = ("bfloat16", "float32")
@@ -22,9 +23,33 @@ TWO_SIDED, JOINED = "two_sided", "joined"
 """Forms of a training batch: inputs and targets in separate rows, or joined in one row."""
 BODY, NORM, ADAPTER, GATE = ROLES = ("body", "norm", "adapter", "gate")
 """Roles of leaves: a gate weighs experts or adapters; a norm is a scale or a bias of a normalisation."""
+REMAT = ("none", "layer", "dots")
+"""Names of what the backward pass recomputes."""
 
 Cache = Any
 """State of decoding from step to step; only the network knows its leaves."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Execution settings of a network (rematerialisation, scan over layers); they change no result.
+
+    Attributes:
+        remat: what the backward pass recomputes: 'none' keeps all values that it needs, 'dots' keeps the
+            products with kernels, 'layer' keeps the layers' inputs only.
+        scan_layers: one compiled layer in a loop, in place of a copy of the program for each layer.
+    """
+
+    remat: str = "none"
+    scan_layers: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown value of either setting."""
+        if self.remat not in REMAT:
+            raise unknown_name("remat policy", str(self.remat), REMAT, where="remat")
+        if not isinstance(self.scan_layers, bool):
+            raise InputError(describe("Config value has the wrong type", where="scan_layers",
+                                      got=repr(self.scan_layers), expected="True or False"))
 
 
 class Start(NamedTuple):
@@ -115,7 +140,7 @@ class Network(Protocol):
     """
 
     config: NetworkConfig
-    layout: "Layout"
+    layout: Layout
     batches: str
 
     def init(self, rng: Array) -> Params:

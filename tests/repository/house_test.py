@@ -38,6 +38,8 @@ FAMILY_FILES = {"config", "network", "modules", "hf_names"}
 """The files that each family of networks and kind of adapter has; in models/, the door that they fit."""
 SHARED_CLASSES: dict[str, str] = {}
 """Names of public classes that stand more than once, with the reason."""
+ORDERED = [f"elm_jax.{room}" for room in ("models", "data", "formats", "merging", "workflows")]
+"""Rooms in which the contracts hold an order of folders and modules too."""
 LAYERS = [
     "cli", "workflows", "reporting", "experts | evaluation",
     "training | formats | data | routing | planning", "models | vocabularies | merging", "runtime",
@@ -129,12 +131,28 @@ def class_names(files: Files) -> list[str]:
 def contract(files: Files) -> list[str]:
     """The rows are these, siblings in one may not import each other, and every room stands in one."""
     found = tomllib.loads(files["pyproject.toml"])["tool"]["importlinter"]["contracts"]
-    rows = [row.replace("elm_jax.", "") for each in found for row in each["layers"]]
+    rows = [row.replace("elm_jax.", "") for row in found[0]["layers"]]
     rooms = {path.split("/")[1].removesuffix(".py") for path in modules(files)} - {"__init__"}
     left_out = rooms ^ set(re.findall(r"\w+", " ".join(rows)))
-    wrong = set(rows) ^ set(LAYERS) or rows != LAYERS or len(found) != 1 or found[0]["type"] != "layers"
-    return [f"rows: {rows}"] * bool(wrong) + [f"in no row, or in no folder: {room}" for room in left_out] + [
+    wrong = rows != LAYERS or any(each["type"] != "layers" for each in found)
+    return [f"rows: {rows}"] * wrong + [f"in no row, or in no folder: {room}" for room in left_out] + [
         f"{key} weakens the contract" for each in found for key in each if "ignore" in key]
+
+
+def contracts_inside(files: Files) -> list[str]:
+    """In each of these rooms every folder and module stands in one row, above what it imports."""
+    contracts = tomllib.loads(files["pyproject.toml"])["tool"]["importlinter"]["contracts"][1:]
+    rows = {room: each["layers"] for each in contracts for room in each["containers"] if each["exhaustive"]}
+    faults = [f"no rows of their own, or unasked: {room}" for room in set(rows) ^ set(ORDERED)]
+    for room, layers in rows.items():
+        path = room.replace(".", "/") + "/"
+        inside = {each.removeprefix(path).split("/")[0].removesuffix(".py")
+                  for each in modules(files) if each.startswith(path)} - {"__init__"}
+        named = re.findall(r"\w+", " ".join(layers))
+        faults += [f"in {room}, in no row, in no folder, or twice: {name}" for name in inside.symmetric_difference(
+            named) | {name for name in named if named.count(name) > 1}]
+        faults += [f"in {room} siblings may import each other: {row}" for row in layers if ":" in row]
+    return faults
 
 
 def readme_tree(files: Files) -> list[str]:
@@ -162,7 +180,7 @@ def docstrings(files: Files) -> list[str]:
                     if public and not ast.get_docstring(node)]
 
 
-RULES = (top, folder_size, parameters, class_length, module_names, class_names, contract, readme_tree,
+RULES = (top, folder_size, parameters, class_length, module_names, class_names, contract, contracts_inside, readme_tree,
          docstrings)
 
 
@@ -197,6 +215,10 @@ BROKEN = [
     (contract, {"elm_jax/kitchen/new.py": ""}, "in no row, or in no folder: kitchen"),
     (contract, {"pyproject.toml": (" | elm_jax.evaluation", " : elm_jax.evaluation")}, "rows: "),
     (contract, {"pyproject.toml": ('type = "layers"', 'type = "layers"\nignore_imports = []')}, "weakens"),
+    (contracts_inside, {"elm_jax/formats/pickled/new.py": ""}, "in elm_jax.formats, in no row"),
+    (contracts_inside, {"pyproject.toml": ('"hf | t5x"', '"hf", "t5x", "hf"')}, "or twice: hf"),
+    (contracts_inside, {"pyproject.toml": ('"hf | t5x"', '"hf : t5x"')}, "siblings may import each other"),
+    (contracts_inside, {"pyproject.toml": ('["elm_jax.data"]', '["elm_jax.cli"]')}, "unasked: elm_jax.data"),
     (readme_tree, {"elm_jax/runtime/deep/new.py": ""}, "elm_jax/runtime/deep"),
     (readme_tree, {"README.md": ("  cli/  ", "  shell/")}, "elm_jax/shell"),
     (readme_tree, {"README.md": ("    farm/  ", "  cellar/\n    farm/  ")}, "no line of a folder: "),

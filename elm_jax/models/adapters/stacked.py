@@ -13,9 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.blocks.layer_stack import Layout
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums
-from elm_jax.models.network import Cache, Network, NetworkConfig, Start, StepAccount
+from elm_jax.models.network import Cache, Layout, Network, NetworkConfig, Start, StepAccount
 from elm_jax.runtime import trees
 from elm_jax.runtime.sharding import Axes
 from elm_jax.types import Array, Batch, Padded, Params

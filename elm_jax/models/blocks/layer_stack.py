@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models.network import Layout
 from elm_jax.types import Array, Params
 
 STACKED = "layers"
@@ -25,29 +25,7 @@ _POLICIES: dict[str, Callable[..., Any] | None] = {
     "layer": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-REMAT = tuple(_POLICIES)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Execution settings of a network (rematerialisation, scan over layers); they change no result.
-
-    Attributes:
-        remat: what the backward pass recomputes: 'none' keeps all values that it needs, 'dots' keeps the
-            products with kernels, 'layer' keeps the layers' inputs only.
-        scan_layers: one compiled layer in a loop, in place of a copy of the program for each layer.
-    """
-
-    remat: str = "none"
-    scan_layers: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises InputError for an unknown value of either setting."""
-        if self.remat not in REMAT:
-            raise unknown_name("remat policy", str(self.remat), REMAT, where="remat")
-        if not isinstance(self.scan_layers, bool):
-            raise InputError(describe("Config value has the wrong type", where="scan_layers",
-                                      got=repr(self.scan_layers), expected="True or False"))
+"""What the backward pass keeps, for each name of `network.REMAT`."""
 
 
 def stacked_name(path: str) -> tuple[str, int] | None:

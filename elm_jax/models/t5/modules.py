@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from elm_jax.models.adapters.config import Hook, attach
 from elm_jax.models.blocks.attention import Attention, KeysValues
-from elm_jax.models.blocks.layer_stack import LayerStack, Layout, run_layers
+from elm_jax.models.blocks.layer_stack import LayerStack, run_layers
 from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp, RMSNorm
+from elm_jax.models.network import Layout
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.relative_bias import RelativePositionBias
 from elm_jax.runtime.sharding import constrain

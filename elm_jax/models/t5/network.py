@@ -14,9 +14,17 @@ import jax.numpy as jnp
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks import layer_stack
-from elm_jax.models.blocks.layer_stack import Layout
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
-from elm_jax.models.network import ADAPTER, BODY, NORM, TWO_SIDED, Start, StepAccount, real_tokens
+from elm_jax.models.network import (
+    ADAPTER,
+    BODY,
+    NORM,
+    TWO_SIDED,
+    Layout,
+    Start,
+    StepAccount,
+    real_tokens,
+)
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.modules import Cache, Transformer
 from elm_jax.runtime import sharding, trees

@@ -9,8 +9,7 @@ from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.adapters.low_rank import LowRankConfig
-from elm_jax.models.blocks.layer_stack import Layout
-from elm_jax.models.network import DTYPES, Network, NetworkConfig
+from elm_jax.models.network import DTYPES, Layout, Network, NetworkConfig
 from elm_jax.runtime import sharding
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
 from elm_jax.training.early_end import EarlyEnd
