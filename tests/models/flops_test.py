@@ -60,5 +60,5 @@ def test_a_training_step(accelerator, prompt):
 
     shapes = dataclasses.replace(accelerator.SHAPES["tiny"], config=WIDE, source=128, target=64)
     _, need = accelerator.training(shapes, "float32", prompt)
-    # Above it: what the backward pass computes again (models/recompute.py), and the optimiser.
+    # Above it: what the backward pass computes again (models/layers/recompute.py), and the optimiser.
     assert 0.8 < need["flops"] / need["compiled_flops"] < 1.02

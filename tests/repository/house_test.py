@@ -149,8 +149,8 @@ def contracts_inside(files: Files) -> list[str]:
         inside = {each.removeprefix(path).split("/")[0].removesuffix(".py")
                   for each in modules(files) if each.startswith(path)} - {"__init__"}
         named = re.findall(r"\w+", " ".join(layers))
-        faults += [f"in {room}, in no row, in no folder, or twice: {name}" for name in inside.symmetric_difference(
-            named) | {name for name in named if named.count(name) > 1}]
+        wrong = (inside ^ set(named)) | {name for name in named if named.count(name) > 1}
+        faults += [f"in {room}, in no row, in no folder, or twice: {name}" for name in wrong]
         faults += [f"in {room} siblings may import each other: {row}" for row in layers if ":" in row]
     return faults
 
@@ -180,8 +180,8 @@ def docstrings(files: Files) -> list[str]:
                     if public and not ast.get_docstring(node)]
 
 
-RULES = (top, folder_size, parameters, class_length, module_names, class_names, contract, contracts_inside, readme_tree,
-         docstrings)
+RULES = (top, folder_size, parameters, class_length, module_names, class_names, contract,
+         contracts_inside, readme_tree, docstrings)
 
 
 @pytest.fixture(scope="module")

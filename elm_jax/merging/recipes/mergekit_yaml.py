@@ -83,7 +83,7 @@ class MergeConfig:
     """A merge as a file describes it.
 
     Attributes:
-        method: name in `merging.methods.METHODS`.
+        method: name in `method_table.METHODS`.
         models: folders of the experts in order; for slerp the base first, then the other.
         base: folder of the base whose distance to the experts is merged; None for linear and slerp.
         recipe: weights and parameters, of every leaf.

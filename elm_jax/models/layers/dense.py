@@ -1,4 +1,4 @@
-"""Layers of T5: dense, RMS norm, embedding, relative position bias, feed-forward, dropout.
+"""Layers of networks: dense, RMS norm, embedding, feed-forward, dropout.
 
 Every layer keeps float32 parameters, computes in `dtype`, and names its parameters' logical axes
 with `param_with_axes`, as T5X's minimal T5 does.

@@ -2,7 +2,7 @@
 
 `python -m t5x.train` runs the loop, the checkpoints and the mesh. This module provides the vocabulary, the
 optimisers that train a part of the leaves, the start from a base without adapters, and the evaluation
-tasks. The network is `models.t5x_module`; `convert.t5x_expert` reads the result back. T5X resolves a gin
+tasks. The network is `models.t5x_module`; `t5x_expert` reads the result back. T5X resolves a gin
 file's references as plain Python names, so nothing here imports gin.
 """
 

@@ -35,7 +35,7 @@ def merge(
 
     Args:
         experts: two or more experts; or a library, together with `decision`.
-        method: name in `merging.methods.METHODS`, whose row says the equation.
+        method: name in `method_table.METHODS`, whose row says the equation.
         weights: one an expert; None for the method's own; with a decision also ``votes`` or ``similarity``.
         base: that the experts were trained on, for methods on task vectors. Leaves that it lacks (adapters)
             count as zero.

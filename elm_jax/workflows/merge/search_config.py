@@ -29,7 +29,7 @@ class SearchConfig:
         learning_rate: of Adam, for ``gradient``.
         l1: factor of the mean absolute weight; for methods whose weights are not normalised to sum one.
         seed: of the rows' draw and of the population.
-        method: of the merge, a name in `merging.methods.METHODS`.
+        method: of the merge, a name in `method_table.METHODS`.
         parameters: of the method, beside the weights.
         max_rows: of the validation split a seeded random subset of at most this many rows counts, the same
             as `elm evaluate` scores; None for all.

@@ -62,7 +62,7 @@ class MergeObjective:
 
     Attributes:
         network: of the base with any of the overlays.
-        method: name in `merging.methods.METHODS`.
+        method: name in `method_table.METHODS`.
         kind: of the task, ``rank`` or ``generation``.
         labelled: whether the right answers are used.
         l1: factor of the mean absolute weight.
