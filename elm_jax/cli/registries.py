@@ -3,10 +3,9 @@
 import argparse
 
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry.registry import DEFAULT_MODULES
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import load_vocabulary
-
-DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
 
 
 def modules_of(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -328,17 +328,34 @@ def train_vocabulary(
     *,
     character_coverage: float = 0.9995,
 ) -> Vocabulary:
-    """Trains a unigram SentencePiece model with T5's special ids and writes it; deterministic.
+    """Trains a vocabulary as `trained_contents` does, and writes its file."""
+    contents = trained_contents(texts, output_path, vocab_size, seed, character_coverage=character_coverage)
+    output_path = storage.as_path(output_path)
+    with storage.guard_writes(output_path):
+        output_path.parent.mkdir(parents=True, exist_ok=True)
+        output_path.write_bytes(contents)
+    return Vocabulary.load(output_path)
+
+
+def trained_contents(
+    texts: Iterable[str],
+    where: storage.PathLike,
+    vocab_size: int,
+    seed: int,
+    *,
+    character_coverage: float = 0.9995,
+) -> bytes:
+    """Trains a unigram SentencePiece model with T5's special ids; deterministic.
 
     Args:
         texts: passages; each line of each is one sentence to the trainer.
-        output_path: the ``.model`` file to write.
+        where: the file that it is for, for the error.
         vocab_size: number of trained pieces, special ids included, sentinels not.
         seed: of the trainer's random generator.
         character_coverage: share of the characters that must get a piece; the others are unknown.
 
     Returns:
-        The vocabulary, with T5's sentinels added: `vocab_size` + 100 ids.
+        The contents of its file; with T5's sentinels the vocabulary has `vocab_size` + 100 ids.
 
     Raises:
         InputError: the texts are too few for so many pieces.
@@ -360,11 +377,7 @@ def train_vocabulary(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise InputError(describe("The vocabulary cannot be trained", where=output_path, got=error,
+        raise InputError(describe("The vocabulary cannot be trained", where=where, got=error,
                                   expected=f"texts that yield {vocab_size} pieces",
                                   cure="give more text or ask for fewer pieces")) from error
-    output_path = storage.as_path(output_path)
-    with storage.guard_writes(output_path):
-        output_path.parent.mkdir(parents=True, exist_ok=True)
-        output_path.write_bytes(buffer.getvalue())
-    return Vocabulary.load(output_path)
+    return buffer.getvalue()

@@ -32,15 +32,15 @@ class RouteConfig:
         prepared_dir: folder of prepared arrays, which are read in place of the task's data.
     """
 
-    library: str
+    library: storage.PathLike
     task: str | None = None
-    examples: str | None = None
+    examples: storage.PathLike | None = None
     split: str = "validation"
     num_queries: int = 32
-    encoder_dir: str | None = None
+    encoder_dir: storage.PathLike | None = None
     seed: int = 0
-    modules: tuple[str, ...] = ("elm_jax.tasks",)
-    prepared_dir: str | None = None
+    modules: tuple[str, ...] = registry.DEFAULT_MODULES
+    prepared_dir: storage.PathLike | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

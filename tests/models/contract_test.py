@@ -23,6 +23,7 @@ from elm_jax.models.decode import greedy
 from elm_jax.models.network import ADAPTER, BODY, NORM, ROLES, Network, NetworkConfig, is_multiplied
 from elm_jax.runtime import sharding, trees
 from elm_jax.types import Padded
+from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
 
 FAMILIES = list(made.CONFIGS)
 LENGTHS = {"inputs": 10, "targets": 7}
@@ -304,6 +305,7 @@ def test_many_experts_are_a_network_like_any_other(name):
     assert {path: leaf.shape for path, leaf in trees.flatten(grouped.abstract_params()[1]).items()} == shapes
     axes = {path: ("experts", *own) for path, own in trees.flatten(network.logical_axes()).items()}
     assert {path: tuple(own) for path, own in trees.flatten(grouped.logical_axes()[1]).items()} == axes
+    assert {path: tuple(grouped.axes_of(path)) for path in axes} == axes and grouped.axes_of("none") is None
 
 
 @every_family
@@ -316,6 +318,26 @@ def test_dropout_draws_only_with_a_key(name):
         float(loss_of(network, params, batch).loss), rel=1e-6)
     draws = {float(loss(jax.random.key(seed))) for seed in (0, 0, 1)}
     assert len(draws) == 2
+
+
+FORMS = {"t5": ("elm", "hf", "t5x"), "small_decoder": ("elm",)}
+"""Kinds of folders that a base of each family is converted to."""
+
+
+@every_family
+def test_a_base_survives_each_other_form_of_its_family(name, tmp_path):
+    """From this program's folder to another kind and back: the same config and the same bits."""
+    network, params = made.network_and_params(name)
+    save_base(tmp_path / "elm", params, network.config, None, {})
+    before = load_base(tmp_path / "elm")
+    assert set(FORMS) == set(families.FAMILIES), "a new family says here what it is converted to"
+    for kind in FORMS[network.config.family]:
+        there, back = tmp_path / f"{kind} there", tmp_path / f"{kind} back"
+        convert(ConvertConfig(tmp_path / "elm", "elm", there, kind))
+        convert(ConvertConfig(there, kind, back, "elm"))
+        after = load_base(back)
+        assert after.config == before.config
+        assert after.fingerprint == before.fingerprint == trees.fingerprint(after.params)
 
 
 @every_family

@@ -37,8 +37,8 @@ class TaskData:
     """
 
     vocabulary: Vocabulary
-    modules: tuple[str, ...] = ("elm_jax.tasks",)
-    prepared_dir: str | None = None
+    modules: tuple[str, ...] = registry.DEFAULT_MODULES
+    prepared_dir: storage.PathLike | None = None
     few_shot: int = 0
     few_shot_length: int = 512
 

@@ -19,6 +19,8 @@ from elm_jax.runtime import trees
 from elm_jax.runtime.sharding import Axes
 from elm_jax.types import Array, Batch, Padded, Params
 
+EXPERTS = "experts"
+"""Name of the axis of experts, as a logical axis and on the mesh."""
 Many = tuple[Params, Params]
 """Leaves of the base, and leaves of the overlays, [E, ...] or [B, ...]."""
 
@@ -60,12 +62,13 @@ class GroupedNetwork:
 
     def logical_axes(self) -> Many:
         """Logical axes of `init`'s leaves: the expert axis, then those of the inner network."""
-        return {}, jax.tree.map(lambda axes: Axes(("experts", *axes)), self.network.logical_axes(),
+        return {}, jax.tree.map(lambda axes: Axes((EXPERTS, *axes)), self.network.logical_axes(),
                                 is_leaf=lambda leaf: isinstance(leaf, Axes))
 
     def axes_of(self, path: str) -> Axes | None:
-        """Logical axes of a leaf of one expert; None if there is no such leaf."""
-        return self.network.axes_of(path)
+        """Logical axes of a leaf that experts do not share: the expert axis first; None if there is none."""
+        axes = self.network.axes_of(path)
+        return None if axes is None else Axes((EXPERTS, *axes))
 
     def role_of(self, path: str) -> str:
         """Role of a leaf, as the inner network gives it."""
@@ -102,7 +105,7 @@ class GroupedNetwork:
         shared, own = params
         run = jax.vmap(lambda own, cache, token: self.network.step(
             trees.merge(shared, own), cache, token), in_axes=(0, axes, 0), out_axes=(0, axes),
-            spmd_axis_name="experts")
+            spmd_axis_name=EXPERTS)
         logits, cache = run(own, cache, self._groups(token))
         return self._flat(logits), cache
 
@@ -117,7 +120,7 @@ class GroupedNetwork:
     def _map(self, function: Callable[..., Any], params: Many, out_axes: Any = 0) -> Callable[..., Any]:
         shared, own = params
         mapped = jax.vmap(lambda own, *rows: function(trees.merge(shared, own), *rows), out_axes=out_axes,
-                          spmd_axis_name="experts")
+                          spmd_axis_name=EXPERTS)
         return lambda *rows: mapped(own, *rows)
 
     def _groups(self, rows: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts import hf_adapters
 from elm_jax.experts.overlay import save_leaves_as_expert, write_expert
@@ -26,7 +27,7 @@ from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import staging, storage, trees
-from elm_jax.runtime.config_checks import check_choice, check_positive
+from elm_jax.runtime.config_checks import check_choice, check_positive, check_types
 from elm_jax.workflows.choices import DTYPES, LAYOUTS
 from elm_jax.workflows.convert import t5x_expert, verify
 
@@ -57,23 +58,24 @@ class ConvertConfig:
         modules: task registries, for the card of such an expert.
     """
 
-    source: str
+    source: storage.PathLike
     source_kind: str
-    target: str
+    target: storage.PathLike
     target_kind: str
-    base: str | None = None
+    base: storage.PathLike | None = None
     dtype: str | None = None
     max_shard_bytes: float = t5_models.DEFAULT_SHARD_BYTES
     layout: str = "orbax"
     scanned: bool | None = None
     step: int | None = None
-    vocabulary: str | None = None
+    vocabulary: storage.PathLike | None = None
     verify: bool = False
     expert_id: str | None = None
     kind: str | None = None
-    modules: tuple[str, ...] = t5x_expert.DEFAULT_MODULES
+    modules: tuple[str, ...] = registry.DEFAULT_MODULES
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("kind of source", self.source_kind, detect.KINDS)
         check_choice("kind of target", self.target_kind, detect.KINDS)
         check_choice("layout", self.layout, LAYOUTS)

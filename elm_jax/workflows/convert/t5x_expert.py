@@ -33,7 +33,6 @@ from elm_jax.workflows.train import run_record
 T5X_COMMIT = "cc342d4"
 """The T5X that gin/t5x/ and this module were tested with."""
 CONFIG_FILE = "config.gin"
-DEFAULT_MODULES = ("elm_jax.tasks",)
 _MACRO = re.compile(r"^([A-Z_]+) = (.+)$", re.MULTILINE)
 _MACRO_KINDS = {"MIXTURE_OR_TASK_NAME": str, "RANDOM_SEED": int, "BATCH_SIZE": int, "TRAIN_NORMS": bool}
 """Macros that are read, with their types."""
@@ -66,7 +65,7 @@ class Naming:
 
     expert_id: str | None = None
     kind: str | None = None
-    modules: Sequence[str] = DEFAULT_MODULES
+    modules: Sequence[str] = registry.DEFAULT_MODULES
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -75,7 +74,7 @@ class Naming:
 
 def expert_from_checkpoint(
     folder: storage.PathLike, base: Base, *, kind: str | None = None, expert_id: str | None = None,
-    modules: Sequence[str] = DEFAULT_MODULES,
+    modules: Sequence[str] = registry.DEFAULT_MODULES,
 ) -> Expert:
     """Reads the expert that a T5X run of `gin/t5x/` trained.
 

@@ -51,10 +51,10 @@ class EvaluateConfig:
             several processes.
     """
 
-    base: str
+    base: storage.PathLike
     tasks: tuple[str, ...]
-    output: str
-    experts: tuple[str, ...] = ()
+    output: storage.PathLike
+    experts: tuple[storage.PathLike, ...] = ()
     split: str | None = None
     max_rows: int | None = None
     source_length: int = 512
@@ -64,15 +64,18 @@ class EvaluateConfig:
     mesh_data: int = -1
     mesh_model: int = 1
     mesh_experts: int = 1
-    modules: tuple[str, ...] = ("elm_jax.tasks",)
-    prepared_dir: str | None = None
+    modules: tuple[str, ...] = registry.DEFAULT_MODULES
+    prepared_dir: storage.PathLike | None = None
     mixed: bool = False
-    library: str | None = None
-    assignment: str | None = None
+    library: storage.PathLike | None = None
+    assignment: storage.PathLike | None = None
     expert_id: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
+        if not self.tasks:
+            raise InputError(describe("An evaluation needs a task", where="EvaluateConfig.tasks", got="none",
+                                      expected="names of tasks or mixtures"))
         check_positive(max_rows=self.max_rows, stack_experts=self.stack_experts)
         check_range("few_shot", self.few_shot, 0)
         self.settings  # noqa: B018  raises for its own fields

@@ -5,6 +5,7 @@ from typing import Any
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.network import NetworkConfig
+from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.optimizers import OptimizerConfig
 
@@ -103,7 +104,7 @@ class StudyConfig:
             those of `network`.
     """
 
-    workdir: str
+    workdir: storage.PathLike
     modules: tuple[str, ...]
     passages: tuple[str, ...]
     network: NetworkConfig
@@ -136,7 +137,7 @@ class StudyConfig:
     mesh_model: int = 1
     stack_experts: int = 1
     stack_at_once: int | None = None
-    initial_checkpoint_path: str | None = None
+    initial_checkpoint_path: storage.PathLike | None = None
     bigbench_tasks: tuple[str, ...] = ()
     bbh_tasks: tuple[str, ...] = ()
     multitask_tasks: tuple[str, ...] = ()

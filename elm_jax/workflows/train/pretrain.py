@@ -29,7 +29,7 @@ from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.loop import fit
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.run_settings import RunConfig
-from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary, train_vocabulary
+from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary, trained_contents
 from elm_jax.workflows.train import run_record
 
 logger = logging.getLogger(__name__)
@@ -64,10 +64,10 @@ class PretrainConfig:
         tensorboard: whether TensorBoard files are written beside them.
     """
 
-    model_dir: str
+    model_dir: storage.PathLike
     network: NetworkConfig
     passages: tuple[str, ...]
-    vocabulary: str | None = None
+    vocabulary: storage.PathLike | None = None
     vocab_pieces: int = 8000
     character_coverage: float = 0.9995
     train_steps: int = 1000
@@ -137,12 +137,7 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
     passages = read_passages(config.passages)
     vocabulary_path = hosts.by_first(lambda: str(make_vocabulary(config, passages)))
     vocabulary = Vocabulary.load(vocabulary_path)
-    vocabulary.check_ids(config.network.pad_id, config.network.eos_id, vocabulary_path)
-    rows = config.network.vocab_size
-    if vocabulary.size > rows:
-        raise InputError(describe("The vocabulary is larger than the embedding",
-                                  got=f"{vocabulary.size} pieces with extra ids",
-                                  expected=f"at most {type(config.network).__name__}.vocab_size = {rows}"))
+    check_fits(vocabulary, config.network, vocabulary_path)
     source = PretrainingSource.from_texts(
         passages, vocabulary, chunk_length=config.chunk_length,
         prefix_lm_share=config.prefix_lm_share, seed=config.random_seed)
@@ -174,20 +169,34 @@ def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:
                                   cure="choose an empty folder, or go back to the base's config"))
 
 
+def check_fits(vocabulary: Vocabulary, network: NetworkConfig, where: storage.PathLike) -> None:
+    """Raises InputError if a vocabulary has other special ids than the network, or more ids than rows."""
+    vocabulary.check_ids(network.pad_id, network.eos_id, where)
+    if vocabulary.size > network.vocab_size:
+        raise InputError(describe("The vocabulary is larger than the embedding",
+                                  got=f"{vocabulary.size} pieces with extra ids",
+                                  expected=f"at most {type(network).__name__}.vocab_size = "
+                                  f"{network.vocab_size}"))
+
+
 def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.PathLike:
-    """Trains or copies the vocabulary into ``<model_dir>/vocabulary``, unless the same one is there."""
+    """Trains or copies the vocabulary into ``<model_dir>/vocabulary``, unless the same one is there.
+
+    Raises:
+        InputError: the passages are too few, or the vocabulary does not fit the network: nothing is written.
+    """
     folder = storage.as_path(config.model_dir) / "vocabulary"
     given = None if config.vocabulary is None else Vocabulary.load(config.vocabulary)
     path = folder / (SentencePieceVocabulary if given is None else given).FILE
     made_of = given.fingerprint if given is not None else run_record.digest(
         [config.vocab_pieces, config.random_seed, config.character_coverage, passages])
     if not storage.is_committed(folder):
+        contents = given.contents if given is not None else trained_contents(
+            passages, path, config.vocab_pieces, config.random_seed,
+            character_coverage=config.character_coverage)
+        check_fits(Vocabulary.from_bytes(contents, path), config.network, path)
         storage.begin(folder)
-        if given is None:
-            train_vocabulary(passages, path, config.vocab_pieces, seed=config.random_seed,
-                             character_coverage=config.character_coverage)
-        else:
-            storage.write_bytes(path, given.contents)
+        storage.write_bytes(path, contents)
         storage.commit(folder, {"made_of": made_of})
     found = storage.read_json(folder / storage.MARKER, kind="vocabulary's marker", schema_version=1)
     if found.get("made_of") != made_of:

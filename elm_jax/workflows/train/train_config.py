@@ -10,7 +10,7 @@ from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.adapters.low_rank import LowRankConfig
 from elm_jax.models.network import DTYPES, Layout, Network, NetworkConfig
-from elm_jax.runtime import sharding
+from elm_jax.runtime import sharding, storage
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
@@ -63,9 +63,9 @@ class TrainConfig:
         early_end: the rule by which the run may end before its last step; None for no such rule.
     """
 
-    model_dir: str
+    model_dir: storage.PathLike
     task: str
-    initial_checkpoint_path: str
+    initial_checkpoint_path: storage.PathLike
     kind: str = "prompt"
     train_steps: int | None = None
     epochs: float | None = None
@@ -93,7 +93,7 @@ class TrainConfig:
     log_period: int = 10
     tensorboard: bool = True
     modules: tuple[str, ...] = ("elm_jax.tasks",)
-    prepared_dir: str | None = None
+    prepared_dir: storage.PathLike | None = None
     expert_id: str | None = None
     early_end: EarlyEnd | None = None
     lora_rank: int | None = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 import tiny_study as tiny
@@ -17,8 +18,8 @@ ROWS = 8
 def test_config_verb_and_objects_give_the_same_rows(world, tmp_path):
     prepared = str(world.folder / "prepared")
     config = elm.EvaluateConfig(
-        base=world.base.path, tasks=(tiny.TOPIC,), output=str(tmp_path / "one" / "results.jsonl"),
-        experts=(str(world.folder / "topic"),), max_rows=ROWS, source_length=64, mesh_data=1,
+        base=pathlib.Path(world.base.path), tasks=(tiny.TOPIC,), output=tmp_path / "one" / "results.jsonl",
+        experts=(world.folder / "topic",), max_rows=ROWS, source_length=64, mesh_data=1,
         modules=tiny.MODULES, prepared_dir=prepared)
     rows = elm.evaluate_folders(config).rows()
     assert elm.evaluate_folders(config).rows() == rows, "seconds, too: nothing is scored again"
@@ -35,8 +36,8 @@ def test_config_verb_and_objects_give_the_same_rows(world, tmp_path):
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [
-    ("tasks", "a", "EvaluateConfig.tasks"), ("max_rows", 0, "max_rows"),
-    ("source_length", 0, "source_length"), ("few_shot", -1, "few_shot"),
+    ("tasks", "a", "EvaluateConfig.tasks"), ("tasks", (), "An evaluation needs a task"),
+    ("max_rows", 0, "max_rows"), ("source_length", 0, "source_length"), ("few_shot", -1, "few_shot"),
     ("stack_experts", 0, "stack_experts"), ("mixed", "yes", "True or False")])
 def test_a_wrong_field_is_refused_before_anything_is_read(field, value, message):
     with pytest.raises(InputError, match=message):

@@ -212,3 +212,24 @@ def test_pretraining_takes_a_vocabulary(made, tmp_path):
     with pytest.raises(InputError, match="vocabulary of other passages or settings"):
         pretraining.make_vocabulary(config, [])
     assert config.digest() != dataclasses.replace(config, vocabulary=None).digest()
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"vocab_pieces": 5000}, "The vocabulary cannot be trained"),
+    ({"vocab_pieces": 290}, "larger than the embedding"),
+    ({"vocabulary": "given"}, "larger than the embedding"),
+])
+def test_a_vocabulary_that_does_not_fit_leaves_nothing(settings, message, tmp_path, texts):
+    """The next try, with settings that fit, then finds no vocabulary of other settings in its way."""
+    (tmp_path / "passages.txt").write_text("\n".join(texts))
+    (tmp_path / "given").write_bytes(ByteVocabulary(200).contents)
+    if "vocabulary" in settings:
+        settings = {"vocabulary": tmp_path / "given"}
+    network = dataclasses.replace(tiny.NETWORK, vocab_size=384)
+    config = PretrainConfig(model_dir=tmp_path / "run", network=network, train_steps=1, tensorboard=False,
+                            passages=(str(tmp_path / "passages.txt"),), **settings)
+    with pytest.raises(InputError, match=message):
+        pretraining.pretrain(config, mesh=tiny.one_device())
+    assert not (tmp_path / "run").exists()
+    fits = dataclasses.replace(config, vocabulary=None, vocab_pieces=200)
+    assert pretraining.make_vocabulary(fits, texts).exists()
