@@ -33,7 +33,7 @@ from elm_jax.runtime import sharding, trees
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.state import create_state
 from elm_jax.training.step import StepConfig, compile_step, make_spec
-from elm_jax.types import Params
+from elm_jax.types import Padded, Params
 
 NO_END = -1
 """An end token that never comes: every row is decoded to its full length."""
@@ -195,16 +195,20 @@ def make_batch(shapes: Shapes) -> dict[str, np.ndarray]:
     }
 
 
+def full_rows(rng: np.random.Generator, config: T5Config, *shape: int) -> Padded:
+    """Random tokens i32[*shape] without padding, on the device."""
+    tokens = rng.integers(2, config.vocab_size, shape).astype(np.int32)
+    return jax.device_put(Padded(tokens, np.full(shape[:-1], shape[-1], np.int32)))
+
+
 def scoring(shapes: Shapes, dtype: str) -> tuple[Callable[[], object], dict[str, float]]:
     """A function that scores one batch of choices, and what it needs at least."""
     config = dataclasses.replace(shapes.config, dtype=dtype).with_adapter(AdapterConfig())
     network, rng = T5Network(config), np.random.default_rng(0)
     params = jax.jit(network.init)(jax.random.key(0))
-    inputs = jax.device_put(rng.integers(2, config.vocab_size, (shapes.score_rows, shapes.source)
-                                         ).astype(np.int32))
+    inputs = full_rows(rng, config, shapes.score_rows, shapes.source)
     length = max(4, shapes.target // 8)
-    choices = jax.device_put(rng.integers(2, config.vocab_size, (shapes.score_rows, shapes.choices, length)
-                                          ).astype(np.int32))
+    choices = full_rows(rng, config, shapes.score_rows, shapes.choices, length)
     return functools.partial(score_choices, network, params, inputs, choices), {
         "flops": forward_flops(config, shapes.score_rows, shapes.source, length, shapes.choices),
         "bytes": float(trees.count(params) * jnp.dtype(dtype).itemsize),
@@ -217,8 +221,7 @@ def decoding(shapes: Shapes, dtype: str) -> tuple[Callable[[], object], dict[str
     config = dataclasses.replace(shapes.config, dtype=dtype).with_adapter(AdapterConfig())
     network, rng = T5Network(config), np.random.default_rng(0)
     params = jax.jit(network.init)(jax.random.key(0))
-    inputs = jax.device_put(rng.integers(2, config.vocab_size, (shapes.decode_rows, shapes.source)
-                                         ).astype(np.int32))
+    inputs = full_rows(rng, config, shapes.decode_rows, shapes.source)
     run = functools.partial(greedy, network, params, inputs, max_length=shapes.new_tokens, eos_id=NO_END)
     return run, {
         "flops": forward_flops(config, shapes.decode_rows, shapes.source, shapes.new_tokens),

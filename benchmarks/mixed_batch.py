@@ -17,7 +17,7 @@ import time
 
 import jax
 import numpy as np
-from accelerator import NO_END, Shapes, ceilings, forward_flops
+from accelerator import NO_END, Shapes, ceilings, forward_flops, full_rows
 from stacked import ALL_SHAPES
 from train_step import machine
 
@@ -40,10 +40,7 @@ def programs(shapes: Shapes, dtype: str, experts: int) -> dict[str, tuple]:
         lambda leaf: leaf[None] * (1 + 1e-3 * np.arange(experts, dtype=np.float32).reshape(
             -1, *[1] * leaf.ndim)), tree))(overlay)
     length = max(4, shapes.target // 8)
-
-    def tokens(*shape: int) -> jax.Array:
-        return jax.device_put(rng.integers(2, config.vocab_size, shape).astype(np.int32))
-
+    tokens = functools.partial(full_rows, rng, config)
     rows, decoded = shapes.score_rows, shapes.decode_rows
     inputs, choices = tokens(rows, shapes.source), tokens(rows, shapes.choices, length)
     sources = tokens(decoded, shapes.source)

@@ -15,7 +15,7 @@ import numpy as np
 from train_step import BATCH, SMALL, SOURCE, add_flags, in_turn, report
 
 from elm_jax.models import T5Config, T5Network
-from elm_jax.types import Params
+from elm_jax.types import Padded, Params
 
 CHOICES, LENGTH = 4, 16
 
@@ -36,7 +36,11 @@ def ours(config: T5Config, params: Params) -> Callable[[], np.ndarray]:
     network = T5Network(config)
     params = jax.device_put(params)
     score = jax.jit(lambda *arguments: network.target_log_probs(*arguments).sum(axis=-1))
-    return lambda: np.asarray(score(params, *make_instances()))
+
+    def padded(tokens: np.ndarray) -> Padded:
+        return Padded(tokens, (tokens > 0).sum(axis=-1).astype(np.int32))
+
+    return lambda: np.asarray(score(params, *map(padded, make_instances())))
 
 
 def transformers_model(config: T5Config, params: Params) -> object:

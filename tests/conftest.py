@@ -12,9 +12,11 @@ import tempfile
 
 # Tests compile much and run little: the compiler's expensive passes are left out, and the older of its two
 # code generators takes a fifth of the time. In one piece: in two it rounds some last bits differently.
+# ELM_TESTS_COMPILER=own leaves the generator to XLA, as users' programs do; `.ci/run` has files that need it.
 FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
-         "--xla_llvm_disable_expensive_passes=true", "--xla_cpu_use_fusion_emitters=false",
-         "--xla_cpu_parallel_codegen_split_count=1")
+         "--xla_llvm_disable_expensive_passes=true")
+if os.environ.get("ELM_TESTS_COMPILER") != "own":
+    FLAGS += ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 given = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join(given + [flag for flag in FLAGS if flag not in given])
 # What one process of a run has compiled, the others read: workers of pytest-xdist, programs of the tests.
