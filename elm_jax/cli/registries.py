@@ -3,9 +3,9 @@
 import argparse
 
 from elm_jax.data.preparing.task_data import TaskData
-from elm_jax.data.registry.registry import DEFAULT_MODULES
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import load_vocabulary
+from elm_jax.runtime.config_checks import DEFAULT_MODULES
 
 
 def modules_of(arguments: argparse.Namespace) -> tuple[str, ...]:

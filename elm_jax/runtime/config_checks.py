@@ -9,6 +9,11 @@ from typing import Any
 
 from elm_jax.errors import InputError, describe, unknown_name
 
+DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
+"""Registries that verbs and Python import where none is named; kept here, where flags find it quickly."""
+PathLike = str | os.PathLike
+"""A folder or file in a config; `check_types` replaces path objects by their text."""
+
 
 def check_positive(**values: int | float | None) -> None:
     """Raises InputError for the first value that is not a number above zero (None passes)."""

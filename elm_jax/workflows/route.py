@@ -13,7 +13,7 @@ from elm_jax.routing.encoders import MiniLMEncoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide, decide_each
 from elm_jax.runtime import storage
-from elm_jax.runtime.config_checks import check_range, check_types
+from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range, check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RouteConfig:
     num_queries: int = 32
     encoder_dir: storage.PathLike | None = None
     seed: int = 0
-    modules: tuple[str, ...] = registry.DEFAULT_MODULES
+    modules: tuple[str, ...] = DEFAULT_MODULES
     prepared_dir: storage.PathLike | None = None
 
     def __post_init__(self) -> None:

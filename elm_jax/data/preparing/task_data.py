@@ -16,7 +16,7 @@ from elm_jax.data.preparing.prepared_folder import PreparedFolder
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import hosts, storage
-from elm_jax.runtime.config_checks import check_range
+from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class TaskData:
     """
 
     vocabulary: Vocabulary
-    modules: tuple[str, ...] = registry.DEFAULT_MODULES
+    modules: tuple[str, ...] = DEFAULT_MODULES
     prepared_dir: storage.PathLike | None = None
     few_shot: int = 0
     few_shot_length: int = 512

@@ -390,10 +390,6 @@ def import_module(name: str) -> types.ModuleType:
     return importlib.import_module(name)
 
 
-DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
-"""The registries that verbs and Python import where none is named."""
-
-
 def import_tasks(module_names: Sequence[str]) -> None:
     """Imports task registries by name; importing one a second time does nothing.
 

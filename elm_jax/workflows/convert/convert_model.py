@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts import hf_adapters
 from elm_jax.experts.overlay import save_leaves_as_expert, write_expert
@@ -27,7 +26,7 @@ from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import staging, storage, trees
-from elm_jax.runtime.config_checks import check_choice, check_positive, check_types
+from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_choice, check_positive, check_types
 from elm_jax.workflows.choices import DTYPES, LAYOUTS
 from elm_jax.workflows.convert import t5x_expert, verify
 
@@ -72,7 +71,7 @@ class ConvertConfig:
     verify: bool = False
     expert_id: str | None = None
     kind: str | None = None
-    modules: tuple[str, ...] = registry.DEFAULT_MODULES
+    modules: tuple[str, ...] = DEFAULT_MODULES
 
     def __post_init__(self) -> None:
         check_types(self)

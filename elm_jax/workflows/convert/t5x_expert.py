@@ -26,7 +26,7 @@ from elm_jax.models.t5 import t5x_names
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import storage, trees
-from elm_jax.runtime.config_checks import check_choice
+from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_choice
 from elm_jax.workflows.choices import EXPERT_KINDS
 from elm_jax.workflows.train import run_record
 
@@ -65,7 +65,7 @@ class Naming:
 
     expert_id: str | None = None
     kind: str | None = None
-    modules: Sequence[str] = registry.DEFAULT_MODULES
+    modules: Sequence[str] = DEFAULT_MODULES
 
     def __post_init__(self) -> None:
         if self.kind is not None:
@@ -74,7 +74,7 @@ class Naming:
 
 def expert_from_checkpoint(
     folder: storage.PathLike, base: Base, *, kind: str | None = None, expert_id: str | None = None,
-    modules: Sequence[str] = registry.DEFAULT_MODULES,
+    modules: Sequence[str] = DEFAULT_MODULES,
 ) -> Expert:
     """Reads the expert that a T5X run of `gin/t5x/` trained.
 

@@ -11,7 +11,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.runtime import hosts, sharding, storage
-from elm_jax.runtime.config_checks import check_positive, check_range, check_types
+from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_positive, check_range, check_types
 from elm_jax.workflows.evaluate.evaluate_mixed import (
     MixedExperts,
     mixed_of_assignment,
@@ -64,7 +64,7 @@ class EvaluateConfig:
     mesh_data: int = -1
     mesh_model: int = 1
     mesh_experts: int = 1
-    modules: tuple[str, ...] = registry.DEFAULT_MODULES
+    modules: tuple[str, ...] = DEFAULT_MODULES
     prepared_dir: storage.PathLike | None = None
     mixed: bool = False
     library: storage.PathLike | None = None

@@ -3,12 +3,17 @@
 import dataclasses
 import re
 
-from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluation_settings import EvaluationSettings
 from elm_jax.merging.methods import method_table
-from elm_jax.runtime import storage
-from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
+from elm_jax.runtime.config_checks import (
+    DEFAULT_MODULES,
+    PathLike,
+    check_choice,
+    check_positive,
+    check_range,
+    check_types,
+)
 from elm_jax.workflows.choices import SEARCHES
 
 
@@ -44,8 +49,8 @@ class SearchConfig:
         prepared_dir: folder of prepared arrays; None prepares in memory.
     """
 
-    experts: tuple[storage.PathLike, ...]
-    base: storage.PathLike
+    experts: tuple[PathLike, ...]
+    base: PathLike
     task: str
     split: str = "train"
     num_examples: int = 32
@@ -65,8 +70,8 @@ class SearchConfig:
     max_new_tokens: int = 128
     tokens_per_batch: int = 8192
     expert_id: str | None = None
-    modules: tuple[str, ...] = registry.DEFAULT_MODULES
-    prepared_dir: storage.PathLike | None = None
+    modules: tuple[str, ...] = DEFAULT_MODULES
+    prepared_dir: PathLike | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
