@@ -144,10 +144,13 @@ def _kept(folder: epath.Path, journal: str) -> Iterator[None]:
 
 
 def _remove_with_journal(folder: epath.Path, journal: str) -> None:
-    """Removes a folder, its journal last, so that a kill leaves a folder that is still recognised."""
+    """Removes a folder, its journal last, so that a kill leaves a folder that is still recognised.
+
+    Orbax does not write into such folders: no late write can create a file again.
+    """
     with suppress(OSError):
         _empty(folder, (journal,))
-    _remove_for_good(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

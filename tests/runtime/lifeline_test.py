@@ -79,7 +79,8 @@ def test_a_death_ends_the_others_at_once_with_one_message(dead, tmp_path):
         assert [text.count("A process of this run was lost") for text in said] == [1, 0, 0]
 
 
-@pytest.mark.parametrize("wrong", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [0, 1])
 def test_an_error_ends_all_with_its_status_and_is_said_by_the_first(wrong, tmp_path):
     statuses, said, seconds = members(f"fail{wrong}", tmp_path)
     assert statuses == [2, 2, 2] and seconds < 20

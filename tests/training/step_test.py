@@ -70,9 +70,9 @@ def losses(kind: str, mesh: tuple[int, int], num_steps: int = 20, rules: str = "
     return [row["loss"] for row in result.rows]
 
 
-@pytest.mark.parametrize("mesh", [MESHES[1], *(pytest.param(one, marks=pytest.mark.slow)
-                                               for one in MESHES[2:])])
-@pytest.mark.parametrize("kind", ["prompt", pytest.param("dataset", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the contract suite has two meshes, the loop goes on upon another one
+@pytest.mark.parametrize("mesh", MESHES[1:])
+@pytest.mark.parametrize("kind", ["prompt", "dataset"])
 def test_every_mesh_gives_the_losses_of_one_device(kind, mesh):
     expected = losses(kind, (1, 1))
     assert len(expected) == 20 and expected[-1] < expected[0]

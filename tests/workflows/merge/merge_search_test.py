@@ -264,7 +264,7 @@ def family(form: str) -> list[Expert]:
 
 @pytest.mark.parametrize(("form", "method", "parameters"), [
     pytest.param("adapter", "dare_ties", {"density": 0.5}, marks=pytest.mark.slow),
-    ("full", "ties", {"density": 0.3}), pytest.param("full", "slerp", {}, marks=pytest.mark.slow),
+    pytest.param("full", "ties", {"density": 0.3}, marks=pytest.mark.slow), pytest.param("full", "slerp", {}, marks=pytest.mark.slow),
     ("lora", "mean", {}), pytest.param("lora", "task_arithmetic", {"scale": 0.7}, marks=pytest.mark.slow)])
 def test_the_merged_expert_has_the_loss_that_the_search_saw(form, method, parameters):
     chosen = config(experts=("a", "b"), method=method, parameters=parameters, steps=1, population=4,
@@ -359,8 +359,15 @@ def test_the_command_line_searches_merges_and_tells(world, tmp_path, capsys):
     assert tiny_study.REVIEW in told and f"{card.parents[0]['weight']:.4f}" in told
     assert "other rows (validation)" in told and told.endswith(f"{tmp_path / 'mix'}\n")
     assert card.training["weight_search"]["task"] == tiny_study.TOPIC
-    assert main.main([*SEARCH, *shared, "--output", str(tmp_path / "again"), "--json"]) == 0
+
+
+@pytest.mark.slow
+def test_the_command_line_tells_a_search_as_json(world, tmp_path, capsys):
+    folders = [str(world.folder / "topic"), str(world.folder / "review" / "expert")]
+    shared = ["--base", world.base.path, "--prepared", str(world.folder / "prepared"), *folders]
+    assert main.main([*SEARCH, *shared, "--output", str(tmp_path / "mix"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    card = load_expert(tmp_path / "mix").card
     assert [each["weight"] for each in found["experts"]] == card.merging[0]["weights"] and found["rows"]
 
 

@@ -134,9 +134,9 @@ def weights_of(method: str) -> np.ndarray:
     return WEIGHTS[:2] if method == "slerp" else WEIGHTS
 
 
-@pytest.mark.parametrize("method", [  # TIES has all of DARE's steps but the draw
-    pytest.param(method,
-                 marks=[pytest.mark.slow] * method.startswith("dare")) for method in method_table.METHODS])
+@pytest.mark.parametrize("method", [
+    pytest.param(method, marks=[pytest.mark.slow] * (method.startswith("dare") or method == "ties"))
+    for method in method_table.METHODS])
 def test_every_method_can_be_searched(method):
     function = dataclasses.replace(objective("rank"), method=method)
     data = placed("rank")
