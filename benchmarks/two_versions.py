@@ -123,11 +123,12 @@ def commands(folder: pathlib.Path) -> Iterator[tuple[str, Callable[[str, int], l
         *merge, str(folder / f"merged_{version}_{number}")]
 
 
-def measure(versions: dict[str, Version], rounds: int, folder: pathlib.Path) -> dict[str, Seconds]:
+def measure(versions: dict[str, Version], rounds: int, folder: pathlib.Path, only: str | None
+            ) -> dict[str, Seconds]:
     """Seconds of each workload and version, the versions in turn, each round beginning with the other one."""
     found: dict[str, Seconds] = {}
     processes = dict(commands(folder))
-    for name in [*TIMES, *processes]:
+    for name in only.split(",") if only else [*TIMES, *processes]:
         rows = found[name] = {version: [] for version in versions}
         for number in range(rounds + UNCOUNTED):
             order = list(versions) if number % 2 else list(versions)[::-1]
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("checkout", type=pathlib.Path, metavar="OTHER_CHECKOUT")
     parser.add_argument("--python", help="Python of the environment that holds the other checkout")
     parser.add_argument("--rounds", type=int, default=5, help="counted runs of each")
+    parser.add_argument("--only", help="names of workloads, separated by commas")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.serve:
@@ -163,7 +165,7 @@ def main() -> None:
     versions = {"this": Version(sys.executable, HERE.parent),
                 "other": Version(flags.python, flags.checkout.resolve())}
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(versions, flags.rounds, pathlib.Path(folder))
+        found = measure(versions, flags.rounds, pathlib.Path(folder), flags.only)
     print(json.dumps(found))
 
 

@@ -264,7 +264,8 @@ def family(form: str) -> list[Expert]:
 
 @pytest.mark.parametrize(("form", "method", "parameters"), [
     pytest.param("adapter", "dare_ties", {"density": 0.5}, marks=pytest.mark.slow),
-    pytest.param("full", "ties", {"density": 0.3}, marks=pytest.mark.slow), pytest.param("full", "slerp", {}, marks=pytest.mark.slow),
+    pytest.param("full", "ties", {"density": 0.3}, marks=pytest.mark.slow),
+    pytest.param("full", "slerp", {}, marks=pytest.mark.slow),
     ("lora", "mean", {}), pytest.param("lora", "task_arithmetic", {"scale": 0.7}, marks=pytest.mark.slow)])
 def test_the_merged_expert_has_the_loss_that_the_search_saw(form, method, parameters):
     chosen = config(experts=("a", "b"), method=method, parameters=parameters, steps=1, population=4,
