@@ -10,7 +10,8 @@ from elm_jax.workflows.evaluate.evaluate_folders import EvaluateConfig, evaluate
 from elm_jax.workflows.train import run_record
 
 FIELDS = ("base", "output", "split", "max_rows", "source_length", "max_new_tokens", "few_shot",
-          "stack_experts", "mesh_data", "mesh_model", "mesh_experts", "mixed", "library", "assignment")
+          "choice_score", "stack_experts", "mesh_data", "mesh_model", "mesh_experts", "mixed", "library",
+          "assignment")
 """Flags that are fields of the config."""
 
 

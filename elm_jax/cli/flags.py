@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from elm_jax.cli import merge_search_flags
 from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
-from elm_jax.workflows.choices import ALLOWED, DTYPES, EXPERT_KINDS, LAYOUTS, MODEL_KINDS
+from elm_jax.workflows.choices import ALLOWED, CHOICE_SCORES, DTYPES, EXPERT_KINDS, LAYOUTS, MODEL_KINDS
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -243,6 +243,9 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="put K rows of each task's train split (other rows of a task without) with "
                           "answers before every input, as far as --source_length allows (default: 0)")
     evaluate.add_argument("--max_new_tokens", type=int, default=128)
+    evaluate.add_argument("--choice_score", choices=CHOICE_SCORES, default="sum",
+                          help="a choice's score: the sum of its tokens' log-probabilities, or their mean "
+                          "(default: sum)")
     evaluate.add_argument("--stack_experts", type=int, default=1, metavar="E",
                           help="score so many experts of one shape in one program (default: 1)")
     evaluate.add_argument("--mesh_data", type=int, default=-1)

@@ -5,10 +5,12 @@ import hashlib
 import json
 from typing import Any
 
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, unknown_name
 
 CHOICE_TOKEN_COST = 4
 """Cost of a choice's token in the token budget: its logits are as long as the vocabulary."""
+CHOICE_SCORES = ("sum", "mean")
+"""A choice's score: the sum of its tokens' log-probabilities, or their mean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,7 @@ class EvaluationSettings:
         target_buckets: row lengths of choices, rising; a longer choice, which is never cut, gets
             the next power of two.
         few_shot: exemplars that were put before each input.
+        choice_score: 'sum' of a choice's log-probabilities, end token included, or their 'mean'.
     """
 
     source_length: int = 512
@@ -32,6 +35,7 @@ class EvaluationSettings:
     source_buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     target_buckets: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     few_shot: int = 0
+    choice_score: str = "sum"
 
     def __post_init__(self) -> None:
         for name in ("source_length", "max_new_tokens", "tokens_per_batch"):
@@ -46,6 +50,9 @@ class EvaluationSettings:
                 raise InputError(describe("Evaluation setting is wrong", where=name, got=buckets,
                                           expected="rising integers above 0"))
             object.__setattr__(self, name, buckets)  # gin gives lists, which cannot be hashed
+        if self.choice_score not in CHOICE_SCORES:
+            raise unknown_name("score of a choice", str(self.choice_score), CHOICE_SCORES,
+                               where="choice_score")
 
     def digest(self, max_rows: int | None, mixed: bool = False) -> str:
         """Hash of all settings that can change a number; buckets and batch sizes cannot.
@@ -57,6 +64,7 @@ class EvaluationSettings:
         facts = [self.source_length, self.max_new_tokens, max_rows]
         facts += [self.few_shot] if self.few_shot else []  # results without exemplars keep their digest
         facts += ["mixed"] if mixed else []
+        facts += [self.choice_score] if self.choice_score != "sum" else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 

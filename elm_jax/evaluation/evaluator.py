@@ -110,6 +110,8 @@ def task_result(split: PreparedSplit, predictions: list[dict[str, Any]], scoring
         "settings": settings.digest(scoring.max_rows), "max_rows": scoring.max_rows,
         "source_length": settings.source_length, "num_cut": count_cut(split, settings.source_length),
     }
+    if ranked and settings.choice_score != "sum":
+        row["choice_score"] = settings.choice_score
     return TaskResult([row], predictions)
 
 
@@ -125,7 +127,7 @@ def _rank(network: Network, params: Params, split: PreparedSplit, scoring: Scori
     for shape, numbers in plan_batches(split, choices, scoring.settings, scoring.mesh.shape["data"]):
         placed = sharding.put_batch(choice_batch(split, choices, shape, numbers, form), scoring.mesh)
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
-        found += ranked_rows(split, choices, numbers, hosts.whole(scores))
+        found += ranked_rows(split, choices, numbers, hosts.whole(scores), scoring.settings.choice_score)
     return in_order(found)
 
 
@@ -146,13 +148,22 @@ def choice_batch(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], 
 
 
 def ranked_rows(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], numbers: Sequence[int],
-                scores: np.ndarray) -> list[dict[str, Any]]:
-    """Turns scores f32[B, C] of a batch into predictions; B may be larger than the number of rows.
+                scores: np.ndarray, choice_score: str = "sum") -> list[dict[str, Any]]:
+    """Turns log-probabilities f32[B, C] of a batch's choices into predictions.
+
+    Args:
+        split: of the rows.
+        choices: of every row of the split.
+        numbers: of the batch's rows.
+        scores: f32[B, C], sums over a choice's tokens; B may be larger than the number of rows.
+        choice_score: 'mean' divides each by the choice's number of tokens.
 
     Raises:
         RunError: scores are not numbers.
     """
     scores = scores[:len(numbers)]
+    if choice_score == "mean":
+        scores = rank.per_token(scores, [[len(choice) for choice in choices[number]] for number in numbers])
     if not np.isfinite(scores).all():
         raise RunError(describe(
             "Scores are not finite", where=f"task {split.name}, {split.split}",

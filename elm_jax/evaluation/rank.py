@@ -1,6 +1,7 @@
 """Rank classification: the predicted answer is the choice of the largest log-probability.
 
-A choice's score is the sum over its tokens INCLUDING the end token, without length normalisation. Source:
+A choice's score is the sum over its tokens INCLUDING the end token, without length normalisation, or, where
+a setting says so, the mean over the same tokens (`per_token`). Source of the sum:
 Sanh et al. 2022, https://arxiv.org/abs/2110.08207, section 5; Jang et al. 2023,
 https://arxiv.org/abs/2302.03202, section 4.
 """
@@ -34,6 +35,19 @@ def score_choices(network: Network, params: Params, inputs: Padded, choices: Pad
         f32[B, C]; 0 for a choice of length 0, which `predict` never takes.
     """
     return network.target_log_probs(params, inputs, choices).sum(axis=-1)
+
+
+def per_token(scores: np.ndarray, lengths: Sequence[Sequence[int]]) -> np.ndarray:
+    """Divides scores f32[B, C] of choices by their numbers of tokens, end token included; returns f64[B, C].
+
+    Args:
+        scores: sums of log-probabilities; those behind a row's last choice are padding.
+        lengths: of each row's choices, each at least 1.
+    """
+    divisors = np.ones(scores.shape)
+    for row, own in zip(divisors, lengths, strict=True):
+        row[:len(own)] = own
+    return scores / divisors
 
 
 def predict(scores: np.ndarray, num_choices: np.ndarray) -> np.ndarray:

@@ -95,7 +95,7 @@ def _rank(network: GroupedNetwork, params: Many, split: PreparedSplit, scoring: 
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
         scores = hosts.whole(scores)
         for own, group in zip(found, np.split(scores, network.size), strict=True):
-            own += evaluator.ranked_rows(split, choices, numbers, group)
+            own += evaluator.ranked_rows(split, choices, numbers, group, scoring.settings.choice_score)
     return found
 
 
@@ -217,7 +217,7 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
             scores = score_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                  padded(placed, "choices"))
             scores = hosts.whole(scores)
-            found += evaluator.ranked_rows(split, choices, numbers, scores)
+            found += evaluator.ranked_rows(split, choices, numbers, scores, settings.choice_score)
     result = evaluator.task_result(split, evaluator.in_order(found), scoring, name,
                                    seconds=time.monotonic() - start)
     digest = settings.digest(scoring.max_rows, mixed=True)

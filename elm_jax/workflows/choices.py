@@ -12,6 +12,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 """Dtypes to which parameters may be cast."""
 LAYOUTS = ("orbax", "zarr")
 """Layouts of a T5X checkpoint."""
+CHOICE_SCORES = ("sum", "mean")
+"""Scores of an answer choice: the sum of its tokens' log-probabilities, or their mean."""
 SEARCHES = ("gradient", "evolution")
 """Ways to search merge weights."""
 ALLOWED = {

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 import elm_jax
 from elm_jax import models
 from elm_jax.cli import flags
+from elm_jax.evaluation import evaluation_settings
 from elm_jax.formats import detect
 from elm_jax.runtime import lazy
 from elm_jax.workflows import choices
@@ -92,3 +93,4 @@ def test_every_verb_has_its_function():
 
 def test_the_words_of_the_flags_are_those_of_what_they_choose():
     assert set(detect.KINDS) == set(choices.MODEL_KINDS)
+    assert evaluation_settings.CHOICE_SCORES == choices.CHOICE_SCORES

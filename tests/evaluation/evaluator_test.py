@@ -93,6 +93,21 @@ def test_row_of_a_ranked_task(ranked: TaskResult) -> None:
     assert 0 < ranked.rows[0]["num_cut"] < 30
 
 
+def test_the_mean_of_a_choice_divides_its_sum_by_its_tokens(ranked: TaskResult) -> None:
+    settings = dataclasses.replace(ONE_SHAPE, choice_score="mean")
+    found = evaluate(split_of(rank_rows(), "rank"), settings)
+    changed = 0
+    for row, mean, total in zip(rank_rows(), found.predictions, ranked.predictions, strict=True):
+        choices = row["choices"]
+        expected = [score / len(choice) for score, choice in zip(total["scores"], choices, strict=True)]
+        np.testing.assert_allclose(mean["scores"], expected, rtol=0, atol=2e-6)
+        assert mean["prediction"] == row["text"]["choices"][int(np.argmax(expected))]
+        changed += mean["prediction"] != total["prediction"]
+    assert changed  # choices of unlike length change places
+    assert found.rows[0]["choice_score"] == "mean" and "choice_score" not in ranked.rows[0]
+    assert found.rows[0]["settings"] != ranked.rows[0]["settings"]
+
+
 def test_num_cut_counts_the_inputs_that_lost_their_end() -> None:
     rng = np.random.default_rng(0)
     for source_length, num_cut in ((23, 2), (24, 1), (25, 0)):
@@ -239,7 +254,8 @@ def test_settings_digest_is_of_what_can_change_a_number() -> None:
     others = {SETTINGS.digest(None), SETTINGS.digest(31),
               dataclasses.replace(SETTINGS, source_length=25).digest(30),
               dataclasses.replace(SETTINGS, max_new_tokens=7).digest(30)}
-    assert len(others | {digest}) == 5
+    others |= {dataclasses.replace(SETTINGS, choice_score="mean").digest(30)}
+    assert len(others | {digest}) == 6
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -249,6 +265,11 @@ def test_settings_digest_is_of_what_can_change_a_number() -> None:
 def test_wrong_settings_are_named(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"Evaluation setting is wrong(.|\n)*{name}"):
         EvaluationSettings(**{name: value})
+
+
+def test_a_choice_score_that_is_unknown_names_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"choice_score(.|\n)*mean"):
+        EvaluationSettings(choice_score="maen")
 
 
 def test_lists_of_buckets_are_taken() -> None:

@@ -36,6 +36,7 @@ class EvaluateConfig:
         max_rows: a seeded random subset of at most this many rows a task; None for what mixtures say, or all.
         source_length: tokens of an input that are kept.
         max_new_tokens: of a generation.
+        choice_score: of a choice to rank: 'sum' of its log-probabilities, or their 'mean'.
         few_shot: rows with answers to put before every input, as far as `source_length` allows.
         stack_experts: number of experts of one shape that are scored in one program.
         mesh_data: size of the mesh's data axis, over which instances are split; -1 for all remaining devices.
@@ -60,6 +61,7 @@ class EvaluateConfig:
     source_length: int = 512
     max_new_tokens: int = 128
     few_shot: int = 0
+    choice_score: str = "sum"
     stack_experts: int = 1
     mesh_data: int = -1
     mesh_model: int = 1
@@ -113,7 +115,7 @@ class EvaluateConfig:
     def settings(self) -> EvaluationSettings:
         """The settings that turn instances into batches."""
         return EvaluationSettings(source_length=self.source_length, max_new_tokens=self.max_new_tokens,
-                                  few_shot=self.few_shot)
+                                  few_shot=self.few_shot, choice_score=self.choice_score)
 
 
 def evaluate_folders(config: EvaluateConfig) -> ResultsStore:
