@@ -163,9 +163,10 @@ def shares_of(mixture, drawn=DRAWN):
 
 @pytest.mark.parametrize(("cap", "t0_rates", "rates"), [
     # trec's two prompts share it, ropes' one has all its rows
-    pytest.param(1000, False, (500, 500, 771), marks=pytest.mark.slow),
+    (1000, False, (500, 500, 771)),
     (3500, True, (3000, 3000, 771)),  # T0 leaves each prompt of a data set below its cap all rows
 ])
+@pytest.mark.slow
 def test_mixtures_draw_by_size_up_to_the_cap(cap, t0_rates, rates):
     tasks = ["trec__trec1", "trec__what_category_best_describe", "ropes__plain_no_background"]
     whole = f"drawn_{'t0_' if t0_rates else ''}{cap}"

@@ -33,7 +33,7 @@ WEIGHTS = (0.5, 0.3, 0.4)
 SETTINGS = {"density": 0.4, "scale": 0.9, "seed": 5}
 QUIET = MergeOptions(quiet=True, max_shard_bytes=30_000)
 KINDS_OF_FILES = [("llama", "bfloat16"), ("llama_tied", "float32"), ("t5_untied", "float32"),
-                  ("t5_tied", "bfloat16")]
+                  pytest.param(("t5_tied", "bfloat16"), marks=pytest.mark.slow, id="t5_tied-bfloat16")]
 
 
 @pytest.fixture(scope="module", params=KINDS_OF_FILES, ids="-".join)

@@ -131,6 +131,7 @@ def test_the_expert_whose_task_it_is_gets_the_largest_weight(search, kind):
     assert [expert["weight"] for expert in found.report["experts"]] == list(found.weights)
 
 
+@pytest.mark.slow
 def test_an_expert_alone_scores_as_itself_whatever_method_is_searched():
     """TIES trims even a single expert; its column "alone" must not."""
     few = {"search": "evolution", "steps": 1}

@@ -97,7 +97,8 @@ def test_the_value_is_the_loss_of_each_row_by_hand(kind, labelled):
     assert found == pytest.approx(by_hand(kind, labelled), rel=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "labelled"), CASES)
+@pytest.mark.parametrize(("kind", "labelled"), [
+    CASES[0], pytest.param(*CASES[1], marks=pytest.mark.slow), CASES[2]])
 def test_the_gradient_is_that_of_finite_differences(kind, labelled):
     data, function = placed(kind, labelled), objective(kind, labelled, l1=0.1)
     gradient = np.asarray(jax.jit(jax.grad(function))(jnp.asarray(WEIGHTS), data))
