@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from elm_jax.models.adapters.config import Hook, attach
 from elm_jax.models.blocks.attention import Attention, KeysValues
+from elm_jax.models.blocks.feed_forward import Mlp
 from elm_jax.models.blocks.layer_stack import LayerStack, run_layers
-from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp, RMSNorm
+from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, RMSNorm
 from elm_jax.models.network import Layout
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.relative_bias import RelativePositionBias
@@ -71,7 +72,7 @@ def _attention(config: T5Config) -> Attention:
 def _mlp(config: T5Config) -> Mlp:
     return Mlp(
         config.emb_dim, config.mlp_dim, config.mlp_activations, config.dropout_rate,
-        config.activation_dtype,
+        config.activation_dtype, config.adapter,
     )
 
 
