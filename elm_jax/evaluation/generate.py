@@ -23,4 +23,4 @@ def generate(
         vocabulary: turns tokens into text.
     """
     tokens = greedy(network, params, inputs, max_length=max_new_tokens)
-    return [vocabulary.decode(row) for row in hosts.whole(tokens)]
+    return [vocabulary.decode_target(row) for row in hosts.whole(tokens)]

@@ -108,7 +108,7 @@ def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, scori
         tokens = greedy(network, params, padded(placed, "inputs"), max_length=settings.max_new_tokens)
         tokens = hosts.whole(tokens)
         for own, group in zip(found, np.split(tokens, network.size), strict=True):
-            texts = [scoring.vocabulary.decode(row) for row in group[:len(numbers)]]
+            texts = [scoring.vocabulary.decode_target(row) for row in group[:len(numbers)]]
             own += evaluator.generated_rows(split, numbers, texts)
     return found
 
@@ -209,7 +209,7 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
             tokens = greedy_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                   max_length=settings.max_new_tokens)
             tokens = hosts.whole(tokens)
-            texts = [scoring.vocabulary.decode(row) for row in tokens]
+            texts = [scoring.vocabulary.decode_target(row) for row in tokens]
             found += evaluator.generated_rows(split, numbers, texts)
         else:
             placed = sharding.put_batch({**evaluator.choice_batch(split, choices, shape, numbers, form),

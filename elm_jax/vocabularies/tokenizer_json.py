@@ -147,6 +147,11 @@ def _named(tokenizer: "Tokenizer", words: tuple[str, ...]) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
+def begins_with_space(tokenizer: "Tokenizer") -> bool:
+    """Whether the tokenizer puts a space in front of every text by itself, as SentencePiece's do."""
+    return tokenizer.encode("a", add_special_tokens=False).tokens[:1] in (["▁a"], ["▁"])
+
+
 def unknown_id(tokenizer: "Tokenizer", values: Mapping[str, Any]) -> int | None:
     """Id of the unknown token of a tokenizer; None if it has none, as byte tokenizers."""
     model = values["model"]

@@ -8,8 +8,8 @@ The contents of a file determine its kind, whatever its name:
   ``seqio.SentencePieceVocabulary(path, extra_ids)``. T5's file leaves the sentinels out and they are added
   here; mT5's holds them itself, as its last 100 pieces.
 - bytes (``vocabulary.json``: ``{"schema_version": 1, "kind": "bytes", "extra_ids": 125}``), as ByT5's.
-- a ``tokenizer.json`` of Hugging Face's tokenizers, whose ids must be as the program needs them; where names of
-  tokens do not tell padding and EOS, the file begins with their ids (`tokenizer_json.with_ids`).
+- a ``tokenizer.json`` of Hugging Face's tokenizers, whose ids must be as the program needs them; where names
+  of tokens do not tell padding and EOS, the file begins with their ids (`tokenizer_json.with_ids`).
 """
 
 import abc
@@ -52,6 +52,8 @@ class Vocabulary(abc.ABC):
         pad_id: id of padding.
         eos_id: id that ends a text.
         unk_id: id of the unknown token; None if the vocabulary can encode every text.
+        target_prefix: stands between a prompt and its target where both are one text: a space for decoders'
+            vocabularies that do not put one in front of every text themselves.
         fingerprint: ``sha256:...`` of the contents and of the number of sentinels added to them.
     """
 
@@ -62,6 +64,7 @@ class Vocabulary(abc.ABC):
     pad_id: int
     eos_id: int
     unk_id: int | None
+    target_prefix: str = ""
     fingerprint: str
 
     @staticmethod
@@ -116,6 +119,14 @@ class Vocabulary(abc.ABC):
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Encodes a text as token ids, without EOS."""
+
+    def encode_target(self, text: str) -> list[int]:
+        """Encodes a target or a choice as token ids, without EOS: the text with `target_prefix` in front."""
+        return self.encode(self.target_prefix + text)
+
+    def decode_target(self, ids: Sequence[int]) -> str:
+        """Decodes a generated target as `decode` does, and takes `target_prefix` off its front."""
+        return self.decode(ids).removeprefix(self.target_prefix)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes token ids up to the first EOS; ids outside the vocabulary count as unknown."""
@@ -269,12 +280,15 @@ class TokenizerVocabulary(Vocabulary):
         told = tokenizer_json.told_ids(contents)
         self.pad_id, self.eos_id = told or tokenizer_json.special_ids(self._tokenizer, where)
         self._are_told = told is not None
+        # A file that tells its ids is a decoder's: prompt and target are one text, words have spaces between.
+        if self._are_told and not tokenizer_json.begins_with_space(self._tokenizer):
+            self.target_prefix = " "
         self.unk_id = tokenizer_json.unknown_id(self._tokenizer, tokenizer_json.parse(contents, where))
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         if max(self.pad_id, self.eos_id) >= self.size:
             raise InputError(describe("The vocabulary has no such special ids", where=where,
                                       got=f"padding = {self.pad_id}, EOS = {self.eos_id}",
-                                      expected=f"ids below {self.size}", cure="fetch or write the file again"))
+                                      expected=f"ids below {self.size}", cure="fetch the file again"))
         self._sentinels = tokenizer_json.numbered(self._tokenizer, sentinel)
         self.extra_ids = len(self._sentinels)
         self.fingerprint = f"sha256:{hashlib.sha256(contents).hexdigest()}"

@@ -1,15 +1,17 @@
 """Bytes and Hugging Face's files as vocabularies: ids and texts are those of SeqIO and of transformers."""
 
+import itertools
 import json
 import random
 
 import pytest
 import real_vocabularies as real
+import tokenizers
 import transformers
 
 from elm_jax.data.arrays.span_corruption import PretrainingSource
 from elm_jax.errors import InputError
-from elm_jax.vocabularies import vocabulary
+from elm_jax.vocabularies import tokenizer_json, vocabulary
 from elm_jax.vocabularies.vocabulary import (
     ByteVocabulary,
     SentencePieceVocabulary,
@@ -84,6 +86,25 @@ def test_tokenizer_files_give_the_ids_of_transformers(tokenizer_file, texts):
     for _ in range(100):
         ids = [draw.randrange(2, ours.size) for _ in range(8)]
         assert ours.decode([*ids, ours.size + 3]) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_s_prompt_and_target_are_the_tokens_of_one_text(kind, texts):
+    if kind == "gpt2":
+        made, trainer = tokenizers.ByteLevelBPETokenizer(), {}
+    else:  # SentencePiece's: a space in front of every text, written as ▁
+        made, trainer = tokenizers.SentencePieceBPETokenizer(), {"special_tokens": ["<unk>"]}
+    made.train_from_iterator(texts, vocab_size=400, show_progress=False, **trainer)
+    contents = tokenizer_json.with_ids(made.to_str().encode(), pad_id=5, eos_id=5)
+    ours = Vocabulary.from_bytes(contents)
+    assert ours.target_prefix == {"gpt2": " ", "llama": ""}[kind]
+    for prompt, target in itertools.pairwise(" ".join(text.split()) for text in texts[:40]):
+        together = ours.encode(prompt) + ours.encode_target(target)
+        assert together == made.encode(f"{prompt} {target}", add_special_tokens=False).ids
+        if kind == "gpt2" and 5 not in together:  # the other knows not every letter
+            assert ours.decode_target([*ours.encode_target(target), 5]) == target
+    other = Vocabulary.from_bytes(real.make_tokenizer("bpe", texts).encode())
+    assert other.target_prefix == ""  # a T5's: its target is a text of its own
 
 
 def test_sentinels_of_a_tokenizer_file_stand_where_they_stand(tokenizer_file, texts):

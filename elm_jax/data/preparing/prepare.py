@@ -67,7 +67,7 @@ def tokenised_rows(task: PromptedTask, split: str, vocabulary: Vocabulary,
     """
     @functools.lru_cache(REMEMBERED)
     def tokens_of(text: str) -> Sequence[int]:
-        return [*vocabulary.encode(text), vocabulary.eos_id]
+        return [*vocabulary.encode_target(text), vocabulary.eos_id]
 
     for index, rendered in task.render_rows(split, dropped):
         choices = list(rendered.choices or ()) if task.kind == "rank" else []

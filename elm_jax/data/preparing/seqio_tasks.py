@@ -123,14 +123,17 @@ class RunVocabulary(seqio.Vocabulary):
         return self.actual.size
 
     def _encode(self, s: str) -> Sequence[int]:
-        return self.actual.encode(s)
+        return self._encoder()(s)
+
+    def _encoder(self) -> Callable[[str], list[int]]:
+        return self.actual.encode
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.actual.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
         """Encodes string[] to i32[n], or string[N] to ragged i32[N, None]."""
-        encode = self.actual.encode  # now: the function runs in threads without this context
+        encode = self._encoder()  # now: the function runs in threads without this context
 
         def encode_all(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             ids = [encode(text.decode()) for text in texts]
@@ -166,6 +169,13 @@ class RunVocabulary(seqio.Vocabulary):
 
     def __str__(self) -> str:
         return "RunVocabulary()"
+
+
+class TargetVocabulary(RunVocabulary):
+    """A `RunVocabulary` of targets and choices, which in decoders follow a prompt (`encode_target`)."""
+
+    def _encoder(self) -> Callable[[str], list[int]]:
+        return self.actual.encode_target
 
 
 def set_vocabulary(path: str) -> RunVocabulary:
@@ -217,7 +227,7 @@ def _tokenize_choices(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     ``choices_pretokenized`` string[C].
     """
     choices = example["choices"]
-    tokens = RunVocabulary().encode_tf(choices)
+    tokens = TargetVocabulary().encode_tf(choices)
     tokens = tf.concat([tokens, tf.fill([tokens.nrows(), 1], RunVocabulary().eos_id)], axis=1)
     return {
         **example,
@@ -232,15 +242,19 @@ def _postprocess(output: str, **_: Any) -> str:
     return output.strip()
 
 
+def _features() -> dict[str, seqio.Feature]:
+    return {name: seqio.Feature(vocabulary=vocabulary, add_eos=True) for name, vocabulary in (
+        ("inputs", RunVocabulary()), ("targets", TargetVocabulary()))}
+
+
 def _seqio_task(task: registry.PromptedTask, metric: TextMetric | None) -> seqio.Task:
     """Builds the SeqIO task of a registered task, without registering it; no metric means rows only."""
-    feature = seqio.Feature(vocabulary=RunVocabulary(), add_eos=True)
     return seqio.Task(
         task.name,
         source=_TaskSource(task),
         preprocessors=[seqio.preprocessors.tokenize, _tokenize_choices,
                        seqio.preprocessors.append_eos],
-        output_features={"inputs": feature, "targets": feature},
+        output_features=_features(),
         postprocess_fn=_postprocess,
         metric_fns=[] if metric is None else [metric],
     )
@@ -285,13 +299,12 @@ def _has_rows(task: registry.PromptedTask, split: str) -> bool:
 def _scored_task(task: registry.PromptedTask, score_metric: ScoreMetric) -> str:
     name = task.name + SCORED_SUFFIX
     if name not in seqio.TaskRegistry.names():
-        feature = seqio.Feature(vocabulary=RunVocabulary(), add_eos=True)
         seqio.TaskRegistry.add(
             name,
             source=_TaskSource(task),
             preprocessors=[_one_example_a_choice, seqio.preprocessors.tokenize,
                            seqio.preprocessors.append_eos],
-            output_features={"inputs": feature, "targets": feature},
+            output_features=_features(),
             postprocess_fn=_choice_facts,
             metric_fns=[score_metric],
         )

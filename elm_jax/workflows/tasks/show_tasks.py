@@ -68,7 +68,8 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
                                "choices": list(rendered.choices or ()),
                                "choices_expression": rendered.choices_expression}
         if vocabulary is not None:
-            ids = {name: [*vocabulary.encode(row[name]), vocabulary.eos_id] for name in ("input", "target")}
+            ids = {name: [*encode(row[name]), vocabulary.eos_id] for name, encode in (
+                ("input", vocabulary.encode), ("target", vocabulary.encode_target))}
             row["tokens"] = {name: len(own) for name, own in ids.items()}
             row["cut"] = {name: _cut(own, lengths[f"{name}s"], vocabulary) for name, own in ids.items()}
         rows.append(row)

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import small_decoder
 
 seqio = pytest.importorskip("seqio")
 
@@ -20,7 +21,7 @@ from elm_jax.data.registry import registry  # noqa: E402
 from elm_jax.data.sources import row_files  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
 from elm_jax.evaluation.metrics import TEXT_METRICS  # noqa: E402
-from elm_jax.vocabularies import vocabulary  # noqa: E402
+from elm_jax.vocabularies import tokenizer_json, vocabulary  # noqa: E402
 from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
 
 REAL = ("ag_news__classify", "cosmos_qa__context_answer_to_question",
@@ -69,6 +70,20 @@ def few_rows(tmp_path, monkeypatch):
         monkeypatch.setenv("ELM_DATA_DIR", str(tmp_path))
         return split
     return copy
+
+
+@needs_data
+def test_a_decoder_s_targets_are_as_seqio_gives_them(few_rows, tmp_path):
+    """A space stands between prompt and target, which are one text."""
+    registry.import_tasks(["elm_jax.tasks"])
+    split = few_rows("ag_news__classify")
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(tokenizer_json.with_ids(small_decoder.tokenizer(), pad_id=2, eos_id=2))
+    made = prepare("ag_news__classify", split, Vocabulary.load(path))
+    assert_same(made, seqio_tasks.prepare("ag_news__classify", split, str(path)))
+    vocabulary = Vocabulary.load(path)
+    assert made.targets(0).tolist() == [*vocabulary.encode(" " + made.text(0)["targets"]), 2]
+    assert made.choices(0)[1].tolist() == [*vocabulary.encode(" " + made.text(0)["choices"][1]), 2]
 
 
 @needs_data
