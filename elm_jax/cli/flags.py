@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from elm_jax.cli import merge_search_flags
 from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
-from elm_jax.workflows.choices import ALLOWED, DTYPES, EXPERT_KINDS, LAYOUTS, MODEL_KINDS
+from elm_jax.workflows.choices import ALLOWED, DTYPES, EXPERT_KINDS, LAYOUTS, MODEL_KINDS, WRITTEN_KINDS
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -188,7 +188,7 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
         merge.add_argument(f"--{each.name}", metavar="X", help=f"{each.help} ({each.range})"
                            + ("; one for all, or one a folder" if each.per_expert else ""))
     merge.add_argument("--dtype", choices=DTYPES, help="of the result (default: the inputs')")
-    merge.add_argument("--to", dest="target", choices=sorted(MODEL_KINDS),
+    merge.add_argument("--to", dest="target", choices=sorted(WRITTEN_KINDS),
                        help="form of a whole model's result (default: the inputs')")
     merge.add_argument("--allow", action="append", default=[], choices=sorted(ALLOWED),
                        help="a difference that is no error; may be given again")
@@ -278,7 +278,7 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
         "elm convert --from hf --to elm models/t5-v1_1-small bases/t5-v1_1-small --verify",
         "convert:convert")
     convert.add_argument("--from", dest="source_kind", required=True, choices=MODEL_KINDS, help="kind of SRC")
-    convert.add_argument("--to", dest="target_kind", required=True, choices=MODEL_KINDS, help="kind of DST")
+    convert.add_argument("--to", dest="target_kind", required=True, choices=WRITTEN_KINDS, help="kind of DST")
     convert.add_argument("source", metavar="SRC", help="folder of a model or of an expert; or a hub name")
     convert.add_argument("target", metavar="DST", help="folder to write; does not exist, or is empty")
     convert.add_argument("--base", metavar="DIR", help="base of an expert (default: the one its card names); "

@@ -4,8 +4,8 @@ llama.cpp has two kinds that language models use:
 
 - ``gpt2``: byte-level BPE with merges. How texts are split before comes from a list of names
   (``tokenizer.ggml.pre``); the file does not hold the rule. `SPLITS` has those of the networks that are read.
-- ``llama``: SentencePiece's BPE. Of all neighbours whose union is a piece, those of the piece with the highest
-  score join first. The equal list of merges is found from pieces and scores.
+- ``llama``: SentencePiece's BPE. Of all neighbours whose union is a piece, those of the piece with the
+  highest score join first. The equal list of merges is found from pieces and scores.
 
 Ids are llama.cpp's. Source of the rules: https://github.com/ggml-org/llama.cpp, src/llama-vocab.cpp
 """
@@ -24,7 +24,7 @@ MODELS = ("gpt2", "llama")
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_GPT2, _DIGITS, _LLAMA3, _QWEN2 = "words", "words, digits one by one", "words, digits by threes", "words, a digit"
+_GPT2, _DIGITS, _LLAMA3, _QWEN2 = "GPT-2's", "GPT-2's, digits one by one before", "Llama 3's", "Qwen2's"
 SPLITS: dict[str, str] = {
     "gpt-2": _GPT2, "olmo": _GPT2,
     "smollm": _DIGITS, "starcoder": _DIGITS, "codeshell": _DIGITS,

@@ -1,8 +1,8 @@
 """Reads the header of a GGUF file: metadata, and name, type, shape and place of every tensor.
 
 A header holds a few hundred thousand short items (tokens, merges). The package ``gguf`` keeps an array of
-each of them, and loops as often as a damaged count says; this reader checks every length against the file, and
-takes a tenth of the time. What types are called, and how large their blocks are, is the package's knowledge.
+each of them, and loops as often as a damaged count says; this reader checks every length against the file,
+and takes a tenth of the time. The names of types and the sizes of their blocks come from the package.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -21,8 +21,8 @@ VERSIONS = (2, 3)
 QUANTISATIONS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 """Types of tensors that are read."""
 _ALIGNMENT = 32
-_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8",
-            12: "<f8"}
+_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8",
+            11: "<i8", 12: "<f8"}
 """NumPy's dtype of a value by the number of its type."""
 _STRING, _ARRAY = 8, 9
 _MOST_DIMENSIONS = 4

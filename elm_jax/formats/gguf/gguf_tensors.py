@@ -50,16 +50,22 @@ class GgufTensor:
             part = target[first:first + step]
             part[...] = self._rows(start + first, len(part))[:, column:column + part.shape[1]]
 
+    def raw(self, start: int, count: int = streaming.PIECE_BYTES) -> bytes:
+        """Reads at most `count` bytes as they stand in the file, from the tensor's byte `start` on."""
+        count = min(count, self.entry.nbytes - start)
+        with open(self.path, "rb") if storage.is_local(self.path) else self.path.open("rb") as file:
+            file.seek(self.entry.offset + start)
+            contents = file.read(count)
+        if len(contents) != count:
+            raise InputError(describe("The file has become shorter while it was read", where=self.path))
+        return contents
+
     def _rows(self, start: int, count: int) -> np.ndarray:
         """Reads whole rows [count, width]."""
         total = 1 if len(self.shape) == 1 else self.shape[0]
         row_bytes = self.entry.nbytes // total
-        with open(self.path, "rb") if storage.is_local(self.path) else self.path.open("rb") as file:
-            file.seek(self.entry.offset + start * row_bytes)
-            contents = file.read(count * row_bytes)
-        if len(contents) != count * row_bytes:
-            raise InputError(describe("The file has become shorter while it was read", where=self.path))
-        packed = np.frombuffer(contents, np.uint8).reshape(count, row_bytes)
+        packed = np.frombuffer(self.raw(start * row_bytes, count * row_bytes), np.uint8)
+        packed = packed.reshape(count, row_bytes)
         if self.entry.quantisation in _PLAIN:
             return packed.view(np.dtype(self.dtype))
         import gguf  # late, as in `gguf_header`

@@ -1,10 +1,10 @@
 """Converts leaf names and configs of decoders from GGUF files: architectures llama, qwen2, qwen3, gpt2.
 
-Handles paths, names, metadata and orders of rows, no tensors. A GGUF file holds a matrix as [out, in], this program as
-[in, out]. Two layouts are llama.cpp's own:
+Handles paths, names, metadata and orders of rows, no tensors. A GGUF file holds a matrix as [out, in], this
+program as [in, out]. Two layouts are llama.cpp's own:
 
-- Of architecture ``llama``, and of no other, each head's rows of queries and keys lie pair by pair: the rotary
-  pair (j, j + K/2) in rows 2j and 2j + 1.
+- Of architecture ``llama``, and of no other, each head's rows of queries and keys lie pair by pair: the
+  rotary pair (j, j + K/2) in rows 2j and 2j + 1.
 - GPT-2's queries, keys and values are one matrix.
 
 Source: https://github.com/ggml-org/llama.cpp, convert_hf_to_gguf.py and src/llama-model.cpp
@@ -40,6 +40,8 @@ _WITHOUT_EFFECT = {"expert_count": 0, "expert_used_count": 0, "attention.causal"
 """Keys that are read if they have this value, which changes nothing."""
 
 _PARTS = {"query": 0, "key": 1, "value": 2}
+NUM_PARTS = len(_PARTS)
+"""Leaves that share one tensor in GPT-2's layout."""
 _LAYER = re.compile(r"decoder/layers_(\d+)/(.+)/(kernel|bias|scale)")
 _TOP = {"token_embedder/embedding": (EMBEDDING, False), "position_embedder/embedding": (POSITIONS, False),
         "decoder/final_norm/scale": ("output_norm.weight", False),
@@ -144,17 +146,19 @@ def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, Sequence[
     if EMBEDDING not in shapes:
         raise InputError(describe("The GGUF file lacks a tensor", where=where, got=f"no {EMBEDDING}"))
     heads = sizes["num_heads"]
+    epsilon = _GPT2[0] if architecture == "gpt2" else _LLAMA[0]
     fields = {
         **sizes, "vocab_size": int(shapes[EMBEDDING][0]), "num_kv_heads": heads,
         "head_dim": sizes["emb_dim"] // max(1, heads), "tied_head": HEAD not in shapes,
-        "norm_epsilon": _number(values, _GPT2[0] if architecture == "gpt2" else _LLAMA[0], architecture, where),
+        "norm_epsilon": _number(values, epsilon, architecture, where),
         **dataclasses.asdict(special)}
     for field, key in (("num_kv_heads", "attention.head_count_kv"), ("head_dim", "attention.key_length")):
         if key in values:
             fields[field] = _size(values, key, architecture, where)
     _check_equal(values, fields, where)
     if architecture == "gpt2":
-        fields |= {"norm": "layer", "position": "learned", "dense_bias": True, "mlp_activations": ("gelu_tanh",)}
+        fields |= {"norm": "layer", "position": "learned", "dense_bias": True,
+                   "mlp_activations": ("gelu_tanh",)}
     else:
         base = _number(values, "rope.freq_base", architecture, where, 10000.0)
         fields |= {"rope_base": base, "qk_norm": architecture == "qwen3",
@@ -166,6 +170,11 @@ def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, Sequence[
         raise InputError(describe("The file's metadata are wrong", where=where, got=str(error))) from error
 
 
+def with_tied_head(config: DecoderConfig) -> DecoderConfig:
+    """The config of the same network when its head has turned out to be the embedding."""
+    return dataclasses.replace(config, tied_head=True)
+
+
 def _check_keys(values: Mapping[str, Any], architecture: str, where: Any) -> None:
     """Raises InputError for a key of the architecture that nothing here reads."""
     known = {*_DIMENSIONS.values(), *_OPTIONAL, *(_GPT2 if architecture == "gpt2" else _LLAMA)}
@@ -173,7 +182,7 @@ def _check_keys(values: Mapping[str, Any], architecture: str, where: Any) -> Non
                if key not in known and (key not in _WITHOUT_EFFECT or value != _WITHOUT_EFFECT[key])]
     if unknown:
         raise InputError(describe("The file asks for what this network does not do", where=where,
-                                  got=", ".join(unknown), expected=f"values among {', '.join(sorted(known))}"))
+                                  got=", ".join(unknown), expected=", ".join(sorted(known))))
 
 
 def _size(values: Mapping[str, Any], key: str, architecture: str, where: Any) -> int:
@@ -232,8 +241,8 @@ def scaling_of(factors: np.ndarray, head_dim: int, base: float, trained: int | N
                ) -> RopeScaling | None:
     """Finds Llama 3's scaling from its factors.
 
-    Of a wavelength w, ``1 / factor`` is a straight line in 1/w between two limits, 1 below and ``1 / largest``
-    above. The factors tell only ratios of the limits to each other, so low_freq_factor is taken as 1.
+    Of a wavelength w, ``1 / factor`` is a straight line in 1/w between two limits, 1 below and
+    ``1 / largest`` above. The factors tell only the limits' wavelengths, so low_freq_factor is taken as 1.
 
     Args:
         factors: f[K/2], divisors of the frequencies.
