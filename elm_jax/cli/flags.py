@@ -21,6 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_merge(verbs)
     _add_tools(verbs)
     _add_tasks(verbs)
+    _add_base(verbs)
     return parser
 
 
@@ -302,6 +303,20 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
                          "largest logit (holds a whole model)")
     convert.add_argument("--json", action="store_true", help="the report on standard output")
     _add_modules(convert)
+
+
+def _add_base(verbs: argparse._SubParsersAction) -> None:
+    base = verbs.add_parser("base", help="Bases of models that Python packages ship: get, list.")
+    actions = base.add_subparsers(dest="action", required=True, metavar="ACTION")
+    get = _verb(actions, "get", "Makes a base of an installed package's model; downloads nothing.",
+                "elm base get smollm2 bases/smollm2", "base:base_get")
+    get.add_argument("name", metavar="NAME", help="as `elm base list` shows")
+    get.add_argument("target", nargs="?", metavar="DIR",
+                     help="folder to write; does not exist, or is empty (default: bases/NAME)")
+    listing = _verb(actions, "list", "Lists these models, and how to install them.", "elm base list",
+                    "base:base_list")
+    for parser in (get, listing):
+        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:
