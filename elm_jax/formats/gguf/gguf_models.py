@@ -11,7 +11,7 @@ from elm_jax.formats import tree_checks
 from elm_jax.formats.gguf import gguf_header
 from elm_jax.formats.gguf.gguf_header import Header
 from elm_jax.formats.gguf.gguf_tensors import GgufTensor, RowsOf
-from elm_jax.formats.hf import t5_models
+from elm_jax.formats.hf import folder_files
 from elm_jax.formats.model import Model, Origin
 from elm_jax.formats.tensors import streaming
 from elm_jax.models import families
@@ -58,7 +58,7 @@ def open_gguf(path: storage.PathLike) -> Model:
     stored, config, notes = _without_copy(header, config, path)
     tensors = _leaves(stored, config, header.metadata[gguf_names.ARCHITECTURE], path)
     tree_checks.check_vocabulary(found.contents, config, path)
-    facts = {t5_models.FACTS: {"tokenizer": {hf_tokenizer.CONFIG_FILE: dict(found.config)}},
+    facts = {folder_files.FACTS: {"tokenizer": {hf_tokenizer.CONFIG_FILE: dict(found.config)}},
              FACTS: {name: header.metadata[f"general.{name}"] for name in _KEPT
                      if isinstance(header.metadata.get(f"general.{name}"), str)}}
     return Model("gguf", str(path), config, tensors, found.contents, facts, (*notes, _types(header)))
