@@ -1,13 +1,15 @@
-"""Small GGUF files of transformers' models, written by the package ``gguf`` as llama.cpp's converter writes."""
+"""Small GGUF files of transformers' models, written with the package ``gguf`` as llama.cpp converts."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
+import transformers
 from tokenizers import pre_tokenizers
+from transformers import modeling_rope_utils
 
 from elm_jax.vocabularies.gguf_vocabulary import PREFIX
 
@@ -27,11 +29,13 @@ def write_gguf(path: pathlib.Path, model: torch.nn.Module, *, quantisation: str 
         quantisation: of matrices; vectors are F32.
         values: metadata that are added or, where None, left out.
         tokenizer: its metadata (`byte_level` or `sentencepiece`); None for a byte-level one.
-        tensors: F32 tensors by their names in the file, added, put in place of others or, where None, left out.
+        tensors: F32 tensors by their names in the file, added, put in place of others or, where None, left
+            out.
     """
     config = model.config
     architecture = ARCHITECTURES[config.model_type]
-    found = {**metadata(config, architecture), **(tokenizer or byte_level(config.vocab_size)), **(values or {})}
+    found = {**metadata(config, architecture), **(tokenizer or byte_level(config.vocab_size)),
+             **(values or {})}
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in found.items():
         if value is not None:
@@ -111,27 +115,20 @@ def in_pairs(array: np.ndarray, heads: int) -> np.ndarray:
 
 def llama3_factors(size: int, rope: Mapping[str, Any]) -> np.ndarray:
     """Divisors f32[K/2] of Llama 3's rotary frequencies: what transformers divides them by."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-    from transformers import LlamaConfig
-
-    settings = {"hidden_size": size, "num_attention_heads": 1, "head_dim": size, "max_position_embeddings": 64}
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(**settings, rope_parameters=dict(rope)), "cpu")
+    config = transformers.LlamaConfig(hidden_size=size, num_attention_heads=1, head_dim=size,
+                                      max_position_embeddings=64, rope_parameters=dict(rope))
+    scaled, _ = modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 1.0 / (rope["rope_theta"] ** (torch.arange(0, size, 2).float() / size))
     return (plain / scaled).numpy()
 
 
-def byte_level(size: int, pre: str = "gpt-2") -> dict[str, Any]:
-    """Metadata of a byte-level BPE with two special tokens, bytes and some merges, `size` ids in all."""
-    tokens = ["<|pad|>", "<|bos|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    merges: list[str] = []
-    for left, right in (("t", "h"), ("th", "e"), ("Ġ", "the"), ("1", "2"), ("Ġ", "1"), ("Ġ", "Ġ")):
-        if {left, right} <= set(tokens[:size]):
-            merges.append(f"{left} {right}")
-            tokens.append(left + right)
+def byte_level(size: int, pre: str = "gpt-2", merges: Sequence[tuple[str, str]] = (("!", "!"),)
+               ) -> dict[str, Any]:
+    """Metadata of a byte-level BPE of `size` ids: three special tokens, what merges make, bytes."""
+    made = [left + right for left, right in merges]
+    tokens = ["<|pad|>", "<|bos|>", "<|end|>", *made, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens = tokens[:size] + [f"[unused{number}]" for number in range(size - len(tokens))]
-    known = set(tokens)
-    return _tokenizer("gpt2", tokens, {
-        "pre": pre, "merges": [merge for merge in merges if merge.replace(" ", "") in known] or ["! !"][:0]})
+    return _tokenizer("gpt2", tokens, {"pre": pre, "merges": [" ".join(merge) for merge in merges]})
 
 
 def _tokenizer(model: str, tokens: list[str], more: Mapping[str, Any]) -> dict[str, Any]:
