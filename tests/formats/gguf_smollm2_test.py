@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pathlib
 import re
 
 import jax
@@ -75,7 +76,7 @@ def test_config_and_special_ids(model, vocabulary):
 
 
 def real_texts(count):
-    files = sorted(row_files.data_dir().rglob("validation.jsonl.gz"))
+    files = sorted(pathlib.Path(row_files.data_dir()).rglob("validation.jsonl.gz"))
     rows = zip(*(row_files.read_lines(path) for path in files), strict=False)
     texts = (value for group in rows for row in group for value in row.values()
              if isinstance(value, str) and len(value) > 20)

@@ -285,17 +285,23 @@ def _frequencies(head_dim: int, base: float) -> np.ndarray:
 
 
 def _fitted(factors: np.ndarray, head_dim: int, base: float) -> Collection[RopeScaling]:
-    """Scalings with a low_freq_factor of 1 whose line goes through the factors between the limits."""
+    """Scalings with a low_freq_factor of 1 whose line goes through the factors between the limits.
+
+    First with Llama 3's high_freq_factor of 4, then, where two factors or more tell it, with their own.
+    """
     largest = factors.max()
     between = (factors > 1 + _SAME) & (factors < largest * (1 - _SAME))
-    if between.sum() < 2:
+    if not between.any():
         return []
     share = (1 / factors[between] - 1 / largest) / (1 - 1 / largest)
-    slope, start = np.polyfit(_frequencies(head_dim, base)[between] / (2 * np.pi), share, 1)
-    if start >= 0 or slope <= 0:
-        return []
-    high = 1.0 - 1.0 / start
-    return [RopeScaling("llama3", _rounded(largest), 1.0, round(high, 3), max(1, round(slope * (high - 1))))]
+    inverse = _frequencies(head_dim, base)[between] / (2 * np.pi)  # of the wavelengths
+    found = [(4.0, float(np.mean((3.0 * share + 1.0) / inverse)))]
+    if between.sum() > 1:
+        slope, start = np.polyfit(inverse, share, 1)
+        if start < 0 < slope:
+            found.append((round(1.0 - 1.0 / start, 3), slope / -start))
+    return [RopeScaling("llama3", _rounded(largest), 1.0, high, round(length)) for high, length in found
+            if high > 1 and round(length) >= 1]
 
 
 def _rounded(value: float) -> float:
