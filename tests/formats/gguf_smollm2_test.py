@@ -3,11 +3,11 @@
 import itertools
 import os
 import pathlib
-import re
 
 import jax
 import numpy as np
 import pytest
+import regex
 import torch
 import transformers
 
@@ -95,8 +95,12 @@ def test_ids_of_3000_real_rows_are_transformers_but_for_digits(vocabulary):
     assert len(texts) == 3000
     wanted = theirs(texts, add_special_tokens=False)["input_ids"]
     unlike = [text for text, ids in zip(texts, wanted, strict=True) if vocabulary.encode(text) != ids]
-    assert all(re.search(r"\d", text) for text in unlike)
-    assert len(unlike) <= 6
+    assert len(unlike) < 50
+    for text in unlike:
+        pieces = [piece for piece in regex.split(r"(\p{N})", text) if piece]
+        assert len(pieces) > 1
+        assert vocabulary.encode(text) == list(
+            itertools.chain.from_iterable(theirs(pieces, add_special_tokens=False)["input_ids"]))
 
 
 @pytest.mark.slow

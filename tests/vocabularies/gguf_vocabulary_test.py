@@ -81,7 +81,8 @@ def learned(texts) -> dict[str, object]:
     merges = tokenizer_json.parse(made.to_str().encode(), "made")["model"]["merges"]
     return {f"{PREFIX}{key}": value for key, value in {
         "model": "gpt2", "tokens": [token for token, _ in vocab],
-        "token_type": [3] * 3 + [1] * (len(vocab) - 3), "merges": [" ".join(pair) for pair in merges], "eos_token_id": 2, "bos_token_id": 1}.items()}
+        "token_type": [3] * 3 + [1] * (len(vocab) - 3), "merges": [" ".join(pair) for pair in merges],
+        "eos_token_id": 2, "bos_token_id": 1}.items()}
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -111,7 +112,7 @@ def test_ids_follow_llama_cpp_s_rule(name, learned, texts):
 
 def test_other_rules_are_refused(learned):
     for name in ("default", None, "tekken"):
-        with pytest.raises(InputError, match="unknown rule"):
+        with pytest.raises(InputError, match="Unknown rule"):
             gguf_vocabulary.read_tokenizer({**learned, f"{PREFIX}pre": name}, "file")
 
 
