@@ -110,14 +110,14 @@ def read_tokenizer(metadata: Mapping[str, Any], where: Any) -> GgufTokenizer:
                                   got=f"{PREFIX}add_eos_token true", expected="false"))
     named = [number for number in ids.values() if number is not None]
     make = _byte_level if model == "gpt2" else _sentencepiece
+    bos = ids["bos"] if _adds_bos(metadata, model) else None
     values = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": pieces.special(named),
-              **make(metadata, pieces, where), "post_processor": None}
+              **make(metadata, pieces, where), "post_processor": _frame(bos, pieces.tokens)}
     eos = ids["eos"]
     pad = eos if ids["padding"] is None else ids["padding"]
     plain = json.dumps(values, ensure_ascii=False).encode()
     contents = tokenizer_json.with_ids(plain, pad, eos)
     ends = tuple(dict.fromkeys(number for number in (ids["eot"], ids["eom"]) if number not in (None, eos)))
-    bos = ids["bos"] if _adds_bos(metadata, model) else None
     config = _config(metadata, pieces.tokens, {"bos_token": ids["bos"], "eos_token": eos, "pad_token": pad},
                      bos is not None)
     return GgufTokenizer(contents, len(pieces.tokens), pad, eos, ends, bos, config)
@@ -159,6 +159,17 @@ def _adds_bos(metadata: Mapping[str, Any], model: str) -> bool:
     """Whether BOS stands in front of every text: as the file says, or as llama.cpp assumes."""
     assumed = model == "llama" or metadata.get(f"{PREFIX}pre") in _WHOLE_WORDS
     return bool(metadata.get(f"{PREFIX}add_bos_token", assumed))
+
+
+def _frame(bos_id: int | None, tokens: Sequence[str]) -> dict[str, Any] | None:
+    """The step that puts BOS in front, for other programs: this program's vocabularies give no frame."""
+    if bos_id is None:
+        return None
+    bos = tokens[bos_id]
+    first, second = ([{"SpecialToken": {"id": bos, "type_id": number}},
+                      {"Sequence": {"id": name, "type_id": number}}] for number, name in enumerate("AB"))
+    return {"type": "TemplateProcessing", "single": first, "pair": [*first, *second],
+            "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}}
 
 
 def _config(metadata: Mapping[str, Any], tokens: Sequence[str], named: Mapping[str, int | None],

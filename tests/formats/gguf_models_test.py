@@ -147,6 +147,23 @@ def test_special_ids_and_the_template_travel(llama, tmp_path):
     assert kept["chat_template"] == "{{ messages }}" and kept["bos_token"] == "<|bos|>"
 
 
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_the_tokenizer_goes_on_to_hugging_face(adds_bos, llama, tmp_path):
+    """By way of a base: transformers gives the same ids, and BOS where prompts get one."""
+    file = gguf_files.write_gguf(tmp_path / "model.gguf", llama, values={
+        "tokenizer.ggml.add_bos_token": adds_bos, "tokenizer.chat_template": "{{ messages }}"})
+    for source, kind, target, form in ((file, "gguf", "base", "elm"), (tmp_path / "base", "elm", "hf", "hf")):
+        convert_model.convert(convert_model.ConvertConfig(
+            source=source, source_kind=kind, target=tmp_path / target, target_kind=form))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ours, back = load_base(file), detect.open_model(tmp_path / "hf")
+    bos = [1] if adds_bos else []
+    assert theirs("!!5<|end|>")["input_ids"] == [*bos, *ours.vocabulary.encode("!!5<|end|>")]
+    assert theirs.chat_template == "{{ messages }}" and theirs.eos_token_id == 2
+    assert back.config.bos_id == ours.config.bos_id == (1 if adds_bos else None)
+    assert back.facts["hf"]["tokenizer"]["tokenizer_config.json"]["chat_template"] == "{{ messages }}"
+
+
 def test_a_head_that_is_the_embedding_is_left_out(llama, tmp_path):
     table = llama.get_input_embeddings().weight.detach().numpy()
     path = gguf_files.write_gguf(tmp_path / "model.gguf", llama, tensors={"output.weight": table})

@@ -87,7 +87,7 @@ def real_texts(count):
 def test_ids_of_3000_real_rows_are_transformers_but_for_digits(vocabulary):
     """llama.cpp's pre-tokenizer ``smollm`` cuts digits off one by one, before words; transformers does not.
 
-    So a space before a digit is a token of its own (216, 33 for " 1"), never a part of the digit's.
+    So two line breaks before a digit are one token, as before a letter, and not two.
     """
     theirs = transformers.AutoTokenizer.from_pretrained(os.path.dirname(FILE),
                                                         gguf_file=os.path.basename(FILE))
