@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # transformers does not load a GGUF file of GPT-2 whose context is not 1,024 tokens.
-# One would guess: gpt2.context_length gives the number of positions, as in llama.cpp. True: n_positions stays at the
-# config class's default, 1,024, and position_embd.weight of another size does not fit.
+# One would guess: gpt2.context_length gives the number of positions, as in llama.cpp. True: n_positions
+# stays at the config class's default, 1,024, and position_embd.weight of another size does not fit.
 # Why it matters: GPT-2 type models of one's own (short contexts in teaching, 2,048 in Cerebras-GPT) cannot be
 # brought back from GGUF.
 # Versions: transformers 5.24.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
@@ -29,7 +29,8 @@ def write(name, architecture, values, tensors):
     """Writes a GGUF file of metadata and float32 tensors."""
     writer = gguf.GGUFWriter(f"{folder}/{name}", architecture)
     for key, value in values.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        kinds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add = kinds[type(value)]
         add(f"{architecture}.{key}", value)
     for key, array in tensors.items():
         writer.add_tensor(key, array.astype(np.float32))
@@ -60,8 +61,9 @@ write("gpt2.gguf", "gpt2", VALUES, TENSORS)
 try:
     load("gpt2.gguf")
 except RuntimeError as error:
-    print(type(error).__name__, str(error)[:500])
-    sys.exit(0)
+    length = transformers.AutoConfig.from_pretrained(folder, gguf_file="gpt2.gguf").n_positions
+    print("n_positions:", length, "|", type(error).__name__, str(error))
+    sys.exit(0 if length == 1024 else 1)
 print("loaded")
 sys.exit(1)
 PYTHON

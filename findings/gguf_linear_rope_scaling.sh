@@ -2,8 +2,8 @@
 # transformers ignores linear scaling of rotary positions in a GGUF file.
 # One would guess: llama.rope.scaling.type "linear" and llama.rope.scaling.factor become the config's rope
 # parameters. True: they are dropped, and the model runs with rope_type "default".
-# Why it matters: models of a long context made by position interpolation (factor 4, 8) compute other logits at
-# every position but the first.
+# Why it matters: models whose context was made longer by position interpolation (factor 4, 8) compute other
+# logits at every position but the first.
 # Versions: transformers 5.24.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
 # Exit status: 0 as described, 1 if that has changed. Installs into a temporary folder, which it removes.
 set -euo pipefail
@@ -29,7 +29,8 @@ def write(name, architecture, values, tensors):
     """Writes a GGUF file of metadata and float32 tensors."""
     writer = gguf.GGUFWriter(f"{folder}/{name}", architecture)
     for key, value in values.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        kinds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add = kinds[type(value)]
         add(f"{architecture}.{key}", value)
     for key, array in tensors.items():
         writer.add_tensor(key, array.astype(np.float32))
@@ -48,7 +49,8 @@ def random(*shape):
 
 
 VALUES = {"context_length": 64, "embedding_length": 32, "block_count": 1, "feed_forward_length": 64,
-          "attention.head_count": 2, "attention.head_count_kv": 2, "rope.freq_base": 10000.0, "rope.dimension_count": 16,
+          "attention.head_count": 2, "attention.head_count_kv": 2, "rope.freq_base": 10000.0,
+          "rope.dimension_count": 16,
           "attention.layer_norm_rms_epsilon": 1e-5, "vocab_size": 64}
 TENSORS = {
     "token_embd.weight": random(64, 32), "output.weight": random(64, 32), "output_norm.weight": np.ones(32),
@@ -65,9 +67,11 @@ def logits(model):
 
 
 write("plain.gguf", "llama", VALUES, TENSORS)
-write("linear.gguf", "llama", {**VALUES, "rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, TENSORS)
+linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+write("linear.gguf", "llama", {**VALUES, **linear}, TENSORS)
 plain, scaled = load("plain.gguf"), load("linear.gguf")
-kind, equal = scaled.config.rope_parameters["rope_type"], torch.equal(logits(plain), logits(scaled))
+kind = scaled.config.rope_parameters["rope_type"]
+equal = torch.equal(logits(plain), logits(scaled))
 print("rope_type:", kind, "| logits equal to those of the file without scaling:", equal)
 sys.exit(0 if kind == "default" and equal else 1)
 PYTHON

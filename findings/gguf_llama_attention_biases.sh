@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # transformers drops the attention biases of a GGUF file of architecture llama.
-# One would guess: tensors blk.N.attn_q.bias (llama.cpp adds them where they are) become q_proj.bias. True: the
-# config is built with attention_bias False, and the tensors are not used.
+# One would guess: tensors blk.N.attn_q.bias (llama.cpp adds them where they are) become q_proj.bias. True:
+# the config is built with attention_bias False, and the tensors are not used.
 # Why it matters: a Llama-type model trained with biases loads and answers, wrongly.
 # Versions: transformers 5.24.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
 # Exit status: 0 as described, 1 if that has changed. Installs into a temporary folder, which it removes.
@@ -28,7 +28,8 @@ def write(name, architecture, values, tensors):
     """Writes a GGUF file of metadata and float32 tensors."""
     writer = gguf.GGUFWriter(f"{folder}/{name}", architecture)
     for key, value in values.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        kinds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add = kinds[type(value)]
         add(f"{architecture}.{key}", value)
     for key, array in tensors.items():
         writer.add_tensor(key, array.astype(np.float32))
@@ -47,7 +48,8 @@ def random(*shape):
 
 
 VALUES = {"context_length": 64, "embedding_length": 32, "block_count": 1, "feed_forward_length": 64,
-          "attention.head_count": 2, "attention.head_count_kv": 2, "rope.freq_base": 10000.0, "rope.dimension_count": 16,
+          "attention.head_count": 2, "attention.head_count_kv": 2, "rope.freq_base": 10000.0,
+          "rope.dimension_count": 16,
           "attention.layer_norm_rms_epsilon": 1e-5, "vocab_size": 64}
 TENSORS = {
     "token_embd.weight": random(64, 32), "output.weight": random(64, 32), "output_norm.weight": np.ones(32),

