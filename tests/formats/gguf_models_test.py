@@ -1,5 +1,6 @@
 """GGUF files against the package ``gguf``, against Hugging Face folders, and damaged on purpose."""
 
+import contextlib
 import pathlib
 import shutil
 
@@ -245,6 +246,18 @@ def test_a_folder_must_hold_one_file(mixed, tmp_path):
         detect.open_model(tmp_path)
 
 
+@pytest.mark.parametrize("value", [3, -1, True, 1e39, "text", "", [], ["a", "b"], np.array([1, 2]),
+                                   np.array([0.5]), np.array([])], ids=str)
+def test_a_value_of_another_type_never_ends_in_another_error(value, mixed, monkeypatch):
+    header = gguf_header.read_header(gguf_models.storage.as_path(mixed[0]))
+    for key in [*header.metadata, "split.count", "llama.rope.scaling.type", "llama.rope.scaling.factor",
+                "tokenizer.ggml.add_eos_token", "llama.expert_count", "tokenizer.ggml.scores"]:
+        changed = gguf_header.Header({**header.metadata, key: value}, header.tensors)
+        monkeypatch.setattr(gguf_header, "read_header", lambda path, changed=changed: changed)
+        with contextlib.suppress(InputError):
+            gguf_models.open_gguf(mixed[0])
+
+
 def test_random_damage_never_ends_in_another_error(mixed, tmp_path):
     contents = bytearray(mixed[0].read_bytes())
     end = gguf_header.read_header(gguf_models.storage.as_path(mixed[0])).tensors["output_norm.weight"].offset
@@ -254,7 +267,5 @@ def test_random_damage_never_ends_in_another_error(mixed, tmp_path):
         damaged = bytearray(contents)
         damaged[place] ^= int(draw.integers(1, 256))
         path.write_bytes(damaged)
-        try:
+        with contextlib.suppress(InputError):
             gguf_models.open_gguf(path)
-        except InputError:
-            continue

@@ -1,5 +1,6 @@
 """Models in GGUF files: llama.cpp's form of decoders, quantised or not, with their tokenizer. Read only."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,15 @@ FACTS = "gguf"
 """Key of `Model.facts`: what the file says of itself (name, licence, ...)."""
 _KEPT = ("name", "basename", "finetune", "organization", "license", "size_label")
 _TYPE, _PARTS = "general.type", "split.count"
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "general.architecture": str, _TYPE: str, _PARTS: int, "tokenizer.chat_template": str,
+    "tokenizer.ggml.(model|pre)": str, "tokenizer.ggml.(tokens|merges)": list,
+    "tokenizer.ggml.(token_type|scores)": np.ndarray, r"tokenizer.ggml.\w+_token_id": int,
+    r"tokenizer.ggml.add_\w+": bool, r"\w+.rope.scaling.type": str,
+    r"\w+.rope.(scaling.factor|scale_linear)": (int, float),
+    r"\w+.(vocab_size|expert_count|expert_used_count|attention.value_length)": int,
+    r"\w+.rope.(dimension_count|scaling.original_context_length)": int}
+"""Types of values that are used as they are, by a pattern of their keys; others are checked where read."""
 
 
 def is_gguf(path: epath.Path) -> bool:
@@ -50,6 +60,7 @@ def open_gguf(path: storage.PathLike) -> Model:
     """
     path = _file(storage.as_path(path))
     header = gguf_header.read_header(path)
+    _check_types(header, path)
     _check_whole(header, path)
     found = gguf_vocabulary.read_tokenizer(header.metadata, path)
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
@@ -74,6 +85,18 @@ def _file(path: epath.Path) -> epath.Path:
                                   got=", ".join(each.name for each in files) or "none",
                                   cure="name the file" if files else None))
     return files[0]
+
+
+def _check_types(header: Header, path: epath.Path) -> None:
+    """Raises InputError for values of other types than those that their keys have; all are named."""
+    wanted = {key: kinds for key in header.metadata for pattern, kinds in _TYPES.items()
+              if re.fullmatch(pattern, key)}
+    wrong = [f"{key}: {type(header.metadata[key]).__name__}" for key, kinds in wanted.items()
+             if not isinstance(header.metadata[key], kinds)
+             or (isinstance(header.metadata[key], bool) and kinds is not bool)]
+    if wrong:
+        raise InputError(describe("Values in the GGUF file have other types than their keys", where=path,
+                                  got=", ".join(wrong)[:300], cure="fetch the file again"))
 
 
 def _check_whole(header: Header, path: epath.Path) -> None:

@@ -36,8 +36,8 @@ _LLAMA = ("attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq
           "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
           "rope.scale_linear")
 _GPT2 = ("attention.layer_norm_epsilon",)
-_WITHOUT_EFFECT = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True}
-"""Keys that are read if they have this value, which changes nothing."""
+_WITHOUT_EFFECT = {"expert_count": "0", "expert_used_count": "0", "attention.causal": "True"}
+"""Keys that are read if their value is written so: it changes nothing."""
 
 _PARTS = {"query": 0, "key": 1, "value": 2}
 NUM_PARTS = len(_PARTS)
@@ -179,7 +179,7 @@ def _check_keys(values: Mapping[str, Any], architecture: str, where: Any) -> Non
     """Raises InputError for a key of the architecture that nothing here reads."""
     known = {*_DIMENSIONS.values(), *_OPTIONAL, *(_GPT2 if architecture == "gpt2" else _LLAMA)}
     unknown = [f"{architecture}.{key} {value!r}"[:100] for key, value in values.items()
-               if key not in known and (key not in _WITHOUT_EFFECT or value != _WITHOUT_EFFECT[key])]
+               if key not in known and _WITHOUT_EFFECT.get(key) != repr(value)]
     if unknown:
         raise InputError(describe("The file asks for what this network does not do", where=where,
                                   got=", ".join(unknown), expected=", ".join(sorted(known))))
@@ -203,7 +203,8 @@ def _number(values: Mapping[str, Any], key: str, architecture: str, where: Any,
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise InputError(describe("A number in the file's metadata is wrong", where=where,
                                   got=f"{architecture}.{key} {found!r}"[:200], expected="a number"))
-    return float(str(np.float32(found)))
+    with np.errstate(over="ignore"):  # infinity, which the config refuses
+        return float(str(np.float32(found)))
 
 
 def _check_equal(values: Mapping[str, Any], fields: Mapping[str, Any], where: Any) -> None:
