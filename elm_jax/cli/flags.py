@@ -5,7 +5,15 @@ from collections.abc import Sequence
 
 from elm_jax.cli import merge_search_flags
 from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
-from elm_jax.workflows.choices import ALLOWED, CHOICE_SCORES, DTYPES, EXPERT_KINDS, LAYOUTS, MODEL_KINDS
+from elm_jax.workflows.choices import (
+    ALLOWED,
+    CHOICE_SCORES,
+    DTYPES,
+    EXPERT_KINDS,
+    LAYOUTS,
+    MODEL_KINDS,
+    WRITTEN_KINDS,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -21,6 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_merge(verbs)
     _add_tools(verbs)
     _add_tasks(verbs)
+    _add_base(verbs)
     return parser
 
 
@@ -188,7 +197,7 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
         merge.add_argument(f"--{each.name}", metavar="X", help=f"{each.help} ({each.range})"
                            + ("; one for all, or one a folder" if each.per_expert else ""))
     merge.add_argument("--dtype", choices=DTYPES, help="of the result (default: the inputs')")
-    merge.add_argument("--to", dest="target", choices=sorted(MODEL_KINDS),
+    merge.add_argument("--to", dest="target", choices=sorted(WRITTEN_KINDS),
                        help="form of a whole model's result (default: the inputs')")
     merge.add_argument("--allow", action="append", default=[], choices=sorted(ALLOWED),
                        help="a difference that is no error; may be given again")
@@ -281,7 +290,7 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
         "elm convert --from hf --to elm models/t5-v1_1-small bases/t5-v1_1-small --verify",
         "convert:convert")
     convert.add_argument("--from", dest="source_kind", required=True, choices=MODEL_KINDS, help="kind of SRC")
-    convert.add_argument("--to", dest="target_kind", required=True, choices=MODEL_KINDS, help="kind of DST")
+    convert.add_argument("--to", dest="target_kind", required=True, choices=WRITTEN_KINDS, help="kind of DST")
     convert.add_argument("source", metavar="SRC", help="folder of a model or of an expert; or a hub name")
     convert.add_argument("target", metavar="DST", help="folder to write; does not exist, or is empty")
     convert.add_argument("--base", metavar="DIR", help="base of an expert (default: the one its card names); "
@@ -305,6 +314,20 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
                          "largest logit (holds a whole model)")
     convert.add_argument("--json", action="store_true", help="the report on standard output")
     _add_modules(convert)
+
+
+def _add_base(verbs: argparse._SubParsersAction) -> None:
+    base = verbs.add_parser("base", help="Bases of models that Python packages ship: get, list.")
+    actions = base.add_subparsers(dest="action", required=True, metavar="ACTION")
+    get = _verb(actions, "get", "Makes a base of an installed package's model; downloads nothing.",
+                "elm base get smollm2 bases/smollm2", "base:base_get")
+    get.add_argument("name", metavar="NAME", help="as `elm base list` shows")
+    get.add_argument("target", nargs="?", metavar="DIR",
+                     help="folder to write; does not exist, or is empty (default: bases/NAME)")
+    listing = _verb(actions, "list", "Lists these models, and how to install them.", "elm base list",
+                    "base:base_list")
+    for parser in (get, listing):
+        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:

@@ -8,6 +8,8 @@ from elm_jax.errors import InputError, describe
 from elm_jax.formats import leaf_names
 from elm_jax.runtime import storage
 
+_FILES = (".gguf",)
+"""Suffixes of models that are one file."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.safetensors")
 _HUB_WEIGHTS = ("pytorch_model*.bin",)
@@ -15,12 +17,13 @@ _HUB_WEIGHTS = ("pytorch_model*.bin",)
 
 
 def locate(name: storage.PathLike) -> epath.Path:
-    """Returns the folder of a model; fetches it if the name is a hub name."""
+    """Returns the folder of a model, or its file; fetches it if the name is a hub name."""
     if is_on_hub(name):
         return _fetch(str(name).removeprefix(leaf_names.HUB))
     folder = storage.as_path(name)
     if folder.exists():
-        if not folder.is_dir() and folder.name != leaf_names.T5X_TREE_FILE:
+        is_model = folder.name == leaf_names.T5X_TREE_FILE or folder.suffix in _FILES
+        if not folder.is_dir() and not is_model:
             raise InputError(describe("A model is a folder, not a file", where=folder))
         return folder
     # A wrong path below a folder that is there must not become a request to the hub.

@@ -4,8 +4,10 @@ import re
 
 from elm_jax.errors import InputError, describe
 
-MODEL_KINDS = ("elm", "hf", "t5x")
+MODEL_KINDS = ("elm", "hf", "t5x", "gguf")
 """Kinds of whole models, the keys of `formats.detect.KINDS`."""
+WRITTEN_KINDS = ("elm", "hf", "t5x")
+"""Those that are written, too."""
 EXPERT_KINDS = ("prompt", "dataset", "multitask")
 """Kinds of experts that a T5X run trains."""
 DTYPES = ("bfloat16", "float16", "float32")

@@ -44,10 +44,10 @@ def test_the_quickstart_installs_once_and_then_runs_the_demo(launch, tmp_path):
 
 def test_the_tests_install_once_and_then_lint_and_test(launch):
     calls, _ = launch("test.sh")
-    assert len(installs(calls)) == 3 and ".[test]" in installs(calls)[0]
+    assert len(installs(calls)) == 4 and ".[test]" in installs(calls)[0]
     checks = ["ruff check .", "lint-imports", "python tests/t5x/available.py",
               "python -m pytest -m not slow -n 2 --dist loadfile -q"]
-    assert calls[3:] == checks
+    assert calls[4:] == checks
     assert launch("test.sh")[0] == checks
     assert launch("test.sh", "tests/cli", "-x")[0] == [*checks[:3], "python -m pytest tests/cli -x"]
 

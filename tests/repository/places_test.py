@@ -31,7 +31,8 @@ FILE = re.compile(r"(?<![\w./$*<>{}-])((?:[\w.-]+/)+[\w.-]*\w\.(?:py|gin|md|sh|j
 DOTTED = re.compile(r"(?<![\w./-])elm_jax(?:\.[A-Za-z_]\w*)+")
 QUOTED = re.compile(r"`([a-z_]\w*(?:\.[A-Za-z_]\w*)+)`")
 EXAMPLES = {"gin/runs/x.gin"}
-SUFFIXES = (".py", ".gin", ".md", ".json", ".jsonl", ".sh", ".yaml", ".html", ".model", ".safetensors")
+SUFFIXES = (".py", ".gin", ".md", ".json", ".jsonl", ".sh", ".yaml", ".html", ".model", ".safetensors",
+            ".gguf")
 
 
 def documents() -> Iterator[tuple[str, str]]:

@@ -28,7 +28,7 @@ from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_choice, check_positive, check_types
-from elm_jax.workflows.choices import DTYPES, LAYOUTS
+from elm_jax.workflows.choices import DTYPES, LAYOUTS, WRITTEN_KINDS
 from elm_jax.workflows.convert import t5x_expert, verify
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_choice("kind of source", self.source_kind, detect.KINDS)
-        check_choice("kind of target", self.target_kind, detect.KINDS)
+        check_choice("kind of target", self.target_kind, WRITTEN_KINDS)
         check_choice("layout", self.layout, LAYOUTS)
         check_positive(max_shard_size=self.max_shard_bytes)
         if self.dtype is not None:

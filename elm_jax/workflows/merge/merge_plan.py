@@ -12,7 +12,7 @@ from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
 from elm_jax.merging.recipes.recipe import MergeRecipe
 from elm_jax.merging.stream import CopiedLeaf, LeafMerge, LeafSource
 from elm_jax.runtime.config_checks import check_choice, check_positive
-from elm_jax.workflows.choices import ALLOWED, MODEL_KINDS
+from elm_jax.workflows.choices import ALLOWED, WRITTEN_KINDS
 from elm_jax.workflows.merge import merge_inputs, output_files
 from elm_jax.workflows.merge.merge_inputs import Checkpoint
 
@@ -29,7 +29,7 @@ class MergeOptions:
         max_shard_bytes: most bytes of a file of weights.
         workers: threads; None for one a core, at most 8.
         quiet: no progress bar.
-        target: form of a whole model's folder, one of `choices.MODEL_KINDS`; None for the first model's.
+        target: form of a whole model's folder, one of `choices.WRITTEN_KINDS`; None for the first model's.
         expert_id: name of a merged expert; None makes one of its parents' names.
         rank: of merged LoRA updates; None for the sum of the ranks, which is exact for weighted sums.
     """
@@ -49,7 +49,7 @@ class MergeOptions:
         check_positive(**{name: getattr(self, name) for name in ("workers", "rank")
                           if getattr(self, name) is not None})
         if self.target is not None:
-            check_choice("form of the result", self.target, MODEL_KINDS)
+            check_choice("form of the result", self.target, WRITTEN_KINDS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""llama.cpp's files: one file holds metadata, tokenizer and tensors, most of them quantised."""

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# transformers drops the attention biases of a GGUF file of architecture llama.
+# One would guess: tensors blk.N.attn_q.bias (llama.cpp adds them where they are) become q_proj.bias. True:
+# the config is built with attention_bias False, and the tensors are not used.
+# Why it matters: a Llama-type model trained with biases loads and answers, wrongly.
+# Versions: transformers 5.24.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
+# Exit status: 0 as described, 1 if that has changed. Installs into a temporary folder, which it removes.
+set -euo pipefail
+folder="$(mktemp -d)"
+trap 'rm -rf "$folder"' EXIT
+"${PYTHON:-python3}" -m venv "$folder/env"
+"$folder/env/bin/python" -m pip install --quiet --disable-pip-version-check \
+  torch==2.13.0 transformers==5.24.0 gguf==0.19.0
+export HF_HUB_OFFLINE=1
+"$folder/env/bin/python" - "$folder" <<'PYTHON'
+import sys
+
+import gguf
+import numpy as np
+import torch
+import transformers
+
+folder = sys.argv[1]
+draw = np.random.default_rng(0)
+
+
+def write(name, architecture, values, tensors):
+    """Writes a GGUF file of metadata and float32 tensors."""
+    writer = gguf.GGUFWriter(f"{folder}/{name}", architecture)
+    for key, value in values.items():
+        kinds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add = kinds[type(value)]
+        add(f"{architecture}.{key}", value)
+    for key, array in tensors.items():
+        writer.add_tensor(key, array.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def load(name):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+
+
+def random(*shape):
+    return draw.normal(size=shape) * 0.2
+
+
+VALUES = {"context_length": 64, "embedding_length": 32, "block_count": 1, "feed_forward_length": 64,
+          "attention.head_count": 2, "attention.head_count_kv": 2, "rope.freq_base": 10000.0,
+          "rope.dimension_count": 16,
+          "attention.layer_norm_rms_epsilon": 1e-5, "vocab_size": 64}
+TENSORS = {
+    "token_embd.weight": random(64, 32), "output.weight": random(64, 32), "output_norm.weight": np.ones(32),
+    "blk.0.attn_norm.weight": np.ones(32), "blk.0.ffn_norm.weight": np.ones(32),
+    "blk.0.attn_q.weight": random(32, 32), "blk.0.attn_k.weight": random(32, 32),
+    "blk.0.attn_v.weight": random(32, 32), "blk.0.attn_output.weight": random(32, 32),
+    "blk.0.ffn_gate.weight": random(64, 32), "blk.0.ffn_up.weight": random(64, 32),
+    "blk.0.ffn_down.weight": random(32, 64)}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(torch.arange(40)[None]).logits
+
+
+write("plain.gguf", "llama", VALUES, TENSORS)
+biases = {f"blk.0.attn_{name}.bias": draw.normal(size=32) for name in "qkv"}
+write("biases.gguf", "llama", VALUES, {**TENSORS, **biases})
+plain, biased = load("plain.gguf"), load("biases.gguf")
+found = [name for name, _ in biased.named_parameters() if name.endswith("bias")]
+equal = torch.equal(logits(plain), logits(biased))
+print("attention_bias:", biased.config.attention_bias, "| biases:", found,
+      "| logits equal to those of the file without biases:", equal)
+sys.exit(0 if not found and equal else 1)
+PYTHON
