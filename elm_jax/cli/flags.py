@@ -269,7 +269,7 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     generate.add_argument("texts", nargs="*", metavar="TEXT", help="a text to answer; none of these, in a "
                           "terminal: what you type")
     generate.add_argument("--examples", metavar="FILE", help='JSON lines with a field "inputs"')
-    generate.add_argument("--task", metavar="NAME", help="registered task: its first rows, as it renders them")
+    generate.add_argument("--task", metavar="NAME", help="a task's first rows, as it renders them")
     generate.add_argument("--split", help="of the task (default: the one that it is scored on)")
     generate.add_argument("--rows", type=int, metavar="N", help="of the task (default: 3)")
     generate.add_argument("--base", metavar="DIR", help="default: the one that the experts' cards name")

@@ -41,9 +41,9 @@ class GenerationSettings:
                and 0 <= self.temperature <= LARGEST_TEMPERATURE,
                f"a number from 0 (the likeliest token) to {LARGEST_TEMPERATURE:g}")
         _check("top_k", self.top_k, self.top_k is None or _is_whole(self.top_k, 1), "a whole number above 0")
-        _check("top_p", self.top_p, self.top_p is None or _is_number(self.top_p) and 0 < self.top_p <= 1,
+        _check("top_p", self.top_p, self.top_p is None or (_is_number(self.top_p) and 0 < self.top_p <= 1),
                "a number above 0, at most 1")
-        _check("seed", self.seed, self.seed is None or _is_whole(self.seed, 0) and self.seed < LARGEST_SEED,
+        _check("seed", self.seed, self.seed is None or (_is_whole(self.seed, 0) and self.seed < LARGEST_SEED),
                f"a whole number from 0 to below {LARGEST_SEED}")
         _check("stop", self.stop, all(isinstance(each, str) and each for each in self.stop),
                "texts that are not empty")
@@ -60,7 +60,7 @@ class GenerationSettings:
         return self.temperature > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as a JSON-ready dictionary; without drawing, only those that have an effect."""
+        """Returns the settings that have an effect as a JSON-ready dictionary."""
         fields = {**dataclasses.asdict(self), "stop": list(self.stop)}
         if not self.samples:
             return {name: fields[name] for name in ("max_new_tokens", "temperature", "stop")}

@@ -1,10 +1,11 @@
-"""Generates texts for prompts with any network: batches of unequal prompts, or one prompt piece by piece.
+"""Generates texts with any network: for batches of unequal prompts, or for one prompt piece by piece.
 
-Rows are padded to few widths, so that few programs are compiled, and the loop over tokens stays on the device.
+Rows are padded to few widths, so that few programs are compiled; the loop over tokens stays on the device.
 """
 
 import collections
 import hashlib
+import itertools
 from collections.abc import Generator, Iterator, Sequence
 
 import jax
@@ -47,26 +48,22 @@ class TextGenerator:
         self._context = context_of(network.config)
 
     def prompt(self, text: str, where: str = "the prompt") -> Tokens:
-        """Encodes a text as a prompt: with EOS, or what else the network's prompts have.
+        """Encodes a text as a prompt, with the tokens that this network's prompts have at their ends.
+
+        A text that begins with BOS already, as chat templates write it, gets no second one.
 
         Raises:
-            InputError: the context does not hold the prompt and one token more, or nothing is left to begin
-                from.
+            InputError: the context does not hold the prompt and one token more.
         """
-        tokens = [*self.vocabulary.encode(text), self.vocabulary.eos_id]
-        return self.checked(self._form.prompt(np.asarray(tokens, np.int32), len(tokens) + 1), where)
-
-    def checked(self, tokens: Tokens, where: str = "the prompt") -> Tokens:
-        """Returns the tokens of a prompt if there are some and the context holds them and one more."""
-        if not len(tokens):
-            raise InputError(describe("A prompt has no tokens", where=where,
-                                      expected="a text: this network continues what it is given"))
-        if self._context is not None and len(tokens) >= self._context:
+        tokens, ids = [*self.vocabulary.encode(text), self.vocabulary.eos_id], self._form.ids
+        tokens = tokens[1:] if ids.bos is not None and tokens[0] == ids.bos else tokens
+        prompt = self._form.prompt(np.asarray(tokens, np.int32), len(tokens) + 1)
+        if self._context is not None and len(prompt) >= self._context:
             raise InputError(describe(
-                "A prompt is longer than the network's context", where=where, got=f"{len(tokens)} tokens",
+                "A prompt is longer than the network's context", where=where, got=f"{len(prompt)} tokens",
                 expected=f"at most {self._context - 1}, so that a token more fits in",
                 cure="shorten the text"))
-        return tokens
+        return prompt
 
     def answer(self, prompts: Sequence[Tokens], settings: GenerationSettings) -> list[Answer]:
         """Generates one text a prompt, `MOST_ROWS` together; the order of the prompts changes no text.
@@ -76,15 +73,13 @@ class TextGenerator:
             settings: of all of them.
         """
         words = row_words(prompts)
-        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         answers: dict[int, Answer] = {}
-        for start in range(0, len(order), MOST_ROWS):
-            numbers = order[start:start + MOST_ROWS]
-            texts = self._texts([prompts[number] for number in numbers], settings)
+        for numbers in self._batches(prompts, settings):
+            own = [prompts[number] for number in numbers]
+            texts = self._texts(own, settings)
             # Without stop strings no look at the tokens is needed before all rows have ended.
             steps = STEPS if settings.stop else settings.max_new_tokens
-            for _ in self._decode(texts, [prompts[number] for number in numbers], words[numbers], settings,
-                                  iter(lambda steps=steps: steps, None)):
+            for _ in self._decode(texts, own, words[numbers], settings, itertools.repeat(steps)):
                 pass
             answers.update((number, text.answer) for number, text in zip(numbers, texts, strict=True))
         return [answers[number] for number in range(len(prompts))]
@@ -97,26 +92,45 @@ class TextGenerator:
                 yield pieces[0]
         return texts[0].answer
 
+    def _limit(self, prompt: Tokens, settings: GenerationSettings) -> tuple[int, str]:
+        """Most tokens that may follow a prompt, and the reason."""
+        room = settings.max_new_tokens if self._context is None else self._context - len(prompt)
+        return (settings.max_new_tokens, LENGTH) if settings.max_new_tokens <= room else (room, CONTEXT)
+
     def _texts(self, prompts: Sequence[Tokens], settings: GenerationSettings) -> list[AnswerText]:
-        limits = []
-        for prompt in prompts:
-            room = settings.max_new_tokens if self._context is None else self._context - len(prompt)
-            limits.append((settings.max_new_tokens, LENGTH) if settings.max_new_tokens <= room
-                          else (room, CONTEXT))
-        return [AnswerText(self.vocabulary, self._ends, settings.stop, limit) for limit in limits]
+        return [AnswerText(self.vocabulary, self._ends, settings.stop, self._limit(prompt, settings))
+                for prompt in prompts]
+
+    def _batches(self, prompts: Sequence[Tokens], settings: GenerationSettings) -> Iterator[list[int]]:
+        """Numbers of prompts that are decoded together, of about one length.
+
+        One that the context does not let grow to `max_new_tokens` is decoded alone: beside a longer one its
+        row would be longer than the context.
+        """
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        alone = [number for number in order if self._limit(prompts[number], settings)[1] == CONTEXT]
+        order = [number for number in order if number not in set(alone)]
+        yield from (order[start:start + MOST_ROWS] for start in range(0, len(order), MOST_ROWS))
+        yield from ([number] for number in alone)
+
+    def _shape(self, longest: int, limit: int) -> tuple[int, int]:
+        """Width of the prompts' rows, and steps that the cache holds; together within the context."""
+        width, steps = width_of(longest), width_of(limit)
+        if self._context is None or width + steps <= self._context:
+            return width, steps
+        return min(width, self._context - limit), limit
 
     def _decode(self, texts: Sequence[AnswerText], prompts: Sequence[Tokens], words: np.ndarray,
                 settings: GenerationSettings, steps: Iterator[int]) -> Iterator[list[str]]:
-        """Decodes a batch until all texts have ended; yields their new pieces, `steps` tokens after another."""
+        """Decodes a batch until all texts have ended; yields their new pieces after each of `steps`."""
         rows = 1 << (len(prompts) - 1).bit_length()
-        width = width_of(max(map(len, prompts)))
-        width = width if self._context is None else min(width, self._context)
+        width, most = self._shape(max(map(len, prompts)), max(text.limit for text in texts))
         batch = pad_prompts([*prompts, *prompts[:1] * (rows - len(prompts))], rows, width, self._form.ids.pad)
         limits = np.asarray([text.limit for text in texts] + [0] * (rows - len(texts)), np.int32)
         rules = Rules(np.asarray(self._ends, np.int32), limits,
                       *_sampling(settings, np.resize(words, (rows, words.shape[1]))))
         state = begin(self.network, self.params, padded(batch, "inputs"), limits,
-                      max_length=width_of(settings.max_new_tokens))
+                      max_length=most)
         while any(text.answer is None for text in texts):
             state = advance(self.network, self.params, state, rules, np.int32(next(steps)))
             pieces, state = _read(texts, state)

@@ -93,11 +93,16 @@ def _kth_largest(order: Array, count: Array) -> Array:
 
 
 def _least_of_mass(order: Array, probabilities: Array, mass: Array) -> Array:
-    """The least of the likeliest tokens that together reach a probability: i32[B], as a place in `order`."""
-    def is_enough(bound: Array) -> Array:
-        return jnp.sum(jnp.where(order > bound[:, None], probabilities, 0.0), axis=-1) < mass
+    """The least of the likeliest tokens that together reach a probability: i32[B], as a place in `order`.
 
-    return _smallest(is_enough, order.shape[0])
+    It is the first, from below, up to which more than ``1 - mass`` lies: small probabilities are summed
+    without larger ones, so that a mass of 1 keeps all tokens. The likeliest token always stays.
+    """
+    def is_enough(bound: Array) -> Array:
+        below = jnp.sum(jnp.where(order <= bound[:, None], probabilities, 0.0), axis=-1)
+        return below > 1.0 - mass
+
+    return jnp.minimum(_smallest(is_enough, order.shape[0]), order.max(axis=-1))
 
 
 def _smallest(holds: Callable[[Array], Array], rows: int) -> Array:

@@ -205,7 +205,7 @@ class Panel:
         return generator_of(self.base, expert)
 
     def _read_cards(self) -> dict[str, tuple[str, ExpertCard]]:
-        """Folders and cards of the experts by their names: their ids, or their folders where ids are equal."""
+        """Folders and cards of the experts by name: the id, or the folder where several have one id."""
         if self._library is not None:
             return {name: (str(self._library.path / "experts" / name), entry.card)
                     for name, entry in self._library.entries.items()}
@@ -231,7 +231,8 @@ def read_questions(config: GenerateConfig) -> list[Question]:
     """
     if config.task is not None:
         shown = show_task(config.task, config.split, config.rows or ROWS, modules=config.modules)
-        return [Question(row["input"], f"row {row['row']} of {config.task}, {shown['split']}", RoutingInstance(
+        where = f"{config.task}, {shown['split']}, row"
+        return [Question(row["input"], f"{where} {row['row']}", RoutingInstance(
             row["input"], row["choices_expression"], tuple(row["choices"])), row["target"], is_free=False)
             for row in shown["rows"]]
     if config.examples is not None:
@@ -269,10 +270,10 @@ def generate(base: Base, expert: Expert | None, texts: Sequence[str], *, chat: b
     """
     if isinstance(texts, str):
         raise InputError(describe("Texts are given as a list", got=repr(texts)[:100], expected="[text]"))
-    unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(GenerationSettings)})
-    if unknown:
-        raise InputError(describe("Generation has no such setting", got=", ".join(unknown), expected=", ".join(
-            field.name for field in dataclasses.fields(GenerationSettings))))
+    known = [field.name for field in dataclasses.fields(GenerationSettings)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise InputError(describe("Generation has no such setting", got=", ".join(unknown),
+                                  expected=", ".join(known)))
     card = None if expert is None else expert.card
     check_chat(base, chat)
     check_chat(base, card is not None and card.rendering == CHAT and chat is None, where="the expert's card")

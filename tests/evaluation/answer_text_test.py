@@ -1,4 +1,4 @@
-"""Texts from tokens that come one by one: cut at stop strings wherever the pieces end, and no half letters."""
+"""Texts from tokens that come one by one: cut at stop strings wherever the pieces end; no half letters."""
 
 import numpy as np
 import pytest

@@ -22,5 +22,6 @@ def test_a_wrong_setting_is_named(values, named):
 
 
 def test_settings_are_told_without_those_that_have_no_effect():
-    assert GenerationSettings(stop="a").to_dict() == {"max_new_tokens": 128, "temperature": 0.0, "stop": ["a"]}
+    told = GenerationSettings(stop="a").to_dict()
+    assert told == {"max_new_tokens": 128, "temperature": 0.0, "stop": ["a"]}
     assert GenerationSettings(temperature=1).to_dict()["seed"] == 0
