@@ -101,7 +101,7 @@ def test_a_text_stops_at_a_string_of_several_tokens(generator):
 
 def test_a_seed_gives_the_same_texts_again_and_another_gives_others(generator):
     prompts = [generator.prompt(text) for text in TEXTS[:4]]
-    found = [generator.answer(prompts, GenerationSettings(9, temperature=2.0, seed=seed)) for seed in (1, 1, 2)]
+    found = [generator.answer(prompts, GenerationSettings(9, 2.0, seed=seed)) for seed in (1, 1, 2)]
     assert found[0] == found[1] != found[2]
 
 
