@@ -55,8 +55,8 @@ class TextGenerator:
         Raises:
             InputError: the context does not hold the prompt and one token more.
         """
-        tokens, ids = [*self.vocabulary.encode(text), self.vocabulary.eos_id], self._form.ids
-        tokens = tokens[1:] if ids.bos is not None and tokens[0] == ids.bos else tokens
+        tokens = [*self.vocabulary.encode(text), self.vocabulary.eos_id]
+        tokens = tokens[1:] if tokens[0] == getattr(self._form.ids, "bos", None) else tokens
         prompt = self._form.prompt(np.asarray(tokens, np.int32), len(tokens) + 1)
         if self._context is not None and len(prompt) >= self._context:
             raise InputError(describe(

@@ -205,14 +205,21 @@ class Panel:
         return generator_of(self.base, expert)
 
     def _read_cards(self) -> dict[str, tuple[str, ExpertCard]]:
-        """Folders and cards of the experts by name: the id, or the folder where several have one id."""
+        """Folders and cards of the experts by name: the id, or the folder where several have one id.
+
+        Raises:
+            InputError: a folder is given twice.
+        """
         if self._library is not None:
             return {name: (str(self._library.path / "experts" / name), entry.card)
                     for name, entry in self._library.entries.items()}
-        found = [read_card(folder)[:2] for folder in self._config.experts]
-        ids = [card.id for _, card in found]
-        return {(card.id if ids.count(card.id) == 1 else str(folder)): (str(folder), card)
-                for folder, card in found}
+        folders = list(map(str, self._config.experts))
+        if twice := {folder for folder in folders if folders.count(folder) > 1}:
+            raise InputError(describe("An expert is given twice", got=", ".join(sorted(twice))))
+        cards = [read_card(folder)[1] for folder in folders]
+        ids = [card.id for card in cards]
+        return {(card.id if ids.count(card.id) == 1 else folder): (folder, card)
+                for folder, card in zip(folders, cards, strict=True)}
 
     def _base_folder(self) -> storage.PathLike:
         named = next((card.base.get("path") for _, card in self._cards.values()), None)
@@ -236,11 +243,8 @@ def read_questions(config: GenerateConfig) -> list[Question]:
             row["input"], row["choices_expression"], tuple(row["choices"])), row["target"], is_free=False)
             for row in shown["rows"]]
     if config.examples is not None:
-        instances = read_examples(config.examples)
-        if not instances:
-            raise InputError(describe("There are no questions here", where=config.examples))
         return [Question(instance.source, f"{config.examples}, question {number}", instance)
-                for number, instance in enumerate(instances, start=1)]
+                for number, instance in enumerate(read_examples(config.examples), start=1)]
     for number, text in enumerate(config.texts, start=1):
         if not text.strip():
             raise InputError(describe("A text to answer is empty", where=f"text {number}"))

@@ -156,8 +156,9 @@ REFUSED = [
     (["--base", "{base}", "a", "--max_new_tokens", "0"], "max_new_tokens"),
     (["--base", "{base}", "a", "--stop", ""], "stop"),
     (["--base", "{base}", "a", "--chat"], "The base has no chat template"),
+    (["--expert", "{topic}", "--expert", "{topic}", "a"], "An expert is given twice"),
     (["--base", "{other}", "--expert", "{topic}", "a"], "belongs to another base"),
-    (["--base", "{base}", "--examples", "{empty}"], "no questions here"),
+    (["--base", "{base}", "--examples", "{empty}"], "Data file is empty"),
 ]
 
 
