@@ -56,7 +56,7 @@ class TextGenerator:
             InputError: the context does not hold the prompt and one token more.
         """
         tokens = [*self.vocabulary.encode(text), self.vocabulary.eos_id]
-        tokens = tokens[1:] if tokens[0] == getattr(self._form.ids, "bos", None) else tokens
+        tokens = tokens[1:] if tokens[0] == self._form.ids.bos else tokens
         prompt = self._form.prompt(np.asarray(tokens, np.int32), len(tokens) + 1)
         if self._context is not None and len(prompt) >= self._context:
             raise InputError(describe(

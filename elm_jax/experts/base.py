@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from elm_jax.data.prompts.chat_templates import ChatTemplate
 from elm_jax.formats import detect, tree_checks
 from elm_jax.formats.elm import base_json, elm_folders
-from elm_jax.formats.hf import t5_models
+from elm_jax.formats.hf import folder_files
 from elm_jax.formats.model import Index, Model, Tensors
 from elm_jax.formats.tensors import streaming
 from elm_jax.models import families
@@ -144,7 +144,7 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
 
 def _chat_template(model: Model) -> ChatTemplate | None:
     """The template that a tokenizer of Hugging Face's form brought, wherever the model lies now."""
-    tokenizer = model.facts.get(t5_models.FACTS, {}).get("tokenizer", {})
+    tokenizer = model.facts.get(folder_files.FACTS, {}).get("tokenizer", {})
     return ChatTemplate.of_tokenizer(tokenizer.get(hf_tokenizer.CONFIG_FILE, {}), model.where)
 
 
