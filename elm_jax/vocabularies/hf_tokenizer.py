@@ -40,7 +40,6 @@ SENTENCEPIECE_FILE = "spiece.model"
 TOKENIZER_FILE = TokenizerVocabulary.FILE
 ADDED_FILE = "added_tokens.json"
 CONFIG_FILE = "tokenizer_config.json"
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIGS = (CONFIG_FILE, "special_tokens_map.json", ADDED_FILE)
 """Files that describe a tokenizer beside the vocabulary, or, for ByT5, instead of one."""
 BYTE_CLASS = "ByT5Tokenizer"
@@ -315,15 +314,9 @@ def _parts(step: Any, name: str) -> list[Mapping[str, Any]]:
 
 
 def read_configs(folder: epath.Path) -> dict[str, Any]:
-    """Reads those of `TOKENIZER_CONFIGS` that a folder has; contents by name.
-
-    A chat template that lies in a file of its own is put where older folders have it: into `CONFIG_FILE`.
-    """
-    found = {name: storage.read_json(folder / name, kind=name, schema_version=None)
-             for name in TOKENIZER_CONFIGS if (folder / name).exists()}
-    if (folder / CHAT_TEMPLATE_FILE).exists():
-        found.setdefault(CONFIG_FILE, {})["chat_template"] = storage.read_text(folder / CHAT_TEMPLATE_FILE)
-    return found
+    """Reads those of `TOKENIZER_CONFIGS` that a folder has; contents by name."""
+    return {name: storage.read_json(folder / name, kind=name, schema_version=None)
+            for name in TOKENIZER_CONFIGS if (folder / name).exists()}
 
 
 def write_vocabulary(folder: epath.Path, contents: bytes,

@@ -2,18 +2,22 @@
 
 import collections
 
-import family_rows as made
 import numpy as np
 import pytest
 import small_decoder
 import tiny_model
+import weights
 from scipy import stats
 
+from elm_jax.errors import InputError
 from elm_jax.evaluation import text_generator
 from elm_jax.evaluation.answer_text import Answer
 from elm_jax.evaluation.generation_settings import GenerationSettings
 from elm_jax.evaluation.text_generator import TextGenerator, width_of
 from elm_jax.models.decode import greedy
+from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.decoder.network import DecoderNetwork
+from elm_jax.types import Padded
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 TEXTS = ["red dog", "the bird sings", "blue", "now a green cat runs fast and slow and sleeps now and runs",
@@ -28,28 +32,14 @@ def t5() -> TextGenerator:
 
 
 def decoder() -> TextGenerator:
-    """With a vocabulary of bytes, of which the last are the network's."""
-    network, params = made.network_and_params("small decoder")
-    return TextGenerator(network, params, Vocabulary.from_bytes(small_decoder.tokenizer()))
+    """With a vocabulary of bytes, whose end is 2 and whose padding is 3."""
+    network = DecoderNetwork(DecoderConfig(258, 16, 2, 1, 8, 32, 2, max_length=128, pad_id=3, eos_id=2))
+    return TextGenerator(network, weights.drawn(network), Vocabulary.from_bytes(small_decoder.tokenizer()))
 
 
 @pytest.fixture(scope="module", params=[t5, decoder], ids=["t5", "decoder"])
 def generator(request):
-    if request.param is decoder:
-        request.getfixturevalue("byte_ids")
     return request.param()
-
-
-@pytest.fixture(scope="module")
-def byte_ids():
-    """The small decoder's rows of tests have fewer ids than bytes: its own config here has all."""
-    config, cached = made.CONFIGS["small decoder"], made.network_and_params
-    cached.cache_clear()
-    made.CONFIGS["small decoder"] = small_decoder.SmallDecoderConfig(258)
-    with small_decoder.with_family():
-        yield
-    made.CONFIGS["small decoder"] = config
-    cached.cache_clear()
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -69,7 +59,7 @@ def test_greedy_texts_are_those_of_greedy_decoding(generator):
     tokens = np.full((4, width), generator.network.config.pad_id, np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[:len(prompt)] = prompt
-    inputs = made.Padded(tokens, np.asarray([len(prompt) for prompt in prompts], np.int32))
+    inputs = Padded(tokens, np.asarray([len(prompt) for prompt in prompts], np.int32))
     found = greedy(generator.network, generator.params, inputs, max_length=9)
     expected = [generator.vocabulary.decode(row) for row in np.asarray(found)]
     assert [answer.text for answer in generator.answer(prompts, GREEDY)] == expected
@@ -111,7 +101,7 @@ def test_one_prompt_asked_again_has_other_draws(monkeypatch):
     generator = t5()
     prompt = generator.prompt("red dog")
     answers = generator.answer([prompt] * 600, GenerationSettings(1, temperature=1.5))
-    state = generator.network.start(generator.params, made.Padded(prompt[None], np.asarray([len(prompt)])), 1)
+    state = generator.network.start(generator.params, Padded(prompt[None], np.asarray([len(prompt)])), 1)
     logits = generator.network.step(generator.params, state.cache, state.token)[0][0]
     chances = np.exp(np.asarray(logits, np.float64) / 1.5)
     chances /= chances.sum()
@@ -125,15 +115,16 @@ def test_one_prompt_asked_again_has_other_draws(monkeypatch):
     assert stats.chisquare(seen, [*chance, 600 - sum(chance)]).pvalue > 1e-3
 
 
-def test_the_context_bounds_a_text(monkeypatch):
-    generator = t5()
-    prompt = generator.prompt("red dog")
-    whole = generator.answer([prompt], GREEDY)[0]
-    monkeypatch.setattr(generator, "_context", len(prompt) + 3)
-    found = generator.answer([prompt, generator.prompt("cat")], GREEDY)
-    assert found[0] == Answer(found[0].text, 3, "context") and whole.text.startswith(found[0].text)
-    with pytest.raises(Exception, match="longer than the network's context\n  where: text 2"):
-        generator.prompt("red dog " * 9, "text 2")
+def test_the_context_bounds_a_text():
+    """Beside others and alone: a long prompt gets what fits, a longer one is refused."""
+    generator = decoder()
+    long, short = generator.prompt("a" * 124), generator.prompt("b")
+    found = generator.answer([long, short], GREEDY)
+    assert found[0] == Answer(found[0].text, 4, "context") and found[1].finish != "context"
+    assert found[1] == generator.answer([short], GREEDY)[0]
+    assert len(generator.prompt("a" * 127)) == 127
+    with pytest.raises(InputError, match="longer than the network's context\n  where: text 2\n  got: 128"):
+        generator.prompt("a" * 128, "text 2")
 
 
 def test_widths_are_few():
