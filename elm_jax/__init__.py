@@ -6,6 +6,7 @@
     decision = elm.route(library, texts, num_queries=32)
     merged = elm.merge(library, decision=decision, top_k=3)
     rows = elm.evaluate(base, merged, tasks=["super_glue_rte__can_we_infer"])
+    answers = elm.generate(base, merged, ["Is it good? I liked every minute."])
 
 Each name is imported on first use, so `import elm_jax` is fast. SeqIO and TensorFlow are imported only when
 SeqIO serves a task, or when rows of TFDS are read.
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.workflows.evaluate.evaluate_folders import EvaluateConfig, evaluate_folders
     from elm_jax.workflows.evaluate.evaluate_mixed import evaluate_mixed
     from elm_jax.workflows.evaluate.evaluate_models import evaluate
+    from elm_jax.workflows.generate import generate
     from elm_jax.workflows.merge.in_memory import merge
     from elm_jax.workflows.merge.search_merge import SearchConfig, search_and_merge, search_weights
     from elm_jax.workflows.route import RouteConfig, route, route_task
@@ -76,6 +78,7 @@ _MODULES = {
     "evaluate": "elm_jax.workflows.evaluate.evaluate_models",
     "evaluate_folders": "elm_jax.workflows.evaluate.evaluate_folders",
     "evaluate_mixed": "elm_jax.workflows.evaluate.evaluate_mixed",
+    "generate": "elm_jax.workflows.generate",
     "load_base": "elm_jax.experts.base",
     "load_expert": "elm_jax.experts.overlay",
     "merge": "elm_jax.workflows.merge.in_memory",
@@ -97,6 +100,6 @@ __all__ = [
     "ExpertLibrary", "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RouteConfig",
     "RoutingDecision", "RoutingInstance", "RunError", "SearchConfig", "T5Config", "T5Network", "TaskData",
     "TrainConfig", "Vocabulary", "add_task", "build_library", "convert", "evaluate", "evaluate_folders",
-    "evaluate_mixed", "load_base", "load_expert", "merge", "pretrain", "resolve", "route", "route_task",
-    "save_base", "save_expert", "search_and_merge", "search_weights", "train",
+    "evaluate_mixed", "generate", "load_base", "load_expert", "merge", "pretrain", "resolve", "route",
+    "route_task", "save_base", "save_expert", "search_and_merge", "search_weights", "train",
 ]

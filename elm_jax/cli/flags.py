@@ -234,6 +234,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route.add_argument("--seed", type=int, default=0)
     route.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_data(route)
+    _add_generate(verbs)
     evaluate = _verb(
         verbs, "evaluate", "Scores a base and experts on tasks: accuracy by rank, ROUGE-L.",
         "elm evaluate --base runs/base/base --expert runs/ag/expert --task ag_news__classify "
@@ -268,6 +269,41 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     report = _verb(verbs, "report", "Writes the report of a study's results again.",
                    "elm report demo/results", "report:report")
     report.add_argument("results", metavar="RESULTS_DIR")
+
+
+def _add_generate(verbs: argparse._SubParsersAction) -> None:
+    generate = _verb(
+        verbs, "generate", "Asks a base or experts: prints what they say to your own text.",
+        "elm generate --expert runs/ag/expert 'Which section of a newspaper is this in? ...'\n"
+        "  elm generate --library lib --examples questions.jsonl --json\n"
+        "  elm generate --base runs/base/base                  each line that you type is answered",
+        "generate:generate")
+    generate.add_argument("texts", nargs="*", metavar="TEXT", help="a text to answer; none of these, in a "
+                          "terminal: what you type")
+    generate.add_argument("--examples", metavar="FILE", help='JSON lines with a field "inputs"')
+    generate.add_argument("--task", metavar="NAME", help="a task's first rows, as it renders them")
+    generate.add_argument("--split", help="of the task (default: the one that it is scored on)")
+    generate.add_argument("--rows", type=int, metavar="N", help="of the task (default: 3)")
+    generate.add_argument("--base", metavar="DIR", help="default: the one that the experts' cards name")
+    generate.add_argument("--expert", action="append", default=[], metavar="DIR",
+                          help="expert; may be given again, each answers; none asks the base itself")
+    generate.add_argument("--library", metavar="DIR", help="the expert whose key is nearest answers")
+    generate.add_argument("--encoder_dir", metavar="DIR", help="folder of the weights of its encoder")
+    generate.add_argument("--max_new_tokens", type=int, default=128, metavar="N",
+                          help="most tokens of an answer (default: 128)")
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="T",
+                          help="draw tokens, from logits divided by T (default: 0, the likeliest token)")
+    generate.add_argument("--top_k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    generate.add_argument("--top_p", type=float, metavar="P",
+                          help="draw from the likeliest tokens that together have probability P")
+    generate.add_argument("--seed", type=int, metavar="S", help="of the draws (default: 0)")
+    generate.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                          help="an answer ends before this text; may be given again")
+    generate.add_argument("--chat", action=argparse.BooleanOptionalAction, default=None,
+                          help="frame texts by the base's chat template (default: free texts to a base that "
+                          "has one; to experts as their cards say)")
+    generate.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _add_modules(generate)
 
 
 def _add_mixed(evaluate: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from elm_jax.data.arrays.batches import (
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import InputError, RunError, describe
-from elm_jax.evaluation import generate, metrics, rank
+from elm_jax.evaluation import greedy_texts, metrics, rank
 from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
 from elm_jax.models.network import Network
@@ -186,7 +186,7 @@ def _generate(network: Network, params: Params, split: PreparedSplit, scoring: S
     found: list[dict[str, Any]] = []
     for shape, numbers in plan_batches(split, None, scoring.settings, scoring.mesh.shape["data"]):
         placed = sharding.put_batch(input_rows(split, shape, numbers, form_of(network)), scoring.mesh)
-        texts = generate.generate(
+        texts = greedy_texts.generate(
             network, params, padded(placed, "inputs"), max_new_tokens=scoring.settings.max_new_tokens,
             vocabulary=scoring.vocabulary)
         found += generated_rows(split, numbers, texts)

@@ -16,6 +16,7 @@ from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import evaluator, rank
 from elm_jax.evaluation.evaluator import Scoring
+from elm_jax.evaluation.greedy_texts import decoded
 from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.adapters.stacked import GroupedNetwork, Many, gather
 from elm_jax.models.decode import greedy
@@ -108,7 +109,7 @@ def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, scori
         tokens = greedy(network, params, padded(placed, "inputs"), max_length=settings.max_new_tokens)
         tokens = hosts.whole(tokens)
         for own, group in zip(found, np.split(tokens, network.size), strict=True):
-            texts = [scoring.vocabulary.decode_target(row) for row in group[:len(numbers)]]
+            texts = [decoded(network.config, row, scoring.vocabulary) for row in group[:len(numbers)]]
             own += evaluator.generated_rows(split, numbers, texts)
     return found
 
@@ -209,7 +210,7 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
             tokens = greedy_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                   max_length=settings.max_new_tokens)
             tokens = hosts.whole(tokens)
-            texts = [scoring.vocabulary.decode_target(row) for row in tokens]
+            texts = [decoded(network.config, row, scoring.vocabulary) for row in tokens]
             found += evaluator.generated_rows(split, numbers, texts)
         else:
             placed = sharding.put_batch({**evaluator.choice_batch(split, choices, shape, numbers, form),

@@ -10,8 +10,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from elm_jax.data.prompts.chat_templates import ChatTemplate
 from elm_jax.formats import detect, tree_checks
 from elm_jax.formats.elm import base_json, elm_folders
+from elm_jax.formats.hf import folder_files
 from elm_jax.formats.model import Index, Model, Tensors
 from elm_jax.formats.tensors import streaming
 from elm_jax.models import families
@@ -36,6 +38,7 @@ class Base:
         vocabulary: its vocabulary, of whichever kind; None if the folder carries none.
         vocabulary_path: a file that holds it, for SeqIO.
         path: the folder it was read from; ``hf://`` and its name if it came from the hub.
+        chat_template: how it wants questions framed, if it came with such a template.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Base:
     vocabulary: Vocabulary | None = None
     vocabulary_path: str | None = None
     path: str | None = None
+    chat_template: ChatTemplate | None = None
 
     def reference(self) -> dict[str, str]:
         """The entry that an expert's card keeps of its base: name, fingerprint, and the path as a hint."""
@@ -123,7 +127,7 @@ def base_of(model: Model, mesh: Mesh | None = None, rules: Rules = sharding.DEFA
     vocabulary, vocabulary_path = _vocabulary(model)
     return Base(name=model.name, params=trees.unflatten(params),
                 config=model.config, fingerprint=fingerprint, vocabulary=vocabulary,
-                vocabulary_path=vocabulary_path, path=model.address)
+                vocabulary_path=vocabulary_path, path=model.address, chat_template=_chat_template(model))
 
 
 def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
@@ -136,6 +140,12 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
         if path.exists() and path.read_bytes() == model.vocabulary:
             return vocabulary, str(path)
     return vocabulary, vocabulary.file()
+
+
+def _chat_template(model: Model) -> ChatTemplate | None:
+    """The template that a tokenizer of Hugging Face's form brought, wherever the model lies now."""
+    tokenizer = model.facts.get(folder_files.FACTS, {}).get("tokenizer", {})
+    return ChatTemplate.of_tokenizer(tokenizer.get(hf_tokenizer.CONFIG_FILE, {}), model.where)
 
 
 def read_onto(mesh: Mesh, model: Model, rules: Rules = sharding.DEFAULT_RULES) -> FlatParams:

@@ -10,6 +10,8 @@ from elm_jax.runtime.storage import utc_now
 SCHEMA_VERSION = 1
 KINDS = ("prompt", "dataset", "multitask", "merged")
 FORMS = ("adapter", "full")
+PLAIN, CHAT = RENDERINGS = ("plain", "chat")
+"""How an expert's inputs were rendered: as they are, or in its base's chat template."""
 _LISTS = ("tasks", "templates", "template_digests", "template_versions", "parents", "merging")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
@@ -38,6 +40,7 @@ class ExpertCard:
             a weight that differs by leaf is None.
         method: the merging method, else None.
         merging: for a merged expert its settings: ``[{'method', 'weights', ..., 'leaves'}]``.
+        rendering: how its inputs were rendered while it was trained, one of `RENDERINGS`.
         created: UTC time, ISO 8601.
     """
 
@@ -56,6 +59,7 @@ class ExpertCard:
     parents: tuple[dict[str, Any], ...] = ()
     method: str | None = None
     merging: tuple[dict[str, Any], ...] = ()
+    rendering: str = PLAIN
     created: str = dataclasses.field(default_factory=lambda: utc_now())
 
     def __post_init__(self) -> None:
@@ -76,6 +80,9 @@ class ExpertCard:
         if self.form not in FORMS:
             raise InputError(describe("Unknown form of overlay", where=self.id, got=self.form,
                                       expected=FORMS))
+        if self.rendering not in RENDERINGS:
+            raise InputError(describe("Unknown rendering of inputs", where=self.id, got=self.rendering,
+                                      expected=RENDERINGS))
         if (not isinstance(self.base, dict) or "fingerprint" not in self.base
                 or not all(isinstance(value, str) for value in self.base.values())):
             raise InputError(describe("The card names no base", where=self.id, got=self.base,

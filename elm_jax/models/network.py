@@ -228,6 +228,16 @@ def ids_of(config: NetworkConfig) -> SpecialIds:
     return SpecialIds(config.pad_id, config.eos_id, config.start_id, getattr(config, "bos_id", None))
 
 
+def ends_of(config: NetworkConfig) -> tuple[int, ...]:
+    """Returns all tokens that end a text: EOS, and those that a family's config names beside it."""
+    return tuple(dict.fromkeys((config.eos_id, *getattr(config, "extra_eos_ids", ()))))
+
+
+def context_of(config: NetworkConfig) -> int | None:
+    """Returns the most tokens of a prompt and its continuation together; None if a network has no limit."""
+    return getattr(config, "max_length", None)
+
+
 def real_tokens(rows: Padded) -> Array:
     """Mask bool[..., L] of the tokens that are not padding."""
     shape = rows.tokens.shape

@@ -10,6 +10,7 @@ from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.encoders import MiniLMEncoder
+from elm_jax.routing.index import best_per_expert, nearest_numpy
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide, decide_each
 from elm_jax.runtime import storage
@@ -58,8 +59,7 @@ def route_task(config: RouteConfig) -> RoutingDecision:
     Raises:
         InputError: no such library, task or file, or no instance.
     """
-    encoder = MiniLMEncoder.from_folder(config.encoder_dir) if config.encoder_dir else None
-    library = ExpertLibrary.open(config.library, encoder)
+    library = open_library(config.library, config.encoder_dir)
     if config.examples is not None:
         instances = read_examples(config.examples)
     else:
@@ -98,6 +98,52 @@ def route_rows(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> 
     """
     queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
     return decide_each(queries, library.index)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowRoute:
+    """Which expert an instance was routed to, and why.
+
+    Attributes:
+        expert: its id.
+        similarity: of the instance with the nearest key; 0 for one of which the encoder knows nothing, which
+            goes to the library's oldest expert.
+        nearest: the training instance that this key stands for.
+        next_expert: the expert that would have been next; None if there is no other.
+        next_similarity: with that expert's nearest key.
+    """
+
+    expert: str
+    similarity: float
+    nearest: str
+    next_expert: str | None = None
+    next_similarity: float | None = None
+
+    def to_dict(self) -> dict[str, str | float | None]:
+        """Returns the route as a JSON-ready dictionary."""
+        return dataclasses.asdict(self)
+
+
+def explained_routes(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> list[RowRoute]:
+    """Routes each instance alone, as `route_rows` does, and says why."""
+    queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
+    nearest = nearest_numpy(queries, library.index.keys)[0]
+    best, experts = best_per_expert(queries, library.index), library.index.experts
+    routes = []
+    for chosen, own, key in zip(decide_each(queries, library.index), best, nearest, strict=True):
+        others = [number for number, expert in enumerate(experts) if expert != chosen]
+        second = max(others, key=own.__getitem__, default=None)
+        routes.append(RowRoute(
+            chosen, round(float(own[experts.index(chosen)]), 4), library.instances[key]["source"],
+            None if second is None else experts[second],
+            None if second is None else round(float(own[second]), 4)))
+    return routes
+
+
+def open_library(folder: storage.PathLike, encoder_dir: storage.PathLike | None = None) -> ExpertLibrary:
+    """Opens a library, with the encoder in a folder or with the one that the library names."""
+    encoder = MiniLMEncoder.from_folder(encoder_dir) if encoder_dir else None
+    return ExpertLibrary.open(folder, encoder)
 
 
 def read_examples(path: storage.PathLike) -> list[RoutingInstance]:

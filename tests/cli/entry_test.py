@@ -80,6 +80,14 @@ def test_keys_of_another_encoder_are_status_2(world, tmp_path):
     assert "another encoder" in done.stderr and world.library.encoder.fingerprint in done.stderr
 
 
+def test_a_text_is_answered_on_standard_output_alone(world):
+    import elm_jax
+
+    done = elm("generate", "--expert", world.folder / "topic", "--max_new_tokens", "4", "What is it about?")
+    expected = elm_jax.generate(world.base, world.topic, ["What is it about?"], max_new_tokens=4)
+    assert (done.returncode, done.stdout) == (0, f"{expected[0]}\n")
+
+
 def test_a_module_of_the_current_folder_is_a_registry(world, tmp_path):
     (tmp_path / "own_tasks.py").write_text(OWN_MODULE)
     done = elm("tasks", "prepare", "--base", world.base.path, "--prepared", "arrays", "own__ask",

@@ -12,6 +12,7 @@ from t5_rows import rows
 
 from elm_jax.models import AdapterConfig, T5Network, greedy
 from elm_jax.models.adapters.kind import AdapterKind
+from elm_jax.models.decode import Rules, advance, begin
 from elm_jax.models.t5.network import Cache
 from elm_jax.types import Padded
 
@@ -98,3 +99,23 @@ def test_another_end_token() -> None:
     stopped = np.asarray(greedy(network, params, rows(INPUTS), max_length=8, eos_id=end))[0]
     np.testing.assert_array_equal(stopped[: first + 1], tokens[0, : first + 1])
     assert not stopped[first + 1 :].any()
+
+
+def test_several_end_tokens_limits_and_steps_in_parts() -> None:
+    """Parts of any size find what greedy decoding in one part finds, cut at ends and limits."""
+    network = T5Network(small_config(vocab_size=14))
+    params = peer(network.config)[1]
+    tokens = np.asarray(greedy(network, params, rows(INPUTS), max_length=8, eos_id=99))
+    ends, limits = np.asarray(sorted({int(tokens[0, 2]), int(tokens[1, 4])}), np.int32), (8, 8, 3, 0)
+    expected = np.zeros_like(tokens)
+    for row, limit, out in zip(tokens, limits, expected, strict=True):
+        stop = next((place + 1 for place, token in enumerate(row) if token in ends), 8)
+        out[: min(stop, limit)] = row[: min(stop, limit)]
+    rules, before = Rules(ends, np.asarray(limits, np.int32)), advance._cache_size()
+    for parts in [(8,), (1, 2, 4, 4), (3,) * 3]:
+        state = begin(network, params, rows(INPUTS), rules.limits, max_length=8)
+        for part in parts:
+            state = advance(network, params, state, rules, np.int32(part))
+        np.testing.assert_array_equal(state.tokens, expected)
+        assert state.ended.all()
+    assert advance._cache_size() == before + 1, "the number of steps compiles nothing anew"

@@ -429,9 +429,13 @@ def _check_text_method(text: str, name: str, args: Sequence[Any]) -> None:
         _check_format(text, percent=False)
 
 
-def make_environment() -> Environment:
-    """The environment in which all templates are compiled."""
-    environment = Environment(finalize=_written)
+def make_environment(**options: Any) -> Environment:
+    """Makes an environment in which templates are compiled.
+
+    Args:
+        **options: of Jinja2's environment, as ``trim_blocks``.
+    """
+    environment = Environment(finalize=_written, **options)
     environment.globals["zip"] = zip
     del environment.globals["lipsum"]  # they generate text of any length
     environment.filters.update(

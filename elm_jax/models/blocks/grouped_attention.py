@@ -105,6 +105,44 @@ def attend_branches(queries: Array, prefix: HeadKeysValues, own: HeadKeysValues,
     return (mixed / jnp.moveaxis(normaliser, (1, 2), (3, 4))[..., None]).astype(dtype)
 
 
+def cached(tokens: HeadKeysValues) -> HeadKeysValues:
+    """Puts keys and values f[B, L, J, K] into the order of caches: keys f[B, J, K, L], values f[B, J, L, K].
+
+    In this order a step's products read them as they lie; in another one XLA copies them at every step.
+    """
+    keys, values = tokens
+    return HeadKeysValues(jnp.transpose(keys, (0, 2, 3, 1)), jnp.transpose(values, (0, 2, 1, 3)))
+
+
+def attend_cached(queries: Array, prefix: HeadKeysValues, own: HeadKeysValues, real: Array, steps: Array
+                  ) -> Array:
+    """Attention of one token a row to its prompt and to the tokens since: one softmax over both.
+
+    Args:
+        queries: f[B, J, G, K], scaled.
+        prefix: in the order of `cached`, of S tokens.
+        own: likewise, of N tokens.
+        real: bool[B, S], which tokens of the prefix count.
+        steps: bool[N], which of the own.
+
+    Returns:
+        f[B, J, G, K].
+    """
+    def logits(keys: Array, mask: Array) -> Array:
+        found = jnp.einsum("bjgk,bjks->bjgs", queries, keys, preferred_element_type=jnp.float32)
+        return jnp.where(mask, found, jnp.float32(MASKED))
+
+    parts = [logits(prefix.keys, real[:, None, None, :]), logits(own.keys, steps[None, None, None, :])]
+    largest = jnp.maximum(*(part.max(axis=-1, keepdims=True) for part in parts))
+    parts = [jnp.exp(part - largest) for part in parts]
+    normaliser = sum(part.sum(axis=-1, keepdims=True) for part in parts)
+    dtype = own.values.dtype
+    mixed = sum(jnp.einsum("bjgs,bjsk->bjgk", part.astype(dtype), each.values,
+                           preferred_element_type=jnp.float32)
+                for part, each in zip(parts, (prefix, own), strict=True))
+    return (mixed / normaliser).astype(dtype)
+
+
 class GroupedAttention(nn.Module):
     """Causal multi-head attention with grouped queries, rotary positions and norms of heads.
 
@@ -177,8 +215,8 @@ class GroupedAttention(nn.Module):
         Args:
             x: f[B, 1, D].
             rotation: of its position.
-            prefix: of the prompt, f[B, S, J, K] each.
-            own: of the tokens since, f[B, N, J, K] each.
+            prefix: of the prompt, as `cached` gives them.
+            own: of the tokens since, likewise: f[B, J, K, N] and f[B, J, N, K].
             index: i32[], the place of this token in them.
             real: bool[B, S], which tokens of the prompt count.
 
@@ -186,12 +224,11 @@ class GroupedAttention(nn.Module):
             f[B, 1, D], and `own` with this token.
         """
         queries, new = self._project(x, rotation)
-        own = HeadKeysValues(*(jax.lax.dynamic_update_slice_in_dim(old, each, index, axis=1)
-                               for old, each in zip(own, new, strict=True)))
-        steps = jnp.arange(own.keys.shape[1])[None] <= index
-        mixed = attend_branches(queries[:, None], prefix, HeadKeysValues(*(each[:, None] for each in own)),
-                                real, steps)
-        return self._finish(mixed[:, 0]), own
+        own = HeadKeysValues(*(jax.lax.dynamic_update_slice_in_dim(old, each, index, axis)
+                               for old, each, axis in zip(own, cached(new), (3, 2), strict=True)))
+        steps = jnp.arange(own.values.shape[2]) <= index
+        mixed = attend_cached(queries[:, 0], prefix, own, real, steps)
+        return self._finish(mixed[:, None]), own
 
     def _project(self, x: Array, rotation: Rotation | None) -> tuple[Array, HeadKeysValues]:
         """Queries f[B, L, J, G, K], scaled by 1 / sqrt(K), and keys and values f[B, L, J, K]."""

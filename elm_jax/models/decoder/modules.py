@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from elm_jax.models.adapters.config import attach
 from elm_jax.models.blocks.feed_forward import Mlp
-from elm_jax.models.blocks.grouped_attention import GroupedAttention, HeadKeysValues, Reach
+from elm_jax.models.blocks.grouped_attention import GroupedAttention, HeadKeysValues, Reach, cached
 from elm_jax.models.blocks.layer_stack import run_stack
 from elm_jax.models.blocks.rotary import Rotation, divided_low, frequencies, rotation
 from elm_jax.models.decoder.config import DecoderConfig
@@ -114,10 +114,12 @@ class CausalStack(nn.Module):
         """Makes the layers' caches of prompts f[B, S, D], with room for further tokens."""
         layers = {}
         for number, layer in enumerate(self.layers):
-            x, (keys, values) = layer.prefill(x, by, reach, True)
-            room = jnp.zeros((len(keys), steps, *keys.shape[2:]), keys.dtype)
-            layers[f"layers_{number}"] = {"prompt_key": keys, "prompt_value": values, "key": room,
-                                          "value": room}
+            x, tokens = layer.prefill(x, by, reach, True)
+            room = cached(HeadKeysValues(*(jnp.zeros((len(each), steps, *each.shape[2:]), each.dtype)
+                                           for each in tokens)))
+            keys, values = cached(tokens)
+            layers[f"layers_{number}"] = {"prompt_key": keys, "prompt_value": values, "key": room.keys,
+                                          "value": room.values}
         return layers
 
     def step(self, x: Array, by: Rotation | None, layers: DecoderCache, index: Array, real: Array

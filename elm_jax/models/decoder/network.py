@@ -167,7 +167,7 @@ class DecoderNetwork:
             Logits f32[B, V] of the token after it, and the next cache.
         """
         index, prompt = cache["index"], cache["prompt"]
-        width = cache["layers"]["layers_0"]["prompt_key"].shape[1]
+        width = cache["layers"]["layers_0"]["prompt_value"].shape[-2]
         real = jnp.arange(width)[None] < prompt[:, None]
         positions = (prompt + index)[:, None]
         logits, layers = self._apply(params, token[:, None], positions, cache["layers"], index, real,

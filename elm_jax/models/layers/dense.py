@@ -22,6 +22,8 @@ RMS_EPSILON = 1e-6
 LOGITS_PRECISION = jax.lax.Precision.HIGHEST
 """By default TPUs and recent GPUs multiply float32 in passes of fewer bits, and scores of answer choices are
 close together. The head is about 2 % of the work at XL."""
+FEW_ROWS = 16
+"""Steps of so many rows compute the tied head with the table as the left side of the product."""
 MASKED = -1e10
 """Added to a masked attention logit. Finite, so that a row without any key stays finite."""
 Initializer = Callable[..., Array]
@@ -153,6 +155,11 @@ class Embed(nn.Module):
     def unscaled(self, x: Array) -> Array:
         """Applies the tied head without scaling: f[..., D] -> logits f32[..., V]."""
         x = x.astype(jnp.float32)
+        if x.shape[-2] == 1 and x.size <= FEW_ROWS * self.features:
+            # The table on the left: XLA's CPU backend reads it a third faster. The barrier keeps it there.
+            rows = x.reshape(-1, self.features)
+            logits = jnp.dot(self.embedding, rows.T, precision=LOGITS_PRECISION)
+            return jax.lax.optimization_barrier(logits).T.reshape(*x.shape[:-1], self.num_embeddings)
         return jnp.einsum("...d,vd->...v", x, self.embedding, precision=LOGITS_PRECISION)
 
 

@@ -6,7 +6,7 @@ from t5_rows import rows
 from tiny_model import generation_rows, network, parameters, vocabulary
 
 from elm_jax.data.arrays.batches import pad
-from elm_jax.evaluation.generate import generate
+from elm_jax.evaluation.greedy_texts import generate
 from elm_jax.runtime import sharding
 from elm_jax.types import Padded
 
