@@ -35,7 +35,10 @@ class Padded(NamedTuple):
     Attributes:
         tokens: i32[..., L].
         lengths: i32[...], number of real tokens in each row; the rest is padding, whatever its id.
+        states: f[..., L, D], states of the tokens behind the frozen lower layers (`models.network.Trunk`), or
+            None: the network computes them.
     """
 
     tokens: Array
     lengths: Array
+    states: Array | None = None

@@ -8,7 +8,7 @@ within the step, their kernels in the dtype in which they are multiplied.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -66,24 +66,39 @@ class LayerStack:
 
     Attributes:
         layer: one of them, unbound; called with (x, *arguments, deterministic).
-        num_layers: how many there are.
+        num_layers: how many the whole stack has.
         dtype: in which kernels are multiplied.
         layout: how it is computed.
+        span: (first, end) of the layers to run, numbered in the whole stack; None for all.
     """
 
     layer: nn.Module
     num_layers: int
     dtype: jnp.dtype
     layout: Layout
+    span: tuple[int, int] | None = None
+
+
+def equal_runs(configs: Sequence[Any], span: tuple[int, int]) -> list[tuple[Any, tuple[int, int]]]:
+    """Runs of layers of equal config in a span: (config, (first, end)), in order.
+
+    Args:
+        configs: of every layer of a stack.
+        span: (first, end) of the layers to run.
+    """
+    starts = [number for number in range(*span) if number == span[0] or configs[number] != configs[number - 1]]
+    return [(configs[start], (start, end))
+            for start, end in zip(starts, [*starts[1:], span[1]], strict=True)]
 
 
 def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments: tuple[Any, ...],
                rng: Array | None) -> Array:
-    """Applies all layers of a stack to x f[B, L, D]; returns f[B, L, D].
+    """Applies the layers of a stack, or those of its span, to x f[B, L, D]; returns f[B, L, D].
 
     Args:
         stack: of N layers.
-        params: of the stack: ``layers_0`` and so on; leaves that are stacked already are in ``layers``.
+        params: of the stack: ``layers_0`` and so on; leaves that are stacked already are in ``layers``, those of
+            layers 0 to n - 1 as [n, ...].
         x: f[B, L, D] of the stack's dtype.
         arguments: the same for every layer.
         rng: of dropout, or None. Each layer's draws follow from it and from the layer's number alone.
@@ -99,27 +114,53 @@ def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments
         # A loop separates forward and backward pass by itself; straight-line code needs a barrier.
         one = jax.checkpoint(one, policy=policy, prevent_cse=not stack.layout.scan_layers)
     keys = None if rng is None else jax.random.split(rng, stack.num_layers)
+    span = range(*(stack.span or (0, stack.num_layers)))
     if stack.layout.scan_layers:
-        stacked = _stack(params, stack.num_layers, stack.dtype)
-        return jax.lax.scan(lambda x, own: (one(x, own), None), x, (stacked, keys))[0]
-    for index in range(stack.num_layers):
+        return _scan(stack, params, x, one, None if keys is None else keys[span.start:span.stop])
+    for index in span:
         x = one(x, (params[f"{STACKED}_{index}"], None if keys is None else keys[index]))
     return x
 
 
-def _stack(params: Mapping[str, Any], num_layers: int, dtype: jnp.dtype) -> Params:
-    """Stacks all layers' leaves to [L, ...]; leaves that are stacked already stay as they are."""
-    whole = params.get(STACKED, {})
-    if f"{STACKED}_0" not in params:
-        return whole
-    layers = [params[f"{STACKED}_{index}"] for index in range(num_layers)]
+def _scan(stack: LayerStack, params: Mapping[str, Any], x: Array, one: Callable[..., Array],
+          keys: Array | None) -> Array:
+    """Applies the layers of the span as a scan."""
+    first, end = stack.span or (0, stack.num_layers)
+    if first == end:
+        return x
+    whole, own = params.get(STACKED, {}), _stack(params, range(first, end), stack.dtype)
+    # A stacked leaf with fewer rows than the span reaches has none of its layers: they train, and are in `own`.
+    whole = _with_rows(whole, end)
+    if stack.span is None:
+        return jax.lax.scan(lambda x, each: (one(x, each), None), x, (_merge(whole, own), keys))[0]
+
+    def step(x: Array, each: tuple[Array, Params, Array | None]) -> tuple[Array, None]:
+        index, leaves, key = each  # a slice of the whole stack would be a copy of it
+        shared = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), whole)
+        return one(x, (_merge(shared, leaves), key)), None
+
+    return jax.lax.scan(step, x, (jnp.arange(first, end), own, keys))[0]
+
+
+def _with_rows(tree: Mapping[str, Any], least: int) -> Params:
+    """The stacked leaves [n, ...] of a tree with n of at least `least`."""
+    kept = {name: _with_rows(leaf, least) if isinstance(leaf, Mapping) else leaf
+            for name, leaf in tree.items() if isinstance(leaf, Mapping) or leaf.shape[0] >= least}
+    return {name: leaf for name, leaf in kept.items() if not isinstance(leaf, Mapping) or leaf}
+
+
+def _stack(params: Mapping[str, Any], span: range, dtype: jnp.dtype) -> Params:
+    """Stacks the leaves that the layers of a span have of their own to [N, ...]."""
+    if f"{STACKED}_{span.start}" not in params:
+        return {}
+    layers = [params[f"{STACKED}_{index}"] for index in span]
 
     def stack(keys: tuple[Any, ...], *leaves: Array) -> Array:
         # The same cast as the layer makes, earlier: a stack of half the bytes.
         is_kernel = keys[-1].key == "kernel"
         return jnp.stack([leaf.astype(dtype) if is_kernel else leaf for leaf in leaves])
 
-    return _merge(whole, jax.tree_util.tree_map_with_path(stack, layers[0], *layers[1:]))
+    return jax.tree_util.tree_map_with_path(stack, layers[0], *layers[1:])
 
 
 def _merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> Params:

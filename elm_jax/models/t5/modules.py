@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elm_jax.models.adapters.carriers import carries
 from elm_jax.models.adapters.config import Hook, attach
 from elm_jax.models.blocks.attention import Attention, KeysValues
-from elm_jax.models.blocks.layer_stack import LayerStack, run_layers
+from elm_jax.models.blocks.layer_stack import LayerStack, equal_runs, run_layers
 from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp, RMSNorm
 from elm_jax.models.network import Layout
 from elm_jax.models.t5.config import T5Config
@@ -55,6 +56,12 @@ def causal_mask(length: int) -> Array:
     """Causal mask bool[1, 1, L, L], axes (query, key): no query attends to a later key."""
     index = jnp.arange(length)
     return (index[:, None] >= index[None, :])[None, None]
+
+
+def real_inputs(tokens: Array, pad_id: int) -> Array:
+    """Mask bool[B, S] of inputs i32[B, S] without lengths: all up to the last token that is not padding."""
+    index = jnp.arange(1, tokens.shape[1] + 1)[None]
+    return index <= jnp.max(jnp.where(tokens != pad_id, index, 0), axis=1, keepdims=True)
 
 
 def _norm(config: T5Config) -> RMSNorm:
@@ -171,43 +178,67 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.mlp_adapter(y, normed), deterministic)
 
 
+def _configs(config: T5Config, first: int, count: int) -> list[T5Config]:
+    """Config of each layer of a stack, whose layers are the network's from `first` on: adapters or none."""
+    bare = config.with_adapter(None)
+    return [config if carries(config.adapter, number) else bare for number in range(first, first + count)]
+
+
 def _through(
     stack: "Encoder | Decoder", layer: type[nn.Module], x: Array, arguments: tuple[Any, ...],
-    deterministic: bool,
+    deterministic: bool, span: tuple[int, int],
 ) -> Array:
-    """Applies all layers of a stack to f[B, L, D], as its layout says; returns f[B, L, D]."""
+    """Applies layers of a stack to f[B, L, D], as its layout says; returns f[B, L, D]. `span` is (first, end)."""
     if stack.is_initializing():
-        for bound in stack.layers:
+        for bound in stack.layers[slice(*span)]:
             x = bound(x, *arguments, deterministic)
         return x
-    config = stack.config
-    drops = not deterministic and config.dropout_rate > 0.0
-    layers = LayerStack(layer(config, parent=None), len(stack.layers), config.activation_dtype, stack.layout)
-    return run_layers(layers, stack.variables["params"], x, arguments,
-                      stack.make_rng("dropout") if drops else None)
+    config, count = stack.config, len(stack.layers)
+    drops = not deterministic and config.dropout_rate > 0.0 and span[0] < span[1]
+    rng = stack.make_rng("dropout") if drops else None
+    for own, part in equal_runs([bound.config for bound in stack.layers], span):
+        layers = LayerStack(layer(own, parent=None), count, config.activation_dtype, stack.layout,
+                            None if part == (0, count) else part)
+        x = run_layers(layers, stack.variables["params"], x, arguments, rng)
+    return x
 
 
 class Encoder(nn.Module):
-    """Stack of encoder layers with one shared relative position bias."""
+    """Stack of encoder layers with one shared relative position bias; the lowest `trunk` run without dropout."""
 
     config: T5Config
     layout: Layout = Layout()
+    trunk: int = 0
 
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
         self.relpos_bias = _relative_bias(self.config, bidirectional=True)
-        self.layers = [EncoderLayer(self.config) for _ in range(self.config.num_encoder_layers)]
+        configs = _configs(self.config, 0, self.config.num_encoder_layers)
+        self.layers = [EncoderLayer(config) for config in configs]
         self.encoder_norm = _norm(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
 
     def __call__(
-        self, x: Array, allowed: Array, positions: Array | None, deterministic: bool
+        self, x: Array, allowed: Array, positions: Array | None, deterministic: bool, above: bool = False
     ) -> Array:
-        """Encodes embedded f[B, S, D] with key mask bool[B, 1, 1 or S, S] -> f[B, S, D]."""
-        biases = (self.relpos_bias(x.shape[1], positions), mask_bias(allowed))
-        x = self.dropout(x, deterministic)
-        x = _through(self, EncoderLayer, x, (biases,), deterministic)
+        """Encodes embedded f[B, S, D], or states above the trunk, with key mask bool[B, 1, 1 or S, S]."""
+        biases = self._biases(x, allowed, positions)
+        if not above and self.trunk:
+            x = self._below(x, biases)
+        elif not above:
+            x = self.dropout(x, deterministic)
+        x = _through(self, EncoderLayer, x, (biases,), deterministic, (self.trunk, len(self.layers)))
         return self.dropout(self.encoder_norm(x), deterministic)
+
+    def below(self, x: Array, allowed: Array) -> Array:
+        """States f[B, S, D] above the trunk, of embedded f[B, S, D] with key mask bool[B, 1, S, S]."""
+        return self._below(x, self._biases(x, allowed, None))
+
+    def _biases(self, x: Array, allowed: Array, positions: Array | None) -> Biases:
+        return self.relpos_bias(x.shape[1], positions), mask_bias(allowed)
+
+    def _below(self, x: Array, biases: Biases) -> Array:
+        return _through(self, EncoderLayer, x, (biases,), True, (0, self.trunk))
 
 
 class Decoder(nn.Module):
@@ -219,7 +250,8 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
         self.relpos_bias = _relative_bias(self.config, bidirectional=False)
-        self.layers = [DecoderLayer(self.config) for _ in range(self.config.num_decoder_layers)]
+        configs = _configs(self.config, self.config.num_encoder_layers, self.config.num_decoder_layers)
+        self.layers = [DecoderLayer(config) for config in configs]
         self.decoder_norm = _norm(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
         if not self.config.logits_via_embedding:
@@ -236,7 +268,8 @@ class Decoder(nn.Module):
         self_biases = (self.relpos_bias(x.shape[1], positions), mask_bias(self_allowed))
         cross_biases = (mask_bias(cross_allowed),)
         x = self.dropout(x, deterministic)
-        x = _through(self, DecoderLayer, x, (encoded, self_biases, cross_biases), deterministic)
+        x = _through(self, DecoderLayer, x, (encoded, self_biases, cross_biases), deterministic,
+                     (0, len(self.layers)))
         return self.dropout(self.decoder_norm(x), deterministic)
 
     def head(self, x: Array) -> Array:
@@ -281,29 +314,28 @@ class Transformer(nn.Module):
 
     config: T5Config
     layout: Layout = Layout()
+    trunk: int = 0
 
     def setup(self) -> None:
         """Creates embedding, encoder and decoder."""
         config = self.config
         self.token_embedder = Embed(config.vocab_size, config.emb_dim, config.activation_dtype)
-        self.encoder = Encoder(config, self.layout)
+        self.encoder = Encoder(config, self.layout, self.trunk)
         self.decoder = Decoder(config, self.layout)
 
     def __call__(
         self, encoder_input_tokens: Array, decoder_input_tokens: Array,
         encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
         encoder_positions: Array | None = None, decoder_positions: Array | None = None,
-        deterministic: bool = True,
+        deterministic: bool = True, trunk_states: Array | None = None,
     ) -> Array:
         """Logits f32[B, T, V] of batches without lengths: i32[B, S], i32[B, T].
 
         A row of inputs ends behind its last token that is not padding; id 0 before it is a token like others.
         """
-        index = jnp.arange(1, encoder_input_tokens.shape[1] + 1)[None]
-        ends = jnp.max(jnp.where(encoder_input_tokens != self.config.pad_id, index, 0), axis=1, keepdims=True)
-        real = index <= ends
+        real = real_inputs(encoder_input_tokens, self.config.pad_id)
         encoded = self.encode(
-            encoder_input_tokens, real, encoder_segment_ids, encoder_positions, deterministic
+            encoder_input_tokens, real, encoder_segment_ids, encoder_positions, deterministic, trunk_states
         )
         return self.decode(
             encoded, real, decoder_input_tokens, encoder_segment_ids,
@@ -328,16 +360,24 @@ class Transformer(nn.Module):
 
     def encode(
         self, tokens: Array, real: Array, segment_ids: Array | None = None, positions: Array | None = None,
-        deterministic: bool = True,
+        deterministic: bool = True, states: Array | None = None,
     ) -> Array:
-        """Encodes tokens i32[B, S] with token mask bool[B, S] -> f[B, S, D]."""
+        """Encodes tokens i32[B, S], or their states above the trunk, with token mask bool[B, S] -> f[B, S, D]."""
         allowed = key_mask(real, segment_ids, segment_ids)
+        if states is not None:
+            return self.encoder(states, allowed, positions, deterministic, above=True)
         return self.encoder(self.token_embedder(tokens), allowed, positions, deterministic)
 
-    def choice_logits(self, inputs: Array, real: Array, choice_tokens: Array) -> Array:
+    def states_above_trunk(self, tokens: Array, segment_ids: Array) -> Array:
+        """States f[B, S, D] above the trunk of inputs and segment ids i32[B, S]; padding has segment 0."""
+        allowed = key_mask(segment_ids > 0, segment_ids, segment_ids)
+        return self.encoder.below(self.token_embedder(tokens), allowed)
+
+    def choice_logits(self, inputs: Array, real: Array, choice_tokens: Array, states: Array | None = None
+                      ) -> Array:
         """Logits f32[B, C, T, V] of choices i32[B, C, T]; inputs i32[B, S] with token mask bool[B, S]."""
         batch, choices, length = choice_tokens.shape
-        encoded = self.encode(inputs, real)
+        encoded = self.encode(inputs, real, states=states)
         y = self.decoder(
             self.token_embedder(choice_tokens.reshape(batch * choices, length)), encoded,
             causal_mask(length), key_mask(real, None, None), None, True,

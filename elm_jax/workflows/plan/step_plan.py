@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.errors import RunError, describe
-from elm_jax.experts.overlay import trained_leaves
+from elm_jax.experts.overlay import leaves_to_train
 from elm_jax.models import families
 from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.planning import hlo, traffic
@@ -212,7 +212,7 @@ def _network(config: TrainConfig, base: NetworkConfig) -> Network:
 def split_leaves(config: TrainConfig, base: NetworkConfig) -> tuple[Params, Params]:
     """(overlay, frozen) of a run, as ShapeDtypeStructs: trained and frozen leaves."""
     network = _network(config, base)
-    trains = trained_leaves(network.role_of, FORM_OF_KIND[config.kind], config.train_norms)
+    trains = leaves_to_train(network, FORM_OF_KIND[config.kind], config.train_norms)
     return trees.split(network.abstract_params(), trains)
 
 
