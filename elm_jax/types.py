@@ -35,8 +35,8 @@ class Padded(NamedTuple):
     Attributes:
         tokens: i32[..., L].
         lengths: i32[...], number of real tokens in each row; the rest is padding, whatever its id.
-        states: f[..., L, D], states of the tokens behind the frozen lower layers (`models.network.Trunk`), or
-            None: the network computes them.
+        states: of the tokens, above frozen lower layers, as `models.network.Trunk.trunk_of_choices` gives
+            them; None: the network computes them.
     """
 
     tokens: Array

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.decoder.network import DecoderNetwork
 from elm_jax.models.network import Layout, Network, NetworkConfig
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
@@ -27,6 +29,7 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "t5": Family(T5Config, T5Network),
+    "decoder": Family(DecoderConfig, DecoderNetwork),
 }
 
 

@@ -213,10 +213,10 @@ class Network(Protocol):
 
 @runtime_checkable
 class Trunk(Protocol):
-    """Interface of networks whose lower layers can be frozen, and their states kept: an addition to `Network`.
+    """Interface of networks whose lower layers can be frozen and their states kept; an addition to `Network`.
 
-    The trunk is the lowest `trunk` layers and the embeddings. It runs without dropout. Where a batch has states,
-    it does not run at all: its rows start from them.
+    The trunk is the lowest `trunk` layers and the embeddings. It runs without dropout. Where a batch has
+    states, it does not run at all: the rows start from them.
 
     Attributes:
         trunk: layers in the trunk; 0 for a network without.
@@ -242,6 +242,19 @@ class Trunk(Protocol):
 
     def trunk_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and segment ids i32[B, L] of a training batch (numpy), as `trunk_states` takes them."""
+
+    def trunk_of_choices(self, params: Params, inputs: Padded, targets: Padded) -> tuple[Array, Array | None]:
+        """Computes the states of instances to score, as `target_log_probs` takes them in `Padded.states`.
+
+        Args:
+            params: those of the trunk.
+            inputs: tokens i32[B, S], lengths i32[B].
+            targets: tokens i32[B, C, T], lengths i32[B, C]; not used if batches are two-sided.
+
+        Returns:
+            f[B, S, D] of the inputs; f[B, C, T - 1, D] of the choices' tokens before the last, or None if
+            batches are two-sided.
+        """
 
 
 def has_trunk(network: Network) -> Trunk:

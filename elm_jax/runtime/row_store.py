@@ -7,8 +7,8 @@ index   npy, one record a row: key, length, checksum
 values  dtype[rows' lengths added up, D], row after row
 ```
 
-Nothing in a shard ever changes, so many processes may read and write one store; a row that two of them write is
-there twice, with equal values.
+Nothing in a shard ever changes, so many processes may read and write one store; a row that two of them write
+is there twice, with equal values.
 """
 
 import io
@@ -146,7 +146,8 @@ class RowStore:
                 offset = file.tell()
         except (OSError, ValueError, EOFError) as error:
             raise _damaged(path, str(error)) from error
-        if index.dtype != _INDEX or offset + int(index["length"].sum()) * self._row_bytes != path.stat().length:
+        size = offset + int(index["length"].sum()) * self._row_bytes if index.dtype == _INDEX else -1
+        if size != path.stat().length:
             raise _damaged(path, f"{path.stat().length} bytes")
         values = np.memmap(path, np.uint8, "r", offset).view(np.ndarray).reshape(-1, self._row_bytes)
         ends = np.cumsum(index["length"]).tolist()
@@ -166,7 +167,7 @@ class RowStore:
 
     def _say_full(self) -> None:
         if not self.full:
-            logger.warning("%s is full: no more than %d bytes may lie in %s; %d rows are kept, the others are "
+            logger.warning("%s is full: at most %d bytes may lie in %s; %d rows are kept, the others are "
                            "computed each time (give more bytes, or remove folders that no run needs)",
                            self.folder, self.most_bytes, self.root, len(self))
         self.full = True

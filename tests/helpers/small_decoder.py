@@ -22,8 +22,9 @@ from elm_jax.models import families
 from elm_jax.models.adapters.config import adapter_of, attach
 from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks.attention import Attention
+from elm_jax.models.blocks.feed_forward import Mlp
 from elm_jax.models.blocks.layer_stack import Layout
-from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp
+from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed
 from elm_jax.models.losses import PLAIN, token_cross_entropy
 from elm_jax.models.network import ADAPTER, BODY, JOINED, NORM, Start, StepAccount
 from elm_jax.runtime import sharding, trees
@@ -195,7 +196,7 @@ class SmallDecoderNetwork:
     def target_log_probs(self, params, inputs, targets):
         """A full pass for each choice: prompt and choice joined in one row."""
         batch, choices, length = targets.tokens.shape
-        prompts = Padded(*(jnp.repeat(jnp.asarray(each), choices, axis=0) for each in inputs))
+        prompts = Padded(*(jnp.repeat(jnp.asarray(each), choices, axis=0) for each in inputs[:2]))
         ends = jnp.asarray(targets.lengths).reshape(-1)
         own = jnp.asarray(targets.tokens).reshape(-1, length)
         width = prompts.tokens.shape[1] + length

@@ -1,6 +1,6 @@
 """Which layers of a network carry adapters: the setting ``layers`` of every kind of adapter.
 
-Layers are counted from 0 in the order in which a network computes them; an encoder-decoder's encoder comes first.
+Layers are counted from 0 in the order in which a network computes them: an encoder's before a decoder's.
 """
 
 import dataclasses
@@ -10,12 +10,14 @@ from typing import TypeVar
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import AdapterKind
+from elm_jax.models.network import NetworkConfig
 
 FORMS = "None for all, 'upper 10', '20-29', or a tuple of layers from 0"
 WHERE = "AdapterConfig.layers"
 _UPPER, _RANGE = re.compile(r"upper (\d{1,6})"), re.compile(r"(\d{1,6})-(\d{1,6})")
 Layers = str | Sequence[int]
 Adapter = TypeVar("Adapter", bound=AdapterKind)
+Network = TypeVar("Network", bound=NetworkConfig)
 
 
 def with_layers_of(adapter: Adapter | None, num_layers: int) -> Adapter | None:
@@ -35,7 +37,7 @@ def with_layers_of(adapter: Adapter | None, num_layers: int) -> Adapter | None:
 
 
 def numbers_of(layers: Layers, num_layers: int) -> set[int]:
-    """Reads the setting: ``'upper 10'``, ``'20-29'`` or numbers -> the layers, of a network of `num_layers`."""
+    """Reads ``'upper 10'``, ``'20-29'`` or a sequence of numbers: layers, of a network of `num_layers`."""
     found = _numbers(layers, num_layers)
     if not found or not found <= set(range(num_layers)):
         raise InputError(describe(
@@ -50,9 +52,9 @@ def _numbers(layers: Layers, num_layers: int) -> set[int]:
             return set(range(num_layers - int(upper[1]), num_layers))
         if ends := _RANGE.fullmatch(layers.strip()):
             return set(range(int(ends[1]), int(ends[2]) + 1))
-    elif isinstance(layers, tuple | list) and all(type(number) is int for number in layers):
-        if len(set(layers)) == len(layers):
-            return set(layers)
+    elif (isinstance(layers, tuple | list) and all(type(number) is int for number in layers)
+          and len(set(layers)) == len(layers)):
+        return set(layers)
     raise InputError(describe("The adapters' layers cannot be read", where=WHERE, got=repr(layers)[:200],
                               expected=FORMS))
 
@@ -60,6 +62,18 @@ def _numbers(layers: Layers, num_layers: int) -> set[int]:
 def carries(adapter: AdapterKind | None, layer: int) -> bool:
     """Whether a layer carries adapters of this config (with ``layers`` as numbers)."""
     return adapter is not None and (adapter.layers is None or layer in adapter.layers)
+
+
+def layer_configs(config: Network, first: int, count: int) -> list[Network]:
+    """Config of each layer of a stack: the network's, without adapters where the layer carries none.
+
+    Args:
+        config: of the network.
+        first: number, in the network, of the stack's first layer.
+        count: layers of the stack.
+    """
+    return [config if config.adapter is None or carries(config.adapter, number) else config.with_adapter(None)
+            for number in range(first, first + count)]
 
 
 def lowest(adapter: AdapterKind | None) -> int:

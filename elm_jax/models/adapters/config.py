@@ -1,7 +1,7 @@
 """The table of adapter kinds, and the one function with which networks attach adapters."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def _unchanged(y: Array, x: Array) -> Array:
 
 def AdapterConfig(
     bottleneck: int | None = None, kind: str = BottleneckConfig.kind, rank: int | None = None,
-    alpha: float | None = None, **others: Any,
+    alpha: float | None = None, targets: Sequence[str] | None = None, **others: Any,
 ) -> AdapterKind:
     """Builds the config of a kind of adapter from settings, as in gin files and on cards.
 
@@ -53,6 +53,7 @@ def AdapterConfig(
         kind: a name of `KINDS`.
         rank: for kind ``lora``, see `LowRankConfig`.
         alpha: for kind ``lora``, see `LowRankConfig`.
+        targets: for kind ``lora``, see `LowRankConfig`.
         **others: settings of further kinds.
 
     Raises:
@@ -60,7 +61,7 @@ def AdapterConfig(
     """
     if not isinstance(kind, str) or kind not in KINDS:
         raise unknown_name("kind of adapter", str(kind), KINDS, "AdapterConfig.kind")
-    settings = {"bottleneck": bottleneck, "rank": rank, "alpha": alpha, **others}
+    settings = {"bottleneck": bottleneck, "rank": rank, "alpha": alpha, "targets": targets, **others}
     own = {field.name for field in dataclasses.fields(KINDS[kind])}
     for name in sorted(settings.keys() - own):
         _check_without_effect(name, settings[name], kind)

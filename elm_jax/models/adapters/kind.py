@@ -14,8 +14,8 @@ from elm_jax.models.network import ADAPTER
 
 SUBLAYERS = ("attention", "cross_attention", "mlp")
 """Places on a sub-layer's output, before its dropout and residual add."""
-PROJECTIONS = ("query", "key", "value", "out")
-"""Places on the output of a projection of attention, all heads in one axis."""
+PROJECTIONS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
+"""Places on the output of a projection: of attention, all heads in one axis, and of a feed-forward."""
 PLACES = (*SUBLAYERS, *PROJECTIONS)
 _SUFFIX = "_adapter"
 
@@ -56,7 +56,7 @@ class AdapterKind:
         return self.with_layers({"kind": self.kind, **dataclasses.asdict(self)})
 
     def with_layers(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Adds ``layers`` to a dictionary of settings as JSON has it; leaves it out, as older cards, if None."""
+        """Adds ``layers`` to a dictionary of settings; leaves it out, as older cards do, if it is None."""
         settings.pop("layers", None)
         if self.layers is None:
             return settings

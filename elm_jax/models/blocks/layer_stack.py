@@ -86,7 +86,8 @@ def equal_runs(configs: Sequence[Any], span: tuple[int, int]) -> list[tuple[Any,
         configs: of every layer of a stack.
         span: (first, end) of the layers to run.
     """
-    starts = [number for number in range(*span) if number == span[0] or configs[number] != configs[number - 1]]
+    starts = [number for number in range(*span)
+              if number == span[0] or configs[number] != configs[number - 1]]
     return [(configs[start], (start, end))
             for start, end in zip(starts, [*starts[1:], span[1]], strict=True)]
 
@@ -97,8 +98,8 @@ def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments
 
     Args:
         stack: of N layers.
-        params: of the stack: ``layers_0`` and so on; leaves that are stacked already are in ``layers``, those of
-            layers 0 to n - 1 as [n, ...].
+        params: of the stack: ``layers_0`` and so on; leaves that are stacked already are in ``layers``, those
+            of layers 0 to n - 1 as [n, ...].
         x: f[B, L, D] of the stack's dtype.
         arguments: the same for every layer.
         rng: of dropout, or None. Each layer's draws follow from it and from the layer's number alone.
@@ -122,6 +123,37 @@ def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments
     return x
 
 
+def run_stack(bound: nn.Module, layer: nn.Module, x: Array, arguments: tuple[Any, ...], deterministic: bool,
+              span: tuple[int, int] | None = None) -> Array:
+    """Applies layers of a bound module to f[B, L, D], as its layout says; returns f[B, L, D].
+
+    Layers of unlike config (with adapters and without) run apart, each group a loop if the layout scans.
+
+    Args:
+        bound: has ``config``, ``layout`` and ``layers``, which are called one by one while it is initialised.
+        layer: one of them, unbound.
+        x: f[B, L, D].
+        arguments: the same for every layer.
+        deterministic: no dropout.
+        span: (first, end) of the layers; None for all.
+    """
+    count = len(bound.layers)
+    span = span or (0, count)
+    if bound.is_initializing():
+        for each in bound.layers[slice(*span)]:
+            x = each(x, *arguments, deterministic)
+        return x
+    config = bound.config
+    drops = not deterministic and config.dropout_rate > 0.0 and span[0] < span[1]
+    rng = bound.make_rng("dropout") if drops else None
+    for own, part in equal_runs([each.config for each in bound.layers], span):
+        one = layer if own == layer.config else layer.clone(config=own, parent=None)
+        layers = LayerStack(one, count, config.activation_dtype, bound.layout,
+                            None if part == (0, count) else part)
+        x = run_layers(layers, bound.variables["params"], x, arguments, rng)
+    return x
+
+
 def _scan(stack: LayerStack, params: Mapping[str, Any], x: Array, one: Callable[..., Array],
           keys: Array | None) -> Array:
     """Applies the layers of the span as a scan."""
@@ -129,7 +161,7 @@ def _scan(stack: LayerStack, params: Mapping[str, Any], x: Array, one: Callable[
     if first == end:
         return x
     whole, own = params.get(STACKED, {}), _stack(params, range(first, end), stack.dtype)
-    # A stacked leaf with fewer rows than the span reaches has none of its layers: they train, and are in `own`.
+    # A stacked leaf with fewer rows than the span reaches has none of its layers: they are in `own`.
     whole = _with_rows(whole, end)
     if stack.span is None:
         return jax.lax.scan(lambda x, each: (one(x, each), None), x, (_merge(whole, own), keys))[0]

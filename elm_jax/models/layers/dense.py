@@ -1,4 +1,4 @@
-"""Layers of networks: dense, RMS norm, embedding, feed-forward, dropout.
+"""Layers of networks: dense, RMS norm, embedding, activations, dropout.
 
 Every layer keeps float32 parameters, computes in `dtype`, and names its parameters' logical axes
 with `param_with_axes`, as T5X's minimal T5 does.
@@ -36,8 +36,10 @@ fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "linear": lambda x: x,
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
 
 
@@ -81,31 +83,38 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """RMS norm ``y = x / sqrt(mean(x^2) + 1e-6) * scale`` in float32, without mean or bias.
+    """RMS norm ``y = x / sqrt(mean(x^2) + epsilon) * scale`` in float32, without mean or bias.
 
     Source: Zhang and Sennrich, https://arxiv.org/abs/1910.07467.
 
     Attributes:
         dtype: of the result.
+        epsilon: added to the mean square.
+        axes: logical axis of the scale.
     """
 
     dtype: jnp.dtype
+    epsilon: float = RMS_EPSILON
+    axes: tuple[str] = ("embed",)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalises f[..., D]; returns it in `dtype`."""
-        scale = param_with_axes(
-            "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
-        )
-        return _normalise(x, scale).astype(self.dtype)
+        scale = param_with_axes("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=self.axes)
+        return _normaliser(self.epsilon)(x, scale).astype(self.dtype)
 
 
-@recomputed(num_tied=1)
-def _normalise(x: Array, scale: Array) -> Array:
+@functools.cache
+def _normaliser(epsilon: float) -> Callable[[Array, Array], Array]:
     """RMS norm of f[..., D] with scale f32[D] -> f32[..., D]; its gradient keeps the input only."""
-    x = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + RMS_EPSILON)
-    return x * inverse * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
+
+    @recomputed(num_tied=1)
+    def normalise(x: Array, scale: Array) -> Array:
+        x = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+        return x * inverse * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
+
+    return normalise
 
 
 class Embed(nn.Module):
@@ -115,17 +124,21 @@ class Embed(nn.Module):
         num_embeddings: rows V.
         features: width D.
         dtype: of the looked-up rows.
+        stddev: of the rows' initial values.
+        rows: logical axis of the rows.
     """
 
     num_embeddings: int
     features: int
     dtype: jnp.dtype
+    stddev: float = 1.0
+    rows: str = "vocab"
 
     def setup(self) -> None:
         """Creates the table f32[V, D]."""
         self.embedding = param_with_axes(
-            "embedding", nn.initializers.normal(stddev=1.0),
-            (self.num_embeddings, self.features), jnp.float32, axes=("vocab", "embed"),
+            "embedding", nn.initializers.normal(stddev=self.stddev),
+            (self.num_embeddings, self.features), jnp.float32, axes=(self.rows, "embed"),
         )
 
     def __call__(self, tokens: Array) -> Array:
@@ -135,8 +148,12 @@ class Embed(nn.Module):
 
     def attend(self, x: Array) -> Array:
         """Applies the tied head: f[..., D] -> logits f32[..., V], scaled by ``D ** -0.5``."""
-        scaled = x.astype(jnp.float32) * self.features**-0.5
-        return jnp.einsum("...d,vd->...v", scaled, self.embedding, precision=LOGITS_PRECISION)
+        return self.unscaled(x.astype(jnp.float32) * self.features**-0.5)
+
+    def unscaled(self, x: Array) -> Array:
+        """Applies the tied head without scaling: f[..., D] -> logits f32[..., V]."""
+        x = x.astype(jnp.float32)
+        return jnp.einsum("...d,vd->...v", x, self.embedding, precision=LOGITS_PRECISION)
 
 
 def activate(names: tuple[str, ...], parts: list[Array]) -> Array:
@@ -151,38 +168,6 @@ def activate(names: tuple[str, ...], parts: list[Array]) -> Array:
         return functools.reduce(jnp.multiply, activated)
 
     return recomputed(num_tied=len(parts))(product)(*parts)
-
-
-class Mlp(nn.Module):
-    """Feed-forward block: ``act(x wi) wo``, or gated ``(act_0(x wi_0) * act_1(x wi_1)) wo``.
-
-    Source of the gated kind: Shazeer, https://arxiv.org/abs/2002.05202.
-
-    Attributes:
-        emb_dim: D.
-        mlp_dim: hidden width F.
-        activations: one or two names of `ACTIVATION_FUNCTIONS`.
-        dropout_rate: of the hidden layer.
-        dtype: of the computation.
-    """
-
-    emb_dim: int
-    mlp_dim: int
-    activations: tuple[str, ...]
-    dropout_rate: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array, deterministic: bool) -> Array:
-        """Applies the block: f[B, L, D] -> f[B, L, D]."""
-        gated = len(self.activations) > 1
-        parts = [
-            Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, name=f"wi_{index}" if gated else "wi")(x)
-            for index in range(len(self.activations))
-        ]
-        hidden = constrain(activate(self.activations, parts), "batch", None, "mlp")
-        hidden = Dropout(self.dropout_rate, name="dropout")(hidden, deterministic)
-        return stream(Dense(self.emb_dim, ("mlp", "embed"), self.dtype, name="wo")(hidden))
 
 
 class Dropout(nn.Module):

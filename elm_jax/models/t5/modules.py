@@ -10,11 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.adapters.carriers import carries
+from elm_jax.models.adapters.carriers import layer_configs
 from elm_jax.models.adapters.config import Hook, attach
 from elm_jax.models.blocks.attention import Attention, KeysValues
-from elm_jax.models.blocks.layer_stack import LayerStack, equal_runs, run_layers
-from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, Mlp, RMSNorm
+from elm_jax.models.blocks.feed_forward import Mlp
+from elm_jax.models.blocks.layer_stack import run_stack
+from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, RMSNorm
 from elm_jax.models.network import Layout
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.relative_bias import RelativePositionBias
@@ -78,7 +79,7 @@ def _attention(config: T5Config) -> Attention:
 def _mlp(config: T5Config) -> Mlp:
     return Mlp(
         config.emb_dim, config.mlp_dim, config.mlp_activations, config.dropout_rate,
-        config.activation_dtype,
+        config.activation_dtype, config.adapter,
     )
 
 
@@ -178,33 +179,8 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.mlp_adapter(y, normed), deterministic)
 
 
-def _configs(config: T5Config, first: int, count: int) -> list[T5Config]:
-    """Config of each layer of a stack, whose layers are the network's from `first` on: adapters or none."""
-    bare = config.with_adapter(None)
-    return [config if carries(config.adapter, number) else bare for number in range(first, first + count)]
-
-
-def _through(
-    stack: "Encoder | Decoder", layer: type[nn.Module], x: Array, arguments: tuple[Any, ...],
-    deterministic: bool, span: tuple[int, int],
-) -> Array:
-    """Applies layers of a stack to f[B, L, D], as its layout says; returns f[B, L, D]. `span` is (first, end)."""
-    if stack.is_initializing():
-        for bound in stack.layers[slice(*span)]:
-            x = bound(x, *arguments, deterministic)
-        return x
-    config, count = stack.config, len(stack.layers)
-    drops = not deterministic and config.dropout_rate > 0.0 and span[0] < span[1]
-    rng = stack.make_rng("dropout") if drops else None
-    for own, part in equal_runs([bound.config for bound in stack.layers], span):
-        layers = LayerStack(layer(own, parent=None), count, config.activation_dtype, stack.layout,
-                            None if part == (0, count) else part)
-        x = run_layers(layers, stack.variables["params"], x, arguments, rng)
-    return x
-
-
 class Encoder(nn.Module):
-    """Stack of encoder layers with one shared relative position bias; the lowest `trunk` run without dropout."""
+    """Stack of encoder layers with one shared position bias; the lowest `trunk` layers have no dropout."""
 
     config: T5Config
     layout: Layout = Layout()
@@ -213,7 +189,7 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
         self.relpos_bias = _relative_bias(self.config, bidirectional=True)
-        configs = _configs(self.config, 0, self.config.num_encoder_layers)
+        configs = layer_configs(self.config, 0, self.config.num_encoder_layers)
         self.layers = [EncoderLayer(config) for config in configs]
         self.encoder_norm = _norm(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
@@ -227,7 +203,8 @@ class Encoder(nn.Module):
             x = self._below(x, biases)
         elif not above:
             x = self.dropout(x, deterministic)
-        x = _through(self, EncoderLayer, x, (biases,), deterministic, (self.trunk, len(self.layers)))
+        x = run_stack(self, EncoderLayer(self.config, parent=None), x, (biases,), deterministic,
+                      (self.trunk, len(self.layers)))
         return self.dropout(self.encoder_norm(x), deterministic)
 
     def below(self, x: Array, allowed: Array) -> Array:
@@ -238,7 +215,8 @@ class Encoder(nn.Module):
         return self.relpos_bias(x.shape[1], positions), mask_bias(allowed)
 
     def _below(self, x: Array, biases: Biases) -> Array:
-        return _through(self, EncoderLayer, x, (biases,), True, (0, self.trunk))
+        layer = EncoderLayer(self.config, parent=None)
+        return run_stack(self, layer, x, (biases,), True, (0, self.trunk))
 
 
 class Decoder(nn.Module):
@@ -250,7 +228,7 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
         self.relpos_bias = _relative_bias(self.config, bidirectional=False)
-        configs = _configs(self.config, self.config.num_encoder_layers, self.config.num_decoder_layers)
+        configs = layer_configs(self.config, self.config.num_encoder_layers, self.config.num_decoder_layers)
         self.layers = [DecoderLayer(config) for config in configs]
         self.decoder_norm = _norm(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
@@ -268,8 +246,8 @@ class Decoder(nn.Module):
         self_biases = (self.relpos_bias(x.shape[1], positions), mask_bias(self_allowed))
         cross_biases = (mask_bias(cross_allowed),)
         x = self.dropout(x, deterministic)
-        x = _through(self, DecoderLayer, x, (encoded, self_biases, cross_biases), deterministic,
-                     (0, len(self.layers)))
+        x = run_stack(self, DecoderLayer(self.config, parent=None), x, (encoded, self_biases, cross_biases),
+                      deterministic)
         return self.dropout(self.decoder_norm(x), deterministic)
 
     def head(self, x: Array) -> Array:
@@ -362,7 +340,7 @@ class Transformer(nn.Module):
         self, tokens: Array, real: Array, segment_ids: Array | None = None, positions: Array | None = None,
         deterministic: bool = True, states: Array | None = None,
     ) -> Array:
-        """Encodes tokens i32[B, S], or their states above the trunk, with token mask bool[B, S] -> f[B, S, D]."""
+        """Encodes tokens i32[B, S], or their states above the trunk, with token mask bool[B, S]."""
         allowed = key_mask(real, segment_ids, segment_ids)
         if states is not None:
             return self.encoder(states, allowed, positions, deterministic, above=True)

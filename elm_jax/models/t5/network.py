@@ -67,7 +67,7 @@ class T5Network:
     Attributes:
         config: dimensions, generation, adapters.
         layout: how it is computed: rematerialisation, layers one by one or as a scan.
-        trunk: lowest layers of the encoder that are frozen and run without dropout; see `models.network.Trunk`.
+        trunk: lowest layers of the encoder, frozen and without dropout; see `models.network.Trunk`.
         batches: the form of its training batches: inputs and targets in separate rows.
     """
 
@@ -124,12 +124,18 @@ class T5Network:
         return self._module.apply({"params": params}, tokens, segment_ids, method="states_above_trunk")
 
     def trunk_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Input tokens and segment ids i32[B, S] of a training batch; a row that is not packed is one segment."""
+        """Input tokens and segment ids i32[B, S] of a batch; a row that is not packed is one segment."""
         tokens = np.asarray(batch["encoder_input_tokens"])
         if "encoder_segment_ids" in batch:
             return tokens, np.asarray(batch["encoder_segment_ids"])
         behind = np.cumsum(tokens[:, ::-1] != self.config.pad_id, axis=1)[:, ::-1]
         return tokens, (behind > 0).astype(np.int32)
+
+    def trunk_of_choices(self, params: Params, inputs: Padded, targets: Padded | None
+                         ) -> tuple[Array, None]:
+        """Computes the states f[B, S, D] above the trunk of inputs; choices pass no layer of the encoder."""
+        del targets
+        return self.trunk_states(params, inputs.tokens, real_tokens(inputs).astype(jnp.int32)), None
 
     def loss(self, params: Params, batch: Batch, rng: Array | None = None,
              settings: LossConfig = PLAIN) -> LossSums:

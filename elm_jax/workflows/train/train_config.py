@@ -40,8 +40,8 @@ class TrainConfig:
         adapter_bottleneck: width of the adapters; None for d_model // 32.
         lora_rank: LoRA's updates of this rank in place of the adapters; None for adapters.
         lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
-        adapter_layers: layers that carry adapters, ``'upper 10'``, ``'20-29'`` or a tuple of numbers from 0; None
-            for all. Norms below the lowest of them do not train.
+        adapter_layers: layers that carry adapters, ``'upper 10'``, ``'20-29'`` or a tuple of numbers from 0;
+            None for all. Norms below the lowest of them do not train.
         trunk_dropout: whether there is dropout below the lowest leaf that trains, as elsewhere.
         trunk_cache: folder in which the states below the lowest leaf that trains are kept, so that each row's
             are computed once; None computes them in every step.

@@ -1,0 +1,169 @@
+"""States that are kept give the losses, gradients and scores of networks that compute all layers."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+import trunk_rows as made
+
+from elm_jax.data.arrays.batches import padded
+from elm_jax.errors import InputError
+from elm_jax.models.network import TRUNK_STATES, Layout, frozen_depth
+from elm_jax.runtime import trees
+from elm_jax.training.trunk import trunk_cache
+
+every_family = pytest.mark.parametrize("name", list(made.CONFIGS))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Numbers of rows that were computed, one a call."""
+    sizes, real = [], trunk_cache._compiled
+
+    def counted(network, params, batch):
+        sizes.append(len(next(iter(batch.values()))))
+        return real(network, params, batch)
+
+    monkeypatch.setattr(trunk_cache, "_compiled", counted)
+    return sizes
+
+
+def loss_and_gradients(network, params, batch, key=None):
+    overlay, frozen = trees.split(params, made.is_trained(network))
+
+    def total(overlay):
+        return network.loss(trees.merge(frozen, overlay), batch, key).total()
+
+    return jax.jit(jax.value_and_grad(total))(overlay)
+
+
+def check_equal(found, expected):
+    assert found[0] == pytest.approx(float(expected[0]), rel=1e-6)
+    ours, theirs = made.as_arrays(found[1]), made.as_arrays(expected[1])
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        np.testing.assert_allclose(ours[path], theirs[path], rtol=0, atol=1e-5 * abs(theirs[path]).max())
+
+
+@every_family
+def test_losses_and_gradients_are_those_of_all_layers(name, tmp_path, computed):
+    """First computed, then read by another run; packed in other company; with dropout above the trunk."""
+    network, params = made.network_and_params(name, dropout_rate=0.3)
+    plain, packed = made.batches(network, False)[0], made.batches(network, True)[0]
+    whole = dataclasses.replace(network, trunk=0)
+    key = jax.random.key(5)
+    for batch in (plain, packed):
+        expected = loss_and_gradients(whole, params, batch)
+        with made.cache_of(network, params, tmp_path) as cache:
+            check_equal(loss_and_gradients(network, params, cache.with_states(batch)), expected)
+        before = len(computed)
+        with made.cache_of(network, params, tmp_path) as cache:
+            again = cache.with_states(batch)
+        assert len(computed) == before, "the second run finds all of them"
+        check_equal(loss_and_gradients(network, params, again), expected)
+    # Draws above the trunk are the same, whether it is computed or not; below there are none.
+    check_equal(loss_and_gradients(network, params, again, key), loss_and_gradients(network, params, packed, key))
+    assert not np.allclose(loss_and_gradients(network, params, again, key)[0], expected[0])
+
+
+@every_family
+def test_scores_are_those_of_all_layers(name, tmp_path, computed):
+    network, params = made.network_and_params(name, "lora")
+    batch = made.instances(network)
+    score = jax.jit(lambda network, batch: network.target_log_probs(
+        params, padded(batch, "inputs"), padded(batch, "choices")), static_argnums=0)
+    expected = score(dataclasses.replace(network, trunk=0), batch)
+    for _ in range(2):
+        with made.cache_of(network, params, tmp_path) as cache:
+            found = score(network, cache.with_scored_states(batch))
+        np.testing.assert_allclose(found[:3], expected[:3], rtol=0, atol=1e-5)
+    assert len(computed) == 1
+
+
+def test_a_text_is_generated_from_kept_states_of_an_encoder(tmp_path):
+    network, params = made.network_and_params("t5")
+    batch = {name: rows for name, rows in made.instances(network).items() if name.startswith("input")}
+    start = jax.jit(lambda network, batch: network.start(params, padded(batch, "inputs"), 4), static_argnums=0)
+    with made.cache_of(network, params, tmp_path) as cache:
+        found = start(network, cache.with_scored_states(batch))
+        expected = start(dataclasses.replace(network, trunk=0), batch)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[:3], b[:3], rtol=0, atol=1e-5),
+                     found.cache["layers"], expected.cache["layers"])
+    causal, params = made.network_and_params("llama")
+    with made.cache_of(causal, params, tmp_path) as cache:
+        assert cache.with_scored_states(batch) is batch, "each new token passes all layers"
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_a_scan_of_layers_computes_the_same(name, tmp_path):
+    network, params = made.network_and_params(name)
+    batch = made.batches(network, True)[0]
+    scanned = dataclasses.replace(network, layout=Layout(scan_layers=True))
+    expected = loss_and_gradients(network, params, batch)
+    with made.cache_of(scanned, params, tmp_path) as cache:
+        check_equal(loss_and_gradients(scanned, params, cache.with_states(batch)), expected)
+    check_equal(loss_and_gradients(scanned, params, batch), expected)
+
+
+def test_other_bases_layers_dtypes_and_rows_have_other_states(tmp_path, computed):
+    network, params = made.network_and_params("llama")
+    batch = made.batches(network, False)[0]
+    folders = set()
+    half = dataclasses.replace(network, config=dataclasses.replace(network.config, dtype="bfloat16"))
+    for own, fingerprint in ((network, "sha256:1"), (network, "sha256:2"), (half, "sha256:1"),
+                             (dataclasses.replace(network, trunk=1), "sha256:1")):
+        with made.cache_of(own, params, tmp_path, fingerprint) as cache:
+            states = cache.with_states(batch)[TRUNK_STATES]
+            assert states.dtype == own.config.activation_dtype
+            folders.add(str(cache.store.folder))
+    assert len(folders) == len(computed) == 4
+    other = {**batch, "tokens": batch["tokens"].copy()}
+    other["tokens"][1, 0] += 1  # another rendering of one row: that row alone is computed
+    with made.cache_of(network, params, tmp_path) as cache:
+        cache.with_states(other)
+    assert computed[4:] == [1]
+
+
+def test_adapters_above_share_the_states(tmp_path, computed):
+    batch = None
+    for adapter in made.ADAPTERS:
+        network, params = made.network_and_params("t5", adapter)
+        batch = batch or made.batches(network, True)[0]
+        with made.cache_of(network, params, tmp_path) as cache:
+            cache.with_states(batch)
+    assert len(computed) == 1
+
+
+def test_a_full_cache_keeps_what_fits_and_says_so(tmp_path, computed, caplog):
+    network, params = made.network_and_params("t5")
+    batch = made.batches(network, False)[0]
+    expected = loss_and_gradients(dataclasses.replace(network, trunk=0), params, batch)
+    with caplog.at_level(logging.WARNING), made.cache_of(network, params, tmp_path, most_bytes=1500) as cache:
+        for _ in range(2):
+            check_equal(loss_and_gradients(network, params, cache.with_states(batch)), expected)
+    assert 0 < len(cache.store) < 3 and computed[1] < computed[0]
+    assert sum("is full" in record.message for record in caplog.records) == 1
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.rows")) <= 1500
+
+
+def test_frozen_depth_is_that_of_the_lowest_trained_leaf():
+    for name in made.CONFIGS:
+        network, params = made.network_and_params(name)
+        paths = list(trees.flatten(params))
+        depths = {path: network.depth_of(path) for path in paths}
+        assert frozen_depth(network, filter(made.is_trained(network), paths)) == 2
+        assert frozen_depth(network, []) == network.deepest_trunk and depths["token_embedder/embedding"] == 0
+        states = jax.jit(network.trunk_states)
+        rows = np.arange(5, 12, dtype=np.int32)[None], np.ones((1, 7), np.int32)
+        changed = trees.unflatten({path: leaf + (depths[path] >= 2) for path, leaf in
+                                   trees.flatten(params).items()})
+        assert np.array_equal(states(params, *rows), states(changed, *rows)), "these leaves are not in the trunk"
+
+
+def test_without_frozen_layers_there_is_nothing_to_keep(tmp_path):
+    network, params = made.network_and_params("t5")
+    with pytest.raises(InputError, match="no frozen lower layers"):
+        made.cache_of(dataclasses.replace(network, trunk=0), params, tmp_path)
+    assert not list(tmp_path.iterdir())
