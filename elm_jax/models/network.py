@@ -69,6 +69,20 @@ class Start(NamedTuple):
     token: Array
 
 
+class HfParameter(NamedTuple):
+    """A tensor of Hugging Face's files, and the leaves that it holds.
+
+    Attributes:
+        name: of the tensor.
+        paths: of the leaves; several stand side by side in the leaves' last axis.
+        transposed: whether its two dimensions are swapped against the leaves'.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    transposed: bool = False
+
+
 class StepAccount(NamedTuple):
     """Counts of what one row of a batch sends through a network, to estimate traffic between chips.
 
@@ -281,8 +295,8 @@ def is_multiplied(path: str) -> bool:
 
 
 def ids_of(config: NetworkConfig) -> SpecialIds:
-    """Returns the padding, EOS and start ids of a network."""
-    return SpecialIds(config.pad_id, config.eos_id, config.start_id)
+    """Returns the padding, EOS and start ids of a network, and BOS where its family has one."""
+    return SpecialIds(config.pad_id, config.eos_id, config.start_id, getattr(config, "bos_id", None))
 
 
 def real_tokens(rows: Padded) -> Array:

@@ -94,7 +94,7 @@ def attend_branches(queries: Array, prefix: HeadKeysValues, own: HeadKeysValues,
         return jnp.where(mask, found, jnp.float32(MASKED))
 
     shared = logits(prefix.keys, "bcqjgk,bsjk->bjgcqs", real[:, None, None, None, None, :])
-    alone = logits(own.keys, "bcqjgk,bctjk->bjgcqt", allowed)
+    alone = logits(own.keys, "bcqjgk,bctjk->bjgcqt", allowed[None, None, None, None])
     largest = jnp.maximum(shared.max(axis=-1, keepdims=True), alone.max(axis=-1, keepdims=True))
     shared, alone = jnp.exp(shared - largest), jnp.exp(alone - largest)
     normaliser = shared.sum(axis=-1) + alone.sum(axis=-1)

@@ -50,7 +50,7 @@ def divided_low(angles: np.ndarray, factor: float, bounds: tuple[float, float], 
 
 def rotation(angles: np.ndarray, positions: Array) -> Rotation:
     """Rotation of positions i32[B or 1, L], in float32, by angles a position f32[K / 2]."""
-    turned = positions.astype(jnp.float32)[..., None, None] * angles
+    turned = positions.astype(jnp.float32)[..., None, None] * angles[None, None, None]
     return Rotation(jnp.cos(turned), jnp.sin(turned))
 
 
