@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 ABOUT, SUFFIX = "about.json", ".rows"
 SHARD_BYTES = 64 * 2**20
 _STALE_SECONDS = 3600
+_HEAD_BYTES = 1024  # more than a shard's head and, once, the store's description
 _INDEX = np.dtype([("key", "u1", (16,)), ("length", "<i8"), ("checksum", "<u4")])
 
 
@@ -92,7 +93,7 @@ class RowStore:
         """Keeps a row dtype[n, D]; returns False, and says so once, if the store is full."""
         if key in self._waiting or key in self._places:
             return True
-        size = row.nbytes + _INDEX.itemsize
+        size = row.nbytes + _INDEX.itemsize + (0 if self._waiting else _HEAD_BYTES)
         if size > self._room:
             self._say_full()
             return False

@@ -45,11 +45,11 @@ def batches(network, pack: bool, count: int = 2, seed: int = 0):
 
 
 def instances(network, rows: int = 4):
-    """A batch of instances to score, as the evaluator makes it; the last row is padding, one prompt is empty."""
+    """A batch of instances to score, as the evaluator makes it: the last row is padding, a prompt is empty."""
     examples = made.examples(network.config, rows - 1, seed=3)
     form = form_of(network)
-    choices = [[made.examples(network.config, 1, seed=10 * row + number)[0][1] for number in range(1 + row % 3)]
-               for row in range(rows - 1)]
+    choices = [[made.examples(network.config, 1, seed=10 * row + number)[0][1]
+                for number in range(1 + row % 3)] for row in range(rows - 1)]
     prompts = [form.prompt(inputs, 9) for inputs, _ in examples]
     prompts[1] = prompts[1][:0] if network.batches == "joined" else prompts[1]
     batch = dict(make_choice_batch(prompts, choices, ChoiceShape(rows, 9, 3, 6), form.ids.pad))
