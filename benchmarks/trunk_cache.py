@@ -1,11 +1,11 @@
-"""Training on SmolLM2-135M's shapes with adapters in the upper 10 of 30 layers: with and without a trunk cache.
+"""Training on SmolLM2-135M's shapes, adapters in the upper 10 of 30 layers: with and without a trunk cache.
 
     python benchmarks/trunk_cache.py [--rounds 5] [--rows 8] [--prompt 112] [--target 16] [--processor_time]
 
 Three runs in turn, float32, LoRA of rank 8 on every projection, AdamW, 8 rows of 128 tokens: adapters in all
-layers; in the upper 10 (`ADAPTER_LAYERS`); and there with the states below read from disk (`TRUNK_CACHE`). The
-time of a step is that of `elm train`'s own step and includes its batch, read from the cache in the third run. The
-second and the third must have equal losses. The first epoch, which fills the cache, is timed apart.
+layers; in the upper 10 (`ADAPTER_LAYERS`); and there with the states below read from disk (`TRUNK_CACHE`).
+The time of a step is that of `elm train`'s own step and includes its batch, read from the cache in the third
+run. The second and the third must have equal losses. The first epoch, which fills the cache, is timed apart.
 Numbers of one machine: benchmarks/README.md.
 """
 
@@ -62,7 +62,8 @@ def stepper(network: Network, params: Params, stream: TrainStream | TrunkStream)
     """A function that takes the next step of a run, its batch included, and returns the loss."""
     mesh = sharding.make_mesh(1, 1)
     overlay, frozen = trees.split(params, leaves_to_train(network, "adapter"))
-    step_fn = compile_step(make_spec(StepConfig(network, OPTIMIZER), frozen, overlay, stream.batch(0), mesh))
+    config = StepConfig(network, OPTIMIZER)
+    step_fn = compile_step(make_spec(config, frozen, overlay, stream.batch(0), mesh))
     held = [create_state(jax.tree.map(np.array, overlay), OPTIMIZER), 0]
 
     def run() -> float:
@@ -98,7 +99,8 @@ def main() -> None:
     lengths = {"inputs": options.prompt, "targets": options.target}
     every, every_params = with_adapters(config, base, None)
     upper, upper_params = with_adapters(config, base, "upper 10")
-    stream = TrainStream(rows, form=form_of(upper), batch_size=options.rows, lengths=lengths, seed=0, pack=False)
+    stream = TrainStream(rows, form=form_of(upper), batch_size=options.rows, lengths=lengths, seed=0,
+                         pack=False)
     above = dataclasses.replace(upper, trunk=frozen_depth(upper, filter(
         leaves_to_train(upper, "adapter"), trees.flatten(upper_params))))
     seconds: dict[str, list[float]] = {}

@@ -45,7 +45,7 @@ def batches(network, pack: bool, count: int = 2, seed: int = 0):
 
 
 def instances(network, rows: int = 4):
-    """A batch of instances to score, as the evaluator makes it: the last row is padding, a prompt is empty."""
+    """Instances to score, as the evaluator's batches have them; the last row is padding, a prompt is empty."""
     examples = made.examples(network.config, rows - 1, seed=3)
     form = form_of(network)
     choices = [[made.examples(network.config, 1, seed=10 * row + number)[0][1]

@@ -202,6 +202,13 @@ def states_of(network: Network, params: Params, batch: Batch) -> list[Array]:
     return [each for each in door.trunk_of_choices(params, inputs, targets) if each is not None]
 
 
+def abstract_states(network: Network, batch: Batch) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the states of a training batch."""
+    tokens, segment_ids = has_trunk(network).trunk_rows(batch)
+    rows = {"tokens": tokens, "segment_ids": segment_ids}
+    return jax.eval_shape(functools.partial(states_of, network), network.abstract_params(), rows)[0]
+
+
 _compiled = jax.jit(states_of, static_argnames="network")
 
 

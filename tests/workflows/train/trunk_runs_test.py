@@ -29,7 +29,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trunk")
     (folder / "tokenizer.json").write_bytes(small_decoder.tokenizer())
     config = DecoderConfig(258, 16, 2, 1, 8, 32, 3, 128, tied_head=True, pad_id=3)
-    save_base(folder / "base", weights.drawn(families.network_of(config)), config, folder / "tokenizer.json", {})
+    params = weights.drawn(families.network_of(config))
+    save_base(folder / "base", params, config, folder / "tokenizer.json", {})
     assert train(folder, "plain", TASKS[0], *UPPER) == 0
     assert train(folder, "cached", TASKS[0], *UPPER, cached(folder)) == 0
     return folder
