@@ -86,7 +86,8 @@ def with_adapters(config: DecoderConfig, base: Params, layers: str | None) -> tu
 
 def main() -> None:
     """Runs the three in turn and prints a table and a JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("rounds", 5), ("rows", 8), ("prompt", 112), ("target", 16)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--tiny", action="store_true", help="shapes of a test")

@@ -45,7 +45,7 @@ def batches(network, pack: bool, count: int = 2, seed: int = 0):
 
 
 def instances(network, rows: int = 4):
-    """Instances to score, as the evaluator's batches have them; the last row is padding, a prompt is empty."""
+    """Instances to score, as the evaluator's batches have them: the last row is padding, a prompt empty."""
     examples = made.examples(network.config, rows - 1, seed=3)
     form = form_of(network)
     choices = [[made.examples(network.config, 1, seed=10 * row + number)[0][1]
@@ -57,10 +57,10 @@ def instances(network, rows: int = 4):
     return batch
 
 
-def cache_of(network, params, folder, fingerprint: str = "sha256:1", **settings) -> TrunkCache:
+def cache_of(network, params, folder, fingerprint: str = "sha256:1", mesh=None, **settings) -> TrunkCache:
     base, _ = trees.split(params, lambda path: "_adapter/" not in path)
     return TrunkCache(network, TrunkBase(fingerprint, base), TrunkSettings(folder, **settings),
-                      sharding.make_mesh(1, 1))
+                      mesh or sharding.make_mesh(1, 1))
 
 
 def is_trained(network):

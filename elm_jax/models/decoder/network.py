@@ -6,17 +6,16 @@ https://arxiv.org/abs/2302.13971 (Llama); Qwen Team, https://arxiv.org/abs/2505.
 
 import dataclasses
 import functools
-import re
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks import layer_stack
 from elm_jax.models.blocks.grouped_attention import Reach, causal
+from elm_jax.models.decoder.causal_trunk import CausalTrunk, side_by_side, within
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.modules import CausalTransformer, DecoderCache
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
@@ -34,12 +33,11 @@ from elm_jax.models.network import (
 from elm_jax.runtime import sharding, trees
 from elm_jax.types import Array, Batch, Padded, Params
 
-_LAYER = re.compile(r"decoder/layers_(\d+)/")
 _AXES_SUFFIX = "_axes"
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderNetwork:
+class DecoderNetwork(CausalTrunk):
     """The decoder-only network of one config; implements `models.network.Network`.
 
     A prompt without tokens counts as one token: `DecoderConfig.bos_id`, or where that is None
@@ -56,11 +54,6 @@ class DecoderNetwork:
     layout: Layout = dataclasses.field(default_factory=Layout)
     trunk: int = 0
     batches: ClassVar[str] = JOINED
-
-    @property
-    def deepest_trunk(self) -> int:
-        """All layers."""
-        return self.config.num_layers
 
     def init(self, rng: Array) -> Params:
         """Initialises parameters in float32. Pure: jit it with `out_shardings` to create them sharded."""
@@ -89,32 +82,6 @@ class DecoderNetwork:
             return found or ADAPTER
         return NORM if "_norm/" in path else BODY
 
-    def depth_of(self, path: str) -> int:
-        """Number of layers before a leaf is first used."""
-        layer = _LAYER.match(path)
-        if layer is not None:
-            return int(layer[1])
-        return self.config.num_layers if path.startswith(("decoder/final_norm/", "head/")) else 0
-
-    def trunk_states(self, params: Params, tokens: Array, segment_ids: Array) -> Array:
-        """Computes the states f[B, L, D] above the trunk of tokens and segment ids i32[B, L]."""
-        self._check_length(tokens.shape[1])
-        place = jnp.arange(tokens.shape[1])[None]
-        starts = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
-        positions = place - jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
-        return self._apply(params, tokens, positions, _within(segment_ids), method="states_above_trunk")
-
-    def trunk_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and segment ids i32[B, L] of a training batch."""
-        return np.asarray(batch["tokens"]), np.asarray(batch["segment_ids"])
-
-    def trunk_of_choices(self, params: Params, inputs: Padded, targets: Padded) -> tuple[Array, Array]:
-        """Computes the states f[B, S, D] of prompts and f[B, C, T - 1, D] of choices above the trunk."""
-        rows = self._choice_rows(inputs, targets)
-        states = self._apply(params, *rows, method="states_above_trunk")
-        (batch, choices, length), width = targets.tokens.shape, inputs.tokens.shape[1]
-        return states[:, :width], states[:, width:].reshape(batch, choices, length - 1, -1)
-
     def loss(self, params: Params, batch: Batch, rng: Array | None = None,
              settings: LossConfig = PLAIN) -> LossSums:
         """Computes loss sums f32[] over the target tokens of a batch.
@@ -142,7 +109,7 @@ class DecoderNetwork:
         """
         tokens, segments = batch["tokens"], batch["segment_ids"]
         self._check_length(tokens.shape[1])
-        return self._apply(params, tokens, batch["positions"], _within(segments), dropout_rng is None,
+        return self._apply(params, tokens, batch["positions"], within(segments), dropout_rng is None,
                            batch.get(TRUNK_STATES),
                            rngs=None if dropout_rng is None else {"dropout": dropout_rng})
 
@@ -166,7 +133,7 @@ class DecoderNetwork:
         rows, tokens, lengths = self._choice_rows(inputs, targets), targets.tokens, self._prompts(inputs)[1]
         batch, choices, length = tokens.shape
         width = rows[0].shape[1] - choices * (length - 1)
-        states = self._apply(params, *rows, True, _side_by_side(inputs, targets), method="states")
+        states = self._apply(params, *rows, True, side_by_side(inputs, targets), method="states")
         last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
         logits = self._apply(params, jnp.concatenate([last, states[:, width:]], axis=1), method="logits")
         normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -264,20 +231,6 @@ class DecoderNetwork:
                 "Rows are longer than the network's context", got=f"{length} tokens, padding included",
                 expected=f"at most {self.config.max_length}",
                 cure="shorten the inputs, the targets or the text that is generated"))
-
-
-def _within(segment_ids: Array) -> Reach:
-    """Each token of rows i32[B, L] attends to those before it in its own segment."""
-    same = segment_ids[:, None, None, :, None] == segment_ids[:, None, None, None, :]
-    return Reach(causal(segment_ids.shape[1]) & same)
-
-
-def _side_by_side(inputs: Padded, targets: Padded) -> Array | None:
-    """States f[B, S + C * (T - 1), D] of prompts f[B, S, D] and choices f[B, C, T - 1, D]; None for none."""
-    if inputs.states is None:
-        return None
-    own = targets.states.reshape(len(targets.states), -1, targets.states.shape[-1])
-    return jnp.concatenate([inputs.states, own], axis=1)
 
 
 def _logits_of(logits: Array, tokens: Array) -> Array:

@@ -305,7 +305,7 @@ class Transformer(nn.Module):
         self, encoder_input_tokens: Array, decoder_input_tokens: Array,
         encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
         encoder_positions: Array | None = None, decoder_positions: Array | None = None,
-        deterministic: bool = True, trunk_states: Array | None = None,
+        deterministic: bool = True,
     ) -> Array:
         """Logits f32[B, T, V] of batches without lengths: i32[B, S], i32[B, T].
 
@@ -313,7 +313,7 @@ class Transformer(nn.Module):
         """
         real = real_inputs(encoder_input_tokens, self.config.pad_id)
         encoded = self.encode(
-            encoder_input_tokens, real, encoder_segment_ids, encoder_positions, deterministic, trunk_states
+            encoder_input_tokens, real, encoder_segment_ids, encoder_positions, deterministic
         )
         return self.decode(
             encoded, real, decoder_input_tokens, encoder_segment_ids,

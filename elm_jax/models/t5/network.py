@@ -29,7 +29,7 @@ from elm_jax.models.network import (
     real_tokens,
 )
 from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.modules import Cache, Transformer
+from elm_jax.models.t5.modules import Cache, Transformer, real_inputs
 from elm_jax.runtime import sharding, trees
 from elm_jax.types import Array, Batch, Padded, Params
 
@@ -175,13 +175,19 @@ class T5Network:
                          got=", ".join(sorted(batch)),
                          expected="encoder_segment_ids and decoder_segment_ids, or neither")
             )
-        return self._module.apply(
-            {"params": params},
-            batch["encoder_input_tokens"], batch["decoder_input_tokens"],
-            **{key: batch[key] for key in (*PACKING_KEYS, TRUNK_STATES) if key in batch},
-            deterministic=dropout_rng is None,
-            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-        )
+        deterministic = dropout_rng is None
+        apply = functools.partial(self._module.apply, {"params": params},
+                                  rngs=None if deterministic else {"dropout": dropout_rng})
+        inputs, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+        if TRUNK_STATES not in batch:
+            packing = {key: batch[key] for key in PACKING_KEYS if key in batch}
+            return apply(inputs, targets, **packing, deterministic=deterministic)
+        segments, own_segments, positions, own_positions = map(batch.get, PACKING_KEYS)
+        real = real_inputs(inputs, self.config.pad_id)
+        encoded = apply(inputs, real, segments, positions, deterministic, batch[TRUNK_STATES],
+                        method="encode")
+        return apply(encoded, real, targets, segments, own_segments, own_positions, deterministic,
+                     method="decode")
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
         """Computes the log-probability f32[B, C, T] of each token of each choice.

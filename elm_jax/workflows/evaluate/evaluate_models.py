@@ -69,7 +69,7 @@ class ScoringSetup:
     @contextlib.contextmanager
     def above_trunk(self, network: Network, own: Collection[str], model: str
                     ) -> Iterator[tuple[Network, Scoring]]:
-        """Opens the cache of states, if there is one; gives the network with a trunk, and the scoring with it.
+        """Opens the cache of states, if there is one; gives a network with a trunk, and the scoring with it.
 
         Args:
             network: of a model.

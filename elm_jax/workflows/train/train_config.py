@@ -118,7 +118,7 @@ class TrainConfig:
         self.rules()
         self.layout()
         self._check_base_dtype()
-        self._check_trunk()
+        _check_trunk(self)
         check_range("dropout_rate", self.dropout_rate, 0, 1)
         check_range("random_seed", self.random_seed, 0)
         check_range("few_shot", self.few_shot, 0)
@@ -157,27 +157,6 @@ class TrainConfig:
                 "There is no frozen base whose dtype could be chosen", where="train.base_dtype",
                 got=f"{self.base_dtype} for kind {self.kind!r}, which trains every leaf",
                 expected="None", cure="leaves that train stay in float32; leave BASE_DTYPE out"))
-
-    def _check_trunk(self) -> None:
-        given = {"adapter_layers": self.adapter_layers is not None, "trunk_dropout": not self.trunk_dropout,
-                 "trunk_cache": self.trunk_cache is not None,
-                 "trunk_cache_bytes": self.trunk_cache_bytes is not None}
-        for name in (name for name, is_given in given.items() if is_given):
-            why = None
-            if FORM_OF_KIND[self.kind] == "full":
-                why = f"kind {self.kind!r} trains every leaf: no layer is frozen"
-            elif name == "trunk_cache_bytes" and self.trunk_cache is None:
-                why = "there is no trunk_cache"
-            elif name == "trunk_dropout" and not self.dropout_rate:
-                why = "dropout_rate is 0"
-            if why is not None:
-                raise InputError(describe("This setting has no effect", where=f"train.{name}", got=why,
-                                          cure="leave it out"))
-        if self.trunk_cache is not None and self.trunk_dropout and self.dropout_rate:
-            raise InputError(describe(
-                "States that are kept have no dropout", where="train.trunk_cache",
-                got=f"dropout_rate={self.dropout_rate} in all layers",
-                cure="give TRUNK_DROPOUT = False (dropout above the frozen layers only) or DROPOUT_RATE = 0"))
 
     def layout(self) -> Layout:
         """Execution settings of the network (rematerialisation, scanned layers); they change no result."""
@@ -221,3 +200,26 @@ class TrainConfig:
             facts.pop("base_dtype")
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_trunk(config: TrainConfig) -> None:
+    """Raises InputError for settings of frozen lower layers without effect, or that exclude each other."""
+    given = {"adapter_layers": config.adapter_layers is not None, "trunk_dropout": not config.trunk_dropout,
+             "trunk_cache": config.trunk_cache is not None,
+             "trunk_cache_bytes": config.trunk_cache_bytes is not None}
+    for name in (name for name, is_given in given.items() if is_given):
+        why = None
+        if FORM_OF_KIND[config.kind] == "full":
+            why = f"kind {config.kind!r} trains every leaf: no layer is frozen"
+        elif name == "trunk_cache_bytes" and config.trunk_cache is None:
+            why = "there is no trunk_cache"
+        elif name == "trunk_dropout" and not config.dropout_rate:
+            why = "dropout_rate is 0"
+        if why is not None:
+            raise InputError(describe("This setting has no effect", where=f"train.{name}", got=why,
+                                      cure="leave it out"))
+    if config.trunk_cache is not None and config.trunk_dropout and config.dropout_rate:
+        raise InputError(describe(
+            "States that are kept have no dropout", where="train.trunk_cache",
+            got=f"dropout_rate={config.dropout_rate} in all layers",
+            cure="give TRUNK_DROPOUT = False (dropout above the frozen layers only) or DROPOUT_RATE = 0"))

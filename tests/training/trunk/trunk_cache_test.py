@@ -12,7 +12,7 @@ import trunk_rows as made
 from elm_jax.data.arrays.batches import padded
 from elm_jax.errors import InputError
 from elm_jax.models.network import TRUNK_STATES, Layout, frozen_depth
-from elm_jax.runtime import trees
+from elm_jax.runtime import sharding, trees
 from elm_jax.training.trunk import trunk_cache
 
 every_family = pytest.mark.parametrize("name", list(made.CONFIGS))
@@ -147,6 +147,16 @@ def test_adapters_above_share_the_states(tmp_path, computed):
         with made.cache_of(network, params, tmp_path) as cache:
             cache.with_states(batch)
     assert len(computed) == 1
+
+
+def test_a_mesh_computes_the_same_states(tmp_path):
+    network, params = made.network_and_params("llama")
+    batch = made.batches(network, True)[0]
+    with made.cache_of(network, params, tmp_path / "one") as one:
+        expected = one.with_states(batch)[TRUNK_STATES]
+    with made.cache_of(network, params, tmp_path / "many", mesh=sharding.make_mesh(4, 2)) as many:
+        found = many.with_states(batch)[TRUNK_STATES]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_full_cache_keeps_what_fits_and_says_so(tmp_path, computed, caplog):

@@ -86,33 +86,33 @@ def test_a_stack_uses_the_states_of_earlier_runs(folder, monkeypatch):
     computed, real = [], trunk_cache._compiled
     monkeypatch.setattr(trunk_cache, "_compiled", lambda *given: computed.append(given) or real(*given))
     more = [*UPPER, cached(folder), "--gin.STACK_EXPERTS=2"]
-    assert train(folder, "stack", TASKS[0], *more, kind="prompt_stack") == 0
-    assert not computed
+    assert train(folder, "stack", ",".join(TASKS), *more, kind="prompt_stack") == 0
+    assert 0 < len(computed) <= 4, "those of the second task"
     check_same(folder / "stack" / TASKS[0], folder / "plain")
 
 
 def test_scores_are_the_same_with_kept_states(folder, monkeypatch):
     computed, real = [], trunk_cache._compiled
     monkeypatch.setattr(trunk_cache, "_compiled", lambda *given: computed.append(given) or real(*given))
-    (folder / "other").mkdir()
-    other = json.loads((folder / "cached" / "expert" / "expert.json").read_text())
     words = ["--base", str(folder / "base"), "--max_rows", "6", "--mesh_data", "1", "--source_length", "64",
              "--module", "elm_jax.tasks.embedded", "--max_new_tokens", "3", "--prepared",
              str(folder / "prepared"), *(word for task in TASKS for word in ("--task", task))]
-    assert other["id"] == TASKS[0]
+    experts = {"plain": ["plain"], "cached": ["cached"], "both": ["plain", f"stack/{TASKS[1]}"]}
     rows = {}
     for name, more in {"whole": [], "kept": ["--trunk_cache", str(folder / "states")]}.items():
-        for expert in ("plain", "cached"):
+        for expert, members in experts.items():
             output = folder / name / expert / "results.jsonl"
-            assert main(["evaluate", *words, "--expert", str(folder / expert), "--output", str(output),
-                         *more]) == 0
+            given = [word for member in members for word in ("--expert", str(folder / member))]
+            stack = ["--stack_experts", str(len(members) if more else 1)]
+            assert main(["evaluate", *words, *given, "--output", str(output), *stack, *more]) == 0
             predictions = sorted((output.parent / "predictions").rglob("*.jsonl"))
             rows[name, expert] = [json.loads(line) for path in predictions
                                   for line in path.read_text().splitlines()]
             computed.append(None)
     ends = [number for number, each in enumerate(computed) if each is None]
-    assert ends[:2] == [0, 1] and ends[2] > 2 and ends[3] == ends[2] + 1, "once for both experts"
-    for expert in ("plain", "cached"):
+    assert ends[:3] == [0, 1, 2] and ends[3] > 3, "computed for the first expert"
+    assert ends[4:] == [ends[3] + 1, ends[3] + 2], "and for no other"
+    for expert in experts:
         assert rows["kept", expert]
         for found, expected in zip(rows["kept", expert], rows["whole", expert], strict=True):
             np.testing.assert_allclose(found.pop("scores", 0), expected.pop("scores", 0), rtol=0, atol=2e-5)
