@@ -37,7 +37,10 @@ class Padded(NamedTuple):
     Attributes:
         tokens: i32[..., L].
         lengths: i32[...], number of real tokens in each row; the rest is padding, whatever its id.
+        states: of the tokens, above frozen lower layers, as `models.network.Trunk.trunk_of_choices` gives
+            them; None: the network computes them.
     """
 
     tokens: Array
     lengths: Array
+    states: Array | None = None

@@ -262,6 +262,10 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--mesh_model", type=int, default=1)
     evaluate.add_argument("--mesh_experts", type=int, default=1,
                           help="over so many parts of the mesh a stack of experts is split (default: 1)")
+    evaluate.add_argument("--trunk_cache", metavar="DIR", help="keep the inputs' states below the experts' "
+                          "lowest layer, and compute them once for all experts (see ADAPTER_LAYERS)")
+    evaluate.add_argument("--trunk_cache_bytes", type=int, metavar="N",
+                          help="most bytes of that folder (default: 16 GiB)")
     _add_mixed(evaluate)
     _add_data(evaluate)
     _add_hosts(evaluate)

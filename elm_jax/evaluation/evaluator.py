@@ -24,7 +24,8 @@ from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, Evaluation
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding
-from elm_jax.types import Params
+from elm_jax.training.trunk.trunk_cache import TrunkCache
+from elm_jax.types import Batch, Params
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 __all__ = ["EvaluationSettings", "ResultsStore", "Scoring", "TaskResult", "evaluate_task"]
@@ -58,6 +59,7 @@ class Scoring:
         mesh: instances are split over its data axis, stacked experts over its expert axis.
         base: fingerprint of the base, for the rows.
         max_rows: with which the splits were prepared, for the rows.
+        trunk: cache of the states below the layers that the models change; None computes them for each model.
     """
 
     settings: EvaluationSettings
@@ -65,6 +67,11 @@ class Scoring:
     mesh: Mesh
     base: str
     max_rows: int | None = None
+    trunk: TrunkCache | None = None
+
+    def with_states(self, batch: Batch) -> Batch:
+        """Adds the states of a batch's inputs and choices, if there is a cache of them."""
+        return batch if self.trunk is None else self.trunk.with_scored_states(batch)
 
 
 def evaluate_task(network: Network, params: Params, split: PreparedSplit, scoring: Scoring,
@@ -125,7 +132,8 @@ def _rank(network: Network, params: Params, split: PreparedSplit, scoring: Scori
     choices, form = choices_of(split), form_of(network)
     found: list[dict[str, Any]] = []
     for shape, numbers in plan_batches(split, choices, scoring.settings, scoring.mesh.shape["data"]):
-        placed = sharding.put_batch(choice_batch(split, choices, shape, numbers, form), scoring.mesh)
+        batch = scoring.with_states(choice_batch(split, choices, shape, numbers, form))
+        placed = sharding.put_batch(batch, scoring.mesh)
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
         found += ranked_rows(split, choices, numbers, hosts.whole(scores), scoring.settings.choice_score)
     return in_order(found)
@@ -185,7 +193,8 @@ def _generate(network: Network, params: Params, split: PreparedSplit, scoring: S
               ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for shape, numbers in plan_batches(split, None, scoring.settings, scoring.mesh.shape["data"]):
-        placed = sharding.put_batch(input_rows(split, shape, numbers, form_of(network)), scoring.mesh)
+        batch = scoring.with_states(input_rows(split, shape, numbers, form_of(network)))
+        placed = sharding.put_batch(batch, scoring.mesh)
         texts = greedy_texts.generate(
             network, params, padded(placed, "inputs"), max_new_tokens=scoring.settings.max_new_tokens,
             vocabulary=scoring.vocabulary)

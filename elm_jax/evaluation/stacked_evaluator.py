@@ -92,7 +92,8 @@ def _rank(network: GroupedNetwork, params: Many, split: PreparedSplit, scoring: 
     mesh, choices, form = scoring.mesh, evaluator.choices_of(split), form_of(network)
     found: list[list[dict[str, Any]]] = [[] for _ in range(network.size)]
     for shape, numbers in evaluator.plan_batches(split, choices, scoring.settings, mesh.shape["data"]):
-        placed = _repeated(evaluator.choice_batch(split, choices, shape, numbers, form), network.size, mesh)
+        batch = scoring.with_states(evaluator.choice_batch(split, choices, shape, numbers, form))
+        placed = _repeated(batch, network.size, mesh)
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
         scores = hosts.whole(scores)
         for own, group in zip(found, np.split(scores, network.size), strict=True):
@@ -105,7 +106,8 @@ def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, scori
     settings, mesh = scoring.settings, scoring.mesh
     found: list[list[dict[str, Any]]] = [[] for _ in range(network.size)]
     for shape, numbers in evaluator.plan_batches(split, None, settings, mesh.shape["data"]):
-        placed = _repeated(evaluator.input_rows(split, shape, numbers, form_of(network)), network.size, mesh)
+        batch = scoring.with_states(evaluator.input_rows(split, shape, numbers, form_of(network)))
+        placed = _repeated(batch, network.size, mesh)
         tokens = greedy(network, params, padded(placed, "inputs"), max_length=settings.max_new_tokens)
         tokens = hosts.whole(tokens)
         for own, group in zip(found, np.split(tokens, network.size), strict=True):
@@ -205,16 +207,16 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
     for shape, numbers in evaluator.plan_batches(split, choices, settings, mesh.shape["data"]):
         chosen = np.resize(index[numbers], shape.rows)
         if choices is None:
-            placed = sharding.put_batch({**evaluator.input_rows(split, shape, numbers, form),
-                                         "index": chosen}, mesh)
+            batch = scoring.with_states(evaluator.input_rows(split, shape, numbers, form))
+            placed = sharding.put_batch({**batch, "index": chosen}, mesh)
             tokens = greedy_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                   max_length=settings.max_new_tokens)
             tokens = hosts.whole(tokens)
             texts = [decoded(network.config, row, scoring.vocabulary) for row in tokens]
             found += evaluator.generated_rows(split, numbers, texts)
         else:
-            placed = sharding.put_batch({**evaluator.choice_batch(split, choices, shape, numbers, form),
-                                         "index": chosen}, mesh)
+            batch = scoring.with_states(evaluator.choice_batch(split, choices, shape, numbers, form))
+            placed = sharding.put_batch({**batch, "index": chosen}, mesh)
             scores = score_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                  padded(placed, "choices"))
             scores = hosts.whole(scores)

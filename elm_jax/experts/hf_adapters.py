@@ -15,7 +15,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.overlay import Expert
+from elm_jax.experts.overlay import Expert, leaves_to_train
 from elm_jax.formats import tree_checks
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
@@ -99,13 +99,18 @@ def _description(expert: Expert, overlay: FlatParams) -> dict[str, Any]:
         "bottleneck": config.bottleneck,
         "function": "y = x + up(gelu_tanh(down(x))), down and up linear with bias",
         "place": "on the output of self-attention and of the feed-forward, in every layer of encoder and "
-                 "decoder, before that sub-layer's dropout and residual add",
+                 "decoder" + _but_some(config) + ", before that sub-layer's dropout and residual add",
         "names": "<encoder|decoder>.block.<layer>.layer.<sub-layer>.adapter.<down|up>.<weight|bias>, "
                  "weights as [out, in]",
         "norms": "the expert's own, in the model's weights" if norms else "the base's",
         "trained_norms": norms,
         "card": expert.card.to_dict(),
     }
+
+
+def _but_some(config: NetworkConfig) -> str:
+    layers = config.adapter.layers
+    return "" if layers is None else f" that is one of {list(layers)} (the encoder's are counted first)"
 
 
 def read_hf_expert(folder: storage.PathLike) -> Expert:
@@ -134,9 +139,10 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
              if is_adapter_leaf(path)}
     overlay = read_named(stored, names, config, folder / WEIGHTS_FILE)
     if values.get("trained_norms"):
-        tensors, role_of = t5_models.open_hf(folder).tensors, families.network_of(config).role_of
+        tensors, network = t5_models.open_hf(folder).tensors, families.network_of(config)
+        trains = leaves_to_train(network, card.form)
         overlay |= {path: tensors.read(path).astype(np.float32, copy=False)
-                    for path in tensors.specs if role_of(path) == NORM}
+                    for path in tensors.specs if network.role_of(path) == NORM and trains(path)}
     return Expert(card, trees.unflatten(overlay), path=str(folder))
 
 

@@ -14,9 +14,10 @@ from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.model import Tensors
 from elm_jax.models import families
+from elm_jax.models.adapters import carriers
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.models.adapters.kind import AdapterKind
-from elm_jax.models.network import ADAPTER, GATE, NORM, Network, NetworkConfig
+from elm_jax.models.network import ADAPTER, GATE, NORM, Network, NetworkConfig, has_trunk
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
 from elm_jax.types import Array, Params
 
@@ -47,6 +48,16 @@ def trained_leaves(role_of: Callable[[str], str], form: str, train_norms: bool =
     return lambda path: role_of(path) in roles
 
 
+def leaves_to_train(network: Network, form: str, train_norms: bool = True) -> Callable[[str], bool]:
+    """As `trained_leaves` for one network: norms below the lowest layer with adapters do not train."""
+    trains = trained_leaves(network.role_of, form, train_norms)
+    first = 0 if form == "full" else carriers.lowest(network.config.adapter)
+    if first == 0:
+        return trains
+    depth_of = has_trunk(network).depth_of
+    return lambda path: trains(path) and depth_of(path) >= first
+
+
 def initial_overlay(
     base: Base, form: str, *, adapter: AdapterKind | None, train_norms: bool, seed: int
 ) -> tuple[NetworkConfig, Params, Params]:
@@ -60,7 +71,7 @@ def initial_overlay(
         return base.config, base.params, {}
     config = base.config.with_adapter(adapter or AdapterConfig())
     network = families.network_of(config)
-    trains = trained_leaves(network.role_of, form, train_norms)
+    trains = leaves_to_train(network, form, train_norms)
     overlay, frozen = trees.split(trees.merge(base.params, _fresh_adapters(network, seed)), trains)
     return config, overlay, frozen
 

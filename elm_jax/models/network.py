@@ -5,10 +5,12 @@ network. A family (T5, and what comes) is a folder beside this file and a row of
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime.sharding import Axes
@@ -25,6 +27,9 @@ BODY, NORM, ADAPTER, GATE = ROLES = ("body", "norm", "adapter", "gate")
 """Roles of leaves: a gate weighs experts or adapters; a norm is a scale or a bias of a normalisation."""
 REMAT = ("none", "layer", "dots")
 """Names of what the backward pass recomputes."""
+
+TRUNK_STATES = "trunk_states"
+"""Key of a training batch: states f[B, L, D] in place of what a network's trunk would compute."""
 
 Cache = Any
 """State of decoding from step to step; only the network knows its leaves."""
@@ -117,6 +122,7 @@ class NetworkConfig(Protocol):
         vocab_size: rows V of the embedding.
         dropout_rate: rate of every dropout while training.
         dtype: of the activations, by name.
+        num_layers: layers, counted through the network in the order in which they are computed.
         adapter: the adapters that a prompt expert adds; None for none.
         pad_id: token that fills rows up; it may be a real token as well, so masks come from lengths.
         eos_id: token that ends a text.
@@ -127,6 +133,7 @@ class NetworkConfig(Protocol):
     vocab_size: int
     dropout_rate: float
     dtype: str
+    num_layers: int
     adapter: Any
     pad_id: int
     eos_id: int
@@ -216,6 +223,70 @@ class Network(Protocol):
         Returns:
             A prefix of the cache's tree: 0 where an axis of experts goes in front, None where all share.
         """
+
+
+@runtime_checkable
+class Trunk(Protocol):
+    """Interface of networks whose lower layers can be frozen and their states kept; an addition to `Network`.
+
+    The trunk is the lowest `trunk` layers and the embeddings. It runs without dropout. Where a batch has
+    states, it does not run at all: the rows start from them.
+
+    Attributes:
+        trunk: layers in the trunk; 0 for a network without.
+        deepest_trunk: most layers that it can have: those whose states depend on tokens alone.
+    """
+
+    trunk: int
+    deepest_trunk: int
+
+    def depth_of(self, path: str) -> int:
+        """Number of layers that are computed before a leaf is first used; 0 for embeddings."""
+
+    def trunk_states(self, params: Params, tokens: Array, segment_ids: Array) -> Array:
+        """Computes the states f[B, L, D], of the activations' dtype, that enter the layers above the trunk.
+
+        A segment's states depend on its own tokens alone; those of padding mean nothing.
+
+        Args:
+            params: those of the trunk; others are not used.
+            tokens: i32[B, L].
+            segment_ids: i32[B, L]; segments count from 1 and lie one after another, padding has 0.
+        """
+
+    def trunk_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and segment ids i32[B, L] of a training batch (numpy), as `trunk_states` takes them."""
+
+    def trunk_of_choices(self, params: Params, inputs: Padded, targets: Padded) -> tuple[Array, Array | None]:
+        """Computes the states of instances to score, as `target_log_probs` takes them in `Padded.states`.
+
+        Args:
+            params: those of the trunk.
+            inputs: tokens i32[B, S], lengths i32[B].
+            targets: tokens i32[B, C, T], lengths i32[B, C]; not used if batches are two-sided.
+
+        Returns:
+            f[B, S, D] of the inputs; f[B, C, T - 1, D] of the choices' tokens before the last, or None if
+            batches are two-sided.
+        """
+
+
+def has_trunk(network: Network) -> Trunk:
+    """Returns the network if it implements `Trunk`.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not isinstance(network, Trunk):
+        raise InputError(describe("Networks of this family have no trunk whose states could be kept",
+                                  got=f"family {network.config.family!r}"))
+    return network
+
+
+def frozen_depth(network: Network, trained: Iterable[str]) -> int:
+    """Number of lowest layers whose states no leaf of `trained` changes, given by their paths."""
+    door = has_trunk(network)
+    return min([door.deepest_trunk, *map(door.depth_of, trained)])
 
 
 def is_multiplied(path: str) -> bool:

@@ -196,7 +196,7 @@ class SmallDecoderNetwork:
     def target_log_probs(self, params, inputs, targets):
         """A full pass for each choice: prompt and choice joined in one row."""
         batch, choices, length = targets.tokens.shape
-        prompts = Padded(*(jnp.repeat(jnp.asarray(each), choices, axis=0) for each in inputs))
+        prompts = Padded(*(jnp.repeat(jnp.asarray(each), choices, axis=0) for each in inputs[:2]))
         ends = jnp.asarray(targets.lengths).reshape(-1)
         own = jnp.asarray(targets.tokens).reshape(-1, length)
         width = prompts.tokens.shape[1] + length

@@ -171,8 +171,8 @@ def pad_prompts(prompts: Sequence[Tokens], rows: int, length: int, pad_id: int) 
 
 
 def padded(batch: Batch, name: str) -> Padded:
-    """Returns ``inputs`` or ``choices`` of a batch together with their lengths."""
-    return Padded(batch[name], batch[f"{name.removesuffix('s')}_lengths"])
+    """Returns ``inputs`` or ``choices`` of a batch with their lengths, and their states if it has them."""
+    return Padded(batch[name], batch[f"{name.removesuffix('s')}_lengths"], batch.get(f"{name}_states"))
 
 
 def choose_bucket(length: int, buckets: Sequence[int], *, cut: bool = False) -> int:

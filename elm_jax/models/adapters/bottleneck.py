@@ -47,8 +47,8 @@ class BottleneckConfig(AdapterKind):
         return Bottleneck(self, dtype) if place in ("attention", "mlp") else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings as a JSON-ready dictionary: the width alone, the format of older cards."""
-        return {"bottleneck": self.bottleneck}
+        """Settings as a JSON-ready dictionary, without the kind: the format of older cards."""
+        return self.with_layers({"bottleneck": self.bottleneck})
 
 
 def bottleneck_of(adapter: AdapterKind | None, emb_dim: int, where: str) -> int:

@@ -36,9 +36,12 @@ class AdapterKind:
 
     Attributes:
         kind: name in gin files and on cards.
+        layers: layers that carry adapters, as `carriers` reads them; None for all. Norms below the lowest of
+            them do not train.
     """
 
     kind: ClassVar[str]
+    layers: str | tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
         """Returns the Flax module of a place (see `config.attach`); None if this kind has none there."""
@@ -50,4 +53,11 @@ class AdapterKind:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as a JSON-ready dictionary of arguments of `config.AdapterConfig`."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}
+        return self.with_layers({"kind": self.kind, **dataclasses.asdict(self)})
+
+    def with_layers(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Adds ``layers`` to a dictionary of settings; leaves it out, as older cards do, if it is None."""
+        settings.pop("layers", None)
+        if self.layers is None:
+            return settings
+        return {**settings, "layers": self.layers if isinstance(self.layers, str) else list(self.layers)}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models.adapters.carriers import with_layers_of
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.network import DTYPES
@@ -131,6 +132,7 @@ class DecoderConfig:
         self._check_choices()
         self._check_numbers()
         self._check_ids()
+        object.__setattr__(self, "adapter", with_layers_of(self.adapter, self.num_layers))
 
     def _check_choices(self) -> None:
         if not isinstance(self.mlp_activations, tuple) or len(self.mlp_activations) not in (1, 2):

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from elm_jax.models.adapters.carriers import layer_configs
 from elm_jax.models.adapters.config import attach
 from elm_jax.models.blocks.feed_forward import Mlp
 from elm_jax.models.blocks.grouped_attention import GroupedAttention, HeadKeysValues, Reach, cached
@@ -95,20 +96,27 @@ class CausalLayer(nn.Module):
 
 
 class CausalStack(nn.Module):
-    """Stack of causal layers and the last norm."""
+    """Stack of causal layers and the last norm; the lowest `trunk` layers run without dropout."""
 
     config: DecoderConfig
     layout: Layout = Layout()
+    trunk: int = 0
 
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
-        self.layers = [CausalLayer(self.config) for _ in range(self.config.num_layers)]
+        configs = layer_configs(self.config, 0, self.config.num_layers)
+        self.layers = [CausalLayer(config) for config in configs]
         self.final_norm = _norm(self.config)
 
     def __call__(self, x: Array, by: Rotation | None, reach: Reach, deterministic: bool) -> Array:
-        """Applies all layers to f[B, L, D]; returns f[B, L, D]."""
-        x = run_stack(self, CausalLayer(self.config, parent=None), x, (by, reach), deterministic)
+        """Applies the layers above the trunk, and the last norm, to f[B, L, D]; returns f[B, L, D]."""
+        x = run_stack(self, CausalLayer(self.config, parent=None), x, (by, reach), deterministic,
+                      (self.trunk, len(self.layers)))
         return self.final_norm(x)
+
+    def below(self, x: Array, by: Rotation | None, reach: Reach) -> Array:
+        """Applies the trunk's layers to f[B, L, D], without dropout; returns f[B, L, D]."""
+        return run_stack(self, CausalLayer(self.config, parent=None), x, (by, reach), True, (0, self.trunk))
 
     def prefill(self, x: Array, by: Rotation | None, reach: Reach, steps: int) -> DecoderCache:
         """Makes the layers' caches of prompts f[B, S, D], with room for further tokens."""
@@ -137,6 +145,7 @@ class CausalTransformer(nn.Module):
 
     config: DecoderConfig
     layout: Layout = Layout()
+    trunk: int = 0
 
     def setup(self) -> None:
         """Creates embeddings, layers and, if it is untied, the head."""
@@ -146,19 +155,30 @@ class CausalTransformer(nn.Module):
         if config.position == "learned":
             self.position_embedder = Embed(config.max_length, config.emb_dim, dtype, INIT_STDDEV, "length")
         self.dropout = Dropout(config.dropout_rate)
-        self.decoder = CausalStack(config, self.layout)
+        self.decoder = CausalStack(config, self.layout, self.trunk)
         if not config.tied_head:
             self.head = Dense(config.vocab_size, ("embed", "vocab"), jnp.dtype("float32"),
                               precision=LOGITS_PRECISION)
 
-    def __call__(self, tokens: Array, positions: Array, reach: Reach, deterministic: bool = True) -> Array:
-        """Logits f32[B, L, V] of tokens i32[B, L] at positions i32[B or 1, L]."""
-        return self.logits(self.states(tokens, positions, reach, deterministic))
+    def __call__(self, tokens: Array, positions: Array, reach: Reach, deterministic: bool = True,
+                 trunk_states: Array | None = None) -> Array:
+        """Logits f32[B, L, V] of tokens i32[B, L] at positions i32[B or 1, L]; see `states`."""
+        return self.logits(self.states(tokens, positions, reach, deterministic, trunk_states))
 
-    def states(self, tokens: Array, positions: Array, reach: Reach, deterministic: bool = True) -> Array:
-        """Last states f[B, L, D], normalised, of tokens i32[B, L]."""
-        x = self.dropout(self._embed(tokens, positions), deterministic)
+    def states(self, tokens: Array, positions: Array, reach: Reach, deterministic: bool = True,
+               trunk_states: Array | None = None) -> Array:
+        """Last states f[B, L, D], normalised, of tokens i32[B, L], or of their states above the trunk."""
+        x = trunk_states
+        if x is None and self.trunk:
+            x = self.states_above_trunk(tokens, positions, reach)
+        elif x is None:
+            x = self.dropout(self._embed(tokens, positions), deterministic)
         return self.decoder(x, rotation_of(self.config, positions), reach, deterministic)
+
+    def states_above_trunk(self, tokens: Array, positions: Array, reach: Reach) -> Array:
+        """States f[B, L, D] above the trunk of tokens i32[B, L] at positions i32[B or 1, L]."""
+        by = rotation_of(self.config, positions)
+        return self.decoder.below(self._embed(tokens, positions), by, reach)
 
     def logits(self, y: Array) -> Array:
         """Applies the tied or untied head: f[B, L, D] -> f32[B, L, V]."""

@@ -15,10 +15,21 @@ from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks import layer_stack
 from elm_jax.models.blocks.grouped_attention import Reach, causal
+from elm_jax.models.decoder.causal_trunk import CausalTrunk, side_by_side, within
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.modules import CausalTransformer, DecoderCache
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
-from elm_jax.models.network import ADAPTER, BODY, JOINED, NORM, Layout, Start, StepAccount, real_tokens
+from elm_jax.models.network import (
+    ADAPTER,
+    BODY,
+    JOINED,
+    NORM,
+    TRUNK_STATES,
+    Layout,
+    Start,
+    StepAccount,
+    real_tokens,
+)
 from elm_jax.runtime import sharding, trees
 from elm_jax.types import Array, Batch, Padded, Params
 
@@ -26,7 +37,7 @@ _AXES_SUFFIX = "_axes"
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderNetwork:
+class DecoderNetwork(CausalTrunk):
     """The decoder-only network of one config; implements `models.network.Network`.
 
     A prompt without tokens counts as one token: `DecoderConfig.bos_id`, or where that is None
@@ -35,11 +46,13 @@ class DecoderNetwork:
     Attributes:
         config: dimensions, special ids, adapters.
         layout: how it is computed: rematerialisation, layers one by one or as a scan.
+        trunk: lowest layers that are frozen and run without dropout; see `models.network.Trunk`.
         batches: the form of its training batches: prompt and target joined in one row.
     """
 
     config: DecoderConfig
     layout: Layout = dataclasses.field(default_factory=Layout)
+    trunk: int = 0
     batches: ClassVar[str] = JOINED
 
     def init(self, rng: Array) -> Params:
@@ -87,7 +100,8 @@ class DecoderNetwork:
 
         Args:
             params: as `init` makes them.
-            batch: tokens, segment_ids and positions i32[B, L], as `data.arrays.joined` makes them.
+            batch: tokens, segment_ids and positions i32[B, L], as `data.arrays.joined` makes them; perhaps
+                trunk_states f[B, L, D], and the rows start from them.
             dropout_rng: key of dropout; None switches dropout off.
 
         Raises:
@@ -95,9 +109,8 @@ class DecoderNetwork:
         """
         tokens, segments = batch["tokens"], batch["segment_ids"]
         self._check_length(tokens.shape[1])
-        same = segments[:, None, None, :, None] == segments[:, None, None, None, :]
-        reach = Reach(causal(tokens.shape[1]) & same)
-        return self._apply(params, tokens, batch["positions"], reach, dropout_rng is None,
+        return self._apply(params, tokens, batch["positions"], within(segments), dropout_rng is None,
+                           batch.get(TRUNK_STATES),
                            rngs=None if dropout_rng is None else {"dropout": dropout_rng})
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
@@ -117,17 +130,10 @@ class DecoderNetwork:
         Raises:
             InputError: prompt and choice are longer than the context.
         """
-        prompts, lengths = self._prompts(inputs)
-        tokens = jnp.asarray(targets.tokens)
-        (batch, choices, length), width = tokens.shape, prompts.shape[1]
-        self._check_length(width + length)
-        behind = jnp.tile(lengths[:, None] + jnp.arange(length - 1)[None], (1, choices))
-        before = jnp.broadcast_to(jnp.arange(width)[None], prompts.shape)
-        real = real_tokens(Padded(prompts, lengths))
-        states = self._apply(
-            params, jnp.concatenate([prompts, tokens[..., :-1].reshape(batch, -1)], axis=1),
-            jnp.concatenate([before, behind], axis=1),
-            Reach(causal(width), choices if length > 1 else 0, real), method="states")
+        rows, tokens, lengths = self._choice_rows(inputs, targets), targets.tokens, self._prompts(inputs)[1]
+        batch, choices, length = tokens.shape
+        width = rows[0].shape[1] - choices * (length - 1)
+        states = self._apply(params, *rows, True, side_by_side(inputs, targets), method="states")
         last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
         logits = self._apply(params, jnp.concatenate([last, states[:, width:]], axis=1), method="logits")
         normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -189,12 +195,26 @@ class DecoderNetwork:
             table="token_embedder/embedding", head=None if config.tied_head else "head/kernel")
 
     def _apply(self, params: Params, *arguments: Any, **more: Any) -> Any:
-        return CausalTransformer(self.config, self.layout).apply({"params": params}, *arguments, **more)
+        module = CausalTransformer(self.config, self.layout, self.trunk)
+        return module.apply({"params": params}, *arguments, **more)
 
     def _init_variables(self, rng: Array) -> Params:
         token = jnp.zeros((1, 1), jnp.int32)
         return CausalTransformer(self.config, self.layout).init({"params": rng}, token, token,
                                                                 Reach(causal(1)))
+
+    def _choice_rows(self, inputs: Padded, targets: Padded) -> tuple[Array, Array, Reach]:
+        """Rows [B, S + C * (T - 1)] of prompts and choices without their last tokens: tokens, positions."""
+        prompts, lengths = self._prompts(inputs)
+        tokens = jnp.asarray(targets.tokens)
+        (batch, choices, length), width = tokens.shape, prompts.shape[1]
+        self._check_length(width + length)
+        behind = jnp.tile(lengths[:, None] + jnp.arange(length - 1)[None], (1, choices))
+        before = jnp.broadcast_to(jnp.arange(width)[None], prompts.shape)
+        real = real_tokens(Padded(prompts, lengths))
+        return (jnp.concatenate([prompts, tokens[..., :-1].reshape(batch, -1)], axis=1),
+                jnp.concatenate([before, behind], axis=1),
+                Reach(causal(width), choices if length > 1 else 0, real))
 
     def _prompts(self, inputs: Padded) -> tuple[Array, Array]:
         """Tokens i32[B, S], S at least 1, and lengths i32[B], at least 1 (see the class on empty prompts)."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.adapters.bottleneck import bottleneck_of
+from elm_jax.models.adapters.carriers import with_layers_of
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.network import DTYPES
@@ -40,7 +41,8 @@ class T5Config:
         dtype: of the activations; parameters, softmax, norms and logits stay float32.
         relative_attention_num_buckets: rows of the relative position bias.
         relative_attention_max_distance: distances from here on share one bucket.
-        adapter: config of a kind of adapter, as `AdapterConfig` builds it; None for a network without.
+        adapter: config of a kind of adapter, as `AdapterConfig` builds it; None for a network without. The
+            encoder's layers come first where it numbers layers.
         family, pad_id, eos_id, start_id: T5's, whatever its size; padding is no token of a text.
     """
 
@@ -91,6 +93,7 @@ class T5Config:
             raise _wrong("dropout_rate", rate, "a number in [0, 1)")
         if self.adapter is not None and not isinstance(self.adapter, AdapterKind):
             raise _wrong("adapter", self.adapter, "None or an AdapterConfig")
+        object.__setattr__(self, "adapter", with_layers_of(self.adapter, self.num_layers))
 
     def _check_buckets(self) -> None:
         buckets = self.relative_attention_num_buckets
@@ -111,6 +114,11 @@ class T5Config:
             InputError: the network has none.
         """
         return bottleneck_of(self.adapter, self.emb_dim, "T5Config.adapter")
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of encoder and decoder together."""
+        return self.num_encoder_layers + self.num_decoder_layers
 
     @property
     def activation_dtype(self) -> jnp.dtype:

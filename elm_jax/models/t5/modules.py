@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elm_jax.models.adapters.carriers import layer_configs
 from elm_jax.models.adapters.config import Hook, attach
 from elm_jax.models.blocks.attention import Attention, KeysValues
 from elm_jax.models.blocks.feed_forward import Mlp
@@ -56,6 +57,12 @@ def causal_mask(length: int) -> Array:
     """Causal mask bool[1, 1, L, L], axes (query, key): no query attends to a later key."""
     index = jnp.arange(length)
     return (index[:, None] >= index[None, :])[None, None]
+
+
+def real_inputs(tokens: Array, pad_id: int) -> Array:
+    """Mask bool[B, S] of inputs i32[B, S] without lengths: all up to the last token that is not padding."""
+    index = jnp.arange(1, tokens.shape[1] + 1)[None]
+    return index <= jnp.max(jnp.where(tokens != pad_id, index, 0), axis=1, keepdims=True)
 
 
 def _norm(config: T5Config) -> RMSNorm:
@@ -173,26 +180,43 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stack of encoder layers with one shared relative position bias."""
+    """Stack of encoder layers with one shared position bias; the lowest `trunk` layers have no dropout."""
 
     config: T5Config
     layout: Layout = Layout()
+    trunk: int = 0
 
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
         self.relpos_bias = _relative_bias(self.config, bidirectional=True)
-        self.layers = [EncoderLayer(self.config) for _ in range(self.config.num_encoder_layers)]
+        configs = layer_configs(self.config, 0, self.config.num_encoder_layers)
+        self.layers = [EncoderLayer(config) for config in configs]
         self.encoder_norm = _norm(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
 
     def __call__(
-        self, x: Array, allowed: Array, positions: Array | None, deterministic: bool
+        self, x: Array, allowed: Array, positions: Array | None, deterministic: bool, above: bool = False
     ) -> Array:
-        """Encodes embedded f[B, S, D] with key mask bool[B, 1, 1 or S, S] -> f[B, S, D]."""
-        biases = (self.relpos_bias(x.shape[1], positions), mask_bias(allowed))
-        x = self.dropout(x, deterministic)
-        x = run_stack(self, EncoderLayer(self.config, parent=None), x, (biases,), deterministic)
+        """Encodes embedded f[B, S, D], or states above the trunk, with key mask bool[B, 1, 1 or S, S]."""
+        biases = self._biases(x, allowed, positions)
+        if not above and self.trunk:
+            x = self._below(x, biases)
+        elif not above:
+            x = self.dropout(x, deterministic)
+        x = run_stack(self, EncoderLayer(self.config, parent=None), x, (biases,), deterministic,
+                      (self.trunk, len(self.layers)))
         return self.dropout(self.encoder_norm(x), deterministic)
+
+    def below(self, x: Array, allowed: Array) -> Array:
+        """States f[B, S, D] above the trunk, of embedded f[B, S, D] with key mask bool[B, 1, S, S]."""
+        return self._below(x, self._biases(x, allowed, None))
+
+    def _biases(self, x: Array, allowed: Array, positions: Array | None) -> Biases:
+        return self.relpos_bias(x.shape[1], positions), mask_bias(allowed)
+
+    def _below(self, x: Array, biases: Biases) -> Array:
+        layer = EncoderLayer(self.config, parent=None)
+        return run_stack(self, layer, x, (biases,), True, (0, self.trunk))
 
 
 class Decoder(nn.Module):
@@ -204,7 +228,8 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
         self.relpos_bias = _relative_bias(self.config, bidirectional=False)
-        self.layers = [DecoderLayer(self.config) for _ in range(self.config.num_decoder_layers)]
+        configs = layer_configs(self.config, self.config.num_encoder_layers, self.config.num_decoder_layers)
+        self.layers = [DecoderLayer(config) for config in configs]
         self.decoder_norm = _norm(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
         if not self.config.logits_via_embedding:
@@ -267,12 +292,13 @@ class Transformer(nn.Module):
 
     config: T5Config
     layout: Layout = Layout()
+    trunk: int = 0
 
     def setup(self) -> None:
         """Creates embedding, encoder and decoder."""
         config = self.config
         self.token_embedder = Embed(config.vocab_size, config.emb_dim, config.activation_dtype)
-        self.encoder = Encoder(config, self.layout)
+        self.encoder = Encoder(config, self.layout, self.trunk)
         self.decoder = Decoder(config, self.layout)
 
     def __call__(
@@ -285,9 +311,7 @@ class Transformer(nn.Module):
 
         A row of inputs ends behind its last token that is not padding; id 0 before it is a token like others.
         """
-        index = jnp.arange(1, encoder_input_tokens.shape[1] + 1)[None]
-        ends = jnp.max(jnp.where(encoder_input_tokens != self.config.pad_id, index, 0), axis=1, keepdims=True)
-        real = index <= ends
+        real = real_inputs(encoder_input_tokens, self.config.pad_id)
         encoded = self.encode(
             encoder_input_tokens, real, encoder_segment_ids, encoder_positions, deterministic
         )
@@ -314,16 +338,24 @@ class Transformer(nn.Module):
 
     def encode(
         self, tokens: Array, real: Array, segment_ids: Array | None = None, positions: Array | None = None,
-        deterministic: bool = True,
+        deterministic: bool = True, states: Array | None = None,
     ) -> Array:
-        """Encodes tokens i32[B, S] with token mask bool[B, S] -> f[B, S, D]."""
+        """Encodes tokens i32[B, S], or their states above the trunk, with token mask bool[B, S]."""
         allowed = key_mask(real, segment_ids, segment_ids)
+        if states is not None:
+            return self.encoder(states, allowed, positions, deterministic, above=True)
         return self.encoder(self.token_embedder(tokens), allowed, positions, deterministic)
 
-    def choice_logits(self, inputs: Array, real: Array, choice_tokens: Array) -> Array:
+    def states_above_trunk(self, tokens: Array, segment_ids: Array) -> Array:
+        """States f[B, S, D] above the trunk of inputs and segment ids i32[B, S]; padding has segment 0."""
+        allowed = key_mask(segment_ids > 0, segment_ids, segment_ids)
+        return self.encoder.below(self.token_embedder(tokens), allowed)
+
+    def choice_logits(self, inputs: Array, real: Array, choice_tokens: Array, states: Array | None = None
+                      ) -> Array:
         """Logits f32[B, C, T, V] of choices i32[B, C, T]; inputs i32[B, S] with token mask bool[B, S]."""
         batch, choices, length = choice_tokens.shape
-        encoded = self.encode(inputs, real)
+        encoded = self.encode(inputs, real, states=states)
         y = self.decoder(
             self.token_embedder(choice_tokens.reshape(batch * choices, length)), encoded,
             causal_mask(length), key_mask(real, None, None), None, True,

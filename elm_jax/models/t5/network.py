@@ -6,10 +6,12 @@ https://arxiv.org/abs/1910.10683, and for T5 1.1 Shazeer, https://arxiv.org/abs/
 
 import dataclasses
 import functools
+import re
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import is_adapter_leaf
@@ -19,6 +21,7 @@ from elm_jax.models.network import (
     ADAPTER,
     BODY,
     NORM,
+    TRUNK_STATES,
     TWO_SIDED,
     Layout,
     Start,
@@ -26,7 +29,7 @@ from elm_jax.models.network import (
     real_tokens,
 )
 from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.modules import Cache, Transformer
+from elm_jax.models.t5.modules import Cache, Transformer, real_inputs
 from elm_jax.runtime import sharding, trees
 from elm_jax.types import Array, Batch, Padded, Params
 
@@ -35,6 +38,7 @@ __all__ = ["Cache", "Layout", "T5Config", "T5Network", "shift_right"]
 PACKING_KEYS = (
     "encoder_segment_ids", "decoder_segment_ids", "encoder_positions", "decoder_positions"
 )
+_LAYER = re.compile(r"(?P<stack>encoder|decoder)/layers_(?P<number>\d+)/")
 _AXES_SUFFIX = "_axes"
 
 
@@ -63,16 +67,23 @@ class T5Network:
     Attributes:
         config: dimensions, generation, adapters.
         layout: how it is computed: rematerialisation, layers one by one or as a scan.
+        trunk: lowest layers of the encoder, frozen and without dropout; see `models.network.Trunk`.
         batches: the form of its training batches: inputs and targets in separate rows.
     """
 
     config: T5Config
     layout: Layout = dataclasses.field(default_factory=Layout)
+    trunk: int = 0
     batches: ClassVar[str] = TWO_SIDED
 
     @property
+    def deepest_trunk(self) -> int:
+        """Layers of the encoder: states of the decoder's layers depend on targets."""
+        return self.config.num_encoder_layers
+
+    @property
     def _module(self) -> Transformer:
-        return Transformer(self.config, self.layout)
+        return Transformer(self.config, self.layout, self.trunk)
 
     def init(self, rng: Array) -> Params:
         """Initialises parameters in float32. Pure: jit it with `out_shardings` to create them sharded."""
@@ -98,6 +109,34 @@ class T5Network:
         adapter = self.config.adapter
         return (adapter and adapter.role_of(path)) or role_of(path)
 
+    def depth_of(self, path: str) -> int:
+        """Number of layers before a leaf is first used; the decoder's follow the encoder's."""
+        config = self.config
+        layer = _LAYER.match(path)
+        if layer is not None:
+            return int(layer["number"]) + config.num_encoder_layers * (layer["stack"] == "decoder")
+        if path.startswith(("decoder/decoder_norm/", "decoder/logits_dense/")):
+            return config.num_layers
+        return config.num_encoder_layers if path.startswith(("encoder/encoder_norm/", "decoder/")) else 0
+
+    def trunk_states(self, params: Params, tokens: Array, segment_ids: Array) -> Array:
+        """Computes the states f[B, S, D] above the trunk of inputs and segment ids i32[B, S]."""
+        return self._module.apply({"params": params}, tokens, segment_ids, method="states_above_trunk")
+
+    def trunk_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Input tokens and segment ids i32[B, S] of a batch; a row that is not packed is one segment."""
+        tokens = np.asarray(batch["encoder_input_tokens"])
+        if "encoder_segment_ids" in batch:
+            return tokens, np.asarray(batch["encoder_segment_ids"])
+        behind = np.cumsum(tokens[:, ::-1] != self.config.pad_id, axis=1)[:, ::-1]
+        return tokens, (behind > 0).astype(np.int32)
+
+    def trunk_of_choices(self, params: Params, inputs: Padded, targets: Padded | None
+                         ) -> tuple[Array, None]:
+        """Computes the states f[B, S, D] above the trunk of inputs; choices pass no layer of the encoder."""
+        del targets
+        return self.trunk_states(params, inputs.tokens, real_tokens(inputs).astype(jnp.int32)), None
+
     def loss(self, params: Params, batch: Batch, rng: Array | None = None,
              settings: LossConfig = PLAIN) -> LossSums:
         """Computes loss sums f32[] over the target tokens of a batch.
@@ -117,7 +156,8 @@ class T5Network:
 
         Args:
             params: as `init` makes them.
-            batch: encoder_input_tokens i32[B, S], decoder_input_tokens i32[B, T]; packed rows also
+            batch: encoder_input_tokens i32[B, S], decoder_input_tokens i32[B, T]; perhaps trunk_states
+                f[B, S, D], and the encoder starts from them. Packed rows also
                 have encoder_segment_ids and decoder_segment_ids. encoder_positions and
                 decoder_positions count from 0 in each segment; leaving them out gives the same,
                 and is cheaper.
@@ -135,13 +175,19 @@ class T5Network:
                          got=", ".join(sorted(batch)),
                          expected="encoder_segment_ids and decoder_segment_ids, or neither")
             )
-        return self._module.apply(
-            {"params": params},
-            batch["encoder_input_tokens"], batch["decoder_input_tokens"],
-            **{key: batch[key] for key in PACKING_KEYS if key in batch},
-            deterministic=dropout_rng is None,
-            rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-        )
+        deterministic = dropout_rng is None
+        apply = functools.partial(self._module.apply, {"params": params},
+                                  rngs=None if deterministic else {"dropout": dropout_rng})
+        inputs, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+        if TRUNK_STATES not in batch:
+            packing = {key: batch[key] for key in PACKING_KEYS if key in batch}
+            return apply(inputs, targets, **packing, deterministic=deterministic)
+        segments, own_segments, positions, own_positions = map(batch.get, PACKING_KEYS)
+        real = real_inputs(inputs, self.config.pad_id)
+        encoded = apply(inputs, real, segments, positions, deterministic, batch[TRUNK_STATES],
+                        method="encode")
+        return apply(encoded, real, targets, segments, own_segments, own_positions, deterministic,
+                     method="decode")
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
         """Computes the log-probability f32[B, C, T] of each token of each choice.
@@ -160,7 +206,7 @@ class T5Network:
         tokens = targets.tokens
         logits = self._module.apply(
             {"params": params}, inputs.tokens, real_tokens(inputs),
-            shift_right(tokens, self.config.start_id), method="choice_logits"
+            shift_right(tokens, self.config.start_id), inputs.states, method="choice_logits"
         )
         # The token's logit minus the normaliser: no second array of the size of the logits. The
         # logit is a masked sum, not a gather: that stays local where V is split over the mesh.
@@ -178,7 +224,8 @@ class T5Network:
             max_length: positions that the cache holds; further steps would overwrite the last one.
         """
         real = real_tokens(inputs)
-        encoded = self._module.apply({"params": params}, inputs.tokens, real, method="encode")
+        encoded = self._module.apply({"params": params}, inputs.tokens, real, states=inputs.states,
+                                     method="encode")
         cache = self._module.apply({"params": params}, encoded, real, max_length, method="init_cache")
         return Start(cache, jnp.full(inputs.tokens.shape[:1], self.config.start_id, jnp.int32))
 

@@ -160,6 +160,10 @@ def open_named(config: ConvertConfig) -> Source:
         raise InputError(describe(f"Adapters of kind {adapter.kind!r} have no form in other programs yet",
                                   where=config.source, got=f"--to {config.target_kind}",
                                   expected="--to elm, or an expert with bottleneck adapters"))
+    if config.target_kind == "t5x" and adapter is not None and adapter.layers is not None:
+        raise InputError(describe("T5X's config has adapters in all layers", where=config.source,
+                                  got=f"adapters in the layers {list(adapter.layers)}",
+                                  expected="--to elm or hf, or an expert with adapters in all layers"))
     of_t5x = config.source_kind == "t5x" and (config.base is not None or source.model.config.adapter)
     if of_t5x:
         naming = t5x_expert.Naming(config.expert_id, config.kind, config.modules)

@@ -12,6 +12,7 @@ from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.runtime import hosts, sharding, storage
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_positive, check_range, check_types
+from elm_jax.training.trunk.trunk_cache import DEFAULT_BYTES, TrunkSettings
 from elm_jax.workflows.evaluate.evaluate_mixed import (
     MixedExperts,
     mixed_of_assignment,
@@ -50,6 +51,9 @@ class EvaluateConfig:
         expert_id: with `mixed`, its name in the results; None for ``mixed:`` and the name of library or file.
         prepared_dir: folder of prepared arrays; None prepares in memory, or beside the results if there are
             several processes.
+        trunk_cache: folder in which the states of inputs below the experts' lowest layer are kept, so that
+            they are computed once for all experts; None computes them for each.
+        trunk_cache_bytes: most bytes of that folder; None for 16 GiB.
     """
 
     base: storage.PathLike
@@ -72,13 +76,19 @@ class EvaluateConfig:
     library: storage.PathLike | None = None
     assignment: storage.PathLike | None = None
     expert_id: str | None = None
+    trunk_cache: storage.PathLike | None = None
+    trunk_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         if not self.tasks:
             raise InputError(describe("An evaluation needs a task", where="EvaluateConfig.tasks", got="none",
                                       expected="names of tasks or mixtures"))
-        check_positive(max_rows=self.max_rows, stack_experts=self.stack_experts)
+        check_positive(max_rows=self.max_rows, stack_experts=self.stack_experts,
+                       trunk_cache_bytes=self.trunk_cache_bytes)
+        if self.trunk_cache is None and self.trunk_cache_bytes is not None:
+            raise InputError(describe("A limit without a cache has no effect", where="trunk_cache_bytes",
+                                      got=self.trunk_cache_bytes, cure="give --trunk_cache DIR too"))
         check_range("few_shot", self.few_shot, 0)
         self.settings  # noqa: B018  raises for its own fields
         self._check_mixed()
@@ -142,7 +152,9 @@ def evaluate_folders(config: EvaluateConfig) -> ResultsStore:
         models = [model_in(base, folder, mesh=mesh) for folder in config.experts] or [model_of(base, None)]
     store = ResultsStore(output.parent, output.name)
     most = data.evaluation_rows(config.tasks) if config.max_rows is None else config.max_rows
-    setup = ScoringSetup(base, data, config.settings, mesh, config.split, most)
+    trunk = None if config.trunk_cache is None else TrunkSettings(
+        config.trunk_cache, config.trunk_cache_bytes or DEFAULT_BYTES)
+    setup = ScoringSetup(base, data, config.settings, mesh, config.split, most, trunk)
     evaluate_models(models, lambda _: tasks, setup, store, stack_experts=config.stack_experts)
     return store
 

@@ -64,17 +64,18 @@ class MixedExperts(Scorable):
         members = [member for member in self.members if member.id in used]
         places = {member.id: place for place, member in enumerate(members)}
         network, params = _put_experts([member.expert() for member in members], setup)
-        for task, names in chosen.items():
-            instances = setup.rows(task)
-            for member in members:
-                warn_of_rows(member.card, instances)
-            result = stacked_evaluator.evaluate_task_mixed(
-                network, params, instances, [places[name] for name in names], setup.scoring, self.id)
-            expert_of = {instances.text(row)["index"]: name for row, name in enumerate(names)}
-            predictions = [{**one, "expert": expert_of[one["index"]]} for one in result.predictions]
-            logger.info("%s on %s: %s", self.id, task, ", ".join(
-                f"{count} rows by {name}" for name, count in Counter(names).most_common()))
-            yield dataclasses.replace(result, predictions=predictions)
+        with setup.above_trunk(network, trees.flatten(params[1]), self.id) as (network, scoring):
+            for task, names in chosen.items():
+                instances = setup.rows(task)
+                for member in members:
+                    warn_of_rows(member.card, instances)
+                result = stacked_evaluator.evaluate_task_mixed(
+                    network, params, instances, [places[name] for name in names], scoring, self.id)
+                expert_of = {instances.text(row)["index"]: name for row, name in enumerate(names)}
+                predictions = [{**one, "expert": expert_of[one["index"]]} for one in result.predictions]
+                logger.info("%s on %s: %s", self.id, task, ", ".join(
+                    f"{count} rows by {name}" for name, count in Counter(names).most_common()))
+                yield dataclasses.replace(result, predictions=predictions)
 
 
 def _unlike(expert: str, got: str, expected: str) -> InputError:

@@ -1,10 +1,11 @@
 """Evaluates a base and experts on tasks: results that a store lacks, or rows that are only returned."""
 
 import abc
+import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import ClassVar, TypedDict, TypeVar
 
 import jax
@@ -19,8 +20,9 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
-from elm_jax.models.network import Network
+from elm_jax.models.network import Network, frozen_depth
 from elm_jax.runtime import hosts, preemption, sharding, storage, trees
+from elm_jax.training.trunk.trunk_cache import TrunkBase, TrunkCache, TrunkSettings
 from elm_jax.types import Params
 from elm_jax.workflows.merge.search_merge import warn_of_searched_rows
 
@@ -40,6 +42,8 @@ class ScoringSetup:
         mesh: parameters are split over 'model', instances over 'data'.
         split: of every task; None for each task's own: validation, or the only one.
         max_rows: a seeded random subset of at most this many rows a task.
+        trunk: where the states of inputs below the layers that a model changes are kept, for all models
+            that share these layers with the base; None computes them for each model.
     """
 
     base: Base
@@ -48,6 +52,7 @@ class ScoringSetup:
     mesh: Mesh
     split: str | None = None
     max_rows: int | None = None
+    trunk: TrunkSettings | None = None
 
     @classmethod
     def of(cls, base: Base, *, data: TaskData | None = None, settings: EvaluationSettings | None = None,
@@ -60,6 +65,34 @@ class ScoringSetup:
     def scoring(self) -> Scoring:
         """The part of the setup that scoring itself needs."""
         return Scoring(self.settings, self.base.vocabulary, self.mesh, self.base.fingerprint, self.max_rows)
+
+    @contextlib.contextmanager
+    def above_trunk(self, network: Network, own: Collection[str], model: str
+                    ) -> Iterator[tuple[Network, Scoring]]:
+        """Opens the cache of states, if there is one; gives a network with a trunk, and the scoring with it.
+
+        Args:
+            network: of a model.
+            own: paths of the leaves in which it differs from the base.
+            model: its id, for the error.
+
+        Raises:
+            InputError: the model has a lowest layer of its own.
+        """
+        if self.trunk is None:
+            yield network, self.scoring
+            return
+        depth = frozen_depth(network, own)
+        if depth == 0:
+            raise InputError(describe(
+                "This model shares no lower layers with the base: there are no states to keep", where=model,
+                got=f"{len(own)} leaves of its own, one of them in the lowest layer",
+                expected="an expert that was trained with ADAPTER_LAYERS, above layer 0",
+                cure="leave --trunk_cache out, or score this model apart"))
+        network = dataclasses.replace(network, trunk=depth)
+        made_of = TrunkBase(self.base.fingerprint, self.base.params)
+        with TrunkCache(network, made_of, self.trunk, self.mesh) as cache:
+            yield network, dataclasses.replace(self.scoring, trunk=cache)
 
     def split_of(self, task: str) -> str:
         """Name of the split that a task is scored on."""
@@ -116,12 +149,15 @@ class ScoredModel(Scorable):
     def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
         """Scores the model on each task, with its parameters loaded once."""
         network, params = self.load()
+        shared = trees.flatten(setup.base.params)
+        own = [path for path, leaf in trees.flatten(params).items() if shared.get(path) is not leaf]
         params = sharding.put_tree(params, sharding.tree_shardings(
             network.logical_axes(), params, setup.mesh))
-        for task in tasks:
-            instances = setup.rows(task)
-            warn_of_rows(self.card, instances)
-            yield evaluate_task(network, params, instances, setup.scoring, self.id)
+        with setup.above_trunk(network, own, self.id) as (network, scoring):
+            for task in tasks:
+                instances = setup.rows(task)
+                warn_of_rows(self.card, instances)
+                yield evaluate_task(network, params, instances, scoring, self.id)
 
 
 def warn_of_rows(card: ExpertCard | None, instances: PreparedSplit) -> None:
@@ -267,16 +303,17 @@ def _evaluate_group(models: Sequence[ScoredModel], tasks: Sequence[str], setup: 
                     if not all(alike) else f"the mesh has {axis} parts for experts")
         return
     params = stacked_evaluator.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
-    for task in tasks:
-        instances = setup.rows(task)
-        for model in models:
-            warn_of_rows(model.card, instances)
-        results = stacked_evaluator.evaluate_task_stacked(
-            network, params, instances, setup.scoring, [model.id for model in models])
-        for model, result in zip(models, results, strict=True):
-            _keep(store, model, result)
-        if preemption.reached_sync_point():
-            raise preemption.Stopped
+    with setup.above_trunk(network, trees.flatten(experts[0].overlay), models[0].id) as (network, scoring):
+        for task in tasks:
+            instances = setup.rows(task)
+            for model in models:
+                warn_of_rows(model.card, instances)
+            results = stacked_evaluator.evaluate_task_stacked(
+                network, params, instances, scoring, [model.id for model in models])
+            for model, result in zip(models, results, strict=True):
+                _keep(store, model, result)
+            if preemption.reached_sync_point():
+                raise preemption.Stopped
     logger.info("evaluated %d experts together on %d tasks in %.1f s", len(models), len(tasks),
                 time.monotonic() - start)
 

@@ -70,7 +70,10 @@ def _network(card: ExpertCard) -> dict[str, Any]:
     """The part of a network's config that must be equal: ranks and scales of low-rank updates may differ."""
     network = {name: value for name, value in card.network.items() if name not in NO_WEIGHTS}
     adapter = adapter_of(network)
-    return {**network, "adapter": adapter.kind} if isinstance(adapter, LowRankConfig) else network
+    if not isinstance(adapter, LowRankConfig):
+        return network
+    layers = adapter.layers if adapter.layers is None else list(adapter.layers)
+    return {**network, "adapter": [adapter.kind, layers]}
 
 
 def _unlike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +139,8 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
         merged = [UpdateMerge(prefix, recipes[prefix + DOWN], sources, scales, names, marks, rank)
                   for prefix in updates]
         leaves += [leaf for update in merged for leaf in update.leaves()]
-        network["adapter"] = LowRankConfig(merged[0].rank).to_dict()
+        layers = adapter_of(network).layers
+        network["adapter"] = LowRankConfig(merged[0].rank, layers=layers).to_dict()
     return sorted(leaves, key=lambda leaf: leaf.path), network
 
 

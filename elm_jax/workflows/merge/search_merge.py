@@ -211,7 +211,7 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[Netwo
                                                                      [each.scale for each in adapters])
         for own, up in zip(flat, wide, strict=True):
             own[prefix + UP] = up
-    adapter = LowRankConfig(sum(each.rank for each in adapters))
+    adapter = LowRankConfig(sum(each.rank for each in adapters), layers=adapters[0].layers)
     network = families.network_of(dataclasses.replace(networks[0].config, adapter=adapter))
     return network, trees.unflatten(shared), [trees.unflatten(own) for own in flat]
 

@@ -14,16 +14,18 @@ from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.errors import RunError, describe
-from elm_jax.experts.overlay import trained_leaves
+from elm_jax.experts.overlay import leaves_to_train
 from elm_jax.models import families
-from elm_jax.models.network import Network, NetworkConfig
+from elm_jax.models.network import TRUNK_STATES, Network, NetworkConfig
 from elm_jax.planning import hlo, traffic
 from elm_jax.planning.chips import Topology, devices_of
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
 from elm_jax.training.run_settings import RunSettings
+from elm_jax.training.trunk.trunk_cache import abstract_states
 from elm_jax.types import Batch, Params
+from elm_jax.workflows.train import frozen_trunk
 from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -196,12 +198,14 @@ def most_steps(config: TrainConfig, num_datasets: int = 1) -> int | None:
 
 
 def _spec(config: TrainConfig, base: NetworkConfig, mesh: Mesh) -> steps.StepSpec:
-    network = _network(config, base)
     overlay, frozen = split_leaves(config, base)
+    network = frozen_trunk.network_of(config, _network(config, base).config, overlay)
+    batch = _batch(config, network)
+    if config.trunk_cache is not None:
+        batch = {**batch, TRUNK_STATES: abstract_states(network, batch)}
     frozen = states.frozen_leaves(network, frozen, mesh, config.rules(), config.base_dtype)
     settings = RunSettings.of(config, rules=config.rules())
-    return steps.make_spec(settings.step_config(network), frozen, overlay, _batch(config, network), mesh,
-                           settings.rules)
+    return steps.make_spec(settings.step_config(network), frozen, overlay, batch, mesh, settings.rules)
 
 
 def _network(config: TrainConfig, base: NetworkConfig) -> Network:
@@ -212,7 +216,7 @@ def _network(config: TrainConfig, base: NetworkConfig) -> Network:
 def split_leaves(config: TrainConfig, base: NetworkConfig) -> tuple[Params, Params]:
     """(overlay, frozen) of a run, as ShapeDtypeStructs: trained and frozen leaves."""
     network = _network(config, base)
-    trains = trained_leaves(network.role_of, FORM_OF_KIND[config.kind], config.train_norms)
+    trains = leaves_to_train(network, FORM_OF_KIND[config.kind], config.train_norms)
     return trees.split(network.abstract_params(), trains)
 
 

@@ -40,6 +40,10 @@ class StageSettings:
     remat: str = "none"
     scan_layers: bool = False
     sharding_rules: tuple[tuple | list, ...] = ()
+    adapter_layers: str | tuple[int, ...] | None = None
+    trunk_dropout: bool = True
+    trunk_cache: storage.PathLike | None = None
+    trunk_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -40,6 +40,12 @@ class TrainConfig:
         adapter_bottleneck: width of the adapters; None for d_model // 32.
         lora_rank: LoRA's updates of this rank in place of the adapters; None for adapters.
         lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
+        adapter_layers: layers that carry adapters, ``'upper 10'``, ``'20-29'`` or a tuple of numbers from 0;
+            None for all. Norms below the lowest of them do not train.
+        trunk_dropout: whether there is dropout below the lowest leaf that trains, as elsewhere.
+        trunk_cache: folder in which the states below the lowest leaf that trains are kept, so that each row's
+            are computed once; None computes them in every step.
+        trunk_cache_bytes: most bytes of that folder; None for 16 GiB.
         task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
             recipe (ELM.md's, for the training tasks), whatever is given here.
         few_shot: rows of the train split that are put, with their answers, before each input, as far as its
@@ -100,6 +106,10 @@ class TrainConfig:
     lora_alpha: float | None = None
     task_recipe: bool = False
     few_shot: int = 0
+    adapter_layers: str | tuple[int, ...] | None = None
+    trunk_dropout: bool = True
+    trunk_cache: storage.PathLike | None = None
+    trunk_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -108,6 +118,7 @@ class TrainConfig:
         self.rules()
         self.layout()
         self._check_base_dtype()
+        _check_trunk(self)
         check_range("dropout_rate", self.dropout_rate, 0, 1)
         check_range("random_seed", self.random_seed, 0)
         check_range("few_shot", self.few_shot, 0)
@@ -116,7 +127,7 @@ class TrainConfig:
                        keep_checkpoints=self.keep_checkpoints, train_steps=self.train_steps,
                        epochs=self.epochs, max_examples=self.max_examples, mesh_model=self.mesh_model,
                        adapter_bottleneck=self.adapter_bottleneck, lora_rank=self.lora_rank,
-                       lora_alpha=self.lora_alpha,
+                       lora_alpha=self.lora_alpha, trunk_cache_bytes=self.trunk_cache_bytes,
                        **{f"task_feature_lengths[{name!r}]": length
                           for name, length in self.task_feature_lengths.items()})
         if (self.train_steps is None) == (self.epochs is None):
@@ -167,17 +178,19 @@ class TrainConfig:
     def adapter(self) -> AdapterKind:
         """Config of a prompt expert's adapters; None for other experts."""
         if self.lora_rank is None:
-            return BottleneckConfig(self.adapter_bottleneck)
-        return LowRankConfig(self.lora_rank, self.lora_alpha)
+            return BottleneckConfig(self.adapter_bottleneck, layers=self.adapter_layers)
+        return LowRankConfig(self.lora_rank, self.lora_alpha, layers=self.adapter_layers)
 
     def digest(self) -> str:
         """Hash of all settings that decide the result; folders, mesh and logging do not."""
         facts = dataclasses.asdict(self)
         for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
                      "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",
-                     "remat", "scan_layers", "network"):
+                     "remat", "scan_layers", "network", "trunk_cache", "trunk_cache_bytes"):
             facts.pop(name)
-        for name in ("early_end", "lora_rank", "lora_alpha"):
+        if facts["trunk_dropout"]:
+            facts.pop("trunk_dropout")
+        for name in ("early_end", "lora_rank", "lora_alpha", "adapter_layers"):
             if facts[name] is None:  # as it was before there were such settings
                 facts.pop(name)
         for name in ("task_recipe", "few_shot"):
@@ -187,3 +200,26 @@ class TrainConfig:
             facts.pop("base_dtype")
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_trunk(config: TrainConfig) -> None:
+    """Raises InputError for settings of frozen lower layers without effect, or that exclude each other."""
+    given = {"adapter_layers": config.adapter_layers is not None, "trunk_dropout": not config.trunk_dropout,
+             "trunk_cache": config.trunk_cache is not None,
+             "trunk_cache_bytes": config.trunk_cache_bytes is not None}
+    for name in (name for name, is_given in given.items() if is_given):
+        why = None
+        if FORM_OF_KIND[config.kind] == "full":
+            why = f"kind {config.kind!r} trains every leaf: no layer is frozen"
+        elif name == "trunk_cache_bytes" and config.trunk_cache is None:
+            why = "there is no trunk_cache"
+        elif name == "trunk_dropout" and not config.dropout_rate:
+            why = "dropout_rate is 0"
+        if why is not None:
+            raise InputError(describe("This setting has no effect", where=f"train.{name}", got=why,
+                                      cure="leave it out"))
+    if config.trunk_cache is not None and config.trunk_dropout and config.dropout_rate:
+        raise InputError(describe(
+            "States that are kept have no dropout", where="train.trunk_cache",
+            got=f"dropout_rate={config.dropout_rate} in all layers",
+            cure="give TRUNK_DROPOUT = False (dropout above the frozen layers only) or DROPOUT_RATE = 0"))

@@ -25,7 +25,7 @@ from elm_jax.training.run_settings import RunConfig, StackConfig
 from elm_jax.training.stack.slots import Opened, StackedRun
 from elm_jax.training.stack.stacked_loop import Ended, StackCallbacks, fit_stack
 from elm_jax.types import Batch, Params
-from elm_jax.workflows.train import run_record
+from elm_jax.workflows.train import frozen_trunk, run_record
 from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 
 
@@ -75,10 +75,12 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     network_config, overlay, frozen = initial_overlay(
         base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
         train_norms=config.train_norms, seed=config.random_seed)
-    network = config.network_of(network_config)
+    network = frozen_trunk.network_of(config, network_config, overlay)
+    steps = num_steps(config, stream)
     if config.early_end is not None:
-        opened = Opened(overlay, stream, num_steps(config, stream), validation_batches(config, data, form))
-        ended, step = _train_to_early_end(config, base, network, frozen, opened, mesh, on_start)
+        with frozen_trunk.opened(config, network, base, mesh) as trunk:
+            opened = trunk.with_states(Opened(overlay, stream, steps, validation_batches(config, data, form)))
+            ended, step = _train_to_early_end(config, base, network, frozen, opened, mesh, on_start)
         if ended is None:
             return TrainOutcome(None, step, True, {})
         card = make_card(config, base, network_config, data, tasks, ended, rows)
@@ -86,9 +88,10 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         save_expert(finished, expert)
         return TrainOutcome(expert, ended.step, False, card.metrics)
     run = RunConfig.of(
-        config, train_steps=num_steps(config, stream), rules=config.rules(), name=id_of(config),
+        config, train_steps=steps, rules=config.rules(), name=id_of(config),
         config_digest=run_digest(config, base), donate_overlay=own_base and not frozen)
-    result = fit(network, frozen, overlay, stream, run, mesh, on_start)
+    with frozen_trunk.opened(config, network, base, mesh) as trunk:
+        result = fit(network, frozen, overlay, trunk.stream(stream), run, mesh, on_start)
     if result.stopped:
         return TrainOutcome(None, result.step, True, dict(result.metrics))
     card = make_card(config, base, network_config, data, tasks, result, rows)

@@ -25,6 +25,7 @@ from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.run_settings import StackConfig
 from elm_jax.training.stack.slots import Opened, StackedRun
 from elm_jax.training.stack.stacked_loop import Ended, StackCallbacks, StackResult, fit_stack
+from elm_jax.workflows.train import frozen_trunk
 from elm_jax.workflows.train.stack_table import Row, rows_of_table
 from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 from elm_jax.workflows.train.train_expert import (
@@ -226,15 +227,19 @@ def _train_waiting(configs: Sequence[TrainConfig], settings: StackConfig, base: 
                    mesh: Mesh, on_start: Callable[[], None] | None) -> StackResult:
     """Trains the experts that are not done."""
     first, by_id = configs[0], {id_of(config): config for config in configs}
-    network, _, frozen = _start(first, base)
-    runs = [StackedRun(
-        id=name, random_seed=config.random_seed, learning_rate=config.optimizer.learning_rate,
-        digest=run_digest(config, base), model_dir=config.model_dir,
-        open=lambda config=config: _open(config, base, data)) for name, config in by_id.items()]
-    logger.info("%d experts wait, %d train at once", len(runs), settings.size)
-    return fit_stack(first.network_of(network.config), frozen, runs, settings, mesh, StackCallbacks(
+    network, overlay, frozen = _start(first, base)
+    trained = frozen_trunk.network_of(first, network.config, overlay)
+    callbacks = StackCallbacks(
         on_end=lambda ended: _save(ended, by_id[ended.run.id], network, base, data),
-        on_fail=lambda run, message: _mark_failed(by_id[run.id], base, message), on_start=on_start))
+        on_fail=lambda run, message: _mark_failed(by_id[run.id], base, message), on_start=on_start)
+    with frozen_trunk.opened(first, trained, base, mesh) as trunk:
+        runs = [StackedRun(
+            id=name, random_seed=config.random_seed, learning_rate=config.optimizer.learning_rate,
+            digest=run_digest(config, base), model_dir=config.model_dir,
+            open=lambda config=config: trunk.with_states(_open(config, base, data)))
+            for name, config in by_id.items()]
+        logger.info("%d experts wait, %d train at once", len(runs), settings.size)
+        return fit_stack(trained, frozen, runs, settings, mesh, callbacks)
 
 
 def _start(config: TrainConfig, base: Base) -> tuple[Network, Any, Any]:

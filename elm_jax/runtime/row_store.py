@@ -1,0 +1,179 @@
+"""Rows of numbers on disk under keys of their contents: bounded, written safely, shared by runs.
+
+A store is a folder of shards. A shard is one file, which appears when it is whole:
+
+```
+index   npy, one record a row: key, length, checksum
+values  dtype[rows' lengths added up, D], row after row
+```
+
+Nothing in a shard ever changes, so many processes may read and write one store; a row that two of them write
+is there twice, with equal values.
+"""
+
+import io
+import json
+import logging
+import time
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from elm_jax.errors import InputError, describe
+from elm_jax.runtime import storage
+
+logger = logging.getLogger(__name__)
+ABOUT, SUFFIX = "about.json", ".rows"
+SHARD_BYTES = 64 * 2**20
+_STALE_SECONDS = 3600
+_HEAD_BYTES = 1024  # more than a shard's head and, once, the store's description
+_INDEX = np.dtype([("key", "u1", (16,)), ("length", "<i8"), ("checksum", "<u4")])
+
+
+class _Place(NamedTuple):
+    """Where a row is: its shard's values, and the row's own part and checksum."""
+
+    values: np.ndarray
+    start: int
+    stop: int
+    checksum: int
+    file: str
+
+
+class RowStore:
+    """Rows dtype[n, D] under keys of 16 bytes, in a folder and, until they are written, in memory.
+
+    Args:
+        root: folder of stores, on a local disk; the limit of bytes holds for all of it.
+        name: of this store's folder in `root`.
+        facts: what the rows were made of, JSON-ready; written beside them, and compared.
+        width: D.
+        dtype: of the values.
+        most_bytes: of all files in `root`; a row beyond is not kept.
+
+    Raises:
+        InputError: a bucket, a store of other facts, or a damaged shard.
+    """
+
+    def __init__(self, root: storage.PathLike, name: str, facts: dict[str, Any], *, width: int,
+                 dtype: np.dtype, most_bytes: int) -> None:
+        if not storage.is_local(root):
+            raise InputError(describe("A store of rows is on a local disk", where=root, got="a bucket"))
+        self.root, self.folder = storage.as_path(root), storage.as_path(root) / name
+        self.width, self.dtype, self.most_bytes = width, np.dtype(dtype), most_bytes
+        self.full = False
+        self._places: dict[bytes, _Place] = {}
+        self._waiting: dict[bytes, np.ndarray] = {}
+        self._about = {"schema_version": 1, "facts": facts, "width": width, "dtype": self.dtype.name}
+        self._waiting_bytes, self._room = 0, 0
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._waiting)
+
+    def get(self, key: bytes) -> np.ndarray | None:
+        """Returns the row of a key, dtype[n, D], or None.
+
+        Raises:
+            InputError: the row on disk is damaged.
+        """
+        if key in self._waiting:
+            return self._waiting[key]
+        place = self._places.get(key)
+        if place is None:
+            return None
+        row = place.values[place.start:place.stop]
+        if zlib.crc32(row) != place.checksum:
+            raise _damaged(place.file, "a row whose checksum differs")
+        return row.view(self.dtype)
+
+    def put(self, key: bytes, row: np.ndarray) -> bool:
+        """Keeps a row dtype[n, D]; returns False, and says so once, if the store is full."""
+        if key in self._waiting or key in self._places:
+            return True
+        size = row.nbytes + _INDEX.itemsize + (0 if self._waiting else _HEAD_BYTES)
+        if size > self._room:
+            self._say_full()
+            return False
+        self._room -= size
+        self._waiting[key] = np.array(row, self.dtype)
+        self._waiting_bytes += size
+        if self._waiting_bytes >= SHARD_BYTES:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Writes the rows that wait in memory as one shard."""
+        if not self._waiting:
+            return
+        index = np.zeros(len(self._waiting), _INDEX)
+        rows = [np.ascontiguousarray(row).view(np.uint8) for row in self._waiting.values()]
+        index["key"] = [np.frombuffer(key, np.uint8) for key in self._waiting]
+        index["length"] = list(map(len, rows))
+        index["checksum"] = list(map(zlib.crc32, rows))
+        head = io.BytesIO()
+        np.save(head, index, allow_pickle=False)
+        content = b"".join([head.getvalue(), *(row.tobytes() for row in rows)])
+        name = f"{zlib.crc32(index.tobytes()):08x}-{time.time_ns():x}{SUFFIX}"
+        if not (self.folder / ABOUT).exists():
+            storage.write_json(self.folder / ABOUT, self._about)
+        storage.write_bytes(self.folder / name, content)
+        self._waiting, self._waiting_bytes = {}, 0
+        self._read_shard(self.folder / name)
+        self._room = self.most_bytes - self._bytes_used()
+
+    def _open(self) -> None:
+        if (self.folder / ABOUT).exists():
+            found = storage.read_json(self.folder / ABOUT, kind="store's description", schema_version=1)
+            if found != json.loads(json.dumps(self._about)):
+                raise InputError(describe("The store holds rows that were made of something else",
+                                          where=self.folder, got=found, expected=self._about,
+                                          cure="remove this folder"))
+        if self.folder.exists():
+            for path in sorted(self.folder.iterdir()):
+                if path.name.endswith(SUFFIX):
+                    self._read_shard(path)
+                elif ".tmp-" in path.name and time.time() - path.stat().mtime > _STALE_SECONDS:
+                    path.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        self._room = self.most_bytes - self._bytes_used()
+
+    def _read_shard(self, path: epath.Path) -> None:
+        """Reads a shard's index, and maps its values into memory."""
+        try:
+            with open(path, "rb") as file:
+                index = np.load(file, allow_pickle=False)
+                offset = file.tell()
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(path, str(error)) from error
+        size = offset + int(index["length"].sum()) * self._row_bytes if index.dtype == _INDEX else -1
+        if size != path.stat().length:
+            raise _damaged(path, f"{path.stat().length} bytes")
+        values = np.memmap(path, np.uint8, "r", offset).view(np.ndarray).reshape(-1, self._row_bytes)
+        ends = np.cumsum(index["length"]).tolist()
+        for record, end in zip(index, ends, strict=True):
+            self._places[record["key"].tobytes()] = _Place(
+                values, end - int(record["length"]), end, int(record["checksum"]), str(path))
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+    def _bytes_used(self) -> int:
+        if not self.root.exists():
+            return 0
+        return sum(path.stat().length for folder in self.root.iterdir() if folder.is_dir()
+                   for path in folder.iterdir())
+
+    def _say_full(self) -> None:
+        if not self.full:
+            logger.warning("%s is full: at most %d bytes may lie in %s; %d rows are kept, the others are "
+                           "computed each time (give more bytes, or remove folders that no run needs)",
+                           self.folder, self.most_bytes, self.root, len(self))
+        self.full = True
+
+
+def _damaged(path: Any, got: str) -> InputError:
+    return InputError(describe("A file of stored rows is damaged", where=path, got=got[:200],
+                               cure="remove this file: its rows are computed again"))

@@ -1,0 +1,1 @@
+"""States behind the frozen lower layers of a network, computed once a row and kept on disk."""
