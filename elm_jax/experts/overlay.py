@@ -60,6 +60,7 @@ def initial_overlay(
         return base.config, base.params, {}
     config = base.config.with_adapter(adapter or AdapterConfig())
     network = families.network_of(config)
+    config.adapter.check_used(trees.flatten(network.abstract_params()))
     trains = trained_leaves(network.role_of, form, train_norms)
     overlay, frozen = trees.split(trees.merge(base.params, _fresh_adapters(network, seed)), trains)
     return config, overlay, frozen

@@ -94,6 +94,22 @@ class StepAccount(NamedTuple):
     head: str | None
 
 
+class HfParameter(NamedTuple):
+    """A parameter of Hugging Face's implementation of a network, and the leaves that it consists of.
+
+    Attributes:
+        name: there, such as ``model.layers.0.self_attn.q_proj.weight``.
+        paths: of the leaves; several are joined along their last axis.
+        transposed: whether the two axes are swapped there.
+        tied: whether other modules there use this parameter too.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    transposed: bool = False
+    tied: bool = False
+
+
 @runtime_checkable
 class NetworkConfig(Protocol):
     """Interface of network configs: dimensions, special ids and adapters. A frozen, hashable dataclass.

@@ -54,7 +54,7 @@ def AdapterConfig(
         rank: for kind ``lora``, see `LowRankConfig`.
         alpha: for kind ``lora``, see `LowRankConfig`.
         targets: for kind ``lora``, see `LowRankConfig`.
-        **others: settings of further kinds.
+        **others: further settings of a kind, and those of further kinds.
 
     Raises:
         InputError: an unknown kind or setting, a value out of range, a setting without effect.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.layers.dense import RMS_EPSILON
+from elm_jax.models.network import HfParameter
 from elm_jax.models.t5.config import T5Config
 
 EMBEDDING = "token_embedder/embedding"
@@ -105,6 +106,13 @@ _TOP = {
     **{f"{stack}/{stack}_norm/scale": HfName(f"{stack}.final_layer_norm.weight")
        for stack in ("encoder", "decoder")},
 }
+
+
+def hf_parameters(config: T5Config, paths: Iterable[str]) -> list[HfParameter]:
+    """Parameters of Hugging Face's T5, each of one leaf; all of T5's stacks use the one embedding."""
+    del config
+    return [HfParameter(hf_name(path).name, (path,), hf_name(path).transposed, tied=path == EMBEDDING)
+            for path in paths]
 
 
 def hf_order(paths: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.kind import AdapterKind
-from elm_jax.models.adapters.low_rank import LowRankConfig
+from elm_jax.models.adapters.low_rank import TARGETS, LowRankConfig
 from elm_jax.models.network import DTYPES, Layout, Network, NetworkConfig
 from elm_jax.runtime import sharding, storage
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
@@ -40,6 +40,7 @@ class TrainConfig:
         adapter_bottleneck: width of the adapters; None for d_model // 32.
         lora_rank: LoRA's updates of this rank in place of the adapters; None for adapters.
         lora_alpha: the updates are scaled by ``lora_alpha / lora_rank``; None for no scaling.
+        lora_targets: projections that LoRA updates (see `LowRankConfig`); None for queries and values.
         task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
             recipe (ELM.md's, for the training tasks), whatever is given here.
         few_shot: rows of the train split that are put, with their answers, before each input, as far as its
@@ -98,6 +99,7 @@ class TrainConfig:
     early_end: EarlyEnd | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] | None = None
     task_recipe: bool = False
     few_shot: int = 0
 
@@ -123,12 +125,14 @@ class TrainConfig:
             raise InputError(describe("Give the length of training once", where="train",
                                       got=f"train_steps={self.train_steps}, epochs={self.epochs}",
                                       expected="exactly one of TRAIN_STEPS and EPOCHS"))
-        without = self.lora_rank is None and self.lora_alpha is not None
+        without = self.lora_rank is None and (self.lora_alpha, self.lora_targets) != (None, None)
         if without or (self.lora_rank is not None and self.adapter_bottleneck is not None):
             raise InputError(describe(
                 "Give one kind of adapters", where="train",
                 got=f"adapter_bottleneck={self.adapter_bottleneck}, lora_rank={self.lora_rank}, "
-                f"lora_alpha={self.lora_alpha}", expected="a bottleneck, or a rank (and perhaps an alpha)"))
+                f"lora_alpha={self.lora_alpha}, lora_targets={self.lora_targets}",
+                expected="a bottleneck, or a rank (and perhaps an alpha and targets)"))
+        self.adapter()
         if self.task_recipe and self.kind != "prompt":
             raise InputError(describe("A task's recipe is that of a prompt expert", where="train.task_recipe",
                                       got=f"kind {self.kind!r}", cure="give lengths, batch size and epochs"))
@@ -168,7 +172,8 @@ class TrainConfig:
         """Config of a prompt expert's adapters; None for other experts."""
         if self.lora_rank is None:
             return BottleneckConfig(self.adapter_bottleneck)
-        return LowRankConfig(self.lora_rank, self.lora_alpha)
+        targets = TARGETS if self.lora_targets is None else tuple(self.lora_targets)
+        return LowRankConfig(self.lora_rank, self.lora_alpha, targets)
 
     def digest(self) -> str:
         """Hash of all settings that decide the result; folders, mesh and logging do not."""
@@ -177,7 +182,7 @@ class TrainConfig:
                      "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",
                      "remat", "scan_layers", "network"):
             facts.pop(name)
-        for name in ("early_end", "lora_rank", "lora_alpha"):
+        for name in ("early_end", "lora_rank", "lora_alpha", "lora_targets"):
             if facts[name] is None:  # as it was before there were such settings
                 facts.pop(name)
         for name in ("task_recipe", "few_shot"):
