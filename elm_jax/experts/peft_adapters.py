@@ -208,7 +208,7 @@ def adapter_of_settings(settings: LoraSettings, modules: Modules, targeted: Sequ
             place = path.rpartition("/")[2]
             ranks[place] = max(ranks.get(place, 0), settings.rank(module))
             scales[place][settings.scale(module)] += 1
-    alphas = {place: _alpha(counts.most_common(1)[0][0], ranks[place]) for place, counts in scales.items()}
+    alphas = {place: alpha_of(counts.most_common(1)[0][0], ranks[place]) for place, counts in scales.items()}
     places = [place for place in PROJECTIONS if place in ranks]
     rank, alpha = (collections.Counter(table[place] for place in places).most_common(1)[0][0]
                    for table in (ranks, alphas))
@@ -217,7 +217,7 @@ def adapter_of_settings(settings: LoraSettings, modules: Modules, targeted: Sequ
                          {place: alphas[place] for place in places if alphas[place] != alpha})
 
 
-def _alpha(scale: float, rank: int) -> float:
+def alpha_of(scale: float, rank: int) -> float:
     """The alpha that gives a scale, a whole number where one does."""
     whole = round(scale * rank)
     return float(whole) if whole and whole / rank == scale else scale * rank
