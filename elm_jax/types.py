@@ -22,11 +22,13 @@ class SpecialIds(NamedTuple):
         pad: fills rows up; it may be a real token as well.
         eos: ends a text.
         start: begins a target; None where a target follows its prompt.
+        bos: stands in front of every prompt; None for none.
     """
 
     pad: int
     eos: int
     start: int | None
+    bos: int | None = None
 
 
 class Padded(NamedTuple):

@@ -12,7 +12,7 @@ from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.formats import detect, places, tree_checks
 from elm_jax.formats.elm import elm_folders
-from elm_jax.formats.hf import t5_models
+from elm_jax.formats.hf import folder_files, t5_models
 from elm_jax.formats.model import Model, Origin, TensorSpec
 from elm_jax.formats.tensors import streaming
 from elm_jax.formats.tensors.hashed import HashedTensors
@@ -192,7 +192,7 @@ def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:
     contents = storage.read_bytes(path)
     tree_checks.check_vocabulary(contents, source.model.config, path)
     facts = dict(source.model.facts)
-    if contents != source.model.vocabulary and t5_models.FACTS in facts:
-        facts[t5_models.FACTS] = t5_models.without_tokenizer(facts[t5_models.FACTS])
+    if contents != source.model.vocabulary and folder_files.FACTS in facts:
+        facts[folder_files.FACTS] = folder_files.without_tokenizer(facts[folder_files.FACTS])
     return dataclasses.replace(source, model=dataclasses.replace(
         source.model, vocabulary=contents, facts=facts))

@@ -7,14 +7,14 @@ from etils import epath
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import places
 from elm_jax.formats.elm import elm_folders
-from elm_jax.formats.hf import t5_models
+from elm_jax.formats.hf import folder_files, hf_models
 from elm_jax.formats.model import Model
 from elm_jax.formats.t5x import t5x_checkpoints, t5x_folders
 from elm_jax.runtime import storage
 
 KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
     "elm": (elm_folders.is_elm, elm_folders.open_elm),
-    "hf": (t5_models.is_hf, t5_models.open_hf),
+    "hf": (folder_files.is_hf, hf_models.open_model_folder),
     "t5x": (t5x_folders.is_t5x, t5x_checkpoints.open_t5x),
 }
 """(test of a folder, function that opens it) by kind; the first kind whose test holds is used."""

@@ -1,15 +1,17 @@
 """The table of network families; makes a network from a config, and a config from its dictionary."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models.decoder import hf_names as decoder_names
+from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.decoder.network import DecoderNetwork
 from elm_jax.models.network import HfParameter, Layout, Network, NetworkConfig
 from elm_jax.models.t5 import hf_names as t5_names
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
-from elm_jax.runtime import trees
 
 FAMILY = "family"
 """Key of a stored config that names its family; a config without it is a T5's, as older ones are."""
@@ -21,17 +23,18 @@ class Family(NamedTuple):
     Attributes:
         config: class of its configs, with ``from_dict(values, where)``.
         network: ``network(config, layout)`` makes one.
-        hf_parameters: ``hf_parameters(config, leaf paths)`` gives the parameters of Hugging Face's
-            implementation; None if there is none.
+        hf_parameters: ``hf_parameters(config)`` gives the parameters of Hugging Face's implementation; None
+            if there is none.
     """
 
     config: type[NetworkConfig]
     network: type[Network]
-    hf_parameters: Callable[[Any, Iterable[str]], Sequence[HfParameter]] | None = None
+    hf_parameters: Callable[[Any], Sequence[HfParameter]] | None = None
 
 
 FAMILIES: dict[str, Family] = {
     "t5": Family(T5Config, T5Network, t5_names.hf_parameters),
+    "decoder": Family(DecoderConfig, DecoderNetwork, decoder_names.hf_parameters),
 }
 
 
@@ -50,8 +53,7 @@ def hf_parameters_of(config: NetworkConfig, where: Any = None) -> Sequence[HfPar
     if listed is None:
         raise InputError(describe(f"Networks of family {config.family!r} are not in Hugging Face's package",
                                   where=where))
-    bare = config.with_adapter(None)
-    return listed(bare, trees.flatten(network_of(bare).abstract_params()))
+    return listed(config.with_adapter(None))
 
 
 def config_of(values: Mapping[str, Any], where: Any = None) -> NetworkConfig:

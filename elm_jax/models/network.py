@@ -64,6 +64,22 @@ class Start(NamedTuple):
     token: Array
 
 
+class HfParameter(NamedTuple):
+    """A tensor of Hugging Face's files, and the leaves that it holds.
+
+    Attributes:
+        name: of the tensor.
+        paths: of the leaves; several stand side by side in the leaves' last axis.
+        transposed: whether its two dimensions are swapped against the leaves'.
+        tied: whether Hugging Face's other modules use it too.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    transposed: bool = False
+    tied: bool = False
+
+
 class StepAccount(NamedTuple):
     """Counts of what one row of a batch sends through a network, to estimate traffic between chips.
 
@@ -92,22 +108,6 @@ class StepAccount(NamedTuple):
     predicted: int
     table: str
     head: str | None
-
-
-class HfParameter(NamedTuple):
-    """A parameter of Hugging Face's implementation of a network, and the leaves that it consists of.
-
-    Attributes:
-        name: there, such as ``model.layers.0.self_attn.q_proj.weight``.
-        paths: of the leaves; several are joined along their last axis.
-        transposed: whether the two axes are swapped there.
-        tied: whether other modules there use this parameter too.
-    """
-
-    name: str
-    paths: tuple[str, ...]
-    transposed: bool = False
-    tied: bool = False
 
 
 @runtime_checkable
@@ -226,8 +226,8 @@ def is_multiplied(path: str) -> bool:
 
 
 def ids_of(config: NetworkConfig) -> SpecialIds:
-    """Returns the padding, EOS and start ids of a network."""
-    return SpecialIds(config.pad_id, config.eos_id, config.start_id)
+    """Returns the padding, EOS and start ids of a network, and BOS where its family has one."""
+    return SpecialIds(config.pad_id, config.eos_id, config.start_id, getattr(config, "bos_id", None))
 
 
 def real_tokens(rows: Padded) -> Array:

@@ -20,6 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.vocabularies.tokenizer_json import plain
 from elm_jax.vocabularies.vocabulary import (
     BYTE_EXTRA_IDS,
     EOS_ID,
@@ -333,7 +334,7 @@ def write_vocabulary(folder: epath.Path, contents: bytes,
             "tokenizer_class": BYTE_CLASS, "extra_ids": vocabulary.extra_ids, **_SPECIAL_NAMES,
             "clean_up_tokenization_spaces": False})
     elif isinstance(vocabulary, TokenizerVocabulary):
-        storage.write_bytes(folder / TOKENIZER_FILE, contents)
+        storage.write_bytes(folder / TOKENIZER_FILE, plain(contents))
         storage.write_json(folder / CONFIG_FILE, {
             "tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.special_tokens(),
             "clean_up_tokenization_spaces": False})

@@ -1,6 +1,8 @@
 """Reads Hugging Face's ``tokenizer.json`` with the tokenizers library, and finds its special ids.
 
-The file does not say which token is padding and which ends a text; their names tell, of which there are few.
+The file does not say which token is padding and which ends a text. Their names tell, of which there are few;
+where names cannot tell, as in decoders whose padding is their EOS, a base's file begins with the ids
+(`with_ids`), which are left out again for other programs (`plain`).
 """
 
 import json
@@ -20,6 +22,32 @@ NAMES = {"padding": ("pad", "padding"),
 _RARE = "\U000f0000"
 """A character for private use, which no vocabulary has a token for."""
 _BRACKETED = re.compile(r"[<\[{|]+(?P<word>[^<>\[\]{}|]+)[>\]}|]+")
+_TOLD = re.compile(rb'\{"special_ids": \{"padding": (\d{1,9}), "EOS": (\d{1,9})\}, ')
+"""The beginning of a base's file that tells its special ids."""
+
+
+def with_ids(contents: bytes, pad_id: int, eos_id: int) -> bytes:
+    """Returns the file with its special ids at the beginning, for a network that needs these.
+
+    Args:
+        contents: of a ``tokenizer.json``, with other ids at the beginning or without.
+        pad_id: of the network; any token, EOS too.
+        eos_id: of the network.
+    """
+    told = b'{"special_ids": {"padding": %d, "EOS": %d}, ' % (pad_id, eos_id)
+    return told + plain(contents).lstrip()[1:]
+
+
+def plain(contents: bytes) -> bytes:
+    """Returns the file as other programs read it. Inverse of `with_ids`."""
+    match = _TOLD.match(contents)
+    return contents if match is None else b"{" + contents[match.end():]
+
+
+def told_ids(contents: bytes) -> tuple[int, int] | None:
+    """Returns the padding and EOS ids that the file begins with; None where names tell."""
+    match = _TOLD.match(contents)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def parse(contents: bytes, where: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ The contents of a file determine its kind, whatever its name:
   ``seqio.SentencePieceVocabulary(path, extra_ids)``. T5's file leaves the sentinels out and they are added
   here; mT5's holds them itself, as its last 100 pieces.
 - bytes (``vocabulary.json``: ``{"schema_version": 1, "kind": "bytes", "extra_ids": 125}``), as ByT5's.
-- a ``tokenizer.json`` of Hugging Face's tokenizers, whose ids must be as the program needs them.
+- a ``tokenizer.json`` of Hugging Face's tokenizers, whose ids must be as the program needs them; where names of
+  tokens do not tell padding and EOS, the file begins with their ids (`tokenizer_json.with_ids`).
 """
 
 import abc
@@ -263,17 +264,26 @@ class TokenizerVocabulary(Vocabulary):
         Raises:
             InputError: the library cannot read it; padding or EOS has no name that is known.
         """
-        self._tokenizer = tokenizer_json.open_tokenizer(contents, where)
+        self._tokenizer = tokenizer_json.open_tokenizer(tokenizer_json.plain(contents), where)
         self.contents = contents
-        self.pad_id, self.eos_id = tokenizer_json.special_ids(self._tokenizer, where)
+        told = tokenizer_json.told_ids(contents)
+        self.pad_id, self.eos_id = told or tokenizer_json.special_ids(self._tokenizer, where)
+        self._are_told = told is not None
         self.unk_id = tokenizer_json.unknown_id(self._tokenizer, tokenizer_json.parse(contents, where))
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        if max(self.pad_id, self.eos_id) >= self.size:
+            raise InputError(describe("The vocabulary has no such special ids", where=where,
+                                      got=f"padding = {self.pad_id}, EOS = {self.eos_id}",
+                                      expected=f"ids below {self.size}", cure="fetch or write the file again"))
         self._sentinels = tokenizer_json.numbered(self._tokenizer, sentinel)
         self.extra_ids = len(self._sentinels)
         self.fingerprint = f"sha256:{hashlib.sha256(contents).hexdigest()}"
 
     def check_ids(self, pad_id: int, eos_id: int, where: Any = "bytes") -> None:
         """Checks ids as `Vocabulary.check_ids` does, for any token of a fitting name; the error lists all."""
+        if self._are_told:
+            super().check_ids(pad_id, eos_id, where)
+            return
         tokenizer_json.check_special_ids(self._tokenizer, {"padding": pad_id, "EOS": eos_id}, where)
 
     def encode(self, text: str) -> list[int]:

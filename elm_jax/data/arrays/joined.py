@@ -63,12 +63,22 @@ class Joined:
             lengths: ``{'inputs': S, 'targets': T}``; a row holds S + T.
         """
         room = check_lengths(lengths)
-        return pack_rows(((sum(map(min, size, room)),) for size in sizes), (sum(room),))
+        # A prompt loses its EOS and gains what stands in front; only inputs without EOS grow by one.
+        return pack_rows(((min(size + 1, room[0]) + min(target, room[1]),) for size, target in sizes),
+                         (sum(room),))
 
     def prompt(self, inputs: Tokens, length: int) -> Tokens:
-        """Cuts input tokens at the end to at most `length`, without EOS: the target follows them."""
+        """Cuts input tokens at the end to at most `length`, without EOS: the target follows them.
+
+        In front stands BOS where the network has one; an empty prompt is EOS alone where it has none.
+        """
         inputs = np.asarray(inputs, np.int32)
-        return (inputs[:-1] if len(inputs) and inputs[-1] == self.ids.eos else inputs)[:length]
+        own = inputs[:-1] if len(inputs) and inputs[-1] == self.ids.eos else inputs
+        if self.ids.bos is None:
+            front = [] if len(own) else [self.ids.eos]
+        else:
+            front = [self.ids.bos]
+        return np.concatenate([np.array(front, np.int32), own])[:length]
 
     def target(self, targets: Tokens, length: int) -> Tokens:
         """Cuts target tokens to at most `length`; EOS stays."""

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.formats.hf import t5_models
+from elm_jax.formats.hf import folder_files, hf_models
 from elm_jax.formats.t5x import t5x_checkpoints
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage
@@ -39,9 +39,9 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) -> None:
     """Checks the fields that other formats need when the model is converted back to them."""
-    kept = others.get(t5_models.FACTS, {})
+    kept = others.get(folder_files.FACTS, {})
     if "config" in kept:
-        t5_models.check_config(kept["config"] if isinstance(kept["config"], dict) else {}, where)
+        hf_models.check_config(kept["config"] if isinstance(kept["config"], dict) else {}, where)
     if not isinstance(kept.get("generation_config", {}), dict):
         raise InputError(describe("The base's generation_config is wrong", where=where,
                                   got=repr(kept["generation_config"])[:100], expected="an object"))

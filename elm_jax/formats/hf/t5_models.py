@@ -9,27 +9,21 @@ from etils import epath
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import tree_checks
 from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
+from elm_jax.formats.hf.folder_files import (
+    FACTS,
+    GENERATION_FILE,
+    open_weights,
+    read_json,
+    require_hf,
+    write_tokenizer,
+)
 from elm_jax.formats.model import Model, Origin, TensorSpec
-from elm_jax.formats.tensors import safetensors_files, streaming, torch_files
+from elm_jax.formats.tensors import safetensors_files, streaming
 from elm_jax.models.t5 import hf_names
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.vocabularies import hf_tokenizer
-
-GENERATION_FILE = "generation_config.json"
-FACTS = "hf"
-"""Key of `Model.facts` for data that this program does not use but writes again: ``{'config': {...},
-'generation_config': {...}}``, as the files had it; ``'tokenizer'``, files by name, where the vocabulary is no
-SentencePiece model; ``'added_tokens'``, by their ids, behind one."""
-_WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE,
-            torch_files.SINGLE_FILE, torch_files.INDEX_FILE)
-"""Names of weight files, in the order in which transformers looks for them."""
-
-
-def is_hf(folder: epath.Path) -> bool:
-    """Whether a folder is a Hugging Face model folder: it has a config.json, which is written last."""
-    return (folder / CONFIG_FILE).exists()
 
 
 def open_hf(folder: storage.PathLike) -> Model:
@@ -40,13 +34,10 @@ def open_hf(folder: storage.PathLike) -> Model:
             missing or holds code; names or shapes do not fit the config (all are listed); a copy of the
             embedding differs from it; the vocabulary does not fit the network.
     """
-    folder = storage.as_path(folder)
-    if not is_hf(folder):
-        raise InputError(describe("There is no Hugging Face model here", where=folder,
-                                  expected=f"a folder with a {CONFIG_FILE}"))
-    values = _read_json(folder / CONFIG_FILE)
+    folder = require_hf(folder)
+    values = read_json(folder / CONFIG_FILE)
     config = hf_names.config_from_hf(values, folder / CONFIG_FILE)
-    stored, notes = _open_weights(folder)
+    stored, notes = open_weights(folder)
     tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
     stored, more = _without_copies(stored, values, config, folder)
     tensors = _leaves(stored, values, config, folder)
@@ -61,24 +52,8 @@ def open_hf(folder: storage.PathLike) -> Model:
     if added:
         kept["added_tokens"] = {str(number): dict(entry) for number, entry in added.items()}
     if (folder / GENERATION_FILE).exists():
-        kept["generation_config"] = _read_json(folder / GENERATION_FILE)
+        kept["generation_config"] = read_json(folder / GENERATION_FILE)
     return Model("hf", str(folder), config, tensors, vocabulary, {FACTS: kept}, notes)
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    return storage.read_json(path, kind=path.name, schema_version=None)
-
-
-def _open_weights(folder: epath.Path) -> tuple[dict[str, streaming.Stored], tuple[str, ...]]:
-    file = next((name for name in _WEIGHTS if (folder / name).exists()), None)
-    if file is None:
-        raise InputError(describe("The folder holds no weights that this program reads", where=folder,
-                                  got=", ".join(sorted(path.name for path in folder.iterdir())),
-                                  expected=" or ".join(_WEIGHTS)))
-    if file in (torch_files.SINGLE_FILE, torch_files.INDEX_FILE):
-        tensors, notes = torch_files.open_tensors(folder)
-        return dict(tensors), notes
-    return dict(safetensors_files.open_tensors(folder)), ()
 
 
 def _without_copies(
@@ -184,27 +159,13 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
     model.check()
-    _write_tokenizer(target, model, kept)
+    write_tokenizer(target, model, kept)
     if "generation_config" in kept:
         storage.write_json(target / GENERATION_FILE, kept["generation_config"])
     for name, value in model.beside.items():
         storage.write_json(target / name, value)
     storage.write_json(target / CONFIG_FILE, values)
     return {path: Origin(*hf_names.hf_name(path)) for path in order}
-
-
-def _write_tokenizer(target: epath.Path, model: Model, kept: Mapping[str, Any]) -> None:
-    """Writes the vocabulary, then the tokenizer files that the model's source folder had."""
-    if model.vocabulary is not None:
-        behind = {int(number): entry for number, entry in kept.get("added_tokens", {}).items()}
-        hf_tokenizer.write_vocabulary(target, model.vocabulary, behind)
-    for name, contents in kept.get("tokenizer", {}).items():
-        storage.write_json(target / storage.require_name(name, model.where, "tokenizer's file"), contents)
-
-
-def without_tokenizer(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that a folder kept (see `FACTS`), less those of its tokenizer, for a new vocabulary."""
-    return {name: value for name, value in kept.items() if name not in ("tokenizer", "added_tokens")}
 
 
 def _turned(spec: TensorSpec, transposed: bool) -> TensorSpec:

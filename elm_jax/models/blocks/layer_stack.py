@@ -107,6 +107,28 @@ def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments
     return x
 
 
+def run_stack(bound: nn.Module, layer: nn.Module, x: Array, arguments: tuple[Any, ...], deterministic: bool
+              ) -> Array:
+    """Applies all layers of a bound module to f[B, L, D], as its layout says; returns f[B, L, D].
+
+    Args:
+        bound: has ``config``, ``layout`` and ``layers``, which are called one by one while it is initialised.
+        layer: one of them, unbound.
+        x: f[B, L, D].
+        arguments: the same for every layer.
+        deterministic: no dropout.
+    """
+    if bound.is_initializing():
+        for each in bound.layers:
+            x = each(x, *arguments, deterministic)
+        return x
+    config = bound.config
+    drops = not deterministic and config.dropout_rate > 0.0
+    layers = LayerStack(layer, len(bound.layers), config.activation_dtype, bound.layout)
+    return run_layers(layers, bound.variables["params"], x, arguments,
+                      bound.make_rng("dropout") if drops else None)
+
+
 def _stack(params: Mapping[str, Any], num_layers: int, dtype: jnp.dtype) -> Params:
     """Stacks all layers' leaves to [L, ...]; leaves that are stacked already stay as they are."""
     whole = params.get(STACKED, {})

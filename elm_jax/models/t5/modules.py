@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from elm_jax.models.adapters.config import Hook, attach
 from elm_jax.models.blocks.attention import Attention, KeysValues
 from elm_jax.models.blocks.feed_forward import Mlp
-from elm_jax.models.blocks.layer_stack import LayerStack, run_layers
+from elm_jax.models.blocks.layer_stack import run_stack
 from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, RMSNorm
 from elm_jax.models.network import Layout
 from elm_jax.models.t5.config import T5Config
@@ -172,22 +172,6 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.mlp_adapter(y, normed), deterministic)
 
 
-def _through(
-    stack: "Encoder | Decoder", layer: type[nn.Module], x: Array, arguments: tuple[Any, ...],
-    deterministic: bool,
-) -> Array:
-    """Applies all layers of a stack to f[B, L, D], as its layout says; returns f[B, L, D]."""
-    if stack.is_initializing():
-        for bound in stack.layers:
-            x = bound(x, *arguments, deterministic)
-        return x
-    config = stack.config
-    drops = not deterministic and config.dropout_rate > 0.0
-    layers = LayerStack(layer(config, parent=None), len(stack.layers), config.activation_dtype, stack.layout)
-    return run_layers(layers, stack.variables["params"], x, arguments,
-                      stack.make_rng("dropout") if drops else None)
-
-
 class Encoder(nn.Module):
     """Stack of encoder layers with one shared relative position bias."""
 
@@ -207,7 +191,7 @@ class Encoder(nn.Module):
         """Encodes embedded f[B, S, D] with key mask bool[B, 1, 1 or S, S] -> f[B, S, D]."""
         biases = (self.relpos_bias(x.shape[1], positions), mask_bias(allowed))
         x = self.dropout(x, deterministic)
-        x = _through(self, EncoderLayer, x, (biases,), deterministic)
+        x = run_stack(self, EncoderLayer(self.config, parent=None), x, (biases,), deterministic)
         return self.dropout(self.encoder_norm(x), deterministic)
 
 
@@ -237,7 +221,8 @@ class Decoder(nn.Module):
         self_biases = (self.relpos_bias(x.shape[1], positions), mask_bias(self_allowed))
         cross_biases = (mask_bias(cross_allowed),)
         x = self.dropout(x, deterministic)
-        x = _through(self, DecoderLayer, x, (encoded, self_biases, cross_biases), deterministic)
+        x = run_stack(self, DecoderLayer(self.config, parent=None), x, (encoded, self_biases, cross_biases),
+                      deterministic)
         return self.dropout(self.decoder_norm(x), deterministic)
 
     def head(self, x: Array) -> Array:

@@ -18,7 +18,8 @@ from elm_jax.experts.overlay import save_leaves_as_expert, write_expert
 from elm_jax.experts.weight_sources import Source, open_source
 from elm_jax.formats import detect
 from elm_jax.formats.elm import elm_folders
-from elm_jax.formats.hf import t5_models
+from elm_jax.formats.hf import folder_files, hf_models
+from elm_jax.formats.hf.config_json import DEFAULT_SHARD_BYTES
 from elm_jax.formats.model import Index, Origin, Tensors
 from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import streaming
@@ -63,7 +64,7 @@ class ConvertConfig:
     target_kind: str
     base: storage.PathLike | None = None
     dtype: str | None = None
-    max_shard_bytes: float = t5_models.DEFAULT_SHARD_BYTES
+    max_shard_bytes: float = DEFAULT_SHARD_BYTES
     layout: str = "orbax"
     scanned: bool | None = None
     step: int | None = None
@@ -149,9 +150,11 @@ def open_named(config: ConvertConfig) -> Source:
     source = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
                          scanned=None if config.target_kind == "t5x" else config.scanned)
     family = source.model.config.family
-    if config.target_kind != "elm" and family != T5Config.family:
-        raise InputError(describe(f"Networks of family {family!r} have no form in other programs yet",
-                                  where=config.source, got=f"--to {config.target_kind}", expected="--to elm"))
+    forms = {"elm": [family], "hf": list(hf_models.FORMATS), "t5x": [T5Config.family]}
+    if family not in forms[config.target_kind]:
+        fitting = " or ".join(f"--to {kind}" for kind, known in forms.items() if family in known)
+        raise InputError(describe(f"Networks of family {family!r} have no such form", where=config.source,
+                                  got=f"--to {config.target_kind}", expected=fitting))
     adapter = None if source.expert is None else adapter_of(source.expert.card.network)
     if config.target_kind != "elm" and not isinstance(adapter, BottleneckConfig | None):
         raise InputError(describe(f"Adapters of kind {adapter.kind!r} have no form in other programs yet",
@@ -195,10 +198,10 @@ def cast(source: Source, dtype: str | None) -> Source:
         return source
     model = source.model
     facts = dict(model.facts)
-    kept = facts.get(t5_models.FACTS, {})
+    kept = facts.get(folder_files.FACTS, {})
     if "config" in kept:
         named = {name: dtype for name in ("torch_dtype", "dtype") if name in kept["config"]}
-        facts[t5_models.FACTS] = {**kept, "config": {**kept["config"], **(named or {"torch_dtype": dtype})}}
+        facts[folder_files.FACTS] = {**kept, "config": {**kept["config"], **(named or {"torch_dtype": dtype})}}
     return dataclasses.replace(source, model=dataclasses.replace(
         model, tensors=streaming.CastTensors(model.tensors, dtype), facts=facts))
 
@@ -224,7 +227,7 @@ def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
     if expert is not None:
         return hf_adapters.write_hf_expert(config.target, model, expert,
                                            max_shard_bytes=config.max_shard_bytes)
-    return t5_models.write_hf(config.target, model, max_shard_bytes=config.max_shard_bytes)
+    return hf_models.write_model_folder(config.target, model, max_shard_bytes=config.max_shard_bytes)
 
 
 def make_report(found: Source, source: Source, config: ConvertConfig, origins: Mapping[str, Origin],

@@ -12,7 +12,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import read_card, save_leaves_as_expert
 from elm_jax.formats import detect
 from elm_jax.formats.elm import elm_folders
-from elm_jax.formats.hf import t5_models
+from elm_jax.formats.hf import hf_models
 from elm_jax.formats.model import Model, Origin, Tensors
 from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import safetensors_files, streaming
@@ -151,4 +151,4 @@ def write_model(plan: Plan, output: storage.PathLike, work: epath.Path, facts: M
     elif target == "t5x":
         t5x_writer.write_t5x(output, model)
     else:
-        t5_models.write_hf(output, model, max_shard_bytes=options.max_shard_bytes)
+        hf_models.write_model_folder(output, model, max_shard_bytes=options.max_shard_bytes)

@@ -1,0 +1,206 @@
+"""Hugging Face folders of decoders: config.json, weights in one file or in shards, ``tokenizer.json``."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax.errors import InputError, describe
+from elm_jax.formats import tree_checks
+from elm_jax.formats.hf import folder_files
+from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
+from elm_jax.formats.model import Model, Origin, TensorSpec
+from elm_jax.formats.tensors import safetensors_files, streaming
+from elm_jax.models.decoder import hf_names
+from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.decoder.network import DecoderNetwork
+from elm_jax.models.network import HfParameter
+from elm_jax.runtime import staging, storage, trees
+from elm_jax.vocabularies import hf_tokenizer, tokenizer_json
+
+_CHAT_FILE = "chat_template.jinja"
+"""transformers 5 keeps a chat template in a file of its own; here it stands in the tokenizer's config."""
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+"""Ends of the names of tensors in older files that are computed, not learned."""
+_BARE = ("wte.", "wpe.", "h.", "ln_f.")
+"""Beginnings of GPT-2's names in files that lack ``transformer.``, as the first ones do."""
+
+
+class ColumnsOf:
+    """A part of the last axis of a stored vector or matrix; implements `streaming.Stored`."""
+
+    def __init__(self, whole: streaming.Stored, start: int, size: int) -> None:
+        self._whole, self._start = whole, start
+        self.shape, self.dtype = (*whole.shape[:-1], size), whole.dtype
+
+    def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
+        """Reads rows, or parts of rows, of the part."""
+        if len(self.shape) == 1:
+            self._whole.fill(rows, self._start + start)
+        else:
+            self._whole.fill(rows, start, self._start + column)
+
+
+def open_decoder(folder: epath.Path) -> Model:
+    """Opens a Hugging Face folder of a decoder; checks the tensors against the config without reading them.
+
+    Raises:
+        InputError: the config is not that of a decoder that this program has; a file is truncated, damaged,
+            missing or holds code; names or shapes do not fit the config (all are listed); a head that should
+            be the embedding differs from it; the vocabulary does not fit the network.
+    """
+    values = folder_files.read_json(folder / CONFIG_FILE)
+    kept: dict[str, Any] = {"config": values}
+    if (folder / folder_files.GENERATION_FILE).exists():
+        kept["generation_config"] = folder_files.read_json(folder / folder_files.GENERATION_FILE)
+    configs = hf_tokenizer.read_configs(folder)
+    if (folder / _CHAT_FILE).exists():
+        configs.setdefault(hf_tokenizer.CONFIG_FILE, {}).setdefault(
+            "chat_template", storage.read_text(folder / _CHAT_FILE))
+    kept["tokenizer"] = configs
+    path = folder / hf_tokenizer.TOKENIZER_FILE
+    contents = storage.read_bytes(path) if path.exists() else None
+    bos_id = _bos_id(contents, values, configs.get(hf_tokenizer.CONFIG_FILE, {}), path)
+    config = hf_names.config_from_hf(values, folder / CONFIG_FILE, kept.get("generation_config"), bos_id)
+    stored, notes = folder_files.open_weights(folder)
+    tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()
+                                      if not name.endswith(_BUFFERS)})
+    tensors, more = _leaves(stored, config, folder)
+    notes += more
+    if contents is None:
+        notes += (f"The folder carries no {hf_tokenizer.TOKENIZER_FILE}, so the base has no vocabulary",)
+    else:
+        contents = tokenizer_json.with_ids(contents, config.pad_id, config.eos_id)
+        tree_checks.check_vocabulary(contents, config, folder)
+    return Model("hf", str(folder), config, tensors, contents, {folder_files.FACTS: kept}, notes)
+
+
+def _bos_id(contents: bytes | None, values: Mapping[str, Any], config: Mapping[str, Any], where: Any
+            ) -> int | None:
+    """The id that the folder's tokenizer puts in front of texts; a name alone does not mean that it does."""
+    if contents is None:
+        return None
+    tokenizer = tokenizer_json.open_tokenizer(contents, where)
+    if isinstance(config.get("add_bos_token"), bool):
+        return values.get("bos_token_id") if config["add_bos_token"] else None
+    framed, bare = (tokenizer.encode("a", add_special_tokens=frame).ids for frame in (True, False))
+    return framed[0] if framed[0] != bare[0] and framed[1:len(bare) + 1] == bare else None
+
+
+def _leaves(stored: Mapping[str, streaming.Stored], config: DecoderConfig, where: epath.Path
+            ) -> tuple[streaming.StoredTensors, tuple[str, ...]]:
+    """The network's leaves as stored tensors, checked against the config, and notes."""
+    stored = {f"transformer.{name}" if name.startswith(_BARE) else name: tensor
+              for name, tensor in stored.items()}
+    left_out = [name for name in stored if name.endswith(_BUFFERS)]
+    parameters = hf_names.hf_parameters(config)
+    if config.tied_head and hf_names.HF_HEAD in stored:
+        embedding = stored.get(parameters[0].name)
+        if embedding is not None and not streaming.equal(embedding, stored[hf_names.HF_HEAD]):
+            raise InputError(describe(
+                f"{hf_names.HF_HEAD} differs from {parameters[0].name}, of which it should be a copy",
+                where=where,
+                cure="set tie_word_embeddings to false in config.json if the model has a head of its own"))
+        left_out.append(hf_names.HF_HEAD)
+    shapes = leaf_shapes(config)
+    tree_checks.check_leaves(
+        "The weights do not fit the config", where,
+        {name: tensor.shape for name, tensor in stored.items() if name not in left_out},
+        {each.name: shape_of(each, shapes) for each in parameters},
+        "fetch the folder again, or use the config that the weights were made with")
+    parts, origins = {}, {}
+    for each in parameters:
+        whole, start = stored[each.name], 0
+        for path in each.paths:
+            size = shapes[path][-1]
+            parts[path] = whole if len(each.paths) == 1 else ColumnsOf(whole, start, size)
+            origins[path] = origin_of(each, path)
+            start += size
+    notes = (f"Left out, as a copy of the embedding or computed: {', '.join(left_out)}",) if left_out else ()
+    return streaming.StoredTensors(parts, origins), notes
+
+
+def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every leaf of a network."""
+    return {path: tuple(leaf.shape)
+            for path, leaf in trees.flatten(DecoderNetwork(config).abstract_params()).items()}
+
+
+def shape_of(parameter: HfParameter, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape of a tensor in Hugging Face's files, from the shapes of its leaves."""
+    first = shapes[parameter.paths[0]]
+    whole = (*first[:-1], sum(shapes[path][-1] for path in parameter.paths))
+    return whole[::-1] if parameter.transposed else whole
+
+
+def origin_of(parameter: HfParameter, path: str) -> Origin:
+    """Where a leaf stands in Hugging Face's files; of several in one tensor, the name says which."""
+    several = len(parameter.paths) > 1
+    name = f"{parameter.name}[{path.split('/')[-2]}]" if several else parameter.name
+    return Origin(name, parameter.transposed)
+
+
+def check_config(values: Mapping[str, Any], where: Any) -> None:
+    """Raises InputError if the values of a config.json are not those of a decoder."""
+    hf_names.config_from_hf(values, where)
+
+
+def write_decoder(folder: storage.PathLike, model: Model, *,
+                  max_shard_bytes: float = DEFAULT_SHARD_BYTES) -> dict[str, Origin]:
+    """Writes a Hugging Face folder tensor by tensor; it gets its final name when it is whole.
+
+    Args:
+        folder: does not exist, or is empty.
+        model: without adapters.
+        max_shard_bytes: most bytes of a file of weights.
+
+    Returns:
+        The name that each leaf got.
+
+    Raises:
+        InputError: the folder is taken; Hugging Face has no such network; the model is not the one that its
+            folder records.
+        RunError: the disk is full.
+    """
+    with staging.staged(folder) as target:
+        return _write_into(target, model, max_shard_bytes)
+
+
+def _write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict[str, Origin]:
+    """Writes a model's files into a folder; config.json, which readers look for, comes last."""
+    if model.config.adapter is not None:
+        raise InputError(describe("Hugging Face's decoders have no adapters", where=model.where,
+                                  cure="write the model without them, and the adapters beside it"))
+    kept = model.facts.get(folder_files.FACTS, {})
+    values = hf_names.config_to_hf(model.config, kept.get("config"))
+    parameters = {each.name: each for each in hf_names.hf_parameters(model.config)}
+    if model.kind != "hf":  # in the order in which leaves are read cheapest, and checked as they are read
+        rank = {path: number for number, path in enumerate(model.tensors.specs)}
+        parameters = dict(sorted(parameters.items(), key=lambda item: rank[item[1].paths[0]]))
+    shapes = {path: spec.shape for path, spec in model.tensors.specs.items()}
+    specs = {name: TensorSpec(shape_of(each, shapes), model.tensors.specs[each.paths[0]].dtype)
+             for name, each in parameters.items()}
+    if "config" not in kept:
+        values["torch_dtype"] = main_dtype(specs)
+    leaves = streaming.read_ahead(model.tensors, (
+        path for each in parameters.values() for path in each.paths))
+
+    def contents(name: str) -> Iterator[np.ndarray]:
+        """Reads the next leaves; names are asked for in the order of `specs`."""
+        each = parameters[name]
+        if len(each.paths) == 1:
+            return streaming.pieces(next(leaves), each.transposed)
+        return streaming.pieces(np.concatenate([next(leaves) for _ in each.paths], axis=-1), each.transposed)
+
+    safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
+    model.check()
+    folder_files.write_tokenizer(target, model, kept)
+    generation = dict(kept.get("generation_config", {}))
+    if generation or model.config.extra_eos_ids:
+        generation.setdefault("eos_token_id", [model.config.eos_id, *model.config.extra_eos_ids])
+        storage.write_json(target / folder_files.GENERATION_FILE, generation)
+    for name, value in model.beside.items():
+        storage.write_json(target / name, value)
+    storage.write_json(target / CONFIG_FILE, values)
+    return {path: origin_of(each, path) for each in parameters.values() for path in each.paths}

@@ -1,0 +1,76 @@
+"""The files that Hugging Face folders of all networks share: weights, generation settings, tokenizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from elm_jax.errors import InputError, describe
+from elm_jax.formats.hf.config_json import CONFIG_FILE
+from elm_jax.formats.model import Model
+from elm_jax.formats.tensors import safetensors_files, streaming, torch_files
+from elm_jax.runtime import storage
+from elm_jax.vocabularies import hf_tokenizer
+
+GENERATION_FILE = "generation_config.json"
+FACTS = "hf"
+"""Key of `Model.facts` for data that this program does not use but writes again: ``{'config': {...},
+'generation_config': {...}}``, as the files had it; ``'tokenizer'``, files by name, where the vocabulary is no
+SentencePiece model; ``'added_tokens'``, by their ids, behind one."""
+_WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE,
+            torch_files.SINGLE_FILE, torch_files.INDEX_FILE)
+"""Names of weight files, in the order in which transformers looks for them."""
+
+
+def is_hf(folder: epath.Path) -> bool:
+    """Whether a folder is a Hugging Face model folder: it has a config.json, which is written last."""
+    return (folder / CONFIG_FILE).exists()
+
+
+def require_hf(folder: storage.PathLike) -> epath.Path:
+    """Returns a Hugging Face model folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = storage.as_path(folder)
+    if not is_hf(folder):
+        raise InputError(describe("There is no Hugging Face model here", where=folder,
+                                  expected=f"a folder with a {CONFIG_FILE}"))
+    return folder
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Reads the object of a JSON file."""
+    return storage.read_json(path, kind=path.name, schema_version=None)
+
+
+def open_weights(folder: epath.Path) -> tuple[dict[str, streaming.Stored], tuple[str, ...]]:
+    """Opens the stored tensors of a folder by name; returns them, and notes for the report.
+
+    Raises:
+        InputError: the folder holds no weights, or a file is damaged or holds code.
+    """
+    file = next((name for name in _WEIGHTS if (folder / name).exists()), None)
+    if file is None:
+        raise InputError(describe("The folder holds no weights that this program reads", where=folder,
+                                  got=", ".join(sorted(path.name for path in folder.iterdir())),
+                                  expected=" or ".join(_WEIGHTS)))
+    if file in (torch_files.SINGLE_FILE, torch_files.INDEX_FILE):
+        tensors, notes = torch_files.open_tensors(folder)
+        return dict(tensors), notes
+    return dict(safetensors_files.open_tensors(folder)), ()
+
+
+def write_tokenizer(target: epath.Path, model: Model, kept: Mapping[str, Any]) -> None:
+    """Writes the vocabulary, then the tokenizer files that the model's source folder had."""
+    if model.vocabulary is not None:
+        behind = {int(number): entry for number, entry in kept.get("added_tokens", {}).items()}
+        hf_tokenizer.write_vocabulary(target, model.vocabulary, behind)
+    for name, contents in kept.get("tokenizer", {}).items():
+        storage.write_json(target / storage.require_name(name, model.where, "tokenizer's file"), contents)
+
+
+def without_tokenizer(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that a folder kept (see `FACTS`), less those of its tokenizer, for a new vocabulary."""
+    return {name: value for name, value in kept.items() if name not in ("tokenizer", "added_tokens")}

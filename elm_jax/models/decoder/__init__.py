@@ -1,0 +1,1 @@
+"""Decoder-only networks: the Llama type (Mistral, Qwen) and GPT-2."""

@@ -1,0 +1,180 @@
+"""Decoder-only networks as Flax modules: Llama type and GPT-2, by the config's choices.
+
+Other code uses them through `network.DecoderNetwork`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from elm_jax.models.adapters.config import attach
+from elm_jax.models.blocks.feed_forward import Mlp
+from elm_jax.models.blocks.grouped_attention import GroupedAttention, HeadKeysValues, Reach
+from elm_jax.models.blocks.layer_stack import run_stack
+from elm_jax.models.blocks.rotary import Rotation, divided_low, frequencies, rotation
+from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.layers.dense import LOGITS_PRECISION, Dense, Dropout, Embed, RMSNorm
+from elm_jax.models.layers.layer_norm import LayerNorm
+from elm_jax.models.network import Layout
+from elm_jax.runtime.sharding import constrain
+from elm_jax.types import Array
+
+INIT_STDDEV = 0.02
+"""Of fresh embeddings, whose rows are also the head of a tied network."""
+DecoderCache = dict[str, Any]
+
+
+def _norm(config: DecoderConfig) -> nn.Module:
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(config.activation_dtype, config.norm_epsilon)
+
+
+def rotation_of(config: DecoderConfig, positions: Array) -> Rotation | None:
+    """The rotation of positions i32[B or 1, L]; None for a network of learned positions."""
+    if config.position != "rotary":
+        return None
+    angles, scaling = frequencies(config.head_dim, config.rope_base), config.rope_scaling
+    if scaling is not None and scaling.kind == "linear":
+        angles = (angles / scaling.factor).astype(angles.dtype)
+    elif scaling is not None:
+        bounds = (scaling.low_freq_factor, scaling.high_freq_factor)
+        angles = divided_low(angles, scaling.factor, bounds, scaling.original_max_length)
+    return rotation(angles, positions)
+
+
+class CausalLayer(nn.Module):
+    """Layer: causal attention and feed-forward, each with norm, adapter, dropout and residual sum."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Creates the sub-layers."""
+        config = self.config
+        dtype, dense_bias = config.activation_dtype, config.dense_bias
+        self.pre_attention_norm = _norm(config)
+        self.attention = GroupedAttention(
+            config.emb_dim, config.num_heads, config.num_kv_heads, config.head_dim, config.dropout_rate,
+            dtype, config.adapter, (config.qkv_bias or dense_bias, dense_bias),
+            config.norm_epsilon if config.qk_norm else None)
+        self.pre_mlp_norm = _norm(config)
+        self.mlp = Mlp(config.emb_dim, config.mlp_dim, config.mlp_activations, config.dropout_rate, dtype,
+                       config.adapter, dense_bias)
+        self.dropout = Dropout(config.dropout_rate)
+        self.attention_adapter = attach(config.adapter, "attention", dtype)
+        self.mlp_adapter = attach(config.adapter, "mlp", dtype)
+
+    def __call__(self, x: Array, by: Rotation | None, reach: Reach, deterministic: bool) -> Array:
+        """Applies the layer to rows f[B, L, D]; returns f[B, L, D]."""
+        return self.prefill(x, by, reach, deterministic)[0]
+
+    def prefill(self, x: Array, by: Rotation | None, reach: Reach, deterministic: bool
+                ) -> tuple[Array, HeadKeysValues]:
+        """Applies the layer to rows f[B, L, D]; returns f[B, L, D], and the tokens' keys and values."""
+        normed = self.pre_attention_norm(x)
+        y, keys_values = self.attention(normed, by, reach, deterministic)
+        return self._feed_forward(self._add(x, y, normed, deterministic), deterministic), keys_values
+
+    def step(self, x: Array, by: Rotation | None, cache: DecoderCache, index: Array, real: Array
+             ) -> tuple[Array, DecoderCache]:
+        """Decodes one token of each row: x f[B, 1, D] -> f[B, 1, D], and the layer's next cache."""
+        normed = self.pre_attention_norm(x)
+        y, (keys, values) = self.attention.step(
+            normed, by, HeadKeysValues(cache["prompt_key"], cache["prompt_value"]),
+            HeadKeysValues(cache["key"], cache["value"]), index, real)
+        x = self._feed_forward(self._add(x, y, normed, True), True)
+        return x, {**cache, "key": keys, "value": values}
+
+    def _add(self, x: Array, y: Array, normed: Array, deterministic: bool) -> Array:
+        return x + self.dropout(self.attention_adapter(y, normed), deterministic)
+
+    def _feed_forward(self, x: Array, deterministic: bool) -> Array:
+        normed = self.pre_mlp_norm(x)
+        y = self.mlp(normed, deterministic)
+        return x + self.dropout(self.mlp_adapter(y, normed), deterministic)
+
+
+class CausalStack(nn.Module):
+    """Stack of causal layers and the last norm."""
+
+    config: DecoderConfig
+    layout: Layout = Layout()
+
+    def setup(self) -> None:
+        """Creates the layers ``layers_0`` and so on."""
+        self.layers = [CausalLayer(self.config) for _ in range(self.config.num_layers)]
+        self.final_norm = _norm(self.config)
+
+    def __call__(self, x: Array, by: Rotation | None, reach: Reach, deterministic: bool) -> Array:
+        """Applies all layers to f[B, L, D]; returns f[B, L, D]."""
+        x = run_stack(self, CausalLayer(self.config, parent=None), x, (by, reach), deterministic)
+        return self.final_norm(x)
+
+    def prefill(self, x: Array, by: Rotation | None, reach: Reach, steps: int) -> DecoderCache:
+        """Makes the layers' caches of prompts f[B, S, D], with room for further tokens."""
+        layers = {}
+        for number, layer in enumerate(self.layers):
+            x, (keys, values) = layer.prefill(x, by, reach, True)
+            room = jnp.zeros((len(keys), steps, *keys.shape[2:]), keys.dtype)
+            layers[f"layers_{number}"] = {"prompt_key": keys, "prompt_value": values, "key": room,
+                                          "value": room}
+        return layers
+
+    def step(self, x: Array, by: Rotation | None, layers: DecoderCache, index: Array, real: Array
+             ) -> tuple[Array, DecoderCache]:
+        """Decodes one token of each row: f[B, 1, D] -> f[B, 1, D], and the next caches."""
+        following = {}
+        for number, layer in enumerate(self.layers):
+            name = f"layers_{number}"
+            x, following[name] = layer.step(x, by, layers[name], index, real)
+        return self.final_norm(x), following
+
+
+class CausalTransformer(nn.Module):
+    """The whole network: embedding, positions, layers, head."""
+
+    config: DecoderConfig
+    layout: Layout = Layout()
+
+    def setup(self) -> None:
+        """Creates embeddings, layers and, if it is untied, the head."""
+        config = self.config
+        dtype = config.activation_dtype
+        self.token_embedder = Embed(config.vocab_size, config.emb_dim, dtype, INIT_STDDEV)
+        if config.position == "learned":
+            self.position_embedder = Embed(config.max_length, config.emb_dim, dtype, INIT_STDDEV, "length")
+        self.dropout = Dropout(config.dropout_rate)
+        self.decoder = CausalStack(config, self.layout)
+        if not config.tied_head:
+            self.head = Dense(config.vocab_size, ("embed", "vocab"), jnp.dtype("float32"),
+                              precision=LOGITS_PRECISION)
+
+    def __call__(self, tokens: Array, positions: Array, reach: Reach, deterministic: bool = True) -> Array:
+        """Logits f32[B, L, V] of tokens i32[B, L] at positions i32[B or 1, L]."""
+        return self.logits(self.states(tokens, positions, reach, deterministic))
+
+    def states(self, tokens: Array, positions: Array, reach: Reach, deterministic: bool = True) -> Array:
+        """Last states f[B, L, D], normalised, of tokens i32[B, L]."""
+        x = self.dropout(self._embed(tokens, positions), deterministic)
+        return self.decoder(x, rotation_of(self.config, positions), reach, deterministic)
+
+    def logits(self, y: Array) -> Array:
+        """Applies the tied or untied head: f[B, L, D] -> f32[B, L, V]."""
+        logits = self.token_embedder.unscaled(y) if self.config.tied_head else self.head(y)
+        return constrain(logits, "batch", None, "vocab")
+
+    def prefill(self, tokens: Array, positions: Array, reach: Reach, steps: int) -> DecoderCache:
+        """Makes the layers' caches of prompts i32[B, S]."""
+        by = rotation_of(self.config, positions)
+        return self.decoder.prefill(self._embed(tokens, positions), by, reach, steps)
+
+    def step(self, token: Array, positions: Array, layers: DecoderCache, index: Array, real: Array
+             ) -> tuple[Array, DecoderCache]:
+        """Decodes tokens i32[B, 1] at positions i32[B, 1] -> f32[B, V], and the layers' next caches."""
+        x = self._embed(token, positions)
+        y, layers = self.decoder.step(x, rotation_of(self.config, positions), layers, index, real)
+        return self.logits(y)[:, 0], layers
+
+    def _embed(self, tokens: Array, positions: Array) -> Array:
+        x = self.token_embedder(tokens)
+        return x + self.position_embedder(positions) if self.config.position == "learned" else x

@@ -1,0 +1,231 @@
+"""Decoder-only networks as pure functions of parameters: loss, log-probabilities of choices, cached decoding.
+
+Sources: Radford et al., "Language Models are Unsupervised Multitask Learners" (GPT-2); Touvron et al.,
+https://arxiv.org/abs/2302.13971 (Llama); Qwen Team, https://arxiv.org/abs/2505.09388 (norms of heads).
+"""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from elm_jax.errors import InputError, describe
+from elm_jax.models.adapters.kind import is_adapter_leaf
+from elm_jax.models.blocks import layer_stack
+from elm_jax.models.blocks.grouped_attention import Reach, causal
+from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.decoder.modules import CausalTransformer, DecoderCache
+from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
+from elm_jax.models.network import ADAPTER, BODY, JOINED, NORM, Layout, Start, StepAccount, real_tokens
+from elm_jax.runtime import sharding, trees
+from elm_jax.types import Array, Batch, Padded, Params
+
+_AXES_SUFFIX = "_axes"
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderNetwork:
+    """The decoder-only network of one config; implements `models.network.Network`.
+
+    A prompt without tokens counts as one token: `DecoderConfig.bos_id`, or where that is None
+    `DecoderConfig.eos_id`, the token that stood before every text in training.
+
+    Attributes:
+        config: dimensions, special ids, adapters.
+        layout: how it is computed: rematerialisation, layers one by one or as a scan.
+        batches: the form of its training batches: prompt and target joined in one row.
+    """
+
+    config: DecoderConfig
+    layout: Layout = dataclasses.field(default_factory=Layout)
+    batches: ClassVar[str] = JOINED
+
+    def init(self, rng: Array) -> Params:
+        """Initialises parameters in float32. Pure: jit it with `out_shardings` to create them sharded."""
+        return self._init_variables(rng)["params"]
+
+    def abstract_params(self) -> Params:
+        """Returns the tree of `init` as `jax.ShapeDtypeStruct`; allocates nothing."""
+        return trees.unflatten(dict(_traced(self.config)[0]))
+
+    def logical_axes(self) -> Params:
+        """Returns the tree of `init` as `sharding.Axes` (logical axis names by dimension)."""
+        return trees.unflatten(dict(_traced(self.config)[1]))
+
+    def axes_of(self, path: str) -> sharding.Axes | None:
+        """Logical axes of one leaf, also of a stacked one (``decoder/layers/...``); None if there is none."""
+        axes = _traced(self.config)[1].get(layer_stack.first_layer(path))
+        if axes is None or not layer_stack.is_stacked(path):
+            return axes
+        return sharding.Axes((layer_stack.STACKED, *axes))
+
+    def role_of(self, path: str) -> str:
+        """Role of a leaf: as its kind of adapter says, `NORM` (a norm's scale or bias) or `BODY`."""
+        adapter = self.config.adapter
+        found = adapter and adapter.role_of(path)
+        if found or is_adapter_leaf(path):
+            return found or ADAPTER
+        return NORM if "_norm/" in path else BODY
+
+    def loss(self, params: Params, batch: Batch, rng: Array | None = None,
+             settings: LossConfig = PLAIN) -> LossSums:
+        """Computes loss sums f32[] over the target tokens of a batch.
+
+        Args:
+            params: as `init` makes them.
+            batch: the keys of `logits`, target_tokens i32[B, L] and loss_weights f32[B, L].
+            rng: key of dropout; None switches dropout off.
+            settings: of the cross-entropy.
+        """
+        logits = self.logits(params, batch, dropout_rng=rng)
+        return token_cross_entropy(logits, batch["target_tokens"], batch["loss_weights"], settings)
+
+    def logits(self, params: Params, batch: Batch, *, dropout_rng: Array | None = None) -> Array:
+        """Computes the logits f32[B, L, V] of every place, which predict the next token.
+
+        Args:
+            params: as `init` makes them.
+            batch: tokens, segment_ids and positions i32[B, L], as `data.arrays.joined` makes them.
+            dropout_rng: key of dropout; None switches dropout off.
+
+        Raises:
+            InputError: rows are longer than the context.
+        """
+        tokens, segments = batch["tokens"], batch["segment_ids"]
+        self._check_length(tokens.shape[1])
+        same = segments[:, None, None, :, None] == segments[:, None, None, None, :]
+        reach = Reach(causal(tokens.shape[1]) & same)
+        return self._apply(params, tokens, batch["positions"], reach, dropout_rng is None,
+                           rngs=None if dropout_rng is None else {"dropout": dropout_rng})
+
+    def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
+        """Computes the log-probability f32[B, C, T] of each token of each choice.
+
+        Each row holds the prompt once and behind it the tokens of all choices. These attend to the prompt's
+        keys and values and to their own choice; they, and the prompt's last token, alone get logits.
+
+        Args:
+            params: as `init` makes them.
+            inputs: tokens i32[B, S], lengths i32[B].
+            targets: tokens i32[B, C, T], lengths i32[B, C]; each choice ends with EOS.
+
+        Returns:
+            f32[B, C, T]; 0 behind a choice's end, so that a sum over T is the choice's score.
+
+        Raises:
+            InputError: prompt and choice are longer than the context.
+        """
+        prompts, lengths = self._prompts(inputs)
+        tokens = jnp.asarray(targets.tokens)
+        (batch, choices, length), width = tokens.shape, prompts.shape[1]
+        self._check_length(width + length)
+        behind = jnp.tile(lengths[:, None] + jnp.arange(length - 1)[None], (1, choices))
+        before = jnp.broadcast_to(jnp.arange(width)[None], prompts.shape)
+        real = real_tokens(Padded(prompts, lengths))
+        states = self._apply(
+            params, jnp.concatenate([prompts, tokens[..., :-1].reshape(batch, -1)], axis=1),
+            jnp.concatenate([before, behind], axis=1),
+            Reach(causal(width), choices if length > 1 else 0, real), method="states")
+        last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
+        logits = self._apply(params, jnp.concatenate([last, states[:, width:]], axis=1), method="logits")
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        first = _logits_of(logits[:, :1], tokens[..., 0]) - normaliser[:, :1]
+        rest = _logits_of(logits[:, 1:], tokens[..., 1:].reshape(batch, -1)) - normaliser[:, 1:]
+        log_probs = jnp.concatenate([first[..., None], rest.reshape(batch, choices, length - 1)], axis=-1)
+        return jnp.where(real_tokens(targets), log_probs, 0.0)
+
+    def start(self, params: Params, inputs: Padded, max_length: int) -> Start:
+        """Makes the cache (keys and values of the prompts), and the prompts' last tokens.
+
+        Args:
+            params: as `init` makes them.
+            inputs: tokens i32[B, S], lengths i32[B].
+            max_length: steps that the cache holds; further steps would overwrite the last one.
+
+        Raises:
+            InputError: prompt and steps are longer than the context.
+        """
+        prompts, lengths = self._prompts(inputs)
+        width = prompts.shape[1]
+        self._check_length(width + max_length - 1)
+        layers = self._apply(params, prompts, jnp.arange(width)[None], Reach(causal(width)), max_length,
+                             method="prefill")
+        token = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
+        return Start({"index": jnp.zeros((), jnp.int32), "prompt": lengths - 1, "layers": layers}, token)
+
+    def step(self, params: Params, cache: DecoderCache, token: Array) -> tuple[Array, DecoderCache]:
+        """Decodes one token.
+
+        Args:
+            params: as `init` makes them.
+            cache: of `start` or the step before.
+            token: i32[B].
+
+        Returns:
+            Logits f32[B, V] of the token after it, and the next cache.
+        """
+        index, prompt = cache["index"], cache["prompt"]
+        width = cache["layers"]["layers_0"]["prompt_key"].shape[1]
+        real = jnp.arange(width)[None] < prompt[:, None]
+        positions = (prompt + index)[:, None]
+        logits, layers = self._apply(params, token[:, None], positions, cache["layers"], index, real,
+                                     method="step")
+        return logits, {"index": index + 1, "prompt": prompt, "layers": layers}
+
+    def cache_axes(self, own: Params) -> Any:
+        """Says which cache leaves differ between experts: all but the position."""
+        del own
+        return {"index": None, "prompt": 0, "layers": 0}
+
+    def account(self, source: int, target: int) -> StepAccount:
+        """Counts what one row of S input and T target tokens sends through the network."""
+        config, tokens = self.config, source + target
+        return StepAccount(
+            width=config.emb_dim, heads=config.num_heads * config.head_dim, mlp=config.mlp_dim,
+            attention_outputs=config.num_layers * tokens, attention_inputs=0,
+            mlp_outputs=config.num_layers * tokens, embedded=tokens, predicted=tokens,
+            table="token_embedder/embedding", head=None if config.tied_head else "head/kernel")
+
+    def _apply(self, params: Params, *arguments: Any, **more: Any) -> Any:
+        return CausalTransformer(self.config, self.layout).apply({"params": params}, *arguments, **more)
+
+    def _init_variables(self, rng: Array) -> Params:
+        token = jnp.zeros((1, 1), jnp.int32)
+        return CausalTransformer(self.config, self.layout).init({"params": rng}, token, token,
+                                                                Reach(causal(1)))
+
+    def _prompts(self, inputs: Padded) -> tuple[Array, Array]:
+        """Tokens i32[B, S], S at least 1, and lengths i32[B], at least 1 (see the class on empty prompts)."""
+        tokens, lengths = jnp.asarray(inputs.tokens), jnp.asarray(inputs.lengths)
+        if tokens.shape[1] == 0:
+            tokens = jnp.zeros((tokens.shape[0], 1), tokens.dtype)
+        first = self.config.eos_id if self.config.bos_id is None else self.config.bos_id
+        empty = (lengths == 0)[:, None] & (jnp.arange(tokens.shape[1]) == 0)[None]
+        return jnp.where(empty, first, tokens), jnp.maximum(lengths, 1)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.max_length:
+            raise InputError(describe(
+                "Rows are longer than the network's context", got=f"{length} tokens, padding included",
+                expected=f"at most {self.config.max_length}",
+                cure="shorten the inputs, the targets or the text that is generated"))
+
+
+def _logits_of(logits: Array, tokens: Array) -> Array:
+    """Logits f32[B, N] of tokens i32[B, N]; logits f32[B, N or 1, V].
+
+    A masked sum, not a gather: that stays local where V is split over the mesh.
+    """
+    vocabulary = jax.lax.broadcasted_iota(tokens.dtype, (1, 1, logits.shape[-1]), 2)
+    return jnp.sum(jnp.where(vocabulary == tokens[..., None], logits, 0.0), axis=-1)
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(config: DecoderConfig) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, sharding.Axes]]:
+    """Shape and logical axes of each leaf by path; cached, since tracing a deep `init` takes seconds."""
+    variables = jax.eval_shape(DecoderNetwork(config)._init_variables, jax.random.key(0))
+    axes = trees.flatten(variables["params_axes"])
+    return trees.flatten(variables["params"]), {
+        path.removesuffix(_AXES_SUFFIX): sharding.Axes(metadata.names) for path, metadata in axes.items()}
