@@ -13,6 +13,7 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.model import Tensors
+from elm_jax.formats.peft import adapter_files
 from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.models.adapters.kind import AdapterKind
@@ -182,6 +183,9 @@ def read_card(folder: storage.PathLike) -> tuple[epath.Path, ExpertCard, str | N
     folder = storage.as_path(folder)
     if not (folder / "expert.json").exists() and (folder / "expert").exists():
         folder = folder / "expert"
+    if not (folder / "expert.json").exists() and adapter_files.is_peft(folder):
+        raise InputError(describe("This is a PEFT adapter, which must become an expert first", where=folder,
+                                  cure=f"elm convert --from peft --to elm --base BASE {folder} EXPERT"))
     folder = storage.require_committed(folder, "expert")
     value = storage.read_json(folder / "expert.json", kind="expert's card",
                               schema_version=SCHEMA_VERSION)

@@ -224,7 +224,8 @@ def _fresh(modules: Modules, updates: Mapping[str, Update], replaced: Sequence[s
            config: Any) -> dict[str, Any]:
     """An adapter_config.json made of an expert's updates and of the parameters that it replaces."""
     if not updates:
-        raise InputError(describe("The expert's updates are all zero: there is nothing to write", where=where))
+        raise InputError(describe("The expert's updates are all zero, which is no adapter",
+                                  where=where))
     ranks = {module: len(update.a) for module, update in updates.items()}
     alphas = {module: peft_adapters.alpha_of(update.scale, ranks[module]) for module, update in
               updates.items()}

@@ -6,6 +6,8 @@ from elm_jax.errors import InputError, describe
 
 MODEL_KINDS = ("elm", "hf", "t5x")
 """Kinds of whole models, the keys of `formats.detect.KINDS`."""
+FOLDER_KINDS = (*MODEL_KINDS, "peft")
+"""Kinds of folders that `elm convert` reads and writes: those of whole models, and of adapters."""
 EXPERT_KINDS = ("prompt", "dataset", "multitask")
 """Kinds of experts that a T5X run trains."""
 DTYPES = ("bfloat16", "float16", "float32")

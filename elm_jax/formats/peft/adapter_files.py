@@ -15,6 +15,8 @@ from elm_jax.formats.model import TensorSpec
 from elm_jax.formats.tensors import safetensors_files, streaming
 from elm_jax.runtime import storage
 
+KIND = "peft"
+"""Name of this kind of folder."""
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
@@ -38,6 +40,12 @@ def read_config(folder: storage.PathLike) -> dict[str, Any]:
         raise InputError(describe("There is no PEFT adapter here", where=folder,
                                   expected=f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"))
     return storage.read_json(path, kind="config of a PEFT adapter", schema_version=None)
+
+
+def recorded_base(folder: storage.PathLike) -> str | None:
+    """The name or folder of the base that an adapter's config records; None if it records none."""
+    name = read_config(folder).get("base_model_name_or_path")
+    return name if isinstance(name, str) and name else None
 
 
 def open_tensors(folder: storage.PathLike) -> dict[str, streaming.Stored]:

@@ -104,11 +104,11 @@ class LoraSettings:
 
     def _excludes(self, module: str) -> bool:
         without = self.exclude_modules
-        if isinstance(without, str) and re.fullmatch(without, module):
-            return True
-        if without and not isinstance(without, str):
-            if module in without or any(module.endswith(f".{name}") for name in without):
+        if isinstance(without, str):
+            if re.fullmatch(without, module):
                 return True
+        elif any(module == name or module.endswith(f".{name}") for name in without or ()):
+            return True
         return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save)
 
     def _in_layers(self, module: str) -> bool:

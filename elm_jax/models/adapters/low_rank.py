@@ -53,7 +53,7 @@ class LowRankConfig(AdapterKind):
         names = PROJECTIONS if self.targets == "all" else self.targets
         if not isinstance(names, tuple | list) or not names:
             raise InputError(describe("The adapters' config is wrong", where="AdapterConfig.targets",
-                                      got=repr(names)[:200], expected=f"'all', or one or more of {PROJECTIONS}"))
+                                      got=repr(names)[:200], expected=f"'all', or some of {PROJECTIONS}"))
         for name in names:
             if name not in PROJECTIONS:
                 raise unknown_name("projection", str(name), PROJECTIONS, "AdapterConfig.targets")
@@ -64,6 +64,11 @@ class LowRankConfig(AdapterKind):
             check_dimension(f"AdapterConfig.ranks, {place}", rank)
         for place, alpha in self.alphas:
             _check_alpha(f"AdapterConfig.alphas, {place}", alpha, or_none=False)
+
+    @property
+    def scale(self) -> float:
+        """Factor of the updates of projections without a setting of their own: ``alpha / rank``, or 1."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def rank_of(self, place: str) -> int:
         """Rank of the updates of a projection."""
