@@ -17,11 +17,11 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert
-from elm_jax.formats import leaf_names, tree_checks
+from elm_jax.formats import leaf_names, places, tree_checks
 from elm_jax.formats.model import Model, Origin
 from elm_jax.formats.peft import adapter_files, lora_settings
+from elm_jax.formats.peft.base_modules import BIAS, Modules, modules_of
 from elm_jax.formats.peft.lora_settings import LoraSettings
-from elm_jax.formats.peft.modules import BIAS, Modules, modules_of
 from elm_jax.formats.tensors import streaming
 from elm_jax.models import families
 from elm_jax.models.adapters.kind import PROJECTIONS, is_adapter_leaf
@@ -78,6 +78,7 @@ def read_peft(folder: storage.PathLike, config: NetworkConfig, reference: Mappin
     settings = lora_settings.parse(values, where)
     check_base_name(values.get("base_model_name_or_path"), names, where)
     stored = _named(adapter_files.open_tensors(folder), folder)
+    tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
     modules = modules_of(config.with_adapter(None), where)
     targeted = targeted_modules(settings, modules, where, stored)
     replaced = replaced_parameters(settings, modules, targeted, stored)
@@ -120,9 +121,11 @@ def check_base_name(recorded: Any, names: Sequence[str], where: Any) -> None:
 
 def _hub_word(name: str) -> str | None:
     """``llama-3.2-1b`` of ``hf://meta-llama/Llama-3.2-1B``; None for what may be a folder."""
+    on_hub = places.is_on_hub(name)
     owner, _, word = name.removeprefix(leaf_names.HUB).partition("/")
-    folder = not owner or not word or "/" in word or owner in (".", "..") or storage.as_path(name).exists()
-    return None if folder else word.lower()
+    if not owner or not word or "/" in word or owner in (".", ".."):
+        return None
+    return word.lower() if on_hub or not storage.as_path(name).exists() else None
 
 
 def _named(stored: Mapping[str, streaming.Stored], where: Any) -> dict[str, streaming.Stored]:

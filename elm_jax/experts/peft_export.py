@@ -22,8 +22,8 @@ from elm_jax.experts.peft_adapters import FACTOR_A, FACTOR_B, FACTS, scaled
 from elm_jax.formats import leaf_names
 from elm_jax.formats.model import Origin, Tensors
 from elm_jax.formats.peft import adapter_files, lora_settings
+from elm_jax.formats.peft.base_modules import BIAS, WEIGHT, Modules, modules_of, short_names
 from elm_jax.formats.peft.lora_settings import LoraSettings
-from elm_jax.formats.peft.modules import BIAS, WEIGHT, Modules, modules_of, short_names
 from elm_jax.formats.tensors.streaming import ArrayTensors
 from elm_jax.models import families
 from elm_jax.models.adapters.kind import is_adapter_leaf

@@ -202,7 +202,7 @@ def test_t5x_builds_them_by_the_names_in_exported_folders(module):
     ({"alpha": 8.0}, r"no effect(?s:.*)AdapterConfig\.alpha"),
     ({"kind": "lora", "bottleneck": 8}, r"no effect(?s:.*)AdapterConfig\.bottleneck"),
     ({"start": 2.0}, r"no effect(?s:.*)AdapterConfig\.start(?s:.*)kind 'scaling'"),
-    ({"ranks": 4}, "Unknown AdapterConfig field 'ranks'(?s:.*)nearest: rank"),
+    ({"rnk": 4}, "Unknown AdapterConfig field 'rnk'(?s:.*)nearest: rank"),
     ({"kind": "lara"}, r"AdapterConfig\.kind(?s:.*)nearest: lora"),
     ({"kind": ["lora"]}, r"AdapterConfig\.kind"),
 ])

@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.formats import tree_checks
 from elm_jax.formats.model import TensorSpec
 from elm_jax.formats.tensors import safetensors_files, streaming
 from elm_jax.runtime import storage
@@ -52,8 +51,7 @@ def open_tensors(folder: storage.PathLike) -> dict[str, streaming.Stored]:
     """Opens an adapter's tensors by their names below the base, without reading them.
 
     Raises:
-        InputError: there are none, or only pickled ones; the file is damaged; a name without PEFT's prefix; a
-            type that is no parameter's.
+        InputError: there are none, or only pickled ones; the file is damaged; a name without PEFT's prefix.
     """
     folder = storage.as_path(folder)
     path = folder / WEIGHTS_FILE
@@ -65,7 +63,6 @@ def open_tensors(folder: storage.PathLike) -> dict[str, streaming.Stored]:
             got=PICKLED_FILE if pickled else None, expected=WEIGHTS_FILE,
             cure="load it with PEFT and save it again with safe_serialization=True" if pickled else None))
     stored = safetensors_files.read_header(path)
-    tree_checks.check_dtypes(path, {name: tensor.dtype for name, tensor in stored.items()})
     foreign = [name for name in stored if not name.startswith(PREFIX)]
     if foreign:
         raise InputError(describe("These are no tensors of a PEFT adapter", where=path,
