@@ -1,4 +1,4 @@
-"""Reads PEFT's LoRA adapters as experts.
+"""Reads PEFT's LoRA and (IA)^3 adapters as experts.
 
 A LoRA of PEFT becomes low-rank updates of this program's projections. Layers of one kind of projection share
 a rank and a scale here: lower ranks are filled with zeros, which changes nothing, and of layers without an
@@ -19,13 +19,15 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert
 from elm_jax.formats import leaf_names, places, tree_checks
 from elm_jax.formats.model import Model, Origin
-from elm_jax.formats.peft import adapter_files, lora_settings
+from elm_jax.formats.peft import adapter_files, ia3_settings, lora_settings
 from elm_jax.formats.peft.base_modules import BIAS, Modules, modules_of
+from elm_jax.formats.peft.ia3_settings import Ia3Settings
 from elm_jax.formats.peft.lora_settings import LoraSettings
 from elm_jax.formats.tensors import streaming
 from elm_jax.models import families
-from elm_jax.models.adapters.kind import PROJECTIONS, is_adapter_leaf
+from elm_jax.models.adapters.kind import HIDDEN, PROJECTIONS, is_adapter_leaf
 from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig
+from elm_jax.models.adapters.scaling import FACTORS, ScalingConfig
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage, trees
 from elm_jax.types import FlatParams
@@ -33,14 +35,14 @@ from elm_jax.types import FlatParams
 logger = logging.getLogger(__name__)
 FACTS = "peft"
 """Key of a card's training facts for the adapter_config.json that an expert came with."""
-FACTOR_A, FACTOR_B = ".lora_A.weight", ".lora_B.weight"
+FACTOR_A, FACTOR_B, VECTOR = ".lora_A.weight", ".lora_B.weight", ".ia3_l"
 _BASE_LAYER = ".base_layer"
 _COPIES = (".original_module.", ".modules_to_save.")
 """Parts of names of copies that PEFT may write beside a module that it replaces."""
 
 
 def load_peft(folder: storage.PathLike, base: Base, *, expert_id: str | None = None) -> Expert:
-    """Reads a PEFT LoRA adapter as an expert on a base.
+    """Reads a PEFT adapter, LoRA or (IA)^3, as an expert on a base.
 
     Args:
         folder: with adapter_config.json and adapter_model.safetensors.
@@ -75,7 +77,8 @@ def read_peft(folder: storage.PathLike, config: NetworkConfig, reference: Mappin
     folder = storage.as_path(folder)
     where = folder / adapter_files.CONFIG_FILE
     values = adapter_files.read_config(folder)
-    settings = lora_settings.parse(values, where)
+    settings = (ia3_settings.parse(values, where) if values.get("peft_type") == ia3_settings.IA3
+                else lora_settings.parse(values, where))
     check_base_name(values.get("base_model_name_or_path"), names, where)
     stored = _named(adapter_files.open_tensors(folder), folder)
     tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
@@ -84,20 +87,21 @@ def read_peft(folder: storage.PathLike, config: NetworkConfig, reference: Mappin
     replaced = replaced_parameters(settings, modules, targeted, stored)
     wanted = {name: modules.shape(name) for name in replaced}
     for module in targeted:
-        parts, rank = modules.parts(module), settings.rank(module)
-        wanted[module + FACTOR_A] = (rank, parts[0][1][0])
-        wanted[module + FACTOR_B] = (sum(size[1] for _, size in parts), rank)
+        wanted |= _own_shapes(settings, modules, module)
     tree_checks.check_leaves(
         "The adapter does not fit the base", folder, {name: tensor.shape for name, tensor in stored.items()},
         wanted, "give the base that it was trained on")
-    adapter = adapter_of_settings(settings, modules, targeted)
-    overlay, origins = _updates(settings, modules, adapter, targeted, stored)
+    if isinstance(settings, Ia3Settings):
+        adapter, overlay, origins = _factors(settings, modules, targeted, stored, where)
+    else:
+        adapter = adapter_of_settings(settings, modules, targeted)
+        overlay, origins = _updates(settings, modules, adapter, targeted, stored)
     for name in replaced:
         leaves = modules.leaves(name, _read(stored[name]))
         overlay |= leaves
         origins |= {path: Origin(name, modules.parameters[name].transposed) for path in leaves}
     whole = config.with_adapter(adapter)
-    overlay, origins = _with_zeros(whole, overlay, origins)
+    overlay, origins = _filled(whole, overlay, origins)
     card = ExpertCard(
         id=expert_id or leaf_names.as_id(leaf_names.name_of(folder)), kind="prompt", form="adapter",
         base=dict(reference), network=whole.to_dict(),
@@ -156,7 +160,8 @@ def targeted_modules(settings: LoraSettings, modules: Modules, where: Any,
         InputError: there are none; or some are no projections.
     """
     if settings.target_modules is None and stored is not None:
-        found = [module for module in modules.projections if module + FACTOR_A in stored]
+        found = [module for module in modules.projections
+                 if module + FACTOR_A in stored or module + VECTOR in stored]
     else:
         linear = set(modules.projections)
         owners = dict.fromkeys(name.rpartition(".")[0] for name in modules.parameters)
@@ -253,13 +258,52 @@ def scaled(array: np.ndarray, ratio: float) -> np.ndarray:
     return array if ratio == 1.0 else (array.astype(np.float64) * ratio).astype(np.float32)
 
 
-def _with_zeros(config: NetworkConfig, overlay: FlatParams, origins: dict[str, Origin]
-                ) -> tuple[FlatParams, dict[str, Origin]]:
-    """Adds zeros as the updates of projections that the adapter leaves alone in some layers."""
+def _own_shapes(settings: LoraSettings, modules: Modules, module: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that a targeted module must have in the file."""
+    parts = modules.parts(module)
+    inner, outer = parts[0][1][0], sum(size[1] for _, size in parts)
+    if isinstance(settings, Ia3Settings):
+        return {module + VECTOR: (1, inner) if settings.is_feedforward(module) else (outer, 1)}
+    rank = settings.rank(module)
+    return {module + FACTOR_A: (rank, inner), module + FACTOR_B: (outer, rank)}
+
+
+def _factors(settings: Ia3Settings, modules: Modules, targeted: Sequence[str],
+             stored: Mapping[str, streaming.Stored], where: Any
+             ) -> tuple[ScalingConfig, FlatParams, dict[str, Origin]]:
+    """Factors of (IA)^3: of the outputs of projections, or of the input of a feed-forward's last.
+
+    Raises:
+        InputError: the input of another projection is scaled.
+    """
+    overlay: FlatParams = {}
+    origins: dict[str, Origin] = {}
+    places = set()
+    for module in targeted:
+        vector, start = _read(stored[module + VECTOR]).reshape(-1), 0
+        for path, (_, outer) in modules.parts(module):
+            place, part = path.rpartition("/")[2], vector[start:start + outer]
+            start += outer
+            if settings.is_feedforward(module):
+                if place != "wo":
+                    raise InputError(describe("Inputs of these modules cannot be scaled here", where=where,
+                                              got=f"feedforward_modules: {module}",
+                                              expected="the feed-forward's last projection"))
+                place, part = HIDDEN, vector
+            places.add(place)
+            leaf = f"{path.rpartition('/')[0]}/{place}_adapter/{FACTORS}"
+            overlay[leaf], origins[leaf] = np.array(part), Origin(module + VECTOR)
+    return ScalingConfig(tuple(sorted(places))), overlay, origins
+
+
+def _filled(config: NetworkConfig, overlay: FlatParams, origins: dict[str, Origin]
+            ) -> tuple[FlatParams, dict[str, Origin]]:
+    """Adds what changes nothing in layers that the adapter leaves alone: updates of zero, factors of one."""
     whole = trees.flatten(families.network_of(config).abstract_params())
-    empty = {path: np.zeros(leaf.shape, np.float32) for path, leaf in whole.items()
+    value = float(isinstance(config.adapter, ScalingConfig))
+    empty = {path: np.full(leaf.shape, value, np.float32) for path, leaf in whole.items()
              if is_adapter_leaf(path) and path not in overlay}
-    return overlay | empty, origins | {path: Origin("zeros: no update") for path in empty}
+    return overlay | empty, origins | {path: Origin("nothing: all the same") for path in empty}
 
 
 def _read(stored: streaming.Stored) -> np.ndarray:

@@ -28,8 +28,9 @@ from elm_jax.models.network import ADAPTER, NORM, TWO_SIDED
 from elm_jax.runtime import trees
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SIZES = dict(vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, eos_token_id=1)
+SIZES = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
+         "pad_token_id": 0, "eos_token_id": 1}
 MODELS = {
     "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(
         vocab_size=48, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=2,
@@ -82,12 +83,12 @@ def place(tmp_path_factory):
     return folder
 
 
-def write_adapter(folder, case, name, settings, seed=0):
+def write_adapter(folder, case, name, settings, seed=0, kind=peft.LoraConfig):
     """An adapter with random factors; PEFT's logits lie beside it."""
     task = "SEQ_2_SEQ_LM" if name in SEQ2SEQ else "CAUSAL_LM"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(torch_model(folder / name), peft.LoraConfig(task_type=task, **settings))
+        model = peft.get_peft_model(torch_model(folder / name), kind(task_type=task, **settings))
         draw = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -175,8 +176,9 @@ def test_an_expert_of_this_program_loads_in_peft(place, tmp_path, name, settings
     base = base_of(place / name)
     config = base.config.with_adapter(AdapterConfig(kind="lora", **settings))
     network, draw = families.network_of(config), np.random.default_rng(1)
-    overlay = {path: draw.normal(0, 0.2, leaf.shape).astype(np.float32) for path, leaf
-               in trees.flatten(network.abstract_params()).items() if network.role_of(path) in (ADAPTER, NORM)}
+    leaves = trees.flatten(network.abstract_params())
+    overlay = {path: draw.normal(0, 0.2, leaf.shape).astype(np.float32) for path, leaf in leaves.items()
+               if network.role_of(path) in (ADAPTER, NORM)}
     card = ExpertCard("made", "prompt", "adapter", base.reference(), config.to_dict())
     save_expert(tmp_path / "made", Expert(card, trees.unflatten(overlay)))
     assert main(["convert", "--from", "elm", "--to", "peft", "--base", str(place / name),
@@ -196,7 +198,8 @@ def test_the_verb_converts_both_ways_and_peft_verifies(place, tmp_path, capsys):
                      "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
         assert report["verified"]["largest_difference"] < 1e-5 and report["num_leaves"] == 12
-        assert f"peft {peft.__version__}" in {report["verified"][f"{side}_by"] for side in ("source", "target")}
+        assert f"peft {peft.__version__}" in [report["verified"][f"{side}_by"] for side in ("source",
+                                                                                            "target")]
     assert load_file(tmp_path / "back" / WEIGHTS).keys() == load_file(place / "gpt2 fused" / WEIGHTS).keys()
 
 
@@ -233,6 +236,23 @@ def test_targets_are_those_of_peft(place, settings):
             check_target_module_exists(config, name)), name
 
 
+@pytest.mark.parametrize(("name", "settings"), [
+    ("t5", {}), ("llama", {"modules_to_save": ["norm"]}),
+    ("gpt2", {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"], **FAN}),
+    ("qwen2", {"target_modules": r".*\.0\..*\.(q|up)_proj", "feedforward_modules": []}),
+])
+def test_factors_of_ia3_say_the_same_here(place, tmp_path, name, settings):
+    write_adapter(place, f"ia3 {name}", name, settings, kind=peft.IA3Config)
+    assert main(["convert", "--from", "peft", "--to", "elm", "--base", str(place / name),
+                 str(place / f"ia3 {name}"), str(tmp_path / "expert")]) == 0
+    base, expert = base_of(place / name), load_expert(tmp_path / "expert")
+    wanted = np.load(place / f"ia3 {name}.npy")
+    np.testing.assert_allclose(our_logits(base, expert), wanted, rtol=0, atol=1e-5)
+    assert np.abs(wanted - our_logits(base, None)).max() > 1e-3
+    with pytest.raises(InputError, match="no form in PEFT"):
+        save_peft(tmp_path / "back", expert, base)
+
+
 def read(folder):
     return json.loads((folder / CONFIG).read_text())
 
@@ -259,12 +279,14 @@ def pickled(folder):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (changed(peft_type="IA3"), "peft_type 'IA3'"), (changed(peft_type="PREFIX_TUNING"), "'PREFIX_TUNING'"),
+    (changed(peft_type="ADALORA"), "peft_type 'ADALORA'"),
+    (changed(peft_type="PREFIX_TUNING"), "'PREFIX_TUNING'"),
     (changed(use_dora=True), "DoRA"), (changed(init_lora_weights="loftq"), "'loftq'"),
     (changed(init_lora_weights="pissa_niter_4"), "'pissa_niter_4'"),
     (changed(trainable_token_indices=[1, 2]), "trainable tokens"), (changed(lora_bias=True), "lora_bias"),
     (changed(alora_invocation_tokens=[3]), "aLoRA"), (changed(layer_replication=[[0, 2]]), "layer replic"),
-    (changed(use_magic=True), "use_magic = True"), (changed(r="4"), "r = '4'"), (changed(bias="some"), "bias ="),
+    (changed(use_magic=True), "use_magic = True"), (changed(r="4"), "r = '4'"),
+    (changed(bias="some"), "bias ="),
     (changed(target_modules="(q"), r"target_modules = '\(q'"), (changed(r=3), r"wrong shape(?s:.*)lora_A"),
     (changed(target_modules=["c_attn"]), r"other modules(?s:.*)c_attn(?s:.*)q_proj"),
     (changed(target_modules=["q_proj"]), r"does not fit(?s:.*)unexpected(?s:.*)v_proj.lora_A"),
@@ -304,7 +326,7 @@ def test_another_base_is_refused_by_shapes_by_name_and_where_modules_are_tied(pl
     with pytest.raises(InputError, match=r"would part them(?s:.*)embed_tokens"):
         load_peft(place / "llama one layer", base_of(place / "tied"))
     for verb in (["evaluate", "--base", str(place / "llama"), "--expert", str(place / "llama default"),
-                  "--task", "mini_topic__which_topic", "--output", str(tmp_path / "results.jsonl"),
+                  "--task", "mini_topic__which_section", "--output", str(tmp_path / "results.jsonl"),
                   "--module", "elm_jax.tasks.embedded"],
                  ["convert", "--from", "elm", "--to", "peft", str(place / "llama default"),
                   str(tmp_path / "x")]):

@@ -7,7 +7,7 @@ Source of the rules: PEFT 0.21, `LoraConfig`, `check_target_module_exists`, `get
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from elm_jax.errors import InputError, describe
@@ -31,6 +31,8 @@ _REFUSED = {
 """Settings that change what an adapter computes or where it is, and their names for users."""
 _STARTS = (True, False, None, "true", "false", "gaussian", "eva", "orthogonal")
 """Ways to initialise the factors that leave the base as it is."""
+_WHOLE_EXPRESSIONS = ("target_modules", "exclude_modules", "feedforward_modules")
+"""Settings that are regular expressions themselves where they are strings."""
 _EXPRESSIONS = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern")
 """Settings whose keys or items PEFT puts into regular expressions."""
 
@@ -138,17 +140,31 @@ def parse(values: Mapping[str, Any], where: Any) -> LoraSettings:
     kind = values.get("peft_type")
     if kind != LORA:
         raise InputError(describe("Adapters of this kind are not supported", where=where, got=f"peft_type "
-                                  f"{kind!r}", expected=f"{LORA!r}"))
+                                  f"{kind!r}", expected="'LORA' or 'IA3'"))
     refuse_unsupported(values, where)
-    found = {name: check(values[name]) for name, check in _CHECKS.items() if values.get(name) is not None}
+    return LoraSettings(**checked(values, where, _CHECKS))
+
+
+def checked(values: Mapping[str, Any], where: Any, checks: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are given, as values of this program.
+
+    Args:
+        values: of an adapter_config.json.
+        where: for the error.
+        checks: for each setting a function that gives its value here, or None for a wrong one.
+
+    Raises:
+        InputError: values of a wrong type; all are named.
+    """
+    found = {name: check(values[name]) for name, check in checks.items() if values.get(name) is not None}
     wrong = [f"{name} = {values[name]!r}"[:200] for name, value in found.items() if value is None]
     wrong += [f"{field} = {values[field]!r}"[:200] for field in _EXPRESSIONS
               if not all(map(_is_expression, found.get(field) or ()))]
-    wrong += [f"{field} = {values[field]!r}"[:200] for field in ("target_modules", "exclude_modules")
+    wrong += [f"{field} = {values[field]!r}"[:200] for field in _WHOLE_EXPRESSIONS
               if isinstance(found.get(field), str) and not _is_expression(found[field])]
     if wrong:
         raise InputError(describe("Settings of the adapter are wrong", where=where, got="; ".join(wrong)))
-    return LoraSettings(**found)
+    return found
 
 
 def refuse_unsupported(values: Mapping[str, Any], where: Any) -> None:
@@ -160,11 +176,20 @@ def refuse_unsupported(values: Mapping[str, Any], where: Any) -> None:
         faults.append(f"a start that changes the base's weights when PEFT loads it: init_lora_weights = "
                       f"{start!r}"[:200])
     known = {*_IGNORED, *_REFUSED, *_CHECKS, "init_lora_weights"}
-    faults += [f"a setting that is not known here: {name} = {value!r}"[:200]
-               for name, value in values.items() if name not in known and value]
+    raise_unsupported(faults + unknown_settings(values, known), where, "plain LoRA")
+
+
+def unknown_settings(values: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """Settings that are not known and are not empty, each as a sentence."""
+    return [f"a setting that is not known here: {name} = {value!r}"[:200]
+            for name, value in values.items() if name not in known and value]
+
+
+def raise_unsupported(faults: Sequence[str], where: Any, expected: str) -> None:
+    """Raises one InputError for all faults, if there are any."""
     if faults:
         raise InputError(describe("The adapter does what is not supported", where=where,
-                                  got="; ".join(faults), expected="plain LoRA"))
+                                  got="; ".join(faults), expected=expected))
 
 
 def _is_expression(text: str) -> bool:
@@ -198,14 +223,18 @@ def _table(fits: Any) -> Any:
     return lambda value: value if isinstance(value, dict) and all(map(fits, value.values())) else None
 
 
+MODULE_CHECKS: dict[str, Any] = {
+    "target_modules": lambda value: value if isinstance(value, str) else _names(value),
+    "exclude_modules": lambda value: value if isinstance(value, str) else _names(value),
+    "modules_to_save": _names,
+}
 _CHECKS: dict[str, Any] = {
+    **MODULE_CHECKS,
     "r": lambda value: value if _is_count(value) else None,
     "lora_alpha": lambda value: value if _is_number(value) else None,
     "use_rslora": lambda value: value if isinstance(value, bool) else None,
     "rank_pattern": _table(_is_count), "alpha_pattern": _table(_is_number),
-    "target_modules": lambda value: value if isinstance(value, str) else _names(value),
-    "exclude_modules": lambda value: value if isinstance(value, str) else _names(value),
-    "layers_to_transform": _numbers, "layers_pattern": _names, "modules_to_save": _names,
+    "layers_to_transform": _numbers, "layers_pattern": _names,
     "bias": lambda value: value if value in BIASES else None,
 }
 """For each setting a function that gives its value here, or None for a wrong one."""

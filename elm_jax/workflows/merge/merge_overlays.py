@@ -21,6 +21,7 @@ from elm_jax.merging.stream import LeafMerge, LeafSource
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig, merged_config, place_of
+from elm_jax.models.adapters.scaling import ScalingConfig
 from elm_jax.types import Array
 
 NO_WEIGHTS = ("dropout_rate", "dtype")
@@ -117,6 +118,10 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
         lacking = [path for path in paths if path not in base.specs and not is_adapter_leaf(path)]
         if lacking:
             raise InputError(describe("The base lacks leaves of the experts", got=", ".join(lacking)))
+    if isinstance(adapter_of(cards[0].network), ScalingConfig) and base is not None and (
+            method_table.get_method(recipe.method).needs_base):
+        raise InputError(describe("Factors of (IA)^3 are no task vectors: they start from one",
+                                  got=f"method {recipe.method}", expected="mean, linear or slerp"))
     recipes = recipe.plan(paths, depth_of(paths))
     network, leaves = dict(cards[0].network), []
     for path in paths:
