@@ -3,10 +3,10 @@
 import functools
 
 import numpy as np
-import small_decoder
 import weights
 
 from elm_jax.models import AdapterConfig, T5Config, families
+from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.types import Padded
 
 VOCAB_SIZE = 29
@@ -14,10 +14,17 @@ CONFIGS = {
     "t5 1.0, tied": T5Config(VOCAB_SIZE, 16, 2, 8, 32, 2, 2, mlp_activations=("relu",),
                              logits_via_embedding=True),
     "t5 1.1": T5Config(VOCAB_SIZE, 24, 3, 5, 40, 1, 2),
-    "small decoder": small_decoder.SmallDecoderConfig(VOCAB_SIZE),
+    "llama": DecoderConfig(VOCAB_SIZE, 24, 6, 2, 4, 32, 2, 64, rope_base=100.0, pad_id=3),
+    "gpt2": DecoderConfig(VOCAB_SIZE, 16, 2, 2, 8, 32, 1, 64, mlp_activations=("gelu_tanh",), norm="layer",
+                          position="learned", dense_bias=True, tied_head=True, pad_id=2),
 }
-"""Every row of `FAMILIES`, once or more, and the family of the tests."""
-ADAPTERS = {"none": None, "bottleneck": AdapterConfig(4), "lora": AdapterConfig(kind="lora", rank=2)}
+"""Every row of `FAMILIES`, once or more."""
+ADAPTERS = {"none": None, "bottleneck": AdapterConfig(4),
+            "lora": AdapterConfig(kind="lora", rank=2, targets="all")}
+LEFT_OUT = {("t5 1.0, tied", "lora"), ("gpt2", "bottleneck")}
+"""Pairs that other rows stand for, to save time."""
+PAIRS = [(name, adapter) for name in CONFIGS for adapter in ADAPTERS if (name, adapter) not in LEFT_OUT]
+"""Names of configs and of adapters."""
 
 
 @functools.cache

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_decoder
 
 from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.experts.base import load_base, save_base
@@ -28,13 +27,7 @@ from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
 FAMILIES = list(made.CONFIGS)
 LENGTHS = {"inputs": 10, "targets": 7}
 every_family = pytest.mark.parametrize("name", FAMILIES)
-every_adapter = pytest.mark.parametrize("adapter", list(made.ADAPTERS))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _family():
-    with small_decoder.with_family():
-        yield
+with_adapters = pytest.mark.parametrize(("name", "adapter"), made.PAIRS)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -65,16 +58,14 @@ def test_a_network_is_what_the_door_says(name):
     assert again == network and hash(again) == hash(network)
 
 
-@every_family
-@every_adapter
+@with_adapters
 def test_a_config_is_read_as_it_was_written(name, adapter):
     config = made.network_and_params(name, adapter)[0].config
     assert families.config_of(config.to_dict()) == config
     assert dataclasses.replace(config, dtype="bfloat16").activation_dtype == jnp.bfloat16
 
 
-@every_family
-@every_adapter
+@with_adapters
 def test_cached_steps_are_the_scores_of_the_whole(name, adapter):
     """Teacher forcing: the token of each place, given to `step`, has the log-probability of one pass."""
     network, params = made.network_and_params(name, adapter)
@@ -154,8 +145,7 @@ def test_no_token_looks_ahead(name):
     assert np.abs(left - log_probs_of(network, params, Padded(other, inputs.lengths), targets)).max() > 1e-3
 
 
-@every_family
-@every_adapter
+@with_adapters
 def test_the_loss_of_a_batch_is_what_scoring_says_of_its_targets(name, adapter):
     network, params = made.network_and_params(name, adapter)
     form, config = form_of(network), network.config
@@ -191,8 +181,7 @@ def test_packed_examples_do_not_see_each_other(name):
         assert float(one) == pytest.approx(float(other), rel=1e-5)
 
 
-@every_family
-@every_adapter
+@with_adapters
 def test_every_leaf_has_axes_and_a_role(name, adapter):
     network, _ = made.network_and_params(name, adapter)
     leaves, rules = trees.flatten(network.abstract_params()), dict(sharding.DEFAULT_RULES)
@@ -320,7 +309,7 @@ def test_dropout_draws_only_with_a_key(name):
     assert len(draws) == 2
 
 
-FORMS = {"t5": ("elm", "hf", "t5x"), "small_decoder": ("elm",)}
+FORMS = {"t5": ("elm", "hf", "t5x"), "decoder": ("elm", "hf")}
 """Kinds of folders that a base of each family is converted to."""
 
 

@@ -85,7 +85,9 @@ def _bos_id(contents: bytes | None, values: Mapping[str, Any], config: Mapping[s
     if isinstance(config.get("add_bos_token"), bool):
         return values.get("bos_token_id") if config["add_bos_token"] else None
     framed, bare = (tokenizer.encode("a", add_special_tokens=frame).ids for frame in (True, False))
-    return framed[0] if framed[0] != bare[0] and framed[1:len(bare) + 1] == bare else None
+    if not bare:  # a vocabulary without this letter
+        return framed[0] if framed and framed[0] == values.get("bos_token_id") else None
+    return framed[0] if framed[1:len(bare) + 1] == bare else None
 
 
 def _leaves(stored: Mapping[str, streaming.Stored], config: DecoderConfig, where: epath.Path

@@ -1,7 +1,8 @@
 """Converts leaf names and configs between this program and Hugging Face: Llama, Mistral, Qwen2, Qwen3, GPT-2.
 
 Handles paths, names and dictionaries, no tensors. Llama's types store a Linear's weight as [out, in]; this
-program stores it as [in, out], as GPT-2's Conv1D does. Source of the names: transformers' LlamaForCausalLM and its like.
+program stores it as [in, out], as GPT-2's Conv1D does. Source of the names: transformers' LlamaForCausalLM
+and its like.
 """
 
 import dataclasses
@@ -35,10 +36,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
             "head_dim": 128},
 }
 """What transformers takes where a config.json leaves a field out."""
-_COMMON = {"rms_norm_eps": 1e-6, "attention_dropout": 0.0, "hidden_act": "silu", "num_key_value_heads": None,
-           "head_dim": None, "rope_theta": 10000.0, "tie_word_embeddings": False}
+_COMMON = {"rms_norm_eps": 1e-6, "attention_dropout": 0.0, "hidden_act": "silu",
+           "num_key_value_heads": None, "head_dim": None, "rope_theta": 10000.0,
+           "tie_word_embeddings": False}
 _FIXED: dict[str, dict[str, Any]] = {
-    GPT2: {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    GPT2: {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+           "add_cross_attention": False},
     LLAMA: {"attention_bias": False, "mlp_bias": False}, MISTRAL: {}, QWEN2: {},
     QWEN3: {"attention_bias": False},
 }
@@ -67,8 +70,8 @@ def _llama_layer(config: DecoderConfig, theirs: str, ours: str) -> list[HfParame
         if config.dense_bias or (config.qkv_bias and name != "out"):
             found.append(HfParameter(f"{place}bias", (f"{ours}attention/{name}/bias",)))
     if config.qk_norm:
-        found += [HfParameter(f"{theirs}self_attn.{word}_norm.weight", (f"{ours}attention/{name}_norm/scale",))
-                  for word, name in (("q", "query"), ("k", "key"))]
+        found += [HfParameter(f"{theirs}self_attn.{name[0]}_norm.weight",
+                              (f"{ours}attention/{name}_norm/scale",)) for name in ("query", "key")]
     for word, name in (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo")):
         place = f"{theirs}mlp.{word}_proj."
         found.append(HfParameter(f"{place}weight", (f"{ours}mlp/{name}/kernel",), True))

@@ -214,7 +214,8 @@ def cast(source: Source, dtype: str | None) -> Source:
     kept = facts.get(folder_files.FACTS, {})
     if "config" in kept:
         named = {name: dtype for name in ("torch_dtype", "dtype") if name in kept["config"]}
-        facts[folder_files.FACTS] = {**kept, "config": {**kept["config"], **(named or {"torch_dtype": dtype})}}
+        named = named or {"torch_dtype": dtype}
+        facts[folder_files.FACTS] = {**kept, "config": {**kept["config"], **named}}
     return dataclasses.replace(source, model=dataclasses.replace(
         model, tensors=streaming.CastTensors(model.tensors, dtype), facts=facts))
 

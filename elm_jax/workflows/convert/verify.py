@@ -13,9 +13,11 @@ from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.experts.weight_sources import Source, expert_folder
 from elm_jax.formats import detect, places
 from elm_jax.formats.model import Model
-from elm_jax.models.t5.network import T5Network, shift_right
+from elm_jax.models import families
+from elm_jax.models.network import JOINED, NetworkConfig
+from elm_jax.models.t5.network import shift_right
 from elm_jax.runtime import trees
-from elm_jax.types import FlatParams
+from elm_jax.types import Batch, FlatParams
 
 logger = logging.getLogger(__name__)
 TOLERANCE = 1e-4
@@ -24,8 +26,8 @@ RELATIVE_TOLERANCE = 1e-5
 """Allowed share of the largest logit: float32 errors are relative, and logits can be hundreds."""
 _ROWS, _SOURCE_LENGTH, _TARGET_LENGTH = 4, 24, 12
 _SEED = 0
-Logits = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""inputs i32[B, S], decoder inputs i32[B, T] -> f32[B, T, V]."""
+Logits = Callable[[Batch], np.ndarray]
+"""A batch of `tokens` -> f32[B, T, V]."""
 
 
 def compare(source: Source, source_kind: str, target: str, target_kind: str, *,
@@ -46,42 +48,49 @@ def compare(source: Source, source_kind: str, target: str, target_kind: str, *,
     Returns:
         ``{'largest_difference', 'largest_logit', 'tolerance', 'source_by', 'target_by', 'shape'}``.
     """
-    inputs, decoder_inputs = tokens(source.model.config.vocab_size)
+    config = source.model.config
+    batch = tokens(config)
+    real = batch["segment_ids"][..., None] > 0 if "segment_ids" in batch else True
     with_adapters = source.expert is not None
     ours = (_ours(source.model, source.expert), "elm_jax")
     first, first_by = ours
     if source_kind == "hf" and as_it_lies and not with_adapters:
-        first, first_by = _transformers(source.where) or ours
-    wanted = first(inputs, decoder_inputs)
+        first, first_by = _transformers(source.where, config) or ours
+    wanted = np.where(real, first(batch), 0.0)
     back = (_read_back(target, source), "elm_jax")
     second, second_by = back
     if target_kind == "hf" and not with_adapters:
-        second, second_by = _transformers(target) or back
-    found = second(inputs, decoder_inputs)
+        second, second_by = _transformers(target, config) or back
+    found = np.where(real, second(batch), 0.0)
     largest = float(np.abs(wanted).max())
     return {"largest_difference": float(np.abs(wanted - found).max()), "largest_logit": largest,
             "tolerance": max(TOLERANCE, RELATIVE_TOLERANCE * largest), "source_by": first_by,
             "target_by": second_by, "shape": list(wanted.shape)}
 
 
-def tokens(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random token ids, the same every time: inputs with padding, and decoder inputs."""
-    draw = np.random.default_rng(_SEED)
-    inputs = draw.integers(2, vocab_size, (_ROWS, _SOURCE_LENGTH)).astype(np.int32)
-    for row in range(1, _ROWS):
-        inputs[row, _SOURCE_LENGTH - 5 * row:] = 0
-    targets = draw.integers(2, vocab_size, (_ROWS, _TARGET_LENGTH)).astype(np.int32)
-    return inputs, np.asarray(shift_right(targets))
+def tokens(config: NetworkConfig) -> dict[str, np.ndarray]:
+    """Random tokens, the same every time, in rows of unequal lengths: a batch of the network's form."""
+    draw, joined = np.random.default_rng(_SEED), families.network_of(config).batches == JOINED
+    width = min(_SOURCE_LENGTH, config.max_length) if joined else _SOURCE_LENGTH
+    inputs = draw.integers(2, config.vocab_size, (_ROWS, width)).astype(np.int32)
+    lengths = np.maximum(width - 5 * np.arange(_ROWS), 1)[:, None]
+    real = np.arange(width)[None] < lengths
+    inputs = np.where(real, inputs, config.pad_id).astype(np.int32)
+    if joined:
+        positions = np.where(real, np.arange(width)[None], 0).astype(np.int32)
+        return {"tokens": inputs, "segment_ids": real.astype(np.int32), "positions": positions}
+    targets = draw.integers(2, config.vocab_size, (_ROWS, _TARGET_LENGTH)).astype(np.int32)
+    return {"encoder_input_tokens": inputs,
+            "decoder_input_tokens": np.asarray(shift_right(targets, config.start_id))}
 
 
 def _ours(model: Model, expert: Expert | None) -> Logits:
-    def logits(inputs: np.ndarray, decoder_inputs: np.ndarray) -> np.ndarray:
+    def logits(batch: Batch) -> np.ndarray:
         whole = model if expert is None else hf_adapters.with_overlay(model, expert, adapters=True)
-        network = T5Network(dataclasses.replace(whole.config, dtype="float32"))
+        network = families.network_of(dataclasses.replace(whole.config, dtype="float32"))
         params: FlatParams = {path: whole.tensors.read(path).astype(np.float32, copy=False)
                               for path in whole.tensors.specs}
         whole.check()
-        batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": decoder_inputs}
         return np.asarray(jax.jit(network.logits)(trees.unflatten(params), batch))
 
     return logits
@@ -97,7 +106,7 @@ def _read_back(target: str, source: Source) -> Logits:
     return _ours(model, expert)
 
 
-def _transformers(folder: str) -> tuple[Logits, str] | None:
+def _transformers(folder: str, config: NetworkConfig) -> tuple[Logits, str] | None:
     """Loads transformers' model of a folder; None if transformers is not installed."""
     try:
         import torch
@@ -106,12 +115,16 @@ def _transformers(folder: str) -> tuple[Logits, str] | None:
         logger.info("transformers is not installed: this program's own network computes both sides")
         return None
 
-    def logits(inputs: np.ndarray, decoder_inputs: np.ndarray) -> np.ndarray:
-        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True)
+    def logits(batch: Batch) -> np.ndarray:
+        given = {name: torch.tensor(array).long() for name, array in batch.items()}
+        joined = "segment_ids" in given
+        kind = transformers.AutoModelForCausalLM if joined else transformers.AutoModelForSeq2SeqLM
+        model = kind.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
         with torch.no_grad():
-            return model(input_ids=torch.tensor(inputs).long(),
-                         attention_mask=torch.tensor(inputs > 0).long(),
-                         decoder_input_ids=torch.tensor(decoder_inputs).long()).logits.numpy()
+            if joined:
+                return model(input_ids=given["tokens"], attention_mask=given["segment_ids"]).logits.numpy()
+            inputs = given["encoder_input_tokens"]
+            return model(input_ids=inputs, attention_mask=(inputs != config.pad_id).long(),
+                         decoder_input_ids=given["decoder_input_tokens"]).logits.numpy()
 
     return logits, f"transformers {transformers.__version__}"
