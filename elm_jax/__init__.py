@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.experts.card import ExpertCard
     from elm_jax.experts.library import ExpertLibrary
     from elm_jax.experts.overlay import Expert, load_expert, resolve, save_expert
+    from elm_jax.experts.peft_adapters import load_peft
+    from elm_jax.experts.peft_export import save_peft
     from elm_jax.models.adapters.config import AdapterConfig
     from elm_jax.models.families import FAMILIES
     from elm_jax.routing.text import RoutingInstance
@@ -81,6 +83,7 @@ _MODULES = {
     "generate": "elm_jax.workflows.generate",
     "load_base": "elm_jax.experts.base",
     "load_expert": "elm_jax.experts.overlay",
+    "load_peft": "elm_jax.experts.peft_adapters",
     "merge": "elm_jax.workflows.merge.in_memory",
     "pretrain": "elm_jax.workflows.train.pretrain",
     "resolve": "elm_jax.experts.overlay",
@@ -88,6 +91,7 @@ _MODULES = {
     "route_task": "elm_jax.workflows.route",
     "save_base": "elm_jax.experts.base",
     "save_expert": "elm_jax.experts.overlay",
+    "save_peft": "elm_jax.experts.peft_export",
     "search_and_merge": "elm_jax.workflows.merge.search_merge",
     "search_weights": "elm_jax.workflows.merge.search_merge",
     "train": "elm_jax.workflows.train.train_expert",
@@ -100,6 +104,7 @@ __all__ = [
     "ExpertLibrary", "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RouteConfig",
     "RoutingDecision", "RoutingInstance", "RunError", "SearchConfig", "T5Config", "T5Network", "TaskData",
     "TrainConfig", "Vocabulary", "add_task", "build_library", "convert", "evaluate", "evaluate_folders",
-    "evaluate_mixed", "generate", "load_base", "load_expert", "merge", "pretrain", "resolve", "route",
-    "route_task", "save_base", "save_expert", "search_and_merge", "search_weights", "train",
+    "evaluate_mixed", "generate", "load_base", "load_expert", "load_peft", "merge", "pretrain", "resolve",
+    "route", "route_task", "save_base", "save_expert", "save_peft", "search_and_merge", "search_weights",
+    "train",
 ]

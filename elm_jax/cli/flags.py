@@ -10,8 +10,9 @@ from elm_jax.workflows.choices import (
     CHOICE_SCORES,
     DTYPES,
     EXPERT_KINDS,
+    FOLDER_KINDS,
     LAYOUTS,
-    MODEL_KINDS,
+    WRITTEN_FOLDERS,
     WRITTEN_KINDS,
 )
 
@@ -326,14 +327,16 @@ def _add_mixed(evaluate: argparse.ArgumentParser) -> None:
 
 def _add_convert(verbs: argparse._SubParsersAction) -> None:
     convert = _verb(
-        verbs, "convert", "Converts models and experts between this program, Hugging Face and T5X.",
+        verbs, "convert", "Converts models and experts between this program, Hugging Face, T5X and PEFT.",
         "elm convert --from hf --to elm models/t5-v1_1-small bases/t5-v1_1-small --verify",
         "convert:convert")
-    convert.add_argument("--from", dest="source_kind", required=True, choices=MODEL_KINDS, help="kind of SRC")
-    convert.add_argument("--to", dest="target_kind", required=True, choices=WRITTEN_KINDS, help="kind of DST")
+    convert.add_argument("--from", dest="source_kind", required=True, choices=FOLDER_KINDS,
+                         help="kind of SRC")
+    convert.add_argument("--to", dest="target_kind", required=True, choices=WRITTEN_FOLDERS,
+                         help="kind of DST")
     convert.add_argument("source", metavar="SRC", help="folder of a model or of an expert; or a hub name")
     convert.add_argument("target", metavar="DST", help="folder to write; does not exist, or is empty")
-    convert.add_argument("--base", metavar="DIR", help="base of an expert (default: the one its card names); "
+    convert.add_argument("--base", metavar="DIR", help="base of an expert (default: the one that it names); "
                          "with it, a T5X run comes in as an expert")
     convert.add_argument("--id", metavar="NAME", help="name of the expert (default: its own)")
     convert.add_argument("--kind", choices=EXPERT_KINDS,

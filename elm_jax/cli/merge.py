@@ -122,13 +122,13 @@ def plain_config(method: str, models: Sequence[str], weights: Sequence[float] | 
         method: a key of `METHODS`.
         models: folders.
         weights: one a folder; None for the method's own.
-        base: folder of the base.
+        base: folder of the base, for methods on task vectors and for PEFT adapters.
         parameters: of the method; a tuple has one for each folder.
         patterns: weights of parts of the leaves, such as ``SelfAttention=0.7,0.3``.
         dtype: of the result.
     """
     row = get_method(method)
-    if base is not None and not row.needs_base:
+    if base is not None and not row.needs_base and not any(map(merge_folders.is_adapter, models)):
         raise InputError(describe(f"Method {method} takes no base", got=f"--base {base}",
                                   cure="leave it out, or give the folder as one of those to merge"))
     settings = parse_patterns(patterns, weights) if patterns else weights

@@ -13,6 +13,7 @@ from elm_jax.experts.base import Base
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.model import Tensors
+from elm_jax.formats.peft import adapter_files
 from elm_jax.models import families
 from elm_jax.models.adapters import carriers
 from elm_jax.models.adapters.config import AdapterConfig
@@ -71,6 +72,7 @@ def initial_overlay(
         return base.config, base.params, {}
     config = base.config.with_adapter(adapter or AdapterConfig())
     network = families.network_of(config)
+    config.adapter.check_used(trees.flatten(network.abstract_params()))
     trains = leaves_to_train(network, form, train_norms)
     overlay, frozen = trees.split(trees.merge(base.params, _fresh_adapters(network, seed)), trains)
     return config, overlay, frozen
@@ -192,6 +194,9 @@ def read_card(folder: storage.PathLike) -> tuple[epath.Path, ExpertCard, str | N
     folder = storage.as_path(folder)
     if not (folder / "expert.json").exists() and (folder / "expert").exists():
         folder = folder / "expert"
+    if not (folder / "expert.json").exists() and adapter_files.is_peft(folder):
+        raise InputError(describe("This is a PEFT adapter, which must become an expert first", where=folder,
+                                  cure=f"elm convert --from peft --to elm --base BASE {folder} EXPERT"))
     folder = storage.require_committed(folder, "expert")
     value = storage.read_json(folder / "expert.json", kind="expert's card",
                               schema_version=SCHEMA_VERSION)

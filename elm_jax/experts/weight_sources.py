@@ -7,13 +7,14 @@ from typing import Any
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts import hf_adapters, original_files
+from elm_jax.experts import hf_adapters, original_files, peft_adapters
 from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.formats import detect, places, tree_checks
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.hf import folder_files, t5_models
 from elm_jax.formats.model import Model, Origin, TensorSpec
+from elm_jax.formats.peft import adapter_files
 from elm_jax.formats.tensors import streaming
 from elm_jax.formats.tensors.hashed import HashedTensors
 from elm_jax.models import families
@@ -69,7 +70,7 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
     """Opens a folder of a given kind as a source of weights.
 
     Args:
-        kind: of the folder, a key of `detect.KINDS`.
+        kind: of the folder, one of `workflows.choices.FOLDER_KINDS`.
         name: the folder, or for ``hf`` a hub name.
         base: folder of an expert's base, of any kind; None for the one that the expert's card names.
         vocabulary: file of a vocabulary (`Vocabulary.load`) for a model that carries none.
@@ -82,6 +83,8 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
     folder = places.locate(name)
     if kind == "elm" and expert_folder(folder) is not None:
         source = _open_expert(expert_folder(folder), base)
+    elif kind == adapter_files.KIND:
+        source = _open_peft(folder, base)
     elif kind == "hf" and original_files.is_original(folder):
         under = needed_base(folder, base, None)
         source = Source(str(folder), under, *original_files.read_original(folder, under.config,
@@ -103,10 +106,7 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
                 how: Mapping[str, Any]) -> Source:
     is_kind, open_kind = detect.KINDS[kind]
     if not is_kind(folder):
-        found = [name for name, (fits, _) in detect.KINDS.items() if fits(folder)]
-        raise InputError(describe(
-            f"The source is no {kind} folder", where=folder, got=" or ".join(found) or "none of any kind",
-            cure=f"--from {found[0]}" if found else None))
+        raise _of_another_kind(kind, folder)
     if kind == "hf" and hf_adapters.is_with_adapters(folder):
         expert = hf_adapters.read_hf_expert(folder)
         if base is not None:
@@ -115,6 +115,24 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
         origins = {path: Origin(*names[path]) for path in trees.flatten(expert.overlay)}
         return Source(str(folder), open_kind(folder), expert, origins)
     return Source(str(folder), open_kind(folder, **how))
+
+
+def _of_another_kind(kind: str, folder: epath.Path) -> InputError:
+    found = [name for name, (fits, _) in detect.KINDS.items() if fits(folder)]
+    found += [adapter_files.KIND] if adapter_files.is_peft(folder) else []
+    return InputError(describe(
+        f"The source is no {kind} folder", where=folder, got=" or ".join(found) or "none of any kind",
+        cure=f"--from {found[0]}" if found else None))
+
+
+def _open_peft(folder: epath.Path, base: storage.PathLike | None) -> Source:
+    """Opens a PEFT adapter with its base: the given one, else the folder that the adapter names."""
+    if not adapter_files.is_peft(folder):
+        raise _of_another_kind(adapter_files.KIND, folder)
+    under = needed_base(folder, base, adapter_files.recorded_base(folder))
+    expert, origins = peft_adapters.read_peft(folder, under.config, reference(under),
+                                              peft_adapters.names_of(under))
+    return Source(str(folder), under, expert, origins)
 
 
 def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:

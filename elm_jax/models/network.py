@@ -76,11 +76,13 @@ class HfParameter(NamedTuple):
         name: of the tensor.
         paths: of the leaves; several stand side by side in the leaves' last axis.
         transposed: whether its two dimensions are swapped against the leaves'.
+        tied: whether Hugging Face's other modules use it too.
     """
 
     name: str
     paths: tuple[str, ...]
     transposed: bool = False
+    tied: bool = False
 
 
 class StepAccount(NamedTuple):

@@ -8,6 +8,10 @@ MODEL_KINDS = ("elm", "hf", "t5x", "gguf")
 """Kinds of whole models, the keys of `formats.detect.KINDS`."""
 WRITTEN_KINDS = ("elm", "hf", "t5x")
 """Those that are written, too."""
+FOLDER_KINDS = (*MODEL_KINDS, "peft")
+"""Kinds that `elm convert` reads: those of whole models, and of adapters."""
+WRITTEN_FOLDERS = (*WRITTEN_KINDS, "peft")
+"""Those of them that it writes."""
 EXPERT_KINDS = ("prompt", "dataset", "multitask")
 """Kinds of experts that a T5X run trains."""
 DTYPES = ("bfloat16", "float16", "float32")

@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from elm_jax.data.sources import row_files
-from elm_jax.evaluation.generate import greedy
 from elm_jax.experts.base import base_of
 from elm_jax.formats.gguf import gguf_models
 from elm_jax.formats.tensors import streaming
 from elm_jax.models import families
+from elm_jax.models.decode import greedy
 from elm_jax.models.decoder import gguf_names
 from elm_jax.types import Padded
 from elm_jax.vocabularies.vocabulary import Vocabulary

@@ -35,12 +35,12 @@ from elm_jax.types import Array, Padded
 BARE = dataclasses.replace(tiny.network(adapter=False).config, num_encoder_layers=2, num_decoder_layers=2)
 
 
-# A third kind, as it would stand in a file of its own: (IA)^3's scaling vectors, Liu et al.,
+# A further kind, as it would stand in a file of its own: (IA)^3's scaling vectors, Liu et al.,
 # https://arxiv.org/abs/2205.05638, here on the outputs of sub-layers and on the keys. Those of the keys pass
 # for gates, so that the kind has a say in its leaves' roles.
 @dataclasses.dataclass(frozen=True)
 class ScalingConfig(AdapterKind):
-    kind: ClassVar[str] = "scaling"
+    kind: ClassVar[str] = "third"
     start: float = 1.0
 
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
@@ -64,7 +64,7 @@ class Scaling(nn.Module):
 
 @pytest.fixture(autouse=True)
 def third_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "scaling", ScalingConfig)
+    monkeypatch.setitem(KINDS, "third", ScalingConfig)
 
 
 def folded(flat: dict) -> dict:
@@ -93,7 +93,7 @@ def batch() -> dict:
 
 
 def test_a_third_kind_has_leaves_axes_and_roles():
-    config = BARE.with_adapter(AdapterConfig(kind="scaling"))
+    config = BARE.with_adapter(AdapterConfig(kind="third"))
     network, bare = T5Network(config), trees.flatten(T5Network(BARE).abstract_params())
     found = trees.flatten(network.abstract_params())
     roles = {path: network.role_of(path) for path in found}
@@ -111,7 +111,7 @@ def test_a_third_kind_has_leaves_axes_and_roles():
 @pytest.mark.parametrize("layout", [Layout(), Layout("layer", scan_layers=True)], ids=["plain", "scanned"])
 def test_a_third_kind_computes_what_it_says(layout):
     """Its vectors folded into the kernels before them, in float64 numpy: the bare network says the same."""
-    config = BARE.with_adapter(AdapterConfig(kind="scaling"))
+    config = BARE.with_adapter(AdapterConfig(kind="third"))
     flat = drawn(config)
     found = T5Network(config, layout).logits(trees.unflatten(flat), batch())
     bare = T5Network(BARE).logits(trees.unflatten(folded(flat)), batch())
@@ -121,7 +121,7 @@ def test_a_third_kind_computes_what_it_says(layout):
 
 
 def test_a_third_kind_decodes():
-    config = BARE.with_adapter(AdapterConfig(kind="scaling"))
+    config = BARE.with_adapter(AdapterConfig(kind="third"))
     flat, inputs = drawn(config), Padded(batch()["encoder_input_tokens"], np.array([6, 6], np.int32))
     found = greedy(T5Network(config), trees.unflatten(flat), inputs, max_length=6)
     bare = greedy(T5Network(BARE), trees.unflatten(folded(flat)), inputs, max_length=6)
@@ -131,7 +131,7 @@ def test_a_third_kind_decodes():
 def test_a_third_kind_trains_and_is_saved_as_an_expert(tmp_path):
     bare = tiny_run.network(adapter=False, dropout=0.0)
     base = Base("tiny", tiny_run.parameters(bare), bare.config, trees.fingerprint(tiny_run.parameters(bare)))
-    config, overlay, frozen = initial_overlay(base, "adapter", adapter=AdapterConfig(kind="scaling"),
+    config, overlay, frozen = initial_overlay(base, "adapter", adapter=AdapterConfig(kind="third"),
                                               train_norms=True, seed=0)
     fresh = T5Network(config).logits(trees.merge(frozen, overlay), batch())
     np.testing.assert_array_equal(fresh, bare.logits(base.params, batch()))
@@ -157,15 +157,15 @@ def test_a_third_kind_trains_and_is_saved_as_an_expert(tmp_path):
 def test_without_its_row_there_is_no_third_kind(monkeypatch):
     card = BARE.with_adapter(ScalingConfig(2.0)).to_dict()
     assert T5Config.from_dict(card).adapter == ScalingConfig(2.0)
-    monkeypatch.delitem(KINDS, "scaling")
-    with pytest.raises(InputError, match="Unknown kind of adapter 'scaling'"):
+    monkeypatch.delitem(KINDS, "third")
+    with pytest.raises(InputError, match="Unknown kind of adapter 'third'"):
         T5Config.from_dict(card)
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
     ({}, BottleneckConfig(None)), ({"bottleneck": 3}, BottleneckConfig(3)),
     ({"kind": "lora"}, LowRankConfig(8)), ({"kind": "lora", "rank": 2, "alpha": 4.0}, LowRankConfig(2, 4.0)),
-    ({"kind": "scaling", "start": 0.5}, ScalingConfig(0.5)),
+    ({"kind": "third", "start": 0.5}, ScalingConfig(0.5)),
     # what a file that lists every setting says of the other kinds
     ({"kind": "bottleneck", "bottleneck": 3, "rank": 8, "alpha": None}, BottleneckConfig(3)),
     ({"kind": "lora", "bottleneck": None, "rank": 2, "alpha": None}, LowRankConfig(2)),
@@ -201,8 +201,8 @@ def test_t5x_builds_them_by_the_names_in_exported_folders(module):
     ({"rank": 4}, r"no effect(?s:.*)AdapterConfig\.rank(?s:.*)4 with kind 'bottleneck'(?s:.*)kind 'lora'"),
     ({"alpha": 8.0}, r"no effect(?s:.*)AdapterConfig\.alpha"),
     ({"kind": "lora", "bottleneck": 8}, r"no effect(?s:.*)AdapterConfig\.bottleneck"),
-    ({"start": 2.0}, r"no effect(?s:.*)AdapterConfig\.start(?s:.*)kind 'scaling'"),
-    ({"ranks": 4}, "Unknown AdapterConfig field 'ranks'(?s:.*)nearest: rank"),
+    ({"start": 2.0}, r"no effect(?s:.*)AdapterConfig\.start(?s:.*)kind 'third'"),
+    ({"rnk": 4}, "Unknown AdapterConfig field 'rnk'(?s:.*)nearest: rank"),
     ({"kind": "lara"}, r"AdapterConfig\.kind(?s:.*)nearest: lora"),
     ({"kind": ["lora"]}, r"AdapterConfig\.kind"),
 ])

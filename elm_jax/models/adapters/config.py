@@ -10,9 +10,11 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.kind import PLACES, AdapterKind
 from elm_jax.models.adapters.low_rank import LowRankConfig
+from elm_jax.models.adapters.scaling import ScalingConfig
 from elm_jax.types import Array
 
-KINDS: dict[str, type[AdapterKind]] = {row.kind: row for row in (BottleneckConfig, LowRankConfig)}
+KINDS: dict[str, type[AdapterKind]] = {row.kind: row for row in (BottleneckConfig, LowRankConfig,
+                                                              ScalingConfig)}
 """Each kind of adapter by its name. A further kind is a file beside this one, and a row here."""
 Hook = Callable[[Array, Array], Array]
 """(output f[..., O], input f[..., D]) of a sub-layer or projection -> the output with its adapter."""
@@ -53,8 +55,8 @@ def AdapterConfig(
         kind: a name of `KINDS`.
         rank: for kind ``lora``, see `LowRankConfig`.
         alpha: for kind ``lora``, see `LowRankConfig`.
-        targets: for kind ``lora``, see `LowRankConfig`.
-        **others: settings of further kinds.
+        targets: for kinds ``lora`` and ``scaling``, see `LowRankConfig` and `ScalingConfig`.
+        **others: further settings of a kind, and those of further kinds.
 
     Raises:
         InputError: an unknown kind or setting, a value out of range, a setting without effect.

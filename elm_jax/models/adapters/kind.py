@@ -5,6 +5,7 @@ A kind is a subclass of `AdapterKind` in a file of its own, beside its Flax modu
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,7 +17,9 @@ SUBLAYERS = ("attention", "cross_attention", "mlp")
 """Places on a sub-layer's output, before its dropout and residual add."""
 PROJECTIONS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
 """Places on the output of a projection: of attention, all heads in one axis, and of a feed-forward."""
-PLACES = (*SUBLAYERS, *PROJECTIONS)
+HIDDEN = "hidden"
+"""Place on the input of a feed-forward's last projection, which is both arguments of the hook there."""
+PLACES = (*SUBLAYERS, *PROJECTIONS, HIDDEN)
 _SUFFIX = "_adapter"
 
 
@@ -50,6 +53,9 @@ class AdapterKind:
     def role_of(self, path: str) -> str | None:
         """Returns `ADAPTER` or `GATE` for a leaf of this kind; None for a leaf of the network itself."""
         return ADAPTER if is_adapter_leaf(path) else None
+
+    def check_used(self, paths: Collection[str]) -> None:
+        """Raises InputError if a setting has no effect in a network with these leaves, its adapters' too."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as a JSON-ready dictionary of arguments of `config.AdapterConfig`."""

@@ -39,6 +39,7 @@ class Mlp(nn.Module):
         for name in self._inner:
             setattr(self, name, Dense(self.mlp_dim, axes, self.dtype, use_bias=self.use_bias))
             setattr(self, f"{name}_adapter", attach(self.adapter, name, self.dtype))
+        self.hidden_adapter = attach(self.adapter, "hidden", self.dtype)
         self.dropout = Dropout(self.dropout_rate)
         self.wo = Dense(self.emb_dim, axes[::-1], self.dtype, use_bias=self.use_bias)
         self.wo_adapter = attach(self.adapter, "wo", self.dtype)
@@ -47,7 +48,7 @@ class Mlp(nn.Module):
         """Applies the block: f[B, L, D] -> f[B, L, D]."""
         parts = [getattr(self, f"{name}_adapter")(getattr(self, name)(x), x) for name in self._inner]
         hidden = constrain(activate(self.activations, parts), "batch", None, "mlp")
-        hidden = self.dropout(hidden, deterministic)
+        hidden = self.dropout(self.hidden_adapter(hidden, hidden), deterministic)
         return stream(self.wo_adapter(self.wo(hidden), hidden))
 
     @property

@@ -55,7 +55,7 @@ def hf_parameters(config: DecoderConfig) -> list[HfParameter]:
     """Every tensor of Hugging Face's files of a network without adapters, in the order of its module tree."""
     if config.norm == "layer":
         return _gpt2_parameters(config)
-    found = [HfParameter("model.embed_tokens.weight", (EMBEDDING,))]
+    found = [HfParameter("model.embed_tokens.weight", (EMBEDDING,), tied=config.tied_head)]
     for number in range(config.num_layers):
         found += _llama_layer(config, f"model.layers.{number}.", f"decoder/layers_{number}/")
     found.append(HfParameter("model.norm.weight", ("decoder/final_norm/scale",)))
@@ -82,7 +82,7 @@ def _llama_layer(config: DecoderConfig, theirs: str, ours: str) -> list[HfParame
 
 
 def _gpt2_parameters(config: DecoderConfig) -> list[HfParameter]:
-    found = [HfParameter("transformer.wte.weight", (EMBEDDING,)),
+    found = [HfParameter("transformer.wte.weight", (EMBEDDING,), tied=config.tied_head),
              HfParameter("transformer.wpe.weight", (POSITIONS,))]
     for number in range(config.num_layers):
         theirs, ours = f"transformer.h.{number}.", f"decoder/layers_{number}/"

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.layers.dense import RMS_EPSILON
+from elm_jax.models.network import HfParameter
 from elm_jax.models.t5.config import T5Config
+from elm_jax.models.t5.network import T5Network
+from elm_jax.runtime import trees
 
 EMBEDDING = "token_embedder/embedding"
 HEAD = "decoder/logits_dense/kernel"
@@ -105,6 +108,13 @@ _TOP = {
     **{f"{stack}/{stack}_norm/scale": HfName(f"{stack}.final_layer_norm.weight")
        for stack in ("encoder", "decoder")},
 }
+
+
+def hf_parameters(config: T5Config) -> list[HfParameter]:
+    """Every parameter of Hugging Face's T5 without adapters; all its stacks use the one embedding."""
+    paths = trees.flatten(T5Network(config).abstract_params())
+    return [HfParameter(hf_name(path).name, (path,), hf_name(path).transposed, tied=path == EMBEDDING)
+            for path in hf_order(paths)]
 
 
 def hf_order(paths: Iterable[str]) -> list[str]:

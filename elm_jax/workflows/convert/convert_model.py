@@ -13,23 +13,24 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, RunError, describe
-from elm_jax.experts import hf_adapters
+from elm_jax.experts import hf_adapters, peft_export
 from elm_jax.experts.overlay import save_leaves_as_expert, write_expert
 from elm_jax.experts.weight_sources import Source, open_source
-from elm_jax.formats import detect
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.hf import folder_files, hf_models
 from elm_jax.formats.hf.config_json import DEFAULT_SHARD_BYTES
 from elm_jax.formats.model import Index, Origin, Tensors
+from elm_jax.formats.peft import adapter_files
 from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import streaming
+from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.t5.config import T5Config
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_choice, check_positive, check_types
-from elm_jax.workflows.choices import DTYPES, LAYOUTS, WRITTEN_KINDS
-from elm_jax.workflows.convert import t5x_expert, verify
+from elm_jax.workflows.choices import DTYPES, FOLDER_KINDS, LAYOUTS, WRITTEN_FOLDERS
+from elm_jax.workflows.convert import peft_peer, t5x_expert, verify
 
 logger = logging.getLogger(__name__)
 REPORT_FILE = "conversion_report.json"
@@ -42,9 +43,9 @@ class ConvertConfig:
     """Settings of one conversion.
 
     Attributes:
-        source: folder of a model or of an expert; for ``hf`` also a hub name. source_kind: a key of
-        `detect.KINDS`. target: folder to write; does not exist, or is empty. target_kind: a key of
-        `detect.KINDS`. base: folder of an expert's base; None for the one that its card names. dtype: cast to
+        source: folder of a model or of an expert; for ``hf`` also a hub name. source_kind: one of
+        `choices.FOLDER_KINDS`. target: folder to write; does not exist, or is empty. target_kind: likewise.
+        base: folder of an expert's base; None for the one that it names. dtype: cast to
         this type; None keeps every tensor's own. max_shard_bytes: most bytes of a file of weights, for
         ``hf``. layout: of a T5X checkpoint to write: ``orbax``, or ``zarr``, the older one. scanned: whether
         layers are stacked, as in T5X's scalable T5. It applies to a T5X target: None keeps the
@@ -76,8 +77,8 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("kind of source", self.source_kind, detect.KINDS)
-        check_choice("kind of target", self.target_kind, WRITTEN_KINDS)
+        check_choice("kind of source", self.source_kind, FOLDER_KINDS)
+        check_choice("kind of target", self.target_kind, WRITTEN_FOLDERS)
         check_choice("layout", self.layout, LAYOUTS)
         check_positive(max_shard_size=self.max_shard_bytes)
         if self.dtype is not None:
@@ -97,6 +98,9 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     staging.check_free(config.target)
     if config.verify and storage.is_local(config.target):
         staging.check_free(unverified(config.target))
+    with_peft = adapter_files.KIND in (config.source_kind, config.target_kind)
+    if config.verify and with_peft:
+        peft_peer.require()
     found = open_named(config)
     check_dtype(found, config)
     # An expert's leaves are float32, as `elm train` saves them.
@@ -108,8 +112,10 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     storage.write_json(path, report)
     if config.verify:
         with set_aside_on_error(config.target):
-            report["verified"] = verify.compare(source, config.source_kind, config.target, config.target_kind,
-                                                as_it_lies=config.dtype is None)
+            report["verified"] = (
+                peft_peer.compare(source, config.source_kind, config.target, config.target_kind) if with_peft
+                else verify.compare(source, config.source_kind, config.target, config.target_kind,
+                                    as_it_lies=config.dtype is None))
             storage.write_json(path, {**report, "verified": _finite(report["verified"])})
             check_verified(report["verified"], config.target)
     return report
@@ -150,16 +156,22 @@ def open_named(config: ConvertConfig) -> Source:
     source = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
                          scanned=None if config.target_kind == "t5x" else config.scanned)
     family = source.model.config.family
-    forms = {"elm": [family], "hf": list(hf_models.FORMATS), "t5x": [T5Config.family]}
+    forms = {"elm": [family], "hf": list(hf_models.FORMATS), "t5x": [T5Config.family],
+             adapter_files.KIND: [name for name, row in families.FAMILIES.items() if row.hf_parameters]}
     if family not in forms[config.target_kind]:
         fitting = " or ".join(f"--to {kind}" for kind, known in forms.items() if family in known)
         raise InputError(describe(f"Networks of family {family!r} have no such form", where=config.source,
                                   got=f"--to {config.target_kind}", expected=fitting))
     adapter = None if source.expert is None else adapter_of(source.expert.card.network)
-    if config.target_kind != "elm" and not isinstance(adapter, BottleneckConfig | None):
-        raise InputError(describe(f"Adapters of kind {adapter.kind!r} have no form in other programs yet",
-                                  where=config.source, got=f"--to {config.target_kind}",
-                                  expected="--to elm, or an expert with bottleneck adapters"))
+    if config.target_kind == adapter_files.KIND:
+        if source.expert is None:
+            raise InputError(describe("PEFT's folders hold adapters, and this has none", where=config.source,
+                                      cure="--to hf writes a whole model"))
+        peft_export.check_form(source.expert)
+    elif config.target_kind != "elm" and not isinstance(adapter, BottleneckConfig | None):
+        raise InputError(describe(f"Adapters of kind {adapter.kind!r} have no such form", where=config.source,
+                                  got=f"--to {config.target_kind}",
+                                  expected="--to elm or peft, or an expert with bottleneck adapters"))
     if config.target_kind == "t5x" and adapter is not None and adapter.layers is not None:
         raise InputError(describe("T5X's config has adapters in all layers", where=config.source,
                                   got=f"adapters in the layers {list(adapter.layers)}",
@@ -181,9 +193,10 @@ def open_named(config: ConvertConfig) -> Source:
 
 def check_dtype(source: Source, config: ConvertConfig) -> None:
     """Raises InputError for another dtype of an expert than float32 in this program's folders."""
-    is_expert = config.target_kind == "elm" and (source.expert is not None or source.card is not None)
+    alone = config.target_kind in ("elm", adapter_files.KIND)  # without its base
+    is_expert = alone and (source.expert is not None or source.card is not None)
     if is_expert and config.dtype not in (None, "float32"):
-        raise InputError(describe("An expert's leaves are float32 in a folder of this program",
+        raise InputError(describe("An expert's leaves are float32 where its base is not written with it",
                                   where=config.source, got=f"--dtype {config.dtype}",
                                   expected="no --dtype, or --to hf or t5x"))
 
@@ -218,6 +231,8 @@ def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
         with staging.staged(config.target) as target:
             write_expert(target, expert)
         return {path: Origin(path) for path in trees.flatten(expert.overlay)}
+    if config.target_kind == adapter_files.KIND:
+        return peft_export.write_peft(config.target, expert, model.tensors, model.address)
     if writes_full_expert(source, config):
         with staging.staged(config.target) as target:
             save_leaves_as_expert(target, source.card, model.tensors, model.check)
@@ -247,7 +262,8 @@ def make_report(found: Source, source: Source, config: ConvertConfig, origins: M
         seconds: that it took.
     """
     before, specs = found.leaves(), source.leaves()
-    if source.expert is not None and config.target_kind == "elm":  # the base stays where it is
+    alone = config.target_kind in ("elm", adapter_files.KIND)
+    if source.expert is not None and alone:  # the base stays where it is
         specs = {path: leaf for path, leaf in specs.items() if path in source.expert_origins}
     leaves = [{
         "leaf": path,

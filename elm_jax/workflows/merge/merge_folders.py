@@ -12,6 +12,7 @@ from etils import epath
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import places
 from elm_jax.formats.hf.config_json import CONFIG_FILE, main_dtype
+from elm_jax.formats.peft import adapter_files
 from elm_jax.merging.methods.method_table import settings_of, shares_of
 from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
 from elm_jax.runtime import staging, storage
@@ -78,7 +79,15 @@ def _is_expert(name: str) -> bool:
     if places.is_on_hub(name):
         return False
     folder = storage.as_path(name)
-    return any((folder / place / "expert.json").exists() for place in ("", "expert"))
+    return any((folder / place / "expert.json").exists() for place in ("", "expert")) or is_adapter(name)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds a PEFT adapter, without a model beside it."""
+    if places.is_on_hub(name):
+        return False
+    folder = storage.as_path(name)
+    return adapter_files.is_peft(folder) and not (folder / CONFIG_FILE).exists()
 
 
 def _check_target(options: MergeOptions, known: Sequence[str], what: str) -> None:

@@ -1,25 +1,29 @@
 """Merges experts, and whole models, by this program's own leaf names."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from etils import epath
 
 from elm_jax.errors import InputError, describe
+from elm_jax.experts import peft_adapters
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import read_card, save_leaves_as_expert
+from elm_jax.experts.weight_sources import needed_base, reference
 from elm_jax.formats import detect
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.hf import hf_models
 from elm_jax.formats.model import Model, Origin, Tensors
+from elm_jax.formats.peft import adapter_files
 from elm_jax.formats.t5x import t5x_writer
 from elm_jax.formats.tensors import safetensors_files, streaming
 from elm_jax.merging.methods import alike
 from elm_jax.merging.methods.method_table import settings_of
 from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
-from elm_jax.runtime import staging, storage
+from elm_jax.runtime import staging, storage, trees
 from elm_jax.workflows.merge import merge_overlays, output_files
 from elm_jax.workflows.merge.merge_inputs import CARD_FILE, TensorsSource, unlike_vocabularies
 from elm_jax.workflows.merge.merge_plan import MergeOptions, Plan, cast, leaf_merges
@@ -36,8 +40,10 @@ def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
             raise InputError(describe("An expert's leaves are float32", got=dtype,
                                       cure="leave the dtype out; `elm convert --dtype` casts what it writes"))
     _check_allowed(options, ())
-    folders, cards, written = zip(*(read_card(name) for name in config.models), strict=True)
-    tensors = [elm_folders.ElmTensors(folder / elm_folders.WEIGHTS) for folder in folders]
+    opened = functools.cache(_base_of_adapters)
+    cards, written, tensors, folders = zip(*(
+        _adapter(name, config.base, opened) if adapter_files.is_peft(storage.as_path(name))
+        else _stored_expert(name) for name in config.models), strict=True)
     merge_overlays.check_alike(cards, [own.specs for own in tensors])
     _check_fingerprints(folders, tensors, written)
     base = None if config.base is None else _open_base(config.base, cards[0])
@@ -48,6 +54,25 @@ def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
     digests = dict(zip(config.models, written, strict=True))
     digests |= {config.base: cards[0].base["fingerprint"]} if config.base else {}
     return Plan(config, leaves, digests, card=card)
+
+
+def _stored_expert(name: str) -> tuple[ExpertCard, str | None, Tensors, epath.Path]:
+    folder, card, written = read_card(name)
+    return card, written, elm_folders.ElmTensors(folder / elm_folders.WEIGHTS), folder
+
+
+def _adapter(name: str, base: str | None, opened: Callable[..., tuple[Model, dict[str, str]]]
+             ) -> tuple[ExpertCard, str | None, Tensors, epath.Path]:
+    """A PEFT adapter as an expert; `opened` keeps the bases that were opened."""
+    folder = storage.as_path(name)
+    under, about = opened(base, adapter_files.recorded_base(folder))
+    expert, _ = peft_adapters.read_peft(folder, under.config, about, peft_adapters.names_of(under))
+    return expert.card, trees.fingerprint(expert.overlay), streaming.ArrayTensors(expert.overlay), folder
+
+
+def _base_of_adapters(base: str | None, recorded: str | None) -> tuple[Model, dict[str, str]]:
+    under = needed_base(recorded or "a PEFT adapter", base, recorded)
+    return under, reference(under)
 
 
 def _check_fingerprints(folders: Sequence[epath.Path], tensors: Sequence[Tensors],

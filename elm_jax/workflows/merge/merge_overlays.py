@@ -20,7 +20,8 @@ from elm_jax.merging.recipes.recipe import LeafRecipe, MergeRecipe
 from elm_jax.merging.stream import LeafMerge, LeafSource
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.adapters.kind import is_adapter_leaf
-from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig
+from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig, merged_config, place_of
+from elm_jax.models.adapters.scaling import ScalingConfig
 from elm_jax.types import Array
 
 NO_WEIGHTS = ("dropout_rate", "dtype")
@@ -120,6 +121,10 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
         lacking = [path for path in paths if path not in base.specs and not is_adapter_leaf(path)]
         if lacking:
             raise InputError(describe("The base lacks leaves of the experts", got=", ".join(lacking)))
+    if isinstance(adapter_of(cards[0].network), ScalingConfig) and base is not None and (
+            method_table.get_method(recipe.method).needs_base):
+        raise InputError(describe("Factors of (IA)^3 are no task vectors: they start from one",
+                                  got=f"method {recipe.method}", expected="mean, linear or slerp"))
     recipes = recipe.plan(paths, depth_of(paths))
     network, leaves = dict(cards[0].network), []
     for path in paths:
@@ -129,18 +134,20 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
     updates = sorted({path.removesuffix(DOWN) for path in paths if is_low_rank(path, cards[0])
                       and path.endswith(DOWN)})
     if updates:
-        scales = [adapter_of(card.network).scale for card in cards]
+        adapters = [adapter_of(card.network) for card in cards]
         for prefix in updates:
             if recipes[prefix + DOWN] != recipes[prefix + UP]:
                 raise InputError(describe(
                     "The two factors of a low-rank update are merged together, by one setting", where=prefix,
                     got="other settings for down than for up",
                     cure="name the update, not one of its factors"))
-        merged = [UpdateMerge(prefix, recipes[prefix + DOWN], sources, scales, names, marks, rank)
+        places = {prefix: place_of(prefix + DOWN) for prefix in updates}
+        merged = [UpdateMerge(prefix, recipes[prefix + DOWN], sources,
+                              [adapter.scale_of(places[prefix]) for adapter in adapters], names, marks, rank)
                   for prefix in updates]
         leaves += [leaf for update in merged for leaf in update.leaves()]
-        layers = adapter_of(network).layers
-        network["adapter"] = LowRankConfig(merged[0].rank, layers=layers).to_dict()
+        ranks = {places[prefix]: update.rank for prefix, update in zip(updates, merged, strict=True)}
+        network["adapter"] = merged_config(ranks, adapter_of(network).layers).to_dict()
     return sorted(leaves, key=lambda leaf: leaf.path), network
 
 

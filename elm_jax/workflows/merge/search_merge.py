@@ -30,7 +30,7 @@ from elm_jax.merging import weight_search
 from elm_jax.merging.methods import low_rank_products, method_table
 from elm_jax.merging.weight_search import Evolution, Found
 from elm_jax.models import families
-from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig
+from elm_jax.models.adapters.low_rank import DOWN, UP, merged_config, place_of
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, staging, storage, trees
 from elm_jax.types import Params
@@ -204,15 +204,17 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[Netwo
         raise InputError(describe("Of low-rank updates only weighted sums can be searched", got=method,
                                   expected="mean, linear or task_arithmetic"))
     adapters = [families.config_of(expert.card.network).adapter for expert in experts]
-    shared = trees.flatten(base.params)
+    shared, ranks = trees.flatten(base.params), {}
     for prefix in prefixes:
         downs, ups = ([own.pop(prefix + end) for own in flat] for end in (DOWN, UP))
-        shared[prefix + DOWN], wide = low_rank_products.side_by_side(downs, ups,
-                                                                     [each.scale for each in adapters])
+        place = place_of(prefix + DOWN)
+        scales = [each.scale_of(place) for each in adapters]
+        shared[prefix + DOWN], wide = low_rank_products.side_by_side(downs, ups, scales)
+        ranks[place] = shared[prefix + DOWN].shape[1]
         for own, up in zip(flat, wide, strict=True):
             own[prefix + UP] = up
-    adapter = LowRankConfig(sum(each.rank for each in adapters), layers=adapters[0].layers)
-    network = families.network_of(dataclasses.replace(networks[0].config, adapter=adapter))
+    adapter = merged_config(ranks, adapters[0].layers)
+    network = families.network_of(networks[0].config.with_adapter(adapter))
     return network, trees.unflatten(shared), [trees.unflatten(own) for own in flat]
 
 

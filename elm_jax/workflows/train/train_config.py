@@ -8,7 +8,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.kind import AdapterKind
-from elm_jax.models.adapters.low_rank import LowRankConfig
+from elm_jax.models.adapters.low_rank import TARGETS, LowRankConfig
 from elm_jax.models.network import DTYPES, Layout, Network, NetworkConfig
 from elm_jax.runtime import sharding, storage
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
@@ -46,6 +46,7 @@ class TrainConfig:
         trunk_cache: folder in which the states below the lowest leaf that trains are kept, so that each row's
             are computed once; None computes them in every step.
         trunk_cache_bytes: most bytes of that folder; None for 16 GiB.
+        lora_targets: projections that LoRA updates (see `LowRankConfig`); None for queries and values.
         task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
             recipe (ELM.md's, for the training tasks), whatever is given here.
         few_shot: rows of the train split that are put, with their answers, before each input, as far as its
@@ -104,6 +105,7 @@ class TrainConfig:
     early_end: EarlyEnd | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] | None = None
     task_recipe: bool = False
     few_shot: int = 0
     adapter_layers: str | tuple[int, ...] | None = None
@@ -134,12 +136,14 @@ class TrainConfig:
             raise InputError(describe("Give the length of training once", where="train",
                                       got=f"train_steps={self.train_steps}, epochs={self.epochs}",
                                       expected="exactly one of TRAIN_STEPS and EPOCHS"))
-        without = self.lora_rank is None and self.lora_alpha is not None
+        without = self.lora_rank is None and (self.lora_alpha, self.lora_targets) != (None, None)
         if without or (self.lora_rank is not None and self.adapter_bottleneck is not None):
             raise InputError(describe(
                 "Give one kind of adapters", where="train",
                 got=f"adapter_bottleneck={self.adapter_bottleneck}, lora_rank={self.lora_rank}, "
-                f"lora_alpha={self.lora_alpha}", expected="a bottleneck, or a rank (and perhaps an alpha)"))
+                f"lora_alpha={self.lora_alpha}, lora_targets={self.lora_targets}",
+                expected="a bottleneck, or a rank (and perhaps an alpha and targets)"))
+        self.adapter()
         if self.task_recipe and self.kind != "prompt":
             raise InputError(describe("A task's recipe is that of a prompt expert", where="train.task_recipe",
                                       got=f"kind {self.kind!r}", cure="give lengths, batch size and epochs"))
@@ -179,7 +183,8 @@ class TrainConfig:
         """Config of a prompt expert's adapters; None for other experts."""
         if self.lora_rank is None:
             return BottleneckConfig(self.adapter_bottleneck, layers=self.adapter_layers)
-        return LowRankConfig(self.lora_rank, self.lora_alpha, layers=self.adapter_layers)
+        targets = TARGETS if self.lora_targets is None else tuple(self.lora_targets)
+        return LowRankConfig(self.lora_rank, self.lora_alpha, targets, layers=self.adapter_layers)
 
     def digest(self) -> str:
         """Hash of all settings that decide the result; folders, mesh and logging do not."""
@@ -190,7 +195,7 @@ class TrainConfig:
             facts.pop(name)
         if facts["trunk_dropout"]:
             facts.pop("trunk_dropout")
-        for name in ("early_end", "lora_rank", "lora_alpha", "adapter_layers"):
+        for name in ("early_end", "lora_rank", "lora_alpha", "lora_targets", "adapter_layers"):
             if facts[name] is None:  # as it was before there were such settings
                 facts.pop(name)
         for name in ("task_recipe", "few_shot"):

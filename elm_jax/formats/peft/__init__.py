@@ -1,0 +1,1 @@
+"""Adapter folders of Hugging Face's package peft, which is not needed to read or write them."""
