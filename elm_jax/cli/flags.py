@@ -353,7 +353,7 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     convert.add_argument("--vocabulary", metavar="FILE", help="vocabulary for a source without one: a "
                          "SentencePiece model, tokenizer.json, or vocabulary.json of bytes")
     convert.add_argument("--verify", action="store_true",
-                         help="compare the logits of SRC and DST; status 1 above 1e-4, or 1e-5 of the "
+                         help="compare the logits of SRC and DST; status 1 above 1e-4, or 2e-5 of the "
                          "largest logit (holds a whole model)")
     convert.add_argument("--json", action="store_true", help="the report on standard output")
     _add_modules(convert)

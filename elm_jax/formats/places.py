@@ -24,7 +24,8 @@ def locate(name: storage.PathLike) -> epath.Path:
     if folder.exists():
         is_model = folder.name == leaf_names.T5X_TREE_FILE or folder.suffix in _FILES
         if not folder.is_dir() and not is_model:
-            raise InputError(describe("A model is a folder, not a file", where=folder))
+            raise InputError(describe("A model is a folder, not a file", where=folder,
+                                      expected=f"a folder, or a file {', '.join(_FILES)}"))
         return folder
     # A wrong path below a folder that is there must not become a request to the hub.
     if not _HUB_NAME.fullmatch(str(name)) or ("/" in str(name) and folder.parent.exists()):

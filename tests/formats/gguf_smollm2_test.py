@@ -20,6 +20,7 @@ from elm_jax.models.decode import greedy
 from elm_jax.models.decoder import gguf_names
 from elm_jax.types import Padded
 from elm_jax.vocabularies.vocabulary import Vocabulary
+from elm_jax.workflows.convert import convert_model
 from elm_jax.workflows.get_base import PACKAGED
 
 FILE = PACKAGED["smollm2"].find()
@@ -141,6 +142,15 @@ def test_weights_logits_and_texts_are_those_of_transformers(model, vocabulary, t
     exact = logits_of(theirs.double(), tokens, real)[real]
     assert np.all(np.abs(found - wanted).max(-1) < np.maximum(2e-4, np.abs(exact - wanted).max(-1)))
     assert np.abs(found - exact).max() < 4e-4
+
+
+@pytest.mark.slow
+def test_transformers_verifies_the_exported_folder(tmp_path):
+    report = convert_model.convert(convert_model.ConvertConfig(
+        source=FILE, source_kind="gguf", target=tmp_path / "hf", target_kind="hf", verify=True))
+    assert report["verified"]["target_by"].startswith("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer("Hello world! 123")["input_ids"] == IDS["Hello world! 123"]
 
 
 def test_every_leaf_is_read(model):

@@ -22,8 +22,9 @@ from elm_jax.types import Batch, FlatParams
 logger = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 """Allowed difference of logits, in float32, if they are small."""
-RELATIVE_TOLERANCE = 1e-5
-"""Allowed share of the largest logit: float32 errors are relative, and logits can be hundreds."""
+RELATIVE_TOLERANCE = 2e-5
+"""Allowed share of the largest logit: float32 errors are relative, and logits can be hundreds. In 30 layers
+(SmolLM2) float32 comes 1e-5 of it away from float64, in this program and in transformers."""
 _ROWS, _SOURCE_LENGTH, _TARGET_LENGTH = 4, 24, 12
 _SEED = 0
 Logits = Callable[[Batch], np.ndarray]
