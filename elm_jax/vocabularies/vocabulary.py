@@ -8,8 +8,8 @@ The contents of a file determine its kind, whatever its name:
   ``seqio.SentencePieceVocabulary(path, extra_ids)``. T5's file leaves the sentinels out and they are added
   here; mT5's holds them itself, as its last 100 pieces.
 - bytes (``vocabulary.json``: ``{"schema_version": 1, "kind": "bytes", "extra_ids": 125}``), as ByT5's.
-- a ``tokenizer.json`` of Hugging Face's tokenizers, whose ids must be as the program needs them; where names of
-  tokens do not tell padding and EOS, the file begins with their ids (`tokenizer_json.with_ids`).
+- a ``tokenizer.json`` of Hugging Face's tokenizers, whose ids must be as the program needs them; where names
+  of tokens do not tell padding and EOS, the file begins with their ids (`tokenizer_json.with_ids`).
 """
 
 import abc
