@@ -274,7 +274,8 @@ class TokenizerVocabulary(Vocabulary):
         if max(self.pad_id, self.eos_id) >= self.size:
             raise InputError(describe("The vocabulary has no such special ids", where=where,
                                       got=f"padding = {self.pad_id}, EOS = {self.eos_id}",
-                                      expected=f"ids below {self.size}", cure="fetch or write the file again"))
+                                      expected=f"ids below {self.size}",
+                                      cure="fetch or write the file again"))
         self._sentinels = tokenizer_json.numbered(self._tokenizer, sentinel)
         self.extra_ids = len(self._sentinels)
         self.fingerprint = f"sha256:{hashlib.sha256(contents).hexdigest()}"
