@@ -1,11 +1,10 @@
 """Greedy decoding at SmolLM2-135M's shapes: elm_jax against transformers' `generate`, in turn.
 
-    python benchmarks/generate.py [--rounds 5] [--layers 30]
+    python benchmarks/generate.py [--rounds 5] [--source 128] [--layers 30]
 
 Float32 on the processor, random weights that both share; 64 new tokens each for a batch of eight prompts of
-unequal lengths up to 128 tokens, and for one prompt of 128 tokens alone: whole, and streamed in pieces. The
-time is that of prompt and steps together; what is compiled is compiled before. Numbers of one machine:
-benchmarks/README.md.
+unequal lengths up to 128 tokens, and for the longest of them alone: whole, and streamed in pieces. Prompt and
+steps together; what is compiled is compiled before. Numbers of one machine: benchmarks/README.md.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from elm_jax.models.decoder.network import DecoderNetwork
 from elm_jax.runtime import trees
 from elm_jax.types import Params
 
-ROWS, SOURCE, NEW = 8, 128, 64
+NEW = 64
 LENGTHS = (128, 97, 64, 120, 33, 101, 80, 128)
 SMOLLM2 = {"vocab_size": 49152, "emb_dim": 576, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64,
            "mlp_dim": 1536, "num_layers": 30, "max_length": 2048, "rope_base": 100_000.0, "tied_head": True}
@@ -116,6 +115,7 @@ def main() -> None:
     """Measures, prints a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--source", type=int, default=128, help="tokens of the longest prompt")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--processor_time", action="store_true", help="for one core of a busy machine")
     arguments = parser.parse_args()
@@ -124,10 +124,12 @@ def main() -> None:
     network = DecoderNetwork(config)
     params = jax.jit(network.init)(jax.random.key(0))
     draw = np.random.default_rng(0)
-    prompts = [draw.integers(3, config.vocab_size, length).astype(np.int32) for length in LENGTHS]
+    lengths = [-(-length * arguments.source // max(LENGTHS)) for length in LENGTHS]
+    prompts = [draw.integers(3, config.vocab_size, length).astype(np.int32) for length in lengths]
     generator, peer = TextGenerator(network, params, NoVocabulary()), peer_of(config, params)
     cores = len(os.sched_getaffinity(0))
-    facts = {"machine": f"{platform.machine()}, {cores} cores", "layers": arguments.layers}
+    facts = {"machine": f"{platform.machine()}, {cores} cores", "layers": arguments.layers,
+             "source": arguments.source}
     for name, own, stream in (("batch of 8", prompts, False), ("one prompt", prompts[:1], False),
                               ("one prompt, streamed", prompts[:1], True)):
         runs = {"elm_jax": ours_run(generator, own, stream), "transformers": peer_run(peer, own)}

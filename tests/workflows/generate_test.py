@@ -15,6 +15,7 @@ from elm_jax.errors import InputError
 from elm_jax.evaluation.generation_settings import GenerationSettings
 from elm_jax.experts.overlay import save_expert
 from elm_jax.workflows.generate import GenerateConfig, Panel, Question, read_questions
+from elm_jax.workflows.merge.merge_overlays import make_card
 from elm_jax.workflows.route import route_rows, task_instances
 
 TEXTS = ("What is this text about? The team won the match.", "Good or bad? I liked every minute of it.")
@@ -184,6 +185,17 @@ def test_experts_of_one_id_are_told_apart(world):
     folder = str(world.folder / "topic")
     panel = Panel(GenerateConfig(experts=(folder, f"{folder}/expert"), texts=TEXTS, settings=FEW))
     assert len(panel.names) == 2 and all("topic" in name for name in panel.names)
+
+
+def test_a_merged_expert_is_asked_as_all_its_parents_were(world):
+    plain = world.topic.card
+    framed = dataclasses.replace(plain, rendering="chat")
+    settings = [{"method": "mean", "weights": [0.5, 0.5]}]
+    for parents, rendering in (((plain, plain), "plain"), ((framed, framed), "chat"),
+                               ((plain, framed), "plain")):
+        assert make_card(parents, ["a", "b"], plain.network, settings, "m").rendering == rendering
+    with pytest.raises(InputError, match="Unknown rendering"):
+        dataclasses.replace(plain, rendering="loud")
 
 
 def test_questions_say_where_they_come_from(world):

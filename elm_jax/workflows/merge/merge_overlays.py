@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.card import PLAIN, ExpertCard
 from elm_jax.formats.model import TensorSpec
 from elm_jax.merging.methods import alike, compose, low_rank_products, method_table
 from elm_jax.merging.methods.method_table import shares_of
@@ -306,7 +306,7 @@ def factorisation_error(leaves: Sequence[Any]) -> float | None:
 
 def make_card(cards: Sequence[ExpertCard], fingerprints: Sequence[str | None], network: Mapping[str, Any],
               settings: Sequence[Mapping[str, Any]], expert_id: str | None) -> ExpertCard:
-    """Makes the card of a merged expert.
+    """Makes the card of a merged expert; its inputs are rendered plainly unless all parents agree otherwise.
 
     Args:
         cards: of its parents.
@@ -316,7 +316,7 @@ def make_card(cards: Sequence[ExpertCard], fingerprints: Sequence[str | None], n
         expert_id: None makes a name of the parents' names.
     """
     first, shares = cards[0], shares_of(settings)
-    datasets = {card.dataset for card in cards}
+    datasets, renderings = {card.dataset for card in cards}, {card.rendering for card in cards}
     return ExpertCard(
         id=expert_id or "merged-" + "+".join(card.id for card in cards)[:150],
         kind="merged", form=first.form, base=dict(first.base), network=dict(network),
@@ -324,4 +324,4 @@ def make_card(cards: Sequence[ExpertCard], fingerprints: Sequence[str | None], n
         dataset=datasets.pop() if len(datasets) == 1 else None, method=settings[0]["method"],
         parents=tuple({"id": card.id, "kind": kind_of(card), "weight": share, "fingerprint": fingerprint}
                       for card, share, fingerprint in zip(cards, shares, fingerprints, strict=True)),
-        merging=tuple(settings))
+        merging=tuple(settings), rendering=renderings.pop() if len(renderings) == 1 else PLAIN)
