@@ -15,23 +15,24 @@ from elm_jax.runtime import sharding, trees
 from elm_jax.training.trunk.trunk_cache import TrunkBase, TrunkCache, TrunkSettings
 
 LENGTHS = {"inputs": 10, "targets": 7}
-ADAPTERS = {"bottleneck": AdapterConfig(4, layers="upper 3"),
-            "lora": AdapterConfig(kind="lora", rank=2, layers="upper 3")}
+DEPTH = 1
+ADAPTERS = {"bottleneck": AdapterConfig(4, layers="upper 2"),
+            "lora": AdapterConfig(kind="lora", rank=2, layers="upper 2")}
 CONFIGS = {
-    "t5": T5Config(29, 24, 3, 5, 40, 3, 2),
-    "llama": DecoderConfig(29, 24, 4, 2, 6, 40, 5, 64, tied_head=True),
-    "gpt2": DecoderConfig(29, 24, 2, 2, 12, 40, 5, 64, mlp_activations=("gelu_tanh",), norm="layer",
+    "t5": T5Config(29, 24, 3, 5, 40, 2, 1),
+    "llama": DecoderConfig(29, 24, 4, 2, 6, 40, 3, 64, tied_head=True),
+    "gpt2": DecoderConfig(29, 24, 2, 2, 12, 40, 3, 64, mlp_activations=("gelu_tanh",), norm="layer",
                           position="learned", dense_bias=True, tied_head=True),
 }
-"""Five layers each, adapters in the upper three: two layers of the trunk."""
+"""Three layers each, adapters in the upper two."""
 
 
 @functools.cache
 def network_and_params(name: str, adapter: str = "bottleneck", **changes):
-    """A network with a trunk of two layers, and parameters, none of them zero."""
+    """A network with a trunk of one layer, and parameters, none of them zero."""
     config = dataclasses.replace(CONFIGS[name].with_adapter(ADAPTERS[adapter]), **changes)
     network = families.network_of(config)
-    return dataclasses.replace(network, trunk=2), weights.drawn(network)
+    return dataclasses.replace(network, trunk=DEPTH), weights.drawn(network)
 
 
 def batches(network, pack: bool, count: int = 2, seed: int = 0):
@@ -65,7 +66,7 @@ def cache_of(network, params, folder, fingerprint: str = "sha256:1", mesh=None, 
 
 def is_trained(network):
     """Whether a leaf is of an expert: adapters, and norms from the trunk on."""
-    return lambda path: "_adapter/" in path or ("norm/" in path and network.depth_of(path) >= 2)
+    return lambda path: "_adapter/" in path or ("norm/" in path and network.depth_of(path) >= DEPTH)
 
 
 def as_arrays(tree):

@@ -57,22 +57,30 @@ def check_equal(found, expected):
         np.testing.assert_allclose(ours[path], theirs[path], rtol=0, atol=1e-5 * abs(theirs[path]).max())
 
 
-@every_family
+@pytest.mark.parametrize("name", ["t5", "llama"])
 def test_losses_and_gradients_are_those_of_all_layers(name, tmp_path, computed):
-    """First computed, then read by another run; packed in other company; with dropout above the trunk."""
-    network, params = made.network_and_params(name, dropout_rate=0.3)
-    whole = dataclasses.replace(network, trunk=0)
-    packed, plain = made.batches(network, True)[0], made.batches(network, False)[0]
+    """First computed, then read by another run, packed in other company."""
+    network, params = made.network_and_params(name)
+    packed = made.batches(network, True)[0]
     with made.cache_of(network, params, tmp_path) as cache:
         first = cache.with_states(packed)
     with made.cache_of(network, params, tmp_path) as cache:
         again = cache.with_states(packed)
         assert len(computed) == 1, "the second run finds all of them"
         assert np.array_equal(again[TRUNK_STATES], first[TRUNK_STATES])
-        alone = cache.with_states(plain)
+        moved = {key: rows[::-1] for key, rows in packed.items()}
+        assert np.array_equal(cache.with_states(moved)[TRUNK_STATES], first[TRUNK_STATES][::-1])
+    whole = dataclasses.replace(network, trunk=0)
     check_equal(loss_and_gradients(network, params, again), loss_and_gradients(whole, params, packed))
-    assert float(loss(network, params, alone)) == approx(loss(whole, params, plain))
-    # Draws above the trunk are the same, whether it is computed or not; below there are none.
+
+
+def test_dropout_is_above_the_trunk_alone(tmp_path):
+    """Its draws are the same, whether the trunk is computed or not; rows that are not packed, here."""
+    network, params = made.network_and_params("t5", dropout_rate=0.3)
+    plain = made.batches(network, False)[0]
+    with made.cache_of(network, params, tmp_path) as cache:
+        alone = cache.with_states(plain)
+    assert float(loss(network, params, alone)) == approx(loss(network, params, plain))
     key = jax.random.key(5)
     dropped = float(loss(network, params, alone, key))
     assert dropped == approx(loss(network, params, plain, key))
@@ -109,15 +117,14 @@ def test_a_text_is_generated_from_kept_states_of_an_encoder(tmp_path):
         assert cache.with_scored_states(batch) is batch, "each new token passes all layers"
 
 
-@pytest.mark.parametrize("name", ["t5", "llama"])
-def test_a_scan_of_layers_computes_the_same(name, tmp_path):
-    network, params = made.network_and_params(name)
+def test_a_scan_of_layers_computes_the_same(tmp_path):
+    network, params = made.network_and_params("llama")
     batch = made.batches(network, True)[0]
     scanned = dataclasses.replace(network, layout=Layout(scan_layers=True))
     expected = loss_and_gradients(network, params, batch)
     with made.cache_of(scanned, params, tmp_path) as cache:
         check_equal(loss_and_gradients(scanned, params, cache.with_states(batch)), expected)
-    check_equal(loss_and_gradients(scanned, params, batch), expected)
+    assert float(loss(scanned, params, batch)) == approx(expected[0])
 
 
 def test_other_bases_layers_dtypes_and_rows_have_other_states(tmp_path, computed):
@@ -126,7 +133,7 @@ def test_other_bases_layers_dtypes_and_rows_have_other_states(tmp_path, computed
     folders = set()
     half = dataclasses.replace(network, config=dataclasses.replace(network.config, dtype="bfloat16"))
     for own, fingerprint in ((network, "sha256:1"), (network, "sha256:2"), (half, "sha256:1"),
-                             (dataclasses.replace(network, trunk=1), "sha256:1")):
+                             (dataclasses.replace(network, trunk=2), "sha256:1")):
         with made.cache_of(own, params, tmp_path, fingerprint) as cache:
             states = cache.with_states(batch)[TRUNK_STATES]
             assert states.dtype == own.config.activation_dtype
@@ -177,11 +184,11 @@ def test_frozen_depth_is_that_of_the_lowest_trained_leaf():
         network, params = made.network_and_params(name)
         paths = list(trees.flatten(params))
         depths = {path: network.depth_of(path) for path in paths}
-        assert frozen_depth(network, filter(made.is_trained(network), paths)) == 2
+        assert frozen_depth(network, filter(made.is_trained(network), paths)) == made.DEPTH
         assert frozen_depth(network, []) == network.deepest_trunk and depths["token_embedder/embedding"] == 0
         states = jax.jit(network.trunk_states)
         rows = np.arange(5, 12, dtype=np.int32)[None], np.ones((1, 7), np.int32)
-        changed = trees.unflatten({path: leaf + (depths[path] >= 2) for path, leaf in
+        changed = trees.unflatten({path: leaf + (depths[path] >= made.DEPTH) for path, leaf in
                                    trees.flatten(params).items()})
         assert np.array_equal(states(params, *rows), states(changed, *rows)), "none of them is in the trunk"
 
