@@ -67,7 +67,8 @@ def test_projections_have_ranks_and_scales_of_their_own():
     folded = {path: leaf for path, leaf in flat.items() if not is_adapter_leaf(path)}
     ranks = {}
     for path in [path for path in flat if path.endswith("_adapter/down/kernel")]:
-        prefix, place = path.removesuffix("_adapter/down/kernel"), path.split("/")[-3].removesuffix("_adapter")
+        prefix = path.removesuffix("_adapter/down/kernel")
+        place = prefix.split("/")[-1]
         down, up = (flat[f"{prefix}_adapter/{side}/kernel"].astype(np.float64) for side in ("down", "up"))
         ranks[place] = down.shape[1]
         scale = {"wo": 5 / 2, "key": 6 / 1}.get(place, 6 / 3)
