@@ -57,6 +57,43 @@ def test_an_update_is_a_change_of_the_projections_weights():
     assert np.abs(found - other).max() > 1e-2
 
 
+def test_projections_have_ranks_and_scales_of_their_own():
+    """Folded into the kernels in float64 numpy, as above; of 'all' a network takes what it has."""
+    adapter = AdapterConfig(kind="lora", rank=3, alpha=6.0, targets="all", ranks={"wo": 2, "key": 1},
+                            alphas={"wo": 5.0})
+    rng, config = np.random.default_rng(2), CONFIG.with_adapter(adapter)
+    flat = {path: rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape).astype(np.float32)
+            for path, leaf in trees.flatten(T5Network(config).abstract_params()).items()}
+    folded = {path: leaf for path, leaf in flat.items() if not is_adapter_leaf(path)}
+    ranks = {}
+    for path in [path for path in flat if path.endswith("_adapter/down/kernel")]:
+        prefix = path.removesuffix("_adapter/down/kernel")
+        place = prefix.split("/")[-1]
+        down, up = (flat[f"{prefix}_adapter/{side}/kernel"].astype(np.float64) for side in ("down", "up"))
+        ranks[place] = down.shape[1]
+        scale = {"wo": 5 / 2, "key": 6 / 1}.get(place, 6 / 3)
+        folded[f"{prefix}/kernel"] = (folded[f"{prefix}/kernel"] + scale * down @ up).astype(np.float32)
+    assert ranks == {"query": 3, "key": 1, "value": 3, "out": 3, "wi_0": 3, "wi_1": 3, "wo": 2}
+    np.testing.assert_allclose(logits(config, flat), logits(CONFIG, folded), atol=2e-4)
+    assert T5Config.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"targets": ["quary"]}, r"AdapterConfig\.targets(?s:.*)nearest: query"), ({"targets": ()}, "targets"),
+    ({"ranks": {"wo": 2}}, r"Unknown target 'wo'"), ({"ranks": {"query": 0}}, "ranks, query"),
+    ({"alphas": {"value": -1}}, "alphas, value"), ({"ranks": 3}, "a dictionary"),
+])
+def test_settings_of_projections_are_checked(settings, message):
+    with pytest.raises(InputError, match=message):
+        AdapterConfig(kind="lora", **settings)
+
+
+def test_a_target_that_the_network_lacks_is_refused():
+    network = T5Network(CONFIG.with_adapter(AdapterConfig(kind="lora", targets=["query", "wi"])))
+    with pytest.raises(InputError, match=r"no such projection(?s:.*)got: wi\n(?s:.*)wi_0, wi_1"):
+        network.config.adapter.check_used(trees.flatten(network.abstract_params()))
+
+
 def test_a_fresh_update_changes_nothing():
     network = T5Network(CONFIG.with_adapter(LORA))
     fresh = trees.flatten(jax.jit(network.init)(jax.random.key(0)))
