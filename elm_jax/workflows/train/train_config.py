@@ -46,7 +46,7 @@ class TrainConfig:
         trunk_cache: folder in which the states below the lowest leaf that trains are kept, so that each row's
             are computed once; None computes them in every step.
         trunk_cache_bytes: most bytes of that folder; None for 16 GiB.
-        lora_targets: projections that LoRA updates (see `LowRankConfig`); None for queries and values.
+        lora_targets: projections that LoRA updates, or 'all' (see `LowRankConfig`); None for queries and values.
         task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
             recipe (ELM.md's, for the training tasks), whatever is given here.
         few_shot: rows of the train split that are put, with their answers, before each input, as far as its
@@ -105,7 +105,7 @@ class TrainConfig:
     early_end: EarlyEnd | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
-    lora_targets: tuple[str, ...] | None = None
+    lora_targets: str | tuple[str, ...] | None = None
     task_recipe: bool = False
     few_shot: int = 0
     adapter_layers: str | tuple[int, ...] | None = None
@@ -183,7 +183,7 @@ class TrainConfig:
         """Config of a prompt expert's adapters; None for other experts."""
         if self.lora_rank is None:
             return BottleneckConfig(self.adapter_bottleneck, layers=self.adapter_layers)
-        targets = TARGETS if self.lora_targets is None else tuple(self.lora_targets)
+        targets = TARGETS if self.lora_targets is None else self.lora_targets
         return LowRankConfig(self.lora_rank, self.lora_alpha, targets, layers=self.adapter_layers)
 
     def digest(self) -> str:
