@@ -173,7 +173,7 @@ class TrainConfig:
         if self.lora_rank is None:
             return BottleneckConfig(self.adapter_bottleneck)
         targets = TARGETS if self.lora_targets is None else tuple(self.lora_targets)
-        return LowRankConfig(self.lora_rank, self.lora_alpha, targets)
+        return LowRankConfig(rank=self.lora_rank, alpha=self.lora_alpha, targets=targets)
 
     def digest(self) -> str:
         """Hash of all settings that decide the result; folders, mesh and logging do not."""
