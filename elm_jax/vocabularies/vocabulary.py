@@ -8,8 +8,8 @@ The contents of a file determine its kind, whatever its name:
   ``seqio.SentencePieceVocabulary(path, extra_ids)``. T5's file leaves the sentinels out and they are added
   here; mT5's holds them itself, as its last 100 pieces.
 - bytes (``vocabulary.json``: ``{"schema_version": 1, "kind": "bytes", "extra_ids": 125}``), as ByT5's.
-- a ``tokenizer.json`` of Hugging Face's tokenizers, whose ids must be as the program needs them; where names of
-  tokens do not tell padding and EOS, the file begins with their ids (`tokenizer_json.with_ids`).
+- a ``tokenizer.json`` of Hugging Face's tokenizers, whose ids must be as the program needs them; where names
+  of tokens do not tell padding and EOS, the file begins with their ids (`tokenizer_json.with_ids`).
 """
 
 import abc
@@ -274,7 +274,8 @@ class TokenizerVocabulary(Vocabulary):
         if max(self.pad_id, self.eos_id) >= self.size:
             raise InputError(describe("The vocabulary has no such special ids", where=where,
                                       got=f"padding = {self.pad_id}, EOS = {self.eos_id}",
-                                      expected=f"ids below {self.size}", cure="fetch or write the file again"))
+                                      expected=f"ids below {self.size}",
+                                      cure="fetch or write the file again"))
         self._sentinels = tokenizer_json.numbered(self._tokenizer, sentinel)
         self.extra_ids = len(self._sentinels)
         self.fingerprint = f"sha256:{hashlib.sha256(contents).hexdigest()}"

@@ -10,6 +10,8 @@ import pytest
 from checkout import ROOT
 
 from elm_jax.cli import gin_config
+from elm_jax.models import families
+from elm_jax.runtime import trees
 
 SOURCES = sorted((ROOT / "elm_jax").rglob("*.py"))
 VERBS = ", ".join(f"elm_jax.cli.{path.stem}" for path in SOURCES
@@ -91,7 +93,11 @@ def test_every_gin_file_parses(path):
                          ids=lambda path: path.stem)
 def test_every_size_builds(path):
     gin_config.parse([str(path)], [])
-    assert gin_config.build("T5Config").emb_dim >= 128
+    name, = (name for name in gin_config.NETWORKS if gin_config.is_bound(f"{name}.vocab_size"))
+    network = families.network_of(gin_config.build(name))
+    assert network.config.emb_dim >= 128
+    count = re.search(r"([\d,]{7,}) parameters", path.read_text())[1]
+    assert f"{trees.count(network.abstract_params()):,}" == count
 
 
 @pytest.mark.parametrize("path", [path for path in GIN_FILES if path.parent.name != "models"],

@@ -69,19 +69,6 @@ def test_training_learns_and_trains_what_it_should(folder):
     assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
 
 
-def test_many_experts_train_as_one_program(folder):
-    words = ["train", "--gin_file", "gin/experts/prompt_stack.gin", f"--gin.MODEL_DIR='{folder / 'stack'}'",
-             f"--gin.INITIAL_CHECKPOINT_PATH='{folder / 'base'}'", f"--gin.TASK='{TASK},{tiny.REVIEW}'",
-             "--gin.TRAIN_STEPS=3", "--gin.LEARNING_RATE=1e-2",
-             f"--gin.PREPARED_DIR='{folder / 'prepared'}'", *COMMON]
-    assert main(words) == 0
-    for name, solo in ((TASK, "topic"), (tiny.REVIEW, "review")):
-        found = trees.flatten(load_expert(folder / "stack" / name).overlay)
-        wanted = trees.flatten(load_expert(folder / solo).overlay)
-        for path, leaf in wanted.items():
-            np.testing.assert_allclose(found[path], leaf, rtol=0, atol=2e-5, err_msg=path)
-
-
 def test_scores_are_those_of_the_network_alone(folder):
     """`elm evaluate` against sums of `target_log_probs`, one row and one choice at a time."""
     base, expert = load_base(folder / "base"), load_expert(folder / "topic")

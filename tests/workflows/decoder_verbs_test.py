@@ -1,0 +1,95 @@
+"""A tiny decoder of the Llama type goes through the ordinary verbs: train, stack, evaluate, merge.
+
+Its padding is its EOS, id 0 is a real token, BOS stands in front of prompts, and LoRA is on every projection.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import small_decoder
+import tiny_study as tiny
+import weights
+
+from elm_jax.cli.main import main
+from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.experts.base import load_base, save_base
+from elm_jax.experts.overlay import load_expert, resolve
+from elm_jax.models import families
+from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.runtime import trees
+from elm_jax.types import Padded
+from elm_jax.vocabularies import tokenizer_json
+
+TASK = tiny.TOPIC
+COMMON = ["--gin.MESH_DATA=1", "--gin.TASK_MODULES=('elm_jax.tasks.embedded',)",
+          "--gin.BATCH_SIZE=4", "--gin.EPOCHS=None", "--gin.TRAIN_STEPS=3", "--gin.LEARNING_RATE=1e-2",
+          "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}", "--gin.train.tensorboard=False"]
+
+
+def train(folder, kind, name, task, *more):
+    words = ["train", "--gin_file", f"gin/experts/{kind}.gin", f"--gin.MODEL_DIR='{folder / name}'",
+             f"--gin.INITIAL_CHECKPOINT_PATH='{folder / 'base'}'", f"--gin.TASK='{task}'",
+             f"--gin.PREPARED_DIR='{folder / 'prepared'}'", *COMMON, *more]
+    assert main(words) == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decoder")
+    contents = tokenizer_json.with_ids(small_decoder.tokenizer(), pad_id=2, eos_id=2)
+    (folder / "tokenizer.json").write_bytes(contents)
+    config = DecoderConfig(258, 24, 6, 2, 4, 32, 2, 128, pad_id=2, eos_id=2, bos_id=1, tied_head=True)
+    params = weights.drawn(families.network_of(config))
+    save_base(folder / "base", params, config, folder / "tokenizer.json", {})
+    train(folder, "prompt", "topic", TASK, "--gin.train.expert_id='topic'")
+    return folder
+
+
+def test_a_stack_trains_what_a_run_alone_trains(folder):
+    train(folder, "prompt_stack", "stack", f"{TASK},{tiny.REVIEW}")
+    found = trees.flatten(load_expert(folder / "stack" / TASK).overlay)
+    wanted = trees.flatten(load_expert(folder / "topic").overlay)
+    assert found.keys() == wanted.keys() and any("mlp_adapter" in path for path in wanted)
+    for path, leaf in wanted.items():
+        np.testing.assert_allclose(found[path], leaf, rtol=0, atol=2e-5, err_msg=path)
+
+
+def test_a_dataset_expert_learns(folder):
+    train(folder, "dataset", "whole", "mini_topic", "--gin.TRAIN_STEPS=12", "--gin.train.log_period=1")
+    rows = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_experts_are_scored_and_merged(folder):
+    """`elm evaluate` against sums of `target_log_probs`, one row and one choice at a time."""
+    base, expert = load_base(folder / "base"), load_expert(folder / "topic")
+    output = folder / "results" / "results.jsonl"
+    assert main(["evaluate", "--base", str(folder / "base"), "--expert", str(folder / "topic" / "expert"),
+                 "--task", TASK, "--max_rows", "4", "--output", str(output), "--source_length", "48",
+                 "--max_new_tokens", "4", "--prepared", str(folder / "prepared"),
+                 "--module", "elm_jax.tasks.embedded"]) == 0
+    network, params = resolve(base, expert)
+    split = TaskData(base.vocabulary, tiny.MODULES, str(folder / "prepared")).split(TASK, "validation", 4)
+    score = jax.jit(network.target_log_probs)
+    right = 0
+    for number in range(len(split)):
+        prompt = np.append(1, split.inputs(number)[:-1])[:48]  # BOS in front, and the choice follows
+        choices = split.choices(number)
+        longest = np.full((1, len(choices), 24), 9, np.int32)
+        for row, choice in zip(longest[0], choices, strict=True):
+            row[:len(choice)] = choice
+        wide = np.full((1, 48), 7, np.int32)
+        wide[0, :len(prompt)] = prompt
+        sizes = np.array([list(map(len, choices))], np.int32)
+        found = score(params, Padded(wide, np.array([len(prompt)])), Padded(longest, sizes)).sum(axis=-1)
+        right += int(np.argmax(found[0])) == split.label(number)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert rows[0]["value"] == pytest.approx(right / len(split))
+    assert main(["merge", "--output", str(folder / "merged"), str(folder / "topic" / "expert"),
+                 str(folder / "topic" / "expert")]) == 0
+    own = trees.flatten(expert.overlay)
+    for path, leaf in trees.flatten(load_expert(folder / "merged").overlay).items():
+        np.testing.assert_allclose(leaf, own[path], rtol=0, atol=1e-6)
