@@ -97,6 +97,8 @@ class ExpertCard:
         fields = dataclasses.asdict(self)
         for name in _LISTS:
             fields[name] = list(fields[name])
+        if self.rendering == PLAIN:
+            del fields["rendering"]  # as cards were before there was another
         return {"schema_version": SCHEMA_VERSION, **fields}
 
     @classmethod

@@ -220,9 +220,9 @@ def adapter_of_settings(settings: LoraSettings, modules: Modules, targeted: Sequ
     places = [place for place in PROJECTIONS if place in ranks]
     rank, alpha = (collections.Counter(table[place] for place in places).most_common(1)[0][0]
                    for table in (ranks, alphas))
-    return LowRankConfig(rank, alpha, tuple(places),
-                         {place: ranks[place] for place in places if ranks[place] != rank},
-                         {place: alphas[place] for place in places if alphas[place] != alpha})
+    return LowRankConfig(rank=rank, alpha=alpha, targets=tuple(places),
+                         ranks={place: ranks[place] for place in places if ranks[place] != rank},
+                         alphas={place: alphas[place] for place in places if alphas[place] != alpha})
 
 
 def alpha_of(scale: float, rank: int) -> float:
@@ -293,7 +293,7 @@ def _factors(settings: Ia3Settings, modules: Modules, targeted: Sequence[str],
             places.add(place)
             leaf = f"{path.rpartition('/')[0]}/{place}_adapter/{FACTORS}"
             overlay[leaf], origins[leaf] = np.array(part), Origin(module + VECTOR)
-    return ScalingConfig(tuple(sorted(places))), overlay, origins
+    return ScalingConfig(targets=tuple(sorted(places))), overlay, origins
 
 
 def _filled(config: NetworkConfig, overlay: FlatParams, origins: dict[str, Origin]

@@ -217,6 +217,23 @@ def test_adapters_merge_as_peft_merges_them(place, tmp_path):
     np.testing.assert_allclose(found, torch_logits(model.eval()), rtol=0, atol=1e-5)
 
 
+def test_updates_of_unlike_modules_merge_as_if_the_others_were_zero(place, tmp_path):
+    """The mean of two adapters is both at once in PEFT, with half the alpha."""
+    for seed, module in ((1, "q_proj"), (2, "down_proj")):
+        settings = {"r": 2 + seed, "lora_alpha": 8, "target_modules": [module]}
+        write_adapter(place, f"unlike {seed}", "llama", settings, seed)
+    folders = [place / f"unlike {seed}" for seed in (1, 2)]
+    assert main(["merge", "--base", str(place / "llama"), "--output", str(tmp_path / "merged"),
+                 *map(str, folders)]) == 0
+    for folder in folders:
+        changed(lora_alpha=4)(folder)
+    model = peft.PeftModel.from_pretrained(torch_model(place / "llama"), folders[0], adapter_name="a")
+    model.load_adapter(folders[1], adapter_name="b")
+    model.base_model.set_adapter(["a", "b"])
+    found = our_logits(base_of(place / "llama"), load_expert(tmp_path / "merged"))
+    np.testing.assert_allclose(found, torch_logits(model.eval()), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("settings", [
     {"target_modules": ["q_proj", "mlp.up_proj"]}, {"target_modules": ["proj"]},
     {"target_modules": r"model\.layers\.(0|1)\.mlp\..*"},

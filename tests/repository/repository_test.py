@@ -55,7 +55,8 @@ def test_only_the_hub_s_door_downloads():
              if name.split(".")[0] in clients}
     # Not downloads: processes of one run talk to each other, a host's name, the cloud host's own notices.
     talk = {("lifeline.py", "socket"), ("leases.py", "socket"), ("preemption.py", "urllib")}
-    assert found == {("places.py", "huggingface_hub"), ("verify.py", "transformers")} | talk
+    assert found == {("places.py", "huggingface_hub"), ("verify.py", "transformers"),
+                     ("peft_peer.py", "transformers")} | talk
     program = (f"import elm_jax.cli.execution, {VERBS}, sys\n"
                "assert not {'huggingface_hub', 'transformers', 'requests'} & set(sys.modules)\n")
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -58,7 +58,7 @@ def open_tensors(folder: storage.PathLike) -> dict[str, streaming.Stored]:
     if not path.exists():
         pickled = (folder / PICKLED_FILE).exists()
         raise InputError(describe(
-            "The adapter's weights are pickled, and a pickle can run any code" if pickled
+            "The adapter's weights are pickled, and such a file can run any code" if pickled
             else "The adapter's weights are missing", where=folder,
             got=PICKLED_FILE if pickled else None, expected=WEIGHTS_FILE,
             cure="load it with PEFT and save it again with safe_serialization=True" if pickled else None))

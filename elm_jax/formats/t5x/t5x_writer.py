@@ -84,6 +84,10 @@ def _form(model: Model, scanned: bool | None) -> Form:
 def _check_writable(model: Model, form: Form, step: int) -> None:
     """Raises InputError for every reason why T5X could not hold the model, before anything is written."""
     config, tensors = model.config, model.tensors
+    if config.family != T5Config.family:
+        raise InputError(describe("T5X's checkpoints hold T5s", where=model.where,
+                                  got=f"a network of family {config.family!r}",
+                                  cure="write another form: --to elm or --to hf"))
     if not 0 <= step <= LARGEST_STEP:
         raise InputError(describe("A checkpoint's step is wrong", got=step,
                                   expected=f"a whole number from 0 to {LARGEST_STEP}"))

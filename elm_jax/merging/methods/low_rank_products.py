@@ -31,6 +31,15 @@ def stack_factors(downs: Sequence[np.ndarray], ups: Sequence[np.ndarray],
     return down, up
 
 
+def without_gaps(downs: Sequence[np.ndarray | None], ups: Sequence[np.ndarray | None]
+                 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Puts factors of rank 0, whose product is zero, where an expert has no update; at least one has it."""
+    inner = next(each for each in downs if each is not None).shape[0]
+    outer = next(each for each in ups if each is not None).shape[1]
+    return ([np.zeros((inner, 0), np.float32) if each is None else each for each in downs],
+            [np.zeros((0, outer), np.float32) if each is None else each for each in ups])
+
+
 def side_by_side(downs: Sequence[np.ndarray], ups: Sequence[np.ndarray], scales: Sequence[float]
                  ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Writes E updates with one common down factor, so that weighted sums are sums of up factors.

@@ -110,11 +110,16 @@ def place_of(path: str) -> str:
     return path.split("/")[-3].removesuffix("_adapter")
 
 
-def merged_config(ranks: Mapping[str, int], layers: tuple[int, ...] | None) -> LowRankConfig:
-    """Config of unscaled updates in these layers, with these ranks by projection, at least one."""
+def merged_config(ranks: Mapping[str, int], **others: Any) -> LowRankConfig:
+    """Config of unscaled updates with these ranks by projection, of which there is at least one.
+
+    Args:
+        ranks: by projection.
+        **others: settings of every kind of adapter.
+    """
     rank = max(ranks.values())
-    return LowRankConfig(rank, targets=tuple(ranks),
-                         ranks={place: own for place, own in ranks.items() if own != rank}, layers=layers)
+    return LowRankConfig(rank=rank, targets=tuple(ranks),
+                         ranks={place: own for place, own in ranks.items() if own != rank}, **others)
 
 
 def _check_alpha(where: str, alpha: Any, or_none: bool = True) -> None:

@@ -17,7 +17,6 @@ from elm_jax.formats.hf import hf_models
 from elm_jax.formats.model import Model
 from elm_jax.formats.peft import adapter_files
 from elm_jax.models import families
-from elm_jax.models.network import TWO_SIDED
 from elm_jax.runtime import trees
 from elm_jax.types import Batch
 from elm_jax.workflows.convert import verify
@@ -42,7 +41,7 @@ def compare(source: Source, source_kind: str, target: str, target_kind: str) -> 
         target: the folder that was written.
         target_kind: its kind.
     """
-    batch = tokens(source.model)
+    batch = verify.tokens(source.model.config)
     sides = []
     for kind, folder in ((source_kind, source.where), (target_kind, target)):
         if kind == adapter_files.KIND:
@@ -53,21 +52,13 @@ def compare(source: Source, source_kind: str, target: str, target_kind: str) -> 
     if source_kind == target_kind:  # both by PEFT: this program's reading of them counts too
         expert = open_source(target_kind, target, base=source.model.where).expert
         sides[1] = (_by_us(source.model, expert, batch), "elm_jax")
-    (wanted, first_by), (found, second_by) = sides
+    real = batch["segment_ids"][..., None] > 0 if "segment_ids" in batch else True
+    (wanted, found), (first_by, second_by) = zip(*sides, strict=True)
+    wanted, found = np.where(real, wanted, 0.0), np.where(real, found, 0.0)
     largest = float(np.abs(wanted).max())
     return {"largest_difference": float(np.abs(wanted - found).max()), "largest_logit": largest,
             "tolerance": max(verify.TOLERANCE, verify.RELATIVE_TOLERANCE * largest), "source_by": first_by,
             "target_by": second_by, "shape": list(wanted.shape)}
-
-
-def tokens(base: Model) -> Batch:
-    """Random tokens as a batch of the base's form; of joined rows all are full."""
-    inputs, decoder_inputs = verify.tokens(base.config.vocab_size)
-    if families.network_of(base.config).batches == TWO_SIDED:
-        return {"encoder_input_tokens": inputs, "decoder_input_tokens": decoder_inputs}
-    rows = decoder_inputs[:, 1:]
-    places = np.broadcast_to(np.arange(rows.shape[1], dtype=np.int32), rows.shape)
-    return {"tokens": rows, "segment_ids": np.ones_like(rows), "positions": places}
 
 
 def _by_us(base: Model, expert: Expert, batch: Batch) -> np.ndarray:
@@ -101,9 +92,9 @@ def _logits(base: str, folder: str, batch: Batch) -> np.ndarray:
     with torch.no_grad():
         if two_sided:
             inputs = rows["encoder_input_tokens"]
-            return model(input_ids=inputs, attention_mask=(inputs > 0).long(),
+            return model(input_ids=inputs, attention_mask=(inputs != model.config.pad_token_id).long(),
                          decoder_input_ids=rows["decoder_input_tokens"]).logits.numpy()
-        return model(input_ids=rows["tokens"]).logits.numpy()
+        return model(input_ids=rows["tokens"], attention_mask=rows["segment_ids"]).logits.numpy()
 
 
 def _version() -> str:

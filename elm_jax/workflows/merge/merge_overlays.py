@@ -37,7 +37,7 @@ def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]
 
     Raises:
         InputError: they have unlike bases, kinds or networks, or unlike leaves, all of which are named. Of
-            LoRA's updates the ranks may differ.
+            LoRA's updates the ranks may differ, and an update that an expert lacks counts as zero.
     """
     first = cards[0]
     for other, own in zip(cards[1:], leaves[1:], strict=True):
@@ -50,8 +50,10 @@ def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]
                 raise InputError(describe(
                     f"Experts of unlike {what} cannot be merged", where=f"{first.id} and {other.id}",
                     got=f"{left} and {right} ({_first_leaf(leaves[0], own)})", expected="the same for all"))
-    alike.check_alike([{path: _without_rank(path, leaf, first) for path, leaf in own.items()}
-                       for own in leaves], [f"{card.id}#{n}" for n, card in enumerate(cards, start=1)])
+    shared = set(leaves[0]).intersection(*leaves[1:])
+    alike.check_alike([{path: _without_rank(path, leaf, first) for path, leaf in own.items()
+                        if path in shared or not is_low_rank(path, first)} for own in leaves],
+                      [f"{card.id}#{n}" for n, card in enumerate(cards, start=1)])
 
 
 def _without_rank(path: str, leaf: Any, card: ExpertCard) -> Any:
@@ -113,7 +115,7 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
         InputError: a setting or a filter that does not fit.
     """
     names = [card.id for card in cards]
-    paths = list(sources[0].specs)
+    paths = list(dict.fromkeys(path for source in sources for path in source.specs))
     recipe.check_filters(paths)
     if base is None and method_table.get_method(recipe.method).needs_base:
         raise method_table.no_base(method_table.get_method(recipe.method))
@@ -147,7 +149,7 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
                   for prefix in updates]
         leaves += [leaf for update in merged for leaf in update.leaves()]
         ranks = {places[prefix]: update.rank for prefix, update in zip(updates, merged, strict=True)}
-        network["adapter"] = merged_config(ranks, adapter_of(network).layers).to_dict()
+        network["adapter"] = merged_config(ranks, layers=adapter_of(network).layers).to_dict()
     return sorted(leaves, key=lambda leaf: leaf.path), network
 
 
@@ -174,7 +176,8 @@ class UpdateMerge:
         self._settings = self._row.settings(recipe.parameters, len(sources), prefix)
         self._weights = method_table.resolve_weights(self._row, recipe.weights, len(sources), self._settings,
                                                      prefix)
-        shapes = [[source.specs[prefix + end].shape for source in sources] for end in (DOWN, UP)]
+        shapes = [[source.specs[prefix + end].shape for source in sources if prefix + end in source.specs]
+                  for end in (DOWN, UP)]
         self.size = (shapes[0][0][0], shapes[1][0][1])
         total = sum(shape[1] for shape in shapes[0])
         self._exact = self._row.is_weighted_sum and rank is None
@@ -194,9 +197,9 @@ class UpdateMerge:
     @functools.cached_property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Computes the merged factors (f32[D, R], f32[R, F])."""
-        downs, ups = ([self._whole(source, self._prefix + end, name)
-                       for source, name in zip(self.sources, self._names, strict=True)]
-                      for end in (DOWN, UP))
+        downs, ups = low_rank_products.without_gaps(*(
+            [self._whole(source, self._prefix + end, name)
+             for source, name in zip(self.sources, self._names, strict=True)] for end in (DOWN, UP)))
         if self._exact:
             self.error = 0.0
             return low_rank_products.stack_factors(downs, ups, np.multiply(self._shares(),
@@ -217,7 +220,9 @@ class UpdateMerge:
         return weights * self._settings.get("scale", 1.0)
 
     @staticmethod
-    def _whole(source: LeafSource, path: str, name: str) -> np.ndarray:
+    def _whole(source: LeafSource, path: str, name: str) -> np.ndarray | None:
+        if path not in source.specs:
+            return None
         spec = source.specs[path]
         out = np.empty(int(np.prod(spec.shape, dtype=np.int64)), np.dtype(spec.dtype))
         source.fill(path, 0, out)
@@ -272,7 +277,8 @@ class FactorLeaf:
     @property
     def bytes_read(self) -> int:
         """Bytes that are read from all experts."""
-        return sum(4 * int(np.prod(source.specs[self.path].shape)) for source in self.update.sources)
+        return sum(4 * int(np.prod(source.specs[self.path].shape)) for source in self.update.sources
+                   if self.path in source.specs)
 
     @property
     def memory(self) -> tuple[int, int]:

@@ -195,8 +195,8 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[Netwo
     """
     networks = [resolve(base, expert)[0] for expert in experts]
     flat = [trees.flatten(expert.overlay) for expert in experts]
-    prefixes = [path.removesuffix(DOWN) for path in flat[0]
-                if is_low_rank(path, experts[0].card) and path.endswith(DOWN)]
+    prefixes = sorted({path.removesuffix(DOWN) for own in flat for path in own
+                       if is_low_rank(path, experts[0].card) and path.endswith(DOWN)})
     if not prefixes:
         return networks[0], base.params, [expert.overlay for expert in experts]
     row = method_table.get_method(method)
@@ -206,14 +206,15 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[Netwo
     adapters = [families.config_of(expert.card.network).adapter for expert in experts]
     shared, ranks = trees.flatten(base.params), {}
     for prefix in prefixes:
-        downs, ups = ([own.pop(prefix + end) for own in flat] for end in (DOWN, UP))
+        downs, ups = low_rank_products.without_gaps(*(
+            [own.pop(prefix + end, None) for own in flat] for end in (DOWN, UP)))
         place = place_of(prefix + DOWN)
         scales = [each.scale_of(place) for each in adapters]
         shared[prefix + DOWN], wide = low_rank_products.side_by_side(downs, ups, scales)
         ranks[place] = shared[prefix + DOWN].shape[1]
         for own, up in zip(flat, wide, strict=True):
             own[prefix + UP] = up
-    adapter = merged_config(ranks, adapters[0].layers)
+    adapter = merged_config(ranks, layers=adapters[0].layers)
     network = families.network_of(networks[0].config.with_adapter(adapter))
     return network, trees.unflatten(shared), [trees.unflatten(own) for own in flat]
 

@@ -184,7 +184,8 @@ class TrainConfig:
         if self.lora_rank is None:
             return BottleneckConfig(self.adapter_bottleneck, layers=self.adapter_layers)
         targets = TARGETS if self.lora_targets is None else self.lora_targets
-        return LowRankConfig(self.lora_rank, self.lora_alpha, targets, layers=self.adapter_layers)
+        return LowRankConfig(rank=self.lora_rank, alpha=self.lora_alpha, targets=targets,
+                             layers=self.adapter_layers)
 
     def digest(self) -> str:
         """Hash of all settings that decide the result; folders, mesh and logging do not."""

@@ -41,15 +41,23 @@ def hf_model(folder):
     return transformers.T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def tokens(size):
+    """Inputs i32[3, 12] of unequal lengths and decoder inputs i32[3, 5] behind the start token."""
+    draw = np.random.default_rng(3)
+    inputs = draw.integers(2, size, (3, 12)).astype(np.int32)
+    inputs[1, 7:] = inputs[2, 1:] = 0
+    return inputs, np.pad(draw.integers(2, size, (3, 4)), ((0, 0), (1, 0))).astype(np.int32)
+
+
 def torch_logits(model, rows):
-    inputs, decoder_inputs = verify.tokens(rows)
+    inputs, decoder_inputs = tokens(rows)
     with torch.no_grad():
         return model(input_ids=torch.tensor(inputs).long(), attention_mask=torch.tensor(inputs > 0).long(),
                      decoder_input_ids=torch.tensor(decoder_inputs).long()).logits.numpy()
 
 
 def our_logits(network, params):
-    inputs, decoder_inputs = verify.tokens(network.config.vocab_size)
+    inputs, decoder_inputs = tokens(network.config.vocab_size)
     return np.asarray(jax.jit(network.logits)(
         params, {"encoder_input_tokens": inputs, "decoder_input_tokens": decoder_inputs}))
 

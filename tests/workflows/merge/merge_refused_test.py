@@ -291,7 +291,7 @@ def test_values_of_models_that_are_not_finite(tmp_path):
     (["--method", "ties", "--base", "{base}", "--density", "0.5,0.5"], "one value an expert"),
     (["--method", "ties", "--base", "{base}", "--rescale", "l2"], "Unknown value of rescale 'l2'"),
     (["--pattern", "no_such_part=1,1,1"], "matches no leaf"),
-    (["--allow", "dtypes", "--to", "t5x"], "llama"),
+    (["--allow", "dtypes", "--to", "t5x"], "a network of family 'decoder'"),
     (["nowhere"], "There is no"),
 ])
 def test_wrong_words_are_status_2_and_write_nothing(capsys, words, message, made_once, tmp_path):
