@@ -46,7 +46,7 @@ class TrainConfig:
         trunk_cache: folder in which the states below the lowest leaf that trains are kept, so that each row's
             are computed once; None computes them in every step.
         trunk_cache_bytes: most bytes of that folder; None for 16 GiB.
-        lora_targets: projections that LoRA updates, or 'all' (see `LowRankConfig`); None for queries and values.
+        lora_targets: projections that LoRA updates, or 'all' (`LowRankConfig`); None for queries and values.
         task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
             recipe (ELM.md's, for the training tasks), whatever is given here.
         few_shot: rows of the train split that are put, with their answers, before each input, as far as its
