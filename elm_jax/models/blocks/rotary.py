@@ -8,6 +8,7 @@ https://arxiv.org/abs/2104.09864; the scaling of Llama 3: https://arxiv.org/abs/
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,7 +52,11 @@ def divided_low(angles: np.ndarray, factor: float, bounds: tuple[float, float], 
 def rotation(angles: np.ndarray, positions: Array) -> Rotation:
     """Rotation of positions i32[B or 1, L], in float32, by angles a position f32[K / 2]."""
     turned = positions.astype(jnp.float32)[..., None, None] * angles[None, None, None]
-    return Rotation(jnp.cos(turned), jnp.sin(turned))
+    if positions.shape[1] == 1:
+        return Rotation(jnp.cos(turned), jnp.sin(turned))
+    # A loop keeps its results: XLA's CPU backend would compute them again for each head of each layer.
+    return Rotation(*jax.lax.map(lambda is_sine: jnp.where(is_sine, jnp.sin(turned), jnp.cos(turned)),
+                                 jnp.arange(2) == 1))
 
 
 def rotate(x: Array, by: Rotation) -> Array:

@@ -15,6 +15,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks import layer_stack
 from elm_jax.models.blocks.grouped_attention import Reach, causal
+from elm_jax.models.blocks.head_loss import head_cross_entropy, num_parts
 from elm_jax.models.decoder.causal_trunk import CausalTrunk, side_by_side, within
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.modules import CausalTransformer, DecoderCache
@@ -57,7 +58,7 @@ class DecoderNetwork(CausalTrunk):
 
     def init(self, rng: Array) -> Params:
         """Initialises parameters in float32. Pure: jit it with `out_shardings` to create them sharded."""
-        return self._init_variables(rng)["params"]
+        return _init_variables(self.config, rng)["params"]
 
     def abstract_params(self) -> Params:
         """Returns the tree of `init` as `jax.ShapeDtypeStruct`; allocates nothing."""
@@ -92,8 +93,12 @@ class DecoderNetwork(CausalTrunk):
             rng: key of dropout; None switches dropout off.
             settings: of the cross-entropy.
         """
-        logits = self.logits(params, batch, dropout_rng=rng)
-        return token_cross_entropy(logits, batch["target_tokens"], batch["loss_weights"], settings)
+        targets, weights = batch["target_tokens"], batch["loss_weights"]
+        if num_parts(*targets.shape, self.config.vocab_size) == 1:
+            return token_cross_entropy(self._of_rows(params, batch, rng), targets, weights, settings)
+        states = self._of_rows(params, batch, rng, "states")
+        sides, head = _head_of(self.config, params)
+        return head_cross_entropy(sides, settings, states, head, targets, weights)
 
     def logits(self, params: Params, batch: Batch, *, dropout_rng: Array | None = None) -> Array:
         """Computes the logits f32[B, L, V] of every place, which predict the next token.
@@ -107,11 +112,7 @@ class DecoderNetwork(CausalTrunk):
         Raises:
             InputError: rows are longer than the context.
         """
-        tokens, segments = batch["tokens"], batch["segment_ids"]
-        self._check_length(tokens.shape[1])
-        return self._apply(params, tokens, batch["positions"], within(segments), dropout_rng is None,
-                           batch.get(TRUNK_STATES),
-                           rngs=None if dropout_rng is None else {"dropout": dropout_rng})
+        return self._of_rows(params, batch, dropout_rng)
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
         """Computes the log-probability f32[B, C, T] of each token of each choice.
@@ -198,10 +199,12 @@ class DecoderNetwork(CausalTrunk):
         module = CausalTransformer(self.config, self.layout, self.trunk)
         return module.apply({"params": params}, *arguments, **more)
 
-    def _init_variables(self, rng: Array) -> Params:
-        token = jnp.zeros((1, 1), jnp.int32)
-        return CausalTransformer(self.config, self.layout).init({"params": rng}, token, token,
-                                                                Reach(causal(1)))
+    def _of_rows(self, params: Params, batch: Batch, rng: Array | None, method: str | None = None) -> Array:
+        tokens, segments = batch["tokens"], batch["segment_ids"]
+        self._check_length(tokens.shape[1])
+        return self._apply(params, tokens, batch["positions"], within(segments), rng is None,
+                           batch.get(TRUNK_STATES), method=method,
+                           rngs=None if rng is None else {"dropout": rng})
 
     def _choice_rows(self, inputs: Padded, targets: Padded) -> tuple[Array, Array, Reach]:
         """Rows [B, S + C * (T - 1)] of prompts and choices without their last tokens: tokens, positions."""
@@ -242,10 +245,21 @@ def _logits_of(logits: Array, tokens: Array) -> Array:
     return jnp.sum(jnp.where(vocabulary == tokens[..., None], logits, 0.0), axis=-1)
 
 
+def _head_of(config: DecoderConfig, params: Params) -> tuple[str, Array]:
+    """The head's axes and weights: the table f[V, D], or a kernel f[D, V]."""
+    return ("vd", params["token_embedder"]["embedding"]) if config.tied_head else (
+        "dv", params["head"]["kernel"])
+
+
+def _init_variables(config: DecoderConfig, rng: Array) -> Params:
+    token = jnp.zeros((1, 1), jnp.int32)
+    return CausalTransformer(config).init({"params": rng}, token, token, Reach(causal(1)))
+
+
 @functools.lru_cache(maxsize=64)
 def _traced(config: DecoderConfig) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, sharding.Axes]]:
     """Shape and logical axes of each leaf by path; cached, since tracing a deep `init` takes seconds."""
-    variables = jax.eval_shape(DecoderNetwork(config)._init_variables, jax.random.key(0))
+    variables = jax.eval_shape(functools.partial(_init_variables, config), jax.random.key(0))
     axes = trees.flatten(variables["params_axes"])
     return trees.flatten(variables["params"]), {
         path.removesuffix(_AXES_SUFFIX): sharding.Axes(metadata.names) for path, metadata in axes.items()}
