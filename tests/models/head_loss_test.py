@@ -1,12 +1,15 @@
 """The cross-entropy of a head in parts is that of all logits at once: sums and gradients."""
 
+import family_rows as made
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.models.blocks import head_loss
 from elm_jax.models.losses import LossConfig, token_cross_entropy
+from elm_jax.runtime import trees
 
 B, L, D, V = 3, 8, 5, 29
 
@@ -59,3 +62,22 @@ def test_parts_are_the_whole(given, monkeypatch, sides, config, trained):
 def test_few_logits_are_computed_at_once():
     assert head_loss.num_parts(8, 128, 64) == 1 and head_loss.num_parts(8, 128, 49152) == 4
     assert head_loss.num_parts(1, 100, 1 << 20) == 1 and head_loss.num_parts(4, 101, 1 << 20) == 1
+
+
+@pytest.mark.parametrize(("name", "adapter"), [("llama", "bottleneck"), ("gpt2", "lora")])
+def test_a_decoder_trains_the_same_adapters_in_parts(monkeypatch, name, adapter):
+    """With a head of its own and with a tied one; both are frozen."""
+    network, params = made.network_and_params(name, adapter)
+    overlay, frozen = trees.split(params, lambda path: "_adapter/" in path)
+    batch = form_of(network).make(made.examples(network.config, 6), {"inputs": 10, "targets": 6}, 6)
+
+    def gradient():
+        return jax.jit(jax.value_and_grad(
+            lambda overlay: network.loss(trees.merge(frozen, overlay), batch).total()))(overlay)
+
+    expected = gradient()
+    monkeypatch.setattr(head_loss, "LEAST_LOGITS", 1)
+    monkeypatch.setattr(head_loss, "LEAST_ROWS", 24)
+    assert head_loss.num_parts(*batch["tokens"].shape, network.config.vocab_size) > 1
+    for one, other in zip(jax.tree.leaves(gradient()), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -16,6 +16,7 @@ from elm_jax.cli import main
 from elm_jax.cli import plan as plan_commands
 from elm_jax.experts.base import Base
 from elm_jax.experts.overlay import initial_overlay
+from elm_jax.models.families import network_of
 from elm_jax.models.t5.network import T5Network
 from elm_jax.planning import chips
 from elm_jax.runtime import trees
@@ -27,6 +28,12 @@ SMALL = ["--gin.VOCAB_SIZE=128", "--gin.T5Config.num_encoder_layers=1", "--gin.T
          "--gin.T5Config.mlp_dim=128", "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 8}"]
 SCALE = [("xl_prompt_v5e16", "v5e:4x4"), ("xl_dataset_v5e16", "v5e:4x4"), ("xxl_prompt_v4_16", "v4:2x2x4"),
          ("xxl_dataset_v4_16", "v4:2x2x4")]
+
+LLAMA = "scale/llama_1b_lora_v5e4.gin"
+LLAMA_PARAMETERS = 1_235_814_400
+"""As transformers counts those of Llama 3.2 1B."""
+LLAMA_UPDATES = 16 * 8 * (2 * (2048 + 2048) + 2 * (2048 + 512) + 3 * (2048 + 8192))
+"""Sixteen layers of low-rank updates, rank 8: queries and outputs, keys and values, three of the MLP."""
 
 
 def plan(capsys, *arguments):
@@ -130,3 +137,52 @@ def test_the_real_sizes_fit_the_real_chips_and_send_what_they_must(file, topolog
     # On these slices the compiler sums split gradients by all-reduces, whatever the program says.
     assert found.ratio < (1.5 if found.cut_all_reduce else 1.2)
     assert (found.cut_all_reduce > 0) == ("dataset" in file)
+
+
+def decoder_config(*files: str):
+    config_lib.parse([str(GIN / file) for file in files],
+                     ["MODEL_DIR='run'", "INITIAL_CHECKPOINT_PATH='base'", "TASK='task'",
+                      "train.network=@DecoderConfig()"])
+    return config_lib.build("train")
+
+
+def test_a_plan_of_a_decoder_counts_its_real_leaves_and_compiles_a_small_one(capsys):
+    """FSDP over eight simulated devices: a row sends prompt and target through the layers once."""
+    for files, norms in (([LLAMA], 0), (["experts/prompt.gin", "models/llama_1b.gin"], (2 * 16 + 1) * 2048)):
+        config = decoder_config(*files)
+        overlay, frozen = split_leaves(config, config.network)
+        assert trees.count(frozen) == LLAMA_PARAMETERS - norms
+        assert norms or trees.count(overlay) == LLAMA_UPDATES
+
+    small = {"VOCAB_SIZE": 128, "DecoderConfig.emb_dim": 64, "DecoderConfig.num_heads": 8,
+             "DecoderConfig.num_kv_heads": 2, "DecoderConfig.head_dim": 8, "DecoderConfig.mlp_dim": 128,
+             "DecoderConfig.num_layers": 2, "DecoderConfig.pad_id": 0, "DecoderConfig.eos_id": 1,
+             "DecoderConfig.bos_id": 2, "SCAN_LAYERS": True, "BATCH_SIZE": 16,
+             "TASK_FEATURE_LENGTHS": {"inputs": 16, "targets": 8}}
+    flags = [f"--gin.{name}={value}" for name, value in small.items()]
+    files = [f"--gin_file={name}.gin" for name in ("experts/dataset", "models/llama_1b", "sharding/fsdp")]
+    status = main.main(["train", "--plan", "--json", "--topology", "cpu:8", *files, *flags])
+    found = json.loads(capsys.readouterr().out)
+    config = config_lib.build("train")
+    params = network_of(config.network).abstract_params()
+    leaves = trees.flatten(params)
+    assert status == 0 and found["parameters"] == found["trained"] == trees.count(params)
+    assert found["memory"]["overlay"] == 4 * found["trained"] // 8  # every leaf has an axis of the width
+    products = sum(leaf.size for path, leaf in leaves.items() if path.endswith(("/kernel", "/embedding")))
+    assert 0.9 < found["flops"] / (3 * 2 * 16 * 24 * products) < 1.2
+    assert 0.5 < found["ratio"] < 3 and found["needed"]
+
+
+@pytest.mark.slow
+def test_the_real_sizes_of_a_decoder_fit_chips_of_tpu_and_send_what_they_must():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: no compiler for TPUs (pip install libtpu==0.0.51, 205 MB)")
+    config = decoder_config(LLAMA)
+    found = plan_run(config, config.network, chips.parse("v5e:2x2"))
+    assert found.compiled_for == "tpu" and found.num_chips == 4
+    assert (found.parameters, found.trained) == (LLAMA_PARAMETERS + LLAMA_UPDATES, LLAMA_UPDATES)
+    assert found.total < found.capacity
+    # All tokens through the network, back to the layers' inputs, and through the layers once more.
+    tokens = 16 * (256 + 128)
+    assert 0.9 < found.flops / (2 * tokens * (3 * LLAMA_PARAMETERS - 128256 * 2048)) < 1.3
+    assert 0.8 < found.asked_ratio < 1.2
