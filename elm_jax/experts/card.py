@@ -97,6 +97,8 @@ class ExpertCard:
         fields = dataclasses.asdict(self)
         for name in _LISTS:
             fields[name] = list(fields[name])
+        if self.rendering == PLAIN:  # as it was before there was a choice
+            fields.pop("rendering")
         return {"schema_version": SCHEMA_VERSION, **fields}
 
     @classmethod
