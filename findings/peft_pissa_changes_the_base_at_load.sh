@@ -9,7 +9,7 @@ set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 python3 -m venv "$place/venv"
-"$place/venv/bin/python" -m pip install -q --extra-index-url https://download.pytorch.org/whl/cpu \
+"$place/venv/bin/python" -m pip install -q \
   'torch==2.13.0' 'transformers==5.24.0' 'peft==0.21.2' 'numpy<3'
 cd "$place"
 HF_HUB_OFFLINE=1 venv/bin/python -W ignore - <<'PY'

@@ -184,6 +184,8 @@ class Panel:
             tokens = [prompt for prompt, _ in prompts[model]]
             found = self._generator(model).answer(tokens, self._config.settings)
             for number, answer, (_, rendering) in zip(numbers, found, prompts[model], strict=True):
+                front = self._front(questions[number], rendering)
+                answer = dataclasses.replace(answer, text=answer.text.removeprefix(front))
                 answers[number, model] = answer, rendering
         return [Reply(number, model, *answers[number, model], route)
                 for number, models in enumerate(routes) for model, route in models]
@@ -192,8 +194,13 @@ class Panel:
                ) -> Generator[str, None, Reply]:
         """Answers one question by one model of `routes`, piece by piece; returns the whole."""
         prompt, rendering = self._prompt(model, question)
-        answer = yield from self._generator(model).stream(prompt, self._config.settings)
+        pieces = self._generator(model).stream(prompt, self._config.settings)
+        answer = yield from _without(self._front(question, rendering), pieces)
         return Reply(number, model, answer, rendering, route)
+
+    def _front(self, question: Question, rendering: str) -> str:
+        """What stands in front of a task's target in a plain text, and is no part of the target."""
+        return "" if question.is_free or rendering == CHAT else self.base.vocabulary.target_prefix
 
     def _prompt(self, model: str, question: Question) -> tuple[Tokens, str]:
         card = self._cards[model][1] if model in self._cards else None
@@ -228,6 +235,19 @@ class Panel:
             raise InputError(describe("The base of the experts is not known", expected="a base",
                                       got="cards that name no folder of one", cure="give it: --base DIR"))
         return folder
+
+
+def _without(front: str, pieces: Generator[str, None, Answer]) -> Generator[str, None, Answer]:
+    """Streams an answer without what stands in front of it."""
+    left = front
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            return dataclasses.replace(end.value, text=end.value.text.removeprefix(front))
+        if piece:
+            yield piece.removeprefix(left)
+            left = ""
 
 
 def read_questions(config: GenerateConfig) -> list[Question]:

@@ -99,4 +99,5 @@ def test_gin_file_has_the_published_dimensions(size: str) -> None:
 
 
 def test_every_gin_file_is_known() -> None:
-    assert {path.stem for path in GIN_FOLDER.glob("*.gin")} == SIZES.keys()
+    files = {path.stem for path in GIN_FOLDER.glob("*.gin") if "T5Config" in path.read_text()}
+    assert files == SIZES.keys()  # the others are of decoders
