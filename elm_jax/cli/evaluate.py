@@ -25,7 +25,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs")
     for row in store.rows():
         interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"
-        table.add_row(row["expert"], row["task"], row["metric"], f"{100 * row['value']:.2f}", interval,
+        score = row.get("choice_score", "sum")
+        metric = row["metric"] if score == "sum" else f"{row['metric']} ({score} of choices)"
+        table.add_row(row["expert"], row["task"], metric, f"{100 * row['value']:.2f}", interval,
                       str(row["num_instances"]), str(row["max_rows"] or "all"), str(row.get("num_cut", "–")))
     print_table(table)
     counter.log()

@@ -84,10 +84,17 @@ class TextGenerator:
             answers.update((number, text.answer) for number, text in zip(numbers, texts, strict=True))
         return [answers[number] for number in range(len(prompts))]
 
-    def stream(self, prompt: Tokens, settings: GenerationSettings) -> Generator[str, None, Answer]:
-        """Generates one text and yields it piece by piece; returns the whole. The text is `answer`'s."""
-        texts = self._texts([prompt], settings)
-        for pieces in self._decode(texts, [prompt], row_words([prompt]), settings, _growing(STEPS)):
+    def stream(self, prompt: Tokens, settings: GenerationSettings, before: int = 0
+               ) -> Generator[str, None, Answer]:
+        """Generates one text and yields it piece by piece; returns the whole. The text is `answer`'s.
+
+        Args:
+            prompt: of `prompt`.
+            settings: of the text.
+            before: how often the same prompt was asked before: each time it is drawn anew.
+        """
+        texts, words = self._texts([prompt], settings), row_words([prompt] * (before + 1))[-1:]
+        for pieces in self._decode(texts, [prompt], words, settings, _growing(STEPS)):
             if pieces[0]:
                 yield pieces[0]
         return texts[0].answer

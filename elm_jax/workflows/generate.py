@@ -1,5 +1,6 @@
 """The workflow behind `elm generate`: questions, the models that answer them, and their answers."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Generator, Sequence
@@ -161,6 +162,7 @@ class Panel:
             check_chat(self.base, card.rendering == CHAT and config.chat is None, where=f"the card of {name}")
         check_chat(self.base, config.chat)
         self.names = list(self._cards) or [BASE_ID]
+        self._asked: collections.Counter[tuple[str, tuple[int, ...]]] = collections.Counter()  # in streams
         self._generator = functools.lru_cache(MOST_MODELS if self._library else None)(self._make)
 
     def routes(self, questions: Sequence[Question]) -> list[list[tuple[str, RowRoute | None]]]:
@@ -194,7 +196,9 @@ class Panel:
                ) -> Generator[str, None, Reply]:
         """Answers one question by one model of `routes`, piece by piece; returns the whole."""
         prompt, rendering = self._prompt(model, question)
-        pieces = self._generator(model).stream(prompt, self._config.settings)
+        asked = model, tuple(map(int, prompt))
+        pieces = self._generator(model).stream(prompt, self._config.settings, self._asked[asked])
+        self._asked[asked] += 1
         answer = yield from _without(self._front(question, rendering), pieces)
         return Reply(number, model, answer, rendering, route)
 

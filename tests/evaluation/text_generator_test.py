@@ -78,6 +78,14 @@ def test_a_streamed_text_is_the_whole_one(generator, settings):
     assert answer.tokens == 9 or answer.finish == "eos"
 
 
+def test_a_prompt_that_is_streamed_again_is_drawn_as_beside_itself(generator):
+    prompt = generator.prompt(TEXTS[1])
+    twice = generator.answer([prompt, prompt], SAMPLED)
+    assert twice[0].text != twice[1].text
+    for before, answer in enumerate(twice):
+        assert "".join(generator.stream(prompt, SAMPLED, before)) == answer.text
+
+
 def test_a_text_stops_at_a_string_of_several_tokens(generator):
     prompts = [generator.prompt(text) for text in TEXTS[:5]]
     whole = generator.answer(prompts, SAMPLED)

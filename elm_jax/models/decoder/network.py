@@ -233,7 +233,7 @@ class DecoderNetwork(CausalTrunk):
             raise InputError(describe(
                 "Rows are longer than the network's context", got=f"{length} tokens, padding included",
                 expected=f"at most {self.config.max_length}",
-                cure="shorten the inputs, the targets or the text that is generated"))
+                cure="keep less of them: source_length, target lengths or max_new_tokens"))
 
 
 def _logits_of(logits: Array, tokens: Array) -> Array:

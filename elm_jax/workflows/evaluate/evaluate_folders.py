@@ -138,9 +138,11 @@ def evaluate_folders(config: EvaluateConfig) -> ResultsStore:
         InputError: folders, tasks or results that do not fit each other.
         Stopped: several processes were told to stop; what was scored is kept.
     """
+    output = storage.as_path(config.output)
+    store = ResultsStore(output.parent, output.name)
+    _check_choice_score(store, config.choice_score)
     mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts)
     base = load_base(config.base, mesh=mesh, rules=sharding.split_rules())
-    output = storage.as_path(config.output)
     prepared = config.prepared_dir or (str(output.parent / "prepared") if hosts.count() > 1 else None)
     data = TaskData(base.vocabulary, tuple(config.modules), prepared,
                     few_shot=config.few_shot, few_shot_length=config.source_length)
@@ -150,13 +152,23 @@ def evaluate_folders(config: EvaluateConfig) -> ResultsStore:
         models = [_mixed_experts(config, base, tasks)]
     else:
         models = [model_in(base, folder, mesh=mesh) for folder in config.experts] or [model_of(base, None)]
-    store = ResultsStore(output.parent, output.name)
     most = data.evaluation_rows(config.tasks) if config.max_rows is None else config.max_rows
     trunk = None if config.trunk_cache is None else TrunkSettings(
         config.trunk_cache, config.trunk_cache_bytes or DEFAULT_BYTES)
     setup = ScoringSetup(base, data, config.settings, mesh, config.split, most, trunk)
     evaluate_models(models, lambda _: tasks, setup, store, stack_experts=config.stack_experts)
     return store
+
+
+def _check_choice_score(store: ResultsStore, wanted: str) -> None:
+    """Raises InputError if a file holds choices that were scored in another way: these rows would be lost."""
+    others = sorted({row.get("choice_score", "sum") for row in store.rows() if row["metric"] == "accuracy"}
+                    - {wanted})
+    if others:
+        raise InputError(describe(
+            "The results were scored in another way", where=store.path, got=f"choices by their {others[0]}",
+            expected=f"choices by their {wanted}",
+            cure="write into another folder: the two cannot be compared, predictions share their names"))
 
 
 def _mixed_experts(config: EvaluateConfig, base: Base, tasks: Sequence[str]) -> MixedExperts:

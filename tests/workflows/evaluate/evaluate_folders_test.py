@@ -29,6 +29,8 @@ def test_config_verb_and_objects_give_the_same_rows(world, tmp_path):
         "--mesh_data", "1", "--module", *tiny.MODULES, "--prepared", prepared]) == 0
     objects = elm.evaluate(world.base, world.topic, [tiny.TOPIC], data=world.data, max_rows=ROWS,
                            settings=EvaluationSettings(source_length=64), mesh=tiny.one_device())
+    with pytest.raises(InputError, match=r"scored in another way(.|\n)*their sum(.|\n)*another folder"):
+        elm.evaluate_folders(dataclasses.replace(config, choice_score="mean"))
     told = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
     assert [{**row, "seconds": 0} for row in told] == [{**row, "seconds": 0} for row in rows]
     assert [{**row, "seconds": 0, "model": told[0]["model"]} for row in objects] == [
