@@ -7,6 +7,7 @@ float32. Modules and biases that an adapter replaces are leaves of the overlay.
 """
 
 import collections
+import dataclasses
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ from elm_jax.models import families
 from elm_jax.models.adapters.kind import HIDDEN, PROJECTIONS, is_adapter_leaf
 from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig
 from elm_jax.models.adapters.scaling import FACTORS, ScalingConfig
-from elm_jax.models.network import NetworkConfig
+from elm_jax.models.network import NetworkConfig, has_trunk
 from elm_jax.runtime import storage, trees
 from elm_jax.types import FlatParams
 
@@ -100,13 +101,19 @@ def read_peft(folder: storage.PathLike, config: NetworkConfig, reference: Mappin
         leaves = modules.leaves(name, _read(stored[name]))
         overlay |= leaves
         origins |= {path: Origin(name, modules.parameters[name].transposed) for path in leaves}
-    whole = config.with_adapter(adapter)
+    whole = config.with_adapter(dataclasses.replace(adapter, layers=_layers_of(config, overlay)))
     overlay, origins = _filled(whole, overlay, origins)
     card = ExpertCard(
         id=expert_id or leaf_names.as_id(leaf_names.name_of(folder)), kind="prompt", form="adapter",
         base=dict(reference), network=whole.to_dict(),
         training={"converted_from": "PEFT", FACTS: values})
     return Expert(card, trees.unflatten(dict(sorted(overlay.items()))), path=str(folder)), origins
+
+
+def _layers_of(config: NetworkConfig, overlay: FlatParams) -> tuple[int, ...]:
+    """Numbers of the layers that carry updates or factors, which may be some of the network's only."""
+    depth_of = has_trunk(families.network_of(config)).depth_of
+    return tuple(sorted({depth_of(path) for path in overlay if is_adapter_leaf(path)}))
 
 
 def check_base_name(recorded: Any, names: Sequence[str], where: Any) -> None:

@@ -146,6 +146,8 @@ def test_an_adapter_of_peft_says_the_same_here_and_comes_back(place, tmp_path, c
     expert = load_peft(place / case, base)
     assert np.abs(wanted - our_logits(base, None)).max() > 1e-2
     np.testing.assert_allclose(our_logits(base, expert), wanted, rtol=0, atol=1e-5)
+    carrying = read(place / case).get("layers_to_transform")  # the same layers carry updates here
+    assert carrying is None or expert.card.network["adapter"]["layers"] == carrying
     save_peft(tmp_path / "back", expert, base)
     first, second = (load_file(folder / WEIGHTS) for folder in (place / case, tmp_path / "back"))
     copies = {name for name in first if ".original_module." in name or ".modules_to_save." in name}
