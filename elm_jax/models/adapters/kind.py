@@ -5,12 +5,13 @@ A kind is a subclass of `AdapterKind` in a file of its own, beside its Flax modu
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.network import ADAPTER
 
 SUBLAYERS = ("attention", "cross_attention", "mlp")
@@ -29,6 +30,27 @@ def is_adapter_leaf(path: str) -> bool:
     Networks give what `config.attach` returns names that end in ``_adapter``, so this holds for every kind.
     """
     return any(part.endswith(_SUFFIX) for part in path.split("/"))
+
+
+def check_targets(names: Any, known: Sequence[str], what: str, expected: str) -> tuple[str, ...]:
+    """Returns the places that an adapter's setting ``targets`` names, in the order of `known`.
+
+    Args:
+        names: of the places.
+        known: places that the kind of adapter has.
+        what: a name is called so in the error, e.g. 'projection'.
+        expected: says in words what there is.
+
+    Raises:
+        InputError: no tuple or list of names, none in it, or one that is not known.
+    """
+    if not isinstance(names, tuple | list) or not names:
+        raise InputError(describe("The adapters' config is wrong", where="AdapterConfig.targets",
+                                  got=repr(names)[:200], expected=expected))
+    for name in names:
+        if name not in known:
+            raise unknown_name(what, str(name), known, "AdapterConfig.targets")
+    return tuple(name for name in known if name in names)
 
 
 @dataclasses.dataclass(frozen=True)

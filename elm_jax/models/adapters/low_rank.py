@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.models.adapters.kind import PROJECTIONS, AdapterKind
+from elm_jax.models.adapters.kind import PROJECTIONS, AdapterKind, check_targets
 from elm_jax.models.layers.dense import Dense
 from elm_jax.runtime.config_checks import check_dimension
 from elm_jax.types import Array
@@ -51,13 +51,8 @@ class LowRankConfig(AdapterKind):
         check_dimension("AdapterConfig.rank", self.rank)
         _check_alpha("AdapterConfig.alpha", self.alpha)
         names = PROJECTIONS if self.targets == "all" else self.targets
-        if not isinstance(names, tuple | list) or not names:
-            raise InputError(describe("The adapters' config is wrong", where="AdapterConfig.targets",
-                                      got=repr(names)[:200], expected=f"'all', or some of {PROJECTIONS}"))
-        for name in names:
-            if name not in PROJECTIONS:
-                raise unknown_name("projection", str(name), PROJECTIONS, "AdapterConfig.targets")
-        object.__setattr__(self, "targets", tuple(name for name in PROJECTIONS if name in names))
+        targets = check_targets(names, PROJECTIONS, "projection", f"'all', or some of {PROJECTIONS}")
+        object.__setattr__(self, "targets", targets)
         for field in ("ranks", "alphas"):
             object.__setattr__(self, field, _pairs(field, getattr(self, field), self.targets))
         for place, rank in self.ranks:

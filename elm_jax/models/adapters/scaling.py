@@ -10,8 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
 
-from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.models.adapters.kind import HIDDEN, PROJECTIONS, AdapterKind
+from elm_jax.models.adapters.kind import HIDDEN, PROJECTIONS, AdapterKind, check_targets
 from elm_jax.types import Array
 
 FACTORS = "scaling"
@@ -35,14 +34,8 @@ class ScalingConfig(AdapterKind):
 
     def __post_init__(self) -> None:
         """Sorts the targets; raises InputError for one that there is not."""
-        names = self.targets
-        if not isinstance(names, tuple | list) or not names:
-            raise InputError(describe("The adapters' config is wrong", where="AdapterConfig.targets",
-                                      got=repr(names)[:200], expected=f"some of {_PLACES}"))
-        for name in names:
-            if name not in _PLACES:
-                raise unknown_name("target", str(name), _PLACES, "AdapterConfig.targets")
-        object.__setattr__(self, "targets", tuple(name for name in _PLACES if name in names))
+        object.__setattr__(self, "targets", check_targets(
+            self.targets, _PLACES, "target", f"some of {_PLACES}"))
 
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
         """The factors of a place, if it is a target."""
