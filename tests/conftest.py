@@ -23,7 +23,7 @@ os.environ["XLA_FLAGS"] = " ".join(given + [flag for flag in FLAGS if flag not i
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="elm-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-# zstandard is among the test extras for this cache: zlib, in its place, takes a twentieth of the suite.
+# zstandard is among the test extras for this cache: zlib, in its place, took longer by a twentieth.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # to write a small one takes as long
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

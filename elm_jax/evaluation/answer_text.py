@@ -35,7 +35,7 @@ class AnswerText:
     """
 
     def __init__(self, vocabulary: Vocabulary, ends: Collection[int], stop: Sequence[str],
-                 limit: tuple[int, str]) -> None:
+                 limit: tuple[int, str], front: str = "") -> None:
         """Begins an empty text.
 
         Args:
@@ -43,11 +43,12 @@ class AnswerText:
             ends: tokens that end a text.
             stop: strings before which it ends.
             limit: most tokens, and the reason to give when there are so many: `LENGTH` or `CONTEXT`.
+            front: left out where the text begins with it: what stands between a prompt and its target.
         """
         self.answer: Answer | None = None
         self.limit, self._at_limit = limit
         self._vocabulary, self._ends, self._stop = vocabulary, set(ends), tuple(stop)
-        self._seen, self._shown = 0, 0
+        self._seen, self._shown, self._front = 0, 0, front
 
     def add(self, tokens: Sequence[int]) -> str:
         """Takes all tokens so far, those that were given before included; returns the text that is new.
@@ -74,7 +75,8 @@ class AnswerText:
         return self._new(text[:self._certain(text)])
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        return self._vocabulary.decode(tokens[:-1] if tokens and tokens[-1] in self._ends else tokens)
+        text = self._vocabulary.decode(tokens[:-1] if tokens and tokens[-1] in self._ends else tokens)
+        return text.removeprefix(self._front)
 
     def _cut(self, text: str) -> int | None:
         """Where the text is cut: before the stop string that ends first in it, of several the longest."""

@@ -65,18 +65,20 @@ class TextGenerator:
                 cure="shorten the text"))
         return prompt
 
-    def answer(self, prompts: Sequence[Tokens], settings: GenerationSettings) -> list[Answer]:
+    def answer(self, prompts: Sequence[Tokens], settings: GenerationSettings, front: str = ""
+               ) -> list[Answer]:
         """Generates one text a prompt, `MOST_ROWS` together; the order of the prompts changes no text.
 
         Args:
             prompts: of `prompt`.
             settings: of all of them.
+            front: left out of texts that begin with it (see `AnswerText`).
         """
         words = row_words(prompts)
         answers: dict[int, Answer] = {}
         for numbers in self._batches(prompts, settings):
             own = [prompts[number] for number in numbers]
-            texts = self._texts(own, settings)
+            texts = self._texts(own, settings, front)
             # Without stop strings no look at the tokens is needed before all rows have ended.
             steps = STEPS if settings.stop else settings.max_new_tokens
             for _ in self._decode(texts, own, words[numbers], settings, itertools.repeat(steps)):
@@ -84,7 +86,7 @@ class TextGenerator:
             answers.update((number, text.answer) for number, text in zip(numbers, texts, strict=True))
         return [answers[number] for number in range(len(prompts))]
 
-    def stream(self, prompt: Tokens, settings: GenerationSettings, before: int = 0
+    def stream(self, prompt: Tokens, settings: GenerationSettings, before: int = 0, front: str = ""
                ) -> Generator[str, None, Answer]:
         """Generates one text and yields it piece by piece; returns the whole. The text is `answer`'s.
 
@@ -92,8 +94,9 @@ class TextGenerator:
             prompt: of `prompt`.
             settings: of the text.
             before: how often the same prompt was asked before: each time it is drawn anew.
+            front: as for `answer`.
         """
-        texts, words = self._texts([prompt], settings), row_words([prompt] * (before + 1))[-1:]
+        texts, words = self._texts([prompt], settings, front), row_words([prompt] * (before + 1))[-1:]
         for pieces in self._decode(texts, [prompt], words, settings, _growing(STEPS)):
             if pieces[0]:
                 yield pieces[0]
@@ -104,8 +107,9 @@ class TextGenerator:
         room = settings.max_new_tokens if self._context is None else self._context - len(prompt)
         return (settings.max_new_tokens, LENGTH) if settings.max_new_tokens <= room else (room, CONTEXT)
 
-    def _texts(self, prompts: Sequence[Tokens], settings: GenerationSettings) -> list[AnswerText]:
-        return [AnswerText(self.vocabulary, self._ends, settings.stop, self._limit(prompt, settings))
+    def _texts(self, prompts: Sequence[Tokens], settings: GenerationSettings, front: str
+               ) -> list[AnswerText]:
+        return [AnswerText(self.vocabulary, self._ends, settings.stop, self._limit(prompt, settings), front)
                 for prompt in prompts]
 
     def _batches(self, prompts: Sequence[Tokens], settings: GenerationSettings) -> Iterator[list[int]]:

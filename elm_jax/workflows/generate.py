@@ -184,10 +184,9 @@ class Panel:
         answers = {}
         for model, numbers in asked.items():
             tokens = [prompt for prompt, _ in prompts[model]]
-            found = self._generator(model).answer(tokens, self._config.settings)
+            front = self._front(questions[numbers[0]], prompts[model][0][1])  # all come from one place
+            found = self._generator(model).answer(tokens, self._config.settings, front)
             for number, answer, (_, rendering) in zip(numbers, found, prompts[model], strict=True):
-                front = self._front(questions[number], rendering)
-                answer = dataclasses.replace(answer, text=answer.text.removeprefix(front))
                 answers[number, model] = answer, rendering
         return [Reply(number, model, *answers[number, model], route)
                 for number, models in enumerate(routes) for model, route in models]
@@ -197,9 +196,9 @@ class Panel:
         """Answers one question by one model of `routes`, piece by piece; returns the whole."""
         prompt, rendering = self._prompt(model, question)
         asked = model, tuple(map(int, prompt))
-        pieces = self._generator(model).stream(prompt, self._config.settings, self._asked[asked])
+        before, front = self._asked[asked], self._front(question, rendering)
         self._asked[asked] += 1
-        answer = yield from _without(self._front(question, rendering), pieces)
+        answer = yield from self._generator(model).stream(prompt, self._config.settings, before, front)
         return Reply(number, model, answer, rendering, route)
 
     def _front(self, question: Question, rendering: str) -> str:
@@ -239,19 +238,6 @@ class Panel:
             raise InputError(describe("The base of the experts is not known", expected="a base",
                                       got="cards that name no folder of one", cure="give it: --base DIR"))
         return folder
-
-
-def _without(front: str, pieces: Generator[str, None, Answer]) -> Generator[str, None, Answer]:
-    """Streams an answer without what stands in front of it."""
-    left = front
-    while True:
-        try:
-            piece = next(pieces)
-        except StopIteration as end:
-            return dataclasses.replace(end.value, text=end.value.text.removeprefix(front))
-        if piece:
-            yield piece.removeprefix(left)
-            left = ""
 
 
 def read_questions(config: GenerateConfig) -> list[Question]:

@@ -86,6 +86,15 @@ def test_a_prompt_that_is_streamed_again_is_drawn_as_beside_itself(generator):
         assert "".join(generator.stream(prompt, SAMPLED, before)) == answer.text
 
 
+def test_what_stands_in_front_of_a_target_is_left_out(generator):
+    prompt = generator.prompt(TEXTS[1])
+    whole = generator.answer([prompt], SAMPLED)[0].text
+    front = whole[:2]
+    assert len(whole) > 2 and generator.answer([prompt], SAMPLED, front)[0].text == whole[2:]
+    assert "".join(generator.stream(prompt, SAMPLED, front=front)) == whole[2:]
+    assert generator.answer([prompt], SAMPLED, "no such text")[0].text == whole
+
+
 def test_a_text_stops_at_a_string_of_several_tokens(generator):
     prompts = [generator.prompt(text) for text in TEXTS[:5]]
     whole = generator.answer(prompts, SAMPLED)
