@@ -5,7 +5,6 @@ https://arxiv.org/abs/2302.13971 (Llama); Qwen Team, https://arxiv.org/abs/2505.
 """
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 import jax
@@ -13,9 +12,9 @@ import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import is_adapter_leaf
-from elm_jax.models.blocks import layer_stack
 from elm_jax.models.blocks.grouped_attention import Reach, causal
 from elm_jax.models.blocks.head_loss import head_cross_entropy, num_parts
+from elm_jax.models.blocks.traced_leaves import TracedLeaves
 from elm_jax.models.decoder.causal_trunk import CausalTrunk, side_by_side, within
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.modules import CausalTransformer, DecoderCache
@@ -31,14 +30,11 @@ from elm_jax.models.network import (
     StepAccount,
     real_tokens,
 )
-from elm_jax.runtime import sharding, trees
 from elm_jax.types import Array, Batch, Padded, Params
-
-_AXES_SUFFIX = "_axes"
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderNetwork(CausalTrunk):
+class DecoderNetwork(TracedLeaves, CausalTrunk):
     """The decoder-only network of one config; implements `models.network.Network`.
 
     A prompt without tokens counts as one token: `DecoderConfig.bos_id`, or where that is None
@@ -55,25 +51,6 @@ class DecoderNetwork(CausalTrunk):
     layout: Layout = dataclasses.field(default_factory=Layout)
     trunk: int = 0
     batches: ClassVar[str] = JOINED
-
-    def init(self, rng: Array) -> Params:
-        """Initialises parameters in float32. Pure: jit it with `out_shardings` to create them sharded."""
-        return _init_variables(self.config, rng)["params"]
-
-    def abstract_params(self) -> Params:
-        """Returns the tree of `init` as `jax.ShapeDtypeStruct`; allocates nothing."""
-        return trees.unflatten(dict(_traced(self.config)[0]))
-
-    def logical_axes(self) -> Params:
-        """Returns the tree of `init` as `sharding.Axes` (logical axis names by dimension)."""
-        return trees.unflatten(dict(_traced(self.config)[1]))
-
-    def axes_of(self, path: str) -> sharding.Axes | None:
-        """Logical axes of one leaf, also of a stacked one (``decoder/layers/...``); None if there is none."""
-        axes = _traced(self.config)[1].get(layer_stack.first_layer(path))
-        if axes is None or not layer_stack.is_stacked(path):
-            return axes
-        return sharding.Axes((layer_stack.STACKED, *axes))
 
     def role_of(self, path: str) -> str:
         """Role of a leaf: as its kind of adapter says, `NORM` (a norm's scale or bias) or `BODY`."""
@@ -195,6 +172,10 @@ class DecoderNetwork(CausalTrunk):
             mlp_outputs=config.num_layers * tokens, embedded=tokens, predicted=tokens,
             table="token_embedder/embedding", head=None if config.tied_head else "head/kernel")
 
+    def _init_variables(self, rng: Array) -> Params:
+        token = jnp.zeros((1, 1), jnp.int32)
+        return CausalTransformer(self.config).init({"params": rng}, token, token, Reach(causal(1)))
+
     def _apply(self, params: Params, *arguments: Any, **more: Any) -> Any:
         module = CausalTransformer(self.config, self.layout, self.trunk)
         return module.apply({"params": params}, *arguments, **more)
@@ -249,17 +230,3 @@ def _head_of(config: DecoderConfig, params: Params) -> tuple[str, Array]:
     """The head's axes and weights: the table f[V, D], or a kernel f[D, V]."""
     return ("vd", params["token_embedder"]["embedding"]) if config.tied_head else (
         "dv", params["head"]["kernel"])
-
-
-def _init_variables(config: DecoderConfig, rng: Array) -> Params:
-    token = jnp.zeros((1, 1), jnp.int32)
-    return CausalTransformer(config).init({"params": rng}, token, token, Reach(causal(1)))
-
-
-@functools.lru_cache(maxsize=64)
-def _traced(config: DecoderConfig) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, sharding.Axes]]:
-    """Shape and logical axes of each leaf by path; cached, since tracing a deep `init` takes seconds."""
-    variables = jax.eval_shape(functools.partial(_init_variables, config), jax.random.key(0))
-    axes = trees.flatten(variables["params_axes"])
-    return trees.flatten(variables["params"]), {
-        path.removesuffix(_AXES_SUFFIX): sharding.Axes(metadata.names) for path, metadata in axes.items()}

@@ -15,7 +15,7 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import is_adapter_leaf
-from elm_jax.models.blocks import layer_stack
+from elm_jax.models.blocks.traced_leaves import TracedLeaves
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
 from elm_jax.models.network import (
     ADAPTER,
@@ -30,7 +30,7 @@ from elm_jax.models.network import (
 )
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.modules import Cache, Transformer, real_inputs
-from elm_jax.runtime import sharding, trees
+from elm_jax.runtime import trees
 from elm_jax.types import Array, Batch, Padded, Params
 
 __all__ = ["Cache", "Layout", "T5Config", "T5Network", "shift_right"]
@@ -39,7 +39,6 @@ PACKING_KEYS = (
     "encoder_segment_ids", "decoder_segment_ids", "encoder_positions", "decoder_positions"
 )
 _LAYER = re.compile(r"(?P<stack>encoder|decoder)/layers_(?P<number>\d+)/")
-_AXES_SUFFIX = "_axes"
 
 
 def shift_right(targets: Array, start_id: int = T5Config.start_id) -> Array:
@@ -61,7 +60,7 @@ def role_of(path: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Network:
+class T5Network(TracedLeaves):
     """The T5 network of one config; implements `models.network.Network`.
 
     Attributes:
@@ -84,25 +83,6 @@ class T5Network:
     @property
     def _module(self) -> Transformer:
         return Transformer(self.config, self.layout, self.trunk)
-
-    def init(self, rng: Array) -> Params:
-        """Initialises parameters in float32. Pure: jit it with `out_shardings` to create them sharded."""
-        return self._init_variables(rng)["params"]
-
-    def abstract_params(self) -> Params:
-        """Returns the tree of `init` as `jax.ShapeDtypeStruct`; allocates nothing."""
-        return trees.unflatten(dict(_traced(self.config)[0]))
-
-    def logical_axes(self) -> Params:
-        """Returns the tree of `init` as `sharding.Axes` (logical axis names by dimension)."""
-        return trees.unflatten(dict(_traced(self.config)[1]))
-
-    def axes_of(self, path: str) -> sharding.Axes | None:
-        """Logical axes of one leaf, also of a stacked one (``encoder/layers/...``); None if there is none."""
-        axes = _traced(self.config)[1].get(layer_stack.first_layer(path))
-        if axes is None or not layer_stack.is_stacked(path):
-            return axes
-        return sharding.Axes((layer_stack.STACKED, *axes))
 
     def role_of(self, path: str) -> str:
         """Role of a leaf: as its kind of adapter says, `NORM` (an RMS norm's scale) or `BODY`."""
@@ -261,12 +241,3 @@ class T5Network:
     def _init_variables(self, rng: Array) -> Params:
         token = jnp.ones((1, 1), jnp.int32)
         return self._module.init({"params": rng}, token, token)
-
-
-@functools.lru_cache(maxsize=64)
-def _traced(config: T5Config) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, sharding.Axes]]:
-    """Shape and logical axes of each leaf by path; cached, since tracing a deep `init` takes seconds."""
-    variables = jax.eval_shape(T5Network(config)._init_variables, jax.random.key(0))
-    axes = trees.flatten(variables["params_axes"])
-    return trees.flatten(variables["params"]), {
-        path.removesuffix(_AXES_SUFFIX): sharding.Axes(metadata.names) for path, metadata in axes.items()}
