@@ -197,12 +197,8 @@ def _write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dic
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
     model.check()
-    folder_files.write_tokenizer(target, model, kept)
     generation = dict(kept.get("generation_config", {}))
     if generation or model.config.extra_eos_ids:
         generation.setdefault("eos_token_id", [model.config.eos_id, *model.config.extra_eos_ids])
-        storage.write_json(target / folder_files.GENERATION_FILE, generation)
-    for name, value in model.beside.items():
-        storage.write_json(target / name, value)
-    storage.write_json(target / CONFIG_FILE, values)
+    folder_files.write_rest(target, model, values, generation or None)
     return {path: origin_of(each, path) for each in parameters.values() for path in each.paths}

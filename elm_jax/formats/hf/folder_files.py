@@ -62,7 +62,25 @@ def open_weights(folder: epath.Path) -> tuple[dict[str, streaming.Stored], tuple
     return dict(safetensors_files.open_tensors(folder)), ()
 
 
-def write_tokenizer(target: epath.Path, model: Model, kept: Mapping[str, Any]) -> None:
+def write_rest(target: epath.Path, model: Model, config: Mapping[str, Any],
+               generation: Mapping[str, Any] | None) -> None:
+    """Writes what stands beside a model's weights; config.json, which readers look for, comes last.
+
+    Args:
+        target: the folder that is written.
+        model: gives the vocabulary, the facts of its tokenizer, and further files.
+        config: values of config.json.
+        generation: values of generation_config.json; None for no such file.
+    """
+    _write_tokenizer(target, model, model.facts.get(FACTS, {}))
+    if generation is not None:
+        storage.write_json(target / GENERATION_FILE, generation)
+    for name, value in model.beside.items():
+        storage.write_json(target / name, value)
+    storage.write_json(target / CONFIG_FILE, config)
+
+
+def _write_tokenizer(target: epath.Path, model: Model, kept: Mapping[str, Any]) -> None:
     """Writes the vocabulary, then the tokenizer files that the model's source folder had."""
     if model.vocabulary is not None:
         behind = {int(number): entry for number, entry in kept.get("added_tokens", {}).items()}

@@ -15,7 +15,7 @@ from elm_jax.formats.hf.folder_files import (
     open_weights,
     read_json,
     require_hf,
-    write_tokenizer,
+    write_rest,
 )
 from elm_jax.formats.model import Model, Origin, TensorSpec
 from elm_jax.formats.tensors import safetensors_files, streaming
@@ -159,12 +159,7 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
     model.check()
-    write_tokenizer(target, model, kept)
-    if "generation_config" in kept:
-        storage.write_json(target / GENERATION_FILE, kept["generation_config"])
-    for name, value in model.beside.items():
-        storage.write_json(target / name, value)
-    storage.write_json(target / CONFIG_FILE, values)
+    write_rest(target, model, values, kept.get("generation_config"))
     return {path: Origin(*hf_names.hf_name(path)) for path in order}
 
 
