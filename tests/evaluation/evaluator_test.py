@@ -130,7 +130,8 @@ def test_row_of_a_generation_task(generated: TaskResult) -> None:
     assert row["ci95_low"] <= row["value"] <= row["ci95_high"]
 
 
-@pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize(("data", "model"), [
+    (4, 2), *(pytest.param(*mesh, marks=pytest.mark.slow) for mesh in ((8, 1), (2, 4)))])
 def test_meshes_give_the_same_numbers(
     data: int, model: int, ranked: TaskResult, generated: TaskResult
 ) -> None:

@@ -142,7 +142,8 @@ def test_an_expert_alone_scores_as_itself_whatever_method_is_searched():
     assert ties.report["objective"]["start"] != pytest.approx(mean.report["objective"]["start"], rel=1e-3)
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", [pytest.param(search, marks=[pytest.mark.slow] * (search == "gradient"))
+                                    for search in SEARCHES])
 def test_one_seed_is_one_result(search):
     first, again, other = (run(config(search=search, seed=seed, steps=2)) for seed in (3, 3, 4))
     assert first.weights == again.weights
