@@ -29,7 +29,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Workers of pytest-xdist, which start after this: many threads with a heap each keep what was freed in pieces.
+# For workers of pytest-xdist, which start after this: many heaps keep what was freed, in pieces.
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "helpers"))
 
@@ -39,7 +39,7 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.disable()  # until all is imported and collected: what the packages made stays, and is looked at in vain
 MOST_MEMORY, GROWTH = 2_000_000_000, 200_000_000
-"""Bytes from which on a process lets go of what earlier files compiled, and those gained since it last did."""
+"""Bytes from which on a process lets go of what earlier files compiled, and gained since it did."""
 held = 0
 """Bytes that this process kept when it last let go."""
 

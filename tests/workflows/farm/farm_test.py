@@ -36,7 +36,8 @@ def jobs(names=NAMES):
 
 def worker(folder, outcome, **settings):
     """A worker whose training is a function of the expert's id."""
-    made = farm.Worker(folder, farm.WorkSettings(**{"lease_seconds": LEASE, "poll_seconds": 0.05, **settings}))
+    settings = {"lease_seconds": LEASE, "poll_seconds": 0.05, **settings}
+    made = farm.Worker(folder, farm.WorkSettings(**settings))
     made._train = lambda job: outcome(job.id)
     return made
 
