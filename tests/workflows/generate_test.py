@@ -160,14 +160,17 @@ REFUSED = [
     (["--expert", "{topic}", "--expert", "{topic}", "a"], "An expert is given twice"),
     (["--base", "{other}", "--expert", "{topic}", "a"], "belongs to another base"),
     (["--base", "{base}", "--examples", "{empty}"], "Data file is empty"),
+    (["--base", "{base}", "--examples", "{blank}"], "blank.jsonl, line 2"),
 ]
 
 
 @pytest.mark.parametrize(("words", "reason"), REFUSED, ids=[" ".join(words)[-40:] for words, _ in REFUSED])
 def test_what_is_wrong_is_status_2_and_one_clear_error(world, capsys, tmp_path, words, reason):
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "blank.jsonl").write_text('{"inputs": "a"}\n{"inputs": ""}\n')
     places = {"base": world.base.path, "other": world.other_base.path, "topic": world.folder / "topic",
-              "library": world.library.path, "empty": tmp_path / "empty.jsonl"}
+              "library": world.library.path, "empty": tmp_path / "empty.jsonl",
+              "blank": tmp_path / "blank.jsonl"}
     assert main.main(["generate", *(word.format(**places) for word in words)]) == 2
     told = capsys.readouterr()
     assert told.out == "" and told.err.startswith("elm generate: ") and reason in told.err

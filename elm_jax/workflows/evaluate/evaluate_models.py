@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked_evaluator
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, TaskResult, evaluate_task
@@ -101,6 +102,12 @@ class ScoringSetup:
     def rows(self, task: str) -> PreparedSplit:
         """The rows of a task that are scored, as a prepared split."""
         return self.data.split(task, self.split_of(task), self.max_rows)
+
+    def cut_prompt(self, task: str) -> str:
+        """The side on which a task's prompts are cut: as it is registered, or as its arrays say."""
+        if task in registry.task_names():
+            return registry.get_task(task).cut_prompt
+        return self.rows(task).cut_prompt
 
 
 class ScoringOptions(TypedDict, total=False):
@@ -191,7 +198,8 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
 
 def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup) -> bool:
     """Whether the store holds this model's result on the task with these settings."""
-    split, digest = setup.split_of(task), setup.settings.digest(setup.max_rows, model.mixed)
+    split, cut = setup.split_of(task), setup.cut_prompt(task)
+    digest = setup.settings.digest(setup.max_rows, model.mixed, cut)
     return store.done(model.id, task, split, digest) and any(
         row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from elm_jax.errors import InputError, describe
+from elm_jax.models.adapters.carriers import check_form
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import check_positive, check_types
@@ -47,6 +48,7 @@ class StageSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_form(self.adapter_layers)
         check_positive(train_steps=self.train_steps, batch_size=self.batch_size, epochs=self.epochs,
                        max_examples=self.max_examples, checkpoint_period=self.checkpoint_period,
                        num_microbatches=self.num_microbatches)

@@ -7,6 +7,7 @@ import json
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
+from elm_jax.models.adapters.carriers import check_form
 from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.adapters.low_rank import TARGETS, LowRankConfig
 from elm_jax.models.network import DTYPES, Layout, Network, NetworkConfig
@@ -121,6 +122,7 @@ class TrainConfig:
         self.layout()
         self._check_base_dtype()
         _check_trunk(self)
+        check_form(self.adapter_layers)
         check_range("dropout_rate", self.dropout_rate, 0, 1)
         check_range("random_seed", self.random_seed, 0)
         check_range("few_shot", self.few_shot, 0)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from elm_jax.data.arrays.batch_forms import BatchForm, form_of
 from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.arrays.prompt_rows import examples_of
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.data.registry import registry
@@ -164,12 +165,13 @@ def with_recipe(config: TrainConfig, tasks: list[str]) -> TrainConfig:
 
 def validation_batches(config: TrainConfig, data: TaskData, form: BatchForm) -> list[Batch]:
     """Makes batches of the expert's own validation rows, in the shapes of its training batches."""
+    lengths, size = dict(config.task_feature_lengths), config.batch_size
     splits = [data.split(task, "validation", config.early_end.rows) for task in tasks_of(config, data)]
-    examples = [split.example(number) for split in splits for number in range(len(split))]
+    sources = [examples_of(split, form, lengths) for split in splits]
+    examples = [source.example(number) for source in sources for number in range(len(source))]
     if not examples:
         raise InputError(describe("An early end needs validation rows", where=config.task, got="none",
                                   cure="leave train.early_end out"))
-    lengths, size = dict(config.task_feature_lengths), config.batch_size
     if not config.pack:
         return [form.make(examples[start:start + size], lengths, size)
                 for start in range(0, len(examples), size)]
@@ -213,7 +215,8 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: Bat
     (`registry.capped_mixture`) keeps to that as well, if it is the smaller one.
 
     Raises:
-        InputError: a task is for evaluation only, or there are no data.
+        InputError: a task is for evaluation only, there are no data, or rows that the network's context does
+            not hold.
     """
     splits = [data.split(task, "train") for task in tasks]
     refused = {prepared.name: prepared.info["role"] for prepared in splits
@@ -233,11 +236,12 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: Bat
         return max(1, min(caps)) if caps else None
 
     caps = [cap_of(prepared) for prepared in splits]
-    source: Any = splits[0] if len(splits) == 1 and caps == [None] else MixtureSource(
-        splits, caps, seed=config.random_seed)
-    stream = TrainStream(source, form=form, batch_size=config.batch_size,
-                         lengths=dict(config.task_feature_lengths), seed=config.random_seed,
-                         pack=config.pack)
+    lengths = dict(config.task_feature_lengths)
+    sources = [examples_of(prepared, form, lengths) for prepared in splits]
+    source: Any = sources[0] if len(splits) == 1 and caps == [None] else MixtureSource(
+        sources, caps, seed=config.random_seed)
+    stream = TrainStream(source, form=form, batch_size=config.batch_size, lengths=lengths,
+                         seed=config.random_seed, pack=config.pack)
     return stream, sum(len(prepared) for prepared in splits)
 
 

@@ -124,6 +124,8 @@ WRONG = [
     ({"trunk_cache_bytes": 10}, "no trunk_cache"),
     ({"trunk_dropout": False, "dropout_rate": 0.0}, "dropout_rate is 0"),
     ({"kind": "dataset", "adapter_layers": "upper 2"}, "trains every leaf"),
+    *(({"adapter_layers": layers}, r"cannot be read\n  where: AdapterConfig\.layers")
+      for layers in ("2-x", "3-1", "upper 0", (-1, 2), ())),
     ({"kind": "multitask", "trunk_cache": "x"}, "trains every leaf"),
     ({"trunk_cache": "x", "trunk_dropout": False, "trunk_cache_bytes": 0}, "above 0"),
 ]
