@@ -34,7 +34,7 @@ from elm_jax.models.adapters.low_rank import DOWN, UP, merged_config, place_of
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, staging, storage, trees
 from elm_jax.types import Params
-from elm_jax.workflows.merge import search_objective
+from elm_jax.workflows.merge import absent_layers, search_objective
 from elm_jax.workflows.merge.in_memory import merge
 from elm_jax.workflows.merge.merge_overlays import is_low_rank
 from elm_jax.workflows.merge.search_config import SearchConfig, check_split
@@ -203,6 +203,12 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[Netwo
     if not row.is_weighted_sum:
         raise InputError(describe("Of low-rank updates only weighted sums can be searched", got=method,
                                   expected="mean, linear or task_arithmetic"))
+    if absent_layers.unlike([expert.card for expert in experts]):
+        raise InputError(describe(
+            "Weights of low-rank updates in unlike layers cannot be searched", got=", ".join(
+                f"{expert.card.id}: {expert.card.network['adapter'].get('layers', 'all')}"
+                for expert in experts), expected="updates in the same layers",
+            cure="train the experts with one ADAPTER_LAYERS, or merge them with --weights"))
     adapters = [families.config_of(expert.card.network).adapter for expert in experts]
     shared, ranks = trees.flatten(base.params), {}
     for prefix in prefixes:
