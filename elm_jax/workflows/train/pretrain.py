@@ -29,7 +29,13 @@ from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.loop import fit
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.run_settings import RunConfig
-from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary, trained_contents
+from elm_jax.vocabularies.vocabulary import (
+    EOS_ID,
+    PAD_ID,
+    SentencePieceVocabulary,
+    Vocabulary,
+    trained_contents,
+)
 from elm_jax.workflows.train import run_record
 
 logger = logging.getLogger(__name__)
@@ -190,6 +196,13 @@ def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.Path
     """
     folder = storage.as_path(config.model_dir) / "vocabulary"
     given = None if config.vocabulary is None else Vocabulary.load(config.vocabulary)
+    ids = (config.network.pad_id, config.network.eos_id)
+    if given is None and ids != (PAD_ID, EOS_ID):
+        raise InputError(describe(
+            "No vocabulary is trained for a network with these special ids", where="pretrain.network",
+            got=f"padding = {ids[0]}, EOS = {ids[1]}", expected=f"padding = {PAD_ID}, EOS = {EOS_ID}",
+            cure="give the vocabulary that the ids are of, pretrain.vocabulary = 'FILE', or other ids: the "
+            "network's pad_id and eos_id"))
     path = folder / (SentencePieceVocabulary if given is None else given).FILE
     made_of = given.fingerprint if given is not None else run_record.digest(
         [config.vocab_pieces, config.random_seed, config.character_coverage, passages])

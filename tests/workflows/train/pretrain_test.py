@@ -6,17 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import small_decoder
-import torch
 import transformers
 
 from elm_jax.cli import gin_config
 from elm_jax.cli.main import main
 from elm_jax.errors import InputError
 from elm_jax.experts.base import load_base
-from elm_jax.models import families
+from elm_jax.runtime import trees
 from elm_jax.vocabularies import tokenizer_json
 from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
-from elm_jax.workflows.train.pretrain import pretrain
+from elm_jax.workflows.train.pretrain import make_vocabulary, pretrain
 
 MODELS = ("gpt2", "llama_tiny", "smollm2_135m", "llama_1b")
 TINY = ("emb_dim=24", "num_heads=6", "head_dim=4", "mlp_dim=32", "num_layers=1")
@@ -67,33 +66,48 @@ def test_a_file_of_sizes_chooses_the_network():
             chosen("gpt2", **{f"pretrain__{name}": value for name, value in changes.items()})
 
 
-def test_a_decoder_is_pretrained_resumed_and_read(tmp_path):
-    """Of the Llama type; what was killed half way ends with the same bits."""
-    (tmp_path / "corpus.txt").write_text("the cat sat on the mat\n" * 3 + "a dog ran after the cat\n")
-    vocabulary = tmp_path / "given.json"
+def test_a_decoder_with_special_ids_of_its_own_needs_its_vocabulary():
+    with pytest.raises(InputError, match=r"padding = 50256, EOS = 50256(.|\n)*pretrain.vocabulary = 'FILE'"):
+        make_vocabulary(chosen("gpt2"), ["a passage"])
+
+
+def pretrained(folder, *more: str):
+    """The base of a Llama type from nothing, in 30 steps on three short passages, by the verb."""
+    (folder / "corpus.txt").write_text("the cat sat on the mat\na dog ran after the cat\nthe dog sat\n")
+    vocabulary = folder / "given.json"
     vocabulary.write_bytes(tokenizer_json.with_ids(small_decoder.tokenizer(), pad_id=2, eos_id=2))
     words = ["pretrain", "--gin_file", "gin/runs/pretrain.gin", "--gin_file", "gin/models/llama_tiny.gin",
-             f"--gin.MODEL_DIR='{tmp_path / 'run'}'", f"--gin.PASSAGES=('{tmp_path / 'corpus.txt'}',)",
+             f"--gin.MODEL_DIR='{folder / 'run'}'", f"--gin.PASSAGES=('{folder / 'corpus.txt'}',)",
              f"--gin.pretrain.vocabulary='{vocabulary}'", "--gin.VOCAB_SIZE=258", "--gin.TRAIN_STEPS=30",
              "--gin.BATCH_SIZE=2", "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 32}",
-             "--gin.pretrain.checkpoint_period=20", "--gin.pretrain.log_period=1",
-             "--gin.pretrain.mesh_data=1", "--gin.pretrain.tensorboard=False",
+             "--gin.pretrain.log_period=1", "--gin.pretrain.mesh_data=1", "--gin.pretrain.tensorboard=False",
              "--gin.DecoderConfig.pad_id=2", "--gin.DecoderConfig.eos_id=2",
              "--gin.OptimizerConfig.name='adamw'", "--gin.LEARNING_RATE=1e-2",
-             "--gin.OptimizerConfig.warmup_steps=0", *(f"--gin.DecoderConfig.{size}" for size in TINY)]
+             "--gin.OptimizerConfig.warmup_steps=0", *(f"--gin.DecoderConfig.{size}" for size in TINY), *more]
     assert main(words) == 0
-    base = load_base(tmp_path / "run" / "base")
+    return load_base(folder / "run" / "base")
+
+
+def test_a_decoder_is_pretrained_and_transformers_reads_it(tmp_path):
+    base = pretrained(tmp_path)
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(row)["loss"] for row in rows]
     assert len(losses) == 30 and losses[-1] < 0.6 * losses[0] and losses[0] < 1.3 * np.log(258)
-    shutil.rmtree(tmp_path / "run" / "base")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "30")
-    assert main(words) == 0
-    assert load_base(tmp_path / "run" / "base").fingerprint == base.fingerprint
     convert(ConvertConfig(base.path, "elm", str(tmp_path / "hf"), "hf"))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    ids = np.array([base.vocabulary.encode("the dog sat")], np.int32)
-    ours = families.network_of(base.config).logits(base.params, {
-        "tokens": ids, "segment_ids": np.ones_like(ids), "positions": np.arange(ids.size)[None]})
-    with torch.no_grad():
-        np.testing.assert_allclose(ours, theirs(torch.tensor(ids, dtype=torch.long)).logits, atol=1e-4)
+    assert theirs.config.model_type == "llama" and theirs.config.num_key_value_heads == 2
+    for name, leaf in (("embed_tokens", "token_embedder/embedding"),
+                       ("layers.0.mlp.down_proj", "decoder/layers_0/mlp/wo/kernel")):
+        found = dict(theirs.named_parameters())[f"model.{name}.weight"].detach().numpy()
+        ours = trees.flatten(base.params)[leaf]
+        np.testing.assert_array_equal(found, ours if leaf.endswith("embedding") else ours.T)
+
+
+def test_a_killed_pretraining_of_a_decoder_ends_with_the_same_bits(tmp_path):
+    period = "--gin.pretrain.checkpoint_period=20"
+    base = pretrained(tmp_path, period)
+    shutil.rmtree(tmp_path / "run" / "base")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "30")
+    assert pretrained(tmp_path, period).fingerprint == base.fingerprint
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 30  # the last ten steps were run again
