@@ -26,6 +26,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, Scoring, evaluate_t
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve, write_expert
+from elm_jax.experts.rendering import frame_of, shared_rendering
 from elm_jax.merging import weight_search
 from elm_jax.merging.methods import low_rank_products, method_table
 from elm_jax.merging.weight_search import Evolution, Found
@@ -139,6 +140,9 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
     base = base or load_base(config.base)
     experts = list(experts or map(load_expert, config.experts))
     data = data or TaskData(base.vocabulary, config.modules, config.prepared_dir)
+    rendering = shared_rendering([expert.card for expert in experts], "a search for weights")
+    frame = frame_of(base, rendering, config.source_length, "the experts' cards")
+    data = data if frame is None else data.with_frame(frame)
     uniform = merge(experts, base=base)  # all checks, and the merge that every other is compared with
     instances = choose_instances(config, data)
     network, shared, overlays = mergeable(base, experts, config.method)
