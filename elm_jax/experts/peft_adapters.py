@@ -141,7 +141,9 @@ def check_base_name(recorded: Any, names: Sequence[str], where: Any) -> None:
 
 
 def _last_word(name: str) -> str:
-    return name.removeprefix(leaf_names.HUB).rstrip("/").rpartition("/")[2].lower()
+    """The last part of a name or folder; two of ``runs/a/base``: every pretraining calls its base so."""
+    parts = name.removeprefix(leaf_names.HUB).lower().rstrip("/").split("/")
+    return "/".join(parts[-2:] if parts[-1] == "base" else parts[-1:])
 
 
 def _hub_word(name: str) -> str | None:

@@ -14,7 +14,7 @@ def check_chat(base: Base, wanted: bool | None, where: str = "chat") -> None:
     if wanted and base.chat_template is None:
         raise InputError(describe("The base has no chat template", where=where, got=base.path or base.name,
                                   expected="a base whose tokenizer brought one",
-                                  cure="ask without it, or give another base"))
+                                  cure="another base; or plainly: --no-chat, RENDERING = 'plain'"))
 
 
 def frame_of(base: Base, rendering: str, max_length: int, where: str) -> ChatFrame | None:

@@ -48,7 +48,7 @@ def is_file_name(name: storage.PathLike) -> bool:
 def no_file(name: storage.PathLike) -> InputError:
     """The error for a model's file that is not there."""
     return InputError(describe("There is no such file", where=storage.as_path(name),
-                               expected=f"a file {' or '.join(_FILES)}"))
+                               expected=f"a file that ends in {' or '.join(_FILES)}"))
 
 
 def _fetch(name: str) -> epath.Path:

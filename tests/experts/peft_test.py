@@ -347,13 +347,15 @@ def test_another_base_is_refused_by_shapes_by_name_and_where_modules_are_tied(
     names = ("hf://meta-llama/Llama-3.2-1B",)
     caplog.clear()
     for recorded, given in (("unsloth/llama-3.2-1b", names), ("me/tiny", ("/bases/tiny",)), (None, names),
-                            ("/models/Tiny/", ("/bases/tiny",)), ("me/tiny", ("/x", "you/tiny"))):
+                            ("/models/Tiny/", ("/bases/tiny",)),
+                            ("runs/a/base", ("/x/runs/a/base",)), ("me/tiny", ("/x", "you/tiny"))):
         check_base_name(recorded, given, None)
     assert not caplog.records
-    for recorded, given in (("/models/mine", names), ("me/tiny", ("/bases/other",))):
+    for recorded, given in (("/models/mine", names), ("me/tiny", ("/bases/other",)),
+                            ("/runs/a/base", ("/runs/b/base",))):
         check_base_name(recorded, given, "adapter_config.json")
         assert f"adapter_config.json records the base {recorded}" in caplog.text
-    assert caplog.text.count("has no name to compare") == 2
+    assert caplog.text.count("has no name to compare") == 3
     with pytest.raises(InputError, match=r"another base(?s:.*)Qwen/Qwen2-0.5B"):
         check_base_name("Qwen/Qwen2-0.5B", names, None)
     with pytest.raises(InputError, match=r"would part them(?s:.*)embed_tokens"):
