@@ -40,7 +40,7 @@ def merge(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(report)
         return
-    for note in config.notes:
+    for note in (*config.notes, *report.get("notes", ())):
         print(f"note: {note}")
     for parent in report["parents"]:
         share = "by leaf" if parent["weight"] is None else f"{parent['weight']:.4f}"

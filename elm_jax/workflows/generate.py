@@ -18,6 +18,7 @@ from elm_jax.evaluation.text_generator import TextGenerator
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import CHAT, PLAIN, ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
+from elm_jax.experts.rendering import check_chat
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import sharding, storage
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range, check_types
@@ -332,14 +333,6 @@ def prompt_of(generator: TextGenerator, base: Base, question: Question, renderin
     if rendering == CHAT:
         return generator.prompt(base.chat_template.ask(question.text), question.where)
     return generator.prompt(question.text, question.where, room if question.keeps_end else None)
-
-
-def check_chat(base: Base, wanted: bool | None, where: str = "chat") -> None:
-    """Raises InputError if a chat template is wanted and the base has none."""
-    if wanted and base.chat_template is None:
-        raise InputError(describe("The base has no chat template", where=where, got=base.path or base.name,
-                                  expected="a base whose tokenizer brought one",
-                                  cure="ask without it, or give another base"))
 
 
 def _one_device() -> Mesh:

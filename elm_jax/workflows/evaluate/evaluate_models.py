@@ -18,8 +18,9 @@ from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked_evaluator
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
-from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.card import PLAIN, ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
+from elm_jax.experts.rendering import frame_of
 from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
 from elm_jax.models.network import Network, frozen_depth
 from elm_jax.runtime import hosts, preemption, sharding, storage, trees
@@ -99,9 +100,14 @@ class ScoringSetup:
         """Name of the split that a task is scored on."""
         return self.split or self.data.evaluation_split(task)
 
-    def rows(self, task: str) -> PreparedSplit:
-        """The rows of a task that are scored, as a prepared split."""
-        return self.data.split(task, self.split_of(task), self.max_rows)
+    def rows(self, task: str, rendering: str = PLAIN, model: str = BASE_ID) -> PreparedSplit:
+        """The rows of a task that are scored, as a prepared split in the rendering of a model.
+
+        Raises:
+            InputError: the model was trained in a chat template, and the base has none.
+        """
+        frame = frame_of(self.base, rendering, self.settings.source_length, f"the card of {model}")
+        return self.data.with_frame(frame).split(task, self.split_of(task), self.max_rows)
 
     def cut_prompt(self, task: str) -> str:
         """The side on which a task's prompts are cut: as it is registered, or as its arrays say."""
@@ -153,6 +159,11 @@ class ScoredModel(Scorable):
     expert: Callable[[], Expert] | None = None
     card: ExpertCard | None = None
 
+    @property
+    def rendering(self) -> str:
+        """How its inputs are rendered: as its card says; a base's plainly."""
+        return PLAIN if self.card is None else self.card.rendering
+
     def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
         """Scores the model on each task, with its parameters loaded once."""
         network, params = self.load()
@@ -162,7 +173,7 @@ class ScoredModel(Scorable):
             network.logical_axes(), params, setup.mesh))
         with setup.above_trunk(network, own, self.id) as (network, scoring):
             for task in tasks:
-                instances = setup.rows(task)
+                instances = setup.rows(task, self.rendering, self.id)
                 warn_of_rows(self.card, instances)
                 yield evaluate_task(network, params, instances, scoring, self.id)
 
@@ -282,11 +293,11 @@ def _keep(store: ResultsStore, model: Scorable, result: TaskResult) -> None:
 def _groups(models: Sequence[Scorable], pending_of: Callable[[Scorable], list[str]], most: int
             ) -> Iterator[list[ScoredModel]]:
     """Groups models to score together: adapter experts with the same tasks, in groups of about equal size."""
-    by_tasks: dict[tuple[str, ...], list[ScoredModel]] = {}
+    by_tasks: dict[tuple[str, ...], list[ScoredModel]] = {}  # and by rendering
     for model in models:
         pending = tuple(pending_of(model))
         if isinstance(model, ScoredModel) and model.expert is not None and pending:
-            by_tasks.setdefault(pending, []).append(model)
+            by_tasks.setdefault((model.rendering, *pending), []).append(model)
     for members in by_tasks.values():
         count = -(-len(members) // most)
         for number in range(count):
@@ -313,7 +324,7 @@ def _evaluate_group(models: Sequence[ScoredModel], tasks: Sequence[str], setup: 
     params = stacked_evaluator.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
     with setup.above_trunk(network, trees.flatten(experts[0].overlay), models[0].id) as (network, scoring):
         for task in tasks:
-            instances = setup.rows(task)
+            instances = setup.rows(task, models[0].rendering, models[0].id)
             for model in models:
                 warn_of_rows(model.card, instances)
             results = stacked_evaluator.evaluate_task_stacked(

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from elm_jax.data.arrays.objectives import fill_defaults
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.carriers import check_form
 from elm_jax.models.network import NetworkConfig
@@ -75,8 +76,8 @@ class StudyConfig:
         network: sizes of the base.
         vocab_pieces: pieces of its vocabulary, without the extra ids.
         character_coverage: see `PretrainConfig`.
-        chunk_length: tokens of one pretraining chunk.
-        prefix_lm_share: share of prefix-LM examples in pretraining.
+        chunk_length: tokens of one pretraining chunk, see `PretrainConfig`.
+        prefix_lm_share: share of prefix-LM examples in pretraining, see `PretrainConfig`.
         pretrain: settings of the base's pretraining; None where a base is given.
         prompt: settings of every prompt expert.
         dataset: settings of every dataset expert.
@@ -127,8 +128,8 @@ class StudyConfig:
     heldout_prompts: tuple[str, ...] = ()
     vocab_pieces: int = 8000
     character_coverage: float = 0.9995
-    chunk_length: int = 128
-    prefix_lm_share: float = 0.5
+    chunk_length: int | None = None
+    prefix_lm_share: float | None = None
     adapter_bottleneck: int | None = None
     max_eval_rows: int = 300
     eval_source_length: int = 512
@@ -160,6 +161,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        fill_defaults(self)
         if (self.pretrain is None) == (self.initial_checkpoint_path is None):
             raise InputError(describe(
                 "A study needs one base", where="study.pretrain and study.initial_checkpoint_path",

@@ -5,6 +5,7 @@ import hashlib
 import json
 
 from elm_jax.errors import InputError, describe
+from elm_jax.experts.card import PLAIN, RENDERINGS
 from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.carriers import check_form
@@ -50,6 +51,8 @@ class TrainConfig:
         lora_targets: projections that LoRA updates, or 'all' (`LowRankConfig`); None for queries and values.
         task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
             recipe (ELM.md's, for the training tasks), whatever is given here.
+        rendering: of the inputs: 'plain', or 'chat' for a user's turn of the base's chat template, which the
+            expert's card says then.
         few_shot: rows of the train split that are put, with their answers, before each input, as far as its
             length allows.
         dtype: of activations; parameters are float32.
@@ -109,6 +112,7 @@ class TrainConfig:
     lora_targets: str | tuple[str, ...] | None = None
     task_recipe: bool = False
     few_shot: int = 0
+    rendering: str = PLAIN
     adapter_layers: str | tuple[int, ...] | None = None
     trunk_dropout: bool = True
     trunk_cache: storage.PathLike | None = None
@@ -118,6 +122,7 @@ class TrainConfig:
         check_types(self)
         check_choice("kind", self.kind, FORM_OF_KIND)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("rendering", self.rendering, RENDERINGS)
         self.rules()
         self.layout()
         self._check_base_dtype()
@@ -204,6 +209,8 @@ class TrainConfig:
         for name in ("task_recipe", "few_shot"):
             if not facts[name]:
                 facts.pop(name)
+        if self.rendering == PLAIN:
+            facts.pop("rendering")
         if self.base_dtype in (None, "float32"):  # as it was before there was a choice
             facts.pop("base_dtype")
         text = json.dumps(facts, sort_keys=True, default=str)

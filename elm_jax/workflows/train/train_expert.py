@@ -18,6 +18,7 @@ from elm_jax.experts import template_versions
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
+from elm_jax.experts.rendering import frame_of
 from elm_jax.models import families
 from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage
@@ -66,7 +67,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
         return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
-    data = data or task_data(config, base)
+    data = framed(config, base, data or task_data(config, base))
     if data.few_shot != config.few_shot:
         raise InputError(describe("The task data have another number of exemplars than the run",
                                   where="train.few_shot", got=data.few_shot, expected=config.few_shot))
@@ -207,6 +208,16 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
                     few_shot=config.few_shot, few_shot_length=config.task_feature_lengths["inputs"])
 
 
+def framed(config: TrainConfig, base: Base, data: TaskData) -> TaskData:
+    """The task data with inputs rendered as the run wants them.
+
+    Raises:
+        InputError: a chat template is wanted and the base has none.
+    """
+    return data.with_frame(frame_of(base, config.rendering, config.task_feature_lengths["inputs"],
+                                    "train.rendering"))
+
+
 def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: BatchForm
                 ) -> tuple[TrainStream, int]:
     """Makes the training stream over all tasks; also returns the number of rows behind it.
@@ -272,6 +283,7 @@ def make_card(config: TrainConfig, base: Base, network: NetworkConfig, data: Tas
         training={"steps": result.step, "examples": rows, "seed": config.random_seed,
                   "config_digest": config.digest(), "versions": run_record.versions(), **ended_at,
                   **({"few_shot": config.few_shot} if config.few_shot else {})},
+        rendering=config.rendering,
         metrics={name: float(value) for name, value in result.metrics.items() if name != "step"})
 
 
