@@ -23,8 +23,6 @@ from elm_jax.workflows.farm import worker as farm
 from elm_jax.workflows.train.train_config import TrainConfig
 
 NAMES = tuple("abcdef")
-LEASE = 1.5
-"""Seconds."""
 
 
 def jobs(names=NAMES):
@@ -36,8 +34,7 @@ def jobs(names=NAMES):
 
 def worker(folder, outcome, **settings):
     """A worker whose training is a function of the expert's id."""
-    settings = {"lease_seconds": LEASE, "poll_seconds": 0.05, **settings}
-    made = farm.Worker(folder, farm.WorkSettings(**settings))
+    made = farm.Worker(folder, farm.WorkSettings(**{"lease_seconds": 3, "poll_seconds": 0.05, **settings}))
     made._train = lambda job: outcome(job.id)
     return made
 
@@ -48,7 +45,7 @@ def done(name, step=3):
 
 
 def states(folder, limit=3):
-    return {row["expert"]: row["state"] for row in farm_status.status(folder, LEASE, limit)}
+    return {row["expert"]: row["state"] for row in farm_status.status(folder, 3, limit)}
 
 
 @pytest.mark.parametrize("changes", [
@@ -138,7 +135,7 @@ def test_what_sigterm_stopped_is_free_at_once_and_does_not_count(tmp_path):
 
 def test_a_dead_workers_expert_is_taken_over_after_the_lease_and_a_live_ones_is_not(tmp_path):
     jobs_lib.create(tmp_path, jobs(["a", "b"]))
-    dead, live = Leases(tmp_path / "attempts", LEASE, "dead"), Leases(tmp_path / "attempts", LEASE, "live")
+    dead, live = Leases(tmp_path / "attempts", 3, "dead"), Leases(tmp_path / "attempts", 3, "live")
     dead.claim("a", 1)
     lease = live.claim("b", 1)
     lease.keep(lambda: None, lambda: [])
@@ -149,8 +146,8 @@ def test_a_dead_workers_expert_is_taken_over_after_the_lease_and_a_live_ones_is_
     while states(tmp_path)["a"] != "done":
         time.sleep(0.05)
         assert time.monotonic() - start < 30
-    assert time.monotonic() - start >= LEASE  # not before the lease was over
-    time.sleep(LEASE + 0.5)
+    assert time.monotonic() - start >= 3  # not before the lease was over
+    time.sleep(3.5)
     assert states(tmp_path)["b"] == "training" and thread.is_alive()
     lease.end("done", steps=3)
     thread.join(10)
@@ -200,7 +197,7 @@ def test_a_worker_that_was_taken_for_dead_learns_it(tmp_path):
 def test_an_expert_that_kills_its_workers_is_given_up(tmp_path):
     jobs_lib.create(tmp_path, jobs(["a", "b"]))
     for number in (1, 2):
-        Leases(tmp_path / "attempts", LEASE, f"dead{number}").claim("a", number)
+        Leases(tmp_path / "attempts", 3, f"dead{number}").claim("a", number)
     assert worker(tmp_path, done, attempts=2).run() is False
     (row,) = [row for row in farm_status.status(tmp_path, 3, 2) if row["expert"] == "a"]
     assert row["state"] == "failed" and "dead2" in row["error"] and states(tmp_path)["b"] == "done"
