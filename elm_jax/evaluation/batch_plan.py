@@ -5,16 +5,21 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from elm_jax.data.arrays.batch_forms import BatchForm
+from elm_jax.data.arrays.batch_forms import BatchForm, form_of
 from elm_jax.data.arrays.batches import ChoiceShape, Tokens, choose_bucket, make_choice_batch, pad_prompts
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.arrays.prompt_rows import check_context, prompts_of
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
+from elm_jax.models.network import Network
+from elm_jax.runtime import trees
 
 SMALLEST_CHOICE_BUCKET = 2
 FEWEST_ROWS = 4
 """Rows of the smallest batch, for each part of the mesh's data axis: fewer would save little."""
+LEAST_SAVED = 10**10
+"""Parameters times tokens that fewer rows must save: two cores compute so many in a tenth of a second. A
+batch of other rows is another program to compile, and rounds the last bits of a score in another way."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -31,10 +36,17 @@ class BatchShape:
         return (self.source >= other.source and self.choices >= other.choices
                 and self.target >= other.target)
 
-    def for_rows(self, count: int, data_axis: int) -> "BatchShape":
-        """The shape for `count` rows in all: of fewer rows, a power of two, if one batch is not filled."""
-        fewer = _power_of_two(-(-count // data_axis), FEWEST_ROWS) * data_axis
-        return dataclasses.replace(self, rows=min(self.rows, fewer))
+    def for_rows(self, count: int, data_axis: int, cost: int) -> "BatchShape":
+        """The shape for `count` rows in all: of fewer rows, a power of two, if one batch is not filled.
+
+        Args:
+            count: of rows.
+            data_axis: the rows are a multiple of it.
+            cost: of a row, in parameters times tokens; rows that cost next to nothing stay.
+        """
+        fewer = min(self.rows, _power_of_two(-(-count // data_axis), FEWEST_ROWS) * data_axis)
+        saved = (self.rows - fewer) // data_axis * cost
+        return dataclasses.replace(self, rows=fewer if saved >= LEAST_SAVED else self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +58,24 @@ class TaskInstances:
         form: of the network's batches.
         prompts: of each row, cut.
         choices: answer choices of each row; None where texts are generated.
+        parameters: number of the network's, which says what a row costs.
     """
 
     split: PreparedSplit
     form: BatchForm
     prompts: list[Tokens]
     choices: list[list[Tokens]] | None
+    parameters: int
 
     @classmethod
-    def of(cls, split: PreparedSplit, form: BatchForm, settings: EvaluationSettings) -> "TaskInstances":
-        """Makes prompts and choices of a split's rows.
+    def of(cls, split: PreparedSplit, network: Network, settings: EvaluationSettings) -> "TaskInstances":
+        """Makes prompts and choices of a split's rows, as one network takes them.
 
         Raises:
             InputError: the split has no rows, a row to rank has no choices, or a prompt and what follows it
                 are longer than the network's context.
         """
-        where = f"{split.name} {split.split}"
+        where, form = f"{split.name} {split.split}", form_of(network)
         if not len(split):
             raise InputError(describe("There is nothing to evaluate", where=where, got="no rows"))
         choices = [split.choices(row) for row in range(len(split))] if split.kind == "rank" else None
@@ -71,7 +85,7 @@ class TaskInstances:
         prompts = prompts_of(split, form, settings.source_length)
         check_context(split, form, prompts, [settings.max_new_tokens] * len(split) if choices is None
                       else [max(map(len, own)) for own in choices])
-        return cls(split, form, prompts, choices)
+        return cls(split, form, prompts, choices, trees.count(network.abstract_params()))
 
     def batch(self, shape: BatchShape, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Makes the batch of some rows: inputs i32[B, S], choices i32[B, C, T] if any, and their lengths."""
@@ -92,8 +106,8 @@ def plan_batches(instances: TaskInstances, settings: EvaluationSettings, data_ax
     """Groups rows into batches of few shapes, shortest prompts first.
 
     The number of rows of a shape follows from the token budget, so a run compiles one program for each
-    bucket; a bucket that does not fill one batch has fewer rows. Rows left over from a bucket join the
-    half-empty batch of a larger one.
+    bucket; one that does not fill a batch has fewer rows, if that saves something. Rows left over from a
+    bucket join the half-empty batch of a larger one.
 
     Args:
         instances: the rows.
@@ -116,7 +130,8 @@ def plan_batches(instances: TaskInstances, settings: EvaluationSettings, data_ax
                 del groups[shape][-left:]
                 break
     for full, numbers in sorted(groups.items()):
-        shape = full.for_rows(len(numbers), data_axis)
+        tokens = full.source + (full.choices * full.target or settings.max_new_tokens)
+        shape = full.for_rows(len(numbers), data_axis, tokens * instances.parameters)
         for start in range(0, len(numbers), shape.rows):
             yield shape, numbers[start:start + shape.rows]
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import LEFT, PreparedSplit
 from elm_jax.data.arrays.prompt_rows import count_cut
@@ -73,7 +72,7 @@ def evaluate_task(network: Network, params: Params, split: PreparedSplit, scorin
         RunError: scores are not numbers.
     """
     start = time.monotonic()
-    instances = TaskInstances.of(split, form_of(network), scoring.settings)
+    instances = TaskInstances.of(split, network, scoring.settings)
     score = _rank if split.kind == "rank" else _generate
     predictions = score(network, params, instances, scoring)
     return task_result(instances, predictions, scoring, expert, seconds=time.monotonic() - start)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
@@ -81,7 +80,7 @@ def evaluate_task_stacked(network: Network, params: Many, split: PreparedSplit, 
     budget = max(1, scoring.settings.tokens_per_batch // size)
     smaller = dataclasses.replace(scoring, settings=dataclasses.replace(
         scoring.settings, tokens_per_batch=budget))
-    instances = TaskInstances.of(split, form_of(network), scoring.settings)
+    instances = TaskInstances.of(split, network, scoring.settings)
     run = _rank if split.kind == "rank" else _generate
     found = run(grouped, params, instances, smaller)
     seconds = (time.monotonic() - start) / size
@@ -204,7 +203,7 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
         raise InputError(describe("Each row needs one expert", where=f"{split.name} {split.split}",
                                   got=f"{len(index)} experts for {len(split)} rows"))
     settings, mesh = scoring.settings, scoring.mesh
-    instances = TaskInstances.of(split, form_of(network), settings)
+    instances = TaskInstances.of(split, network, settings)
     found: list[dict[str, Any]] = []
     for shape, numbers in plan_batches(instances, settings, mesh.shape["data"]):
         batch = scoring.with_states(instances.batch(shape, numbers))

@@ -6,8 +6,9 @@ import dataclasses
 import numpy as np
 import pytest
 from rouge_score import rouge_scorer
-from t5_rows import FORM, choice_batch
+from t5_rows import choice_batch
 from tiny_model import (
+    VOCAB_SIZE,
     generation_rows,
     network,
     parameters,
@@ -18,7 +19,6 @@ from tiny_model import (
 )
 
 from elm_jax.data.arrays.batches import padded, trim
-from elm_jax.data.arrays.joined import Joined
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError
 from elm_jax.evaluation import batch_plan, rank
@@ -27,8 +27,9 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scori
 from elm_jax.evaluation.rank import score_choices
 from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.decode import greedy
+from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.decoder.network import DecoderNetwork
 from elm_jax.runtime import sharding, trees
-from elm_jax.types import SpecialIds
 
 SETTINGS = EvaluationSettings(
     source_length=24, max_new_tokens=6, tokens_per_batch=512, source_buckets=(12, 64),
@@ -208,11 +209,16 @@ def test_equal_choices_are_a_tie_that_the_first_wins_in_any_batch() -> None:
         assert {one["prediction"] for one in found} == {"choice 0"}
 
 
+def large(instances: TaskInstances) -> TaskInstances:
+    """The same for a network whose rows of padding are worth saving."""
+    return dataclasses.replace(instances, parameters=10**9)
+
+
 @pytest.mark.parametrize("data_axis", [1, 4])
 @pytest.mark.parametrize("kind", ["rank", "generation"])
 def test_plan_holds_every_row_once_in_few_shapes(kind: str, data_axis: int) -> None:
     rows = rank_rows(200) if kind == "rank" else generation_rows(200)
-    instances = TaskInstances.of(split_of(rows, kind), FORM, SETTINGS)
+    instances = large(TaskInstances.of(split_of(rows, kind), NETWORK, SETTINGS))
     split, choices = instances.split, instances.choices
     batches = list(batch_plan.plan_batches(instances, SETTINGS, data_axis))
     assert sorted(row for _, numbers in batches for row in numbers) == list(range(200))
@@ -245,15 +251,18 @@ def _counts(instances: TaskInstances, data_axis: int) -> list[tuple]:
 
 
 def test_few_rows_make_a_small_batch() -> None:
-    """9 rows of 64 that a batch would hold: 16; a batch that is full beside them keeps its shape."""
+    """9 rows of 21 that a batch would hold: 16; a batch that is full beside them keeps its shape."""
     settings = dataclasses.replace(SETTINGS, source_buckets=(24,))
     for count, data_axis, sizes in ((3, 1, [4]), (4, 1, [4]), (9, 1, [16]), (9, 4, [16]), (17, 4, [32]),
                                     (22, 1, [21, 21])):
         rows = [{**row, "inputs": tokens(np.random.default_rng(0), 20, 24)} for row in generation_rows(count)]
-        instances = TaskInstances.of(split_of(rows, "generation"), FORM, settings)
-        batches = list(batch_plan.plan_batches(instances, settings, data_axis))
+        instances = TaskInstances.of(split_of(rows, "generation"), NETWORK, settings)
+        batches = list(batch_plan.plan_batches(large(instances), settings, data_axis))
         assert [shape.rows for shape, _ in batches] == sizes
         assert len(instances.batch(*batches[-1])["inputs"]) == sizes[-1]
+        # Where padding costs less than another program, there is one program for each bucket.
+        assert {shape.rows for shape, _ in batch_plan.plan_batches(instances, settings, data_axis)} == {
+            21 * data_axis}
 
 
 def joined_instances(lengths: list[tuple[int, int]], kind: str = "rank", **settings: int) -> TaskInstances:
@@ -264,7 +273,8 @@ def joined_instances(lengths: list[tuple[int, int]], kind: str = "rank", **setti
              "text": {"inputs": "q", "targets": "a", "choices": ["a", "b"], "index": index}}
             for index, (size, target) in enumerate(lengths)]
     own = dataclasses.replace(SETTINGS, **{"source_length": 40, **settings})
-    return TaskInstances.of(split_of(rows, kind), Joined(SpecialIds(0, 1, None), 40), own)
+    return TaskInstances.of(split_of(rows, kind), DecoderNetwork(DecoderConfig(
+        VOCAB_SIZE, 8, 1, 1, 8, 8, 1, max_length=40, pad_id=0, eos_id=1)), own)
 
 
 def test_the_context_holds_rows_whose_padding_it_does_not_hold() -> None:

@@ -69,7 +69,7 @@ def answers(kind: str) -> list:
         return [row[:int(np.argmax(row == 1)) + 1 if (row == 1).any() else 6]
                 for row in np.asarray(greedy(NETWORK, params, padded_rows(inputs), max_length=6))]
     found = np.zeros(ROWS, int)
-    instances = TaskInstances.of(tiny.split_of(tiny.rank_rows(ROWS), "rank"), FORM, SETTINGS)
+    instances = TaskInstances.of(tiny.split_of(tiny.rank_rows(ROWS), "rank"), NETWORK, SETTINGS)
     for shape, numbers in plan_batches(instances, SETTINGS, 1):
         batch = instances.batch(shape, numbers)
         scores = np.asarray(rank.score_choices(NETWORK, params, padded(batch, "inputs"), padded(batch,
