@@ -79,11 +79,15 @@ class ScoringSetup:
             model: its id, for the error.
 
         Raises:
-            InputError: the model has a lowest layer of its own.
+            InputError: the model has a lowest layer of its own, or there are several processes.
         """
         if self.trunk is None:
             yield network, self.scoring
             return
+        if hosts.count() > 1:  # each makes whole batches, and would compute the states of all rows
+            raise InputError(describe("Scoring keeps states of the lower layers in one process only",
+                                      where="trunk_cache", got=f"{hosts.count()} processes",
+                                      cure="leave --trunk_cache out"))
         depth = frozen_depth(network, own)
         if depth == 0:
             raise InputError(describe(
