@@ -20,7 +20,7 @@ def model(fingerprint, log=None):
 
 
 def evaluate(models, store, cut_prompt="right", **settings):
-    data = SimpleNamespace(split=lambda *_: SimpleNamespace(cut_prompt=cut_prompt))
+    data = SimpleNamespace(split=lambda *_: SimpleNamespace(cut_prompt=cut_prompt), with_frame=lambda _: data)
     setup = ScoringSetup(None, data, EvaluationSettings(), None, split="validation")
     evaluate_models(models, lambda _: ["toys__ask"], setup, store, **settings)
 
