@@ -1,6 +1,7 @@
 """Merges experts of one base and one form in memory; optionally saves the merged expert."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +22,7 @@ from elm_jax.workflows.merge import merge_overlays, output_files
 from elm_jax.workflows.merge.merge_inputs import TensorsSource
 from elm_jax.workflows.route import RouteConfig, route_task
 
+logger = logging.getLogger(__name__)
 BY = ("votes", "similarity")
 """Ways to derive merge weights from a routing decision."""
 
@@ -58,6 +60,9 @@ def merge(
             raise InputError(describe("Merging from a library needs a routing decision"))
         weights = decided_weights(decision, top_k, weights) if isinstance(weights, str) else weights
         experts = [experts.load(name) for name in decision.top(top_k)]
+    if isinstance(weights, str):
+        raise InputError(describe("Weights are numbers, one an expert", got=repr(weights),
+                                  cure=f"{' and '.join(BY)} need a library and a decision"))
     experts = list(experts)
     if len(experts) < 2:
         raise InputError(describe("Merging needs two or more experts", got=len(experts)))
@@ -69,6 +74,8 @@ def merge(
     fingerprints = [trees.fingerprint(expert.overlay) for expert in experts]
     leaves, network = merge_overlays.plan_overlay(cards, sources, _base_source(base, experts), fingerprints,
                                                   recipe, rank)
+    for note in method_table.notes_on_signs(settings_of(leaves)):
+        logger.warning("%s", note)
     overlay = {}
     with ThreadPoolExecutor(output_files.default_workers()) as pool:
         for leaf in leaves:
