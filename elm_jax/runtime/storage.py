@@ -8,6 +8,7 @@ folders return at once. `staging` renames finished folders; `tree_files` writes 
 """
 
 import datetime
+import io
 import json
 import os
 import secrets
@@ -97,8 +98,9 @@ def read_bytes(path: PathLike) -> bytes:
 
 def read_text(path: PathLike) -> str:
     """Reads a UTF-8 file, without a byte order mark; a missing one, or other bytes, is an InputError."""
-    try:
-        return require_file(path).read_text(encoding="utf-8-sig")
+    content = io.BytesIO(require_file(path).read_bytes())
+    try:  # etils' own reader of texts leaves the mark in
+        return io.TextIOWrapper(content, encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise InputError(describe("The file is no text", where=path,
                                   got=f"byte {error.start} is {error.object[error.start]:#04x}",

@@ -169,11 +169,12 @@ class Checkpoints:
         """Raises the error that names the settings that differ, where the checkpoint has them."""
         named = differences(saved, self._settings) if saved else []
         settings = [each for each in named if not each.startswith(_OF_ROWS)]
+        rows = [each for each in named if each.startswith(_OF_ROWS[0])] or ["as many rows of other contents"]
         if named:
             raise InputError(describe(
                 "The checkpoint is of another run: settings differ" if settings
                 else "The checkpoint was trained on other rows: they were changed since", where=source,
-                got="; ".join(settings or named),
+                got="; ".join(settings or rows),
                 cure="choose an empty run folder, or go back to its first " + (
                     "settings" if settings else "rows")))
 

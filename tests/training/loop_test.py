@@ -83,6 +83,8 @@ def test_another_stream_or_seed_is_refused(tmp_path):
         tiny_run.train(str(tmp_path), 4, stream=tiny_run.stream(seed=6))
     with pytest.raises(InputError, match=r"settings differ[\s\S]*seed: \d there, 9 here"):
         tiny_run.train(str(tmp_path), 4, random_seed=9)
+    with pytest.raises(InputError, match=r"on other rows[\s\S]*num_examples: 48 there, 47 here"):
+        tiny_run.train(str(tmp_path), 4, stream=tiny_run.stream(size=47))
     with pytest.raises(InputError, match="setting 'config_digest' differs"):
         tiny_run.train(str(tmp_path), 4, config_digest="other")
 

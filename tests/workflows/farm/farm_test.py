@@ -258,3 +258,9 @@ def test_a_wrong_table_names_the_row(tmp_path, text, words):
     (tmp_path / "t.jsonl").write_text(text)
     with pytest.raises(InputError, match=words):
         farm_table.read_table(tmp_path / "t.jsonl")
+
+
+def test_a_table_with_a_byte_order_mark_is_read(tmp_path):
+    for name, text in (("t.csv", "task,EPOCHS\nt__a,2\n"), ("t.jsonl", '{"task": "t__a", "EPOCHS": 2}\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert farm_table.read_table(tmp_path / name) == [{"task": "t__a", "EPOCHS": 2, "expert_id": "t__a"}]
