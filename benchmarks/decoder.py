@@ -1,12 +1,13 @@
 """SmolLM2-135M's shapes on the processor: elm_jax beside transformers and PEFT, measured in turn in a run.
 
-    python benchmarks/decoder.py [--rounds 5] [--only forward,lora,full,scoring,greedy] [--threads 2]
+    python benchmarks/decoder.py [--rounds 5] [--only forward,lora,full,scoring,memory,greedy] [--threads 2]
 
 forward: logits of 8 x 128 tokens. lora: a training step of LoRA, rank 8 on every projection, with a frozen
 base and AdamW, as `elm train` compiles it; the peer is PEFT. full: a step over all weights. scoring: 4
 choices an instance at three shapes; the peers are full passes, and `past_key_values` expanded to the choices.
-greedy: 64 tokens, batch 8 and 1, against `generate`. All float32 with the same random weights, and results
-must agree; transformers in bfloat16 is a row of its own. Numbers of one machine: benchmarks/README.md.
+memory: what scoring holds at once by the compiler's account, for 1, 4 and 16 choices. greedy: 64 tokens,
+batch 8 and 1, against `generate`. All float32 with the same random weights, and results must agree;
+transformers in bfloat16 is a row of its own. Numbers of one machine: benchmarks/README.md.
 """
 
 import argparse
@@ -39,6 +40,8 @@ CONFIG = DecoderConfig(
 BATCH, LENGTH, NEW_TOKENS, CHOICES = 8, 128, 64, 4
 SHAPES = {"P 128, C 8": (128, 8), "P 256, C 8": (256, 8), "P 64, C 16": (64, 16)}
 """Tokens of a prompt and of a choice, by the name of the shape."""
+MEMORY_SHAPE = (1024, 8)
+"""Tokens of a prompt and of a choice, where memory is counted."""
 RANK, LEARNING_RATE = 8, 1e-4
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Runs = dict[str, Callable[[], object]]
@@ -185,6 +188,24 @@ def scoring(network: Network, params: Params, model: Any, shape: tuple[int, int]
     }
 
 
+def report_memory(network: Network) -> None:
+    """Prints the bytes that scoring holds beside its arguments, for few and many choices of a prompt."""
+    prompt, choice = MEMORY_SHAPE
+    params = network.abstract_params()
+    cache = BATCH * prompt * CONFIG.num_layers * 2 * CONFIG.num_kv_heads * CONFIG.head_dim * 4
+    print(f"keys and values of {BATCH} prompts of {prompt} tokens: {cache / 2**20:.0f} MiB")
+
+    def rows(*shape: int) -> Padded:
+        return Padded(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape[:-1], jnp.int32))
+
+    for count in (1, CHOICES, 4 * CHOICES):
+        program = score_choices.lower(
+            network, params, rows(BATCH, prompt), rows(BATCH, count, choice)).compile()
+        held = program.memory_analysis().temp_size_in_bytes
+        print(f"{count:3d} choices of {choice} tokens: {held / 2**20:.0f} MiB beside weights and inputs; a "
+              f"copy of the prompts for each choice would be {count * cache / 2**20:.0f} MiB", flush=True)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def joined_scores(network: Network, params: Params, tokens: jax.Array, choices: jax.Array) -> jax.Array:
     """Sums f32[N] of log-probabilities of choices i32[N, C] at the end of rows i32[N, P + C]."""
@@ -278,7 +299,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_flags(parser)
-    parser.add_argument("--only", default="forward,lora,full,scoring,greedy", help="parts, with commas")
+    parser.add_argument("--only", default="forward,lora,full,scoring,memory,greedy",
+                        help="parts, with commas")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
@@ -286,6 +308,8 @@ def main() -> None:
     params = jax.device_get(jax.jit(network.init)(jax.random.key(0)))
     model = transformers_model(params)
     placed = jax.device_put(params)
+    if "memory" in flags.only.split(","):
+        report_memory(network)
     for part, title, make in measurements(network, placed, model):
         if part not in flags.only.split(","):
             continue

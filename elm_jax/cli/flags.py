@@ -81,7 +81,7 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
     _add_hosts(train)
     _takes_plan(train)
     pretrain = _verb(
-        verbs, "pretrain", "Trains a small base from raw text.",
+        verbs, "pretrain", "Trains a base from raw text: a T5, or the decoder of a file of gin/models/.",
         "elm pretrain --gin_file gin/runs/pretrain.gin --gin.MODEL_DIR=\"'runs/base'\" "
         "\\\n    --gin.PASSAGES=\"('corpus.txt',)\"",
         "pretrain:pretrain")

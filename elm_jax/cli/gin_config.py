@@ -45,6 +45,8 @@ _BUILDERS = {name: gin.external_configurable(built, name=name) for name, built i
 # gin also looks for `models/tiny.gin` inside a Python package `models`, and fails if any folder of that
 # name can be imported: only plain files are read here.
 gin.config._FILE_READERS[:] = gin.config._FILE_READERS[:1]
+DEFAULT_NETWORK = "runs/_network.gin"
+"""The gin file of the network that `elm pretrain` trains where no other is given."""
 _REQUIRED_LINE = re.compile(r"^([A-Za-z_][A-Za-z0-9_]*) = %(?:gin\.)?REQUIRED$", re.MULTILINE)
 _MACRO = "gin.macro"
 Binding = tuple[str, str, str]
@@ -69,9 +71,30 @@ def gin_folder() -> pathlib.Path:
 def parse(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str] = ()) -> None:
     """Reads gin files, then single bindings (``NAME=VALUE``); later ones win.
 
+    A pretraining without a network gets that of which the files give the sizes, or else `DEFAULT_NETWORK`.
+
     Raises:
         InputError: a file that is not found, a line that gin refuses, an unknown configurable.
     """
+    _read(files, bindings, paths)
+    if is_bound("pretrain.model_dir") and not is_bound("pretrain.network"):
+        sized = sized_networks()
+        _read([DEFAULT_NETWORK], [], paths)
+        others = [name for name in sized if name not in sized_networks()]
+        if len(others) > 1:
+            raise InputError(describe("The sizes of several networks are given", where="gin config",
+                                      got=", ".join(sized), cure="give one file of gin/models/"))
+        chosen = [f"pretrain.network=@{name}()" for name in others]
+        _read([*([] if others else [DEFAULT_NETWORK]), *files], [*chosen, *bindings], paths)
+
+
+def sized_networks() -> list[str]:
+    """Names of the network configs of which the parsed config gives the sizes."""
+    return [name for name in NETWORKS if is_bound(f"{name}.vocab_size")]
+
+
+def _read(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -> None:
+    """Reads gin files and bindings into an empty config."""
     gin.clear_config()
     for path in reversed(search_paths(paths)):
         if path:

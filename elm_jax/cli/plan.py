@@ -60,7 +60,7 @@ def _parse(arguments: argparse.Namespace) -> None:
     config_lib.parse(arguments.gin_file, bindings, paths)
     bindings += [f"{name}={NOT_GIVEN!r}" for name in config_lib.missing_macros() if name in PLACES]
     is_run = not config_lib.is_bound("study.workdir") and not config_lib.is_bound("pretrain.model_dir")
-    sizes = [name for name in config_lib.NETWORKS if config_lib.is_bound(f"{name}.vocab_size")]
+    sizes = config_lib.sized_networks()
     if is_run and sizes and not config_lib.is_bound("train.network"):
         bindings.append(f"train.network=@{sizes[0]}()")
     config_lib.parse(arguments.gin_file, bindings, paths)

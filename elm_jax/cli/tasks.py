@@ -19,7 +19,7 @@ from elm_jax.cli.registries import modules_of, task_data
 from elm_jax.data.registry.task_rows import describe_dropped
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.base import load_vocabulary
+from elm_jax.experts.base import load_reading
 from elm_jax.runtime.config_checks import check_positive
 from elm_jax.workflows.tasks import show_tasks as task_tools
 from elm_jax.workflows.tasks import task_cache, task_check, task_stats
@@ -54,13 +54,13 @@ def show(arguments: argparse.Namespace) -> None:
     """Runs `elm tasks show NAME`."""
     check_positive(rows=arguments.rows, source_length=arguments.source_length,
                    target_length=arguments.target_length)
-    vocabulary = load_vocabulary(arguments.base)[0] if arguments.base else None
     shown = task_tools.show_task(
-        arguments.name, arguments.split, arguments.rows, modules=modules_of(arguments), vocabulary=vocabulary,
+        arguments.name, arguments.split, arguments.rows, modules=modules_of(arguments), base=arguments.base,
         source_length=arguments.source_length, target_length=arguments.target_length)
     if arguments.json:
         print_json(shown)
         return
+    print(f"cut_prompt: {shown['cut_prompt']}\n")
     for row in shown["rows"]:
         print("\n".join(f"{name}: {value}" for name, value in task_tools.printable(row).items()) + "\n")
     if shown["dropped"]:
@@ -70,7 +70,7 @@ def show(arguments: argparse.Namespace) -> None:
 def stats(arguments: argparse.Namespace) -> int:
     """Runs `elm tasks stats`: one row for each split; returns status 2 if a split cannot be read."""
     check_positive(source_length=arguments.source_length, target_length=arguments.target_length)
-    data = task_data(arguments)
+    data, (_, form) = task_data(arguments), load_reading(arguments.base)
     rows, faults = [], []
     for job in _progress(task_cache.jobs_of(data, arguments.names, arguments.split), "reading"):
         try:
@@ -79,7 +79,7 @@ def stats(arguments: argparse.Namespace) -> int:
             faults.append(error)
             continue
         lengths = task_stats.lengths_of(job[0], arguments.source_length, arguments.target_length)
-        rows.append(task_stats.stats_of(prepared, lengths))
+        rows.append(task_stats.stats_of(prepared, lengths, form))
     if arguments.json:
         print_json({"splits": rows, "faults": [str(fault) for fault in faults]})
     else:

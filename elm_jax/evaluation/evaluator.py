@@ -1,26 +1,21 @@
-"""Evaluates one model on one task: batches in length buckets, scores or generations, a result row."""
+"""Evaluates one model on one task: scores or generations of its instances, a result row."""
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from elm_jax.data.arrays.batch_forms import BatchForm, form_of
-from elm_jax.data.arrays.batches import (
-    ChoiceShape,
-    choose_bucket,
-    make_choice_batch,
-    pad_prompts,
-    padded,
-)
-from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.arrays.batches import padded
+from elm_jax.data.arrays.prepared import LEFT, PreparedSplit
+from elm_jax.data.arrays.prompt_rows import count_cut
 from elm_jax.data.prompts.templates import dataset_path
-from elm_jax.errors import InputError, RunError, describe
+from elm_jax.errors import RunError, describe
 from elm_jax.evaluation import greedy_texts, metrics, rank
-from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
+from elm_jax.evaluation.batch_plan import TaskInstances, plan_batches
+from elm_jax.evaluation.evaluation_settings import EvaluationSettings
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding
@@ -30,23 +25,7 @@ from elm_jax.vocabularies.vocabulary import Vocabulary
 
 __all__ = ["EvaluationSettings", "ResultsStore", "Scoring", "TaskResult", "evaluate_task"]
 
-SMALLEST_CHOICE_BUCKET = 2
 SCORE_DIGITS = 6
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class BatchShape:
-    """Shape of one batch: S input tokens, C choices of T tokens (both 0 in a generation), B rows."""
-
-    source: int
-    choices: int
-    target: int
-    rows: int
-
-    def holds(self, other: "BatchShape") -> bool:
-        """Whether an instance of the other shape fits into a row of this one."""
-        return (self.source >= other.source and self.choices >= other.choices
-                and self.target >= other.target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,19 +68,21 @@ def evaluate_task(network: Network, params: Params, split: PreparedSplit, scorin
         A row and the predictions, in the order of the instances' indices, whatever the batches were.
 
     Raises:
-        InputError: the split has no rows, or a row to rank has no choices.
+        InputError: the split has no rows, or a row that cannot be scored (see `TaskInstances.of`).
         RunError: scores are not numbers.
     """
     start = time.monotonic()
+    instances = TaskInstances.of(split, network, scoring.settings)
     score = _rank if split.kind == "rank" else _generate
-    predictions = score(network, params, split, scoring)
-    return task_result(split, predictions, scoring, expert, seconds=time.monotonic() - start)
+    predictions = score(network, params, instances, scoring)
+    return task_result(instances, predictions, scoring, expert, seconds=time.monotonic() - start)
 
 
-def task_result(split: PreparedSplit, predictions: list[dict[str, Any]], scoring: Scoring, expert: str, *,
+def task_result(instances: TaskInstances, predictions: list[dict[str, Any]], scoring: Scoring, expert: str, *,
                 seconds: float) -> TaskResult:
     """Makes the result row of one model on one task from its predictions."""
-    ranked, settings = split.kind == "rank", scoring.settings
+    split, settings = instances.split, scoring.settings
+    ranked = split.kind == "rank"
     if ranked:
         estimate = metrics.accuracy([found["correct"] for found in predictions])
     else:
@@ -114,54 +95,34 @@ def task_result(split: PreparedSplit, predictions: list[dict[str, Any]], scoring
         "metric": "accuracy" if ranked else "rouge_l",
         "value": estimate.value, "num_instances": estimate.n, "ci95_low": estimate.low,
         "ci95_high": estimate.high, "chance": chance, "seconds": seconds,
-        "settings": settings.digest(scoring.max_rows), "max_rows": scoring.max_rows,
-        "source_length": settings.source_length, "num_cut": count_cut(split, settings.source_length),
+        "settings": settings.digest(scoring.max_rows, cut_prompt=split.cut_prompt),
+        "max_rows": scoring.max_rows, "source_length": settings.source_length,
+        "num_cut": count_cut(split, instances.form, settings.source_length),
     }
     if ranked and settings.choice_score != "sum":
         row["choice_score"] = settings.choice_score
+    if split.cut_prompt == LEFT:
+        row["cut_prompt"] = LEFT
     return TaskResult([row], predictions)
 
 
-def count_cut(split: PreparedSplit, source_length: int) -> int:
-    """Number of rows whose input is longer than `source_length`, so that its end is cut off."""
-    return sum(len(split.inputs(number)) > source_length for number in range(len(split)))
-
-
-def _rank(network: Network, params: Params, split: PreparedSplit, scoring: Scoring
+def _rank(network: Network, params: Params, instances: TaskInstances, scoring: Scoring
           ) -> list[dict[str, Any]]:
-    choices, form = choices_of(split), form_of(network)
     found: list[dict[str, Any]] = []
-    for shape, numbers in plan_batches(split, choices, scoring.settings, scoring.mesh.shape["data"]):
-        batch = scoring.with_states(choice_batch(split, choices, shape, numbers, form))
+    for shape, numbers in plan_batches(instances, scoring.settings, scoring.mesh.shape["data"]):
+        batch = scoring.with_states(instances.batch(shape, numbers))
         placed = sharding.put_batch(batch, scoring.mesh)
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
-        found += ranked_rows(split, choices, numbers, hosts.whole(scores), scoring.settings.choice_score)
+        found += ranked_rows(instances, numbers, hosts.whole(scores), scoring.settings.choice_score)
     return in_order(found)
 
 
-def choices_of(split: PreparedSplit) -> list[list[np.ndarray]]:
-    """Answer choices of every row, as tokens."""
-    return [split.choices(number) for number in range(len(split))]
-
-
-def choice_batch(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], shape: "BatchShape",
-                 numbers: Sequence[int], form: BatchForm) -> dict[str, np.ndarray]:
-    """Makes the batch of some rows to rank: inputs i32[B, S], choices i32[B, C, T], and their lengths."""
-    batch = dict(make_choice_batch(
-        [form.prompt(split.inputs(number), shape.source) for number in numbers],
-        [choices[number] for number in numbers],
-        ChoiceShape(shape.rows, shape.source, shape.choices, shape.target), form.ids.pad))
-    del batch["choice_mask"]  # the lengths imply it
-    return batch
-
-
-def ranked_rows(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], numbers: Sequence[int],
-                scores: np.ndarray, choice_score: str = "sum") -> list[dict[str, Any]]:
+def ranked_rows(instances: TaskInstances, numbers: Sequence[int], scores: np.ndarray,
+                choice_score: str = "sum") -> list[dict[str, Any]]:
     """Turns log-probabilities f32[B, C] of a batch's choices into predictions.
 
     Args:
-        split: of the rows.
-        choices: of every row of the split.
+        instances: of a split.
         numbers: of the batch's rows.
         scores: f32[B, C], sums over a choice's tokens; B may be larger than the number of rows.
         choice_score: 'mean' divides each by the choice's number of tokens.
@@ -169,7 +130,7 @@ def ranked_rows(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], n
     Raises:
         RunError: scores are not numbers.
     """
-    scores = scores[:len(numbers)]
+    split, choices, scores = instances.split, instances.choices, scores[:len(numbers)]
     if choice_score == "mean":
         scores = rank.per_token(scores, [[len(choice) for choice in choices[number]] for number in numbers])
     if not np.isfinite(scores).all():
@@ -189,26 +150,17 @@ def ranked_rows(split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]], n
     return found
 
 
-def _generate(network: Network, params: Params, split: PreparedSplit, scoring: Scoring
+def _generate(network: Network, params: Params, instances: TaskInstances, scoring: Scoring
               ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for shape, numbers in plan_batches(split, None, scoring.settings, scoring.mesh.shape["data"]):
-        batch = scoring.with_states(input_rows(split, shape, numbers, form_of(network)))
+    for shape, numbers in plan_batches(instances, scoring.settings, scoring.mesh.shape["data"]):
+        batch = scoring.with_states(instances.batch(shape, numbers))
         placed = sharding.put_batch(batch, scoring.mesh)
         texts = greedy_texts.generate(
             network, params, padded(placed, "inputs"), max_new_tokens=scoring.settings.max_new_tokens,
             vocabulary=scoring.vocabulary)
-        found += generated_rows(split, numbers, texts)
+        found += generated_rows(instances.split, numbers, texts)
     return in_order(found)
-
-
-def input_rows(split: PreparedSplit, shape: "BatchShape", numbers: Sequence[int], form: BatchForm
-               ) -> dict[str, np.ndarray]:
-    """Pads the inputs of some rows for generation: i32[B, S], and their lengths i32[B]."""
-    inputs = [form.prompt(split.inputs(number), shape.source) for number in numbers]
-    # Copies of a real row, not empty ones: decoding continues until the last row has ended.
-    inputs += inputs[:1] * (shape.rows - len(numbers))
-    return dict(pad_prompts(inputs, shape.rows, shape.source, form.ids.pad))
 
 
 def generated_rows(split: PreparedSplit, numbers: Sequence[int], texts: Sequence[str]
@@ -226,70 +178,3 @@ def generated_rows(split: PreparedSplit, numbers: Sequence[int], texts: Sequence
 def in_order(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sorts predictions by the index of their instance."""
     return sorted(predictions, key=lambda one: one["index"])
-
-
-def plan_batches(
-    split: PreparedSplit, choices: Sequence[Sequence[np.ndarray]] | None,
-    settings: EvaluationSettings, data_axis: int,
-) -> Iterator[tuple[BatchShape, list[int]]]:
-    """Groups a split's rows into batches of few shapes, shortest inputs first.
-
-    The number of rows of a shape follows from the token budget alone, so a run compiles one program for each
-    bucket. Rows left over from a bucket join the half-empty batch of a larger one.
-
-    Args:
-        split: whose rows to group.
-        choices: of every row; None for a generation.
-        settings: buckets and budget.
-        data_axis: size of the mesh's data axis, of which the rows are a multiple.
-
-    Yields:
-        A shape and at most that many numbers of rows; every row comes once.
-
-    Raises:
-        InputError: the split has no rows, or a row to rank has no choices.
-    """
-    if not len(split):
-        raise InputError(describe("There is nothing to evaluate", where=f"{split.name} {split.split}",
-                                  got="no rows"))
-    groups: dict[BatchShape, list[int]] = {}
-    order = sorted(range(len(split)), key=lambda number: (len(split.inputs(number)), number))
-    for number in order:
-        own = None if choices is None else choices[number]
-        if own is not None and not own:
-            raise InputError(describe("A row has no choices to rank", got=f"row {number}",
-                                      where=f"{split.name} {split.split}"))
-        groups.setdefault(_shape_of(len(split.inputs(number)), own, settings, data_axis),
-                          []).append(number)
-    for shape in sorted(groups):
-        left = len(groups[shape]) % shape.rows
-        for larger in groups:
-            free = -len(groups[larger]) % larger.rows
-            if left and larger != shape and larger.holds(shape) and left <= free:
-                groups[larger] += groups[shape][-left:]
-                del groups[shape][-left:]
-                break
-    for shape, numbers in sorted(groups.items()):
-        for start in range(0, len(numbers), shape.rows):
-            yield shape, numbers[start:start + shape.rows]
-
-
-def _shape_of(length: int, choices: Sequence[np.ndarray] | None, settings: EvaluationSettings,
-              data_axis: int) -> BatchShape:
-    limit = settings.source_length
-    buckets = [bucket for bucket in settings.source_buckets if bucket < limit]
-    source = choose_bucket(length, [*buckets, limit], cut=True)
-    number = target = 0
-    if choices is not None:
-        number = _power_of_two(len(choices), SMALLEST_CHOICE_BUCKET)
-        longest = max(len(choice) for choice in choices)
-        largest = settings.target_buckets[-1]
-        target = (choose_bucket(longest, settings.target_buckets) if longest <= largest
-                  else _power_of_two(longest, 1))
-    tokens = max(source, CHOICE_TOKEN_COST * number * target)
-    rows = max(1, settings.tokens_per_batch // tokens) * data_axis
-    return BatchShape(source, number, target, rows)
-
-
-def _power_of_two(value: int, smallest: int) -> int:
-    return max(smallest, 1 << (value - 1).bit_length())

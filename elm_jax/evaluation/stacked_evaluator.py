@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import evaluator, rank
+from elm_jax.evaluation.batch_plan import TaskInstances, plan_batches
 from elm_jax.evaluation.evaluator import Scoring
 from elm_jax.evaluation.greedy_texts import decoded
 from elm_jax.evaluation.results import TaskResult
@@ -72,7 +72,7 @@ def evaluate_task_stacked(network: Network, params: Many, split: PreparedSplit, 
         experts: ids, in the order of the stack.
 
     Raises:
-        InputError: the split has no rows, or a row to rank has no choices.
+        InputError: the split has no rows, or a row that cannot be scored.
         RunError: scores are not numbers.
     """
     start, size = time.monotonic(), len(experts)
@@ -80,39 +80,40 @@ def evaluate_task_stacked(network: Network, params: Many, split: PreparedSplit, 
     budget = max(1, scoring.settings.tokens_per_batch // size)
     smaller = dataclasses.replace(scoring, settings=dataclasses.replace(
         scoring.settings, tokens_per_batch=budget))
+    instances = TaskInstances.of(split, network, scoring.settings)
     run = _rank if split.kind == "rank" else _generate
-    found = run(grouped, params, split, smaller)
+    found = run(grouped, params, instances, smaller)
     seconds = (time.monotonic() - start) / size
-    return [evaluator.task_result(split, evaluator.in_order(own), scoring, expert, seconds=seconds)
+    return [evaluator.task_result(instances, evaluator.in_order(own), scoring, expert, seconds=seconds)
             for expert, own in zip(experts, found, strict=True)]
 
 
-def _rank(network: GroupedNetwork, params: Many, split: PreparedSplit, scoring: Scoring
+def _rank(network: GroupedNetwork, params: Many, instances: TaskInstances, scoring: Scoring
           ) -> list[list[dict[str, Any]]]:
-    mesh, choices, form = scoring.mesh, evaluator.choices_of(split), form_of(network)
+    mesh = scoring.mesh
     found: list[list[dict[str, Any]]] = [[] for _ in range(network.size)]
-    for shape, numbers in evaluator.plan_batches(split, choices, scoring.settings, mesh.shape["data"]):
-        batch = scoring.with_states(evaluator.choice_batch(split, choices, shape, numbers, form))
+    for shape, numbers in plan_batches(instances, scoring.settings, mesh.shape["data"]):
+        batch = scoring.with_states(instances.batch(shape, numbers))
         placed = _repeated(batch, network.size, mesh)
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
         scores = hosts.whole(scores)
         for own, group in zip(found, np.split(scores, network.size), strict=True):
-            own += evaluator.ranked_rows(split, choices, numbers, group, scoring.settings.choice_score)
+            own += evaluator.ranked_rows(instances, numbers, group, scoring.settings.choice_score)
     return found
 
 
-def _generate(network: GroupedNetwork, params: Many, split: PreparedSplit, scoring: Scoring
+def _generate(network: GroupedNetwork, params: Many, instances: TaskInstances, scoring: Scoring
               ) -> list[list[dict[str, Any]]]:
     settings, mesh = scoring.settings, scoring.mesh
     found: list[list[dict[str, Any]]] = [[] for _ in range(network.size)]
-    for shape, numbers in evaluator.plan_batches(split, None, settings, mesh.shape["data"]):
-        batch = scoring.with_states(evaluator.input_rows(split, shape, numbers, form_of(network)))
+    for shape, numbers in plan_batches(instances, settings, mesh.shape["data"]):
+        batch = scoring.with_states(instances.batch(shape, numbers))
         placed = _repeated(batch, network.size, mesh)
         tokens = greedy(network, params, padded(placed, "inputs"), max_length=settings.max_new_tokens)
         tokens = hosts.whole(tokens)
         for own, group in zip(found, np.split(tokens, network.size), strict=True):
             texts = [decoded(network.config, row, scoring.vocabulary) for row in group[:len(numbers)]]
-            own += evaluator.generated_rows(split, numbers, texts)
+            own += evaluator.generated_rows(instances.split, numbers, texts)
     return found
 
 
@@ -194,34 +195,31 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
         name: of the router, in the row's place of an expert's id.
 
     Raises:
-        InputError: not one expert of the stack a row; no rows; a row without choices.
+        InputError: not one expert of the stack a row; no rows; a row that cannot be scored.
         RunError: scores are not numbers.
     """
     start, index = time.monotonic(), check_index(expert_index, jax.tree.leaves(params[1])[0].shape[0])
     if not len(split) or len(index) != len(split):
         raise InputError(describe("Each row needs one expert", where=f"{split.name} {split.split}",
                                   got=f"{len(index)} experts for {len(split)} rows"))
-    choices, form = evaluator.choices_of(split) if split.kind == "rank" else None, form_of(network)
     settings, mesh = scoring.settings, scoring.mesh
+    instances = TaskInstances.of(split, network, settings)
     found: list[dict[str, Any]] = []
-    for shape, numbers in evaluator.plan_batches(split, choices, settings, mesh.shape["data"]):
-        chosen = np.resize(index[numbers], shape.rows)
-        if choices is None:
-            batch = scoring.with_states(evaluator.input_rows(split, shape, numbers, form))
-            placed = sharding.put_batch({**batch, "index": chosen}, mesh)
+    for shape, numbers in plan_batches(instances, settings, mesh.shape["data"]):
+        batch = scoring.with_states(instances.batch(shape, numbers))
+        placed = sharding.put_batch({**batch, "index": np.resize(index[numbers], shape.rows)}, mesh)
+        if instances.choices is None:
             tokens = greedy_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                   max_length=settings.max_new_tokens)
             tokens = hosts.whole(tokens)
             texts = [decoded(network.config, row, scoring.vocabulary) for row in tokens]
             found += evaluator.generated_rows(split, numbers, texts)
         else:
-            batch = scoring.with_states(evaluator.choice_batch(split, choices, shape, numbers, form))
-            placed = sharding.put_batch({**batch, "index": chosen}, mesh)
             scores = score_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                  padded(placed, "choices"))
             scores = hosts.whole(scores)
-            found += evaluator.ranked_rows(split, choices, numbers, scores, settings.choice_score)
-    result = evaluator.task_result(split, evaluator.in_order(found), scoring, name,
+            found += evaluator.ranked_rows(instances, numbers, scores, settings.choice_score)
+    result = evaluator.task_result(instances, evaluator.in_order(found), scoring, name,
                                    seconds=time.monotonic() - start)
-    digest = settings.digest(scoring.max_rows, mixed=True)
+    digest = settings.digest(scoring.max_rows, mixed=True, cut_prompt=split.cut_prompt)
     return dataclasses.replace(result, rows=[{**row, "settings": digest} for row in result.rows])

@@ -47,17 +47,25 @@ class TextGenerator:
         self._form, self._ends = form_of(network), ends_of(network.config)
         self._context = context_of(network.config)
 
-    def prompt(self, text: str, where: str = "the prompt") -> Tokens:
+    def prompt(self, text: str, where: str = "the prompt", room: int | None = None) -> Tokens:
         """Encodes a text as a prompt, with the tokens that this network's prompts have at their ends.
 
         A text that begins with BOS already, as chat templates write it, gets no second one.
+
+        Args:
+            text: of the prompt.
+            where: it came from, for the error.
+            room: tokens of the context that are kept free behind it: what does not fit is cut on the left.
+                None cuts nothing.
 
         Raises:
             InputError: the context does not hold the prompt and one token more.
         """
         tokens = [*self.vocabulary.encode(text), self.vocabulary.eos_id]
-        tokens = tokens[1:] if tokens[0] == self._form.ids.bos else tokens
-        prompt = self._form.prompt(np.asarray(tokens, np.int32), len(tokens) + 1)
+        tokens = np.asarray(tokens[1:] if tokens[0] == self._form.ids.bos else tokens, np.int32)
+        if room is not None and self._context is not None and self._context > room:
+            tokens = self._form.last_of(tokens, self._context - room)
+        prompt = self._form.prompt(tokens, len(tokens) + 1)
         if self._context is not None and len(prompt) >= self._context:
             raise InputError(describe(
                 "A prompt is longer than the network's context", where=where, got=f"{len(prompt)} tokens",

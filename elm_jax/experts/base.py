@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from elm_jax.data.arrays.batch_forms import BatchForm, form_of
 from elm_jax.data.prompts.chat_templates import ChatTemplate
 from elm_jax.formats import detect, tree_checks
 from elm_jax.formats.elm import base_json, elm_folders
@@ -113,6 +114,12 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None,
 def load_vocabulary(folder: storage.PathLike) -> tuple[Vocabulary | None, str | None]:
     """Reads a base's vocabulary, and the path of a file that holds it, without the parameters."""
     return _vocabulary(detect.open_model(folder))
+
+
+def load_reading(folder: storage.PathLike) -> tuple[Vocabulary | None, BatchForm]:
+    """Reads how a base reads texts: its vocabulary and the form of its batches, without the parameters."""
+    model = detect.open_model(folder)
+    return _vocabulary(model)[0], form_of(families.network_of(model.config))
 
 
 def base_of(model: Model, mesh: Mesh | None = None, rules: Rules = sharding.DEFAULT_RULES) -> Base:

@@ -79,7 +79,7 @@ def write_hf_expert(folder: storage.PathLike, model: Model, expert: Expert, *,
     turned = {name: names[path].transposed for name, path in paths.items()}
     specs = {name: TensorSpec(_turned(overlay[path].shape, turned[name]), np.dtype(overlay[path].dtype).name)
              for name, path in sorted(paths.items())}
-    with staging.staged(folder) as target:
+    with staging.staged(folder, late_writes=False) as target:
         safetensors_files.write_file(
             target / WEIGHTS_FILE, specs,
             lambda name: streaming.pieces(np.asarray(overlay[paths[name]]), turned[name]), {"format": "pt"})

@@ -18,6 +18,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert
+from elm_jax.experts.peft_fit import FACTOR_A, FACTOR_B, VECTOR, Shapes, check_tensors, none_of_config
 from elm_jax.formats import leaf_names, places, tree_checks
 from elm_jax.formats.model import Model, Origin
 from elm_jax.formats.peft import adapter_files, ia3_settings, lora_settings
@@ -36,7 +37,6 @@ from elm_jax.types import FlatParams
 logger = logging.getLogger(__name__)
 FACTS = "peft"
 """Key of a card's training facts for the adapter_config.json that an expert came with."""
-FACTOR_A, FACTOR_B, VECTOR = ".lora_A.weight", ".lora_B.weight", ".ia3_l"
 _BASE_LAYER = ".base_layer"
 _COPIES = (".original_module.", ".modules_to_save.")
 """Parts of names of copies that PEFT may write beside a module that it replaces."""
@@ -54,7 +54,7 @@ def load_peft(folder: storage.PathLike, base: Base, *, expert_id: str | None = N
         InputError: another kind of adapter; settings that are not supported; pickled weights; tensors that do
             not fit the base; another base's name. All faults of one sort are named.
     """
-    names = () if base.path is None else (base.path,)
+    names = (base.path or base.name,)
     return read_peft(folder, base.config, base.reference(), names, expert_id)[0]
 
 
@@ -84,14 +84,13 @@ def read_peft(folder: storage.PathLike, config: NetworkConfig, reference: Mappin
     stored = _named(adapter_files.open_tensors(folder), folder)
     tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
     modules = modules_of(config.with_adapter(None), where)
-    targeted = targeted_modules(settings, modules, where, stored)
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    targeted = targeted_modules(settings, modules, where, stored, shapes)
     replaced = replaced_parameters(settings, modules, targeted, stored)
     wanted = {name: modules.shape(name) for name in replaced}
     for module in targeted:
         wanted |= _own_shapes(settings, modules, module)
-    tree_checks.check_leaves(
-        "The adapter does not fit the base", folder, {name: tensor.shape for name, tensor in stored.items()},
-        wanted, "give the base that it was trained on")
+    check_tensors(shapes, wanted, modules, folder)
     if isinstance(settings, Ia3Settings):
         adapter, overlay, origins = _factors(settings, modules, targeted, stored, where)
     else:
@@ -117,17 +116,34 @@ def _layers_of(config: NetworkConfig, overlay: FlatParams) -> tuple[int, ...]:
 
 
 def check_base_name(recorded: Any, names: Sequence[str], where: Any) -> None:
-    """Raises InputError if an adapter records another model of the hub as its base.
+    """Compares the base that an adapter records with names of the one that is given.
 
-    Only names of the hub are compared, and of them the last word: copies of one model have other owners.
+    Of names of the hub the last word counts: copies of one model have other owners. A folder is taken for the
+    recorded base if it is the recorded folder, or has the last word of the recorded name. Where neither side
+    has such a name, a warning says that they were not compared.
+
+    Raises:
+        InputError: both have names on the hub, of unlike models.
     """
+    if not isinstance(recorded, str) or not recorded:
+        return
     ours = {_hub_word(name) for name in names} - {None}
-    theirs = _hub_word(recorded) if isinstance(recorded, str) else None
+    theirs = _hub_word(recorded)
     if theirs is not None and ours and theirs not in ours:
         raise InputError(describe(
             "The adapter was trained on another base", where=where, got=f"base_model_name_or_path {recorded}",
             expected=" or ".join(names), cure="give that base; or, if it is the same model under another "
                                               "name, correct base_model_name_or_path"))
+    if theirs not in ours and _last_word(recorded) not in map(_last_word, names):
+        logger.warning("%s records the base %s; the given one, %s, has no name to compare with it: only the "
+                       "shapes of its tensors were compared", where, recorded,
+                       " or ".join(names) or "in memory")
+
+
+def _last_word(name: str) -> str:
+    """The last part of a name or folder; two of ``runs/a/base``: every pretraining calls its base so."""
+    parts = name.removeprefix(leaf_names.HUB).lower().rstrip("/").split("/")
+    return "/".join(parts[-2:] if parts[-1] == "base" else parts[-1:])
 
 
 def _hub_word(name: str) -> str | None:
@@ -154,7 +170,7 @@ def _named(stored: Mapping[str, streaming.Stored], where: Any) -> dict[str, stre
 
 
 def targeted_modules(settings: LoraSettings, modules: Modules, where: Any,
-                     stored: Collection[str] | None = None) -> list[str]:
+                     stored: Collection[str] | None = None, shapes: Shapes | None = None) -> list[str]:
     """Modules that get an update, in the network's order.
 
     Args:
@@ -162,6 +178,7 @@ def targeted_modules(settings: LoraSettings, modules: Modules, where: Any,
         modules: of the base.
         where: for the error.
         stored: names of tensors, which say it if the settings do not.
+        shapes: of the tensors of a file, for the error.
 
     Raises:
         InputError: there are none; or some are no projections.
@@ -178,9 +195,10 @@ def targeted_modules(settings: LoraSettings, modules: Modules, where: Any,
             raise InputError(describe("Updates of these modules are not supported", where=where,
                                       got=", ".join(other), expected=_kinds(modules)))
     if not found:
-        raise InputError(describe(
+        shown = _shown(settings.target_modules)
+        raise none_of_config(shapes or {}, modules, where, shown) or InputError(describe(
             "The adapter is for other modules than the base has", where=where,
-            got=f"target_modules {_shown(settings.target_modules)}", expected=_kinds(modules),
+            got=f"target_modules {shown}", expected=_kinds(modules),
             cure="give the base that it was trained on"))
     return found
 

@@ -95,7 +95,7 @@ def write_peft(folder: storage.PathLike, expert: Expert, base: Tensors, address:
     tensors = {_stored_name(name, updates): modules.values(name, read) for name in names}
     for module, update in updates.items():
         tensors |= {module + FACTOR_A: update.a, module + FACTOR_B: update.b}
-    with staging.staged(folder) as target:
+    with staging.staged(folder, late_writes=False) as target:
         adapter_files.write_into(target, values, tensors)
     origins = {path: Origin(_stored_name(name, updates), modules.parameters[name].transposed)
                for name in names for path in modules.parameters[name].paths}

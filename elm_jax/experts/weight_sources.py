@@ -20,7 +20,7 @@ from elm_jax.formats.tensors.hashed import HashedTensors
 from elm_jax.models import families
 from elm_jax.runtime import storage, trees
 
-CARD_FILE = "expert.json"
+CARD_FILE = detect.EXPERT_FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,8 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
         InputError: the folder is of another kind; a reader finds a fault; an expert's base is not found, or
             is another one; the vocabulary does not fit.
     """
+    if kind == "gguf" and not places.is_on_hub(name) and not storage.as_path(name).exists():
+        raise places.no_file(name)  # the hub's models are folders
     folder = places.locate(name)
     if kind == "elm" and expert_folder(folder) is not None:
         source = _open_expert(expert_folder(folder), base)

@@ -27,6 +27,8 @@ def locate(name: storage.PathLike) -> epath.Path:
             raise InputError(describe("A model is a folder, not a file", where=folder,
                                       expected=f"a folder, or a file {', '.join(_FILES)}"))
         return folder
+    if is_file_name(name):
+        raise no_file(name)
     # A wrong path below a folder that is there must not become a request to the hub.
     if not _HUB_NAME.fullmatch(str(name)) or ("/" in str(name) and folder.parent.exists()):
         raise InputError(describe(
@@ -39,6 +41,17 @@ def locate(name: storage.PathLike) -> epath.Path:
 def is_on_hub(name: storage.PathLike) -> bool:
     """Whether the name is certainly a model's name on the hub, and not a folder's."""
     return str(name).startswith(leaf_names.HUB)
+
+
+def is_file_name(name: storage.PathLike) -> bool:
+    """Whether a name is that of a model in one file, by its suffix: no model on the hub is called so."""
+    return str(name).endswith(_FILES)
+
+
+def no_file(name: storage.PathLike) -> InputError:
+    """The error for a model's file that is not there."""
+    return InputError(describe("There is no such file", where=storage.as_path(name),
+                               expected=f"a file that ends in {' or '.join(_FILES)}"))
 
 
 def _fetch(name: str) -> epath.Path:

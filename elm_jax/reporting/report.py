@@ -215,7 +215,7 @@ def inputs_grid(table: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[st
     else:
         total, number = (sum(row[name] for row in known) for name in ("num_instances", "num_cut"))
         sentence += (f"So {number} of {total} inputs ({100 * number / total:.1f}%), of {len(cut)} of "
-                     f"{len(known)} tasks, lost their end.")
+                     f"{len(known)} tasks, were cut.")
         sentence += f" The {min(WORST_CUT, len(cut))} tasks that lost most:" if cut else ""
     return sentence, {"columns": ["task", "inputs", "cut", "share"],
                       "rows": [[row["task"], str(row["num_instances"]), str(row["num_cut"]),

@@ -11,6 +11,7 @@ Nothing in a shard ever changes, so many processes may read and write one store;
 is there twice, with equal values.
 """
 
+import contextlib
 import io
 import logging
 import time
@@ -52,18 +53,21 @@ class RowStore:
         width: D.
         dtype: of the values.
         most_bytes: of all files in `root`; a row beyond is not kept.
+        writers: processes of one run that write into `root`: each may fill its share of what is left.
 
     Raises:
         InputError: a bucket, a store of other facts, or a damaged shard.
     """
 
     def __init__(self, root: storage.PathLike, name: str, facts: dict[str, Any], *, width: int,
-                 dtype: np.dtype, most_bytes: int) -> None:
+                 dtype: np.dtype, most_bytes: int, writers: int = 1) -> None:
         if not storage.is_local(root):
             raise InputError(describe("A store of rows is on a local disk", where=root, got="a bucket"))
         self.root, self.folder = storage.as_path(root), storage.as_path(root) / name
         self.width, self.dtype, self.most_bytes = width, np.dtype(dtype), most_bytes
         self.full = False
+        self._writers = writers
+        self._read: set[str] = set()
         self._places: dict[bytes, _Place] = {}
         self._waiting: dict[bytes, np.ndarray] = {}
         self._about = {"schema_version": 1, "facts": facts, "width": width, "dtype": self.dtype.name}
@@ -118,11 +122,19 @@ class RowStore:
         content = b"".join([head.getvalue(), *(row.tobytes() for row in rows)])
         name = f"{zlib.crc32(index.tobytes()):08x}-{time.time_ns():x}{SUFFIX}"
         if not (self.folder / ABOUT).exists():
-            storage.write_json(self.folder / ABOUT, self._about)
-        storage.write_bytes(self.folder / name, content)
+            storage.write_json(self.folder / ABOUT, self._about, own=True)
+        storage.write_bytes(self.folder / name, content, own=True)
         self._waiting, self._waiting_bytes = {}, 0
         self._read_shard(self.folder / name)
-        self._room = self.most_bytes - self._bytes_used()
+        if self._writers == 1:  # several cannot count together: each keeps to the share that it began with
+            self._room = self.most_bytes - self._bytes_used()
+
+    def read_others(self) -> None:
+        """Reads the shards that other processes have written since."""
+        if self.folder.exists():
+            for path in sorted(self.folder.iterdir()):
+                if path.name.endswith(SUFFIX) and path.name not in self._read:
+                    self._read_shard(path)
 
     def _open(self) -> None:
         if (self.folder / ABOUT).exists():
@@ -131,16 +143,17 @@ class RowStore:
                 raise InputError(describe("The store holds rows that were made of something else",
                                           where=self.folder, got="; ".join(differences(found, self._about)),
                                           cure="remove this folder"))
+        self.read_others()
         if self.folder.exists():
-            for path in sorted(self.folder.iterdir()):
-                if path.name.endswith(SUFFIX):
-                    self._read_shard(path)
-                elif ".tmp-" in path.name and time.time() - path.stat().mtime > _STALE_SECONDS:
-                    path.unlink(missing_ok=True)  # of a run that was killed while it wrote
-        self._room = self.most_bytes - self._bytes_used()
+            for path in self.folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # another process is writing it
+                    if ".tmp-" in path.name and time.time() - path.stat().mtime > _STALE_SECONDS:
+                        path.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        self._room = (self.most_bytes - self._bytes_used()) // self._writers
 
     def _read_shard(self, path: epath.Path) -> None:
         """Reads a shard's index, and maps its values into memory."""
+        self._read.add(path.name)
         try:
             with open(path, "rb") as file:
                 index = np.load(file, allow_pickle=False)
@@ -161,10 +174,12 @@ class RowStore:
         return self.width * self.dtype.itemsize
 
     def _bytes_used(self) -> int:
-        if not self.root.exists():
-            return 0
-        return sum(path.stat().length for folder in self.root.iterdir() if folder.is_dir()
-                   for path in folder.iterdir())
+        used = 0
+        for folder in self.root.iterdir() if self.root.exists() else ():
+            for path in folder.iterdir() if folder.is_dir() else ():
+                with contextlib.suppress(FileNotFoundError):  # another process has renamed it
+                    used += path.stat().length
+        return used
 
     def _say_full(self) -> None:
         if not self.full:

@@ -12,6 +12,9 @@ from etils import epath
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime.storage import PathLike, as_path, guard_writes, is_local
 
+QUIET_SECONDS = 0.5
+"""So long a folder must stay away, after an error, before no late write is expected in it."""
+
 
 def check_free(folder: PathLike) -> None:
     """Raises InputError if the path exists and is not an empty folder."""
@@ -23,12 +26,17 @@ def check_free(folder: PathLike) -> None:
 
 
 @contextmanager
-def staged(folder: PathLike) -> Iterator[epath.Path]:
+def staged(folder: PathLike, late_writes: bool = True) -> Iterator[epath.Path]:
     """Yields a folder to write into, which gets its final name if the block ends without an error.
 
     On a local disk that is ``<folder>.partial``, renamed at the end; what an interrupted run left there
     is removed first. Buckets cannot rename: there it is the folder itself, and the caller must write the file
     that readers look for last.
+
+    Args:
+        folder: does not exist, or is empty.
+        late_writes: after an error another thread may still write, as Orbax does; False where all writing is
+            done by the block itself, which then fails without a wait.
 
     Raises:
         InputError: there is a folder of the final name already, and something in it; or another process
@@ -47,7 +55,7 @@ def staged(folder: PathLike) -> Iterator[epath.Path]:
                 _empty(target)
             yield target
         except BaseException:
-            _remove_for_good(target)
+            _remove_for_good(target, quiet=QUIET_SECONDS if late_writes else 0.0)
             raise
 
 
@@ -183,11 +191,12 @@ def _empty(folder: epath.Path, keep: Collection[str] = ()) -> None:
             os.remove(path)
 
 
-def _remove_for_good(folder: epath.Path, quiet: float = 0.5, limit: float = 10.0) -> None:
+def _remove_for_good(folder: epath.Path, quiet: float, limit: float = 10.0) -> None:
     """Removes a folder until it stays away for `quiet` seconds, for at most `limit` seconds.
 
     A write that Orbax gave up on may still create its files again.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     end = time.monotonic() + limit
     away_since = time.monotonic()
     while time.monotonic() < min(end, away_since + quiet):

@@ -116,14 +116,20 @@ def require_name(name: Any, where: Any, what: str) -> str:
     return name
 
 
-def write_text(path: PathLike, text: str) -> None:
+def write_text(path: PathLike, text: str, *, own: bool = False) -> None:
     """Writes a text as `write_bytes` does, in UTF-8."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), own=own)
 
 
-def write_bytes(path: PathLike, content: bytes) -> None:
-    """Writes a file whole: on a local disk through a temporary file beside it."""
-    if not hosts.is_first():
+def write_bytes(path: PathLike, content: bytes, *, own: bool = False) -> None:
+    """Writes a file whole: on a local disk through a temporary file beside it.
+
+    Args:
+        path: of the file.
+        content: its bytes.
+        own: whether each process of a run writes; otherwise the first one alone does.
+    """
+    if not own and not hosts.is_first():
         return
     path = as_path(path)
     with guard_writes(path):
@@ -145,9 +151,9 @@ def write_bytes(path: PathLike, content: bytes) -> None:
             raise
 
 
-def write_json(path: PathLike, value: Any) -> None:
-    """Writes one JSON value, indented, keys in the given order."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: PathLike, value: Any, *, own: bool = False) -> None:
+    """Writes one JSON value as `write_bytes` does, indented, keys in the given order."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", own=own)
 
 
 def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[str, Any]:

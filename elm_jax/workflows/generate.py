@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batches import Tokens
+from elm_jax.data.arrays.prepared import LEFT
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.answer_text import Answer
 from elm_jax.evaluation.generation_settings import GenerationSettings
@@ -17,6 +18,7 @@ from elm_jax.evaluation.text_generator import TextGenerator
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import CHAT, PLAIN, ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
+from elm_jax.experts.rendering import check_chat
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import sharding, storage
 from elm_jax.runtime.config_checks import (
@@ -104,6 +106,8 @@ class Question:
         instance: as routing sees it.
         target: the answer that a task's row has; None for others.
         is_free: whether no task rendered it.
+        keeps_end: whether a prompt that the context does not hold loses its start, as its task says; else it
+            is refused.
     """
 
     text: str
@@ -111,12 +115,15 @@ class Question:
     instance: RoutingInstance
     target: str | None = None
     is_free: bool = True
+    keeps_end: bool = False
 
     @classmethod
     def free(cls, text: str, where: str) -> "Question":
-        """Makes a question of a free text; InputError for one that is no text."""
+        """Makes a question of a free text; InputError for one that is no text, or empty."""
         if not isinstance(text, str):
             raise InputError(describe("A question is a text", where=where, got=repr(text)[:100]))
+        if not text.strip():
+            raise InputError(describe("A text to answer is empty", where=where))
         check_characters(text, where)
         return cls(text, where, RoutingInstance(text))
 
@@ -217,7 +224,8 @@ class Panel:
     def _prompt(self, model: str, question: Question) -> tuple[Tokens, str]:
         card = self._cards[model][1] if model in self._cards else None
         rendering = rendering_of(self.base, card, question, self._config.chat)
-        return prompt_of(self._generator(model), self.base, question, rendering), rendering
+        room = self._config.settings.max_new_tokens
+        return prompt_of(self._generator(model), self.base, question, rendering, room), rendering
 
     def _make(self, model: str) -> TextGenerator:
         expert = None if model == BASE_ID else load_expert(self._cards[model][0], mesh=_one_device())
@@ -259,14 +267,11 @@ def read_questions(config: GenerateConfig) -> list[Question]:
         shown = show_task(config.task, config.split, config.rows or ROWS, modules=config.modules)
         where = f"{config.task}, {shown['split']}, row"
         return [Question(row["input"], f"{where} {row['row']}", RoutingInstance(
-            row["input"], row["choices_expression"], tuple(row["choices"])), row["target"], is_free=False)
-            for row in shown["rows"]]
+            row["input"], row["choices_expression"], tuple(row["choices"])), row["target"], is_free=False,
+            keeps_end=shown["cut_prompt"] == LEFT) for row in shown["rows"]]
     if config.examples is not None:
         return [Question(instance.source, f"{config.examples}, question {number}", instance)
                 for number, instance in enumerate(read_examples(config.examples), start=1)]
-    for number, text in enumerate(config.texts, start=1):
-        if not text.strip():
-            raise InputError(describe("A text to answer is empty", where=f"text {number}"))
     return [Question.free(text, f"text {number}") for number, text in enumerate(config.texts, start=1)]
 
 
@@ -286,7 +291,8 @@ def generate(base: Base, expert: Expert | None, texts: Sequence[str], *, chat: b
         A text for each, in their order.
 
     Raises:
-        InputError: settings out of range, a text that the context does not hold, an expert of another base.
+        InputError: settings out of range, a text that is empty or that the context does not hold, an expert
+            of another base.
 
     Example:
         >>> elm.generate(base, None, ["What is the capital of France?"], max_new_tokens=32)
@@ -325,19 +331,15 @@ def rendering_of(base: Base, card: ExpertCard | None, question: Question, chat: 
     return CHAT if question.is_free and base.chat_template is not None else PLAIN
 
 
-def prompt_of(generator: TextGenerator, base: Base, question: Question, rendering: str) -> Tokens:
-    """Encodes a question as a prompt, in the base's chat template or as it is."""
+def prompt_of(generator: TextGenerator, base: Base, question: Question, rendering: str,
+              room: int | None = None) -> Tokens:
+    """Encodes a question as a prompt, in the base's chat template or as it is.
+
+    A plain prompt whose task cuts on the left loses what the context does not hold beside `room` new tokens.
+    """
     if rendering == CHAT:
         return generator.prompt(base.chat_template.ask(question.text), question.where)
-    return generator.prompt(question.text, question.where)
-
-
-def check_chat(base: Base, wanted: bool | None, where: str = "chat") -> None:
-    """Raises InputError if a chat template is wanted and the base has none."""
-    if wanted and base.chat_template is None:
-        raise InputError(describe("The base has no chat template", where=where, got=base.path or base.name,
-                                  expected="a base whose tokenizer brought one",
-                                  cure="ask without it, or give another base"))
+    return generator.prompt(question.text, question.where, room if question.keeps_end else None)
 
 
 def _one_device() -> Mesh:

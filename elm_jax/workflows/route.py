@@ -152,13 +152,14 @@ def read_examples(path: storage.PathLike) -> list[RoutingInstance]:
     """Reads instances from JSON lines: ``{"inputs": str, "choices": [str], "choices_expression": str}``.
 
     Raises:
-        InputError: a line that is not JSON or has no ``inputs`` (file and line are named).
+        InputError: a line that is not JSON or has no ``inputs``, or empty ones (file and line are named).
     """
     instances = []
     for number, row in enumerate(row_files.read_lines(path), start=1):
-        if not isinstance(row.get("inputs"), str):
+        if not isinstance(row.get("inputs"), str) or not row["inputs"].strip():
             raise InputError(describe("An instance has no text", where=f"{path}, line {number}",
-                                      got=sorted(row), expected='a field "inputs" with a string'))
+                                      got=f"inputs={row['inputs']!r}" if "inputs" in row else sorted(row),
+                                      expected='a field "inputs" with a string that is not empty'))
         instances.append(RoutingInstance(row["inputs"], row.get("choices_expression"),
                                          tuple(row.get("choices") or ())))
     return instances

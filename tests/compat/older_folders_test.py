@@ -91,7 +91,7 @@ def test_finished_work_is_found_finished(here):
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.slow) if name in ("half_study", "half_dataset") else name
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("half_study", "half_dataset", "half_lora")))
     for name in older.HALF_DONE])
 def test_half_done_work_goes_on_to_the_same_end(here, name):
     """Losses of the steps before and after the stop, cards, and weights by their fingerprints."""

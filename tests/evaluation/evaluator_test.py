@@ -1,5 +1,6 @@
 """One expert on one task: the same numbers on every mesh, in any order, at any batch size."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from rouge_score import rouge_scorer
 from t5_rows import choice_batch
 from tiny_model import (
+    VOCAB_SIZE,
     generation_rows,
     network,
     parameters,
@@ -19,11 +21,14 @@ from tiny_model import (
 from elm_jax.data.arrays.batches import padded, trim
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError
-from elm_jax.evaluation import evaluator, rank
+from elm_jax.evaluation import batch_plan, rank
+from elm_jax.evaluation.batch_plan import TaskInstances
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, evaluate_task
 from elm_jax.evaluation.rank import score_choices
 from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.decode import greedy
+from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.decoder.network import DecoderNetwork
 from elm_jax.runtime import sharding, trees
 
 SETTINGS = EvaluationSettings(
@@ -130,7 +135,8 @@ def test_row_of_a_generation_task(generated: TaskResult) -> None:
     assert row["ci95_low"] <= row["value"] <= row["ci95_high"]
 
 
-@pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize(("data", "model"), [
+    (4, 2), *(pytest.param(*mesh, marks=pytest.mark.slow) for mesh in ((8, 1), (2, 4)))])
 def test_meshes_give_the_same_numbers(
     data: int, model: int, ranked: TaskResult, generated: TaskResult
 ) -> None:
@@ -182,6 +188,12 @@ def test_inputs_are_cut_to_the_source_length_with_eos(ranked: TaskResult) -> Non
     assert (found.rows[0]["num_cut"], ranked.rows[0]["num_cut"]) == (0, len(long))
     found.rows[0]["num_cut"] = len(long)
     assert_same(found, ranked)
+    of_left = PreparedSplit.from_rows("toys_small__ask_it", "validation", {
+        **split_of(rows, "rank").info, "cut_prompt": "left"}, rows)
+    left, ends = evaluate(of_left, ONE_SHAPE), [{**row, "inputs": row["inputs"][-24:]} for row in rows]
+    assert left.predictions == evaluate(split_of(ends, "rank"), ONE_SHAPE).predictions != ranked.predictions
+    assert (left.rows[0]["num_cut"], left.rows[0]["cut_prompt"]) == (len(long), "left")
+    assert left.rows[0]["settings"] == ONE_SHAPE.digest(30, cut_prompt="left") != ranked.rows[0]["settings"]
     longer = evaluate(split_of(rows, "rank"), dataclasses.replace(ONE_SHAPE, source_length=40))
     assert longer.predictions[long[0]]["scores"] != pytest.approx(
         ranked.predictions[long[0]]["scores"], abs=1e-3)
@@ -197,13 +209,18 @@ def test_equal_choices_are_a_tie_that_the_first_wins_in_any_batch() -> None:
         assert {one["prediction"] for one in found} == {"choice 0"}
 
 
+def large(instances: TaskInstances) -> TaskInstances:
+    """The same for a network whose rows of padding are worth saving."""
+    return dataclasses.replace(instances, parameters=10**9)
+
+
 @pytest.mark.parametrize("data_axis", [1, 4])
 @pytest.mark.parametrize("kind", ["rank", "generation"])
 def test_plan_holds_every_row_once_in_few_shapes(kind: str, data_axis: int) -> None:
     rows = rank_rows(200) if kind == "rank" else generation_rows(200)
-    split = split_of(rows, kind)
-    choices = [split.choices(at) for at in range(200)] if kind == "rank" else None
-    batches = list(evaluator.plan_batches(split, choices, SETTINGS, data_axis))
+    instances = large(TaskInstances.of(split_of(rows, kind), NETWORK, SETTINGS))
+    split, choices = instances.split, instances.choices
+    batches = list(batch_plan.plan_batches(instances, SETTINGS, data_axis))
     assert sorted(row for _, numbers in batches for row in numbers) == list(range(200))
     shapes = {shape for shape, _ in batches}
     # 2 lengths of inputs; at most 4 numbers (2, 4, 8, 16) and 3 lengths (4, 8, 16) of choices.
@@ -215,22 +232,65 @@ def test_plan_holds_every_row_once_in_few_shapes(kind: str, data_axis: int) -> N
         share = shape.rows // data_axis
         cost = share * max(shape.source, 4 * shape.choices * shape.target)
         assert cost <= SETTINGS.tokens_per_batch or share == 1
+        # A batch alone of its shape has at most as many rows of padding as others, or is one of 4.
+        assert shape.rows <= max(2 * data_axis * -(-len(numbers) // data_axis), 4 * data_axis) or (
+            sum(other == shape for other, _ in batches) > 1)
         for number in numbers:
             assert min(len(split.inputs(number)), SETTINGS.source_length) <= shape.source <= 24
             if choices:
                 assert len(choices[number]) <= shape.choices
                 assert max(map(len, choices[number])) <= shape.target
     # What is left over of a bucket joins a larger one where there is room.
-    alone = sum(-(-count // shape.rows) for shape, count in _counts(split, choices, data_axis))
+    alone = sum(-(-count // shape.rows) for shape, count in _counts(instances, data_axis))
     assert len(batches) < alone if kind == "rank" and data_axis == 4 else len(batches) <= alone
 
 
-def _counts(split: PreparedSplit, choices: list | None, data_axis: int) -> list[tuple]:
-    counts: dict = {}
-    for at in range(len(split)):
-        shape = evaluator._shape_of(len(split.inputs(at)), choices and choices[at], SETTINGS, data_axis)
-        counts[shape] = counts.get(shape, 0) + 1
-    return list(counts.items())
+def _counts(instances: TaskInstances, data_axis: int) -> list[tuple]:
+    return list(collections.Counter(batch_plan.shape_of(instances, at, SETTINGS, data_axis)
+                                    for at in range(len(instances.split))).items())
+
+
+def test_few_rows_make_a_small_batch() -> None:
+    """9 rows of 21 that a batch would hold: 16; a batch that is full beside them keeps its shape."""
+    settings = dataclasses.replace(SETTINGS, source_buckets=(24,))
+    for count, data_axis, sizes in ((3, 1, [4]), (4, 1, [4]), (9, 1, [16]), (9, 4, [16]), (17, 4, [32]),
+                                    (22, 1, [21, 21])):
+        rows = [{**row, "inputs": tokens(np.random.default_rng(0), 20, 24)} for row in generation_rows(count)]
+        instances = TaskInstances.of(split_of(rows, "generation"), NETWORK, settings)
+        batches = list(batch_plan.plan_batches(large(instances), settings, data_axis))
+        assert [shape.rows for shape, _ in batches] == sizes
+        assert len(instances.batch(*batches[-1])["inputs"]) == sizes[-1]
+        # Where padding costs less than another program, there is one program for each bucket.
+        assert {shape.rows for shape, _ in batch_plan.plan_batches(instances, settings, data_axis)} == {
+            21 * data_axis}
+
+
+def joined_instances(lengths: list[tuple[int, int]], kind: str = "rank", **settings: int) -> TaskInstances:
+    """Rows of prompts and of two choices of these numbers of tokens, for a network with a context of 40."""
+    rng = np.random.default_rng(0)
+    rows = [{"inputs": tokens(rng, size + 1, size + 1), "targets": [3, 1],
+             "choices": [tokens(rng, target, target), [4, 1]],
+             "text": {"inputs": "q", "targets": "a", "choices": ["a", "b"], "index": index}}
+            for index, (size, target) in enumerate(lengths)]
+    own = dataclasses.replace(SETTINGS, **{"source_length": 40, **settings})
+    return TaskInstances.of(split_of(rows, kind), DecoderNetwork(DecoderConfig(
+        VOCAB_SIZE, 8, 1, 1, 8, 8, 1, max_length=40, pad_id=0, eos_id=1)), own)
+
+
+def test_the_context_holds_rows_whose_padding_it_does_not_hold() -> None:
+    settings = dataclasses.replace(SETTINGS, source_length=64)
+    instances = joined_instances([(38, 2), (24, 16), (5, 3)], source_length=64)
+    shapes = [batch_plan.shape_of(instances, row, settings, 1) for row in range(3)]
+    assert [(shape.source, shape.target) for shape in shapes] == [(40, 4), (40, 16), (12, 4)]
+    for shape, numbers in batch_plan.plan_batches(instances, settings, 1):
+        assert instances.batch(shape, numbers)["inputs"].shape == (shape.rows, shape.source)
+    with pytest.raises(InputError, match=r"network's context(.|\n)*validation, row 1\n(.|\n)*"
+                                         r"38 \+ 3 tokens(.|\n)*1 more(.|\n)*at most 40"):
+        joined_instances([(38, 2), (38, 3), (5, 36)])
+    written = joined_instances([(34, 2), (13, 2)], "generation", source_length=64)
+    assert [batch_plan.shape_of(written, row, settings, 1).source for row in range(2)] == [34, 34]
+    with pytest.raises(InputError, match=r"35 \+ 6 tokens(.|\n)*at most 40"):
+        joined_instances([(34, 2), (35, 2)], "generation")
 
 
 def _compiled_programs() -> int:

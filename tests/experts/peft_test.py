@@ -306,12 +306,18 @@ def pickled(folder):
     (changed(alora_invocation_tokens=[3]), "aLoRA"), (changed(layer_replication=[[0, 2]]), "layer replic"),
     (changed(use_magic=True), "use_magic = True"), (changed(r="4"), "r = '4'"),
     (changed(bias="some"), "bias ="),
-    (changed(target_modules="(q"), r"target_modules = '\(q'"), (changed(r=3), r"wrong shape(?s:.*)lora_A"),
-    (changed(target_modules=["c_attn"]), r"other modules(?s:.*)c_attn(?s:.*)q_proj"),
-    (changed(target_modules=["q_proj"]), r"does not fit(?s:.*)unexpected(?s:.*)v_proj.lora_A"),
+    (changed(target_modules="(q"), r"target_modules = '\(q'"),
+    (changed(r=3), r"config and its tensors disagree(?s:.*)wrong shape(?s:.*)lora_A(?s:.*)of one adapter"),
+    (changed(target_modules=["c_attn"]), r"tensors disagree(?s:.*)c_attn(?s:.*)q_proj, v_proj"),
+    (changed(target_modules=["q_proj"]), r"tensors disagree(?s:.*)unexpected(?s:.*)v_proj.lora_A"),
     (changed(target_modules=["q_proj", "v_proj", "lm_head"]), r"not supported(?s:.*)lm_head"),
     (changed(base_model_name_or_path="meta-llama/Llama-3.2-1B"), None),
-    (without_tensor, r"missing \(1\): model.layers.0"), (pickled, "pickle(?s:.*)safe_serialization"),
+    (without_tensor, r"disagree(?s:.*)missing \(1\): model.layers.0"),
+    (pickled, "pickle(?s:.*)safe_serialization"),
+    (changed(target_modules=["q_proj", "v_proj", "o_proj"]),
+     r"disagree(?s:.*)missing \(4\)(?s:.*)o_proj.lora_A"),
+    (with_tensor("model.layers.2.self_attn.q_proj.lora_A.weight", (4, 16)),
+     r"not fit the base(?s:.*)layers.2(?s:.*)give the base"),
     (with_tensor("lm_head.weight", (48, 16)), r"unexpected \(1\): lm_head.weight"),
     (lambda folder: (folder / WEIGHTS).unlink(), "weights are missing"),
     (lambda folder: (folder / CONFIG).write_text("[]"), CONFIG),
@@ -332,14 +338,24 @@ def test_what_is_not_supported_is_refused_by_name(place, tmp_path, capsys, chang
     assert status == 2 and not (tmp_path / "expert").exists() and "Traceback" not in text
 
 
-def test_another_base_is_refused_by_shapes_by_name_and_where_modules_are_tied(place, tmp_path, capsys):
+def test_another_base_is_refused_by_shapes_by_name_and_where_modules_are_tied(
+        place, tmp_path, capsys, caplog):
     with pytest.raises(InputError, match="other modules"):
         load_peft(place / "llama default", base_of(place / "gpt2"))
     with pytest.raises(InputError, match=r"unexpected(?s:.*)q_proj.bias"):
         load_peft(place / "qwen2 biases of updates", base_of(place / "llama"))
     names = ("hf://meta-llama/Llama-3.2-1B",)
-    check_base_name("unsloth/llama-3.2-1b", names, None)
-    check_base_name("/models/mine", names, None)
+    caplog.clear()
+    for recorded, given in (("unsloth/llama-3.2-1b", names), ("me/tiny", ("/bases/tiny",)), (None, names),
+                            ("/models/Tiny/", ("/bases/tiny",)),
+                            ("runs/a/base", ("/x/runs/a/base",)), ("me/tiny", ("/x", "you/tiny"))):
+        check_base_name(recorded, given, None)
+    assert not caplog.records
+    for recorded, given in (("/models/mine", names), ("me/tiny", ("/bases/other",)),
+                            ("/runs/a/base", ("/runs/b/base",))):
+        check_base_name(recorded, given, "adapter_config.json")
+        assert f"adapter_config.json records the base {recorded}" in caplog.text
+    assert caplog.text.count("has no name to compare") == 3
     with pytest.raises(InputError, match=r"another base(?s:.*)Qwen/Qwen2-0.5B"):
         check_base_name("Qwen/Qwen2-0.5B", names, None)
     with pytest.raises(InputError, match=r"would part them(?s:.*)embed_tokens"):

@@ -1,5 +1,6 @@
 """Base folders written as a stream, slices, shardings, detection, and what opens nothing."""
 
+import functools
 import json
 import os
 import signal
@@ -252,6 +253,37 @@ def test_folders_of_nothing_say_what_is_there(tmp_path, make):
     make(tmp_path)
     with pytest.raises(InputError, match=r"no model that this program reads(.|\n)*(empty folder|notes.txt)"):
         detect.open_model(tmp_path)
+
+
+CARD = {"id": "mine", "form": "full", "base": {"name": "t5", "path": "bases/t5"}}
+OTHER_FOLDERS = [
+    ("expert.json", CARD, r"expert's folder(.|\n)*expert mine(.|\n)*--base bases/t5 --expert (.|\n)*--to hf"),
+    ("expert/expert.json", {"id": "mine"}, r"expert's folder(.|\n)*--base BASE --expert \S+$"),
+    ("adapter_config.json", {"base_model_name_or_path": "me/base"},
+     r"PEFT adapter(.|\n)*of base me/base(.|\n)*elm convert --from peft(.|\n)*--expert EXPERT"),
+    ("base/base.json", {}, r"run folder of `elm pretrain`(.|\n)*give \S+/base$"),
+]
+
+
+@pytest.mark.parametrize(("file", "values", "message"), OTHER_FOLDERS)
+def test_folders_that_hold_no_base_say_what_they_are_and_what_to_give(tmp_path, file, values, message):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(json.dumps(values))
+    if "expert" in file:
+        (tmp_path / "COMMITTED.json").write_text("{}")  # a folder that is whole is no base for that
+    with pytest.raises(InputError, match=message):
+        load_base(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["missing.gguf", "owner/missing.gguf", "a/b/missing.gguf"])
+def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "_fetch", None)
+    for look in (detect.open_model, functools.partial(weight_sources.open_source, "gguf")):
+        with pytest.raises(InputError, match=rf"There is no such file(.|\n)*{name}"):
+            look(name)
+    with pytest.raises(InputError, match="There is no such file"):
+        weight_sources.open_source("gguf", "owner/model")
 
 
 def test_a_sub_folder_called_weights_makes_no_base(source, tmp_path):

@@ -11,7 +11,7 @@ from elm_jax.types import Padded
 
 VOCAB_SIZE = 29
 CONFIGS = {
-    "t5 1.0, tied": T5Config(VOCAB_SIZE, 16, 2, 8, 32, 2, 2, mlp_activations=("relu",),
+    "t5 1.0, tied": T5Config(VOCAB_SIZE, 16, 2, 8, 32, 2, 1, mlp_activations=("relu",),
                              logits_via_embedding=True),
     "t5 1.1": T5Config(VOCAB_SIZE, 24, 3, 5, 40, 1, 2),
     "llama": DecoderConfig(VOCAB_SIZE, 24, 6, 2, 4, 32, 2, 64, rope_base=100.0, pad_id=3),

@@ -27,6 +27,8 @@ from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
 FAMILIES = list(made.CONFIGS)
 LENGTHS = {"inputs": 10, "targets": 7}
 every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family_in_time = pytest.mark.parametrize("name", [  # T5 1.1 stands for T5 where much is compiled
+    pytest.param(name, marks=[pytest.mark.slow] * (name == "t5 1.0, tied")) for name in FAMILIES])
 with_adapters = pytest.mark.parametrize(("name", "adapter"), made.PAIRS)
 
 
@@ -201,7 +203,7 @@ def test_every_leaf_has_axes_and_a_role(name, adapter):
     assert {path for path in leaves if trains(path)} == roles[ADAPTER]
 
 
-@every_family
+@every_family_in_time
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)], ids=str)
 def test_a_mesh_changes_nothing(name, shape):
     network, params = made.network_and_params(name, "bottleneck")
@@ -223,7 +225,7 @@ def test_a_mesh_changes_nothing(name, shape):
     assert float(sums.loss) == pytest.approx(float(expected[1].loss), rel=1e-5)
 
 
-@every_family
+@every_family_in_time
 def test_greedy_takes_the_best_continuation_of_all(name):
     """Each token against the scores of every token of the vocabulary as the next one."""
     network, params = made.network_and_params(name)
@@ -269,7 +271,7 @@ def test_the_end_of_a_text_is_the_family_s_own(name):
     assert any(ended)
 
 
-@every_family
+@every_family_in_time
 def test_many_experts_are_a_network_like_any_other(name):
     """Scores, texts and losses of grouped rows are those of each expert alone."""
     network, params = made.network_and_params(name, "bottleneck")
@@ -299,7 +301,7 @@ def test_many_experts_are_a_network_like_any_other(name):
     assert {path: tuple(grouped.axes_of(path)) for path in axes} == axes and grouped.axes_of("none") is None
 
 
-@every_family
+@every_family_in_time
 def test_dropout_draws_only_with_a_key(name):
     network, params = made.network_and_params(name)
     dropping = families.network_of(dataclasses.replace(network.config, dropout_rate=0.5))

@@ -56,14 +56,21 @@ def test_logits_of_packed_rows_are_those_of_transformers(name, base_of):
 
 @pytest.mark.parametrize("name", THOROUGH)
 def test_choices_and_steps_are_full_passes_of_transformers(name, base_of):
-    """One prefix for all choices; unequal prompts; cached steps beside them."""
+    """One prefix for all choices; unequal prompts; cached steps beside them.
+
+    The context holds each row, but not the widths of prompts and choices together.
+    """
     base = base_of(name)
     network = families.network_of(base.config)
     draw = np.random.default_rng(3)
-    prompts = Padded(draw.integers(0, 61, (3, 7)).astype(np.int32), np.array([7, 1, 4], np.int32))
+    wide = network.config.max_length - 3
+    prompts = Padded(draw.integers(0, 61, (3, wide)).astype(np.int32), np.array([wide - 1, 1, 4], np.int32))
     choices = Padded(draw.integers(0, 61, (3, 2, 4)).astype(np.int32),
                      np.array([[4, 2], [1, 3], [3, 4]], np.int32))
-    found = np.asarray(jax.jit(network.target_log_probs)(base.params, prompts, choices))
+    score = jax.jit(network.target_log_probs)
+    found = np.asarray(score(base.params, prompts, choices))
+    longer = np.asarray(score(base.params, prompts._replace(lengths=prompts.lengths + 1), choices))
+    assert np.isnan(longer[0, 0]).all() and np.isfinite(longer).sum() == longer.size - 4
     cache, token = jax.jit(network.start, static_argnums=2)(base.params, prompts, 4)
     assert list(token) == [prompts.tokens[row, length - 1] for row, length in enumerate(prompts.lengths)]
     step = jax.jit(network.step)

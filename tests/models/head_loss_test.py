@@ -59,9 +59,33 @@ def test_parts_are_the_whole(given, monkeypatch, sides, config, trained):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+def test_a_stack_leaves_out_the_parts_in_which_no_expert_has_weight(given, monkeypatch):
+    """Unequal weights, one expert without any; the number of positions is no multiple of that of parts."""
+    monkeypatch.setattr(head_loss, "LEAST_LOGITS", 1)
+    monkeypatch.setattr(head_loss, "LEAST_ROWS", 4)
+    states, head, targets, weights = given
+    states, targets, weights = states[:, :7], targets[:, :7], weights[:, :7]
+    assert head_loss.num_parts(B, 7, V) == 5
+    each = jnp.stack([weights, weights.at[1:].set(0), jnp.zeros_like(weights)])
+
+    def gradient(states, weights):
+        return jax.value_and_grad(lambda states: head_loss.head_cross_entropy(
+            "vd", LossConfig(), states, head, targets, weights).loss)(states)
+
+    def whole(states, weights):
+        return jax.value_and_grad(lambda states: token_cross_entropy(
+            states @ head.T, targets, weights, LossConfig()).loss)(states)
+
+    mapped = jax.vmap(gradient, in_axes=(None, 0))
+    expected = jax.vmap(whole, in_axes=(None, 0))(states, each)
+    for one, other in zip(mapped(states, each), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert " cond[" in str(jax.make_jaxpr(mapped)(states, each)), "no branch that all experts pass"
+
+
 def test_few_logits_are_computed_at_once():
-    assert head_loss.num_parts(8, 128, 64) == 1 and head_loss.num_parts(8, 128, 49152) == 4
-    assert head_loss.num_parts(1, 100, 1 << 20) == 1 and head_loss.num_parts(4, 101, 1 << 20) == 1
+    assert head_loss.num_parts(8, 128, 64) == 1 and head_loss.num_parts(8, 128, 49152) == 8
+    assert head_loss.num_parts(1, 100, 1 << 20) == 1 and head_loss.num_parts(4, 101, 1 << 20) == 3
 
 
 @pytest.mark.parametrize(("name", "adapter"), [("llama", "bottleneck"), ("gpt2", "lora")])

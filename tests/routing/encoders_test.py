@@ -71,7 +71,8 @@ def test_minilm_does_not_depend_on_the_batch(minilm, embedded):
     picked = [0, 3, len(texts) - 1, len(texts) - 3]
     for row in picked:
         np.testing.assert_allclose(minilm.embed([texts[row]])[0], together[row], atol=1e-6)
-    order = np.random.default_rng(0).permutation(len(texts))[:20]
+    short = [row for row, text in enumerate(texts) if len(text) < 400]  # long ones take seconds
+    order = np.random.default_rng(0).permutation(short)[:20]
     np.testing.assert_allclose(minilm.embed([texts[i] for i in order]), together[order], atol=1e-6)
 
 

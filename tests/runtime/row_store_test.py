@@ -22,8 +22,9 @@ def rows(count: int, dtype=np.float32) -> dict[bytes, np.ndarray]:
     return {key(number): draw.normal(size=(1 + number % 5, 3)).astype(dtype) for number in range(count)}
 
 
-def open_store(root, name="a", facts=FACTS, most_bytes=10**6, dtype=np.float32) -> RowStore:
-    return RowStore(root, name, facts, width=3, dtype=dtype, most_bytes=most_bytes)
+def open_store(root, name="a", facts=FACTS, most_bytes=10**6, dtype=np.float32, writers=1
+               ) -> RowStore:
+    return RowStore(root, name, facts, width=3, dtype=dtype, most_bytes=most_bytes, writers=writers)
 
 
 def filled(root, made, **options) -> RowStore:
@@ -64,6 +65,20 @@ def test_two_runs_share_a_store(tmp_path):
         store.flush()
     again = open_store(tmp_path)
     assert len(again) == 4 and all(np.array_equal(again.get(name), row) for name, row in made.items())
+
+
+def test_processes_of_a_run_find_each_others_rows_and_keep_the_limit_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_store, "SHARD_BYTES", 200)
+    both = [open_store(tmp_path, most_bytes=6000, writers=2) for _ in range(2)]
+    made = list(rows(200).items())
+    kept = [[name for name, row in made[number::2] if store.put(name, row)]
+            for number, store in enumerate(both)]
+    for store in both:
+        store.flush()
+    assert all(len(names) < 100 for names in kept), "both are full"
+    both[0].read_others()
+    assert all(both[0].get(name) is not None for name in kept[1])
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 6000
 
 
 def test_half_written_shards_are_never_read(tmp_path):

@@ -3,6 +3,7 @@
 Its padding is its EOS, id 0 is a real token, BOS stands in front of prompts, and LoRA is on every projection.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -14,6 +15,7 @@ import weights
 
 from elm_jax.cli.main import main
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.experts.base import load_base, save_base
 from elm_jax.experts.overlay import load_expert, resolve
 from elm_jax.models import families
@@ -63,6 +65,26 @@ def test_a_dataset_expert_learns(folder):
     assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_show_tells_what_a_prompt_of_a_decoder_loses(folder, side, monkeypatch, capsys):
+    """Of 12 tokens one is BOS; there is no EOS in front of the target."""
+    registry.import_tasks(["elm_jax.tasks.embedded"])
+    task = dataclasses.replace(registry.get_task(TASK), cut_prompt=side)
+    monkeypatch.setitem(registry._TASKS, TASK, task)
+    vocabulary = load_base(folder / "base").vocabulary
+    words = ["tasks", "show", TASK, "--base", str(folder / "base"), "--module", "elm_jax.tasks.embedded",
+             "--source_length", "12"]
+    assert main([*words, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["cut_prompt"] == side and len(shown["rows"]) == 3
+    for row in shown["rows"]:
+        tokens = vocabulary.encode(row["input"])
+        assert row["tokens"]["input"] == len(tokens) + 1 > 12
+        lost = tokens[:-11] if side == "left" else tokens[11:]
+        assert row["cut"]["input"] == {"length": 12, "text": vocabulary.decode(lost)}
+    assert main(words) == 0 and f"cut_prompt: {side}\n" in capsys.readouterr().out
+
+
 def test_experts_are_scored_and_merged(folder):
     """`elm evaluate` against sums of `target_log_probs`, one row and one choice at a time."""
     base, expert = load_base(folder / "base"), load_expert(folder / "topic")
@@ -88,6 +110,8 @@ def test_experts_are_scored_and_merged(folder):
         right += int(np.argmax(found[0])) == split.label(number)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert rows[0]["value"] == pytest.approx(right / len(split))
+    sizes = [len(split.inputs(number)) for number in range(len(split))]  # with EOS, for which there is BOS
+    assert rows[0]["num_cut"] == sum(size > 48 for size in sizes)
     assert main(["merge", "--output", str(folder / "merged"), str(folder / "topic" / "expert"),
                  str(folder / "topic" / "expert")]) == 0
     own = trees.flatten(expert.overlay)

@@ -12,11 +12,15 @@ import tiny_study as tiny
 import elm_jax as elm
 from elm_jax.cli import main
 from elm_jax.errors import InputError
+from elm_jax.evaluation.evaluator import EvaluationSettings, evaluate_task
 from elm_jax.evaluation.generation_settings import GenerationSettings
-from elm_jax.experts.overlay import save_expert
+from elm_jax.experts.overlay import resolve, save_expert
+from elm_jax.experts.rendering import frame_of
+from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, model_of
 from elm_jax.workflows.generate import GenerateConfig, Panel, Question, read_questions
 from elm_jax.workflows.merge.merge_overlays import make_card
 from elm_jax.workflows.route import route_rows, task_instances
+from elm_jax.workflows.train.train_expert import framed, train
 
 TEXTS = ("What is this text about? The team won the match.", "Good or bad? I liked every minute of it.")
 FEW = GenerationSettings(max_new_tokens=6)
@@ -160,14 +164,17 @@ REFUSED = [
     (["--expert", "{topic}", "--expert", "{topic}", "a"], "An expert is given twice"),
     (["--base", "{other}", "--expert", "{topic}", "a"], "belongs to another base"),
     (["--base", "{base}", "--examples", "{empty}"], "Data file is empty"),
+    (["--base", "{base}", "--examples", "{blank}"], "blank.jsonl, line 2"),
 ]
 
 
 @pytest.mark.parametrize(("words", "reason"), REFUSED, ids=[" ".join(words)[-40:] for words, _ in REFUSED])
 def test_what_is_wrong_is_status_2_and_one_clear_error(world, capsys, tmp_path, words, reason):
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "blank.jsonl").write_text('{"inputs": "a"}\n{"inputs": ""}\n')
     places = {"base": world.base.path, "other": world.other_base.path, "topic": world.folder / "topic",
-              "library": world.library.path, "empty": tmp_path / "empty.jsonl"}
+              "library": world.library.path, "empty": tmp_path / "empty.jsonl",
+              "blank": tmp_path / "blank.jsonl"}
     assert main.main(["generate", *(word.format(**places) for word in words)]) == 2
     told = capsys.readouterr()
     assert told.out == "" and told.err.startswith("elm generate: ") and reason in told.err
@@ -204,3 +211,39 @@ def test_questions_say_where_they_come_from(world):
     assert read_questions(config)[1] == Question.free(TEXTS[1], "text 2")
     assert read_questions(GenerateConfig(base=world.base.path)) == []
     np.testing.assert_equal(Panel(config).names, ["base"])
+
+
+def test_an_expert_of_the_chat_template_is_trained_and_scored_in_it(world, chat_base, tmp_path):
+    config = tiny.train_config(chat_base, tmp_path / "run", rendering="chat",
+                               prepared_dir=str(world.folder / "prepared"))
+    data = tiny.make_data(chat_base, world.folder)
+    expert = train(config, base=chat_base, data=data, mesh=tiny.one_device()).expert
+    assert expert.card.rendering == "chat" and config.digest() != dataclasses.replace(
+        config, rendering="plain").digest()
+    rows = framed(config, chat_base, data).split(tiny.TOPIC, "train")
+    texts = [rows.text(number)["inputs"] for number in range(len(rows))]
+    whole = [[*chat_base.vocabulary.encode(chat_base.chat_template.ask(text)), 1] for text in texts]
+    fits = [number for number, tokens in enumerate(whole) if len(tokens) <= tiny.LENGTHS["inputs"]]
+    assert fits and all(rows.inputs(number).tolist() == whole[number] for number in fits)
+    assert rows.info["chat_cut"] == len(rows) - len(fits)
+    setup = ScoringSetup.of(chat_base, data=data, mesh=tiny.one_device(), max_rows=4,
+                            settings=EvaluationSettings(source_length=64, max_new_tokens=4))
+    (found,) = model_of(chat_base, expert).score([tiny.TOPIC], setup)
+    framed_rows = data.with_frame(frame_of(chat_base, "chat", 64, "here")).split(tiny.TOPIC, "validation", 4)
+    wanted = evaluate_task(*resolve(chat_base, expert), framed_rows, setup.scoring, "x")
+    plain = evaluate_task(*resolve(chat_base, expert), setup.rows(tiny.TOPIC), setup.scoring, "x")
+    assert found.predictions == wanted.predictions != plain.predictions
+
+
+def test_a_base_without_a_template_trains_and_scores_none_of_it(world, chat_base, tmp_path):
+    chat = dataclasses.replace(world.topic, card=dataclasses.replace(world.topic.card, rendering="chat"))
+    config = tiny.train_config(world.base, tmp_path / "run", rendering="chat")
+    with pytest.raises(InputError, match=r"no chat template(.|\n)*train.rendering"):
+        train(config, base=world.base, mesh=tiny.one_device())
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"no chat template(.|\n)*the card of"):
+        elm.evaluate(world.base, chat, [tiny.TOPIC], data=tiny.make_data(world.base, world.folder))
+    with pytest.raises(InputError, match="Exemplars are not put into chat templates"):
+        train(dataclasses.replace(config, few_shot=2), base=chat_base, mesh=tiny.one_device())
+    with pytest.raises(InputError, match="Unknown rendering 'chatty'"):
+        dataclasses.replace(config, rendering="chatty")

@@ -122,5 +122,8 @@ def test_examples_from_a_file(tmp_path):
     path.write_text('{"inputs": "a b", "choices": ["x", "y"]}\n{"input": "c"}\n')
     with pytest.raises(InputError, match=r"x\.jsonl, line 2"):
         read_examples(path)
+    path.write_text('{"inputs": "a b"}\n{"inputs": "c"}\n{"inputs": " "}\n')
+    with pytest.raises(InputError, match=r"no text\n  where: .*x\.jsonl, line 3\n  got: inputs=' '"):
+        read_examples(path)
     path.write_text('{"inputs": "a b", "choices": ["x", "y"]}\n')
     assert read_examples(path)[0].labels == ("x", "y")

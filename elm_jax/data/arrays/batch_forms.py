@@ -3,13 +3,13 @@
 A network says which form fits it (`models.network.Network.batches`); special ids are those of its config.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from elm_jax.data.arrays.batches import Example, Lengths, Tokens
 from elm_jax.data.arrays.joined import Joined
 from elm_jax.data.arrays.two_sided import TwoSided
-from elm_jax.models.network import JOINED, TWO_SIDED, Network, ids_of
+from elm_jax.models.network import JOINED, TWO_SIDED, Network, NetworkConfig, context_of, ids_of
 from elm_jax.types import Batch, SpecialIds
 
 
@@ -18,9 +18,11 @@ class BatchForm(Protocol):
 
     Attributes:
         ids: of the network.
+        context: most tokens of a prompt and what follows it together; None for no limit.
     """
 
     ids: SpecialIds
+    context: int | None
 
     def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
         """Makes a batch of one example a row; longer examples are cut, missing rows have weight 0."""
@@ -31,16 +33,28 @@ class BatchForm(Protocol):
     def pack(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[list[int]]:
         """Groups examples into rows, by their numbers of input and target tokens."""
 
+    def misfits(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[int]:
+        """Numbers of the examples that are longer than the context even when they are cut to `lengths`."""
+
     def prompt(self, inputs: Tokens, length: int) -> Tokens:
-        """Cuts input tokens for scoring and decoding to at most `length`."""
+        """Makes the prompt of input tokens, for scoring and decoding; cuts it at the end to `length`."""
+
+    def prompt_length(self, size: int) -> int:
+        """Number of tokens of the whole prompt of `size` input tokens, EOS among them."""
+
+    def last_of(self, inputs: Tokens, length: int) -> Tokens:
+        """The last input tokens, of which a prompt of at most `length` loses none: a cut on the left."""
 
     def target(self, targets: Tokens, length: int) -> Tokens:
         """Cuts target tokens to at most `length`; EOS stays."""
 
 
-FORMS = {TWO_SIDED: TwoSided, JOINED: Joined}
+FORMS: dict[str, Callable[[NetworkConfig], BatchForm]] = {
+    TWO_SIDED: lambda config: TwoSided(ids_of(config)),
+    JOINED: lambda config: Joined(ids_of(config), context_of(config)),
+}
 
 
 def form_of(network: Network) -> BatchForm:
     """Returns the form of batches that a network takes."""
-    return FORMS[network.batches](ids_of(network.config))
+    return FORMS[network.batches](network.config)

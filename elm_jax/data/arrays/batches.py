@@ -175,16 +175,15 @@ def padded(batch: Batch, name: str) -> Padded:
     return Padded(batch[name], batch[f"{name.removesuffix('s')}_lengths"], batch.get(f"{name}_states"))
 
 
-def choose_bucket(length: int, buckets: Sequence[int], *, cut: bool = False) -> int:
+def choose_bucket(length: int, buckets: Sequence[int]) -> int:
     """Returns the smallest bucket that holds `length` tokens.
 
     Args:
         length: number of tokens.
         buckets: row lengths in rising order; a run compiles one program for each that it meets.
-        cut: whether something longer than the largest bucket may be cut to it.
 
     Raises:
-        InputError: the buckets do not rise, or nothing holds `length` and `cut` is False.
+        InputError: the buckets do not rise, or none holds `length`.
     """
     if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
         raise InputError(
@@ -194,8 +193,6 @@ def choose_bucket(length: int, buckets: Sequence[int], *, cut: bool = False) -> 
     for bucket in buckets:
         if length <= bucket:
             return bucket
-    if cut:
-        return buckets[-1]
     raise InputError(
         describe("No length bucket is large enough", got=length, expected=f"at most {buckets[-1]}",
                  cure="add a larger bucket")

@@ -14,14 +14,16 @@ from elm_jax.types import Batch, SpecialIds
 class Joined:
     """Makes training batches for decoder-only networks (see `batch_forms.BatchForm`).
 
-    A row holds S + T tokens. Segment ids mark padding, not token ids: the padding token may be EOS, and id 0
-    may be a real token.
+    A row holds S + T tokens, or as many as the network's context does. Segment ids mark padding, not token
+    ids: the padding token may be EOS, and id 0 may be a real token.
 
     Attributes:
         ids: of the network.
+        context: most tokens of a row; None for no limit.
     """
 
     ids: SpecialIds
+    context: int | None = None
 
     def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
         """Makes a batch of one example a row, with the keys of `make_packed`; missing rows have weight 0."""
@@ -37,13 +39,13 @@ class Joined:
             batch_size: B.
 
         Returns:
-            tokens, target_tokens (of the next place), segment_ids, positions i32[B, S + T] and loss_weights
-            f32[B, S + T], 1 where the next token is one of the target. Segments count from 1 and positions
-            from 0 in each; padding has 0 in both.
+            tokens, target_tokens (of the next place), segment_ids, positions i32[B, L] and loss_weights
+            f32[B, L], 1 where the next token is one of the target; L is S + T, or the context if that is
+            less. Segments count from 1 and positions from 0 in each; padding has 0 in both.
         """
         source_length, target_length = check_lengths(lengths)
         check_rows(len(rows), batch_size)
-        shape = (batch_size, source_length + target_length)
+        shape = (batch_size, self._width(source_length, target_length))
         batch = {name: np.full(shape, self.ids.pad, np.int32) for name in ("tokens", "target_tokens")}
         batch |= {name: np.zeros(shape, np.int32) for name in ("segment_ids", "positions")}
         batch["loss_weights"] = np.zeros(shape, np.float32)
@@ -60,12 +62,37 @@ class Joined:
         Args:
             sizes: (number of input tokens, number of target tokens) of each example, in reading order.
                 Longer ones count as cut.
-            lengths: ``{'inputs': S, 'targets': T}``; a row holds S + T.
+            lengths: ``{'inputs': S, 'targets': T}``; a row holds S + T, or the context if that is less.
         """
         room = check_lengths(lengths)
+        width = self._width(*room)
         # A prompt loses its EOS and gains what stands in front; only inputs without EOS grow by one.
-        return pack_rows(((min(size + 1, room[0]) + min(target, room[1]),) for size, target in sizes),
-                         (sum(room),))
+        needs = (min(size + 1, room[0]) + min(target, room[1]) for size, target in sizes)
+        return pack_rows(((min(need, width),) for need in needs), (width,))
+
+    def misfits(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[int]:
+        """Numbers of the examples that no row holds: prompt and target, cut, are longer than the context.
+
+        Args:
+            sizes: (number of input tokens, number of target tokens) of each example, EOS among them.
+            lengths: ``{'inputs': S, 'targets': T}``.
+        """
+        room = check_lengths(lengths)
+        width = self._width(*room)
+        if width == sum(room):
+            return []
+        return [number for number, (size, target) in enumerate(sizes)
+                if min(self.prompt_length(size), room[0]) + min(target, room[1]) > width]
+
+    def prompt_length(self, size: int) -> int:
+        """Number of tokens of the whole prompt of `size` input tokens, EOS among them."""
+        return max(1, size - 1 + (self.ids.bos is not None))
+
+    def last_of(self, inputs: Tokens, length: int) -> Tokens:
+        """The last input tokens, as many as a prompt of at most `length` keeps."""
+        inputs = np.asarray(inputs, np.int32)
+        kept = length - (self.ids.bos is not None) + (len(inputs) > 0 and inputs[-1] == self.ids.eos)
+        return inputs[max(0, len(inputs) - kept):]
 
     def prompt(self, inputs: Tokens, length: int) -> Tokens:
         """Cuts input tokens at the end to at most `length`, without EOS: the target follows them.
@@ -83,6 +110,10 @@ class Joined:
     def target(self, targets: Tokens, length: int) -> Tokens:
         """Cuts target tokens to at most `length`; EOS stays."""
         return trim(targets, length, self.ids.eos)
+
+    def _width(self, source_length: int, target_length: int) -> int:
+        whole = source_length + target_length
+        return whole if self.context is None else min(whole, self.context)
 
 
 def _place(batch: dict[str, np.ndarray], row: int, segment: int, example: Example, start: int) -> int:

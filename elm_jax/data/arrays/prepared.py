@@ -31,6 +31,8 @@ from elm_jax.runtime import storage
 
 SCHEMA_VERSION = 1
 KINDS = ("rank", "generation")
+PROMPT_CUTS = LEFT, RIGHT = ("left", "right")
+"""Sides on which prompts that are too long are cut."""
 TEXT_KEYS = ("inputs", "targets", "choices", "index")
 _MAPPED = ("tokens", "texts")
 _ARRAYS = {
@@ -48,7 +50,7 @@ class PreparedSplit:
         split: ``train`` or ``validation``.
         info: facts of the task: ``dataset``, ``config``, ``template``, ``kind`` (``rank`` or
             ``generation``), ``choices_expression``, ``vocabulary`` (a fingerprint), ``num_dropped``
-            and ``dropped`` (rows left out in rendering, and why), and others.
+            and ``dropped`` (rows left out in rendering, and why), ``cut_prompt`` if it is `LEFT`, and others.
         arrays: the arrays of the module's docstring, by name.
     """
 
@@ -119,6 +121,11 @@ class PreparedSplit:
     def kind(self) -> str:
         """``rank`` or ``generation``."""
         return self.info["kind"]
+
+    @property
+    def cut_prompt(self) -> str:
+        """The side on which prompts that are too long are cut, one of `PROMPT_CUTS`."""
+        return self.info.get("cut_prompt", RIGHT)
 
     def sequences(self, index: int) -> list[np.ndarray]:
         """Returns all token sequences of a row, each i32[n]: inputs, targets, and every choice."""

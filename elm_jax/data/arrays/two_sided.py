@@ -6,6 +6,7 @@ the decoder's inputs.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,9 +30,11 @@ class TwoSided:
 
     Attributes:
         ids: of the network; its padding is no token of a text.
+        context: None: inputs and targets have no limit in common.
     """
 
     ids: SpecialIds
+    context: ClassVar[None] = None
 
     def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
         """Makes a batch of one example a row; missing rows are padding with weight 0.
@@ -91,6 +94,20 @@ class TwoSided:
         """
         room = check_lengths(lengths)
         return pack_rows((tuple(map(min, size, room)) for size in sizes), room)
+
+    def misfits(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[int]:
+        """Numbers of the examples that no row holds even when they are cut: none."""
+        del sizes, lengths
+        return []
+
+    def prompt_length(self, size: int) -> int:
+        """Number of tokens of the whole prompt of `size` input tokens, EOS among them: all."""
+        return size
+
+    def last_of(self, inputs: Tokens, length: int) -> Tokens:
+        """The last `length` input tokens, EOS among them."""
+        inputs = np.asarray(inputs, np.int32)
+        return inputs[max(0, len(inputs) - length):]
 
     def prompt(self, inputs: Tokens, length: int) -> Tokens:
         """Cuts input tokens to at most `length`; EOS stays."""

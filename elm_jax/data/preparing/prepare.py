@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from elm_jax.data.arrays.prepared import PreparedSplit, check_max_rows
+from elm_jax.data.arrays.prepared import RIGHT, PreparedSplit, check_max_rows
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.prompted_task import UNKNOWN_VERSION, PromptedTask
 from elm_jax.data.registry.task_rows import describe_dropped
@@ -112,4 +112,5 @@ def _info_of(task: PromptedTask, split: str, vocabulary: Vocabulary, kept: int, 
         "vocabulary": vocabulary.fingerprint, "source": task.source_digest(split),
         "num_source": kept + num_dropped, "num_dropped": num_dropped, "dropped": dict(dropped),
         "max_rows": None, "seed": seed,
+        **({} if task.cut_prompt == RIGHT else {"cut_prompt": task.cut_prompt}),
     }

@@ -99,7 +99,9 @@ def _check_source(prepared: PreparedSplit, place: epath.Path) -> None:
         task = registry.get_task(prepared.name)
         then, now = prepared.info.get("template_digest"), task.load_template().digest
         raise InputError(describe(
-            "Prepared arrays were made of other rows, or with another template" if then is None
+            f"Prepared arrays were made with cut_prompt={prepared.cut_prompt!r}, and now the task has "
+            f"{task.cut_prompt!r}" if prepared.cut_prompt != task.cut_prompt
+            else "Prepared arrays were made of other rows, or with another template" if then is None
             else "Prepared arrays were made of other rows" if then == now
             else f"Prepared arrays were made with another text of template {task.template!r}",
             where=place, got=f"{prepared.info.get('num_source', '?')} rows there, "

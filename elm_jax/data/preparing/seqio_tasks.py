@@ -19,7 +19,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import LEFT, PreparedSplit
 from elm_jax.data.preparing.prepare import prepare as prepare_rows
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.registry import (
@@ -253,11 +253,21 @@ def _seqio_task(task: registry.PromptedTask, metric: TextMetric | None) -> seqio
         task.name,
         source=_TaskSource(task),
         preprocessors=[seqio.preprocessors.tokenize, _tokenize_choices,
-                       seqio.preprocessors.append_eos],
+                       seqio.preprocessors.append_eos, *_cuts(task)],
         output_features=_features(),
         postprocess_fn=_postprocess,
         metric_fns=[] if metric is None else [metric],
     )
+
+
+def _cuts(task: registry.PromptedTask) -> list[Callable[..., tf.data.Dataset]]:
+    """The step that cuts inputs on the left, of a task that says so; SeqIO itself cuts on the right."""
+    def keep_end(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> tf.data.Dataset:
+        if sequence_length is None:
+            return dataset
+        return dataset.map(lambda row: {**row, "inputs": row["inputs"][-sequence_length["inputs"]:]})
+
+    return [keep_end] if task.cut_prompt == LEFT else []
 
 
 def evaluation_name(name: str, score_metric: ScoreMetric, split: str = "validation") -> str:
@@ -303,7 +313,7 @@ def _scored_task(task: registry.PromptedTask, score_metric: ScoreMetric) -> str:
             name,
             source=_TaskSource(task),
             preprocessors=[_one_example_a_choice, seqio.preprocessors.tokenize,
-                           seqio.preprocessors.append_eos],
+                           seqio.preprocessors.append_eos, *_cuts(task)],
             output_features=_features(),
             postprocess_fn=_choice_facts,
             metric_fns=[score_metric],

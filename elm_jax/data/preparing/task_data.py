@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.preparing.chat_rows import ChatFrame, with_chat
 from elm_jax.data.preparing.few_shot import with_exemplars
 from elm_jax.data.preparing.prepare import prepare
 from elm_jax.data.preparing.prepared_folder import PreparedFolder
@@ -34,6 +35,7 @@ class TaskData:
         prepared_dir: folder of prepared arrays, ``<task>/<split>``; None keeps them in memory only.
         few_shot: rows of `exemplar_split` to put before each input, see `few_shot.with_exemplars`.
         few_shot_length: tokens of an input with them.
+        frame: of a chat template, around every input; None leaves inputs as they are.
     """
 
     vocabulary: Vocabulary
@@ -41,10 +43,16 @@ class TaskData:
     prepared_dir: storage.PathLike | None = None
     few_shot: int = 0
     few_shot_length: int = 512
+    frame: ChatFrame | None = None
 
     def __post_init__(self) -> None:
         self.modules = items_of(self.modules)
         check_range("few_shot", self.few_shot, 0)
+        if self.few_shot and self.frame is not None:
+            raise InputError(describe("Exemplars are not put into chat templates", where="few_shot",
+                                      got=f"few_shot = {self.few_shot}, rendering chat",
+                                      cure="leave one of them out"))
+        self._framed: dict[ChatFrame | None, TaskData] = {}
         self._splits: collections.OrderedDict[tuple[str, str, int | None], PreparedSplit] = (
             collections.OrderedDict())
         self._folder = None if self.prepared_dir is None else PreparedFolder(
@@ -64,11 +72,21 @@ class TaskData:
         key = (task, split, max_rows)
         if key not in self._splits:
             found = self._open(task, split, max_rows)
-            self._splits[key] = self._with_exemplars(found) if self.few_shot else found
-            if len(self._splits) > MOST_OPEN and self._folder is not None and not self.few_shot:
+            found = self._with_exemplars(found) if self.few_shot else found
+            self._splits[key] = found if self.frame is None else with_chat(found, self.vocabulary, self.frame)
+            in_memory = self._folder is None or self.few_shot or self.frame is not None
+            if len(self._splits) > MOST_OPEN and not in_memory:
                 self._splits.popitem(last=False)
         self._splits.move_to_end(key)
         return self._splits[key]
+
+    def with_frame(self, frame: ChatFrame | None) -> "TaskData":
+        """The same data with inputs in another frame; the same object each time."""
+        if frame == self.frame:
+            return self
+        if frame not in self._framed:
+            self._framed[frame] = dataclasses.replace(self, frame=frame)
+        return self._framed[frame]
 
     def has_rows(self, task: str, split: str, max_rows: int | None = None) -> bool:
         """Whether a split has rows, as prepared arrays or in the data folder."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from elm_jax.data.arrays.prepared import RIGHT
 from elm_jax.data.prompts.templates import SEPARATOR, PromptTemplate
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.prompted_task import RowReader
@@ -21,6 +22,7 @@ def add_task(
     dataset: str, template: str, rows: PathLike | Mapping[str, PathLike] | RowReader,
     prompt: str | PromptFunction, *, choices: Sequence[str] | str | None = None, kind: str | None = None,
     role: str = "train", held_out: float = 0.1, splits: Sequence[str] = ("train", "validation"),
+    cut_prompt: str = RIGHT,
 ) -> str:
     """Registers a user's own task; reads no rows.
 
@@ -38,12 +40,13 @@ def add_task(
         role: one of `registry.ROLES`.
         held_out: share of a single file that is its validation split, drawn by a fixed seed.
         splits: that a function has; files say theirs.
+        cut_prompt: ``left`` keeps the end of a prompt that is too long; ``right`` its start.
 
     Returns:
         The task's name, ``<dataset>__<template>``.
 
     Raises:
-        InputError: the name is taken, a share that is none, or choices that hold ``|||``.
+        InputError: the name is taken, a share or side that is none, or choices that hold ``|||``.
     """
     own_files, reader, splits = _rows(rows, held_out, tuple(items_of(splits)), f"{dataset} {template}")
     kind = kind or ("generation" if choices is None else "rank")
@@ -53,10 +56,10 @@ def add_task(
                                       got="choices=", cure="return them as 'choices', with kind='rank'"))
         return registry.add_prompted_task(
             dataset, None, template, kind=kind, role=role, splits=splits, rows=reader, own_files=own_files,
-            adapt=prompt, ready=True)
+            adapt=prompt, ready=True, cut_prompt=cut_prompt)
     made = PromptTemplate(template, prompt, _expression(choices, template))
     return registry.add_prompted_task(dataset, None, made, kind=kind, role=role, splits=splits, rows=reader,
-                                      own_files=own_files, truncate=False)
+                                      own_files=own_files, truncate=False, cut_prompt=cut_prompt)
 
 
 def _rows(rows: Any, held_out: float, splits: tuple[str, ...], where: str

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from elm_jax.data.arrays.prepared import RIGHT
 from elm_jax.data.prompts import templates
 from elm_jax.data.prompts.templates import PromptTemplate, Rendered
 from elm_jax.data.registry import task_rows
@@ -69,6 +70,7 @@ class PromptedTask:
         recipe: how an expert of the task is trained in the paper, None if it says nothing.
         parts: names of the tasks whose instructions this one joins; empty for all but compositions.
         ready: whether the rows are prompts already: ``inputs``, ``targets``, perhaps ``choices``.
+        cut_prompt: the side on which prompts that are too long are cut, one of `prepared.PROMPT_CUTS`.
         versions: gives the template's known versions by the digest of its text; None if none are pinned.
     """
 
@@ -91,6 +93,7 @@ class PromptedTask:
     versions: Callable[[str], Mapping[str, str]] | None = None
     ready: bool = False
     own_files: tuple[OwnRows, ...] | None = None
+    cut_prompt: str = RIGHT
 
     @property
     def dataset_name(self) -> str:
@@ -201,8 +204,9 @@ class PromptedTask:
             InputError: no such split, no template, or no data.
         """
         template = self.load_template()
+        own = [] if self.cut_prompt == RIGHT else [self.cut_prompt]  # as it was before there was a choice
         digest = hashlib.sha256(json.dumps([
-            template.jinja, template.answer_choices, self.kind, self.truncate]).encode())
+            template.jinja, template.answer_choices, self.kind, self.truncate, *own]).encode())
         found = self._find(split)
         files = () if found is None else tuple(
             task_rows.file_digest(str(path), path.stat().length, path.stat().mtime) for path in found.files())

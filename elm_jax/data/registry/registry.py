@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from elm_jax.data.arrays.prepared import KINDS
+from elm_jax.data.arrays.prepared import KINDS, PROMPT_CUTS, RIGHT
 from elm_jax.data.prompts import templates
 from elm_jax.data.prompts.templates import PromptTemplate
 from elm_jax.data.registry.prompted_task import (
@@ -132,6 +132,7 @@ def add_prompted_task(
     versions: Callable[[str], Mapping[str, str]] | None = None,
     ready: bool = False,
     own_files: Sequence[OwnRows] | None = None,
+    cut_prompt: str = RIGHT,
 ) -> str:
     """Registers a task of one data set with one template; reads nothing.
 
@@ -157,19 +158,22 @@ def add_prompted_task(
             ranked, ``choices``; `template` is but a name then.
         own_files: one for each split (a file of rows, or a cached split), in place of those below the data
             folder.
+        cut_prompt: the side on which a prompt that is longer than a run's length is cut: ``right`` keeps its
+            start, ``left`` its end. EOS stays, and so does BOS where a network has one.
 
     Returns:
         The task's name.
 
     Raises:
-        InputError: no such kind, role or part, or the name is taken.
+        InputError: no such kind, role, side or part, or the name is taken.
     """
     prompt = template if isinstance(template, PromptTemplate) else None
     own_name = prompt.name if prompt else template
     name = templates.task_name(dataset, config, own_name)
-    for what, value, known in (("kind", kind, KINDS), ("role", role, ROLES)):
+    for what, value, known in (("kind", kind, KINDS), ("role", role, ROLES),
+                               ("cut_prompt", cut_prompt, PROMPT_CUTS)):
         if value not in known:
-            raise unknown_name(f"{what} of a task", value, known, where=name)
+            raise unknown_name(f"{what} of a task", str(value), known, where=name)
     if name in _TASKS:
         raise InputError(describe(f"The task name {name} is taken", got=repr(own_name),
                                   expected=f"another name than that of {_TASKS[name].template!r}"))
@@ -178,13 +182,14 @@ def add_prompted_task(
     _TASKS[name] = PromptedTask(
         name, dataset, config, own_name, kind, role, tuple(items_of(splits)), prompt or make_template, rows,
         template_folder, truncate, adapt, source, category, recipe, tuple(items_of(parts)), versions,
-        ready, None if own_files is None else tuple(own_files))
+        ready, None if own_files is None else tuple(own_files), cut_prompt)
     return name
 
 
 def add_cached_task(
     dataset: str, config: str | None, template: str, folder: PathLike, *, kind: str, role: str,
     splits: Sequence[str] = ("train", "validation"), vocabulary: PathLike | None = None,
+    cut_prompt: str = RIGHT,
 ) -> str:
     """Registers a task of T0's cached P3 (`cached_p3`), which needs no rendering; reads nothing.
 
@@ -197,6 +202,7 @@ def add_cached_task(
         role: one of `ROLES`.
         splits: names of the splits that are cached.
         vocabulary: file of that of the cached token ids, where the texts are left out.
+        cut_prompt: see `add_prompted_task`.
 
     Returns:
         The task's name.
@@ -204,7 +210,7 @@ def add_cached_task(
     own = [cached_p3.CachedSplit(storage.as_path(folder), split, vocabulary and storage.as_path(vocabulary))
            for split in items_of(splits)]
     return add_prompted_task(dataset, config, template, kind=kind, role=role, splits=splits, own_files=own,
-                             ready=True)
+                             ready=True, cut_prompt=cut_prompt)
 
 
 def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,
@@ -370,6 +376,7 @@ def describe_task(name: str) -> dict[str, Any]:
         "name": task.name, "dataset": task.dataset, "config": task.config,
         "template": task.template, "template_digest": template.digest,
         "template_version": task.template_version(), "kind": task.kind, "role": task.role,
+        "cut_prompt": task.cut_prompt,
         "splits": list(task.splits), "choices_expression": template.answer_choices,
         "category": task.category, "parts": list(task.parts),
         "recipe": dataclasses.asdict(task.recipe) if task.recipe else None,

@@ -111,7 +111,7 @@ def write_elm(folder: storage.PathLike, model: Model) -> dict[str, Origin]:
         RunError: the disk is full.
     """
     training = model.facts.get(FACTS, {}).get("training") or {"converted_from": model.kind}
-    with staging.staged(folder) as target:
+    with staging.staged(folder, late_writes=False) as target:
         fingerprint = save_leaves(target / WEIGHTS, model.tensors)
         model.check()
         base_json.write(target, model.config, fingerprint, model.vocabulary, training,

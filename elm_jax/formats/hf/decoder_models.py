@@ -165,7 +165,7 @@ def write_decoder(folder: storage.PathLike, model: Model, *,
             folder records.
         RunError: the disk is full.
     """
-    with staging.staged(folder) as target:
+    with staging.staged(folder, late_writes=False) as target:
         return _write_into(target, model, max_shard_bytes)
 
 

@@ -129,7 +129,7 @@ def write_hf(folder: storage.PathLike, model: Model, *,
             not the one that its folder records.
         RunError: the disk is full.
     """
-    with staging.staged(folder) as target:
+    with staging.staged(folder, late_writes=False) as target:
         return write_into(target, model, max_shard_bytes)
 
 

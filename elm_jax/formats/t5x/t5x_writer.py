@@ -59,7 +59,7 @@ def write_t5x(folder: storage.PathLike, model: Model, *, layout: str = "orbax",
     if step is None:
         step = int(model.facts.get(FACTS, {}).get("step", 0))
     _check_writable(model, form, step)
-    with staging.staged(folder) as target:
+    with staging.staged(folder, late_writes=False) as target:
         checkpoint = _LAYOUTS[layout](target / f"{t5x_folders.PREFIX}{step}")
         origins = _write_leaves(checkpoint, model, form)
         model.check()

@@ -6,7 +6,7 @@ Layers are counted from 0 in the order in which a network computes them: an enco
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import AdapterKind
@@ -14,6 +14,7 @@ from elm_jax.models.network import NetworkConfig
 
 FORMS = "None for all, 'upper 10', '20-29', or a tuple of layers from 0"
 WHERE = "AdapterConfig.layers"
+_MOST_LAYERS = 10**6
 _UPPER, _RANGE = re.compile(r"upper (\d{1,6})"), re.compile(r"(\d{1,6})-(\d{1,6})")
 Layers = str | Sequence[int]
 Adapter = TypeVar("Adapter", bound=AdapterKind)
@@ -46,6 +47,16 @@ def numbers_of(layers: Layers, num_layers: int) -> set[int]:
     return found
 
 
+def check_form(layers: Any) -> None:
+    """Checks a setting before there is a network: None, or a form that names layers of a large one.
+
+    Raises:
+        InputError: the setting cannot be read, or names no layer of any network.
+    """
+    if layers is not None and min(_numbers(layers, _MOST_LAYERS), default=-1) < 0:
+        raise _unreadable(layers)
+
+
 def _numbers(layers: Layers, num_layers: int) -> set[int]:
     if isinstance(layers, str):
         if upper := _UPPER.fullmatch(layers.strip()):
@@ -55,8 +66,12 @@ def _numbers(layers: Layers, num_layers: int) -> set[int]:
     elif (isinstance(layers, tuple | list) and all(type(number) is int for number in layers)
           and len(set(layers)) == len(layers)):
         return set(layers)
-    raise InputError(describe("The adapters' layers cannot be read", where=WHERE, got=repr(layers)[:200],
-                              expected=FORMS))
+    raise _unreadable(layers)
+
+
+def _unreadable(layers: Any) -> InputError:
+    return InputError(describe("The adapters' layers cannot be read", where=WHERE, got=repr(layers)[:200],
+                               expected=FORMS))
 
 
 def carries(adapter: AdapterKind | None, layer: int) -> bool:

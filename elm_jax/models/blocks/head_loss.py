@@ -1,6 +1,7 @@
-"""Cross-entropy of a head, some positions at a time: the logits of a whole batch never exist together.
+"""Cross-entropy of a head, some positions at a time, and only those that carry weight.
 
-If the head is frozen, the forward pass computes the gradient of its inputs while the logits are at hand.
+The logits of a whole batch never exist together. If the head is frozen, the forward pass computes the
+gradient of its inputs while the logits are at hand, and leaves out positions without weight.
 Source of the idea: Hsu et al., https://arxiv.org/abs/2410.10989 (fused linear cross-entropy).
 """
 
@@ -15,21 +16,20 @@ from elm_jax.models.losses import LossConfig, LossSums, token_cross_entropy
 from elm_jax.runtime import sharding
 from elm_jax.types import Array
 
-LEAST_LOGITS = 1 << 24
-"""Fewer logits than these (64 MiB) are computed at once."""
-LEAST_ROWS = 256
-"""Tokens of a part, at least: each part reads the head once."""
+LEAST_LOGITS = 1 << 22
+"""Fewer logits than these (16 MiB) are computed at once."""
+LEAST_ROWS = 128
+"""Tokens of a part, at least: each part reads the head twice."""
 
 
 def num_parts(batch: int, length: int, vocabulary: int) -> int:
-    """Number of parts into which the positions of rows [B, L] are cut, a divisor of L; 1 for few logits.
+    """Number of parts into which the positions of rows [B, L] are cut; 1 for few logits.
 
     It is 1 on a mesh too: there logits are split over the devices.
     """
     if batch * length * vocabulary < LEAST_LOGITS or sharding.num_placed() > 1:
         return 1
-    most = min(length, max(1, batch * length // LEAST_ROWS))
-    return max(number for number in range(1, most + 1) if length % number == 0)
+    return max(1, batch * length // LEAST_ROWS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -58,17 +58,46 @@ def _forward(sides: str, config: LossConfig, *arguments: Any) -> tuple[LossSums,
     if arguments[1].perturbed:
         return jax.vjp(lambda states, head: token_cross_entropy(
             _logits(sides, states, head), targets, weights, config), states, head)
-    batch, length, width = states.shape
-    parts = num_parts(batch, length, head.shape[sides.index("v")])
+    sums, gradient = _in_parts(sides, config, head, states, targets, weights)
+    return sums, gradient.astype(states.dtype)
 
-    def cut(array: Array) -> Array:
-        array = array.reshape(batch, parts, -1, *array.shape[2:])
-        return jnp.moveaxis(array, 1, 0).reshape(parts, -1, *array.shape[3:])
 
-    sums, gradient = jax.lax.map(lambda part: _part(sides, config, head, *part),
-                                 (cut(states), cut(targets), cut(weights.astype(jnp.float32))))
-    gradient = jnp.moveaxis(gradient.reshape(parts, batch, -1, width), 0, 1).reshape(states.shape)
-    return jax.tree.map(lambda each: each.sum(axis=0), sums), gradient.astype(states.dtype)
+def _in_parts(sides: str, config: LossConfig, head: Array, states: Array, targets: Array, weights: Array
+              ) -> tuple[LossSums, Array]:
+    """Loss sums f32[] of rows, and the gradient f32[B, L, D] of the sum of their losses, part by part."""
+    parts = num_parts(*targets.shape, head.shape[sides.index("v")])
+    given = states.reshape(-1, states.shape[-1]), targets.reshape(-1), weights.reshape(-1).astype(jnp.float32)
+    # Positions with weight come first, so that the last parts have none; the number of places is filled up.
+    order = jnp.argsort(given[2] == 0, stable=True)
+    count = order.size
+    order = jnp.pad(order, (0, -count % parts), constant_values=count)
+
+    def part(places: Array) -> tuple[LossSums, Array]:
+        own = [jnp.take(array, places, axis=0, mode="fill", fill_value=0) for array in given]
+        compute = functools.partial(_part, sides, config, head)
+        shapes = jax.eval_shape(compute, *own)
+        return jax.lax.cond(_any_of(own[2] != 0), compute, lambda *_: _zeros(shapes), *own)
+
+    sums, found = jax.lax.map(part, order.reshape(parts, -1))
+    gradient = jnp.zeros(given[0].shape, jnp.float32).at[order].set(
+        found.reshape(-1, states.shape[-1]), mode="drop")
+    return jax.tree.map(lambda each: each.sum(axis=0), sums), gradient.reshape(states.shape)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+
+@jax.custom_batching.custom_vmap
+def _any_of(flags: Array) -> Array:
+    """Whether any of bool[...] is true; mapped over experts, any of all, so that all take one branch."""
+    return jnp.any(flags)
+
+
+@_any_of.def_vmap
+def _any_of_all(axis_size: int, in_batched: list[bool], flags: Array) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return _any_of(flags), False
 
 
 def _part(sides: str, config: LossConfig, head: Array, states: Array, targets: Array, weights: Array

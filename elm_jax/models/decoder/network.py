@@ -103,10 +103,11 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
             targets: tokens i32[B, C, T], lengths i32[B, C]; each choice ends with EOS.
 
         Returns:
-            f32[B, C, T]; 0 behind a choice's end, so that a sum over T is the choice's score.
+            f32[B, C, T]; 0 behind a choice's end, so that a sum over T is the choice's score. NaN for a
+            choice that is, with its prompt, longer than the context; padding does not count.
 
         Raises:
-            InputError: prompt and choice are longer than the context.
+            InputError: S or T is more than the context.
         """
         rows, tokens, lengths = self._choice_rows(inputs, targets), targets.tokens, self._prompts(inputs)[1]
         batch, choices, length = tokens.shape
@@ -118,7 +119,8 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         first = _logits_of(logits[:, :1], tokens[..., 0]) - normaliser[:, :1]
         rest = _logits_of(logits[:, 1:], tokens[..., 1:].reshape(batch, -1)) - normaliser[:, 1:]
         log_probs = jnp.concatenate([first[..., None], rest.reshape(batch, choices, length - 1)], axis=-1)
-        return jnp.where(real_tokens(targets), log_probs, 0.0)
+        fits = lengths[:, None] + jnp.asarray(targets.lengths) <= self.config.max_length
+        return jnp.where(fits[..., None], jnp.where(real_tokens(targets), log_probs, 0.0), jnp.nan)
 
     def start(self, params: Params, inputs: Padded, max_length: int) -> Start:
         """Makes the cache (keys and values of the prompts), and the prompts' last tokens.
@@ -165,7 +167,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
 
     def account(self, source: int, target: int) -> StepAccount:
         """Counts what one row of S input and T target tokens sends through the network."""
-        config, tokens = self.config, source + target
+        config, tokens = self.config, min(source + target, self.config.max_length)
         return StepAccount(
             width=config.emb_dim, heads=config.num_heads * config.head_dim, mlp=config.mlp_dim,
             attention_outputs=config.num_layers * tokens, attention_inputs=0,
@@ -192,8 +194,9 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         prompts, lengths = self._prompts(inputs)
         tokens = jnp.asarray(targets.tokens)
         (batch, choices, length), width = tokens.shape, prompts.shape[1]
-        self._check_length(width + length)
+        self._check_length(max(width, length))
         behind = jnp.tile(lengths[:, None] + jnp.arange(length - 1)[None], (1, choices))
+        behind = jnp.minimum(behind, self.config.max_length - 1)  # of padding alone, in rows that fit
         before = jnp.broadcast_to(jnp.arange(width)[None], prompts.shape)
         real = real_tokens(Padded(prompts, lengths))
         return (jnp.concatenate([prompts, tokens[..., :-1].reshape(batch, -1)], axis=1),

@@ -74,19 +74,16 @@ class TrunkCache:
         network: with a trunk.
         base: gives the trunk's leaves.
         settings: folder and limit.
-        mesh: states are computed on it.
+        mesh: states are computed on its devices; several processes each compute those of their own rows, on
+            their own devices.
         rules: sharding rules of the base.
 
     Raises:
-        InputError: the network has no trunk, several processes, or a folder that does not fit.
+        InputError: the network has no trunk, one row lies on several processes, or the folder does not fit.
     """
 
     def __init__(self, network: Network, base: TrunkBase, settings: TrunkSettings, mesh: Mesh,
                  rules: sharding.Rules = sharding.DEFAULT_RULES) -> None:
-        if hosts.count() > 1:
-            raise InputError(describe("States of the lower layers are kept by one process only",
-                                      where="trunk_cache", got=f"{hosts.count()} processes",
-                                      cure="leave TRUNK_CACHE out"))
         depth = has_trunk(network).trunk
         if not depth:
             raise InputError(describe("There are no frozen lower layers whose states could be kept",
@@ -94,15 +91,17 @@ class TrunkCache:
         # Adapters are above the trunk, and it has no dropout: all experts share one program and one folder.
         config = dataclasses.replace(network.config.with_adapter(None), dropout_rate=0.0)
         self._network = dataclasses.replace(network, config=config)
-        self._mesh, self._computed, self._looked_up = mesh, 0, 0
+        self._mesh, self._computed, self._looked_up = _own_part(mesh), 0, 0
         trunk, _ = trees.split(base.params, lambda path: network.depth_of(path) < depth)
-        self._params = states.frozen_leaves(self._network, trunk, mesh, rules, base.dtype)
+        if hosts.count() > 1:
+            trunk = jax.tree.map(hosts.whole, trunk)
+        self._params = states.frozen_leaves(self._network, trunk, self._mesh, rules, base.dtype)
         facts = _facts(self._network, base, mesh)
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         one = dict.fromkeys(("tokens", "segment_ids"), jax.ShapeDtypeStruct((1, 1), np.int32))
         shape = jax.eval_shape(functools.partial(states_of, self._network), self._params, one)[0]
         self.store = RowStore(settings.folder, name, facts, width=shape.shape[-1], dtype=shape.dtype,
-                              most_bytes=settings.most_bytes)
+                              most_bytes=settings.most_bytes, writers=hosts.count())
 
     def __enter__(self) -> "TrunkCache":
         return self
@@ -164,14 +163,12 @@ class TrunkCache:
             sequences: where each belongs.
             batch: of which the states are computed.
         """
-        missing: dict[int, list[_Sequence]] = {}
-        for sequence in sequences:
-            kept = self.store.get(sequence.key)
-            self._looked_up += 1
-            if kept is None:
-                missing.setdefault(sequence.row, []).append(sequence)
-            else:
-                found[sequence.array][sequence.row][sequence.part] = kept
+        sequences = list(sequences)
+        self._looked_up += len(sequences)
+        missing = self._copy_kept(found, sequences)
+        if missing and hosts.count() > 1:
+            self.store.read_others()
+            missing = self._copy_kept(found, itertools.chain(*missing.values()))
         if not missing:
             return
         rows = np.asarray(sorted(missing))
@@ -183,6 +180,18 @@ class TrunkCache:
                 self.store.put(sequence.key, values)
         self._computed += sum(map(len, missing.values()))
 
+    def _copy_kept(self, found: Sequence[np.ndarray], sequences: Iterable["_Sequence"]
+                   ) -> dict[int, list["_Sequence"]]:
+        """Writes the states that are kept into arrays; returns the sequences of each row that lacks some."""
+        missing: dict[int, list[_Sequence]] = {}
+        for sequence in sequences:
+            kept = self.store.get(sequence.key)
+            if kept is None:
+                missing.setdefault(sequence.row, []).append(sequence)
+            else:
+                found[sequence.array][sequence.row][sequence.part] = kept
+        return missing
+
     def _compute(self, batch: Batch) -> list[np.ndarray]:
         """States of rows; their number is filled up to few sizes, so that few programs compile."""
         count, parts = len(next(iter(batch.values()))), self._mesh.shape["data"]
@@ -190,6 +199,22 @@ class TrunkCache:
         rows = np.resize(np.arange(count), size)
         placed = sharding.put_batch({name: array[rows] for name, array in batch.items()}, self._mesh)
         return [hosts.whole(each)[:count] for each in _compiled(self._network, self._params, placed)]
+
+
+def _own_part(mesh: Mesh) -> Mesh:
+    """The part of a mesh that this process's devices are.
+
+    Raises:
+        InputError: a row of a batch lies on several processes, which would have to agree on it to the bit.
+    """
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    if (owners != owners[..., :1]).any():
+        raise InputError(describe(
+            "States of the lower layers cannot be kept where the model axis spans processes",
+            where="trunk_cache", got=f"{mesh.shape['model']} devices of the model axis, of several processes",
+            expected="a model axis inside one process",
+            cure="lower MESH_MODEL, or leave TRUNK_CACHE out"))
+    return mesh if hosts.count() == 1 else mesh.local_mesh
 
 
 def states_of(network: Network, params: Params, batch: Batch) -> list[Array]:

@@ -15,6 +15,7 @@ from elm_jax.evaluation.results import TaskResult
 from elm_jax.experts.base import Base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import Expert, resolve
+from elm_jax.experts.rendering import shared_rendering
 from elm_jax.models.adapters.stacked import Many
 from elm_jax.models.network import Network
 from elm_jax.routing.text import RoutingInstance
@@ -64,10 +65,11 @@ class MixedExperts(Scorable):
         used = {name for names in chosen.values() for name in names}
         members = [member for member in self.members if member.id in used]
         places = {member.id: place for place, member in enumerate(members)}
+        rendering = shared_rendering([member.card for member in members], "a mixed evaluation")
         network, params = _put_experts([member.expert() for member in members], setup)
         with setup.above_trunk(network, trees.flatten(params[1]), self.id) as (network, scoring):
             for task, names in chosen.items():
-                instances = setup.rows(task)
+                instances = setup.rows(task, rendering, self.id)
                 for member in members:
                     warn_of_rows(member.card, instances)
                 result = stacked_evaluator.evaluate_task_mixed(

@@ -13,12 +13,14 @@ from jax.sharding import Mesh
 
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked_evaluator
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
-from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.card import PLAIN, ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
+from elm_jax.experts.rendering import frame_of
 from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
 from elm_jax.models.network import Network, frozen_depth
 from elm_jax.runtime import hosts, preemption, sharding, storage, trees
@@ -78,11 +80,15 @@ class ScoringSetup:
             model: its id, for the error.
 
         Raises:
-            InputError: the model has a lowest layer of its own.
+            InputError: the model has a lowest layer of its own, or there are several processes.
         """
         if self.trunk is None:
             yield network, self.scoring
             return
+        if hosts.count() > 1:  # each makes whole batches, and would compute the states of all rows
+            raise InputError(describe("Scoring keeps states of the lower layers in one process only",
+                                      where="trunk_cache", got=f"{hosts.count()} processes",
+                                      cure="leave --trunk_cache out"))
         depth = frozen_depth(network, own)
         if depth == 0:
             raise InputError(describe(
@@ -99,9 +105,20 @@ class ScoringSetup:
         """Name of the split that a task is scored on."""
         return self.split or self.data.evaluation_split(task)
 
-    def rows(self, task: str) -> PreparedSplit:
-        """The rows of a task that are scored, as a prepared split."""
-        return self.data.split(task, self.split_of(task), self.max_rows)
+    def rows(self, task: str, rendering: str = PLAIN, model: str = BASE_ID) -> PreparedSplit:
+        """The rows of a task that are scored, as a prepared split in the rendering of a model.
+
+        Raises:
+            InputError: the model was trained in a chat template, and the base has none.
+        """
+        frame = frame_of(self.base, rendering, self.settings.source_length, f"the card of {model}")
+        return self.data.with_frame(frame).split(task, self.split_of(task), self.max_rows)
+
+    def cut_prompt(self, task: str) -> str:
+        """The side on which a task's prompts are cut: as it is registered, or as its arrays say."""
+        if task in registry.task_names():
+            return registry.get_task(task).cut_prompt
+        return self.rows(task).cut_prompt
 
 
 class ScoringOptions(TypedDict, total=False):
@@ -147,6 +164,11 @@ class ScoredModel(Scorable):
     expert: Callable[[], Expert] | None = None
     card: ExpertCard | None = None
 
+    @property
+    def rendering(self) -> str:
+        """How its inputs are rendered: as its card says; a base's plainly."""
+        return PLAIN if self.card is None else self.card.rendering
+
     def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
         """Scores the model on each task, with its parameters loaded once."""
         network, params = self.load()
@@ -156,7 +178,7 @@ class ScoredModel(Scorable):
             network.logical_axes(), params, setup.mesh))
         with setup.above_trunk(network, own, self.id) as (network, scoring):
             for task in tasks:
-                instances = setup.rows(task)
+                instances = setup.rows(task, self.rendering, self.id)
                 warn_of_rows(self.card, instances)
                 yield evaluate_task(network, params, instances, scoring, self.id)
 
@@ -192,7 +214,8 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
 
 def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup) -> bool:
     """Whether the store holds this model's result on the task with these settings."""
-    split, digest = setup.split_of(task), setup.settings.digest(setup.max_rows, model.mixed)
+    split, cut = setup.split_of(task), setup.cut_prompt(task)
+    digest = setup.settings.digest(setup.max_rows, model.mixed, cut)
     return store.done(model.id, task, split, digest) and any(
         row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 
@@ -275,11 +298,11 @@ def _keep(store: ResultsStore, model: Scorable, result: TaskResult) -> None:
 def _groups(models: Sequence[Scorable], pending_of: Callable[[Scorable], list[str]], most: int
             ) -> Iterator[list[ScoredModel]]:
     """Groups models to score together: adapter experts with the same tasks, in groups of about equal size."""
-    by_tasks: dict[tuple[str, ...], list[ScoredModel]] = {}
+    by_tasks: dict[tuple[str, ...], list[ScoredModel]] = {}  # and by rendering
     for model in models:
         pending = tuple(pending_of(model))
         if isinstance(model, ScoredModel) and model.expert is not None and pending:
-            by_tasks.setdefault(pending, []).append(model)
+            by_tasks.setdefault((model.rendering, *pending), []).append(model)
     for members in by_tasks.values():
         count = -(-len(members) // most)
         for number in range(count):
@@ -306,7 +329,7 @@ def _evaluate_group(models: Sequence[ScoredModel], tasks: Sequence[str], setup: 
     params = stacked_evaluator.put_stack(network, base.params, [expert.overlay for expert in experts], mesh)
     with setup.above_trunk(network, trees.flatten(experts[0].overlay), models[0].id) as (network, scoring):
         for task in tasks:
-            instances = setup.rows(task)
+            instances = setup.rows(task, models[0].rendering, models[0].id)
             for model in models:
                 warn_of_rows(model.card, instances)
             results = stacked_evaluator.evaluate_task_stacked(

@@ -18,7 +18,7 @@ from elm_jax.merging.methods.method_table import settings_of
 from elm_jax.merging.recipes.recipe import MergeRecipe
 from elm_jax.routing.vote import RoutingDecision
 from elm_jax.runtime import hosts, staging, storage, trees
-from elm_jax.workflows.merge import merge_overlays, output_files
+from elm_jax.workflows.merge import absent_layers, merge_overlays, output_files
 from elm_jax.workflows.merge.merge_inputs import TensorsSource
 from elm_jax.workflows.route import RouteConfig, route_task
 
@@ -68,7 +68,9 @@ def merge(
         raise InputError(describe("Merging needs two or more experts", got=len(experts)))
     cards = [expert.card for expert in experts]
     sources = [TensorsSource(ArrayTensors(expert.overlay)) for expert in experts]
-    merge_overlays.check_alike(cards, [source.specs for source in sources])
+    merge_overlays.check_alike(cards, [source.specs for source in sources], base is not None)
+    for note in absent_layers.notes_of(cards, [source.specs for source in sources]):
+        logger.warning(note)
     recipe = MergeRecipe.simple(method, weights, parameters, experts=[card.id for card in cards],
                            specs=method_table.get_method(method).parameters)
     fingerprints = [trees.fingerprint(expert.overlay) for expert in experts]

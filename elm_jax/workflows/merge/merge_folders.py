@@ -176,8 +176,8 @@ def make_facts(plan: Plan) -> dict[str, Any]:
                     for number, (name, share) in enumerate(zip(config.models, shares, strict=True))],
         "base": {"path": config.base, "digest": plan.digests[config.base]} if config.base else None,
         "settings": settings, "num_leaves": len(plan.leaves),
-        "num_parameters": sum(leaf.size for leaf in plan.leaves), "notes": list(plan.notes),
-        "created": utc_now(),
+        "num_parameters": sum(leaf.size for leaf in plan.leaves), "created": utc_now(),
+        **({"notes": list(plan.all_notes)} if plan.all_notes else {}),
     }
 
 

@@ -24,7 +24,7 @@ from elm_jax.merging.methods import alike
 from elm_jax.merging.methods.method_table import settings_of
 from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
 from elm_jax.runtime import staging, storage, trees
-from elm_jax.workflows.merge import merge_overlays, output_files
+from elm_jax.workflows.merge import absent_layers, merge_overlays, output_files
 from elm_jax.workflows.merge.merge_inputs import CARD_FILE, TensorsSource, unlike_vocabularies
 from elm_jax.workflows.merge.merge_plan import MergeOptions, Plan, cast, leaf_merges
 
@@ -44,7 +44,7 @@ def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
     cards, written, tensors, folders = zip(*(
         _adapter(name, config.base, opened) if adapter_files.is_peft(storage.as_path(name))
         else _stored_expert(name) for name in config.models), strict=True)
-    merge_overlays.check_alike(cards, [own.specs for own in tensors])
+    merge_overlays.check_alike(cards, [own.specs for own in tensors], config.base is not None)
     _check_fingerprints(folders, tensors, written)
     base = None if config.base is None else _open_base(config.base, cards[0])
     leaves, network = merge_overlays.plan_overlay(
@@ -53,7 +53,8 @@ def plan_experts(config: MergeConfig, options: MergeOptions) -> Plan:
     card = merge_overlays.make_card(cards, written, network, settings_of(leaves), options.expert_id)
     digests = dict(zip(config.models, written, strict=True))
     digests |= {config.base: cards[0].base["fingerprint"]} if config.base else {}
-    return Plan(config, leaves, digests, card=card)
+    return Plan(config, leaves, digests, card=card,
+                notes=absent_layers.notes_of(cards, [own.specs for own in tensors]))
 
 
 def _stored_expert(name: str) -> tuple[ExpertCard, str | None, Tensors, epath.Path]:

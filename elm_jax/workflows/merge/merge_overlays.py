@@ -23,23 +23,26 @@ from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig, merged_config, place_of
 from elm_jax.models.adapters.scaling import ScalingConfig
 from elm_jax.types import Array
+from elm_jax.workflows.merge import absent_layers
 
 NO_WEIGHTS = ("dropout_rate", "dtype")
 """Fields of a network's config that affect how it runs, but not what its weights mean."""
 
 
-def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]) -> None:
+def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]], with_base: bool) -> None:
     """Raises InputError unless experts can be merged.
 
     Args:
         cards: of the experts.
         leaves: of each, by path, what has a shape and a dtype.
+        with_base: whether there is a base, for norms that some of them did not train.
 
     Raises:
         InputError: they have unlike bases, kinds or networks, or unlike leaves, all of which are named. Of
-            LoRA's updates the ranks may differ, and an update that an expert lacks counts as zero.
+            LoRA's updates ranks and layers may differ, and an update that an expert lacks counts as zero.
     """
     first = cards[0]
+    absent_layers.check_layers(cards)
     for other, own in zip(cards[1:], leaves[1:], strict=True):
         for what, left, right in (("base", first.base["fingerprint"], other.base["fingerprint"]),
                                   ("kind", kind_of(first), kind_of(other)),
@@ -51,8 +54,10 @@ def check_alike(cards: Sequence[ExpertCard], leaves: Sequence[Mapping[str, Any]]
                     f"Experts of unlike {what} cannot be merged", where=f"{first.id} and {other.id}",
                     got=f"{left} and {right} ({_first_leaf(leaves[0], own)})", expected="the same for all"))
     shared = set(leaves[0]).intersection(*leaves[1:])
+    absent = absent_layers.absent_norms(cards, leaves, with_base)
     alike.check_alike([{path: _without_rank(path, leaf, first) for path, leaf in own.items()
-                        if path in shared or not is_low_rank(path, first)} for own in leaves],
+                        if path in shared or not (is_low_rank(path, first) or path in absent)}
+                       for own in leaves],
                       [f"{card.id}#{n}" for n, card in enumerate(cards, start=1)])
 
 
@@ -70,13 +75,10 @@ def kind_of(card: ExpertCard) -> str:
 
 
 def _network(card: ExpertCard) -> dict[str, Any]:
-    """The part of a network's config that must be equal: ranks and scales of low-rank updates may differ."""
+    """The part of a network's config that must be equal: of low-rank updates that there are some."""
     network = {name: value for name, value in card.network.items() if name not in NO_WEIGHTS}
     adapter = adapter_of(network)
-    if not isinstance(adapter, LowRankConfig):
-        return network
-    layers = adapter.layers if adapter.layers is None else list(adapter.layers)
-    return {**network, "adapter": [adapter.kind, layers]}
+    return {**network, "adapter": adapter.kind} if isinstance(adapter, LowRankConfig) else network
 
 
 def _unlike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +117,7 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
         InputError: a setting or a filter that does not fit.
     """
     names = [card.id for card in cards]
+    sources, layers = absent_layers.completed(cards, sources, base)
     paths = list(dict.fromkeys(path for source in sources for path in source.specs))
     recipe.check_filters(paths)
     if base is None and method_table.get_method(recipe.method).needs_base:
@@ -147,9 +150,13 @@ def plan_overlay(cards: Sequence[ExpertCard], sources: Sequence[LeafSource], bas
         merged = [UpdateMerge(prefix, recipes[prefix + DOWN], sources,
                               [adapter.scale_of(places[prefix]) for adapter in adapters], names, marks, rank)
                   for prefix in updates]
+        ranks: dict[str, int] = {}
+        for prefix, update in zip(updates, merged, strict=True):
+            ranks[places[prefix]] = max(update.rank, ranks.get(places[prefix], 0))
+        for prefix, update in zip(updates, merged, strict=True):
+            update.rank = ranks[places[prefix]]  # one in all layers; zeros fill up those of fewer experts
         leaves += [leaf for update in merged for leaf in update.leaves()]
-        ranks = {places[prefix]: update.rank for prefix, update in zip(updates, merged, strict=True)}
-        network["adapter"] = merged_config(ranks, layers=adapter_of(network).layers).to_dict()
+        network["adapter"] = merged_config(ranks, layers=layers).to_dict()
     return sorted(leaves, key=lambda leaf: leaf.path), network
 
 

@@ -66,6 +66,7 @@ class Plan:
         ties_heads: False if the result has a head of its own, and the donor's config says otherwise.
         card: of a merged expert.
         model: of whole models, the one whose config, vocabulary and facts the result gets.
+        notes: what the inputs bring with them that a reader should know, one sentence each.
     """
 
     config: MergeConfig
@@ -75,11 +76,12 @@ class Plan:
     ties_heads: bool = True
     card: ExpertCard | None = None
     model: Model | None = None
+    notes: tuple[str, ...] = ()
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know of the config and of the weights, one sentence each."""
-        return (*self.config.notes, *notes_on_signs(settings_of(self.leaves)))
+    def all_notes(self) -> tuple[str, ...]:
+        """What a user should know of the config, of the inputs and of the weights, one sentence each."""
+        return (*self.config.notes, *self.notes, *notes_on_signs(settings_of(self.leaves)))
 
     def summary(self, workers: int | None) -> dict[str, Any]:
         """What the merge reads, writes and needs, for a dry run."""
@@ -93,7 +95,7 @@ class Plan:
             "workers": count,
             # The buffer of a leaf that was kept whole stays allocated while others are merged.
             "memory_bytes": int(_PROCESS_BYTES + max(kept, default=0) + count * max(each, default=0)),
-            "notes": list(self.notes),
+            "notes": list(self.all_notes),
             "leaves": [{"leaf": leaf.path, "shape": list(leaf.shape), "dtype": leaf.dtype.name,
                         "bytes": leaf.size * leaf.dtype.itemsize} for leaf in self.leaves],
         }

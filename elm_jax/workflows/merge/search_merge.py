@@ -26,6 +26,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, Scoring, evaluate_t
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve, write_expert
+from elm_jax.experts.rendering import frame_of, shared_rendering
 from elm_jax.merging import weight_search
 from elm_jax.merging.methods import low_rank_products, method_table
 from elm_jax.merging.weight_search import Evolution, Found
@@ -34,7 +35,7 @@ from elm_jax.models.adapters.low_rank import DOWN, UP, merged_config, place_of
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding, staging, storage, trees
 from elm_jax.types import Params
-from elm_jax.workflows.merge import search_objective
+from elm_jax.workflows.merge import absent_layers, search_objective
 from elm_jax.workflows.merge.in_memory import merge
 from elm_jax.workflows.merge.merge_overlays import is_low_rank
 from elm_jax.workflows.merge.search_config import SearchConfig, check_split
@@ -139,6 +140,9 @@ def search_weights(config: SearchConfig, *, base: Base | None = None, experts: S
     base = base or load_base(config.base)
     experts = list(experts or map(load_expert, config.experts))
     data = data or TaskData(base.vocabulary, config.modules, config.prepared_dir)
+    rendering = shared_rendering([expert.card for expert in experts], "a search for weights")
+    frame = frame_of(base, rendering, config.source_length, "the experts' cards")
+    data = data if frame is None else data.with_frame(frame)
     uniform = merge(experts, base=base)  # all checks, and the merge that every other is compared with
     instances = choose_instances(config, data)
     network, shared, overlays = mergeable(base, experts, config.method)
@@ -203,6 +207,12 @@ def mergeable(base: Base, experts: Sequence[Expert], method: str) -> tuple[Netwo
     if not row.is_weighted_sum:
         raise InputError(describe("Of low-rank updates only weighted sums can be searched", got=method,
                                   expected="mean, linear or task_arithmetic"))
+    if absent_layers.unlike([expert.card for expert in experts]):
+        raise InputError(describe(
+            "Weights of low-rank updates in unlike layers cannot be searched", got=", ".join(
+                f"{expert.card.id}: {expert.card.network['adapter'].get('layers', 'all')}"
+                for expert in experts), expected="updates in the same layers",
+            cure="train the experts with one ADAPTER_LAYERS, or merge them with --weights"))
     adapters = [families.config_of(expert.card.network).adapter for expert in experts]
     shared, ranks = trees.flatten(base.params), {}
     for prefix in prefixes:

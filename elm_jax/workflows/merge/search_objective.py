@@ -23,9 +23,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.data.arrays.batch_forms import BatchForm
-from elm_jax.data.arrays.batches import ChoiceShape, choose_bucket, make_choice_batch, padded
+from elm_jax.data.arrays.batches import ChoiceShape, make_choice_batch, padded
 from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.arrays.prompt_rows import check_context, prompts_of
 from elm_jax.errors import InputError, describe
+from elm_jax.evaluation.batch_plan import source_width, target_width
 from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.merging.methods import alike, compose
 from elm_jax.models.network import Network
@@ -134,7 +136,8 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
         also labels i32[N, B].
 
     Raises:
-        InputError: no rows, a row without choices, or a labelled row without a right choice.
+        InputError: no rows, a row without choices, a labelled row without a right choice, or a row that is
+            longer than the network's context.
     """
     if not len(rows):
         raise InputError(describe("A search needs instances", where=f"{split.name} {split.split}",
@@ -142,29 +145,22 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
     ranked = split.kind == "rank"
     choices = [split.choices(row) if ranked else [form.target(split.targets(row), settings.max_new_tokens)]
                for row in rows]
-    inputs = [split.inputs(row) for row in rows]
-    source, number, target = _shape(inputs, choices, settings)
+    prompts = prompts_of(split, form, settings.source_length, rows)
+    longest = [max(map(len, own), default=0) for own in choices]
+    check_context(split, form, prompts, longest, rows)
+    # One shape fits all rows: the network's context holds each row, if not the longest of both together.
+    source = source_width(max(map(len, prompts)), settings, form.context)
+    target = target_width(max(longest, default=1), settings, form.context)
+    number = max(map(len, choices))
     most = max(1, settings.tokens_per_batch // max(source, CHOICE_TOKEN_COST * number * target)) * data_axis
     count = -(-len(rows) // most)
     size = -(-len(rows) // (count * data_axis)) * data_axis
-    prompts = [form.prompt(tokens, source) for tokens in inputs]
     batch = dict(make_choice_batch(prompts, choices, ChoiceShape(count * size, source, number, target),
                                    form.ids.pad))
     batch["real"] = (np.arange(count * size) < len(rows)).astype(np.float32)
     if ranked and labelled:
         batch["labels"] = np.pad(_labels(split, rows), (0, count * size - len(rows)))
     return {name: array.reshape(count, size, *array.shape[1:]) for name, array in batch.items()}
-
-
-def _shape(inputs: Sequence[np.ndarray], choices: Sequence[Sequence[np.ndarray]],
-           settings: EvaluationSettings) -> tuple[int, int, int]:
-    """S, C and T that fit all rows: buckets, and powers of two beyond them."""
-    limit = settings.source_length
-    buckets = [bucket for bucket in settings.source_buckets if bucket < limit]
-    source = choose_bucket(max(map(len, inputs)), [*buckets, limit], cut=True)
-    longest = max((len(choice) for own in choices for choice in own), default=1)
-    fitting = [bucket for bucket in settings.target_buckets if bucket >= longest]
-    return source, max(map(len, choices)), fitting[0] if fitting else 1 << (longest - 1).bit_length()
 
 
 def _labels(split: PreparedSplit, rows: Sequence[int]) -> np.ndarray:

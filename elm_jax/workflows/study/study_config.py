@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Any
 
+from elm_jax.data.arrays.objectives import fill_defaults
 from elm_jax.errors import InputError, describe
+from elm_jax.models.adapters.carriers import check_form
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import check_positive, check_types
@@ -47,6 +49,7 @@ class StageSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_form(self.adapter_layers)
         check_positive(train_steps=self.train_steps, batch_size=self.batch_size, epochs=self.epochs,
                        max_examples=self.max_examples, checkpoint_period=self.checkpoint_period,
                        num_microbatches=self.num_microbatches)
@@ -73,8 +76,8 @@ class StudyConfig:
         network: sizes of the base.
         vocab_pieces: pieces of its vocabulary, without the extra ids.
         character_coverage: see `PretrainConfig`.
-        chunk_length: tokens of one pretraining chunk.
-        prefix_lm_share: share of prefix-LM examples in pretraining.
+        chunk_length: tokens of one pretraining chunk, see `PretrainConfig`.
+        prefix_lm_share: share of prefix-LM examples in pretraining, see `PretrainConfig`.
         pretrain: settings of the base's pretraining; None where a base is given.
         prompt: settings of every prompt expert.
         dataset: settings of every dataset expert.
@@ -125,8 +128,8 @@ class StudyConfig:
     heldout_prompts: tuple[str, ...] = ()
     vocab_pieces: int = 8000
     character_coverage: float = 0.9995
-    chunk_length: int = 128
-    prefix_lm_share: float = 0.5
+    chunk_length: int | None = None
+    prefix_lm_share: float | None = None
     adapter_bottleneck: int | None = None
     max_eval_rows: int = 300
     eval_source_length: int = 512
@@ -158,6 +161,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        fill_defaults(self)
         if (self.pretrain is None) == (self.initial_checkpoint_path is None):
             raise InputError(describe(
                 "A study needs one base", where="study.pretrain and study.initial_checkpoint_path",

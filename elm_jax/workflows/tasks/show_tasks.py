@@ -1,12 +1,16 @@
 """Lists registered tasks, and shows a task's rows as prompts. Needs no TensorFlow."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elm_jax.data.arrays.batches import trim
+from elm_jax.data.arrays.batch_forms import BatchForm
+from elm_jax.data.arrays.batches import Lengths
+from elm_jax.data.arrays.prepared import LEFT
 from elm_jax.data.registry import registry
 from elm_jax.errors import unknown_name
+from elm_jax.experts.base import load_reading
+from elm_jax.runtime.storage import PathLike
 from elm_jax.vocabularies.vocabulary import Vocabulary
 from elm_jax.workflows.tasks import task_stats
 
@@ -40,21 +44,22 @@ def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
 
 
 def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str],
-              vocabulary: Vocabulary | None = None, source_length: int | None = None,
+              base: PathLike | None = None, source_length: int | None = None,
               target_length: int | None = None) -> dict[str, Any]:
-    """First rows of a task as prompts; with a vocabulary, their numbers of tokens and what is cut off.
+    """First rows of a task as prompts; with a base, their numbers of tokens and what is cut off.
 
     Args:
         name: of the task.
         split: one of the task's; None for the one that it is scored on.
         count: at most this many rows.
         modules: registries to import.
-        vocabulary: counts tokens.
+        base: folder of a base, in whose prompts and targets tokens are counted; None counts none.
         source_length: tokens of an input that are kept; None for the task's own (`task_stats.lengths_of`).
         target_length: tokens of a target that are kept.
 
     Returns:
-        ``task``, ``split``, ``rows``, and ``dropped``: how many rows before these were left out, by reason.
+        ``task``, ``split``, ``cut_prompt`` (the side), ``rows``, and ``dropped``: how many rows before these
+        were left out, by reason.
 
     Raises:
         InputError: an unknown task, a split that it has not, or data that are not there.
@@ -62,26 +67,34 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
     registry.import_tasks(modules)
     task = registry.get_task(name)
     lengths = task_stats.lengths_of(name, source_length, target_length)
+    vocabulary, form = (None, None) if base is None else load_reading(base)
     split, dropped, rows = split or task.evaluation_split, collections.Counter(), []
     for index, rendered in task.render_rows(split, dropped):
         row: dict[str, Any] = {"row": index, "input": rendered.inputs, "target": rendered.targets,
                                "choices": list(rendered.choices or ()),
                                "choices_expression": rendered.choices_expression}
         if vocabulary is not None:
-            ids = {name: [*encode(row[name]), vocabulary.eos_id] for name, encode in (
-                ("input", vocabulary.encode), ("target", vocabulary.encode_target))}
-            row["tokens"] = {name: len(own) for name, own in ids.items()}
-            row["cut"] = {name: _cut(own, lengths[f"{name}s"], vocabulary) for name, own in ids.items()}
+            row |= _counted(row, task.cut_prompt, lengths, vocabulary, form)
         rows.append(row)
         if len(rows) == count:
             break
-    return {"task": name, "split": split, "rows": rows, "dropped": dict(dropped)}
+    return {"task": name, "split": split, "cut_prompt": task.cut_prompt, "rows": rows,
+            "dropped": dict(dropped)}
 
 
-def _cut(ids: list[int], length: int, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Number of tokens that a length keeps, and the text that is cut off in training and scoring."""
-    kept = len(trim(ids, length, vocabulary.eos_id))
-    return {"length": length, "text": vocabulary.decode(ids[kept - 1:]) if kept < len(ids) else ""}
+def _counted(row: Mapping[str, Any], side: str, lengths: Lengths, vocabulary: Vocabulary, form: BatchForm
+             ) -> dict[str, Any]:
+    """Numbers of tokens of a row's prompt and target, and what lengths cut off in training and scoring."""
+    counts, cut = {}, {}
+    for name, encode in (("input", vocabulary.encode), ("target", vocabulary.encode_target)):
+        own, length = encode(row[name]), lengths[f"{name}s"]
+        size = len(own) + 1
+        counts[name] = form.prompt_length(size) if name == "input" else size
+        lost = max(0, counts[name] - length)
+        is_left = name == "input" and side == LEFT
+        tokens = own[:lost] if is_left else own[len(own) - lost:]
+        cut[name] = {"length": length, "text": vocabulary.decode(tokens) if lost else ""}
+    return {"tokens": counts, "cut": cut}
 
 
 def printable(row: dict[str, Any]) -> dict[str, str]:

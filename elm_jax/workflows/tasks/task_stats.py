@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from elm_jax.data.arrays.batch_forms import BatchForm
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.registry import registry
 
@@ -22,19 +23,22 @@ def lengths_of(task: str, source_length: int | None = None, target_length: int |
     return {"inputs": source_length or own["inputs"], "targets": target_length or own["targets"]}
 
 
-def stats_of(split: PreparedSplit, lengths: Mapping[str, int]) -> dict[str, Any]:
+def stats_of(split: PreparedSplit, lengths: Mapping[str, int], form: BatchForm) -> dict[str, Any]:
     """Computes counts and lengths of one split of a task.
 
     Args:
         split: the whole split as prepared arrays, or a part of it.
         lengths: tokens of ``inputs`` and of ``targets`` that are kept, EOS among them.
+        form: of the base's batches, which says how many tokens a prompt has.
 
     Returns:
         ``instances`` (of the source), ``dropped`` (of them, by reason), ``rows``, ``choices`` (least and most
         of a row, None for generation), and for ``inputs`` and ``targets`` ``{length, percentiles (as
         {"50": tokens, ...}), max, cut (rows that lose tokens), cut_share}``.
     """
-    counts = np.array([split.lengths_of(row) for row in range(len(split))], np.int64).reshape(-1, 2)
+    sizes = (split.lengths_of(row) for row in range(len(split)))
+    counts = np.array([(form.prompt_length(inputs), targets) for inputs, targets in sizes], np.int64)
+    counts = counts.reshape(-1, 2)
     choices = np.diff(split.arrays["rows"]) - 2
     return {
         "task": split.name, "split": split.split, "kind": split.kind,

@@ -1,8 +1,8 @@
 """Trains a small base from raw passages (`elm pretrain`).
 
-Span corruption and prefix language modelling over raw passages only, with a SentencePiece vocabulary
-trained on the same passages, or one that is given. Sources: Raffel et al. 2020, section 3.1.4; Lester et
-al. 2021, section 2.2.
+Over raw passages only, with a SentencePiece vocabulary trained on the same passages, or one that is given.
+The network's form of batches says what is learnt (`data.arrays.objectives`): span corruption and prefix
+language modelling, or causal language modelling.
 """
 
 import dataclasses
@@ -18,20 +18,26 @@ from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.data.arrays.cursor import TrainStream
-from elm_jax.data.arrays.span_corruption import PretrainingSource
+from elm_jax.data.arrays.objectives import PretrainingSettings, fill_defaults, objective_of
 from elm_jax.data.registry.registry import import_module
 from elm_jax.data.sources.row_files import DATA_DIR_VARIABLE
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models import families
-from elm_jax.models.network import TWO_SIDED, NetworkConfig
+from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage, trees
 from elm_jax.runtime.config_checks import check_positive, check_types, items_of
 from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.loop import fit
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.run_settings import RunConfig
-from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary, trained_contents
+from elm_jax.vocabularies.vocabulary import (
+    EOS_ID,
+    PAD_ID,
+    SentencePieceVocabulary,
+    Vocabulary,
+    trained_contents,
+)
 from elm_jax.workflows.train import run_record
 
 logger = logging.getLogger(__name__)
@@ -51,9 +57,11 @@ class PretrainConfig:
         character_coverage: share of the passages' characters that get pieces of their own.
         train_steps: optimiser steps.
         batch_size: global batch size in packed rows.
-        task_feature_lengths: ``{'inputs': S, 'targets': T}``, tokens.
-        chunk_length: tokens of one piece of passage before corruption.
-        prefix_lm_share: share of prefix-LM examples; the others are span corruption.
+        task_feature_lengths: ``{'inputs': S, 'targets': T}``, tokens; a decoder's rows hold S + T.
+        chunk_length: most tokens of one piece of passage; None for 128 before corruption, and for a whole row
+            of a decoder.
+        prefix_lm_share: share of prefix-LM examples, the others are span corruption; None for 0.5. A decoder
+            has none.
         optimizer: see `OptimizerConfig`.
         dropout_rate: while pretraining.
         random_seed: of the vocabulary, initialisation, order and noise.
@@ -76,8 +84,8 @@ class PretrainConfig:
     batch_size: int = 32
     task_feature_lengths: dict[str, int] = dataclasses.field(
         default_factory=lambda: {"inputs": 256, "targets": 128})
-    chunk_length: int = 128
-    prefix_lm_share: float = 0.5
+    chunk_length: int | None = None
+    prefix_lm_share: float | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     dropout_rate: float = 0.0
     random_seed: int = 0
@@ -94,9 +102,13 @@ class PretrainConfig:
         check_positive(vocab_pieces=self.vocab_pieces, train_steps=self.train_steps,
                        batch_size=self.batch_size, chunk_length=self.chunk_length,
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period)
-        if not 0.0 <= self.prefix_lm_share <= 1.0:
-            raise InputError(describe("Config value is out of range", where="prefix_lm_share",
-                                      got=self.prefix_lm_share, expected="0 to 1"))
+        fill_defaults(self).check(self.examples, self.network)
+
+    @property
+    def examples(self) -> PretrainingSettings:
+        """How passages become examples."""
+        return PretrainingSettings(self.task_feature_lengths, self.chunk_length, self.prefix_lm_share,
+                                   self.random_seed)
 
     def deciding(self) -> dict[str, Any]:
         """Returns all settings that decide the result, JSON-ready."""
@@ -135,23 +147,18 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
     if hosts.by_first(lambda: storage.is_committed(folder)):
         check_same_base(folder, config)
         return load_base(folder, mesh=mesh, rules=sharding.split_rules())
-    if families.network_of(config.network).batches != TWO_SIDED:
-        raise InputError(describe("Span corruption is for encoder-decoders", where="pretrain.network",
-                                  got=f"a network of family {config.network.family}",
-                                  expected="one that takes inputs and targets in rows of their own"))
     passages = read_passages(config.passages)
     vocabulary_path = hosts.by_first(lambda: str(make_vocabulary(config, passages)))
     vocabulary = Vocabulary.load(vocabulary_path)
     check_fits(vocabulary, config.network, vocabulary_path)
-    source = PretrainingSource.from_texts(
-        passages, vocabulary, chunk_length=config.chunk_length,
-        prefix_lm_share=config.prefix_lm_share, seed=config.random_seed)
+    source, lengths = objective_of(config.network).examples(
+        passages, vocabulary, config.examples, config.network)
     network = families.network_of(dataclasses.replace(
         config.network, dropout_rate=config.dropout_rate, dtype=config.dtype))
     params = network.init(jax.random.key(config.random_seed))
     logger.info("pretraining %d parameters on %d passages", trees.count(params), len(passages))
     stream = TrainStream(source, form=form_of(network), batch_size=config.batch_size,
-                         lengths=dict(config.task_feature_lengths), seed=config.random_seed, pack=True)
+                         lengths=lengths, seed=config.random_seed, pack=True)
     run = RunConfig.of(config, name="base", config_digest=config.digest(),
                        settings=config.deciding(), donate_overlay=True)
     result = fit(network, {}, params, stream, run, mesh, on_start)
@@ -184,7 +191,9 @@ def check_fits(vocabulary: Vocabulary, network: NetworkConfig, where: storage.Pa
         raise InputError(describe("The vocabulary is larger than the embedding",
                                   got=f"{vocabulary.size} pieces with extra ids",
                                   expected=f"at most {type(network).__name__}.vocab_size = "
-                                  f"{network.vocab_size}"))
+                                  f"{network.vocab_size}",
+                                  cure="set a larger VOCAB_SIZE, or fewer pretrain.vocab_pieces where the "
+                                  "vocabulary is trained"))
 
 
 def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.PathLike:
@@ -195,6 +204,13 @@ def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.Path
     """
     folder = storage.as_path(config.model_dir) / "vocabulary"
     given = None if config.vocabulary is None else Vocabulary.load(config.vocabulary)
+    ids = (config.network.pad_id, config.network.eos_id)
+    if given is None and ids != (PAD_ID, EOS_ID):
+        raise InputError(describe(
+            "No vocabulary is trained for a network with these special ids", where="pretrain.network",
+            got=f"padding = {ids[0]}, EOS = {ids[1]}", expected=f"padding = {PAD_ID}, EOS = {EOS_ID}",
+            cure="give the vocabulary that the ids are of, pretrain.vocabulary = 'FILE', or other ids: the "
+            "network's pad_id and eos_id"))
     path = folder / (SentencePieceVocabulary if given is None else given).FILE
     made_of = given.fingerprint if given is not None else run_record.digest(
         [config.vocab_pieces, config.random_seed, config.character_coverage, passages])

@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 from elm_jax.errors import InputError, describe
+from elm_jax.experts.card import PLAIN, RENDERINGS
 from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
+from elm_jax.models.adapters.carriers import check_form
 from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.adapters.low_rank import TARGETS, LowRankConfig
 from elm_jax.models.network import DTYPES, Layout, Network, NetworkConfig
@@ -57,6 +59,8 @@ class TrainConfig:
         lora_targets: projections that LoRA updates, or 'all' (`LowRankConfig`); None for queries and values.
         task_recipe: whether lengths, batch size, epochs and `max_examples` are those of the task's own
             recipe (ELM.md's, for the training tasks), whatever is given here.
+        rendering: of the inputs: 'plain', or 'chat' for a user's turn of the base's chat template, which the
+            expert's card says then.
         few_shot: rows of the train split that are put, with their answers, before each input, as far as its
             length allows.
         dtype: of activations; parameters are float32.
@@ -116,6 +120,7 @@ class TrainConfig:
     lora_targets: str | tuple[str, ...] | None = None
     task_recipe: bool = False
     few_shot: int = 0
+    rendering: str = PLAIN
     adapter_layers: str | tuple[int, ...] | None = None
     trunk_dropout: bool = True
     trunk_cache: storage.PathLike | None = None
@@ -125,10 +130,12 @@ class TrainConfig:
         check_types(self)
         check_choice("kind", self.kind, FORM_OF_KIND)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("rendering", self.rendering, RENDERINGS)
         self.rules()
         self.layout()
         self._check_base_dtype()
         _check_trunk(self)
+        check_form(self.adapter_layers)
         check_range("dropout_rate", self.dropout_rate, 0, 1)
         check_range("random_seed", self.random_seed, 0)
         check_range("few_shot", self.few_shot, 0)
@@ -212,6 +219,8 @@ class TrainConfig:
                 facts.pop(name)
         if tuple(self.modules) == DEFAULT_MODULES:  # as it was before they were the default
             facts["modules"] = DEFAULT_MODULES[:1]
+        if self.rendering == PLAIN:
+            facts.pop("rendering")
         if self.base_dtype in (None, "float32"):  # as it was before there was a choice
             facts.pop("base_dtype")
         return as_json(facts)

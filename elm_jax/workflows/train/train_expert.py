@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from elm_jax.data.arrays.batch_forms import BatchForm, form_of
 from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.arrays.prompt_rows import examples_of
 from elm_jax.data.preparing.prepared_folder import source_now
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.prompts.templates import dataset_path
@@ -18,6 +19,7 @@ from elm_jax.experts import template_versions
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
+from elm_jax.experts.rendering import frame_of
 from elm_jax.models import families
 from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage
@@ -67,7 +69,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
         return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
-    data = data or task_data(config, base)
+    data = framed(config, base, data or task_data(config, base))
     if data.few_shot != config.few_shot:
         raise InputError(describe("The task data have another number of exemplars than the run",
                                   where="train.few_shot", got=data.few_shot, expected=config.few_shot))
@@ -177,12 +179,13 @@ def with_recipe(config: TrainConfig, tasks: list[str]) -> TrainConfig:
 
 def validation_batches(config: TrainConfig, data: TaskData, form: BatchForm) -> list[Batch]:
     """Makes batches of the expert's own validation rows, in the shapes of its training batches."""
+    lengths, size = dict(config.task_feature_lengths), config.batch_size
     splits = [data.split(task, "validation", config.early_end.rows) for task in tasks_of(config, data)]
-    examples = [split.example(number) for split in splits for number in range(len(split))]
+    sources = [examples_of(split, form, lengths) for split in splits]
+    examples = [source.example(number) for source in sources for number in range(len(source))]
     if not examples:
         raise InputError(describe("An early end needs validation rows", where=config.task, got="none",
                                   cure="leave train.early_end out"))
-    lengths, size = dict(config.task_feature_lengths), config.batch_size
     if not config.pack:
         return [form.make(examples[start:start + size], lengths, size)
                 for start in range(0, len(examples), size)]
@@ -218,6 +221,16 @@ def task_data(config: TrainConfig, base: Base) -> TaskData:
                     few_shot=config.few_shot, few_shot_length=config.task_feature_lengths["inputs"])
 
 
+def framed(config: TrainConfig, base: Base, data: TaskData) -> TaskData:
+    """The task data with inputs rendered as the run wants them.
+
+    Raises:
+        InputError: a chat template is wanted and the base has none.
+    """
+    return data.with_frame(frame_of(base, config.rendering, config.task_feature_lengths["inputs"],
+                                    "train.rendering"))
+
+
 def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: BatchForm
                 ) -> tuple[TrainStream, int]:
     """Makes the training stream over all tasks; also returns the number of rows behind it.
@@ -226,7 +239,8 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: Bat
     (`registry.capped_mixture`) keeps to that as well, if it is the smaller one.
 
     Raises:
-        InputError: a task is for evaluation only, or there are no data.
+        InputError: a task is for evaluation only, there are no data, or rows that the network's context does
+            not hold.
     """
     splits = [data.split(task, "train") for task in tasks]
     refused = {prepared.name: prepared.info["role"] for prepared in splits
@@ -246,11 +260,12 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: Bat
         return max(1, min(caps)) if caps else None
 
     caps = [cap_of(prepared) for prepared in splits]
-    source: Any = splits[0] if len(splits) == 1 and caps == [None] else MixtureSource(
-        splits, caps, seed=config.random_seed)
-    stream = TrainStream(source, form=form, batch_size=config.batch_size,
-                         lengths=dict(config.task_feature_lengths), seed=config.random_seed,
-                         pack=config.pack)
+    lengths = dict(config.task_feature_lengths)
+    sources = [examples_of(prepared, form, lengths) for prepared in splits]
+    source: Any = sources[0] if len(splits) == 1 and caps == [None] else MixtureSource(
+        sources, caps, seed=config.random_seed)
+    stream = TrainStream(source, form=form, batch_size=config.batch_size, lengths=lengths,
+                         seed=config.random_seed, pack=config.pack)
     return stream, sum(len(prepared) for prepared in splits)
 
 
@@ -283,6 +298,7 @@ def make_card(config: TrainConfig, base: Base, network: NetworkConfig, data: Tas
                   "rows": {info.name: info.info["source"] for info in infos if info.info.get("source")},
                   "versions": run_record.versions(), **ended_at,
                   **({"few_shot": config.few_shot} if config.few_shot else {})},
+        rendering=config.rendering,
         metrics={name: float(value) for name, value in result.metrics.items() if name != "step"})
 
 

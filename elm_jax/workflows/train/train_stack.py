@@ -31,6 +31,7 @@ from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
 from elm_jax.workflows.train.train_expert import (
     check_network,
     check_same_run,
+    framed,
     id_of,
     make_card,
     make_stream,
@@ -254,6 +255,7 @@ def _start(config: TrainConfig, base: Base) -> tuple[Network, Any, Any]:
 
 def _open(config: TrainConfig, base: Base, data: TaskData) -> Opened:
     form = form_of(families.network_of(base.config))
+    data = framed(config, base, data)
     stream, _ = make_stream(config, data, tasks_of(config, data), form)
     validation = [] if config.early_end is None else validation_batches(config, data, form)
     return Opened(_start(config, base)[1], stream, num_steps(config, stream), validation)
@@ -261,7 +263,7 @@ def _open(config: TrainConfig, base: Base, data: TaskData) -> Opened:
 
 def _save(ended: Ended, config: TrainConfig, network: Network, base: Base, data: TaskData) -> None:
     """Writes the expert as its solo run would."""
-    tasks = tasks_of(config, data)
+    data, tasks = framed(config, base, data), tasks_of(config, data)
     rows = sum(len(data.split(task, "train")) for task in tasks)
     card = make_card(config, base, network.config, data, tasks, ended, rows)
     save_expert(storage.as_path(config.model_dir) / "expert", Expert(card, ended.overlay))

@@ -115,7 +115,6 @@ def test_choices_are_never_cut():
 
 def test_choose_bucket():
     assert [batches.choose_bucket(n, [4, 8]) for n in (1, 4, 5, 8)] == [4, 4, 8, 8]
-    assert batches.choose_bucket(9, [4, 8], cut=True) == 8
     with pytest.raises(InputError, match="No length bucket is large enough"):
         batches.choose_bucket(9, [4, 8])
     with pytest.raises(InputError, match="buckets are wrong"):

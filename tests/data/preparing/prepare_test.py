@@ -24,11 +24,10 @@ from elm_jax.evaluation.metrics import TEXT_METRICS  # noqa: E402
 from elm_jax.vocabularies import tokenizer_json, vocabulary  # noqa: E402
 from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
 
-REAL = ("ag_news__classify", "cosmos_qa__context_answer_to_question",
-        "common_gen__random_task_template_prompt", "quail__no_prompt_id",
-        "anli_r1__can_we_infer", "bigbench_known_unknowns__bigbench",
-        "bbh_date_understanding__bbh", "bbh_word_sorting__bbh", "haiku__as_asked",
-        "wiki_qa__is_this_true_")
+REAL = ["common_gen__random_task_template_prompt", "quail__no_prompt_id", "bbh_date_understanding__bbh",
+        "haiku__as_asked", *(pytest.param(name, marks=pytest.mark.slow) for name in (
+            "ag_news__classify", "cosmos_qa__context_answer_to_question", "anli_r1__can_we_infer",
+            "bigbench_known_unknowns__bigbench", "bbh_word_sorting__bbh", "wiki_qa__is_this_true_"))]
 """Ranked and written ones; with drawn words, dropped rows, adapters and settings of a file."""
 needs_data = pytest.mark.skipif(not os.environ.get("ELM_DATA_DIR"), reason="ELM_DATA_DIR is not set")
 

@@ -123,6 +123,12 @@ def test_ordinary_seqio_use(names, model, monkeypatch):
         assert example["inputs"].tolist() == prepared.inputs(row)[:8].tolist()
         assert example["targets"].tolist() == prepared.targets(row)[:3].tolist()
         assert example["targets_pretokenized"].decode() == prepared.text(row)["targets"]
+    left = registry.add_prompted_task("pipeline left", None, RANK, kind="rank", role="train", rows=make_rows,
+                                      cut_prompt="left")
+    seqio_tasks.register(TEXT_METRICS)
+    examples = seqio.get_mixture_or_task(left).get_dataset(lengths, split="train", shuffle=False)
+    for row, example in enumerate(examples.as_numpy_iterator()):
+        assert example["inputs"].tolist() == prepared.inputs(row)[-8:].tolist()
     assert task.output_features["inputs"].vocabulary.vocab_size == SIZE + 100
     model_batches = seqio.EncDecFeatureConverter(pack=True)(
         task.get_dataset({"inputs": 256, "targets": 64}, split="train"),

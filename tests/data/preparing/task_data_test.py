@@ -1,5 +1,6 @@
 """Prepared arrays serve every documented use of a task's data, with no data folder and no TensorFlow."""
 
+import dataclasses
 import json
 import logging
 import types
@@ -91,6 +92,12 @@ def test_arrays_serve_where_the_data_have_only_the_other_split(world, tmp_path, 
     (rows / "validation.jsonl").write_text(lines + lines)
     with pytest.raises(InputError, match="made of other rows"):
         data().split("ag_news__classify", "validation")
+    (rows / "validation.jsonl").write_text(lines)
+    task = task_data.registry.get_task("ag_news__classify")
+    monkeypatch.setitem(task_data.registry._TASKS, task.name, dataclasses.replace(task, cut_prompt="left"))
+    with pytest.raises(InputError, match="made with cut_prompt='right', and now the task has 'left'"):
+        data().split(task.name, "validation")
+    assert TaskData(world.base.vocabulary).split(task.name, "validation").subset(2).cut_prompt == "left"
 
 
 def test_what_a_kill_leaves_is_not_taken_for_arrays(tmp_path, no_data):

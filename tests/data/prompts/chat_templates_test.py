@@ -3,6 +3,7 @@
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from elm_jax.data.prompts import sandbox
 from elm_jax.data.prompts.chat_templates import ChatTemplate
 from elm_jax.errors import InputError
 
@@ -69,6 +70,7 @@ def test_a_tokenizer_may_have_no_template_or_several():
     ("{{ messages.__class__.__mro__ }}", "Security|unsafe"),
     ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "steps|seconds"),
 ])
-def test_a_template_that_fails_is_one_clear_error(template, reason):
+def test_a_template_that_fails_is_one_clear_error(template, reason, monkeypatch):
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.1)
     with pytest.raises(InputError, match=f"(?s)cannot be rendered\n  where: the base's folder.*({reason})"):
         ChatTemplate(template, where="the base's folder").ask("?")

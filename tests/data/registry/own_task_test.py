@@ -107,6 +107,10 @@ def test_what_the_rows_are_made_by_is_in_their_digest(file):
     digests = [digest_of("first", first), digest_of("first again", first), digest_of("second", second),
                digest_of("share", first, held_out=0.5)]
     assert digests[0] == digests[1] and len(set(digests)) == 3
+    sides = [digest_of(f"cut {side}", first, cut_prompt=side) for side in ("right", "left")]
+    assert sides[0] == digests[0] and sides[1] not in digests
+    with pytest.raises(InputError, match=r"cut_prompt of a task(.|\n)*left"):
+        digest_of("cut both", first, cut_prompt="lfet")
     task = registry.get_task(add_task("own e", "grows", {"train": file}, PROMPT))
     before = task.source_digest("train")
     file.write_text(file.read_text() + json.dumps({"text": "one more", "team": "billing"}) + "\n")

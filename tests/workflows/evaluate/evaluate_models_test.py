@@ -1,5 +1,7 @@
 """What is scored: all rows by default, and never two models of one id in one store."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from elm_jax.cli import flags, gin_config
@@ -17,8 +19,9 @@ def model(fingerprint, log=None):
     return ScoredModel("mine", fingerprint, load)
 
 
-def evaluate(models, store, **settings):
-    setup = ScoringSetup(None, None, EvaluationSettings(), None, split="validation")
+def evaluate(models, store, cut_prompt="right", **settings):
+    data = SimpleNamespace(split=lambda *_: SimpleNamespace(cut_prompt=cut_prompt))
+    setup = ScoringSetup(None, data, EvaluationSettings(), None, split="validation")
     evaluate_models(models, lambda _: ["toys__ask"], setup, store, **settings)
 
 
@@ -42,6 +45,8 @@ def test_one_model_given_twice_is_scored_once(tmp_path):
         evaluate([model("sha256:a", log), model("sha256:a", log)], ResultsStore(tmp_path))
     assert log == ["sha256:a"]
     evaluate([model("sha256:a")] * 2, filled(tmp_path, "sha256:a"))  # done: nothing is loaded
+    with pytest.raises(KeyError, match="loaded"):
+        evaluate([model("sha256:a", log)], filled(tmp_path, "sha256:a"), cut_prompt="left")
 
 
 def test_results_of_another_model_of_the_id_are_not_lost(tmp_path):

@@ -236,7 +236,9 @@ def test_a_parameter_in_one_and_an_integer_in_another_is_refused(llama, tmp_path
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [
+    pytest.param(method, marks=[pytest.mark.slow] * (method == "dare_linear"))  # dare_ties draws as it does
+    for method in METHODS])
 def test_values_that_are_not_finite_are_refused_with_leaf_and_folder(method, bad, llama, tmp_path):
     """Also where a weight of zero leaves the model out."""
     needs_base = METHODS[method].needs_base

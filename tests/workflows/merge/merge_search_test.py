@@ -17,7 +17,8 @@ from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError
 from elm_jax.evaluation import rank
-from elm_jax.evaluation.evaluator import EvaluationSettings, choice_batch, choices_of, plan_batches
+from elm_jax.evaluation.batch_plan import TaskInstances, plan_batches
+from elm_jax.evaluation.evaluation_settings import EvaluationSettings
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve
@@ -67,12 +68,13 @@ def answers(kind: str) -> list:
         inputs = np.stack([np.resize(row["inputs"], 24) for row in tiny.generation_rows(ROWS)])
         return [row[:int(np.argmax(row == 1)) + 1 if (row == 1).any() else 6]
                 for row in np.asarray(greedy(NETWORK, params, padded_rows(inputs), max_length=6))]
-    split, found = tiny.split_of(tiny.rank_rows(ROWS), "rank"), np.zeros(ROWS, int)
-    for shape, numbers in plan_batches(split, choices_of(split), SETTINGS, 1):
-        batch = choice_batch(split, choices_of(split), shape, numbers, FORM)
+    found = np.zeros(ROWS, int)
+    instances = TaskInstances.of(tiny.split_of(tiny.rank_rows(ROWS), "rank"), NETWORK, SETTINGS)
+    for shape, numbers in plan_batches(instances, SETTINGS, 1):
+        batch = instances.batch(shape, numbers)
         scores = np.asarray(rank.score_choices(NETWORK, params, padded(batch, "inputs"), padded(batch,
                                                                                                 "choices")))
-        found[numbers] = rank.predict(scores[:len(numbers)], [len(choices_of(split)[n]) for n in numbers])
+        found[numbers] = rank.predict(scores[:len(numbers)], [len(instances.choices[n]) for n in numbers])
     return found.tolist()
 
 
@@ -142,7 +144,8 @@ def test_an_expert_alone_scores_as_itself_whatever_method_is_searched():
     assert ties.report["objective"]["start"] != pytest.approx(mean.report["objective"]["start"], rel=1e-3)
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", [pytest.param(search, marks=[pytest.mark.slow] * (search == "gradient"))
+                                    for search in SEARCHES])
 def test_one_seed_is_one_result(search):
     first, again, other = (run(config(search=search, seed=seed, steps=2)) for seed in (3, 3, 4))
     assert first.weights == again.weights

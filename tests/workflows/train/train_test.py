@@ -12,9 +12,16 @@ from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.experts.overlay import load_expert, resolve
 from elm_jax.runtime import trees
+from elm_jax.training.early_end import EarlyEnd
 from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.workflows.train.train_config import TrainConfig
-from elm_jax.workflows.train.train_expert import check_same_run, make_stream, tasks_of, with_recipe
+from elm_jax.workflows.train.train_expert import (
+    check_same_run,
+    make_stream,
+    tasks_of,
+    validation_batches,
+    with_recipe,
+)
 
 
 def changed_leaves(base, params):
@@ -151,3 +158,19 @@ def test_a_mixture_s_own_cap_holds_in_training(world, monkeypatch):
         stream, rows = make_stream(config, data, tasks_of(config, data), FORM)
         sizes[task, most] = len(stream.source)
     assert sizes == {("mini_topic", None): rows, (capped, None): 10, (capped, 6): 6, (capped, 1000): 10}
+
+
+def test_a_task_that_cuts_on_the_left_trains_on_the_ends_of_its_prompts(world):
+    data = tiny.make_data(world.base, world.folder)
+    split = data.split(tiny.REVIEW, "train")
+    split.info["cut_prompt"] = "left"
+    config = tiny.train_config(world.base, world.folder / "x", task=tiny.REVIEW, pack=False, batch_size=9,
+                               max_examples=None, task_feature_lengths={"inputs": 6, "targets": 8},
+                               early_end=EarlyEnd(rows=4))
+    stream, _ = make_stream(config, data, [tiny.REVIEW], FORM)
+    found = stream.batch(0)["encoder_input_tokens"]
+    assert found.tolist() == [split.inputs(row)[-6:].tolist() for _, row in stream.examples(0)]
+    data.split(tiny.REVIEW, "validation", 4).info["cut_prompt"] = "left"
+    batch, = validation_batches(config, data, FORM)
+    ends = [data.split(tiny.REVIEW, "validation", 4).inputs(row)[-6:].tolist() for row in range(4)]
+    assert batch["encoder_input_tokens"][:4].tolist() == ends

@@ -7,6 +7,7 @@ import pytest
 import small_decoder
 import tiny_study as tiny
 import weights
+from processes import ROUNDING, Run
 
 from elm_jax.cli.main import main
 from elm_jax.errors import InputError
@@ -41,13 +42,17 @@ def cached(folder) -> str:
 
 
 def train(folder, name, task, *more, kind="prompt"):
-    return main([
+    return main(train_words(folder, name, task, *more, kind=kind))
+
+
+def train_words(folder, name, task, *more, kind="prompt"):
+    return [
         "train", "--gin_file", f"gin/experts/{kind}.gin", f"--gin.MODEL_DIR='{folder / name}'",
         f"--gin.INITIAL_CHECKPOINT_PATH='{folder / 'base'}'", f"--gin.TASK='{task}'",
         f"--gin.PREPARED_DIR='{folder / 'prepared'}'", "--gin.TASK_MODULES=('elm_jax.tasks.embedded',)",
         "--gin.MESH_DATA=1", "--gin.BATCH_SIZE=2", "--gin.EPOCHS=None", "--gin.TRAIN_STEPS=4",
         "--gin.LEARNING_RATE=1e-2", "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}",
-        "--gin.train.tensorboard=False", "--gin.train.log_period=1", *more])
+        "--gin.train.tensorboard=False", "--gin.train.log_period=1", *more]
 
 
 def losses_of(folder):
@@ -91,6 +96,23 @@ def test_a_stack_uses_the_states_of_earlier_runs(folder, monkeypatch):
     check_same(folder / "stack" / TASKS[0], folder / "plain")
 
 
+@pytest.mark.slow
+def test_two_processes_share_a_cache(folder, tmp_path, monkeypatch):
+    """Each computes the states of its own rows; one process finds all of them later."""
+    kept = f"--gin.TRUNK_CACHE='{tmp_path / 'states'}'"
+    words = train_words(folder, "two", TASKS[0], *UPPER, kept, "--gin.MESH_DATA=2")
+    run = Run(tmp_path / "log", words, devices=1)
+    assert run.wait() == [0, 0], run.said()
+    np.testing.assert_allclose(losses_of(folder / "two"), losses_of(folder / "plain"), rtol=ROUNDING)
+    assert len(list(tmp_path.glob("states/*/*.rows"))) >= 2, "of each process"
+    monkeypatch.setattr(trunk_cache, "_compiled", None)  # there is nothing left to compute
+    assert train(folder, "one", TASKS[0], *UPPER, kept) == 0
+    check_same(folder / "one", folder / "two")
+    words = train_words(folder, "wrong", TASKS[0], *UPPER, kept, "--gin.MESH_MODEL=2")
+    run = Run(tmp_path / "log", words, devices=1)
+    assert run.wait() == [2, 2] and "model axis spans processes" in run.said()
+
+
 def test_scores_are_the_same_with_kept_states(folder, monkeypatch):
     computed, real = [], trunk_cache._compiled
     monkeypatch.setattr(trunk_cache, "_compiled", lambda *given: computed.append(given) or real(*given))
@@ -124,6 +146,8 @@ WRONG = [
     ({"trunk_cache_bytes": 10}, "no trunk_cache"),
     ({"trunk_dropout": False, "dropout_rate": 0.0}, "dropout_rate is 0"),
     ({"kind": "dataset", "adapter_layers": "upper 2"}, "trains every leaf"),
+    *(({"adapter_layers": layers}, r"cannot be read\n  where: AdapterConfig\.layers")
+      for layers in ("2-x", "3-1", "upper 0", (-1, 2), ())),
     ({"kind": "multitask", "trunk_cache": "x"}, "trains every leaf"),
     ({"trunk_cache": "x", "trunk_dropout": False, "trunk_cache_bytes": 0}, "above 0"),
 ]
