@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from elm_jax.runtime import lazy
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says the same
     # Experts and their bases.
     from elm_jax.data.arrays.prepared import PreparedSplit

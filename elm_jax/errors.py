@@ -69,7 +69,8 @@ def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     return sorted(names, key=distance)[:count]
 
 
-def unknown_name(kind: str, name: str, names: Iterable[str], where: Any = None) -> InputError:
+def unknown_name(kind: str, name: str, names: Iterable[str], where: Any = None,
+                 cure: str | None = None) -> InputError:
     """Makes the error for a name that does not exist, with the three nearest names that do."""
     names = list(names)
     near = nearest_names(name, names)
@@ -79,5 +80,6 @@ def unknown_name(kind: str, name: str, names: Iterable[str], where: Any = None) 
             where=where,
             expected=f"one of {len(names)} known names; nearest: {', '.join(near)}" if near
             else f"a known name, but no {kind} is known at all",
+            cure=cure,
         )
     )

@@ -3,7 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
+import elm_jax
 from elm_jax.cli import merge_search_flags
+from elm_jax.cli.near_words import NearParser
 from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
 from elm_jax.workflows.choices import (
     ALLOWED,
@@ -19,10 +21,11 @@ from elm_jax.workflows.choices import (
 
 def make_parser() -> argparse.ArgumentParser:
     """Makes the parser of all verbs; the help of each verb ends with a working example."""
-    parser = argparse.ArgumentParser(
+    parser = NearParser(
         prog="elm", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Expert language models: train, route, merge and evaluate per-task T5 experts.",
         epilog="example:\n  elm demo --workdir demo        the whole story on embedded tasks, in minutes")
+    parser.add_argument("--version", action="version", version=f"elm {elm_jax.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_runs(verbs)
     _add_farm(verbs)
@@ -40,7 +43,7 @@ def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: s
     parser = verbs.add_parser(name, aliases=list(aliases), help=summary, description=summary,
                               epilog=f"example:\n  {example}",
                               formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -271,9 +274,9 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     _add_data(evaluate)
     _add_hosts(evaluate)
     _add_convert(verbs)
-    report = _verb(verbs, "report", "Writes the report of a study's results again.",
-                   "elm report demo/results", "report:report")
-    report.add_argument("results", metavar="RESULTS_DIR")
+    report = _verb(verbs, "report", "Writes a report of any results of `elm evaluate`, or a study's again.",
+                   "elm report results/results.jsonl\n  elm report demo/results", "report:report")
+    report.add_argument("results", metavar="RESULTS", help="folder of results, or a file of them")
 
 
 def _add_generate(verbs: argparse._SubParsersAction) -> None:

@@ -6,6 +6,8 @@ silently), and refuses unused bindings.
 """
 
 import argparse
+import functools
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +39,8 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "pretrain": PretrainConfig,
     "study": StudyConfig,
 }
+# Gin's own reader of files would take a byte order mark, which other programs write, for a wrong first line.
+gin.config._FILE_READERS[0] = (functools.partial(open, encoding="utf-8-sig"), os.path.isfile)
 _BUILDERS = {name: gin.external_configurable(built, name=name) for name, built in CONFIGURABLES.items()}
 # gin also looks for `models/tiny.gin` inside a Python package `models`, and fails if any folder of that
 # name can be imported: only plain files are read here.

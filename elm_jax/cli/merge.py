@@ -17,6 +17,9 @@ from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.merge import merge_folders
 from elm_jax.workflows.merge.merge_plan import MergeOptions
 
+_BESIDE = {"seed": "draws nothing", "divisor": "divides by no sum of weights"}
+"""Parameters that mergekit's schema lacks, which may be given beside a config: why a method takes none."""
+
 
 def merge(arguments: argparse.Namespace) -> None:
     """Runs `elm merge` on folders (from flags or a config file), or on a library's experts for a task."""
@@ -40,7 +43,7 @@ def merge(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(report)
         return
-    for note in (*config.notes, *report.get("notes", ())):
+    for note in report.get("notes", ()):  # a card that an older version left has none
         print(f"note: {note}")
     for parent in report["parents"]:
         share = "by leaf" if parent["weight"] is None else f"{parent['weight']:.4f}"
@@ -68,24 +71,24 @@ def _config(arguments: argparse.Namespace) -> MergeConfig:
 
 
 def _from_file(arguments: argparse.Namespace, given: dict[str, str]) -> MergeConfig:
-    """Reads a merge from a config file; ``--seed`` and ``--dtype`` may be given beside it."""
+    """Reads a merge from a config file; ``--seed``, ``--divisor`` and ``--dtype`` may be given beside it."""
     flags = ("method", "weights", "base", "pattern", "library", "task", "lora_rank")
     extra = [*arguments.models, *(f"--{name}" for name in flags if getattr(arguments, name)),
-             *(f"--{name}" for name in given if name != "seed")]
+             *(f"--{name}" for name in given if name not in _BESIDE)]
     if extra:
         raise InputError(describe("A config says what is merged, and how", where=arguments.config,
                                   got=f"beside it: {', '.join(extra)}", cure="give one or the other"))
     config = read_config(arguments.config)
     if arguments.dtype:
         config = dataclasses.replace(config, out_dtype=arguments.dtype)
-    if "seed" in given:
-        spec = next((each for each in get_method(config.method).parameters if each.name == "seed"), None)
+    for name, text in given.items():
+        spec = next((each for each in get_method(config.method).parameters if each.name == name), None)
         if spec is None:
-            raise InputError(describe(f"Method {config.method} draws nothing", got="--seed"))
+            raise InputError(describe(f"Method {config.method} {_BESIDE[name]}", got=f"--{name}"))
         recipe = config.recipe
         config = dataclasses.replace(config, recipe=dataclasses.replace(
             recipe, parameters=(*recipe.parameters, spec),
-            scopes=(Scope({"seed": _value("seed", given["seed"])}, "--seed"), *recipe.scopes)))
+            scopes=(Scope({name: _value(name, text)}, f"--{name}"), *recipe.scopes)))
     return config
 
 

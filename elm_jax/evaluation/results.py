@@ -107,4 +107,6 @@ class ResultsStore:
         self._metrics.add(row["metric"])
 
     def _predictions_path(self, expert: str, task: str, split: str) -> epath.Path:
+        for what, name in (("expert", expert), ("task", task), ("split", split)):
+            storage.require_name(name, self.path, f"name of the {what} of a result")
         return self.folder / "predictions" / expert / f"{task}.{split}.jsonl"

@@ -51,6 +51,11 @@ class Base:
     path: str | None = None
     chat_template: ChatTemplate | None = None
 
+    def __repr__(self) -> str:
+        """Says what it is, without its parameters."""
+        return (f"Base({self.name!r}, {self.config.family}, {trees.count(self.params):,} parameters, "
+                f"fingerprint={self.fingerprint!r}, path={self.path!r})")
+
     def reference(self) -> dict[str, str]:
         """The entry that an expert's card keeps of its base: name, fingerprint, and the path as a hint."""
         where = {} if self.path is None else {"path": self.path}

@@ -18,6 +18,7 @@ from elm_jax.routing.encoders import load_encoder, save_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import storage
+from elm_jax.runtime.config_checks import items_of
 
 _KEYS = re.compile(r"\d{6,}")
 
@@ -34,6 +35,11 @@ class LibraryEntry:
 
 class ExpertLibrary:
     """A library of experts: a mapping from an expert's id to its entry; `load` reads the expert itself."""
+
+    def __repr__(self) -> str:
+        """Says where it is, and what it holds."""
+        return (f"ExpertLibrary({str(self.path)!r}, {len(self)} experts, {len(self.instances)} keys, "
+                f"encoder={self.encoder.name!r})")
 
     def __init__(self, path: storage.PathLike, facts: dict[str, Any], encoder: TextEncoder,
                  index: KeyIndex, instances: list[dict[str, Any]]) -> None:
@@ -131,7 +137,8 @@ class ExpertLibrary:
         self._write(index, rows, entries)
 
     def remove(self, expert_ids: Sequence[str]) -> None:
-        """Removes experts and their keys."""
+        """Removes experts and their keys; a string is one expert's id."""
+        expert_ids = items_of(expert_ids)
         for expert_id in expert_ids:
             self[expert_id]
         index = self.index

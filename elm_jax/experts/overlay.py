@@ -31,6 +31,11 @@ class Expert:
     overlay: Params
     path: str | None = None
 
+    def __repr__(self) -> str:
+        """Says what it is, without its leaves."""
+        return (f"Expert({self.card.id!r}, {self.card.kind}, {trees.count(self.overlay):,} parameters, base="
+                f"{self.card.base.get('name')!r}, path={self.path!r})")
+
 
 def trained_leaves(role_of: Callable[[str], str], form: str, train_norms: bool = True
                    ) -> Callable[[str], bool]:

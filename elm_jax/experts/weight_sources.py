@@ -208,7 +208,8 @@ def _with_vocabulary(source: Source, path: storage.PathLike | None) -> Source:
         return source
     path = storage.as_path(path)
     if not path.exists():
-        raise InputError(describe("There is no vocabulary here", where=path))
+        raise InputError(describe("There is no vocabulary here", where=path,
+                                  got=storage.what_is_there(path), cure="check the path"))
     contents = storage.read_bytes(path)
     tree_checks.check_vocabulary(contents, source.model.config, path)
     facts = dict(source.model.facts)

@@ -31,7 +31,10 @@ def locate(name: storage.PathLike) -> epath.Path:
         raise no_file(name)
     # A wrong path below a folder that is there must not become a request to the hub.
     if not _HUB_NAME.fullmatch(str(name)) or ("/" in str(name) and folder.parent.exists()):
-        raise InputError(describe("There is no model here", where=folder))
+        raise InputError(describe(
+            "There is no model here", where=folder, got=storage.what_is_there(folder),
+            cure="check the path; `elm base list` shows what `elm base get` makes a base of; a name on the "
+            "Hugging Face hub is written hf://OWNER/NAME"))
     return _fetch(str(name))
 
 

@@ -204,7 +204,7 @@ class LeafMerge:
             self._read(number, start, part[:count])
             part[count:] = 0
         experts, base = self._split(parts, padded)
-        steps = Steps(self._row.name, self._settings.get("normalize", self._row.normalize), self.dtype.name)
+        steps = compose.steps_of(self._row, self._settings, self.dtype.name)
         place = start * self.width if self._row.sparsify is not None else 0  # others may be beyond 2^32
         numbers = self._numbers._replace(start=np.uint32(place))
         merged, finite = _merge_slice(steps, experts, base, numbers)

@@ -1,4 +1,4 @@
-"""Templates of a report's page: Markdown, and self-contained HTML."""
+"""Templates of reports' pages: Markdown, and self-contained HTML; of a study, and of any results."""
 
 ABOUT_TABLE = """\
 Accuracy by rank classification and ROUGE-L, in percent. A data set's value is the mean over its
@@ -115,7 +115,7 @@ Decisions for the unseen tasks:
 {{ versions }}
 """
 
-HTML = """\
+HEAD = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -144,6 +144,10 @@ img { max-width: 100%; height: auto; }
 <tbody>{% for row in grid.rows %}<tr>
 {%- for value in row %}<td{{ label(grid, loop) }}>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table>{% endmacro %}
+"""
+"""Style, title, summary and macros of an HTML page."""
+
+HTML = HEAD + """\
 <h2>Results</h2>
 <p class="note">""" + ABOUT_TABLE + """</p>
 {{ show(results) }}
@@ -180,5 +184,45 @@ img { max-width: 100%; height: auto; }
 {{ show(stages) }}
 <p>{{ programs }}</p>
 <p class="note">{{ versions }}</p>
+</body></html>
+"""
+
+RESULTS_MARKDOWN = """\
+# {{ title }}
+
+{% for line in summary %}{{ line }}
+
+{% endfor %}
+## Models by tasks
+
+{{ table(matrix) }}
+
+{% for name, picture in pictures %}![{{ name }}]({{ picture }})
+
+{% endfor %}
+## Scores
+
+{{ about }}
+
+{{ table(scores) }}
+{% if legend %}
+{{ legend }}.
+{% endif %}
+## Sample answers
+
+{{ table(samples) }}
+"""
+
+RESULTS_HTML = HEAD + """\
+<h2>Models by tasks</h2>
+{{ show(matrix) }}
+{% for name, picture in pictures %}<p><img alt="{{ name }}" src="{{ picture }}"></p>
+{% endfor %}
+<h2>Scores</h2>
+<p class="note">{{ about }}</p>
+{{ show(scores) }}
+{% if legend %}<p class="note">{{ legend }}.</p>{% endif %}
+<h2>Sample answers</h2>
+{{ show(samples) }}
 </body></html>
 """

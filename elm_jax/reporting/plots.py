@@ -126,6 +126,37 @@ def bars(rows: Sequence[Mapping[str, Any]], column: str,
     return _png(figure)
 
 
+def score_bars(task: str, models: Sequence[str], scores: Sequence[tuple[float, float, float]],
+               chance: float | None) -> bytes:
+    """Draws the scores of several models on one task as PNG: bars with their intervals.
+
+    Args:
+        task: the title.
+        models: names of the bars.
+        scores: value, low and high of each model, fractions.
+        chance: value of a vertical line; None draws none.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    value, low, high = 100 * np.asarray(scores, np.float64).T
+    figure = Figure(figsize=(8, 1.1 + 0.38 * len(models)))
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.barh(range(len(models)), value, color=COLOURS["choice of experts"], height=0.65, error_kw={
+        "lw": 1, "capsize": 2}, xerr=[np.maximum(value - low, 0), np.maximum(high - value, 0)])
+    axes.set_yticks(range(len(models)), [_short(name, 60) for name in models], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(1.0, min(108.0, 1.12 * high.max() + 2)))
+    if chance is not None:
+        axes.axvline(100 * chance, ls=LINES[0], lw=1, color="black")
+    axes.set_title(_short(task, 80), fontsize=9)
+    axes.set_xlabel("percent, with 95% interval" + ("" if chance is None else f"; chance {100 * chance:.1f}"),
+                    fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    return _png(figure)
+
+
 def _short(name: str, length: int = 38) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""The verb `elm report`: writes a study's results as table, Markdown, HTML and pictures."""
+"""The report of a study: writes its results as table, Markdown, HTML and pictures."""
 
 import dataclasses
 from typing import Any
@@ -45,6 +45,11 @@ class ReportOutcome:
             console.print(line)
 
 
+def is_study(folder: storage.PathLike) -> bool:
+    """Whether a folder holds a study's results: its facts stand beside them."""
+    return (storage.as_path(folder) / "study.json").exists()
+
+
 def write_report(folder: storage.PathLike, store: ResultsStore | None = None) -> ReportOutcome:
     """Writes ``report.md``, ``report.html``, ``table.json`` and the pictures into a results folder.
 
@@ -52,9 +57,10 @@ def write_report(folder: storage.PathLike, store: ResultsStore | None = None) ->
         InputError: no study was finished here, or a cell of the matrix is missing.
     """
     folder = storage.as_path(folder)
-    if not (folder / "study.json").exists():
+    if not is_study(folder):
         raise InputError(describe("There are no results of a study here", where=folder,
-                                  expected="a folder with study.json and results.jsonl"))
+                                  expected="a folder with study.json and results.jsonl",
+                                  cure="`elm report` of other results says what `elm evaluate` found"))
     facts = storage.read_json(folder / "study.json", kind="study's facts", schema_version=1)
     matrix = read_matrix(store or ResultsStore(folder))
     table = study_table(facts, matrix)

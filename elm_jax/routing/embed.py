@@ -12,6 +12,7 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.runtime.config_checks import items_of
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
@@ -90,6 +91,7 @@ class TfidfEncoder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts as unit rows f32[N, K]; a text without a known term is a zero row."""
+        texts = items_of(texts)
         if not len(texts):
             return np.zeros((0, self.dimension), np.float32)
         projected = self.vectorizer.transform(texts) @ self.components.T.astype(np.float64)

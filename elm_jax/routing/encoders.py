@@ -13,6 +13,7 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.bert import sentence_encoder
 from elm_jax.routing.embed import TextEncoder, TfidfEncoder, check_encoder, sha256_of
 from elm_jax.runtime import storage
+from elm_jax.runtime.config_checks import items_of
 
 logger = logging.getLogger(__name__)
 BUCKETS = (32, 64, 128, 256, 512)
@@ -79,7 +80,7 @@ class MiniLMEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids with [CLS] and [SEP], cut at the encoder's longest text, not padded."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(items_of(texts)))]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts as unit rows f32[N, K], in a few batch shapes, sorted by length."""

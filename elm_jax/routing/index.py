@@ -49,6 +49,11 @@ class KeyIndex:
     text_format: str
     instances_per_expert: int | None = None
 
+    def __repr__(self) -> str:
+        """Says what it is, without its keys."""
+        return (f"KeyIndex({self.keys.shape[0]} keys of {self.keys.shape[1]} dimensions, "
+                f"{len(self.experts)} experts, encoder={self.encoder!r})")
+
     def __post_init__(self) -> None:
         """Raises InputError if the fields do not fit each other."""
         if self.text_format not in FORMATS:

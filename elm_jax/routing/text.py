@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.runtime.config_checks import check_characters, items_of
 
 NONE = "None"
 """Replaces the choices of a template that has none."""
@@ -28,10 +29,10 @@ class RoutingInstance:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks types; turns the labels into a tuple."""
-        labels = self.labels or ()
+        """Checks types and characters; turns the labels into a tuple, of one if they are a string."""
+        labels = items_of(self.labels or ())
         texts = (self.source, self.choices_expression or "")
-        if isinstance(labels, str) or not all(isinstance(t, str) for t in (*texts, *labels)):
+        if not all(isinstance(t, str) for t in (*texts, *labels)):
             raise InputError(
                 describe(
                     "A routing instance is not made of texts",
@@ -39,6 +40,8 @@ class RoutingInstance:
                     expected="source: str, choices_expression: str or None, labels: several str",
                 )
             )
+        for text in (*texts, *labels):
+            check_characters(text, "a routing instance")
         object.__setattr__(self, "labels", tuple(labels))
 
 

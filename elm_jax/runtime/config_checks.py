@@ -40,9 +40,13 @@ def check_types(config: Any) -> None:
 
     Gin checks no types: ``'False'`` would be true, ``8.5`` rows would fail after the first epoch.
     A path object in a field that takes one is replaced by its text: digests and files stay those of a string.
+    A text or path where several are asked for is replaced by a tuple of it (see `items_of`).
     """
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
+        if _takes_several_texts(hint):
+            value = items_of(value)
+            object.__setattr__(config, name, value)
         if _takes_paths(hint):
             value = _as_text(value)
             object.__setattr__(config, name, value)
@@ -50,6 +54,32 @@ def check_types(config: Any) -> None:
             raise InputError(describe(
                 "Config value has the wrong type", where=f"{type(config).__name__}.{name}",
                 got=repr(value), expected=_in_words(hint)))
+
+
+def items_of(values: Any) -> Any:
+    """Returns the values where several are asked for; a text or path alone is one of them, not its letters.
+
+    >>> items_of("a name"), items_of(["a", "b"]), items_of(None)
+    (('a name',), ['a', 'b'], None)
+    """
+    return (values,) if isinstance(values, str | os.PathLike) else values
+
+
+def check_characters(text: str, where: Any) -> None:
+    """Raises InputError if a text holds half of a surrogate pair, which is no character: it has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(describe(
+            "A text holds half of a surrogate pair, which is no character", where=where,
+            got=repr(text[max(0, error.start - 20):error.start + 20]), expected="whole characters",
+            cure="replace it, by \\ufffd say")) from error
+
+
+def _takes_several_texts(hint: Any) -> bool:
+    members = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    items = [typing.get_args(member)[0] for member in members if typing.get_origin(member) is tuple]
+    return str not in members and any(item is str or _takes_paths(item) for item in items)
 
 
 def _takes_paths(hint: Any) -> bool:

@@ -13,7 +13,6 @@ is there twice, with equal values.
 
 import contextlib
 import io
-import json
 import logging
 import time
 import zlib
@@ -24,6 +23,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.runtime.differences import as_json, differences
 
 logger = logging.getLogger(__name__)
 ABOUT, SUFFIX = "about.json", ".rows"
@@ -139,9 +139,9 @@ class RowStore:
     def _open(self) -> None:
         if (self.folder / ABOUT).exists():
             found = storage.read_json(self.folder / ABOUT, kind="store's description", schema_version=1)
-            if found != json.loads(json.dumps(self._about)):
+            if found != as_json(self._about):
                 raise InputError(describe("The store holds rows that were made of something else",
-                                          where=self.folder, got=found, expected=self._about,
+                                          where=self.folder, got="; ".join(differences(found, self._about)),
                                           cure="remove this folder"))
         self.read_others()
         if self.folder.exists():

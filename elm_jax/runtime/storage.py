@@ -8,6 +8,7 @@ folders return at once. `staging` renames finished folders; `tree_files` writes 
 """
 
 import datetime
+import io
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax.errors import ElmError, InputError, RunError, describe
+from elm_jax.errors import ElmError, InputError, RunError, describe, nearest_names
 from elm_jax.runtime import hosts
 
 MARKER = "COMMITTED.json"
@@ -68,10 +69,26 @@ def require_file(path: PathLike) -> epath.Path:
     """Returns the path if it is a file; else raises InputError."""
     path = as_path(path)
     if not path.exists():
-        raise InputError(describe("File does not exist", where=path))
+        raise InputError(describe("File does not exist", where=path, got=what_is_there(path)))
     if path.is_dir():
         raise InputError(describe("A file is expected here", where=path, got="a folder"))
     return path
+
+
+def what_is_there(path: PathLike) -> str:
+    """Says what there is in place of a missing path: the nearest names in its folder, or no folder."""
+    path = as_path(path)
+    folder = path.parent
+    if folder == path or not folder.exists():
+        return f"no folder {folder}"
+    if not folder.is_dir():
+        return f"{folder}, which is a file"
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError as error:
+        return f"{folder}, which cannot be listed: {error.strerror}"
+    return f"{folder} with {len(names)} entries" + (
+        f", nearest: {', '.join(nearest_names(path.name, names))}" if names else "")
 
 
 def read_bytes(path: PathLike) -> bytes:
@@ -80,13 +97,14 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 def read_text(path: PathLike) -> str:
-    """Reads a UTF-8 file; a missing one, or other bytes, is an InputError."""
-    try:
-        return require_file(path).read_text(encoding="utf-8")
+    """Reads a UTF-8 file, without a byte order mark; a missing one, or other bytes, is an InputError."""
+    content = io.BytesIO(require_file(path).read_bytes())
+    try:  # etils' own reader of texts leaves the mark in
+        return io.TextIOWrapper(content, encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise InputError(describe("The file is no text", where=path,
                                   got=f"byte {error.start} is {error.object[error.start]:#04x}",
-                                  expected="UTF-8")) from error
+                                  expected="UTF-8", cure="save the file as UTF-8")) from error
 
 
 def require_name(name: Any, where: Any, what: str) -> str:
@@ -94,7 +112,7 @@ def require_name(name: Any, where: Any, what: str) -> str:
     if (not isinstance(name, str) or name in ("", ".", "..") or "\0" in name
             or "/" in name or os.path.basename(name) != name):
         raise InputError(describe(f"The {what} must be the name of a file in the same folder", where=where,
-                                  got=repr(name)[:200]))
+                                  got=repr(name)[:200], expected="a plain name, without / or .."))
     return name
 
 
@@ -215,15 +233,19 @@ def _cut_half_line(file: Any) -> None:
 def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
     """Reads JSON lines that this program appended; a half-written last line is dropped.
 
+    Empty lines at the end, which an editor may have left, say nothing.
+
     Raises:
-        InputError: a line other than the last is not JSON.
+        InputError: a line other than the last is not JSON, or the file is not UTF-8.
     """
     path = as_path(path)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_text(path).split("\n")[:-1]
+    while lines and not lines[-1].strip():
+        lines.pop()
     rows = []
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -264,7 +286,8 @@ def require_committed(folder: PathLike, what: str) -> epath.Path:
     """
     folder = as_path(folder)
     if not folder.exists():
-        raise InputError(describe(f"There is no {what} here", where=folder))
+        raise InputError(describe(f"There is no {what} here", where=folder, got=what_is_there(folder),
+                                  cure=f"check the path, or make the {what} first"))
     if not is_committed(folder):
         raise InputError(
             describe(

@@ -60,7 +60,8 @@ def tree_metadata(folder: storage.PathLike) -> Params:
         InputError: no readable checkpoint.
     """
     if not storage.as_path(folder).exists():
-        raise InputError(describe("There are no weights here", where=folder))
+        raise InputError(describe("There are no weights here", where=folder,
+                                  got=storage.what_is_there(folder), cure="check the path"))
     with storage.guard_reads(folder), _reader() as checkpointer:
         return checkpointer.metadata(storage.absolute(folder)).item_metadata.tree
 

@@ -7,6 +7,7 @@ its own devices, on any mesh of any number of processes. The frozen base is not 
 """
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -17,11 +18,13 @@ from etils import epath
 
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.runtime import hosts, storage, trees
+from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
 _SCHEMA_VERSION = 1
 _STATE = "state"
+_DIGEST, _OF_ROWS = "config_digest", ("stream.num_examples", "stream.first_batch")
 
 
 class Checkpoints:
@@ -31,10 +34,12 @@ class Checkpoints:
         model_dir: the run's folder, local or bucket.
         facts: JSON values that a resumed run must share, for example the config's digest.
         keep_checkpoints: how many whole checkpoints stay, at least 1.
+        settings: of the run beside them, JSON-ready, which name what differs where a fact is but a digest.
     """
 
     def __init__(
-        self, model_dir: storage.PathLike, facts: dict[str, Any], keep_checkpoints: int = 2
+        self, model_dir: storage.PathLike, facts: dict[str, Any], keep_checkpoints: int = 2,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if keep_checkpoints < 1:
             raise InputError(describe("keep_checkpoints must be at least 1", got=keep_checkpoints))
@@ -42,6 +47,8 @@ class Checkpoints:
         # Orbax wants absolute local paths.
         self.folder = folder.resolve() if storage.is_local(folder) else folder
         self.facts = facts
+        self._settings = as_json({**{name: fact for name, fact in facts.items() if name != _DIGEST},
+                                  **(settings or {})})
         self.keep_checkpoints = keep_checkpoints
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.StandardCheckpointHandler(),
@@ -148,6 +155,7 @@ class Checkpoints:
         ):
             for name in sorted(saved.keys() | wanted.keys()):
                 if saved.get(name) != wanted.get(name):
+                    self._refuse_named(source, marker.get("settings") or {})
                     raise InputError(
                         describe(
                             f"The checkpoint is of another run: {kind} {name!r} differs",
@@ -157,6 +165,19 @@ class Checkpoints:
                         )
                     )
 
+    def _refuse_named(self, source: epath.Path, saved: dict[str, Any]) -> None:
+        """Raises the error that names the settings that differ, where the checkpoint has them."""
+        named = differences(saved, self._settings) if saved else []
+        settings = [each for each in named if not each.startswith(_OF_ROWS)]
+        rows = [each for each in named if each.startswith(_OF_ROWS[0])] or ["as many rows of other contents"]
+        if named:
+            raise InputError(describe(
+                "The checkpoint is of another run: settings differ" if settings
+                else "The checkpoint was trained on other rows: they were changed since", where=source,
+                got="; ".join(settings or rows),
+                cure="choose an empty run folder, or go back to its first " + (
+                    "settings" if settings else "rows")))
+
     def _finish(self, target: epath.Path, leaves: dict[str, str], note: Any) -> None:
         """Runs in the thread: waits for Orbax, writes the marker, drops old checkpoints."""
         with storage.guard_writes(target):
@@ -165,7 +186,7 @@ class Checkpoints:
                 return
             storage.commit(
                 target, {"schema_version": _SCHEMA_VERSION, "step": int(target.name),
-                         "leaves": leaves, "facts": _as_text(self.facts),
+                         "leaves": leaves, "facts": _as_text(self.facts), "settings": self._settings,
                          **({} if note is None else {"note": note})},
             )
             for step in self.steps()[: -self.keep_checkpoints]:

@@ -153,7 +153,8 @@ def _run(
         told_to_stop = stack.enter_context(preemption.stop_flag())
         saver, state = None, None
         if run.model_dir is not None:
-            saver = stack.enter_context(Checkpoints(run.model_dir, facts, run.keep_checkpoints))
+            saver = stack.enter_context(Checkpoints(
+                run.model_dir, facts, run.keep_checkpoints, run.settings))
             hosts.barrier()  # all have compiled: restoring is done together as well
             state = saver.restore(_like(overlay, run.optimizer, shardings))
         if state is None:

@@ -5,6 +5,7 @@ A setting has the same name here as in the configs of the verbs (`TrainConfig`, 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from elm_jax.errors import InputError, describe
@@ -32,6 +33,8 @@ class RunSettings:
         base_dtype: dtype of frozen kernels and embeddings on the devices; None keeps that of the base.
         rules: sharding rules, from logical axes of the network to axes of the mesh.
         config_digest: hash of the run's whole config; only a run with the same hash resumes its folder.
+        settings: the whole config and its base, JSON-ready, which name what differs when another run's folder
+            is refused.
         name: shown in the progress line; None shows no line.
     """
 
@@ -46,6 +49,7 @@ class RunSettings:
     base_dtype: str | None = None
     rules: sharding.Rules = sharding.DEFAULT_RULES
     config_digest: str = ""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     name: str | None = None
 
     LEAST: ClassVar[dict[str, int]] = {

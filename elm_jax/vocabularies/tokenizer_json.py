@@ -76,7 +76,7 @@ def open_tokenizer(contents: bytes, where: Any) -> "Tokenizer":
     from tokenizers import Tokenizer  # late: most vocabularies are SentencePiece models
 
     try:
-        tokenizer = Tokenizer.from_str(contents.decode())
+        tokenizer = Tokenizer.from_str(contents.decode("utf-8-sig"))
         tokenizer.encode(_RARE)  # a model without its unknown token fails only where it needs one
     except (KeyboardInterrupt, SystemExit):
         raise

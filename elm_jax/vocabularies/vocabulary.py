@@ -94,7 +94,8 @@ class Vocabulary(abc.ABC):
         """
         path = storage.as_path(path)
         if not path.exists():
-            raise InputError(describe("There is no vocabulary here", where=path))
+            raise InputError(describe("There is no vocabulary here", where=path,
+                                  got=storage.what_is_there(path), cure="check the path"))
         return Vocabulary.from_bytes(storage.read_bytes(path), path)
 
     def check_ids(self, pad_id: int, eos_id: int, where: Any = "bytes") -> None:

@@ -10,6 +10,7 @@ from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import make_encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import storage
+from elm_jax.runtime.config_checks import items_of
 from elm_jax.workflows.route import draw_instances
 
 
@@ -22,7 +23,7 @@ def build_library(
 
     Args:
         path: folder of the new library.
-        expert_folders: finished experts of one base.
+        expert_folders: finished experts of one base; a folder alone is one of them.
         data: where the training instances come from.
         encoder: ``auto``, ``minilm``, ``tfidf``, or an encoder.
         text_format: format of keys and queries.
@@ -30,7 +31,7 @@ def build_library(
         seed: of the draw of instances.
     """
     instances = {str(folder): training_instances(folder, data, instances_per_expert, seed)
-                 for folder in expert_folders}
+                 for folder in items_of(expert_folders)}
     if isinstance(encoder, str):
         texts = [format_text(instance, text_format) for rows in instances.values() for instance in rows]
         encoder = make_encoder(encoder, texts=texts)
@@ -43,7 +44,8 @@ def add_experts(library: ExpertLibrary, expert_folders: Sequence[storage.PathLik
                 seed: int = 0) -> None:
     """Adds experts to a library, with its own encoder, text format and number of keys."""
     count = library.facts["instances_per_expert"]
-    library.add({str(folder): training_instances(folder, data, count, seed) for folder in expert_folders})
+    library.add({str(folder): training_instances(folder, data, count, seed)
+                 for folder in items_of(expert_folders)})
 
 
 def training_instances(folder: storage.PathLike, data: TaskData, count: int,

@@ -21,7 +21,13 @@ from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, 
 from elm_jax.experts.rendering import check_chat
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import sharding, storage
-from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range, check_types
+from elm_jax.runtime.config_checks import (
+    DEFAULT_MODULES,
+    check_characters,
+    check_range,
+    check_types,
+    items_of,
+)
 from elm_jax.workflows.route import RowRoute, explained_routes, open_library, read_examples
 from elm_jax.workflows.tasks.show_tasks import show_task
 
@@ -113,9 +119,12 @@ class Question:
 
     @classmethod
     def free(cls, text: str, where: str) -> "Question":
-        """Makes a question of a free text; an empty one is an InputError."""
+        """Makes a question of a free text; InputError for one that is no text, or empty."""
+        if not isinstance(text, str):
+            raise InputError(describe("A question is a text", where=where, got=repr(text)[:100]))
         if not text.strip():
             raise InputError(describe("A text to answer is empty", where=where))
+        check_characters(text, where)
         return cls(text, where, RoutingInstance(text))
 
 
@@ -273,7 +282,7 @@ def generate(base: Base, expert: Expert | None, texts: Sequence[str], *, chat: b
     Args:
         base: the base.
         expert: an expert of that base; None asks the base itself.
-        texts: questions; one string is an error, a list of one is right.
+        texts: questions; a string is one of them.
         chat: frames the texts by the base's chat template; None does so for a base that has one, and for an
             expert whose card says that it was trained so.
         **settings: fields of `GenerationSettings`: max_new_tokens, temperature, top_k, top_p, seed, stop.
@@ -288,8 +297,6 @@ def generate(base: Base, expert: Expert | None, texts: Sequence[str], *, chat: b
     Example:
         >>> elm.generate(base, None, ["What is the capital of France?"], max_new_tokens=32)
     """
-    if isinstance(texts, str):
-        raise InputError(describe("Texts are given as a list", got=repr(texts)[:100], expected="[text]"))
     known = [field.name for field in dataclasses.fields(GenerationSettings)]
     if unknown := sorted(set(settings) - set(known)):
         raise InputError(describe("Generation has no such setting", got=", ".join(unknown),
@@ -298,7 +305,7 @@ def generate(base: Base, expert: Expert | None, texts: Sequence[str], *, chat: b
     check_chat(base, chat)
     check_chat(base, card is not None and card.rendering == CHAT and chat is None, where="the expert's card")
     generator, prompts = generator_of(base, expert), []
-    for number, text in enumerate(texts):
+    for number, text in enumerate(items_of(texts)):
         question = Question.free(text, f"text {number}")
         prompts.append(prompt_of(generator, base, question, rendering_of(base, card, question, chat)))
     return [answer.text for answer in generator.answer(prompts, GenerationSettings(**settings))]

@@ -73,12 +73,14 @@ def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], *, num
 
     Args:
         library: an open library.
-        texts: instances of ONE task; plain strings are taken as inputs without answer choices.
+        texts: instances of ONE task; plain strings are taken as inputs without answer choices. A string or an
+            instance alone is one of them.
         num_queries: Q, at most this many instances are used; fewer instances mean fewer votes.
 
     Returns:
         The ranking of all experts, with votes and similarities.
     """
+    texts = [texts] if isinstance(texts, str | RoutingInstance) else texts
     if not texts:
         raise InputError(describe("Routing needs at least one instance of the task"))
     if num_queries < 1:

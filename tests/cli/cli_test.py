@@ -4,7 +4,9 @@ import json
 
 import pytest
 import tiny_study as tiny
+from checkout import ROOT
 
+import elm_jax as elm
 from elm_jax.cli import main
 
 MODULE = ["--module", "elm_jax.tasks.embedded"]
@@ -25,10 +27,23 @@ def test_help_of_every_verb_shows_an_example(capsys):
         assert ended.value.code == 0 and "example:\n  " in capsys.readouterr().out
 
 
-def test_a_wrong_verb_is_status_2(capsys):
+@pytest.mark.parametrize(("words", "near"), [
+    ("trian", "unknown verb 'trian': expected one of 15; nearest: train"),
+    ("library ad", "unknown action 'ad': expected one of build, add"),
+    ("merge --method tise a b", "unknown method 'tise'"),
+    ("merge --metod ties a b", "nearest flags: --method"),
+    ("tasks show a --rwos 3", "nearest flags: --rows")])
+def test_a_wrong_verb_choice_or_flag_is_status_2_with_the_nearest(capsys, words, near):
     with pytest.raises(SystemExit) as ended:
-        main.main(["trian"])
-    assert ended.value.code == 2 and "invalid choice" in capsys.readouterr().err
+        main.main(words.split())
+    assert ended.value.code == 2 and near in capsys.readouterr().err
+
+
+def test_the_version_is_one(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"elm {elm.__version__}\n"
+    assert "version = attr: elm_jax.__version__" in (ROOT / "setup.cfg").read_text()
 
 
 def test_tasks_list_and_show(capsys, world):
@@ -73,7 +88,7 @@ def test_flags_that_would_do_nothing_are_refused(capsys, words):
 def test_an_unknown_task_is_status_2_and_names_three(capsys):
     status, _, err = run(capsys, "tasks", "show", "mini_topic__about_wat", *MODULE)
     assert status == 2 and "Unknown task 'mini_topic__about_wat'" in err and tiny.TOPIC in err
-    assert "Traceback" not in err and err.count(",") >= 2
+    assert "Traceback" not in err and err.count(",") >= 2 and "--module my_tasks" in err
 
 
 def test_an_unused_macro_is_status_2_with_the_nearest(capsys, world, tmp_path):

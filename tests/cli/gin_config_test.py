@@ -1,9 +1,9 @@
 """Gin at the edge: every binding is used or refused, and every value is of its field's type."""
 
-
 import pytest
 from checkout import ROOT
 
+import gin
 from elm_jax.cli import gin_config
 from elm_jax.errors import InputError
 from elm_jax.models.t5.config import T5Config
@@ -115,7 +115,7 @@ def test_a_scope_that_says_less_takes_the_rest_from_the_outside():
     ({"random_seed": -1}, "at least 0"),
     ({"adapter_bottleneck": 0}, "above 0"),
     ({"dtype": "float16"}, "nearest: bfloat16"),
-    ({"modules": "elm_jax.tasks"}, "a tuple, each item a string in quotes"),
+    ({"modules": 3}, "a tuple, each item a string in quotes"),
     ({"task_feature_lengths": {"inputs": 8, "targets": "4"}}, "each value a whole number"),
     ({"optimizer": "adamw"}, "@OptimizerConfig()"),
     ({"model_dir": None}, "a string in quotes"),
@@ -134,6 +134,12 @@ def test_studies_and_bases_check_their_types_too():
     network = T5Config(vocab_size=128, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_encoder_layers=1,
                        num_decoder_layers=1)
     with pytest.raises(InputError, match=r"PretrainConfig.passages(.|\n)*a tuple, each item a string"):
-        PretrainConfig(model_dir="runs/base", network=network, passages="corpus.txt")
+        PretrainConfig(model_dir="runs/base", network=network, passages=("corpus.txt", 1))
     with pytest.raises(InputError, match=r"StudyConfig.top_k(.|\n)*a whole number"):
         build("studies/demo.gin", "study", "study.top_k=2.0")
+
+
+def test_a_gin_file_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "mine.gin").write_bytes(b"\xef\xbb\xbftrain.batch_size = 3\n")
+    gin_config.parse([str(tmp_path / "mine.gin")], [])
+    assert gin.query_parameter("train.batch_size") == 3

@@ -139,12 +139,16 @@ def files(folder: pathlib.Path) -> dict[str, str]:
 
 
 _OF_THE_CLOCK = ("created", "versions", "tokens_per_second", "seconds", "path", "stage_seconds", "programs")
+_SINCE = ("settings", "rows")
 
 
 def without_clock(value: Any) -> Any:
-    """JSON without times, versions and places."""
+    """JSON without times, versions and places, and without what older versions did not write of a run."""
     if isinstance(value, dict):
-        return {name: without_clock(part) for name, part in value.items() if name not in _OF_THE_CLOCK}
+        kept = {name: part for name, part in value.items() if name not in _OF_THE_CLOCK}
+        if "config_digest" in kept:
+            kept = {name: part for name, part in kept.items() if name not in _SINCE}
+        return {name: without_clock(part) for name, part in kept.items()}
     return [without_clock(part) for part in value] if isinstance(value, list) else value
 
 

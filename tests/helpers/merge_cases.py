@@ -150,9 +150,14 @@ def weighted_mean(case: Case) -> Expected:
     """Wortsman et al. 2022, Model soups: the average, here with weights."""
     share = np.asarray(case.all_weights, np.float64)
     if case.settings.get("normalize", True):
-        share = share / share.sum()
+        share = share / divided_by(case, share).sum()
     terms = [w * x.astype(np.float64) for w, x in zip(share, case.experts, strict=True)]
     return _expected(sum(terms), terms)
+
+
+def divided_by(case: Case, weights: np.ndarray) -> np.ndarray:
+    """What is summed for the divisor: the weights, or their sizes."""
+    return np.abs(weights) if setting(case, "divisor", "sum") == "absolute" else weights
 
 
 def task_vectors(case: Case) -> list[np.ndarray]:
@@ -206,7 +211,7 @@ def _elected(case: Case, vectors: Sequence[np.ndarray]) -> Expected:
     merged, share = np.zeros(case.base.shape), np.zeros(case.base.shape)
     for w, term in zip(weights, terms, strict=True):
         agrees = np.sign(term) == majority
-        merged, share = merged + np.where(agrees, term, 0), share + np.where(agrees, w, 0)
+        merged, share = merged + np.where(agrees, term, 0), share + np.where(agrees, divided_by(case, w), 0)
     doubtful = (np.abs(total) <= DECIDED * size) & (size > 0)
     if setting(case, "normalize", case.row.normalize):
         share = np.where(share == 0, 1.0, share)
@@ -218,7 +223,7 @@ def _elected(case: Case, vectors: Sequence[np.ndarray]) -> Expected:
 def _sum_of(case: Case, vectors: Sequence[np.ndarray]) -> Expected:
     weights = np.asarray(case.all_weights, np.float64) * setting(case, "scale", 1.0)
     if setting(case, "normalize", case.row.normalize):
-        weights = weights / np.sum(case.all_weights)
+        weights = weights / divided_by(case, np.asarray(case.all_weights)).sum()
     terms = [w * vector for w, vector in zip(weights, vectors, strict=True)]
     base = case.base.astype(np.float64)
     return _expected(base + sum(terms), [base, *terms])

@@ -139,3 +139,57 @@ def test_bad_weights_are_refused(weights):
 def test_unknown_method_names_the_nearest():
     with pytest.raises(InputError, match=r"Unknown merging method 'maen'.*\n.*mean"):
         method_table.get_method("maen")
+
+
+@pytest.mark.parametrize(("weights", "parameters", "expected"), [
+    ((1.0, -0.999), {}, 2.0 / 0.001),  # both take part, and their weights nearly cancel: as in mergekit
+    ((1.0, -0.999), {"divisor": "absolute"}, 2.0 / 1.999),
+    ((0.8, -0.8), {}, 1.6),  # no weight is left to divide by
+    ((0.8, -0.8), {"divisor": "absolute"}, 1.0),
+    ((0.3, -0.1, -0.2), {}, 0.6),  # cancel but for the rounding of float32
+])
+def test_votes_with_negative_weights(weights, parameters, expected):
+    """Changes of 1 times each weight's sign, so that every expert takes part in the one element."""
+    signs = np.sign(weights)
+    changes = [np.full(4, change * (1.001001 if weights[1] == -0.999 and sign < 0 else 1), np.float32)
+               for change, sign in zip(signs, signs, strict=True)]
+    got = compose.merge_leaf("ties", changes, weights, np.zeros(4, np.float32), **parameters)
+    np.testing.assert_allclose(got, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("alone", [1.0, -1.0])
+def test_an_expert_of_negative_weight_that_wins_alone_keeps_its_sign_by_the_absolute_divisor(alone):
+    changes = [np.zeros(4, np.float32), np.full(4, alone, np.float32)]
+    base = np.zeros(4, np.float32)
+    for divisor, expected in (("sum", alone), ("absolute", -alone)):
+        got = compose.merge_leaf("ties", changes, [1.0, -0.5], base, divisor=divisor)
+        np.testing.assert_array_equal(got, np.full(4, expected))
+
+
+@pytest.mark.parametrize(("method", "weights", "parameters", "note"), [
+    ("ties", [1.0, -0.999], {}, "sign cancels"), ("ties", [-1.0, -1.0], {}, "sign cancels"),
+    ("dare_ties", [1.0, -0.5], {"normalize": True}, "sign cancels"),
+    ("linear", [1.0, -0.999], {}, "magnifies"), ("linear", [1.5, -0.5], {}, None),
+    ("ties", [1.0, -0.999], {"normalize": False}, None), ("dare_ties", [1.0, -0.5], {}, None),
+    ("ties", [1.0, -0.999], {"divisor": "absolute"}, None), ("ties", [1.0, 0.0], {}, None)])
+def test_weights_of_both_signs_are_told_of_with_the_cure(method, weights, parameters, note):
+    row = method_table.METHODS[method]
+    found = method_table.notes_on_signs([
+        method_table.to_json(row, weights, row.settings(parameters, len(weights)))])
+    assert len(found) == (note is not None)
+    assert note is None or (note in found[0] and "divisor absolute" in found[0])
+
+
+def test_shares_of_a_merge_that_votes_are_its_weights_and_of_others_what_they_come_to():
+    def shares(method, weights, **parameters):
+        row = method_table.METHODS[method]
+        return method_table.shares_of([method_table.to_json(row, weights, row.settings(parameters, 2))])
+
+    assert shares("ties", [0.8, -0.8]) == [0.8, -0.8] and shares("ties", [0.0, 0.0]) == [0.0, 0.0]
+    assert shares("linear", [1.0, 3.0]) == [0.25, 0.75]
+    assert shares("linear", [1.0, -3.0], divisor="absolute") == [0.25, -0.75]
+
+
+def test_a_divisor_without_division_is_refused():
+    with pytest.raises(InputError, match="no effect where nothing is divided"):
+        method_table.METHODS["ties"].settings({"normalize": False, "divisor": "absolute"}, 2)

@@ -125,12 +125,15 @@ def draws(draw, method: str, flavours=FLAVOURS, plain: bool = False,
     """
     row = METHODS[method]
     count = row.num_experts or draw(st.sampled_from([3] if several else [1, 3]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
     dtype = np.dtype(draw(st.sampled_from(["float32", "bfloat16"])))
     flavour = draw(st.sampled_from(flavours))
     base, experts = flavour(rng, draw(st.sampled_from(SHAPES)), count)
     parameters = {} if plain else {each.name: draw(value_of(each, count)) for each in row.parameters
-                                   if each.name != "t"}
+                                   if each.name not in ("t", "divisor")}
+    if cases.has(method, "divisor") and parameters.get("normalize"):
+        parameters["divisor"] = method_table.DIVISORS[seed % 2]  # of one that divides; it needs no draw
     divided = parameters.get("normalize", row.normalize)
     return Case(method, [np.asarray(x).astype(dtype) for x in experts],
                 np.asarray(base).astype(dtype) if row.needs_base else None,
@@ -287,6 +290,7 @@ def test_a_density_of_one_is_task_arithmetic_bit_for_bit(method, data):
 def shared(case: Case) -> dict:
     """What methods on task vectors have in common."""
     return {"normalize": case.parameters.get("normalize", METHODS[case.method].normalize),
+            "divisor": case.parameters.get("divisor", "sum"),
             "scale": case.parameters.get("scale", 1.0)}
 
 
@@ -323,7 +327,7 @@ def test_without_normalisation_and_votes_a_merge_is_linear_in_the_weights(method
     count = len(case.experts)
     if case.base is not None:
         case = case.change(base=np.zeros_like(case.base))
-    plain = {**case.parameters, "normalize": False}
+    plain = {**case.parameters, "normalize": False, "divisor": "sum"}
     first, second = (data.draw(weights_of(METHODS[method], count, False)) for _ in range(2))
     together = [2 * a - 0.5 * b for a, b in zip(first, second, strict=True)]
     merged = [cases.stream(case.change(weights=weights, parameters=plain)).astype(np.float64)

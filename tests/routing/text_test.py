@@ -47,5 +47,9 @@ def test_instance_checks_and_normalises():
     assert RoutingInstance("Q", None, None).labels == ()
     with pytest.raises(InputError, match="not made of texts"):
         RoutingInstance(3)
+    assert RoutingInstance("Q", None, "yes").labels == ("yes",), "a string is one label, not its letters"
     with pytest.raises(InputError, match="not made of texts"):
-        RoutingInstance("Q", None, "yes")
+        RoutingInstance("Q", None, (1,))
+    for texts in (("half \udc00",), ("Q", "yes \ud800"), ("Q", None, ("no \udfff",))):
+        with pytest.raises(InputError, match="half of a surrogate pair"):
+            RoutingInstance(*texts)

@@ -187,3 +187,24 @@ def test_texts_that_are_none(tmp_path):
         storage.read_text(tmp_path / "x")
     with pytest.raises(InputError, match="a folder"):
         storage.read_text(tmp_path)
+
+
+def test_every_reader_passes_over_a_byte_order_mark_and_empty_last_lines(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
+    assert storage.read_text(path) == '{"a": 1}\n'
+    assert storage.read_json(path, kind="file", schema_version=None) == {"a": 1}
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\n\n \n')
+    assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    path.write_bytes(b'{"a": "\xff"}\n')
+    for read in (storage.read_text, storage.read_jsonl):
+        with pytest.raises(InputError, match=r"(?s)no text.*byte 7 is 0xff"):
+            read(path)
+
+
+def test_a_missing_path_says_what_is_there_instead(tmp_path):
+    (tmp_path / "results.jsonl").touch()
+    with pytest.raises(InputError, match=r"1 entries, nearest: results.jsonl"):
+        storage.read_text(tmp_path / "result.jsonl")
+    with pytest.raises(InputError, match=r"no folder .*nowhere"):
+        storage.require_committed(tmp_path / "nowhere" / "base", "base")

@@ -79,10 +79,12 @@ def test_resumes_on_another_mesh(tmp_path):
 
 def test_another_stream_or_seed_is_refused(tmp_path):
     tiny_run.train(str(tmp_path), 2)
-    with pytest.raises(InputError, match="setting 'stream' differs"):
+    with pytest.raises(InputError, match=r"settings differ[\s\S]*stream.seed: 5 there, 6 here"):
         tiny_run.train(str(tmp_path), 4, stream=tiny_run.stream(seed=6))
-    with pytest.raises(InputError, match="setting 'seed' differs"):
+    with pytest.raises(InputError, match=r"settings differ[\s\S]*seed: \d there, 9 here"):
         tiny_run.train(str(tmp_path), 4, random_seed=9)
+    with pytest.raises(InputError, match=r"on other rows[\s\S]*num_examples: 48 there, 47 here"):
+        tiny_run.train(str(tmp_path), 4, stream=tiny_run.stream(size=47))
     with pytest.raises(InputError, match="setting 'config_digest' differs"):
         tiny_run.train(str(tmp_path), 4, config_digest="other")
 

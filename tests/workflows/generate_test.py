@@ -140,7 +140,7 @@ def test_a_terminal_gets_what_a_file_gets(world, monkeypatch, capsys):
     assert out.getvalue() == told
     monkeypatch.undo()
     assert main.main(["generate", "--base", world.base.path, "--max_new_tokens", "6", TEXTS[0]]) == 0
-    assert capsys.readouterr().out == elm.generate(world.base, None, TEXTS[:1], max_new_tokens=6)[0] + "\n"
+    assert capsys.readouterr().out == elm.generate(world.base, None, TEXTS[0], max_new_tokens=6)[0] + "\n"
 
 
 REFUSED = [
@@ -181,7 +181,8 @@ def test_what_is_wrong_is_status_2_and_one_clear_error(world, capsys, tmp_path, 
 
 
 @pytest.mark.parametrize(("options", "reason"), [
-    ({"texts": "one text"}, "as a list"), ({"top": 3}, "no such setting"),
+    ({"texts": [3]}, "question is a text"), ({"texts": "half \udc00"}, "surrogate"),
+    ({"top": 3}, "no such setting"),
     ({"seed": 1}, "without a temperature"), ({"chat": True}, "no chat template")])
 def test_python_refuses_the_same(world, options, reason):
     with pytest.raises(InputError, match=reason):

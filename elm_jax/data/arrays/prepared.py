@@ -59,6 +59,10 @@ class PreparedSplit:
     info: dict[str, Any]
     arrays: Mapping[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        """Says what it is, without its arrays."""
+        return f"PreparedSplit({self.name!r}, {self.split!r}, {len(self)} rows, {self.kind})"
+
     @classmethod
     def from_rows(
         cls, name: str, split: str, info: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
@@ -226,6 +230,8 @@ class PreparedSplit:
         folder = storage.require_committed(folder, "prepared split")
         head = storage.read_json(
             folder / "info.json", kind="prepared split", schema_version=SCHEMA_VERSION)
+        for key in ("name", "split"):  # results are kept by them, in files of these names
+            storage.require_name(head.get(key), folder / "info.json", f"split's {key}")
         arrays = {key: _load(folder / f"{key}.npy", dtype, key in _MAPPED) for key, dtype in _ARRAYS.items()}
         _check_arrays(arrays, head["num_rows"], folder)
         return cls(head["name"], head["split"], head["info"], arrays)

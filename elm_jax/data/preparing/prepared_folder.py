@@ -31,6 +31,8 @@ class PreparedFolder:
 
     def place_of(self, task: str, split: str, max_rows: int | None) -> epath.Path:
         """Path of the arrays of a split; each subset of its rows has its own folder."""
+        for what, name in (("task", task), ("split", split)):  # a card, a file, may name them
+            storage.require_name(name, self.path, f"name of a {what}")
         return self.path / task / (split if max_rows is None else f"{split}-{max_rows}")
 
     def has(self, task: str, split: str, max_rows: int | None) -> bool:
@@ -92,14 +94,9 @@ def _check_source(prepared: PreparedSplit, place: epath.Path) -> None:
 
     Arrays need no registry, so none is imported for this.
     """
-    made_of = prepared.info.get("source")
-    if made_of is None or prepared.name not in registry.task_names():
-        return
-    task = registry.get_task(prepared.name)
-    if not task.has_rows(prepared.split) or task.why_unavailable() is not None:
-        return
-    wanted = task.source_digest(prepared.split)
-    if wanted != made_of:
+    made_of, wanted = prepared.info.get("source"), source_now(prepared.name, prepared.split)
+    if None not in (made_of, wanted) and wanted != made_of:
+        task = registry.get_task(prepared.name)
         then, now = prepared.info.get("template_digest"), task.load_template().digest
         raise InputError(describe(
             f"Prepared arrays were made with cut_prompt={prepared.cut_prompt!r}, and now the task has "
@@ -107,6 +104,17 @@ def _check_source(prepared: PreparedSplit, place: epath.Path) -> None:
             else "Prepared arrays were made of other rows, or with another template" if then is None
             else "Prepared arrays were made of other rows" if then == now
             else f"Prepared arrays were made with another text of template {task.template!r}",
-            where=place, got=made_of, expected=wanted,
+            where=place, got=f"{prepared.info.get('num_source', '?')} rows there, "
+            f"{task.num_rows(prepared.split)} here; template {then} there, {now} here",
             cure="prepare into another folder, or remove this one (what was trained on it is out of "
             "date as well)"))
+
+
+def source_now(name: str, split: str) -> str | None:
+    """Hash of a split's rows and template as they are now; None where the task or its data are not here."""
+    if name not in registry.task_names():
+        return None
+    task = registry.get_task(name)
+    if not task.has_rows(split) or task.why_unavailable() is not None:
+        return None
+    return task.source_digest(split)

@@ -17,7 +17,7 @@ from elm_jax.data.preparing.prepared_folder import PreparedFolder
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import hosts, storage
-from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range
+from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range, items_of
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class TaskData:
     frame: ChatFrame | None = None
 
     def __post_init__(self) -> None:
+        self.modules = items_of(self.modules)
         check_range("few_shot", self.few_shot, 0)
         if self.few_shot and self.frame is not None:
             raise InputError(describe("Exemplars are not put into chat templates", where="few_shot",
@@ -148,7 +149,7 @@ class TaskData:
         """
         registry.import_tasks(self.modules)
         limits = {name: registry.get_mixture(name).eval_rows if name in registry.mixture_names() else None
-                  for name in names}
+                  for name in items_of(names)}
         if len(set(limits.values())) > 1:
             raise InputError(describe(
                 "Of these tasks unlike numbers of rows are scored", got=", ".join(
@@ -178,4 +179,4 @@ class TaskData:
             return registry.mixture_tasks(name, prepared)
         raise unknown_name("task or mixture", name,
                            [*registry.task_names(), *registry.mixture_names()],
-                           where=", ".join(self.modules))
+                           where=", ".join(self.modules), cure=registry.OWN_MODULE)

@@ -28,13 +28,13 @@ class RowChecks:
     def check(self, row: Mapping[str, Any], index: int) -> None:
         """Raises InputError if a row lacks a field, or has it in another type than an earlier row.
 
-        A field may be null in some rows.
+        A field may be null in some rows; one that the template guards may be missing.
         """
         if self._fields != row.keys():  # rows of one file may differ in their fields
             self._template.check_fields(row, self._place_of(index))
             self._fields = frozenset(row)
         for name in self._names:
-            value = row[name]
+            value = row.get(name)
             if value is None:
                 continue
             kind = _KINDS.get(type(value), type(value).__name__)

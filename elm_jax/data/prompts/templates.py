@@ -19,7 +19,9 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 import yaml
+from etils import epath
 
 from elm_jax.data.prompts import sandbox
 from elm_jax.errors import InputError, describe, unknown_name
@@ -32,6 +34,8 @@ TRUNCATED_FIELD = 2048
 FILE_NAME = "templates.yaml"
 SKIPPED, EMPTY_INPUT, EMPTY_TARGET = "skipped by the template", "input is empty", "target is empty"
 """Reasons why a row is dropped."""
+_GUARDS = ("defined", "undefined", "default", "d")
+"""Tests and filters of Jinja that take a field that is not there."""
 _PIPE_PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"
 """Replaces the separator inside of a field's own text (promptsource's constant)."""
 
@@ -66,6 +70,14 @@ def _draws_when_compiled(source: str) -> bool:
 def _variables_of(source: str) -> frozenset[str]:
     names = jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
     return frozenset(names - set(_ENVIRONMENT.globals))
+
+
+@functools.lru_cache(maxsize=4096)
+def _guarded_in(source: str) -> frozenset[str]:
+    """Names that the template tests for being defined, or gives a default where they are not."""
+    found = _ENVIRONMENT.parse(source).find_all((jinja2.nodes.Test, jinja2.nodes.Filter))
+    return frozenset(node.node.name for node in found
+                     if node.name in _GUARDS and isinstance(node.node, jinja2.nodes.Name))
 
 
 @functools.cache
@@ -129,6 +141,18 @@ class PromptTemplate:
             raise InputError(describe(f"Template {self.name!r} is nested too deeply to be read")) from error
         return names - {"answer_choices"}
 
+    def required_fields(self) -> frozenset[str]:
+        """Names of the row fields without which the template does not render: those that it does not guard.
+
+        A field that the template asks for by ``is defined``, or gives a ``default``, may be missing.
+
+        Raises:
+            InputError: the template is not valid Jinja.
+        """
+        guarded = frozenset.union(*map(_guarded_in, filter(None, (self.jinja, self.answer_choices))),
+                                  frozenset()) if self.fields() else frozenset()
+        return self.fields() - guarded
+
     def check_fields(self, present: Iterable[str], where: str) -> None:
         """Checks that rows have the fields that the template reads.
 
@@ -140,7 +164,7 @@ class PromptTemplate:
             InputError: names the template, the missing fields, and the fields present.
         """
         present = set(present)
-        missing = sorted(self.fields() - present)
+        missing = sorted(self.required_fields() - present)
         if missing:
             raise InputError(describe(
                 f"Template {self.name!r} reads a field that the data lacks", where=where,
@@ -307,7 +331,7 @@ def installed_folder() -> str | None:
 def find_templates(
     dataset: str, config: str | None, folders: Sequence[storage.PathLike]
 ) -> dict[str, PromptTemplate]:
-    """Reads the templates of a dataset from the first folder that has some.
+    """Reads the templates of a dataset from all folders; of two templates of one name, the first folder's.
 
     Args:
         dataset: name of the dataset.
@@ -318,14 +342,30 @@ def find_templates(
     Raises:
         InputError: no folder has templates of the dataset.
     """
-    names = ([f"{dataset}/{config}"] if config else []) + [dataset]
-    paths = [storage.as_path(folder) / name / FILE_NAME for folder in folders for name in names]
-    for path in paths:
-        if path.exists():
-            return dict(_read_cached(str(path)))
+    found: dict[str, PromptTemplate] = {}
+    for path in _template_files(dataset, config, folders):
+        found = {**_read_cached(str(path)), **found}
+    if found:
+        return found
+    paths = [str(path) for paths in _template_places(dataset, config, folders) for path in paths]
     raise InputError(describe(
-        f"There are no templates for {names[0]}", expected=f"one of {', '.join(map(str, paths))}",
+        f"There are no templates for {dataset_path(dataset, config)}", expected=f"one of {', '.join(paths)}",
         cure="install promptsource, or set ELM_DATA_DIR to a folder with templates.yaml files"))
+
+
+def _template_places(dataset: str, config: str | None, folders: Sequence[storage.PathLike]
+                     ) -> list[list[epath.Path]]:
+    """For each folder the files that may hold the templates; the first of them that exists does."""
+    names = [dataset_path(dataset, config), *([dataset] if config else [])]
+    return [[storage.as_path(folder) / name / FILE_NAME for name in names] for folder in folders]
+
+
+def _template_files(dataset: str, config: str | None, folders: Sequence[storage.PathLike]
+                    ) -> list[epath.Path]:
+    """The files that hold templates of a dataset, at most one of each folder, in the folders' order."""
+    found = (next((path for path in paths if path.exists()), None)
+             for paths in _template_places(dataset, config, folders))
+    return [path for path in found if path is not None]
 
 
 def find_template(
@@ -334,8 +374,8 @@ def find_template(
     """Returns one template by its own name; an unknown name is an InputError with the three nearest."""
     templates = find_templates(dataset, config, folders)
     if name not in templates:
-        where = f"templates of {dataset}{'/' + config if config else ''}"
-        raise unknown_name("template", name, templates, where=where)
+        files = ", ".join(map(str, _template_files(dataset, config, folders)))
+        raise unknown_name("template", name, templates, where=f"{dataset_path(dataset, config)}: {files}")
     return templates[name]
 
 

@@ -11,6 +11,7 @@ from elm_jax.data.registry.prompted_task import RowReader
 from elm_jax.data.sources.row_files import OwnFile
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.runtime.config_checks import items_of
 from elm_jax.runtime.storage import PathLike
 
 PromptFunction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -47,7 +48,7 @@ def add_task(
     Raises:
         InputError: the name is taken, a share or side that is none, or choices that hold ``|||``.
     """
-    own_files, reader, splits = _rows(rows, held_out, tuple(splits), f"{dataset} {template}")
+    own_files, reader, splits = _rows(rows, held_out, tuple(items_of(splits)), f"{dataset} {template}")
     kind = kind or ("generation" if choices is None else "rank")
     if callable(prompt):
         if choices is not None:

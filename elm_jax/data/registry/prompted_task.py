@@ -62,7 +62,7 @@ class PromptedTask:
         prompt: the template, or what makes it; None if it is to be found by name when it is needed.
         rows: reads a split, None for files; see `RowReader`.
         own_files: the file of each split, None for those below the data folder.
-        template_folder: looked in for the template after the data folder, before promptsource.
+        template_folder: looked in for a template that the data folder lacks, before promptsource.
         truncate: whether fields are cut to 2048 characters, as promptsource does.
         adapt: makes the template's fields of a source's row, None if they are the row's own.
         source: data set and config whose rows these are, None for the task's own.
@@ -254,7 +254,7 @@ def _lacks_fields(task: PromptedTask, found: row_files.FoundSplit) -> bool:
     if fields is None:
         return False
     try:
-        return not task.load_template().fields() <= fields
+        return not task.load_template().required_fields() <= fields
     except InputError:
         return False  # rendering will report that there is no template
 

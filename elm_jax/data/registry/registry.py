@@ -28,6 +28,7 @@ from elm_jax.data.registry.task_rows import RowAdapter
 from elm_jax.data.sources import cached_p3, row_files
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import storage
+from elm_jax.runtime.config_checks import items_of
 from elm_jax.runtime.storage import PathLike
 
 __all__ = [
@@ -66,6 +67,9 @@ ROLES = ("train", "extra", "unseen", "unseen_extra", "generative", "compositiona
 """What a task is for. Experts of the published comparison are trained on ``train`` and scored on ``unseen``;
 ``generative`` tasks may get experts of their own, and so may the parts of ``compositional`` ones. An
 ``extra`` role is that of tasks beside those of the comparison, from the same or like data sets."""
+OWN_MODULE = ("a name of your own is known when its module is named: --module my_tasks for my_tasks.py (gin: "
+              "TASK_MODULES, Python: modules=)")
+"""What to do about the name of a task or mixture that nothing has registered."""
 EVALUATION_ONLY = ("unseen", "unseen_extra", "bigbench", "bigbench_extra", "bbh")
 """Roles of tasks that nothing is ever trained on."""
 
@@ -176,8 +180,8 @@ def add_prompted_task(
     for part in parts:
         get_task(part)
     _TASKS[name] = PromptedTask(
-        name, dataset, config, own_name, kind, role, tuple(splits), prompt or make_template, rows,
-        template_folder, truncate, adapt, source, category, recipe, tuple(parts), versions,
+        name, dataset, config, own_name, kind, role, tuple(items_of(splits)), prompt or make_template, rows,
+        template_folder, truncate, adapt, source, category, recipe, tuple(items_of(parts)), versions,
         ready, None if own_files is None else tuple(own_files), cut_prompt)
     return name
 
@@ -204,7 +208,7 @@ def add_cached_task(
         The task's name.
     """
     own = [cached_p3.CachedSplit(storage.as_path(folder), split, vocabulary and storage.as_path(vocabulary))
-           for split in splits]
+           for split in items_of(splits)]
     return add_prompted_task(dataset, config, template, kind=kind, role=role, splits=splits, own_files=own,
                              ready=True, cut_prompt=cut_prompt)
 
@@ -229,6 +233,7 @@ def add_mixture(name: str, tasks: Sequence[str], *, dataset_cap: int = 100_000,
     if not tasks or dataset_cap < 1 or (eval_rows is not None and eval_rows < 1):
         raise InputError(describe(f"Mixture {name} needs tasks, and caps of 1 or more",
                                   got=f"{len(tasks)} tasks, cap {dataset_cap}, evaluated rows {eval_rows}"))
+    tasks = items_of(tasks)
     for task in tasks:
         get_task(task)
     _MIXTURES[name] = PromptMixture(name, tuple(tasks), dataset_cap, eval_rows, t0_rates)
@@ -268,7 +273,7 @@ def check_trainable(names: Sequence[str]) -> None:
     Args:
         names: of tasks; those that are not registered, whose arrays alone are there, are skipped.
     """
-    refused = [name for name in names if name in _TASKS and _TASKS[name].role in EVALUATION_ONLY]
+    refused = [name for name in items_of(names) if name in _TASKS and _TASKS[name].role in EVALUATION_ONLY]
     if refused:
         raise evaluation_only(refused, {_TASKS[name].role for name in refused})
 
@@ -285,14 +290,14 @@ def evaluation_only(names: Sequence[str], roles: Collection[str]) -> InputError:
 def get_task(name: str) -> PromptedTask:
     """Returns a registered task; an unknown name is an InputError with the three nearest."""
     if name not in _TASKS:
-        raise unknown_name("task", name, _TASKS)
+        raise unknown_name("task", name, _TASKS, cure=OWN_MODULE)
     return _TASKS[name]
 
 
 def get_mixture(name: str) -> PromptMixture:
     """Returns a registered mixture; an unknown name is an InputError with the three nearest."""
     if name not in _MIXTURES:
-        raise unknown_name("mixture", name, _MIXTURES)
+        raise unknown_name("mixture", name, _MIXTURES, cure=OWN_MODULE)
     return _MIXTURES[name]
 
 
@@ -398,12 +403,12 @@ def import_module(name: str) -> types.ModuleType:
 
 
 def import_tasks(module_names: Sequence[str]) -> None:
-    """Imports task registries by name; importing one a second time does nothing.
+    """Imports task registries by name (a string is one name); importing one a second time does nothing.
 
     Raises:
         InputError: there is no such module.
     """
-    for module in module_names:
+    for module in items_of(module_names):
         try:
             import_module(module)
         except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ from elm_jax.data.prompts.row_checks import RowChecks, ready_prompt
 from elm_jax.data.prompts.templates import PromptTemplate, Rendered
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.runtime.config_checks import check_characters
 
 RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a source's row to the fields that the template reads."""
@@ -58,15 +59,17 @@ def rendered(rows: Sequence[Mapping[str, Any]], template: PromptTemplate, places
         ready: whether the rows are prompts already, and `template` is but a name.
 
     Raises:
-        InputError: a row lacks a field that the template reads, or the template fails on it.
+        InputError: a row lacks a field that the template reads, or the template fails on it; a text that
+            holds what is no character.
     """
     checks = RowChecks(template, places)
     for index, row in enumerate(rows):
         checks.check(row, index)
-        if ready:
-            yield ready_prompt(row, places(index))
-        else:
-            yield template.render_or_drop(row, seed=index, truncate=truncate, where=places(index))
+        made = ready_prompt(row, places(index)) if ready else template.render_or_drop(
+            row, seed=index, truncate=truncate, where=places(index))
+        if isinstance(made, Rendered):
+            check_characters("\0".join((made.inputs, made.targets, *(made.choices or ()))), places(index))
+        yield made
 
 
 def describe_dropped(dropped: Mapping[str, int]) -> str:

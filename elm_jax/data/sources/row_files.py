@@ -9,6 +9,7 @@ ELM_DATA_DIR/index.json                                           optional facts
 ```
 """
 
+import codecs
 import dataclasses
 import functools
 import gzip
@@ -27,6 +28,7 @@ from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.data.sources import tfds_rows
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.runtime.config_checks import items_of
 
 logger = logging.getLogger(__name__)
 
@@ -194,16 +196,19 @@ def read_rows(dataset: str, config: str | None, split: str) -> list[dict[str, An
 def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
     """Reads the objects of a JSON-lines file (gzip by its suffix ``.gz``).
 
+    A byte order mark at its start and empty lines at its end, which other programs write, are passed over.
+
     Raises:
         InputError: with file and line: the file is missing or empty, its gzip stream breaks off, or
-            a line is empty, half written, too long, not JSON, not UTF-8, or not an object.
+            a line is empty, half written, too long, not JSON, not UTF-8, or not an object, or holds half of a
+            surrogate pair, which is no character.
     """
     path = storage.as_path(path)
     if not path.exists():
-        raise InputError(describe("Data file does not exist", where=path))
+        raise InputError(describe("Data file does not exist", where=path, got=storage.what_is_there(path)))
     raw = io.BytesIO(path.read_bytes())
     stream = gzip.GzipFile(fileobj=raw) if str(path).endswith(".gz") else raw
-    number = 0
+    number, empty, has_rows = 0, "", False
     while True:
         where = f"{path}, line {number + 1}"
         try:
@@ -218,18 +223,31 @@ def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
                                       expected=f"at most {MAX_LINE_BYTES:,} bytes a row",
                                       cure="end each row with a line break, or cut its texts"))
         number += 1
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if not line.strip():
+            empty = empty or where
+            continue
+        if empty:
+            raise InputError(describe("Line is empty", where=empty, expected="one JSON object"))
+        has_rows = True
         yield _parse(line, where)
-    if number == 0:
+    if not has_rows:
         raise InputError(describe("Data file is empty", where=f"{path}, line 1", got="no rows"))
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
-    if not line.strip():
-        raise InputError(describe("Line is empty", where=where, expected="one JSON object"))
     try:
         row = json.loads(line.decode("utf-8"), parse_constant=_no_number)
+        if b"\\ud" in line.lower():
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(describe("Line holds half of a surrogate pair, which is no character", where=where,
+                                  got=repr(error.object[error.start])[1:-1],
+                                  expected="whole characters: a pair such as \\ud83d\\ude00, or none",
+                                  cure="replace it, by \\ufffd say")) from error
     except UnicodeDecodeError as error:
-        raise InputError(describe("Line is not UTF-8", where=where, got=error)) from error
+        raise InputError(describe("Line is not UTF-8", where=where, got=error,
+                                  cure="save the file as UTF-8")) from error
     except json.JSONDecodeError as error:
         rule = "Line is not valid JSON" if line.endswith(b"\n") else "Line is half written"
         start = line[:80].decode("utf-8", "replace").rstrip()
@@ -289,7 +307,7 @@ def read_passages(
     Raises:
         InputError: a row lacks a field, or holds something else than text in it.
     """
-    seen = set()
+    seen, fields = set(), items_of(fields)
     for number, row in enumerate(read_rows(dataset, config, split), start=1):
         passage = "\n".join(_field_text(row, field, f"{dataset} {split}, row {number}")
                             for field in fields).strip()

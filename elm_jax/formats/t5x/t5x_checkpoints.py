@@ -226,7 +226,8 @@ def _vocabulary(path: storage.PathLike | None, where: epath.Path) -> bytes | Non
     if path is not None:
         path = storage.as_path(path)
         if not path.exists():
-            raise InputError(describe("There is no such vocabulary", where=path))
+            raise InputError(describe("There is no such vocabulary", where=path,
+                                      got=storage.what_is_there(path), cure="check the path"))
         return storage.read_bytes(path)
     near = (folder / name for folder in (where, where.parent) for name in VOCABULARY_FILES)
     return next((storage.read_bytes(file) for file in near if file.exists()), None)

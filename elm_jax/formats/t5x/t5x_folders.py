@@ -111,7 +111,8 @@ def find(folder: epath.Path) -> StepCheckpoint:
         InputError: there is none, or it is half written.
     """
     if not folder.exists():
-        raise InputError(describe("There is no such folder", where=folder))
+        raise InputError(describe("There is no such folder", where=folder,
+                                  got=storage.what_is_there(folder), cure="check the path"))
     if not folder.is_dir():
         folder = folder.parent
     if _UNFINISHED.search(folder.name):

@@ -7,7 +7,7 @@ Sums are taken in float32, whatever the experts' dtype.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -25,6 +25,10 @@ DOT_THRESHOLD = 0.9995
 
 SMALLEST = 1e-30
 """A leaf with a Euclidean norm up to this has no direction: slerp interpolates linearly."""
+
+
+ROUNDING = 2.0**-24
+"""Largest relative error of one rounding to float32."""
 
 
 class Numbers(NamedTuple):
@@ -57,11 +61,18 @@ class Steps:
         method: a key of `method_table.METHODS`.
         normalize: whether the sum is divided by that of the weights that take part.
         dtype: of the result; None for the experts' own.
+        absolute: whether absolute weights are summed for the divisor.
     """
 
     method: str
     normalize: bool = False
     dtype: str | None = None
+    absolute: bool = False
+
+
+def steps_of(method: Method, settings: Mapping[str, Any], dtype: str | None) -> Steps:
+    """The steps of a method under its settings (see `Method.settings`)."""
+    return Steps(method.name, method.divides(settings), dtype, settings.get("divisor") == "absolute")
 
 
 def combine(steps: Steps, experts: Sequence[Array], base: Array | None, numbers: Numbers) -> Array:
@@ -88,8 +99,14 @@ def combine(steps: Steps, experts: Sequence[Array], base: Array | None, numbers:
     merged = _total(terms)
     if steps.normalize:
         # Elementwise: XLA compiles division by a scalar to a product, which rounds differently.
-        divisor = jnp.where(merged == merged, _total(shares), 1.0)
-        merged = merged / jnp.where(divisor == 0, 1.0, divisor)
+        total = _total([jnp.abs(share) for share in shares] if steps.absolute else shares)
+        divisor = jnp.where(merged == merged, total, 1.0)
+        cancels = divisor == 0
+        if method.consensus and not steps.absolute:
+            # Weights that cancel leave a rounding error of their sum, which is no divisor.
+            sizes = _total([jnp.abs(share) for share in shares])
+            cancels = jnp.abs(divisor) <= len(shares) * ROUNDING * sizes
+        merged = merged / jnp.where(cancels, 1.0, divisor)
     if base is not None:
         merged = base.astype(jnp.float32) + merged * numbers.scale
     return merged.astype(steps.dtype or experts[0].dtype)
@@ -177,7 +194,7 @@ def merge_leaf(
     if row.sparsify == "random" and keys is None:
         keys = jnp.stack([sparsify.random_key(settings["seed"], str(i)) for i in range(len(experts))])
     numbers = _numbers(row, experts, base, weights, settings, keys)
-    return combine(Steps(method, settings.get("normalize", row.normalize), dtype), experts, base, numbers)
+    return combine(steps_of(row, settings, dtype), experts, base, numbers)
 
 
 def _weights(row: Method, weights: Any, count: int, settings: dict[str, Any]) -> Array:

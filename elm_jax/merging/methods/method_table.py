@@ -9,6 +9,9 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.merging.methods.parameter import Parameter
 
 RESCALES = ("none", "density", "l1")
+DIVISORS = ("sum", "absolute")
+NEAR_ZERO = 0.1
+"""A sum of weights below this share of the sum of their sizes nearly cancels: division magnifies by it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +86,29 @@ class Method:
                 found[name] = tuple(each.check(one, where) for one in values)
             else:
                 found[name] = each.check(value, where)
+        if found.get("divisor") == "absolute" and not found["normalize"]:
+            raise InputError(describe("A divisor has no effect where nothing is divided", where=where,
+                                      got=f"divisor absolute, and {self.name} with normalize false",
+                                      cure="give normalize true, or leave the divisor out"))
         return found
+
+    def divides(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the sum is divided by weights, under these settings."""
+        return settings.get("normalize", self.normalize)
+
+    def total(self, weights: Sequence[float], settings: Mapping[str, Any]) -> float:
+        """What all elements are divided by: 1 without division, and where each has a divisor of its own."""
+        if self.consensus or not (self.divides(settings) or self.spherical):
+            return 1.0
+        return math.fsum(map(abs, weights) if settings.get("divisor") == "absolute" else weights)
 
 
 def _normalize(default: bool) -> Parameter:
     return Parameter("normalize", "bool", default, "divide by the sum of the weights that take part")
+
+
+_DIVISOR = Parameter("divisor", "choice", "sum", choices=DIVISORS,
+                     help="of normalize: the sum of the weights that take part, or of their absolute values")
 
 
 def _rescale(default: str) -> Parameter:
@@ -107,22 +128,22 @@ METHODS: dict[str, Method] = {method.name: method for method in (
            signed=False),
     Method("linear", "weighted sum with any weights, normalised or not",
            "y = sum_i w_i x_i [/ sum_i w_i]", "https://arxiv.org/abs/2203.05482", normalize=True,
-           parameters=(_normalize(True),)),
+           parameters=(_normalize(True), _DIVISOR)),
     Method("task_arithmetic", "adds task vectors to the base; the paper's merging of dataset experts",
            _SUM + " [/ sum_i w_i]", "https://arxiv.org/abs/2212.04089", needs_base=True,
-           parameters=(_normalize(False), _SCALE)),
+           parameters=(_normalize(False), _DIVISOR, _SCALE)),
     Method("ties", "keeps the largest changes, and those that agree in sign",
            "y = base + scale * sum_i m_i w_i top(d_i) / sum_i m_i w_i", "https://arxiv.org/abs/2306.01708",
            needs_base=True, normalize=True, sparsify="magnitude", consensus=True,
-           parameters=(_DENSITY, _normalize(True), _rescale("none"), _SCALE)),
+           parameters=(_DENSITY, _normalize(True), _DIVISOR, _rescale("none"), _SCALE)),
     Method("dare_linear", "drops changes at random, rescales the others, adds them up",
            "y = base + scale * sum_i w_i drop(d_i) / density_i", "https://arxiv.org/abs/2311.03099",
            needs_base=True, sparsify="random",
-           parameters=(_DENSITY, _normalize(False), _rescale("density"), _SCALE, _SEED)),
+           parameters=(_DENSITY, _normalize(False), _DIVISOR, _rescale("density"), _SCALE, _SEED)),
     Method("dare_ties", "drops changes at random, then votes on signs as TIES does",
            "y = base + scale * sum_i m_i w_i drop(d_i) / density_i", "https://arxiv.org/abs/2311.03099",
            needs_base=True, sparsify="random", consensus=True,
-           parameters=(_DENSITY, _normalize(False), _rescale("density"), _SCALE, _SEED)),
+           parameters=(_DENSITY, _normalize(False), _DIVISOR, _rescale("density"), _SCALE, _SEED)),
     Method("slerp", "along the arc between two experts, leaf by leaf",
            "y = sin((1-t) a) / sin a * x_1 + sin(t a) / sin a * x_2, a = angle(x_1, x_2)",
            "https://doi.org/10.1145/325334.325242", num_experts=2, spherical=True, signed=False,
@@ -160,10 +181,10 @@ def check_weights(method: Method, weights: Sequence[float] | None, count: int,
     if not method.signed and (min(weights) < 0 or math.fsum(weights) <= 0):
         raise InputError(describe(f"Weights of {method.name} must not be negative, nor all be zero",
                                   where=where, got=list(weights), cure="method linear takes any weights"))
-    divides = settings.get("normalize", method.normalize) and not method.consensus
-    if divides and abs(math.fsum(weights)) < 1e-8:
+    if abs(method.total(weights, settings)) < 1e-8:
         raise InputError(describe("Weights that sum to zero cannot be normalised", where=where,
-                                  got=list(weights), cure="other weights, or normalize false"))
+                                  got=list(weights),
+                                  cure="other weights, normalize false, or divisor absolute"))
     return tuple(float(weight) for weight in weights)
 
 
@@ -210,11 +231,35 @@ def settings_of(leaves: Sequence[Any]) -> list[dict[str, Any]]:
             for settings, paths in groups.values()]
 
 
+def notes_on_signs(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a user should know of negative weights in a merge that divides; empty where they do no harm.
+
+    Args:
+        settings: see `settings_of`.
+    """
+    divided = [own for own in settings if get_method(own["method"]).divides(own)
+               and own.get("divisor") != "absolute" and min(own["weights"]) < 0]
+    for own in divided:
+        weights, total = list(own["weights"]), math.fsum(own["weights"])
+        cure = "--divisor absolute keeps each sign and bounds the divisor; normalize false does not divide"
+        if get_method(own["method"]).consensus:
+            return [f"{own['method']} divides each element by the sum of the weights that take part in it, "
+                    f"which with weights {weights} may be negative or near zero: where an expert of negative "
+                    f"weight wins the vote alone its sign cancels, so that it is added; where the weights "
+                    f"nearly cancel the change is magnified (as in mergekit). Cure: {cure}"]
+        if abs(total) < NEAR_ZERO * math.fsum(map(abs, weights)):
+            return [f"{own['method']} divides by the sum of the weights {weights}, {total:.3g}, which "
+                    f"magnifies every change. Cure: {cure}"]
+    return []
+
+
 def shares_of(settings: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Each parent's weight, divided by their sum if the method divides; None if it differs by leaf."""
+    """Each parent's weight, divided as the method divides all elements; None if it differs by leaf.
+
+    A vote on signs divides each element by the weights that take part in it: its weights are those given.
+    """
     each = []
     for own in settings:
-        method = get_method(own["method"])
-        total = sum(own["weights"]) if own.get("normalize", method.normalize) or method.spherical else 1.0
+        total = get_method(own["method"]).total(own["weights"], own)
         each.append([weight / total for weight in own["weights"]])
     return [weights[0] if len(set(weights)) == 1 else None for weights in zip(*each, strict=True)]

@@ -44,6 +44,7 @@ class StackedRun:
         digest: hash of its whole config; only an expert with the same hash resumes from a checkpoint.
         open: loads overlay, stream and length when the expert enters.
         model_dir: folder of its metrics; None keeps them in memory.
+        settings: the whole config and its base, JSON-ready, which name what differs.
     """
 
     id: str
@@ -52,6 +53,7 @@ class StackedRun:
     digest: str
     open: Callable[[], Opened]
     model_dir: str | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if type(self.random_seed) is not int or not 0 <= self.random_seed < 2**31:
@@ -130,7 +132,8 @@ class Slot:
 
     def note(self) -> dict[str, Any]:
         """The entry of this expert in a checkpoint: id, config and early end."""
-        return {"id": self.run.id, "digest": self.run.digest, "patience": dataclasses.asdict(self.patience)}
+        return {"id": self.run.id, "digest": self.run.digest, "settings": dict(self.run.settings),
+                "patience": dataclasses.asdict(self.patience)}
 
     def flush(self) -> None:
         """Writes the rows that are not on disk yet."""

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from elm_jax.errors import InputError, describe
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, preemption, sharding, trees
+from elm_jax.runtime.differences import differences
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.early_end import compile_loss, validation_loss
@@ -159,7 +160,8 @@ class _StackLoop:
             facts = {"config_digest": config.config_digest, "optimizer": dataclasses.asdict(
                 self.spec.step.optimizer), "loss": dataclasses.asdict(config.loss),
                 "num_microbatches": config.num_microbatches}
-            self.saver = stack.enter_context(Checkpoints(config.model_dir, facts, config.keep_checkpoints))
+            self.saver = stack.enter_context(Checkpoints(
+                config.model_dir, facts, config.keep_checkpoints, config.settings))
             hosts.barrier()  # all have compiled: restoring is done together as well
             self._restore(self.saver)
         self.progress = (StackProgress(config.name)
@@ -392,9 +394,12 @@ class _StackLoop:
                     if entry is not None and entry["id"] in runs]
         for _, run, entry in standing:
             if entry["digest"] != run.digest:
+                named = differences(entry.get("settings") or {}, run.settings)
                 raise InputError(describe(
                     "The checkpoint is of another run: setting 'config_digest' differs",
-                    where=f"{run.id} in {self.saver.folder}", got=entry["digest"], expected=run.digest,
+                    where=f"{run.id} in {self.saver.folder}",
+                    got="; ".join(named) if entry.get("settings") else f"{entry['digest']} there, "
+                    f"{run.digest} here",
                     cure="choose an empty run folder, or go back to its first config"))
         if len(standing) > self.config.size:
             raise InputError(describe(

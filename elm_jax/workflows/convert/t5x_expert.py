@@ -26,7 +26,7 @@ from elm_jax.models.t5 import t5x_names
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import role_of
 from elm_jax.runtime import storage, trees
-from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_choice
+from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_choice, items_of
 from elm_jax.workflows.choices import EXPERT_KINDS
 from elm_jax.workflows.train import run_record
 
@@ -68,6 +68,7 @@ class Naming:
     modules: Sequence[str] = DEFAULT_MODULES
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "modules", items_of(self.modules))
         if self.kind is not None:
             check_choice("kind", self.kind, EXPERT_KINDS)
 

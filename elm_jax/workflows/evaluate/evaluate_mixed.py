@@ -20,6 +20,7 @@ from elm_jax.models.adapters.stacked import Many
 from elm_jax.models.network import Network
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import hosts, storage, trees
+from elm_jax.runtime.config_checks import items_of
 from elm_jax.workflows.evaluate.evaluate_models import (
     Scorable,
     ScoredModel,
@@ -174,12 +175,13 @@ def read_assignment(path: storage.PathLike, tasks: Sequence[str]) -> dict[str, d
 
     Args:
         path: of the file.
-        tasks: that are scored; if there is only one, lines need not name it.
+        tasks: that are scored; if there is only one (a string, say), lines need not name it.
 
     Raises:
         InputError: a line without one of these, or two lines of one row (file and line are named).
     """
     found: dict[str, dict[int, str]] = {}
+    tasks = items_of(tasks)
     for number, row in enumerate(row_files.read_lines(path), start=1):
         index, expert = row.get("index"), row.get("expert")
         task = row.get("task", tasks[0] if len(tasks) == 1 else None)
@@ -202,7 +204,7 @@ def evaluate_mixed(
     Args:
         base: the base.
         experts: a library, which routes each row by itself; or experts of that base, with an assignment.
-        tasks: names of tasks.
+        tasks: names of tasks; a string is one name.
         assignment: from a task to the expert's id of each row, by the row's index in the source.
         **options: data, settings, mesh, split and max_rows, as `evaluate` takes them.
 
@@ -217,4 +219,4 @@ def evaluate_mixed(
     mixed = mixed_of_library(base, experts) if routed else mixed_of_assignment(
         [model_of(base, expert) for expert in experts], assignment, "mixed:assignment")
     setup = ScoringSetup.of(base, **options)
-    return [row for result in mixed.score(tasks, setup) for row in result.rows]
+    return [row for result in mixed.score(items_of(tasks), setup) for row in result.rows]

@@ -24,6 +24,7 @@ from elm_jax.experts.rendering import frame_of
 from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
 from elm_jax.models.network import Network, frozen_depth
 from elm_jax.runtime import hosts, preemption, sharding, storage, trees
+from elm_jax.runtime.config_checks import items_of
 from elm_jax.training.trunk.trunk_cache import TrunkBase, TrunkCache, TrunkSettings
 from elm_jax.types import Params
 from elm_jax.workflows.merge.search_merge import warn_of_searched_rows
@@ -349,7 +350,7 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
     Args:
         base: the base.
         expert: an expert of that base.
-        tasks: names of tasks.
+        tasks: names of tasks; a string is one name.
         data: prepared splits; by default prepared through the default registries.
         settings: lengths, budgets.
         mesh: by default all devices on the data axis.
@@ -359,4 +360,4 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
     setup = ScoringSetup.of(base, data=data, settings=settings, mesh=mesh, split=split, max_rows=max_rows)
     name, card = (BASE_ID, None) if expert is None else (expert.card.id, expert.card)
     model = ScoredModel(name, "not kept", lambda: resolve(base, expert), card=card)
-    return [row for result in model.score(tasks, setup) for row in result.rows]
+    return [row for result in model.score(items_of(tasks), setup) for row in result.rows]

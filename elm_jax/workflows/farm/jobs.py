@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from etils import epath
+
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
 from elm_jax.runtime import storage
+from elm_jax.runtime.differences import differences
 from elm_jax.runtime.leases import Leases
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
@@ -43,7 +46,7 @@ def create(folder: storage.PathLike, jobs: list[Job]) -> int:
         if job.id in known and known[job.id].config.digest() != job.config.digest():
             raise InputError(describe(
                 "The farm has an expert of this id with another config", where=f"{folder}: {job.id}",
-                got=job.config.digest(), expected=known[job.id].config.digest(),
+                got="; ".join(differences(known[job.id].config.deciding(), job.config.deciding())),
                 cure="give it another expert_id, or make another farm"))
     merged = {**known, **{job.id: job for job in jobs}}
     rows = [{"id": job.id, "config": families.plain_settings(job.config), "gin": job.gin}
@@ -53,10 +56,28 @@ def create(folder: storage.PathLike, jobs: list[Job]) -> int:
 
 
 def read(folder: storage.PathLike) -> list[Job]:
-    """Reads the jobs of a farm, in the table's order."""
-    value = storage.read_json(storage.as_path(folder) / "farm.json", kind="farm",
-                              schema_version=SCHEMA_VERSION)
-    return [Job(entry["id"], _config(entry["config"]), entry["gin"]) for entry in value["experts"]]
+    """Reads the jobs of a farm, in the table's order.
+
+    Raises:
+        InputError: an expert's id, or its run folder, leads out of the farm's folders.
+    """
+    path = storage.as_path(folder) / "farm.json"
+    value = storage.read_json(path, kind="farm", schema_version=SCHEMA_VERSION)
+    jobs = [Job(storage.require_name(entry["id"], path, "expert_id"), _config(entry["config"]), entry["gin"])
+            for entry in value["experts"]]
+    for job in jobs:
+        _check_run_folder(job, path)
+    return jobs
+
+
+def _check_run_folder(job: Job, where: epath.Path) -> None:
+    """Refuses a run folder that goes down and then up again; one beside the farm's folder is right."""
+    parts = storage.as_path(job.config.model_dir).parts
+    down = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
+    if ".." in parts[down:]:
+        raise InputError(describe("An expert's run folder leads out of the folder of the runs",
+                                  where=f"{where}, {job.id}", got=repr(job.config.model_dir)[:200],
+                                  expected="a path without .. below its first folder"))
 
 
 def _config(facts: Mapping[str, Any]) -> TrainConfig:

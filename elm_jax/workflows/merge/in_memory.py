@@ -60,6 +60,9 @@ def merge(
             raise InputError(describe("Merging from a library needs a routing decision"))
         weights = decided_weights(decision, top_k, weights) if isinstance(weights, str) else weights
         experts = [experts.load(name) for name in decision.top(top_k)]
+    if isinstance(weights, str):
+        raise InputError(describe("Weights are numbers, one an expert", got=repr(weights),
+                                  cure=f"{' and '.join(BY)} need a library and a decision"))
     experts = list(experts)
     if len(experts) < 2:
         raise InputError(describe("Merging needs two or more experts", got=len(experts)))
@@ -73,6 +76,8 @@ def merge(
     fingerprints = [trees.fingerprint(expert.overlay) for expert in experts]
     leaves, network = merge_overlays.plan_overlay(cards, sources, _base_source(base, experts), fingerprints,
                                                   recipe, rank)
+    for note in method_table.notes_on_signs(settings_of(leaves)):
+        logger.warning("%s", note)
     overlay = {}
     with ThreadPoolExecutor(output_files.default_workers()) as pool:
         for leaf in leaves:

@@ -177,7 +177,7 @@ def make_facts(plan: Plan) -> dict[str, Any]:
         "base": {"path": config.base, "digest": plan.digests[config.base]} if config.base else None,
         "settings": settings, "num_leaves": len(plan.leaves),
         "num_parameters": sum(leaf.size for leaf in plan.leaves), "created": utc_now(),
-        **({"notes": list(plan.notes)} if plan.notes else {}),
+        **({"notes": list(plan.all_notes)} if plan.all_notes else {}),
     }
 
 

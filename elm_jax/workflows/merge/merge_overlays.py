@@ -222,9 +222,8 @@ class UpdateMerge:
     def _shares(self) -> np.ndarray:
         """Factors of the updates in a weighted sum."""
         weights = np.asarray(self._weights, np.float64)
-        if self._settings.get("normalize", self._row.normalize):
-            weights = weights / weights.sum()
-        return weights * self._settings.get("scale", 1.0)
+        total = self._row.total(self._weights, self._settings)
+        return weights / total * self._settings.get("scale", 1.0)
 
     @staticmethod
     def _whole(source: LeafSource, path: str, name: str) -> np.ndarray | None:

@@ -8,10 +8,11 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
 from elm_jax.formats.hf.config_json import DEFAULT_SHARD_BYTES
 from elm_jax.formats.model import FLOAT_DTYPES, Model
+from elm_jax.merging.methods.method_table import notes_on_signs, settings_of
 from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
 from elm_jax.merging.recipes.recipe import MergeRecipe
 from elm_jax.merging.stream import CopiedLeaf, LeafMerge, LeafSource
-from elm_jax.runtime.config_checks import check_choice, check_positive
+from elm_jax.runtime.config_checks import check_choice, check_positive, items_of
 from elm_jax.workflows.choices import ALLOWED, WRITTEN_KINDS
 from elm_jax.workflows.merge import merge_inputs, output_files
 from elm_jax.workflows.merge.merge_inputs import Checkpoint
@@ -43,6 +44,7 @@ class MergeOptions:
     rank: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "allow", items_of(self.allow))
         for name in self.allow:
             check_choice("difference to allow", name, ALLOWED)
         check_positive(max_shard_bytes=self.max_shard_bytes)
@@ -76,6 +78,11 @@ class Plan:
     model: Model | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What a user should know of the config, of the inputs and of the weights, one sentence each."""
+        return (*self.config.notes, *self.notes, *notes_on_signs(settings_of(self.leaves)))
+
     def summary(self, workers: int | None) -> dict[str, Any]:
         """What the merge reads, writes and needs, for a dry run."""
         kept, each = zip(*(leaf.memory for leaf in self.leaves), strict=True)
@@ -88,7 +95,7 @@ class Plan:
             "workers": count,
             # The buffer of a leaf that was kept whole stays allocated while others are merged.
             "memory_bytes": int(_PROCESS_BYTES + max(kept, default=0) + count * max(each, default=0)),
-            "notes": [*self.config.notes, *self.notes],
+            "notes": list(self.all_notes),
             "leaves": [{"leaf": leaf.path, "shape": list(leaf.shape), "dtype": leaf.dtype.name,
                         "bytes": leaf.size * leaf.dtype.itemsize} for leaf in self.leaves],
         }

@@ -95,11 +95,13 @@ class SearchConfig:
         """Space of the weights, a name in `weight_search.SPACES`.
 
         A method that divides by the weights' sum needs only weights of sum one. A sign vote divides by the
-        sum of the weights that agree, element by element, which weights of both signs could bring near zero.
+        sum of the weights that agree, element by element, which weights of both signs could bring near zero,
+        unless absolute weights are summed.
         """
         method = method_table.get_method(self.method)
-        divided = self.parameters.get("normalize", method.normalize)
-        if not method.signed or (divided and method.consensus):
+        divided = method.divides(self.parameters)
+        bounded = self.parameters.get("divisor") == "absolute"
+        if not method.signed or (divided and method.consensus and not bounded):
             return "simplex"
         return "plane" if divided else "free"
 

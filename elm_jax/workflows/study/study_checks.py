@@ -64,7 +64,8 @@ def check(config: StudyConfig) -> None:
             got=f"{len(config.datasets)} data sets, top_k {config.top_k}", expected="at least 2 of each"))
     for name in config.datasets:
         if name not in registry.mixture_names():
-            raise unknown_name("mixture", name, registry.mixture_names(), where="study.datasets")
+            raise unknown_name("mixture", name, registry.mixture_names(), where="study.datasets",
+                               cure=registry.OWN_MODULE)
     registry.check_trainable([name for name in config.prompt_tasks if name in registry.task_names()])
     registry.check_trainable([task for name in config.datasets for task in registry.get_mixture(name).tasks])
     for name in config.multitask_tasks:
@@ -84,9 +85,10 @@ def _known(field: str, name: str) -> registry.PromptedTask:
     """Checks a task of one of the study's fields: it exists and has the split that it is scored on."""
     tasks, mixtures = registry.task_names(), registry.mixture_names()
     if name not in tasks and field in (*BENCHMARK_FIELDS, "multitask_tasks"):
-        raise unknown_name("task or mixture", name, [*tasks, *mixtures], where=f"study.{field}")
+        raise unknown_name("task or mixture", name, [*tasks, *mixtures], where=f"study.{field}",
+                           cure=registry.OWN_MODULE)
     if name not in tasks:
-        raise unknown_name("task", name, tasks, where=f"study.{field}")
+        raise unknown_name("task", name, tasks, where=f"study.{field}", cure=registry.OWN_MODULE)
     task = registry.get_task(name)
     task.check_split(task.evaluation_split)
     return task

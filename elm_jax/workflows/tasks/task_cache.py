@@ -14,6 +14,7 @@ from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, RunError, describe
+from elm_jax.runtime.config_checks import items_of
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -27,13 +28,14 @@ def jobs_of(data: TaskData, names: Sequence[str], splits: Sequence[str] | None =
 
     Args:
         data: says what there is.
-        names: tasks and mixtures; none for every registered task that has data.
-        splits: only these, of the tasks that have them; None for all.
+        names: tasks and mixtures, or one; none for every registered task that has data.
+        splits: only these, or this one, of the tasks that have them; None for all.
 
     Raises:
         InputError: an unknown name, or no task has any of the splits.
     """
     registry.import_tasks(data.modules)
+    names, splits = items_of(names), items_of(splits)
     tasks = ([task for name in names for task in data.tasks_of(name)] if names
              else registry.task_names(available_only=True))
     own = [(task, split) for task in dict.fromkeys(tasks) for split in data.splits_of(task)]

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -25,7 +26,8 @@ from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models import families
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage, trees
-from elm_jax.runtime.config_checks import check_positive, check_types
+from elm_jax.runtime.config_checks import check_positive, check_types, items_of
+from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.loop import fit
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.run_settings import RunConfig
@@ -108,16 +110,19 @@ class PretrainConfig:
         return PretrainingSettings(self.task_feature_lengths, self.chunk_length, self.prefix_lm_share,
                                    self.random_seed)
 
-    def digest(self) -> str:
-        """Hash of all settings that decide the result."""
+    def deciding(self) -> dict[str, Any]:
+        """Returns all settings that decide the result, JSON-ready."""
         facts = families.plain_settings(self)
         for name in ("model_dir", "mesh_data", "mesh_model", "log_period", "checkpoint_period",
                      "keep_checkpoints", "tensorboard"):
             facts.pop(name)
         if self.vocabulary is None:  # runs that may resume can be older than this setting
             facts.pop("vocabulary")
-        text = json.dumps(facts, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return as_json(facts)
+
+    def digest(self) -> str:
+        """Hash of all settings that decide the result."""
+        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
@@ -154,13 +159,14 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
     logger.info("pretraining %d parameters on %d passages", trees.count(params), len(passages))
     stream = TrainStream(source, form=form_of(network), batch_size=config.batch_size,
                          lengths=lengths, seed=config.random_seed, pack=True)
-    run = RunConfig.of(config, name="base", config_digest=config.digest(), donate_overlay=True)
+    run = RunConfig.of(config, name="base", config_digest=config.digest(),
+                       settings=config.deciding(), donate_overlay=True)
     result = fit(network, {}, params, stream, run, mesh, on_start)
     if result.stopped:
         return None
     save_base(folder, result.overlay, config.network, vocabulary_path, {
         "steps": result.step, "passages": len(passages), "seed": config.random_seed,
-        "config_digest": config.digest(), "versions": run_record.versions(),
+        "config_digest": config.digest(), "settings": config.deciding(), "versions": run_record.versions(),
         "metrics": {name: float(value) for name, value in result.metrics.items()}})
     return load_base(folder, mesh=mesh, rules=sharding.split_rules())
 
@@ -171,8 +177,10 @@ def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:
                               schema_version=1)
     made_with = facts["training"].get("config_digest")
     if made_with != config.digest():
-        raise InputError(describe("The run folder holds a base of another config", where=folder,
-                                  got=made_with, expected=config.digest(),
+        saved = facts["training"].get("settings")
+        raise InputError(describe("The run folder holds a base of other settings", where=folder,
+                                  got="; ".join(differences(saved, config.deciding())) if saved
+                                  else f"config digest {made_with} there, {config.digest()} here",
                                   cure="choose an empty folder, or go back to the base's config"))
 
 
@@ -206,6 +214,10 @@ def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.Path
     path = folder / (SentencePieceVocabulary if given is None else given).FILE
     made_of = given.fingerprint if given is not None else run_record.digest(
         [config.vocab_pieces, config.random_seed, config.character_coverage, passages])
+    settings = {"vocabulary": made_of} if given is not None else {
+        "vocab_pieces": config.vocab_pieces, "random_seed": config.random_seed,
+        "character_coverage": config.character_coverage, "passages": run_record.digest(passages),
+        "number of passages": len(passages)}
     if not storage.is_committed(folder):
         contents = given.contents if given is not None else trained_contents(
             passages, path, config.vocab_pieces, config.random_seed,
@@ -213,11 +225,13 @@ def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.Path
         check_fits(Vocabulary.from_bytes(contents, path), config.network, path)
         storage.begin(folder)
         storage.write_bytes(path, contents)
-        storage.commit(folder, {"made_of": made_of})
+        storage.commit(folder, {"made_of": made_of, "settings": settings})
     found = storage.read_json(folder / storage.MARKER, kind="vocabulary's marker", schema_version=1)
     if found.get("made_of") != made_of:
         raise InputError(describe("The run folder holds a vocabulary of other passages or settings",
-                                  where=folder, got=found.get("made_of"), expected=made_of,
+                                  where=folder, got="; ".join(differences(
+                                      found.get("settings", {"made_of": found.get("made_of")}),
+                                      settings if "settings" in found else {"made_of": made_of})),
                                   cure="choose an empty folder, or go back to what it was made of"))
     return path
 
@@ -229,7 +243,7 @@ def read_passages(sources: tuple[str, ...]) -> list[str]:
         InputError: a module, function or file that does not exist, or a source without passages.
     """
     passages: dict[str, None] = {}
-    for source in sources:
+    for source in items_of(sources):
         found = _call(source) if ":" in source and "://" not in source else _lines(source)
         if not found:
             raise InputError(describe(

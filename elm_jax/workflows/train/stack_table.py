@@ -90,6 +90,7 @@ def _row(value: Mapping[str, Any], where: str, convert: Callable[[str, Any, str]
                                 if cell is not None}})
     if not row.task:
         raise InputError(describe("A row of the table names no task", where=where))
+    storage.require_name(row.id, where, "expert_id")
     if row.train_steps is not None and row.epochs is not None:
         raise InputError(describe("Give the length of training once", where=where,
                                   got=f"train_steps={row.train_steps}, epochs={row.epochs}"))

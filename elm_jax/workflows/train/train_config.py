@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from typing import Any
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import PLAIN, RENDERINGS
@@ -13,7 +14,14 @@ from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.adapters.low_rank import TARGETS, LowRankConfig
 from elm_jax.models.network import DTYPES, Layout, Network, NetworkConfig
 from elm_jax.runtime import sharding, storage
-from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
+from elm_jax.runtime.config_checks import (
+    DEFAULT_MODULES,
+    check_choice,
+    check_positive,
+    check_range,
+    check_types,
+)
+from elm_jax.runtime.differences import as_json
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
 
@@ -103,7 +111,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     log_period: int = 10
     tensorboard: bool = True
-    modules: tuple[str, ...] = ("elm_jax.tasks",)
+    modules: tuple[str, ...] = DEFAULT_MODULES
     prepared_dir: storage.PathLike | None = None
     expert_id: str | None = None
     early_end: EarlyEnd | None = None
@@ -194,8 +202,8 @@ class TrainConfig:
         return LowRankConfig(rank=self.lora_rank, alpha=self.lora_alpha, targets=targets,
                              layers=self.adapter_layers)
 
-    def digest(self) -> str:
-        """Hash of all settings that decide the result; folders, mesh and logging do not."""
+    def deciding(self) -> dict[str, Any]:
+        """Returns all settings that decide the result, JSON-ready; folders, mesh and logging do not."""
         facts = dataclasses.asdict(self)
         for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
                      "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",
@@ -209,12 +217,17 @@ class TrainConfig:
         for name in ("task_recipe", "few_shot"):
             if not facts[name]:
                 facts.pop(name)
+        if tuple(self.modules) == DEFAULT_MODULES:  # as it was before they were the default
+            facts["modules"] = DEFAULT_MODULES[:1]
         if self.rendering == PLAIN:
             facts.pop("rendering")
         if self.base_dtype in (None, "float32"):  # as it was before there was a choice
             facts.pop("base_dtype")
-        text = json.dumps(facts, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return as_json(facts)
+
+    def digest(self) -> str:
+        """Hash of all settings that decide the result."""
+        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check_trunk(config: TrainConfig) -> None:

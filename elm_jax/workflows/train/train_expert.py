@@ -10,6 +10,7 @@ from elm_jax.data.arrays.batch_forms import BatchForm, form_of
 from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.arrays.prompt_rows import examples_of
+from elm_jax.data.preparing.prepared_folder import source_now
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.data.registry import registry
@@ -22,6 +23,7 @@ from elm_jax.experts.rendering import frame_of
 from elm_jax.models import families
 from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.runtime.differences import differences
 from elm_jax.training.loop import FitResult, fit
 from elm_jax.training.run_settings import RunConfig, StackConfig
 from elm_jax.training.stack.slots import Opened, StackedRun
@@ -91,7 +93,8 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         return TrainOutcome(expert, ended.step, False, card.metrics)
     run = RunConfig.of(
         config, train_steps=steps, rules=config.rules(), name=id_of(config),
-        config_digest=run_digest(config, base), donate_overlay=own_base and not frozen)
+        config_digest=run_digest(config, base), settings=settings_of_run(config, base),
+        donate_overlay=own_base and not frozen)
     with frozen_trunk.opened(config, network, base, mesh) as trunk:
         result = fit(network, frozen, overlay, trunk.stream(stream), run, mesh, on_start)
     if result.stopped:
@@ -109,9 +112,9 @@ def _train_to_early_end(
     """Trains a run with an early end, as a stack of one; returns its result (None if stopped) and steps."""
     name, found = id_of(config), []
     settings = StackConfig.of(config, size=mesh.shape["experts"], rules=config.rules(), name=name,
-                              config_digest=base.fingerprint)
+                              config_digest=base.fingerprint, settings={"base": named_base(base)})
     run = StackedRun(name, config.random_seed, config.optimizer.learning_rate, run_digest(config, base),
-                     lambda: opened, config.model_dir)
+                     lambda: opened, config.model_dir, settings_of_run(config, base))
     callbacks = StackCallbacks(on_end=found.append, on_start=on_start)
     result = fit_stack(network, frozen, [run], settings, mesh, callbacks)
     if result.failed:
@@ -127,6 +130,16 @@ def id_of(config: TrainConfig) -> str:
 def run_digest(config: TrainConfig, base: Base) -> str:
     """Hash of a run's config and of its base; only a run with the same hash resumes a checkpoint."""
     return f"{config.digest()}/{base.fingerprint}"
+
+
+def settings_of_run(config: TrainConfig, base: Base) -> dict[str, Any]:
+    """What `run_digest` is a hash of, JSON-ready, to name what differs between two runs."""
+    return {**config.deciding(), "base": named_base(base)}
+
+
+def named_base(base: Base) -> str:
+    """A base's name and fingerprint, in one text."""
+    return f"{base.name} {base.fingerprint}"
 
 
 def tasks_of(config: TrainConfig, data: TaskData) -> list[str]:
@@ -281,19 +294,35 @@ def make_card(config: TrainConfig, base: Base, network: NetworkConfig, data: Tas
         **template_versions.of_arrays(infos),
         dataset=datasets[0] if len(datasets) == 1 else None,
         training={"steps": result.step, "examples": rows, "seed": config.random_seed,
-                  "config_digest": config.digest(), "versions": run_record.versions(), **ended_at,
+                  "config_digest": config.digest(), "settings": config.deciding(),
+                  "rows": {info.name: info.info["source"] for info in infos if info.info.get("source")},
+                  "versions": run_record.versions(), **ended_at,
                   **({"few_shot": config.few_shot} if config.few_shot else {})},
         rendering=config.rendering,
         metrics={name: float(value) for name, value in result.metrics.items() if name != "step"})
 
 
 def check_same_run(card: ExpertCard, config: TrainConfig, base: Base) -> None:
-    """Raises InputError if the finished expert in the run folder is another run's."""
-    found = (card.training.get("config_digest"), card.base["fingerprint"])
-    wanted = (config.digest(), base.fingerprint)
-    if found != wanted:
+    """Raises InputError, which names what differs, if the run folder's finished expert is another run's."""
+    found, wanted = card.training.get("config_digest"), config.digest()
+    cure = "give another MODEL_DIR, or remove this one"
+    if card.base["fingerprint"] != base.fingerprint:
         raise InputError(describe(
-            "The run folder holds a finished expert of another config or base", where=config.model_dir,
-            got=f"config digest {found[0]}, base {found[1]}",
-            expected=f"config digest {wanted[0]}, base {wanted[1]}",
-            cure="give another MODEL_DIR, or remove this one"))
+            "The run folder holds a finished expert of another base", where=config.model_dir,
+            got=f"{card.base.get('name')} {card.base['fingerprint']} there, {named_base(base)} here",
+            cure=cure))
+    if found != wanted:
+        saved = card.training.get("settings")
+        raise InputError(describe(
+            "The run folder holds a finished expert of other settings", where=config.model_dir,
+            got="; ".join(differences(saved, config.deciding())) if saved
+            else f"config digest {found} there, {wanted} here", cure=cure))
+    if config.prepared_dir is None:  # arrays on disk are compared with their rows when they are read
+        registry.import_tasks(config.modules)
+    changed = [task for task, source in card.training.get("rows", {}).items()
+               if source_now(task, "train") not in (None, source)]
+    if changed:
+        raise InputError(describe(
+            "The run folder holds a finished expert of these settings, but the rows or the template that it "
+            "was trained on were changed since", where=config.model_dir,
+            got=", ".join(changed), cure=f"{cure}; or go back to the first rows"))

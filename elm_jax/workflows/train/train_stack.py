@@ -35,8 +35,10 @@ from elm_jax.workflows.train.train_expert import (
     id_of,
     make_card,
     make_stream,
+    named_base,
     num_steps,
     run_digest,
+    settings_of_run,
     task_data,
     tasks_of,
     validation_batches,
@@ -221,7 +223,7 @@ def _stack_config(configs: Sequence[TrainConfig], folder: str, size: StackSize, 
     first = configs[0]
     return StackConfig.of(
         first, model_dir=folder, size=size.slots, at_once=size.at_once, rules=first.rules(),
-        config_digest=base.fingerprint, name=f"{len(configs)} experts")
+        config_digest=base.fingerprint, settings={"base": named_base(base)}, name=f"{len(configs)} experts")
 
 
 def _train_waiting(configs: Sequence[TrainConfig], settings: StackConfig, base: Base, data: TaskData,
@@ -237,6 +239,7 @@ def _train_waiting(configs: Sequence[TrainConfig], settings: StackConfig, base: 
         runs = [StackedRun(
             id=name, random_seed=config.random_seed, learning_rate=config.optimizer.learning_rate,
             digest=run_digest(config, base), model_dir=config.model_dir,
+            settings=settings_of_run(config, base),
             open=lambda config=config: trunk.with_states(_open(config, base, data)))
             for name, config in by_id.items()]
         logger.info("%d experts wait, %d train at once", len(runs), settings.size)

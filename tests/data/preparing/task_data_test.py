@@ -11,6 +11,7 @@ import tiny_study as tiny
 
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing import task_data
+from elm_jax.data.preparing.prepared_folder import PreparedFolder
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError
 
@@ -103,3 +104,15 @@ def test_what_a_kill_leaves_is_not_taken_for_arrays(tmp_path, no_data):
     save_split(tmp_path, "trec__trec1", "train")
     save_split(tmp_path, "trec__trec2", "train.0badcafe.partial")
     assert TaskData(VOCABULARY, prepared_dir=str(tmp_path)).tasks_of("trec") == ["trec__trec1"]
+
+
+@pytest.mark.parametrize(("key", "name"), [("name", "../../x"), ("split", "../x"), ("name", None)])
+def test_a_prepared_split_names_no_place_outside(key, name, tmp_path):
+    save_split(tmp_path, "d__t", "train")
+    place = tmp_path / "d__t" / "train"
+    head = json.loads((place / "info.json").read_text())
+    (place / "info.json").write_text(json.dumps({**head, key: name}))
+    with pytest.raises(InputError, match=f"split's {key} must be the name of a file"):
+        PreparedSplit.open(place)
+    with pytest.raises(InputError, match="name of a task must be"):
+        PreparedFolder(tmp_path, "v").find("../x", "train", None)

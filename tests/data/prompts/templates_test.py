@@ -14,6 +14,7 @@ from golden_renders import load_promptsource
 
 from elm_jax.data.prompts import templates
 from elm_jax.data.prompts.templates import PromptTemplate
+from elm_jax.data.registry import task_rows
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError
 
@@ -141,6 +142,21 @@ def test_missing_field_names_template_field_and_fields_present():
         template("{{title}} ||| {{a}}").check_fields(["a", "b"], "toys")
 
 
+@pytest.mark.parametrize(("jinja", "row", "inputs"), [
+    ("{% if hint is defined %}{{hint}} {% endif %}{{a}} ||| b", {"a": "x"}, "x"),
+    ("{% if hint is defined %}{{hint}} {% endif %}{{a}} ||| b", {"a": "x", "hint": "h"}, "h x"),
+    ("{% if hint is not defined %}{% set hint = 'h' %}{% endif %}{{hint}} {{a}} ||| b", {"a": "x"}, "h x"),
+    ("{{hint | default('none')}} {{a}} ||| b", {"a": "x"}, "none x")])
+def test_a_field_that_the_template_guards_may_be_missing(jinja, row, inputs):
+    made = template(jinja)
+    assert made.required_fields() == {"a"} and "hint" in made.fields() | {"hint"}
+    rows = [row, {"a": "y", "hint": "z"}, row]
+    found = list(task_rows.rendered(rows, made, str, truncate=True, ready=False))
+    assert found[0].inputs == found[2].inputs == inputs
+    with pytest.raises(InputError, match="missing a"):
+        made.check_fields(["hint"], "toys")
+
+
 @pytest.mark.parametrize("jinja, message", [
     ("{{ ''.__class__.__mro__ }} ||| b", "SecurityError"),
     ("{{ text.__init__.__globals__ }} ||| b", "SecurityError"),
@@ -203,6 +219,13 @@ def test_templates_are_found_in_folders_in_order(tmp_path):
         write(tmp_path / folder, YAML.replace("{{text}}", word))
     folders = [tmp_path / "none", tmp_path / "two", tmp_path / "one"]
     assert templates.find_template("toys", "any", "First one ", folders).jinja.startswith("other")
+    write(tmp_path / "two", "templates: {a: {name: mine, jinja: '{{a}} ||| b'}}")
+    templates._read_cached.cache_clear()
+    assert templates.find_template("toys", "any", "First one ", folders).jinja.startswith("{{text}}"), (
+        "a folder hides of the next ones only templates of its own names")
+    assert {"mine", "First one "} <= set(templates.find_templates("toys", "any", folders))
+    with pytest.raises(InputError, match=r"(?s)Unknown template 'mien'.*two.toys.*one.toys.*mine"):
+        templates.find_template("toys", "any", "mien", folders)
     with pytest.raises(InputError, match="no templates for dolls"):
         templates.find_templates("dolls", None, folders)
     with pytest.raises(InputError, match=r"(?s)Unknown template 'First one'.*First one "):

@@ -98,10 +98,10 @@ def test_adapted_rows(own_registry, folder):
 def test_unknown_names_give_the_three_nearest(own_registry):
     for letter in "abcde":
         add(PromptTemplate(f"ask {letter}", "a ||| b", None))
-    with pytest.raises(InputError, match=r"nearest: toys__ask_b, toys__ask_\w, toys__ask_\w$"):
+    with pytest.raises(InputError, match=r"nearest: toys__ask_b, toys__ask_\w, toys__ask_\w\n"):
         registry.get_task("toys__ask_bb")
     registry.add_mixture("toys", registry.task_names())
-    with pytest.raises(InputError, match=r"(?s)Unknown mixture 'toy'.*nearest: toys$"):
+    with pytest.raises(InputError, match=r"(?s)Unknown mixture 'toy'.*nearest: toys\n"):
         registry.mixture_tasks("toy")
 
 

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+import elm_jax as elm
 from elm_jax.data.prompts.templates import PromptTemplate
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.task_rows import describe_dropped
@@ -92,9 +93,10 @@ def test_an_adapter_that_lacks_a_field_is_named(task):
 
 @pytest.mark.parametrize("bad, line, message", [
     (b'{"text": "t", ', 2, "Line is not valid JSON"), (b"", 2, "Line is empty"),
-    (b"[1]", 2, "not a JSON object"),
+    (b"[1]", 2, "not a JSON object"), (b'{"text": "half \\udc00 sign"}', 2, "half of a surrogate pair"),
+    (b"\xff\xfe{}", 2, "not UTF-8"),
     (b'{"text": "' + b"x" * 50_000_000 + b'"}', 2, "Line is too long"),
-], ids=["broken", "empty", "list", "50 MB"])
+], ids=["broken", "empty", "list", "surrogate", "UTF-16", "50 MB"])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_bad_lines_are_named(task, bad, line, message, zipped):
     path = write([GOOD, bad, GOOD])
@@ -105,6 +107,24 @@ def test_bad_lines_are_named(task, bad, line, message, zipped):
     with pytest.raises(InputError, match=rf"(?s){message}.*{re.escape(str(path))}, line {line}\n") as error:
         render(task)
     assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n  \n\n"])
+def test_a_byte_order_mark_and_empty_last_lines_are_passed_over(end, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": "\\ud83d\\ude00"}\n' + end)
+    assert list(row_files.read_lines(path)) == [{"a": 1}, {"a": "\N{GRINNING FACE}"}]
+    path.write_bytes(b"\xef\xbb\xbf" + end)
+    with pytest.raises(InputError, match="file is empty"):
+        list(row_files.read_lines(path))
+
+
+@pytest.mark.parametrize("prompt", ["{{text}} ||| no", lambda row: {"inputs": row["text"], "targets": "no"}])
+def test_a_text_that_is_no_character_is_named_whatever_gave_it(prompt):
+    rows = [{"text": "a"}, {"text": "\udc00"}]
+    name = elm.add_task(f"half_{callable(prompt)}", "t", lambda split: rows, prompt)
+    with pytest.raises(InputError, match=r"(?s)half of a surrogate pair.*train, row 2"):
+        render(registry.get_task(name))
 
 
 def test_a_gzip_cut_short_is_named(task):

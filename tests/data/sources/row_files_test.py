@@ -44,7 +44,6 @@ def test_last_line_may_lack_its_line_end(folder):
 @pytest.mark.parametrize("content, line, message", [
     (b"", 1, "Data file is empty"),
     (LINES.encode()[:-9], 5, "Line is half written"),
-    (LINES.encode() + b"\n", 6, "Line is empty"),
     (b'{"a": 1}\n\n{"a": 2}\n', 2, "Line is empty"),
     (b'{"a": 1}\nhello\n{"a": 2}\n', 2, "Line is not valid JSON"),
     (b'{"a": 1}\n[1, 2]\n', 2, "Line is not a JSON object"),

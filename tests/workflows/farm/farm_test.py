@@ -220,8 +220,21 @@ def test_a_farm_grows_but_its_experts_do_not_change(tmp_path):
     assert [job.id for job in jobs_lib.read(tmp_path)] == ["a", "b", "c"]
     assert jobs_lib.read(tmp_path)[0] == jobs("a")[0]
     other = dataclasses.replace(jobs("a")[0], config=dataclasses.replace(jobs("a")[0].config, random_seed=5))
-    with pytest.raises(InputError, match="another config"):
+    with pytest.raises(InputError, match=r"(?s)another config.*random_seed: 0 there, 5 here"):
         jobs_lib.create(tmp_path, [other])
+
+
+@pytest.mark.parametrize(("what", "value", "message"), [
+    ("id", "../x", "expert_id must be the name"), ("id", "a/b", "expert_id must be the name"),
+    ("model_dir", "runs/../../x", "leads out"), ("model_dir", "/runs/../x", "leads out")])
+def test_a_farm_s_file_names_no_place_outside(what, value, message, tmp_path):
+    jobs_lib.create(tmp_path, jobs("a"))
+    facts = json.loads((tmp_path / "farm.json").read_text())
+    entry = facts["experts"][0]
+    (entry if what == "id" else entry["config"])[what] = value
+    (tmp_path / "farm.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=message):
+        jobs_lib.read(tmp_path)
 
 
 def test_tables_of_both_kinds_say_the_same(tmp_path):
@@ -245,3 +258,9 @@ def test_a_wrong_table_names_the_row(tmp_path, text, words):
     (tmp_path / "t.jsonl").write_text(text)
     with pytest.raises(InputError, match=words):
         farm_table.read_table(tmp_path / "t.jsonl")
+
+
+def test_a_table_with_a_byte_order_mark_is_read(tmp_path):
+    for name, text in (("t.csv", "task,EPOCHS\nt__a,2\n"), ("t.jsonl", '{"task": "t__a", "EPOCHS": 2}\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert farm_table.read_table(tmp_path / name) == [{"task": "t__a", "EPOCHS": 2, "expert_id": "t__a"}]

@@ -77,6 +77,8 @@ def test_from_library_to_merged_in_one_call(world):
 
 
 def test_too_few_experts_or_weights(world):
+    with pytest.raises(InputError, match=r"(?s)Weights are numbers.*'votes'.*need a library"):
+        merge([world.topic, world.review], weights="votes")
     with pytest.raises(InputError, match="two or more"):
         merge([world.topic])
     with pytest.raises(InputError, match="one value an expert"):

@@ -119,7 +119,7 @@ def test_other_settings_in_the_same_folder_give_the_table_of_a_fresh_one(whole, 
     assert finish(again, log, *changed) == finish(tmp_path / "fresh", log, *changed) != whole[1]
     before = (again / "config.gin").read_text()
     process = start(again, log, "--gin.pretrain/StageSettings.train_steps=31")
-    assert process.wait(timeout=300) == 2 and "holds a base of another config" in log.read_text()
+    assert process.wait(timeout=300) == 2 and "train_steps: 30 there, 31 here" in log.read_text()
     assert (again / "config.gin").read_text() == before
 
 

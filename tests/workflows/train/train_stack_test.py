@@ -105,7 +105,7 @@ def test_finished_experts_are_skipped_whoever_trained_them(world, stack, tmp_pat
 def test_a_finished_expert_of_another_config_is_refused(world, stack):
     _, config, _ = stack
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, dropout_rate=0.2))
-    with pytest.raises(InputError, match="finished expert of another config"):
+    with pytest.raises(InputError, match=r"(?s)of other settings.*dropout_rate: \S+ there, 0.2 here"):
         run(world, other)
 
 
@@ -161,6 +161,8 @@ def test_a_csv_table_says_the_same(tmp_path):
     ("t.jsonl", '{"task": "a"}\n{"taks": "b"}\n', r"column 'taks'[\s\S]*line 2[\s\S]*task"),
     ("t.jsonl", '{"task": "a", "seed": 1.5}\n', r"wrong kind[\s\S]*line 1, seed[\s\S]*whole number"),
     ("t.jsonl", '{"expert_id": "x"}\n', "names no task"),
+    ("t.jsonl", '{"task": "a", "expert_id": "../x"}\n', "expert_id must be the name of a file"),
+    ("t.csv", "task,expert_id\na,../x\n", "expert_id must be the name of a file"),
     ("t.jsonl", '{"task": "a", "train_steps": 3, "epochs": 2}\n', "length of training once"),
     ("t.jsonl", "nonsense\n", r"not valid JSON[\s\S]*line 1"),
     ("t.jsonl", "", "is empty"),

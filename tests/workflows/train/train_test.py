@@ -15,7 +15,13 @@ from elm_jax.runtime import trees
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.vocabularies.vocabulary import Vocabulary, train_vocabulary
 from elm_jax.workflows.train.train_config import TrainConfig
-from elm_jax.workflows.train.train_expert import make_stream, tasks_of, validation_batches, with_recipe
+from elm_jax.workflows.train.train_expert import (
+    check_same_run,
+    make_stream,
+    tasks_of,
+    validation_batches,
+    with_recipe,
+)
 
 
 def changed_leaves(base, params):
@@ -60,8 +66,19 @@ def test_a_finished_run_is_not_trained_again(world):
 
 
 def test_a_run_folder_of_another_config_is_refused(world):
-    with pytest.raises(InputError, match="finished expert of another config"):
+    with pytest.raises(InputError, match=r"(?s)of other settings.*random_seed: 0 there, 1 here"):
         tiny.make_expert(world.base, world.folder / "topic", random_seed=1)
+
+
+def test_changed_rows_are_told_from_changed_settings(world):
+    card = world.topic.card
+    config = tiny.train_config(world.base, world.folder / "topic")
+    check_same_run(card, config, world.base)
+    other = dataclasses.replace(card, training={**card.training, "rows": {tiny.TOPIC: "another"}})
+    with pytest.raises(InputError, match=rf"(?s)of these settings, but the rows.*{tiny.TOPIC}"):
+        check_same_run(other, config, world.base)
+    older = {name: value for name, value in card.training.items() if name not in ("rows", "settings")}
+    check_same_run(dataclasses.replace(card, training=older), config, world.base)
 
 
 def test_an_unknown_task_names_the_three_nearest(world, tmp_path):
