@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from elm_jax.models.layers.dense import Dropout, Embed, RMSNorm
+from elm_jax.models.layers.dense import Dense, Dropout, Embed, RMSNorm
 from elm_jax.models.t5.relative_bias import RelativePositionBias, distance_buckets
 
 
@@ -83,6 +83,23 @@ def test_a_token_outside_of_the_vocabulary_is_not_a_number() -> None:
     variables = {"params": {"embedding": np.ones((4, 3), np.float32)}}
     rows = module.apply(variables, np.array([[3, 4]], np.int32))
     assert np.all(np.isfinite(rows[0, 0])) and np.all(np.isnan(rows[0, 1]))
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_gradient_of_a_narrow_kernel(width: int) -> None:
+    """Of at most half as many outputs as inputs, and of more; for one expert and for two of a stack."""
+    draw = np.random.default_rng(0)
+    x, kernels, slope = (draw.normal(size=size) for size in ((2, 3, 8), (2, 8, width), (2, 3, width)))
+
+    def product(x, kernel, slope):
+        return jnp.sum(slope * Dense(width, ("embed", "mlp"), jnp.dtype("float32")).apply(
+            {"params": {"kernel": kernel}}, x))
+
+    gradients = jax.vmap(jax.grad(product, argnums=(0, 1)), in_axes=(None, 0, None))
+    of_x, of_kernel = gradients(*map(jnp.float32, (x, kernels, slope)))
+    np.testing.assert_allclose(of_x, np.einsum("blo,eio->ebli", slope, kernels), rtol=1e-5, atol=1e-5)
+    expected = np.einsum("bli,blo->io", x, slope)
+    np.testing.assert_allclose(of_kernel, np.stack([expected, expected]), rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_rate_scale_and_shared_positions() -> None:

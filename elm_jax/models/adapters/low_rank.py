@@ -162,4 +162,5 @@ class LowRank(nn.Module):
         hidden = Dense(self.rank, (self.axes[0], "bottleneck"), self.dtype, name="down")(x)
         zeros = nn.initializers.zeros
         axes = ("bottleneck", self.axes[1])
-        return y + self.scale * Dense(y.shape[-1], axes, self.dtype, zeros, name="up")(hidden)
+        # The hidden values are scaled, not the update and its gradient, which are many times as large.
+        return y + Dense(y.shape[-1], axes, self.dtype, zeros, name="up")(self.scale * hidden)
