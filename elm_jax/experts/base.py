@@ -15,8 +15,8 @@ from elm_jax.data.prompts.chat_templates import ChatTemplate
 from elm_jax.formats import detect, tree_checks
 from elm_jax.formats.elm import base_json, elm_folders
 from elm_jax.formats.hf import folder_files
-from elm_jax.formats.model import Index, Model, Tensors
-from elm_jax.formats.tensors import streaming
+from elm_jax.formats.model import Index, Model
+from elm_jax.formats.tensors import leaf_values, streaming
 from elm_jax.models import families
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
@@ -105,8 +105,8 @@ def load_base(folder: storage.PathLike, *, mesh: Mesh | None = None,
 
     Raises:
         InputError: the folder is not whole, or holds an expert's adapters; leaves do not fit the config (all
-            are named); the contents are not those that were written; the vocabulary does not fit the
-            embedding.
+            are named); the contents are not those that were written, or not finite; the vocabulary does not
+            fit the embedding.
     """
     return base_of(detect.open_model(folder), mesh, rules)
 
@@ -127,7 +127,7 @@ def base_of(model: Model, mesh: Mesh | None = None, rules: Rules = sharding.DEFA
     tree_checks.check_base(model.config, model.where)
     recorded = model.facts.get(elm_folders.FACTS, {}).get("fingerprint")
     if mesh is None:
-        params = {path: model.tensors.read(path).astype(np.float32, copy=False)
+        params = {path: leaf_values.read_float32(model.tensors.read(path), path, model.where)
                   for path in model.tensors.specs}
         model.check()
         fingerprint = recorded or trees.fingerprint(params)
@@ -165,22 +165,25 @@ def read_onto(mesh: Mesh, model: Model, rules: Rules = sharding.DEFAULT_RULES) -
     network = families.network_of(model.config)
     shardings = trees.flatten(
         sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh, rules))
-    return {path: _leaf_onto(model.tensors, path, shardings[path]) for path in sorted(model.tensors.specs)}
+    return {path: _leaf_onto(model, path, shardings[path]) for path in sorted(model.tensors.specs)}
 
 
-def _leaf_onto(tensors: Tensors, path: str, where: jax.sharding.Sharding) -> jax.Array:
-    shape = tensors.specs[path].shape
+def _leaf_onto(model: Model, path: str, where: jax.sharding.Sharding) -> jax.Array:
+    shape = model.tensors.specs[path].shape
+
+    def read(index: Index) -> np.ndarray:
+        return leaf_values.read_float32(model.tensors.read(path, index), path, model.where)
+
     held = where.addressable_devices_indices_map(shape).values()
     spans = _around([[range(size)[part] for part, size in zip(index, shape, strict=True)] for index in held])
     if spans is not None:  # adjacent parts are read together: a chunk that several of them share only once
-        read = tensors.read(path, tuple(slice(span.start, span.stop) for span in spans))
-        own = read.astype(np.float32, copy=False)
+        own = read(tuple(slice(span.start, span.stop) for span in spans))
         return jax.make_array_from_callback(shape, where, lambda index: own[_inside(index, spans)])
     parts: dict[str, np.ndarray] = {}
 
     def part(index: Index) -> np.ndarray:
         if str(index) not in parts:  # devices that hold the same part share one read
-            parts[str(index)] = tensors.read(path, index).astype(np.float32, copy=False)
+            parts[str(index)] = read(index)
         return parts[str(index)]
 
     return jax.make_array_from_callback(shape, where, part)

@@ -19,7 +19,7 @@ from elm_jax.experts.overlay import Expert, leaves_to_train
 from elm_jax.formats import tree_checks
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.model import Index, Model, Origin, Tensors, TensorSpec
-from elm_jax.formats.tensors import safetensors_files, streaming
+from elm_jax.formats.tensors import leaf_values, safetensors_files, streaming
 from elm_jax.models import families
 from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.network import NORM, NetworkConfig
@@ -141,7 +141,7 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
     if values.get("trained_norms"):
         tensors, network = t5_models.open_hf(folder).tensors, families.network_of(config)
         trains = leaves_to_train(network, card.form)
-        overlay |= {path: tensors.read(path).astype(np.float32, copy=False)
+        overlay |= {path: leaf_values.read_float32(tensors.read(path), path, folder)
                     for path in tensors.specs if network.role_of(path) == NORM and trains(path)}
     return Expert(card, trees.unflatten(overlay), path=str(folder))
 
@@ -161,7 +161,7 @@ def read_named(stored: Mapping[str, streaming.Stored], names: Mapping[str, tuple
                              {name: tensor.shape for name, tensor in stored.items()},
                              {name: _turned(shapes[path], turned) for path, (name, turned) in names.items()})
     tree_checks.check_dtypes(where, {name: tensor.dtype for name, tensor in stored.items()})
-    return {path: streaming.read_part(stored[name], None, turned).astype(np.float32, copy=False)
+    return {path: leaf_values.read_float32(streaming.read_part(stored[name], None, turned), path, where)
             for path, (name, turned) in sorted(names.items())}
 
 

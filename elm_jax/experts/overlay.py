@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -14,6 +15,7 @@ from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.model import Tensors
 from elm_jax.formats.peft import adapter_files
+from elm_jax.formats.tensors import leaf_values
 from elm_jax.models import families
 from elm_jax.models.adapters import carriers
 from elm_jax.models.adapters.config import AdapterConfig
@@ -177,7 +179,8 @@ def load_expert(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Expert
             several processes no one reads all of it, so the fingerprint is not checked.
 
     Raises:
-        InputError: the folder is not whole, the card is not valid, or the weights have changed.
+        InputError: the folder is not whole, the card is not valid, or the weights have changed or are not
+            finite.
     """
     folder, card, written = read_card(folder)
     weights = folder / elm_folders.WEIGHTS
@@ -187,6 +190,9 @@ def load_expert(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Expert
         raise InputError(describe("The expert's weights are not those that were written",
                                   where=folder, got=found, expected=written,
                                   cure="copy or train the expert again"))
+    if mesh is None:
+        for path, leaf in trees.flatten(overlay).items():
+            leaf_values.check_finite(np.asarray(leaf), path, folder)
     return Expert(card=card, overlay=overlay, path=str(folder))
 
 

@@ -25,7 +25,7 @@ from elm_jax.formats.peft import adapter_files, ia3_settings, lora_settings
 from elm_jax.formats.peft.base_modules import BIAS, Modules, modules_of
 from elm_jax.formats.peft.ia3_settings import Ia3Settings
 from elm_jax.formats.peft.lora_settings import LoraSettings
-from elm_jax.formats.tensors import streaming
+from elm_jax.formats.tensors import leaf_values, streaming
 from elm_jax.models import families
 from elm_jax.models.adapters.kind import HIDDEN, PROJECTIONS, is_adapter_leaf
 from elm_jax.models.adapters.low_rank import DOWN, UP, LowRankConfig
@@ -97,7 +97,7 @@ def read_peft(folder: storage.PathLike, config: NetworkConfig, reference: Mappin
         adapter = adapter_of_settings(settings, modules, targeted)
         overlay, origins = _updates(settings, modules, adapter, targeted, stored)
     for name in replaced:
-        leaves = modules.leaves(name, _read(stored[name]))
+        leaves = modules.leaves(name, _read(stored, name))
         overlay |= leaves
         origins |= {path: Origin(name, modules.parameters[name].transposed) for path in leaves}
     whole = config.with_adapter(dataclasses.replace(adapter, layers=_layers_of(config, overlay)))
@@ -262,7 +262,7 @@ def _updates(settings: LoraSettings, modules: Modules, adapter: LowRankConfig, t
     overlay: FlatParams = {}
     origins: dict[str, Origin] = {}
     for module in targeted:
-        down, up = _read(stored[module + FACTOR_A]).T, _read(stored[module + FACTOR_B]).T
+        down, up = _read(stored, module + FACTOR_A).T, _read(stored, module + FACTOR_B).T
         start = 0
         for path, (inner, outer) in modules.parts(module):
             place = path.rpartition("/")[2]
@@ -305,7 +305,7 @@ def _factors(settings: Ia3Settings, modules: Modules, targeted: Sequence[str],
     origins: dict[str, Origin] = {}
     places = set()
     for module in targeted:
-        vector, start = _read(stored[module + VECTOR]).reshape(-1), 0
+        vector, start = _read(stored, module + VECTOR).reshape(-1), 0
         for path, (_, outer) in modules.parts(module):
             place, part = path.rpartition("/")[2], vector[start:start + outer]
             start += outer
@@ -331,5 +331,5 @@ def _filled(config: NetworkConfig, overlay: FlatParams, origins: dict[str, Origi
     return overlay | empty, origins | {path: Origin("nothing: all the same") for path in empty}
 
 
-def _read(stored: streaming.Stored) -> np.ndarray:
-    return streaming.read_part(stored).astype(np.float32, copy=False)
+def _read(stored: Mapping[str, streaming.Stored], name: str) -> np.ndarray:
+    return leaf_values.read_float32(streaming.read_part(stored[name]), name, "the adapter")

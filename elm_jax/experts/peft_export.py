@@ -24,6 +24,7 @@ from elm_jax.formats.model import Origin, Tensors
 from elm_jax.formats.peft import adapter_files, lora_settings
 from elm_jax.formats.peft.base_modules import BIAS, WEIGHT, Modules, modules_of, short_names
 from elm_jax.formats.peft.lora_settings import LoraSettings
+from elm_jax.formats.tensors import leaf_values
 from elm_jax.formats.tensors.streaming import ArrayTensors
 from elm_jax.models import families
 from elm_jax.models.adapters.kind import is_adapter_leaf
@@ -79,7 +80,8 @@ def write_peft(folder: storage.PathLike, expert: Expert, base: Tensors, address:
     config = families.config_of(expert.card.network)
     adapter = check_form(expert)
     modules = modules_of(config, where)
-    overlay = {path: np.asarray(leaf, np.float32) for path, leaf in trees.flatten(expert.overlay).items()}
+    overlay = {path: leaf_values.read_float32(np.asarray(leaf), path, where)
+               for path, leaf in trees.flatten(expert.overlay).items()}
     updates = _updates(modules, overlay, adapter)
     replaced = _replaced(modules, overlay, where)
     kept = _kept(expert, modules, updates, replaced)
@@ -88,7 +90,7 @@ def write_peft(folder: storage.PathLike, expert: Expert, base: Tensors, address:
         values["base_model_name_or_path"] = address.removeprefix(leaf_names.HUB)
 
     def read(path: str) -> np.ndarray:
-        return overlay[path] if path in overlay else base.read(path).astype(np.float32, copy=False)
+        return overlay[path] if path in overlay else leaf_values.read_float32(base.read(path), path, address)
 
     settings = lora_settings.parse(values, where)
     names = peft_adapters.replaced_parameters(settings, modules, updates)

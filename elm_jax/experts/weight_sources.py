@@ -121,10 +121,11 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
 
 def _of_another_kind(kind: str, folder: epath.Path) -> InputError:
     found = [name for name, (fits, _) in detect.KINDS.items() if fits(folder)]
-    found += [adapter_files.KIND] if adapter_files.is_peft(folder) else []
+    adapter = [adapter_files.KIND] if adapter_files.is_peft(folder) else []
+    got = [*found, *("an adapter of PEFT" for _ in adapter)]
     return InputError(describe(
-        f"The source is no {kind} folder", where=folder, got=" or ".join(found) or "none of any kind",
-        cure=f"--from {found[0]}" if found else None))
+        f"The source is no {kind} folder", where=folder, got=" or ".join(got) or "none of any kind",
+        cure=f"--from {(found + adapter)[0]}" if got else None))
 
 
 def _open_peft(folder: epath.Path, base: storage.PathLike | None) -> Source:

@@ -16,9 +16,17 @@ from elm_jax.runtime import storage
 
 EXPERT_FILE = "expert.json"
 """The card of an expert, which is no model."""
+
+
+def _open_alone(folder: epath.Path) -> Model:
+    """Opens a Hugging Face folder that holds no adapter beside its model."""
+    adapter_files.check_no_adapter(folder)
+    return hf_models.open_model_folder(folder)
+
+
 KINDS: dict[str, tuple[Callable[[epath.Path], bool], Callable[..., Model]]] = {
     "elm": (elm_folders.is_elm, elm_folders.open_elm),
-    "hf": (folder_files.is_hf, hf_models.open_model_folder),
+    "hf": (folder_files.is_hf, _open_alone),
     "t5x": (t5x_folders.is_t5x, t5x_checkpoints.open_t5x),
     "gguf": (gguf_models.is_gguf, gguf_models.open_gguf),
 }
@@ -34,7 +42,7 @@ def open_model(name: storage.PathLike) -> Model:
 
     Raises:
         InputError: there is no such folder, or nothing that this program reads is in it, or its reader
-            finds a fault.
+            finds a fault; or it is an adapter, or has one beside it.
     """
     folder = places.locate(name)
     _check_is_model(folder)

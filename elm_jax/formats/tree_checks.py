@@ -43,8 +43,7 @@ def check_base(config: NetworkConfig, where: Any) -> None:
             "--base BASE` makes an expert of them"))
 
 
-def check_vocabulary(contents: bytes | None, config: NetworkConfig, where: Any, added: Sequence[str] = ()
-                     ) -> None:
+def check_vocabulary(contents: bytes | None, config: NetworkConfig, where: Any) -> None:
     """Raises InputError if a vocabulary does not fit a network: other special ids, or another size.
 
     T5's 32,100 ids on 32,128 rows are the normal case: the rest is padding.
@@ -53,13 +52,12 @@ def check_vocabulary(contents: bytes | None, config: NetworkConfig, where: Any, 
         contents: of the vocabulary's file, of any kind; None passes.
         config: of the network.
         where: for the error.
-        added: tokens with ids behind the vocabulary's own.
     """
     if contents is None:
         return
     vocabulary, rows = Vocabulary.from_bytes(contents, where), config.vocab_size
     vocabulary.check_ids(config.pad_id, config.eos_id, where)
-    size = vocabulary.size + len(added)
+    size = vocabulary.size
     slack = max(_PADDING, rows // 50)
     if not rows - slack < size <= rows:
         raise InputError(describe(

@@ -4,8 +4,9 @@ A ``tokenizer.json`` of a T5 is a SentencePiece model in other words: pieces wit
 normaliser's compiled character map. The two programs choose the same pieces unless two ways to cut
 a text score the same to the last digits (SentencePiece adds up in float32, tokenizers in float64), and
 Hugging Face's also reads ``</s>`` and its like in a text as special tokens. A SentencePiece
-model is written as both files; what SentencePiece cannot represent (BPE, WordPiece, other normalisers) is
-copied unchanged.
+model is written as both files, if both give the same ids (`sentencepiece_json`); a ``tokenizer.json`` that
+SentencePiece cannot represent (BPE, WordPiece, other normalisers), and one with tokens that were added, is
+the vocabulary as it is.
 """
 
 import base64
@@ -20,7 +21,15 @@ from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
-from elm_jax.vocabularies.tokenizer_json import plain
+from elm_jax.vocabularies.sentencepiece_json import (
+    PLAIN_NAMES,
+    AddedEntry,
+    first_difference,
+    sample_texts,
+    special_names,
+    to_tokenizer_json,
+)
+from elm_jax.vocabularies.tokenizer_json import open_tokenizer, plain
 from elm_jax.vocabularies.vocabulary import (
     BYTE_EXTRA_IDS,
     EOS_ID,
@@ -44,11 +53,6 @@ TOKENIZER_CONFIGS = (CONFIG_FILE, "special_tokens_map.json", ADDED_FILE)
 """Files that describe a tokenizer beside the vocabulary, or, for ByT5, instead of one."""
 BYTE_CLASS = "ByT5Tokenizer"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-AddedEntry = Mapping[str, Any]
-"""A token that was added behind a vocabulary: ``content``, and those of `FLAGS` that its file gives."""
-_SPECIAL = ("<pad>", "</s>", "<unk>")
-"""Ids 0, 1 and 2."""
-_SPECIAL_NAMES = {"eos_token": _SPECIAL[1], "pad_token": _SPECIAL[0], "unk_token": _SPECIAL[2]}
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 _SPACES = ("Strip", "Replace", "Sequence", "Precompiled")
@@ -63,13 +67,11 @@ class FoundVocabulary:
 
     Attributes:
         contents: of the vocabulary's file (`Vocabulary.from_bytes`).
-        added: tokens by id that were added right behind it, which a SentencePiece model cannot hold.
         notes: for the report.
         is_sentencepiece: whether it is such a model, which holds all that a folder says of its tokenizer.
     """
 
     contents: bytes
-    added: Mapping[int, AddedEntry] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     is_sentencepiece: bool = True
 
@@ -95,6 +97,7 @@ def read_vocabulary(folder: epath.Path, tokenizer_class: Any = None) -> FoundVoc
     if tokenizer is None:
         return _bytes_of(folder, tokenizer_class)
     where = folder / TOKENIZER_FILE
+    _told_tokens(folder, tokenizer)  # what is wrong with them is said first
     try:
         proto = to_sentencepiece(tokenizer, where)
     except AnotherKindError as error:
@@ -124,23 +127,52 @@ def _bytes_of(folder: epath.Path, tokenizer_class: Any) -> FoundVocabulary | Non
 
 def _with_added(folder: epath.Path, tokenizer: Mapping[str, Any] | None, proto: bytes, where: epath.Path,
                 notes: tuple[str, ...]) -> FoundVocabulary:
-    """A SentencePiece model, and the tokens that were added behind it if their ids are consecutive."""
+    """A SentencePiece model; or a ``tokenizer.json`` if the folder has tokens that such a model has not."""
     vocabulary = SentencePieceVocabulary(proto, where=where)
     vocabulary.check_ids(PAD_ID, EOS_ID, where)
-    added = _added_tokens(folder, tokenizer, vocabulary.size)
+    added = {number: entry for number, entry in _told_tokens(folder, tokenizer).items()
+             if number >= vocabulary.size or not _is_known(vocabulary, number, entry["content"])}
+    if not added:
+        return FoundVocabulary(proto, notes)
     names = ", ".join(entry["content"] for entry in added.values())
-    if added and not follow_on(added, vocabulary.size):
-        notes += (f"Left out, because their ids do not follow on those of the vocabulary: {names}",)
-        added = {}
-    elif added:
-        notes += ("Tokens added behind the vocabulary travel along to other Hugging Face folders; this "
-                  f"program's vocabulary does not know them: {names}",)
-    return FoundVocabulary(proto, added, notes)
+    if tokenizer is not None and _holds(tokenizer, added):
+        contents = storage.read_bytes(folder / TOKENIZER_FILE)
+    else:
+        contents = with_added(proto, added, where)
+    whole = TokenizerVocabulary(contents, where)
+    whole.check_ids(PAD_ID, EOS_ID, where)
+    other = [f"{entry['content']} = {number}, which becomes {whole.id_of(entry['content'])}"
+             for number, entry in added.items() if whole.id_of(entry["content"]) != number]
+    if other:  # the tokenizers library numbers added tokens one after the other
+        raise _no_such_ids(where, other, vocabulary.size)
+    return FoundVocabulary(contents, (f"{TOKENIZER_FILE} is the vocabulary, for the sake of tokens that were "
+                                      f"added: {names}",), is_sentencepiece=False)
 
 
-def follow_on(added: Iterable[int], size: int) -> bool:
-    """Whether ids are consecutive behind a vocabulary, as the tokenizers library requires."""
-    return sorted(added) == list(range(size, size + len(list(added))))
+def _holds(tokenizer: Mapping[str, Any], added: Mapping[int, AddedEntry]) -> bool:
+    """Whether the entries of a ``tokenizer.json`` are all the tokens that were added."""
+    own = {entry.get("id"): entry.get("content") for entry in tokenizer.get("added_tokens") or []}
+    return all(own.get(number) == entry["content"] for number, entry in added.items())
+
+
+def with_added(proto: bytes, added: Mapping[int, AddedEntry], where: Any) -> bytes:
+    """Returns a ``tokenizer.json`` of a SentencePiece model and of the tokens behind it, by their ids.
+
+    Raises:
+        InputError: their ids are not the next ones, or the model has no such form.
+    """
+    size = SentencePieceVocabulary(proto, where=where).size
+    if sorted(added) != list(range(size, size + len(added))):
+        told = [f"{entry['content']} = {number}" for number, entry in sorted(added.items())]
+        raise _no_such_ids(where, told, size)
+    return to_tokenizer_json(proto, [added[number] for number in sorted(added)]).contents.encode()
+
+
+def _no_such_ids(where: Any, got: Sequence[str], size: int) -> InputError:
+    return InputError(describe(
+        "The ids of added tokens do not follow on those of the vocabulary", where=where,
+        got="; ".join(got)[:300], expected=f"ids from {size} on, without a gap",
+        cure="take these tokens out of the tokenizer's files, or load it with transformers and save it"))
 
 
 def check_kept(configs: Any, added: Any, where: Any) -> None:
@@ -174,10 +206,8 @@ def _read_tokenizer(path: epath.Path) -> Mapping[str, Any]:
     return storage.read_json(path, kind="tokenizer", schema_version=None)
 
 
-def _added_tokens(
-    folder: epath.Path, tokenizer: Mapping[str, Any] | None, size: int
-) -> dict[int, AddedEntry]:
-    """Tokens whose ids are behind the vocabulary, in the order of their ids."""
+def _told_tokens(folder: epath.Path, tokenizer: Mapping[str, Any] | None) -> dict[int, AddedEntry]:
+    """Tokens by id that texts are searched for as they stand, as all files of a folder tell."""
     by_id: dict[int, AddedEntry] = {}
     if tokenizer is not None:
         entries = tokenizer.get("added_tokens") or []
@@ -185,18 +215,38 @@ def _added_tokens(
             raise _wrong_added(folder / TOKENIZER_FILE, entries)
         by_id |= _by_id(((entry.get("content"), entry.get("id"), entry) for entry in entries),
                         folder / TOKENIZER_FILE)
+    by_id = _of_config(folder / CONFIG_FILE) | by_id
     path = folder / ADDED_FILE
     if path.exists():
         table = storage.read_json(path, kind="table of added tokens", schema_version=None)
         by_id = _by_id(((token, number, {}) for token, number in table.items()), path) | by_id
-    return {number: by_id[number] for number in sorted(by_id) if number >= size}
+    return dict(sorted(by_id.items()))
+
+
+def _is_known(vocabulary: SentencePieceVocabulary, number: int, content: str) -> bool:
+    """Whether a token is a sentinel or a special one under the vocabulary's own id."""
+    piece = vocabulary.piece(number)
+    is_sentinel = vocabulary.size - 1 - number < vocabulary.extra_ids
+    return content == piece.removeprefix("▁" if is_sentinel else "") and (
+        is_sentinel or vocabulary.is_special(number))
+
+
+def _of_config(path: epath.Path) -> dict[int, AddedEntry]:
+    """Tokens by id as newer folders' tokenizer_config.json lists them."""
+    if not path.exists():
+        return {}
+    table = storage.read_json(path, kind=CONFIG_FILE, schema_version=None).get("added_tokens_decoder") or {}
+    if not isinstance(table, Mapping) or not all(
+            isinstance(entry, Mapping) and str(number).isdecimal() for number, entry in table.items()):
+        raise _wrong_added(path, table)
+    return _by_id(((entry.get("content"), int(number), entry) for number, entry in table.items()), path)
 
 
 def _by_id(tokens: Iterable[tuple[Any, Any, Mapping[str, Any]]], where: epath.Path) -> dict[int, AddedEntry]:
     """Entries by id, from unchecked tokens, ids and flags."""
     by_id = {}
     for token, number, entry in tokens:
-        if not isinstance(token, str) or type(number) is not int:
+        if not isinstance(token, str) or type(number) is not int or number < 0:
             raise _wrong_added(where, {token: number} if isinstance(token, str) else [token, number])
         flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
         if any(type(value) is not bool for value in flags.values()):
@@ -215,7 +265,7 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
     """Converts a ``tokenizer.json`` of the Unigram kind to a SentencePiece model that cuts texts equally.
 
     Raises:
-        AnotherKindError: another kind of tokenizer, or a step that SentencePiece does not have.
+        AnotherKindError: another kind of tokenizer, a step that SentencePiece does not have, or other ids.
         InputError: the pieces, or the character map, are damaged.
     """
     model = tokenizer.get("model")
@@ -227,9 +277,9 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
             expected="a Unigram model with pieces and scores"))
     pieces = _pieces(vocab, where)
     found = tuple(piece for piece, _ in pieces[:3])
-    if found != _SPECIAL:
+    if found != PLAIN_NAMES:
         raise AnotherKindError(describe("The vocabulary's special ids are not T5's", where=where, got=found,
-                                        expected=_SPECIAL))
+                                        expected=PLAIN_NAMES))
     _check_cuts(tokenizer.get("pre_tokenizer"), where)
     if own_sentinels([piece for piece, _ in pieces]) == EXTRA_IDS and pieces[-1][0] == sentinel(0):
         pieces = pieces[:-EXTRA_IDS]  # T5's file does not hold them: readers add them
@@ -241,13 +291,26 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
     trainer.model_type, trainer.vocab_size = trainer.UNIGRAM, len(pieces)
     trainer.byte_fallback = by_bytes
     trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = PAD_ID, EOS_ID, UNK_ID, -1
-    trainer.pad_piece, trainer.eos_piece, trainer.unk_piece = _SPECIAL
+    trainer.pad_piece, trainer.eos_piece, trainer.unk_piece = PLAIN_NAMES
     normalizer = proto.normalizer_spec
     normalizer.name = "from tokenizer.json"
     normalizer.precompiled_charsmap = _character_map(tokenizer.get("normalizer"), where)
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = True
     normalizer.escape_whitespaces = True
-    return proto.SerializeToString()
+    contents = proto.SerializeToString()
+    _check_same_ids(contents, tokenizer, where)
+    return contents
+
+
+def _check_same_ids(proto: bytes, tokenizer: Mapping[str, Any], where: Any) -> None:
+    """Raises AnotherKindError if a SentencePiece model cuts texts otherwise than the file of its origin."""
+    opened = open_tokenizer(json.dumps(tokenizer).encode(), where)
+    found = first_difference(SentencePieceVocabulary(proto, where=where), opened, sample_texts(proto))
+    if found is not None:
+        text, ours, theirs = found
+        raise AnotherKindError(describe("SentencePiece would cut texts otherwise", where=where,
+                                        got=f"{ours} for the text {text!r}"[:200],
+                                        expected=f"{theirs}"[:200]))
 
 
 def _pieces(vocab: Sequence[Any], where: Any) -> list[tuple[str, float]]:
@@ -319,89 +382,47 @@ def read_configs(folder: epath.Path) -> dict[str, Any]:
             for name in TOKENIZER_CONFIGS if (folder / name).exists()}
 
 
-def write_vocabulary(folder: epath.Path, contents: bytes,
-                     behind: Mapping[int, AddedEntry] | None = None) -> None:
-    """Writes the tokenizer files of a vocabulary of any kind, so that ``AutoTokenizer`` gives its ids.
+def vocabulary_files(contents: bytes) -> dict[str, Any]:
+    """Makes the tokenizer files of a vocabulary of any kind, so that ``AutoTokenizer`` gives its ids.
 
     Args:
-        folder: exists.
         contents: of the vocabulary's file.
-        behind: see `write_tokenizer`; the other kinds hold all tokens themselves.
+
+    Returns:
+        Bytes, or the contents of a JSON file, by the files' names.
+
+    Raises:
+        InputError: a SentencePiece model whose ids Hugging Face's tokenizers cannot give.
     """
     vocabulary = Vocabulary.from_bytes(contents)
     if isinstance(vocabulary, ByteVocabulary):
-        storage.write_json(folder / CONFIG_FILE, {
-            "tokenizer_class": BYTE_CLASS, "extra_ids": vocabulary.extra_ids, **_SPECIAL_NAMES,
-            "clean_up_tokenization_spaces": False})
-    elif isinstance(vocabulary, TokenizerVocabulary):
-        storage.write_bytes(folder / TOKENIZER_FILE, plain(contents))
-        storage.write_json(folder / CONFIG_FILE, {
+        return {CONFIG_FILE: {
+            "tokenizer_class": BYTE_CLASS, "extra_ids": vocabulary.extra_ids, **_names(PLAIN_NAMES),
+            "clean_up_tokenization_spaces": False}}
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return {TOKENIZER_FILE: plain(contents), CONFIG_FILE: {
             "tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.special_tokens(),
-            "clean_up_tokenization_spaces": False})
-    else:
-        write_tokenizer(folder, contents, behind)
+            "clean_up_tokenization_spaces": False}}
+    form = to_tokenizer_json(contents)
+    special: dict[str, Any] = _names(special_names(vocabulary))
+    if vocabulary.added_ids:
+        special["additional_special_tokens"] = [sentinel(number) for number in range(vocabulary.added_ids)]
+    kind = {"tokenizer_class": "T5Tokenizer", "extra_ids": vocabulary.added_ids} if form.is_plain else {
+        "tokenizer_class": "PreTrainedTokenizerFast"}
+    return {SENTENCEPIECE_FILE: contents, TOKENIZER_FILE: form.contents.encode(),
+            "special_tokens_map.json": special,
+            CONFIG_FILE: {**kind, **special, "clean_up_tokenization_spaces": False, "model_max_length": 512}}
 
 
-def write_tokenizer(folder: epath.Path, proto: bytes, behind: Mapping[int, AddedEntry] | None = None) -> None:
-    """Writes ``spiece.model`` and the files with which ``AutoTokenizer`` gives the same ids.
-
-    Args:
-        folder: exists.
-        proto: serialized SentencePiece model.
-        behind: tokens that were added behind it, by their ids, which are the next ones (`follow_on`).
-    """
-    behind = dict(behind or {})
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(proto)
-    added = SentencePieceVocabulary(proto).added_ids
-    sentinels = [sentinel(number) for number in range(added)]
-    special: dict[str, Any] = dict(_SPECIAL_NAMES)
-    if sentinels:
-        special["additional_special_tokens"] = sentinels
-    # transformers' own class for T5 knows no bytes for unknown characters, which mT5 has, and drops
-    # repeated spaces whatever the model says: such models need the general class.
-    general = model.trainer_spec.byte_fallback or not model.normalizer_spec.remove_extra_whitespaces
-    with storage.guard_writes(folder):
-        (folder / SENTENCEPIECE_FILE).write_bytes(proto)
-        (folder / TOKENIZER_FILE).write_text(
-            tokenizer_json(model, sentinels, [behind[number] for number in sorted(behind)]), encoding="utf-8")
-    if behind:
-        storage.write_json(folder / ADDED_FILE,
-                           {entry["content"]: number for number, entry in behind.items()})
-    storage.write_json(folder / "special_tokens_map.json", special)
-    storage.write_json(folder / CONFIG_FILE, {
-        "tokenizer_class": "PreTrainedTokenizerFast" if general else "T5Tokenizer",
-        **({} if general else {"extra_ids": added}), **special,
-        "clean_up_tokenization_spaces": False, "model_max_length": 512})
+def write_files(folder: epath.Path, files: Mapping[str, Any]) -> None:
+    """Writes files as `vocabulary_files` makes them."""
+    for name, contents in files.items():
+        if isinstance(contents, bytes):
+            storage.write_bytes(folder / name, contents)
+        else:
+            storage.write_json(folder / name, contents)
 
 
-def tokenizer_json(model: Any, sentinels: Sequence[str], behind: Sequence[AddedEntry] = ()) -> str:
-    """Converts a SentencePiece model to the tokenizers library's form: cut at spaces, likeliest pieces.
-
-    Args:
-        model: the parsed SentencePiece model.
-        sentinels: tokens behind its pieces, sentinel 0 first.
-        behind: tokens behind these, which texts are searched for as they stand.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    by_bytes = model.trainer_spec.byte_fallback
-    pieces = [(piece.piece, piece.score) for piece in model.pieces]
-    pieces += [(token, 0.0) for token in reversed(sentinels)]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=by_bytes))
-    if model.normalizer_spec.precompiled_charsmap:
-        tokenizer.normalizer = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
-    spaces = {"replacement": "▁", "split": True,
-              "prepend_scheme": "always" if model.normalizer_spec.add_dummy_prefix else "never"}
-    once = [pre_tokenizers.WhitespaceSplit()] if model.normalizer_spec.remove_extra_whitespaces else []
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*once, pre_tokenizers.Metaspace(**spaces)])
-    tokenizer.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
-    ]) if by_bytes else decoders.Metaspace(**spaces)
-    end = _SPECIAL[1]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, 1)])
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)
-                                  for token in (*_SPECIAL, *sentinels)])
-    tokenizer.add_tokens([AddedToken(**{"normalized": False, **entry}) for entry in behind])
-    return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)
+def _names(special: Sequence[str]) -> dict[str, Any]:
+    """Names of padding, EOS and unknown under Hugging Face's keys."""
+    return {"eos_token": special[1], "pad_token": special[0], "unk_token": special[2]}

@@ -170,6 +170,7 @@ class SentencePieceVocabulary(Vocabulary):
 
     Attributes:
         added_ids: how many of the sentinels are not in the file: 0 for mT5, else all.
+        is_unigram: whether a text is cut into its likeliest pieces, and not by BPE or otherwise.
     """
 
     FILE = "vocabulary.model"
@@ -213,6 +214,7 @@ class SentencePieceVocabulary(Vocabulary):
         self.contents = contents
         self.pad_id, self.eos_id, self.unk_id = found
         self.added_ids = extra_ids
+        self.is_unigram = model.trainer_spec.model_type == model.trainer_spec.UNIGRAM
         self.extra_ids = extra_ids or own
         self.size = self._processor.GetPieceSize()
         digest = hashlib.sha256(contents + b"\0extra_ids=%d" % extra_ids)
@@ -221,6 +223,18 @@ class SentencePieceVocabulary(Vocabulary):
     def encode(self, text: str) -> list[int]:
         """Encodes a text as token ids, without EOS."""
         return self._processor.EncodeAsIds(text)
+
+    def piece(self, number: int) -> str:
+        """Returns the piece of an id as the model writes it, spaces as ``▁``."""
+        return self._processor.IdToPiece(number)
+
+    def is_special(self, number: int) -> bool:
+        """Whether an id is unknown or a control token, which no text becomes."""
+        return self._processor.IsUnknown(number) or self._processor.IsControl(number)
+
+    def score(self, number: int) -> float:
+        """Returns the score of an id's piece."""
+        return self._processor.GetScore(number)
 
     def _decode(self, ids: list[int]) -> str:
         return self._processor.DecodeIds([token if token < self.size else self.unk_id for token in ids])
@@ -313,6 +327,10 @@ class TokenizerVocabulary(Vocabulary):
 
     def _sentinel_id(self, number: int) -> int:
         return self._sentinels[number]
+
+    def id_of(self, token: str) -> int | None:
+        """Returns a token's id; None if there is no such token."""
+        return self._tokenizer.token_to_id(token)
 
     def special_tokens(self) -> dict[str, str]:
         """Names of padding, EOS and, if there is one, unknown, under Hugging Face's keys."""

@@ -57,7 +57,8 @@ CASES = {
     "llama one layer": ("llama", {
         "r": 2, "target_modules": ["gate_proj", "up_proj"], "layers_to_transform": [1],
         "layers_pattern": "layers", "modules_to_save": ["embed_tokens", "lm_head", "model.norm"]}),
-    "tied": ("tied", {"r": 2, "target_modules": "all-linear", "modules_to_save": ["input_layernorm"]}),
+    "tied all-linear": ("tied", {
+        "r": 2, "target_modules": "all-linear", "modules_to_save": ["input_layernorm"]}),
     "qwen2 biases of updates": ("qwen2", {"r": 4, "target_modules": ["q_proj", "o_proj"],
                                           "bias": "lora_only"}),
     "gpt2 fused": ("gpt2", {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn"], **FAN}),
@@ -367,6 +368,40 @@ def test_another_base_is_refused_by_shapes_by_name_and_where_modules_are_tied(
                   str(tmp_path / "x")]):
         assert main(verb) == 2
         assert "peft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_an_adapter_beside_a_model_is_never_passed_over(place, tmp_path, capsys, name):
+    """transformers loads such a folder with the adapter: read without a word, it would be another model."""
+    both, adapter = tmp_path / "both", place / f"{name} default"
+    shutil.copytree(place / name, both)
+    for file in (CONFIG, WEIGHTS):
+        shutil.copy(adapter / file, both / file)
+    out, base, words = str(tmp_path / "out"), str(place / name), "lies beside this model"
+    for verb in (["convert", "--from", "hf", "--to", "elm", str(both), out],
+                 ["merge", "--output", out, base, str(both)],
+                 ["merge", "--output", out, "--to", "elm", base, str(both)],
+                 ["convert", "--from", "peft", "--to", "elm", "--base", str(both), str(adapter), out],
+                 ["generate", "--base", str(both), "a"]):
+        assert main(verb) == 2
+        text = capsys.readouterr().err
+        assert words in text and CONFIG in text and str(both) in text, text
+    with pytest.raises(InputError, match=words):
+        load_base(both)
+    assert sorted(tmp_path.iterdir()) == [both]
+
+
+def test_an_adapter_alone_is_called_one(place, tmp_path, capsys):
+    adapter = str(place / "llama default")
+    with pytest.raises(InputError, match="This is a PEFT adapter"):
+        load_base(adapter)
+    for verb, words in ((["convert", "--from", "hf", "--to", "elm", adapter, str(tmp_path / "x")],
+                         "got: an adapter of PEFT\n  cure: --from peft"),
+                        (["generate", "--base", adapter, "a"], "This is a PEFT adapter"),
+                        (["merge", "--output", str(tmp_path / "x"), str(place / "llama"), adapter],
+                         f"{adapter} (expert)")):
+        assert main(verb) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_what_has_no_form_in_peft_is_refused(place, tmp_path):

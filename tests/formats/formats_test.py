@@ -224,8 +224,8 @@ def test_a_base_that_was_saved_whole_opens_the_same(base_folder, source, tmp_pat
 
 def test_casting_rounds_and_there_and_back_is_the_same(source):
     tensors = t5_models.open_hf(source).tensors
-    wide = streaming.CastTensors(tensors, "float32")
-    narrow = streaming.CastTensors(wide, "bfloat16")
+    wide = streaming.CastTensors(tensors, "float32", "there")
+    narrow = streaming.CastTensors(wide, "bfloat16", "there")
     for path in tensors.specs:
         assert wide.specs[path].dtype == "float32" == wide.read(path).dtype.name
         np.testing.assert_array_equal(narrow.read(path).view(np.uint16), tensors.read(path).view(np.uint16))
@@ -236,7 +236,7 @@ def test_a_cast_reads_large_leaves_in_boxes(source, base_folder, monkeypatch):
     monkeypatch.setattr(streaming, "AHEAD_BYTES", 512)
     for opened in (t5_models.open_hf(source), elm_folders.open_elm(base_folder)):
         recorded = Recorded(opened.tensors)
-        wide = streaming.CastTensors(recorded, "float32")
+        wide = streaming.CastTensors(recorded, "float32", "there")
         for path, spec in wide.specs.items():
             whole = wide.read(path)
             np.testing.assert_array_equal(whole, opened.tensors.read(path).astype(np.float32))

@@ -12,9 +12,9 @@ import torch
 
 from elm_jax.errors import InputError, RunError
 from elm_jax.formats.model import Origin, TensorSpec
-from elm_jax.formats.tensors import safetensors_files, streaming
+from elm_jax.formats.tensors import safetensors_files, streaming, torch_files
 from elm_jax.formats.tensors.safetensors_files import StoredTensor
-from elm_jax.runtime import staging
+from elm_jax.runtime import staging, storage
 
 F32_2X3 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
@@ -71,6 +71,27 @@ def file(tmp_path):
                "empty": torch.zeros(0, 4)}
     safetensors.torch.save_file(tensors, tmp_path / "x.safetensors", {"format": "pt"})
     return tmp_path / "x.safetensors", tensors
+
+
+def test_float8_is_read_as_bfloat16_and_other_types_are_named(tmp_path):
+    """A valid file is not called damaged; each value is the one that torch reads."""
+    every = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
+    tensors = {name: every.clone().view(getattr(torch, f"float8_{name}")) for name in ("e4m3fn", "e5m2")}
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
+    stored = safetensors_files.read_header(tmp_path / "x.safetensors")
+    torch.save(tensors, tmp_path / "x.bin")
+    for found in (stored, torch_files.TorchFiles().stored(storage.as_path(tmp_path / "x.bin"))):
+        for name, tensor in tensors.items():
+            assert found[name].dtype == "bfloat16"
+            for part in (None, (slice(3, 9), slice(5, 6))):
+                read = streaming.read_part(found[name], part, transposed=True)
+                wanted = tensor.float().numpy().T[part or ...]
+                np.testing.assert_array_equal(read.astype(np.float32), wanted)
+    assert {tensor.nbytes for tensor in stored.values()} == {256}
+    path = write(tmp_path / "y.safetensors", {"a": {**F32_2X3, "dtype": "F8_E8M0"}})
+    with pytest.raises(InputError, match=r"does not read tensors of this type(.|\n)*F8_E8M0") as caught:
+        safetensors_files.read_header(path)
+    assert "fetch" not in str(caught.value)
 
 
 @pytest.mark.parametrize("piece_bytes", [64, 1000, 1 << 20])

@@ -12,8 +12,8 @@ import torch
 import transformers
 from t5_rows import rows
 
-from elm_jax.errors import InputError
-from elm_jax.experts.base import load_base
+from elm_jax.errors import InputError, RunError
+from elm_jax.experts.base import load_base, load_vocabulary
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.hf import t5_models
 from elm_jax.formats.tensors import safetensors_files, torch_files
@@ -21,6 +21,7 @@ from elm_jax.models.decode import greedy
 from elm_jax.models.t5.network import T5Network, shift_right
 from elm_jax.runtime import storage, trees
 from elm_jax.vocabularies import hf_tokenizer
+from elm_jax.workflows.merge import merge_inputs
 
 FAMILIES = sorted(hf_folders.PUBLISHED)
 logits_of = jax.jit(lambda network, params, batch: network.logits(params, batch), static_argnums=0)
@@ -128,33 +129,52 @@ def test_a_tokenizer_file_of_another_kind_travels_as_it_is(tmp_path, texts):
     (tmp_path / "source" / "tokenizer_config.json").unlink()
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    hf_tokenizer.write_vocabulary(storage.as_path(fresh), ours.contents)
+    hf_tokenizer.write_files(storage.as_path(fresh), hf_tokenizer.vocabulary_files(ours.contents))
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(fresh)
     assert (theirs.pad_token_id, theirs.eos_token_id) == (0, 1)
     assert all([*ours.encode(text), 1] == theirs(text).input_ids for text in texts[:100])
 
 
-def test_added_tokens_travel_along(tmp_path, vocabulary_proto):
+def test_added_tokens_act_here_and_travel_along(tmp_path, vocabulary_proto):
+    """Also in a base that an older version wrote, which kept them beside its SentencePiece model."""
     hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "source")
-    hf_tokenizer.write_tokenizer(storage.as_path(tmp_path / "source"), vocabulary_proto)
+    hf_tokenizer.write_files(storage.as_path(tmp_path / "source"),
+                             hf_tokenizer.vocabulary_files(vocabulary_proto))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "source")
     tokenizer.add_tokens(["<speaker>"])
     tokenizer.save_pretrained(tmp_path / "source")
     back = transformers.AutoTokenizer.from_pretrained(there_and_back(tmp_path / "source", tmp_path))
-    assert back("<speaker> hello").input_ids == tokenizer("<speaker> hello").input_ids
+    wanted = tokenizer("hello <speaker> hello").input_ids
+    assert back("hello <speaker> hello").input_ids == wanted and 312 in wanted
+    older = hf_folders.copy_of(tmp_path / "elm", tmp_path / "older")
+    (older / "tokenizer.json").unlink()
+    (older / "vocabulary.model").write_bytes(vocabulary_proto)
+    values = json.loads((older / "base.json").read_text())
+    values |= {"vocabulary": "vocabulary.model"}
+    values["facts"]["hf"]["added_tokens"] = {"312": {"content": "<speaker>"}}
+    (older / "base.json").write_text(json.dumps(values))
+    for folder in ("source", "elm", "older"):
+        vocabulary, _ = load_vocabulary(tmp_path / folder)
+        assert [*vocabulary.encode("hello <speaker> hello"), 1] == wanted
 
 
 @pytest.mark.parametrize("family", ["t5_1_0", "t5_1_1", "mt5"])
 def test_a_folder_that_transformers_5_saved(family, tmp_path):
-    """Its config says tie_word_embeddings=true whatever the model; what it computes is what counts."""
+    """Its config says tie_word_embeddings=true whatever the model; ours says what the weights are."""
     model = hf_folders.build(family)
     model.save_pretrained(tmp_path / "source")
     assert json.loads((tmp_path / "source" / "config.json").read_text())["tie_word_embeddings"] is True
     assert t5_models.open_hf(tmp_path / "source").config.logits_via_embedding is (family == "t5_1_0")
     back = there_and_back(tmp_path / "source", tmp_path)
     hf_folders.assert_same_bits(hf_folders.stored(tmp_path / "source"), hf_folders.stored(back))
-    assert (json.loads((back / "config.json").read_text())
-            == json.loads((tmp_path / "source" / "config.json").read_text()))
+    wanted = json.loads((tmp_path / "source" / "config.json").read_text())
+    wanted["tie_word_embeddings"] = family == "t5_1_0"
+    assert json.loads((back / "config.json").read_text()) == wanted
+    assert t5_models.open_hf(back).config == t5_models.open_hf(tmp_path / "source").config
+    merge_inputs.check_head(str(back))
+    if family != "t5_1_0":
+        with pytest.raises(RunError, match="tie_word_embeddings true, and a head of its own"):
+            merge_inputs.check_head(str(tmp_path / "source"))
 
 
 @pytest.mark.parametrize("family", ["t5_1_1", "mt5"])
@@ -363,6 +383,11 @@ def test_whole_numbers_are_no_parameters(tmp_path):
     tensors["shared.weight"] = tensors["shared.weight"].to(torch.int8)
     safetensors.torch.save_file(tensors, tmp_path / "t5" / "model.safetensors")
     refuse(tmp_path / "t5", "no parameter's(.|\n)*shared.weight: int8")
+
+
+def test_weights_that_are_codes_are_named(spoilt):
+    change_config(spoilt, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    refuse(spoilt, "quantised(.|\n)*quantization_config: 'fp8'")
 
 
 def test_a_folder_that_is_taken_is_left_alone(whole, tmp_path):

@@ -42,8 +42,12 @@ def written(request, vocabulary_proto, texts, tmp_path_factory):
     proto = vocabulary_proto if request.param == "t5" else as_mt5(texts)
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "config.json").write_text(json.dumps({"model_type": request.param}))
-    hf_tokenizer.write_tokenizer(storage.as_path(folder), proto)
+    write(folder, proto)
     return folder, SentencePieceVocabulary(proto)
+
+
+def write(folder, contents):
+    hf_tokenizer.write_files(storage.as_path(folder), hf_tokenizer.vocabulary_files(contents))
 
 
 def score(vocabulary, ids):
@@ -80,7 +84,7 @@ def test_a_vocabulary_from_tokenizer_json_alone(written, texts, tmp_path):
     found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
     rebuilt = SentencePieceVocabulary(found.contents)
     assert (rebuilt.size, rebuilt.added_ids) == (vocabulary.size, vocabulary.added_ids)
-    assert "built from tokenizer.json" in found.notes[0] and not found.added
+    assert "built from tokenizer.json" in found.notes[0] and found.is_sentencepiece
     for text in [*texts, *ODD]:
         assert rebuilt.encode(text) == vocabulary.encode(text)
         assert rebuilt.decode(rebuilt.encode(text)) == vocabulary.decode(vocabulary.encode(text))
@@ -93,7 +97,7 @@ def test_a_tokenizer_json_that_transformers_wrote(vocabulary_proto, texts, tmp_p
     tokenizer.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "spiece.model").exists()
     found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path / "saved"))
-    assert not found.added
+    assert found.is_sentencepiece
     rebuilt, ours = SentencePieceVocabulary(found.contents), SentencePieceVocabulary(vocabulary_proto)
     assert rebuilt.size == ours.size
     assert_same_ids(transformers.AutoTokenizer.from_pretrained(tmp_path / "saved"), rebuilt, [*texts, *ODD])
@@ -101,36 +105,126 @@ def test_a_tokenizer_json_that_transformers_wrote(vocabulary_proto, texts, tmp_p
         assert rebuilt.encode(text) == ours.encode(text)
 
 
-def test_added_tokens_are_named_and_travel_along(written, tmp_path):
+@pytest.mark.parametrize("files", ["all", "without spiece.model", "without tokenizer.json"])
+def test_added_tokens_act_as_in_transformers(written, tmp_path, files):
+    """Whichever file tells of them: the vocabulary knows them, and they are not cut into pieces."""
     folder, vocabulary = written
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<speaker>", transformers.AddedToken("<listener>", special=True, lstrip=True)])
     tokenizer.save_pretrained(tmp_path)
+    if files != "without spiece.model":
+        (tmp_path / "spiece.model").write_bytes(vocabulary.contents)
+    if files == "without tokenizer.json":  # as transformers 4 wrote slow tokenizers
+        (tmp_path / "tokenizer.json").unlink()
+        entry = dict.fromkeys(hf_tokenizer.FLAGS, False)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {
+            str(vocabulary.size): {"content": "<speaker>", **entry},
+            str(vocabulary.size + 1): {"content": "<listener>", **entry, "special": True, "lstrip": True}}}))
     found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
-    assert {number: entry["content"] for number, entry in found.added.items()} == {
-        vocabulary.size: "<speaker>", vocabulary.size + 1: "<listener>"}
-    (tmp_path / "again").mkdir()
-    hf_tokenizer.write_tokenizer(storage.as_path(tmp_path / "again"), found.contents, found.added)
-    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
-    text = "<speaker> hello <listener> and <extra_id_0>"
-    ids = again(text).input_ids
-    assert ids == tokenizer(text).input_ids
-    for skip in (False, True):
-        assert again.decode(ids, skip_special_tokens=skip) == tokenizer.decode(ids, skip_special_tokens=skip)
-    assert "<listener>" not in again.decode(ids, skip_special_tokens=True)
-    assert vocabulary.size in again(text).input_ids and len(again) == vocabulary.size + 2
+    ours = Vocabulary.from_bytes(found.contents)
+    assert ours.size == vocabulary.size + 2 and (ours.pad_id, ours.eos_id) == (0, 1)
+    assert ours.sentinel_id(3) == vocabulary.sentinel_id(3) if vocabulary.added_ids else not ours.extra_ids
     assert any("<speaker>, <listener>" in note for note in found.notes)
-    assert SentencePieceVocabulary(found.contents).size == vocabulary.size
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "config.json").write_bytes((folder / "config.json").read_bytes())
+    write(tmp_path / "again", found.contents)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    text = "<speaker> hello <listener> and so on"
+    ids = tokenizer(text).input_ids
+    assert again(text).input_ids == ids == [*ours.encode(text), 1]
+    assert ours.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert vocabulary.size in ids and vocabulary.size + 1 in ids
 
 
-def test_added_tokens_with_a_gap_are_left_out_and_named(written, tmp_path):
+def test_added_tokens_with_a_gap_are_refused(written, tmp_path):
     """The tokenizers library numbers added tokens one after the other: a gap has no form there."""
     folder, vocabulary = written
     values = json.loads((folder / "tokenizer.json").read_text())
-    values["added_tokens"].append({"id": vocabulary.size + 3, "content": "<far>", "special": False})
+    values["added_tokens"].append({"id": vocabulary.size + 3, "content": "<far>",
+                                   **dict.fromkeys(hf_tokenizer.FLAGS, False)})
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
-    assert not found.added and any("Left out" in note and "<far>" in note for note in found.notes)
+    for spoil in (lambda: None, lambda: (tmp_path / "tokenizer.json").write_bytes(
+            (folder / "tokenizer.json").read_bytes()), lambda: (tmp_path / "tokenizer.json").unlink()):
+        spoil()
+        with pytest.raises(InputError, match=f"do not follow on(.|\n)*<far> = {vocabulary.size + 3}"):
+            hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+        (tmp_path / "spiece.model").write_bytes(vocabulary.contents)
+        (tmp_path / "added_tokens.json").write_text(json.dumps({"<far>": vocabulary.size + 3}))
+
+
+def test_a_piece_that_is_searched_for_as_a_token_is_seen(written, tmp_path):
+    """An id of the vocabulary's own, and yet other ids for a text that holds it."""
+    folder, vocabulary = written
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["th"])
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(vocabulary.contents)
+    ours = Vocabulary.from_bytes(hf_tokenizer.read_vocabulary(storage.as_path(tmp_path)).contents)
+    assert [*ours.encode("this"), 1] == tokenizer("this").input_ids != [*vocabulary.encode("this"), 1]
+
+
+@pytest.fixture(scope="module")
+def trained(texts):
+    """Trains small SentencePiece models with special ids as T5's; keeps them."""
+    kept = {}
+
+    def train(**settings):
+        name = str(sorted(settings.items()))
+        if name not in kept:
+            made = io.BytesIO()
+            sentencepiece.SentencePieceTrainer.train(**{
+                "sentence_iterator": iter(texts[:600]), "model_writer": made, "vocab_size": 220, "pad_id": 0,
+                "eos_id": 1, "unk_id": 2, "bos_id": -1, "hard_vocab_limit": False, "minloglevel": 2,
+                "num_threads": 1, **settings})
+            kept[name] = made.getvalue()
+        return kept[name]
+
+    return train
+
+
+BY_BYTES = {"vocab_size": 420, "byte_fallback": True}
+OWN_NAMES = {"eos_piece": "[EOS]", "pad_piece": "[PAD]", "unk_piece": "[UNK]"}
+SETTINGS = [
+    {}, {"model_type": "bpe"}, {"model_type": "char"}, {"model_type": "word", "vocab_size": 400},
+    {"add_dummy_prefix": False}, {"add_dummy_prefix": False, "model_type": "bpe"},
+    {"treat_whitespace_as_suffix": True}, {"treat_whitespace_as_suffix": True, "model_type": "bpe"},
+    {"remove_extra_whitespaces": False}, {"remove_extra_whitespaces": False, "model_type": "bpe", **BY_BYTES},
+    {"normalization_rule_name": "identity"}, {"normalization_rule_name": "identity", "model_type": "bpe"},
+    {"normalization_rule_name": "nfkc_cf"}, {"normalization_rule_name": "nmt_nfkc_cf", **BY_BYTES},
+    {"split_by_whitespace": False}, {"split_by_whitespace": False, "model_type": "bpe"},
+    OWN_NAMES, {"model_type": "bpe", **OWN_NAMES},
+    {"user_defined_symbols": ["<x>", "ab", "the"]},
+    {"user_defined_symbols": ["<x>", "ab", "the"], "model_type": "bpe"},
+    {"control_symbols": ["<cls>", "<mask>"]},
+]
+"""Settings of SentencePiece that change ids."""
+REFUSED = ("word",)
+"""Words of settings that have no form in Hugging Face's tokenizers."""
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda each: "-".join(map(str, each.values())) or "t5")
+def test_every_setting_gives_the_same_ids_or_is_refused_by_name(trained, texts, tmp_path, settings):
+    """Texts that the writer's own check does not know are cut alike by transformers and SentencePiece."""
+    proto = trained(**settings)
+    try:
+        write(tmp_path, proto)
+    except InputError as error:
+        words = {"word": "WORD", "bpe": "USER_DEFINED"}[settings["model_type"]]
+        assert words in str(error) and "cannot cut texts" in str(error) and not list(tmp_path.iterdir())
+        return
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), SentencePieceVocabulary(proto)
+    assert (theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2)
+    assert len(theirs) == ours.size
+    if ours.is_unigram:
+        assert_same_ids(theirs, ours, [*texts[600:900], *(text for text in ODD if "<" not in text)])
+    else:
+        for text in [*texts[600:900], *(text for text in ODD if "<" not in text)]:
+            assert theirs(text).input_ids == [*ours.encode(text), 1], text
+    for text in texts[600:650]:
+        ids = ours.encode(text)
+        if 2 not in ids:
+            assert theirs.decode(ids) == ours.decode(ids)
 
 
 def tokenizer_with(written, **changes):
@@ -183,6 +277,6 @@ def test_a_vocabulary_of_another_size(vocabulary_proto):
 
     for rows in (312, 320, 384, 439):
         tree_checks.check_vocabulary(vocabulary_proto, config(rows), "here")
-    for rows, added in ((311, ()), (440, ()), (32128, ()), (312, ("<speaker>",))):
+    for rows in (311, 440, 32128):
         with pytest.raises(InputError, match=f"not that of the embedding(.|\n)*{rows} rows"):
-            tree_checks.check_vocabulary(vocabulary_proto, config(rows), "here", added)
+            tree_checks.check_vocabulary(vocabulary_proto, config(rows), "here")

@@ -12,7 +12,7 @@ from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage
 from elm_jax.runtime.storage import utc_now
 from elm_jax.vocabularies import hf_tokenizer
-from elm_jax.vocabularies.vocabulary import Vocabulary
+from elm_jax.vocabularies.vocabulary import SentencePieceVocabulary, Vocabulary
 
 SCHEMA_VERSION = 1
 FILE = "base.json"
@@ -52,12 +52,20 @@ def _check_others(others: Mapping[str, Mapping[str, Any]], where: epath.Path) ->
                                   expected=f"a whole number from 0 to {t5x_checkpoints.LARGEST_STEP}"))
 
 
-def read_vocabulary(folder: epath.Path, name: str | None, config: NetworkConfig) -> bytes | None:
-    """Reads and checks the vocabulary that ``base.json`` names; None if it names none."""
+def read_vocabulary(folder: epath.Path, name: str | None, config: NetworkConfig,
+                    facts: Mapping[str, Any]) -> bytes | None:
+    """Reads and checks the vocabulary that ``base.json`` names; None if it names none.
+
+    Older versions kept tokens behind a SentencePiece model beside it: they are put into the vocabulary.
+    """
     if not name:
         return None
     path = folder / storage.require_name(name, folder / FILE, "vocabulary")
     contents = storage.read_bytes(path)
+    behind = facts.get(folder_files.FACTS, {}).get("added_tokens")
+    if behind and name == SentencePieceVocabulary.FILE:
+        contents = hf_tokenizer.with_added(
+            contents, {int(number): entry for number, entry in behind.items()}, path)
     vocabulary = Vocabulary.from_bytes(contents, path)
     vocabulary.check_ids(config.pad_id, config.eos_id, path)
     size = vocabulary.size

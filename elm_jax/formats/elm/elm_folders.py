@@ -77,7 +77,7 @@ def open_elm(folder: storage.PathLike) -> Model:
     config = families.config_of(facts["network"], folder / base_json.FILE)
     tensors = ElmTensors(folder / WEIGHTS)
     check_fits(tensors, config, folder)
-    vocabulary = base_json.read_vocabulary(folder, facts["vocabulary"], config)
+    vocabulary = base_json.read_vocabulary(folder, facts["vocabulary"], config, facts.get("facts", {}))
     own = {"fingerprint": facts["fingerprint"], "training": facts["training"]}
     hashed = HashedTensors(tensors, facts["fingerprint"], folder,
                            "The base's weights are not those that were written",

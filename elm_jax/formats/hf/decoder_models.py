@@ -50,7 +50,7 @@ def open_decoder(folder: epath.Path) -> Model:
             missing or holds code; names or shapes do not fit the config (all are listed); a head that should
             be the embedding differs from it; the vocabulary does not fit the network.
     """
-    values = folder_files.read_json(folder / CONFIG_FILE)
+    values = folder_files.read_config(folder)
     kept: dict[str, Any] = {"config": values}
     if (folder / folder_files.GENERATION_FILE).exists():
         kept["generation_config"] = folder_files.read_json(folder / folder_files.GENERATION_FILE)
@@ -176,6 +176,7 @@ def _write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dic
                                   cure="write the model without them, and the adapters beside it"))
     kept = model.facts.get(folder_files.FACTS, {})
     values = hf_names.config_to_hf(model.config, kept.get("config"))
+    tokenizer = folder_files.tokenizer_files(model)
     parameters = {each.name: each for each in hf_names.hf_parameters(model.config)}
     if model.kind != "hf":  # in the order in which leaves are read cheapest, and checked as they are read
         rank = {path: number for number, path in enumerate(model.tensors.specs)}
@@ -200,5 +201,5 @@ def _write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dic
     generation = dict(kept.get("generation_config", {}))
     if generation or model.config.extra_eos_ids:
         generation.setdefault("eos_token_id", [model.config.eos_id, *model.config.extra_eos_ids])
-    folder_files.write_rest(target, model, values, generation or None)
+    folder_files.write_rest(target, model, values, generation or None, tokenizer)
     return {path: origin_of(each, path) for each in parameters.values() for path in each.paths}

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.formats.hf.config_json import CONFIG_FILE
+from elm_jax.formats.hf.config_json import CONFIG_FILE, check_unquantised
 from elm_jax.formats.model import Model
 from elm_jax.formats.tensors import safetensors_files, streaming, torch_files
 from elm_jax.runtime import storage
@@ -16,7 +16,7 @@ GENERATION_FILE = "generation_config.json"
 FACTS = "hf"
 """Key of `Model.facts` for data that this program does not use but writes again: ``{'config': {...},
 'generation_config': {...}}``, as the files had it; ``'tokenizer'``, files by name, where the vocabulary is no
-SentencePiece model; ``'added_tokens'``, by their ids, behind one."""
+SentencePiece model; ``'added_tokens'``, by their ids, behind one, in bases of older versions."""
 _WEIGHTS = (safetensors_files.SINGLE_FILE, safetensors_files.INDEX_FILE,
             torch_files.SINGLE_FILE, torch_files.INDEX_FILE)
 """Names of weight files, in the order in which transformers looks for them."""
@@ -45,6 +45,17 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     return storage.read_json(path, kind=path.name, schema_version=None)
 
 
+def read_config(folder: epath.Path) -> dict[str, Any]:
+    """Reads a folder's config.json.
+
+    Raises:
+        InputError: it is no JSON object, or says that the weights are quantised.
+    """
+    values = read_json(folder / CONFIG_FILE)
+    check_unquantised(values, folder / CONFIG_FILE)
+    return values
+
+
 def open_weights(folder: epath.Path) -> tuple[dict[str, streaming.Stored], tuple[str, ...]]:
     """Opens the stored tensors of a folder by name; returns them, and notes for the report.
 
@@ -62,31 +73,35 @@ def open_weights(folder: epath.Path) -> tuple[dict[str, streaming.Stored], tuple
     return dict(safetensors_files.open_tensors(folder)), ()
 
 
+def tokenizer_files(model: Model) -> dict[str, Any]:
+    """Makes a model's tokenizer files by their names: its vocabulary's, and those that its source folder had.
+
+    Raises:
+        InputError: Hugging Face's tokenizers cannot give the vocabulary's ids.
+    """
+    files = {} if model.vocabulary is None else hf_tokenizer.vocabulary_files(model.vocabulary)
+    kept = model.facts.get(FACTS, {}).get("tokenizer", {})
+    return files | {storage.require_name(name, model.where, "tokenizer's file"): contents
+                    for name, contents in kept.items()}
+
+
 def write_rest(target: epath.Path, model: Model, config: Mapping[str, Any],
-               generation: Mapping[str, Any] | None) -> None:
+               generation: Mapping[str, Any] | None, tokenizer: Mapping[str, Any]) -> None:
     """Writes what stands beside a model's weights; config.json, which readers look for, comes last.
 
     Args:
         target: the folder that is written.
-        model: gives the vocabulary, the facts of its tokenizer, and further files.
+        model: gives further files.
         config: values of config.json.
         generation: values of generation_config.json; None for no such file.
+        tokenizer: as `tokenizer_files`, which is asked before the weights are written.
     """
-    _write_tokenizer(target, model, model.facts.get(FACTS, {}))
+    hf_tokenizer.write_files(target, tokenizer)
     if generation is not None:
         storage.write_json(target / GENERATION_FILE, generation)
     for name, value in model.beside.items():
         storage.write_json(target / name, value)
     storage.write_json(target / CONFIG_FILE, config)
-
-
-def _write_tokenizer(target: epath.Path, model: Model, kept: Mapping[str, Any]) -> None:
-    """Writes the vocabulary, then the tokenizer files that the model's source folder had."""
-    if model.vocabulary is not None:
-        behind = {int(number): entry for number, entry in kept.get("added_tokens", {}).items()}
-        hf_tokenizer.write_vocabulary(target, model.vocabulary, behind)
-    for name, contents in kept.get("tokenizer", {}).items():
-        storage.write_json(target / storage.require_name(name, model.where, "tokenizer's file"), contents)
 
 
 def without_tokenizer(kept: Mapping[str, Any]) -> dict[str, Any]:

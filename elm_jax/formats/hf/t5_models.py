@@ -13,8 +13,10 @@ from elm_jax.formats.hf.folder_files import (
     FACTS,
     GENERATION_FILE,
     open_weights,
+    read_config,
     read_json,
     require_hf,
+    tokenizer_files,
     write_rest,
 )
 from elm_jax.formats.model import Model, Origin, TensorSpec
@@ -35,22 +37,19 @@ def open_hf(folder: storage.PathLike) -> Model:
             embedding differs from it; the vocabulary does not fit the network.
     """
     folder = require_hf(folder)
-    values = read_json(folder / CONFIG_FILE)
+    values = read_config(folder)
     config = hf_names.config_from_hf(values, folder / CONFIG_FILE)
     stored, notes = open_weights(folder)
     tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()})
     stored, more = _without_copies(stored, values, config, folder)
     tensors = _leaves(stored, values, config, folder)
     found = hf_tokenizer.read_vocabulary(folder, values.get("tokenizer_class"))
-    vocabulary, added = (found.contents, found.added) if found else (None, {})
-    tree_checks.check_vocabulary(vocabulary, config, folder,
-                                 tuple(entry["content"] for entry in added.values()))
+    vocabulary = found.contents if found else None
+    tree_checks.check_vocabulary(vocabulary, config, folder)
     notes += more + (found.notes if found else ("The folder carries no vocabulary",))
     kept = {"config": values}
     if found is None or not found.is_sentencepiece:
         kept["tokenizer"] = hf_tokenizer.read_configs(folder)
-    if added:
-        kept["added_tokens"] = {str(number): dict(entry) for number, entry in added.items()}
     if (folder / GENERATION_FILE).exists():
         kept["generation_config"] = read_json(folder / GENERATION_FILE)
     return Model("hf", str(folder), config, tensors, vocabulary, {FACTS: kept}, notes)
@@ -139,12 +138,15 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
         raise InputError(describe("Hugging Face's T5 has no adapters", where=model.where,
                                   cure="write the model without them, and the adapters beside it"))
     kept = model.facts.get(FACTS, {})
-    values = hf_names.config_to_hf(model.config, kept.get("config"))
+    values, tokenizer = hf_names.config_to_hf(model.config, kept.get("config")), tokenizer_files(model)
     order = list(model.tensors.specs)  # in which they are read cheapest, and checked as they are read
     if model.kind == "hf":
         order = hf_names.hf_order(order)
-    if hf_names.may_share_head(values) and _head_is_embedding(model):
-        order.remove(hf_names.HEAD)
+    if hf_names.HEAD in order and hf_names.says_tied(values):
+        if hf_names.may_share_head(values) and _head_is_embedding(model):
+            order.remove(hf_names.HEAD)
+        else:  # transformers 5 writes that it is tied whatever it is, and older versions believe it
+            values["tie_word_embeddings"] = False
     paths = {hf_names.hf_name(path).name: path for path in order}
     specs = {name: _turned(model.tensors.specs[path], hf_names.hf_name(path).transposed)
              for name, path in paths.items()}
@@ -159,7 +161,7 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
 
     safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
     model.check()
-    write_rest(target, model, values, kept.get("generation_config"))
+    write_rest(target, model, values, kept.get("generation_config"), tokenizer)
     return {path: Origin(*hf_names.hf_name(path)) for path in order}
 
 

@@ -19,6 +19,8 @@ KIND = "peft"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
+MODEL_CONFIG = "config.json"
+"""The file that a whole model's folder of Hugging Face has."""
 PREFIX = "base_model.model."
 """In front of every tensor's name: PEFT's two wrappers around the base."""
 
@@ -26,6 +28,19 @@ PREFIX = "base_model.model."
 def is_peft(folder: epath.Path) -> bool:
     """Whether a folder holds a PEFT adapter."""
     return (folder / CONFIG_FILE).exists()
+
+
+def check_no_adapter(folder: epath.Path) -> None:
+    """Raises InputError if a PEFT adapter lies beside a whole model.
+
+    transformers would load such a model with the adapter: its bare weights are another model.
+    """
+    if is_peft(folder) and (folder / MODEL_CONFIG).exists():
+        raise InputError(describe(
+            "A PEFT adapter lies beside this model, and would change what it computes", where=folder,
+            got=CONFIG_FILE, expected="a model without an adapter",
+            cure="give the adapter's files a folder of their own: the model is then read as it is, and "
+            "`elm convert --from peft --to elm --base MODEL ADAPTER EXPERT` makes an expert of the adapter"))
 
 
 def read_config(folder: storage.PathLike) -> dict[str, Any]:

@@ -31,6 +31,8 @@ _DTYPES = {
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_WIDENED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+"""Types that are read as bfloat16, which holds each of their values."""
 Contents = Callable[[str], Iterator[np.ndarray]]
 """A tensor's bytes by its name, as contiguous pieces in row-major order."""
 
@@ -42,17 +44,29 @@ class StoredTensor:
     Attributes:
         path: the file.
         shape: of the tensor.
-        dtype: numpy's or ml_dtypes' name.
+        dtype: numpy's or ml_dtypes' name of the type that it is read in.
         offset: of its first byte in the file.
+        narrow: name of its type in the file, if that is one of `_WIDENED`.
     """
 
     path: epath.Path
     shape: tuple[int, ...]
     dtype: str
     offset: int
+    narrow: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Number of its bytes in the file."""
+        return math.prod(self.shape) * np.dtype(self.narrow or self.dtype).itemsize
 
     def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
         """Reads rows from `start` on, or parts of rows; from a bucket always whole rows (fewer requests)."""
+        if self.narrow is not None:
+            found = np.empty(rows.shape, np.dtype(self.narrow))
+            dataclasses.replace(self, dtype=self.narrow, narrow=None).fill(found, start, column)
+            rows[...] = found
+            return
         width = math.prod(self.shape[1:])
         if rows.size == len(rows) * width:
             self._read([rows], start * width, rows.size)
@@ -123,14 +137,20 @@ def _tensor(path: epath.Path, name: str, entry: Any, start: int) -> StoredTensor
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise _fault(where, f"shape {shape}, data_offsets {offsets}", "whole numbers, none below 0")
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
-        raise _fault(where, f"dtype {entry['dtype']}", f"one of {', '.join(_DTYPES)}")
-    dtype = _DTYPES[entry["dtype"]]
+    known = {**_DTYPES, **_WIDENED}
+    if not isinstance(entry["dtype"], str):
+        raise _fault(where, f"dtype {entry['dtype']}", f"one of {', '.join(known)}")
+    if entry["dtype"] not in known:
+        raise InputError(describe(
+            "This program does not read tensors of this type", where=where, got=f"dtype {entry['dtype']}",
+            expected=f"one of {', '.join(known)}", cure="save the model in bfloat16 or float32"))
+    dtype = known[entry["dtype"]]
+    narrow = dtype if entry["dtype"] in _WIDENED else None
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
     if offsets[1] - offsets[0] != wanted:
         raise _fault(where, f"data_offsets {offsets}, which are {offsets[1] - offsets[0]} bytes",
                      f"{wanted} bytes for {entry['dtype']}{shape}")
-    return StoredTensor(path, tuple(shape), dtype, start + offsets[0])
+    return StoredTensor(path, tuple(shape), "bfloat16" if narrow else dtype, start + offsets[0], narrow)
 
 
 def _are_counts(values: Any) -> bool:
@@ -140,19 +160,15 @@ def _are_counts(values: Any) -> bool:
 def _check_layout(path: epath.Path, tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
     """Raises InputError unless the tensors follow one another without overlap or gap up to the file's end."""
     before = "the header"
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, _nbytes(item[1]))):
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if tensor.offset != start:
             kind = "overlaps" if tensor.offset < start else "leaves a gap to"
             raise _fault(path, f"tensor {name} at byte {tensor.offset} {kind} {before}, "
                          f"which ends at {start}", "tensors one behind the other")
-        start, before = start + _nbytes(tensor), name
+        start, before = start + tensor.nbytes, name
     if start != size:
         raise _fault(path, f"{size} bytes", f"{start} bytes, after the header",
                      "truncated" if size < start else "longer than its header says")
-
-
-def _nbytes(tensor: StoredTensor) -> int:
-    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
 def _fault(where: Any, got: str, expected: str, fault: str | None = None) -> InputError:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from elm_jax.formats.model import Index, Origin, Tensors, TensorSpec
-from elm_jax.formats.tensors import boxes
+from elm_jax.formats.tensors import boxes, leaf_values
 from elm_jax.runtime import trees
 
 PIECE_BYTES = 1 << 24
@@ -76,15 +76,19 @@ class ArrayTensors:
 
 
 class CastTensors:
-    """`Tensors` cast to another floating-point type."""
+    """`Tensors` cast to another floating-point type; `where` is their folder, for errors."""
 
-    def __init__(self, tensors: Tensors, dtype: str) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Tensors, dtype: str, where: Any) -> None:
+        self._tensors, self._where = tensors, where
         self.origins = tensors.origins
         self.specs = {path: TensorSpec(spec.shape, dtype) for path, spec in tensors.specs.items()}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """Reads a leaf or a part of it and casts it (rounded to nearest); a large one is read in boxes."""
+        """Reads a leaf or a part of it and casts it (rounded to nearest); a large one is read in boxes.
+
+        Raises:
+            InputError: a value is too large for the type.
+        """
         found, wanted = self._tensors.specs[path], self.specs[path]
         if found.dtype == wanted.dtype:
             return self._tensors.read(path, index)
@@ -94,7 +98,8 @@ class CastTensors:
         # Boxes are long in the dimension that chunks are cut in and that rows in files are many in.
         step = boxes.chunk_shape(found.shape, np.dtype(found.dtype).itemsize, AHEAD_BYTES)
         for box in boxes.cut(spans, step):
-            cast[boxes.within(box, spans)] = self._tensors.read(path, box)
+            part = self._tensors.read(path, box)
+            cast[boxes.within(box, spans)] = leaf_values.cast_leaf(part, wanted.dtype, path, self._where)
         return cast
 
 

@@ -19,6 +19,8 @@ from elm_jax.runtime import storage
 SINGLE_FILE = "pytorch_model.bin"
 INDEX_FILE = "pytorch_model.bin.index.json"
 _REOPEN_BYTES = 1 << 27
+_WIDENED = {f"torch.{name}": "torch.bfloat16" for name in ("float8_e4m3fn", "float8_e5m2")}
+"""Types that are read as bfloat16, which holds each of their values."""
 _REFUSALS = ("GLOBAL", "Unsupported operand", "Unsupported class")
 """Words of torch's errors for a file that holds more than tensors."""
 
@@ -49,7 +51,7 @@ class TorchFiles:
     def stored(self, path: epath.Path) -> dict[str, "TorchTensor"]:
         """Opens a file; returns its tensors as `streaming.Stored`."""
         return {name: TorchTensor(self, path, name, tuple(tensor.shape),
-                                   str(tensor.dtype).removeprefix("torch."))
+                                   _WIDENED.get(str(tensor.dtype), str(tensor.dtype)).removeprefix("torch."))
                 for name, tensor in self.open(path).items()}
 
     def fill(self, path: epath.Path, name: str, rows: np.ndarray, start: int, column: int) -> None:
@@ -59,6 +61,7 @@ class TorchFiles:
         if rows.shape != tuple(part.shape):
             part = part[:, column:column + rows.shape[1]]
         if rows.dtype.kind == "V":  # bfloat16, which torch does not give to numpy
+            part = part.to(_torch(path).bfloat16)
             part, rows = part.contiguous().view(_torch(path).uint16), rows.view(np.uint16)
         rows[...] = part.numpy()
         self._read += rows.nbytes

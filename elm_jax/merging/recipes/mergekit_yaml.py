@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elm_jax.errors import unknown_name
+from elm_jax.errors import InputError, unknown_name
 from elm_jax.merging.methods.parameter import Parameter
 from elm_jax.merging.recipes.leaf_settings import Setting, check_setting, map_setting
 from elm_jax.merging.recipes.mergekit_parts import (
@@ -34,6 +34,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 _FILE_KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "slices", "modules",
               "tokenizer_source", "tokenizer", "chat_template")
+_TOKENIZER_KEYS = ("source", "tokens", "pad_to_multiple_of")
 _MEMORY_ONLY = ("int8_mask",)
 _SPECS = {spec.name: spec for spec in (
     Parameter(WEIGHT, per_expert=True),
@@ -117,7 +118,7 @@ def read_config(path: storage.PathLike) -> MergeConfig:
     Raises:
         InputError: not YAML, not the schema, or something that is not supported here; with its place.
     """
-    value, text = read_yaml(path, "merge config", LARGEST_FILE)
+    value, text = read_yaml(path, "merge config", LARGEST_FILE, _FILE_KEYS)
     return _Reader(YamlFile(str(path)), value).read(text)
 
 
@@ -153,25 +154,37 @@ class _Reader:
         return name
 
     def _refuse_vocabularies(self) -> None:
-        for key in ("tokenizer", "chat_template"):
-            if self.value.get(key) is not None:
-                raise self.file.error(
-                    f"{key} is not supported", key, self.value[key],
-                    cure="leave it out: vocabularies are never resized here, and the tokenizer is copied "
-                    "from the base or the first model")
+        if self.value.get("chat_template") is not None:
+            raise self._no_vocabulary_change("chat_template", self.value["chat_template"])
+        if self.value.get("tokenizer") is None:
+            return
+        if self.value.get("tokenizer_source") is not None:
+            raise self.file.error("The tokenizer is named twice", "tokenizer", self.value["tokenizer"],
+                                  cure="give tokenizer or tokenizer_source")
+        self.file.keys(self.value["tokenizer"], _TOKENIZER_KEYS, "tokenizer", "key of a tokenizer")
+        for key in _TOKENIZER_KEYS[1:]:
+            if self.value["tokenizer"].get(key) not in (None, {}):
+                raise self._no_vocabulary_change(f"tokenizer.{key}", self.value["tokenizer"][key])
+
+    def _no_vocabulary_change(self, place: str, got: Any) -> InputError:
+        return self.file.error(f"{place} is not supported", place, got,
+                               cure="leave it out: vocabularies are never resized here, and the tokenizer is "
+                               "copied from the base or the first model")
 
     def _tokenizer(self, donor: str, known: set[str]) -> str:
-        source = self.value.get("tokenizer_source")
+        """The folder whose tokenizer is copied, in mergekit's older spelling or in its newer one."""
+        source, place = self.value.get("tokenizer_source"), "tokenizer_source"
+        if self.value.get("tokenizer") is not None:
+            source, place = self.value["tokenizer"].get("source", "union"), "tokenizer.source"
         if source is None or source == "base":
             return donor
         if source == "union":
             raise self.file.error(
-                "A union of vocabularies is not supported", "tokenizer_source", source,
-                "base, or one of the models",
+                "A union of vocabularies is not supported", place, source, "base, or one of the models",
                 "vocabularies are never resized here: merge models of one vocabulary")
-        model = read_model(self.file, source, "tokenizer_source")
+        model = read_model(self.file, source, place)
         if model not in known:
-            raise unknown_name("model", model, known, where=self.file.at("tokenizer_source"))
+            raise unknown_name("model", model, known, where=self.file.at(place))
         return model
 
     def _dtype(self, key: str) -> str | None:

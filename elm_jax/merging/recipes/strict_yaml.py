@@ -50,13 +50,16 @@ class YamlFile:
         return value
 
 
-def read_yaml(path: storage.PathLike, what: str, largest: int) -> tuple[dict[str, Any], str]:
+def read_yaml(path: storage.PathLike, what: str, largest: int, known: Sequence[str] = ()
+              ) -> tuple[dict[str, Any], str]:
     """Reads a mapping from a YAML file.
 
     Args:
         path: the file.
         what: how messages name it, such as "merge config".
         largest: most bytes.
+        known: keys of the mapping. Another one is left out if merge keys (``<<``) take what it holds: it is
+            there for them alone.
 
     Returns:
         The mapping, and the file's text.
@@ -70,29 +73,56 @@ def read_yaml(path: storage.PathLike, what: str, largest: int) -> tuple[dict[str
                                   expected=f"at most {largest}"))
     try:
         text = content.decode("utf-8-sig")
-        value = _StrictLoader(text).get_single_data()
+        loader = _StrictLoader(text)
+        value = loader.get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
         raise InputError(describe(f"The {what} is not valid YAML", where=path, got=_problem(error),
                                   expected="one document, in UTF-8")) from error
     if not isinstance(value, dict):
         raise InputError(describe(f"The {what} has another form", where=path, got=in_short(value),
                                   expected="a mapping"))
-    return value, text
+    return {key: entry for key, entry in value.items() if key in known or key not in loader.holders()}, text
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses repeated keys, keys that are no strings, and merge keys (``<<``)."""
+    """A safe YAML loader that refuses repeated keys, and keys that are no plain words.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+    Keys that a merge key (``<<``) brings are no repetition: those that are written beside it count.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._root: yaml.MappingNode | None = None
+        self._merged: list[yaml.Node] = []
+
+    def holders(self) -> set[str]:
+        """Keys of the whole document whose values were taken by merge keys."""
+        merged = {id(node) for node in self._merged}
+        return {key.value for key, value in self._root.value if id(value) in merged} if self._root else set()
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Checks the keys as they are written, before those of merge keys are among them."""
+        node, seen = super().compose_mapping_node(anchor), set()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+            if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key is no plain word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is written twice", key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        self._root = node  # in the end the outermost
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Puts keys of merge keys in front of a mapping's own, each key once.
+
+        Otherwise a short file of aliases would become a list of a billion keys.
+        """
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                self._merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        super().flatten_mapping(node)
+        node.value = list({key.value: (key, value) for key, value in node.value}.values())
 
 
 def _problem(error: Exception) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models.hf_versions import by_transformers_5
 from elm_jax.models.layers.dense import RMS_EPSILON
 from elm_jax.models.network import HfParameter
 from elm_jax.models.t5.config import T5Config
@@ -182,10 +183,17 @@ def scales_logits(values: Mapping[str, Any]) -> bool:
     transformers 5 writes ``tie_word_embeddings: true`` whatever the model: it then says in
     ``scale_decoder_outputs`` what T5 does, and never scales for mT5.
     """
-    tied = values.get("tie_word_embeddings", _DEFAULTS[values["model_type"]]["tie_word_embeddings"])
+    tied = says_tied(values)
     if values["model_type"] == "t5":
-        return bool(values.get("scale_decoder_outputs", tied is not False))
-    return bool(tied) and not by_transformers_5(values)
+        return bool(values.get("scale_decoder_outputs", tied))
+    return tied and not by_transformers_5(values)
+
+
+def says_tied(values: Mapping[str, Any]) -> bool:
+    """Whether a config says that the head is the embedding; before version 5, transformers makes it so."""
+    tied = values.get("tie_word_embeddings")
+    default = _DEFAULTS[values["model_type"]]["tie_word_embeddings"]
+    return default if tied is None else tied is not False
 
 
 def may_share_head(values: Mapping[str, Any]) -> bool:
@@ -194,12 +202,6 @@ def may_share_head(values: Mapping[str, Any]) -> bool:
     In an older file the head is then missing.
     """
     return by_transformers_5(values) and not scales_logits(values)
-
-
-def by_transformers_5(values: Mapping[str, Any]) -> bool:
-    """Whether transformers 5 or newer wrote this config."""
-    major = str(values.get("transformers_version", "")).partition(".")[0]
-    return "scale_decoder_outputs" in values or (major.isdecimal() and int(major) >= 5)
 
 
 def config_to_hf(config: T5Config, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from elm_jax.formats.hf.config_json import DEFAULT_SHARD_BYTES
 from elm_jax.formats.model import Index, Origin, Tensors
 from elm_jax.formats.peft import adapter_files
 from elm_jax.formats.t5x import t5x_writer
-from elm_jax.formats.tensors import streaming
+from elm_jax.formats.tensors import leaf_values, streaming
 from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.config import adapter_of
@@ -92,7 +92,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         The report, as `REPORT_FILE` in the target holds it.
 
     Raises:
-        InputError: a fault of the source, found before anything is written; the target is taken.
+        InputError: a fault of the source, found before the target gets its name; the target is taken.
         RunError: the disk is full; the two models do not compute the same.
     """
     staging.check_free(config.target)
@@ -221,7 +221,7 @@ def cast(source: Source, dtype: str | None) -> Source:
         named = named or {"torch_dtype": dtype}
         facts[folder_files.FACTS] = {**kept, "config": {**kept["config"], **named}}
     return dataclasses.replace(source, model=dataclasses.replace(
-        model, tensors=streaming.CastTensors(model.tensors, dtype), facts=facts))
+        model, tensors=streaming.CastTensors(model.tensors, dtype, model.where), facts=facts))
 
 
 def write(source: Source, config: ConvertConfig) -> dict[str, Origin]:
@@ -323,17 +323,22 @@ def check_verified(verified: Mapping[str, Any], target: Any) -> None:
 
 
 class Watched:
-    """`Tensors` that log the progress of a conversion, at most every `_PROGRESS_SECONDS`."""
+    """`Tensors` of a conversion: refuses values that are not finite, and logs the progress.
 
-    def __init__(self, tensors: Tensors) -> None:
+    It logs at most every `_PROGRESS_SECONDS`; `where` is the source's folder, for errors.
+    """
+
+    def __init__(self, tensors: Tensors, where: str) -> None:
         self._tensors, self.specs, self.origins = tensors, tensors.specs, tensors.origins
+        self._where = where
         self._done: dict[str, int] = {}
         self._total = sum(spec.nbytes for spec in tensors.specs.values())
         self._told = time.monotonic()
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """Reads a leaf or a part of it, and logs the progress."""
+        """Reads a leaf or a part of it, checks its values, and logs the progress."""
         array = self._tensors.read(path, index)
+        leaf_values.check_finite(array, path, self._where)
         self._done[path] = self.specs[path].nbytes
         if time.monotonic() - self._told > _PROGRESS_SECONDS:
             self._told = time.monotonic()
@@ -343,6 +348,6 @@ class Watched:
 
 
 def watch(source: Source) -> Source:
-    """Returns the source with tensors that log their progress."""
-    model = source.model
-    return dataclasses.replace(source, model=dataclasses.replace(model, tensors=Watched(model.tensors)))
+    """Returns the source with tensors that check their values and log their progress."""
+    watched = Watched(source.model.tensors, source.model.where)
+    return dataclasses.replace(source, model=dataclasses.replace(source.model, tensors=watched))

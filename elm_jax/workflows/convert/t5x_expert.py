@@ -20,7 +20,7 @@ from elm_jax.experts.weight_sources import Source, needed_base, of_card, referen
 from elm_jax.formats import leaf_names, tree_checks
 from elm_jax.formats.model import Model, Tensors
 from elm_jax.formats.t5x import t5x_checkpoints
-from elm_jax.formats.tensors import boxes, streaming
+from elm_jax.formats.tensors import boxes, leaf_values, streaming
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.t5 import t5x_names
 from elm_jax.models.t5.config import T5Config
@@ -154,7 +154,8 @@ def expert_of(model: Model, base: Ground, naming: Naming) -> tuple[ExpertCard, l
 
 
 def _in_memory(model: Model, paths: Sequence[str]) -> dict[str, Any]:
-    return trees.unflatten({path: model.tensors.read(path).astype(np.float32, copy=False) for path in paths})
+    return trees.unflatten({path: leaf_values.read_float32(model.tensors.read(path), path, model.where)
+                            for path in paths})
 
 
 def _network(base: T5Config, found: T5Config) -> T5Config:

@@ -18,6 +18,7 @@ from elm_jax.models.network import JOINED, NetworkConfig
 from elm_jax.models.t5.network import shift_right
 from elm_jax.runtime import trees
 from elm_jax.types import Batch, FlatParams
+from elm_jax.workflows.merge import merge_inputs
 
 logger = logging.getLogger(__name__)
 TOLERANCE = 1e-4
@@ -48,7 +49,12 @@ def compare(source: Source, source_kind: str, target: str, target_kind: str, *,
 
     Returns:
         ``{'largest_difference', 'largest_logit', 'tolerance', 'source_by', 'target_by', 'shape'}``.
+
+    Raises:
+        RunError: config.json of a Hugging Face folder is not true of its head.
     """
+    if target_kind == "hf":
+        merge_inputs.check_head(target)
     config = source.model.config
     batch = tokens(config)
     real = batch["segment_ids"][..., None] > 0 if "segment_ids" in batch else True

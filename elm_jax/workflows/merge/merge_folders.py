@@ -42,7 +42,7 @@ def plan_checkpoints(config: MergeConfig, options: MergeOptions) -> Plan:
     folders = [*config.models, *([config.base] if config.base else [])]
     opened = [merge_inputs.open_checkpoint(name) for name in folders]
     alike = merge_inputs.check_checkpoints(opened, options.allow, config.base is not None)
-    sources = [cast(StoredSource(model.stored), config.dtype) for model in alike]
+    sources = [cast(StoredSource(model.stored), config.dtype, str(model.where)) for model in alike]
     experts = sources[:len(config.models)]
     base = sources[-1] if config.base else None
     with ThreadPoolExecutor() as pool:
@@ -51,7 +51,7 @@ def plan_checkpoints(config: MergeConfig, options: MergeOptions) -> Plan:
     leaves = leaf_merges(config.recipe, experts, base, config.models, found[:len(experts)],
                          config.out_dtype or config.dtype)
     donor = merge_inputs.open_checkpoint(config.donor)
-    ties = not (donor.tied and any(name in alike[0].stored for name in merge_inputs.HEADS))
+    ties = not (donor.says_tied and alike[0].head is not None)
     return Plan(config, leaves, digests, donor, ties)
 
 

@@ -17,13 +17,15 @@ from typing import Any, ClassVar
 import numpy as np
 from etils import epath
 
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, RunError, describe
 from elm_jax.formats import places
-from elm_jax.formats.hf.config_json import CONFIG_FILE
+from elm_jax.formats.hf.config_json import CONFIG_FILE, check_unquantised
 from elm_jax.formats.model import FLOAT_DTYPES, Tensors, TensorSpec
-from elm_jax.formats.tensors import safetensors_files, streaming
+from elm_jax.formats.peft import adapter_files
+from elm_jax.formats.tensors import leaf_values, safetensors_files, streaming
 from elm_jax.formats.tensors.safetensors_files import StoredTensor
 from elm_jax.merging.stream import as_rows
+from elm_jax.models.hf_versions import by_transformers_5
 from elm_jax.runtime import storage
 from elm_jax.workflows.choices import ALLOWED
 
@@ -117,26 +119,30 @@ class StoredSource:
         if not out.size:
             return
         tensor, shape = self._stored[path], as_rows(self._stored[path].shape)
-        StoredTensor(tensor.path, shape, tensor.dtype, tensor.offset).fill(out.reshape(-1, shape[1]), start)
+        dataclasses.replace(tensor, shape=shape).fill(out.reshape(-1, shape[1]), start)
 
 
 class CastSource:
-    """A source whose values are rounded to another dtype before they are merged."""
+    """A source whose values are rounded to another dtype before they are merged; `where` is its folder."""
 
-    def __init__(self, source: Any, dtype: str) -> None:
-        self._source = source
+    def __init__(self, source: Any, dtype: str, where: str) -> None:
+        self._source, self._where = source, where
         self.specs = {path: TensorSpec(tuple(spec.shape), dtype if spec.dtype in FLOAT_DTYPES
                                        else spec.dtype) for path, spec in source.specs.items()}
 
     def fill(self, path: str, start: int, out: np.ndarray) -> None:
-        """Reads and casts whole rows into a flat array [n]."""
+        """Reads and casts whole rows into a flat array [n].
+
+        Raises:
+            InputError: a value is too large for the type.
+        """
         dtype = np.dtype(self._source.specs[path].dtype)
         if dtype == out.dtype:
             self._source.fill(path, start, out)
             return
         found = np.empty(out.size, dtype)
         self._source.fill(path, start, found)
-        out[...] = found.astype(out.dtype)
+        out[...] = leaf_values.cast_leaf(found, out.dtype, path, self._where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,26 +160,63 @@ class Checkpoint:
     config: dict[str, Any]
 
     @property
-    def tied(self) -> bool:
-        """Whether the head is tied to the embedding, as the config or the network's kind says."""
+    def says_tied(self) -> bool:
+        """Whether the config, or the network's kind, says that the head is tied to the embedding."""
         kind = self.config.get("model_type")
         return bool(self.config.get("tie_word_embeddings", kind in _TIED_BY_DEFAULT))
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is tied to the embedding; of a T5 that transformers 5 wrote, the weights tell."""
+        if self.config.get("model_type") in _SCALED_HEADS and by_transformers_5(self.config):
+            return self.head is None
+        return self.says_tied
+
+    @property
+    def head(self) -> str | None:
+        """Name of the head's tensor; None if there is none."""
+        return next((name for name in HEADS if name in self.stored), None)
+
+    @property
+    def embedding(self) -> str | None:
+        """Name of the embedding's tensor; None if it is not known."""
+        return next((name for name in EMBEDDINGS if name in self.stored), None)
 
 
 def open_checkpoint(name: str) -> Checkpoint:
     """Opens a folder of safetensors, local or on the hub; checks headers and reads no contents.
 
     Raises:
-        InputError: no such folder, no safetensors in it, or a header that does not fit its file.
+        InputError: no such folder, no safetensors in it, or a header that does not fit its file; an adapter
+            beside the model.
     """
     folder = places.locate(name)
+    adapter_files.check_no_adapter(folder)
     if not is_checkpoint(name):
         raise InputError(describe("There are no safetensors here", where=folder,
                                   expected=" or ".join(_WEIGHTS)))
     config = {}
     if (folder / CONFIG_FILE).exists():
         config = storage.read_json(folder / CONFIG_FILE, kind=CONFIG_FILE, schema_version=None)
+        check_unquantised(config, folder / CONFIG_FILE)
     return Checkpoint(folder, safetensors_files.open_tensors(folder), config)
+
+
+def check_head(name: str) -> None:
+    """Raises RunError if the config.json of a folder that was written is not true of its head.
+
+    Some versions of transformers believe the one, others the other.
+    """
+    model = open_checkpoint(name)
+    head, embedding = model.head, model.embedding
+    own = head is not None and not (
+        embedding is not None and streaming.equal(model.stored[head], model.stored[embedding]))
+    if model.config and embedding is not None and (own if model.says_tied else head is None):
+        raise RunError(describe(
+            "config.json does not say what the weights are", where=model.where,
+            got=f"tie_word_embeddings {str(model.says_tied).lower()}, and "
+            f"{'a head of its own' if own else 'no head'} in the weights",
+            cure="do not use what was written; report this"))
 
 
 def is_checkpoint(name: str) -> bool:
@@ -254,17 +297,13 @@ def _digest(path: epath.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _embedding(model: Checkpoint) -> str | None:
-    return next((name for name in EMBEDDINGS if name in model.stored), None)
-
-
 def _without_copies(models: Sequence[Checkpoint]) -> list[Checkpoint]:
     """Drops copies of the embedding that only some models store; they must equal it."""
     everywhere = set.intersection(*(set(model.stored) for model in models))
     all_tied = all(model.tied for model in models)
     kept = []
     for model in models:
-        embedding = _embedding(model)
+        embedding = model.embedding
         heads = HEADS if model.tied else ()
         copies = [name for name in (*COPIES, *heads) if embedding is not None and name in model.stored
                   and (name not in everywhere or (name in heads and all_tied))]
@@ -287,8 +326,8 @@ def _with_heads(models: Sequence[Checkpoint]) -> list[Checkpoint]:
         raise InputError(describe(
             "Tied and own heads of T5 cannot be merged: the one of them is scaled", where=models[0].where,
             cure="give all models heads of their own, or none"))
-    return [model if head in model.stored or not model.tied or _embedding(model) is None
-            else dataclasses.replace(model, stored={**model.stored, head: model.stored[_embedding(model)]})
+    return [model if head in model.stored or not model.tied or model.embedding is None
+            else dataclasses.replace(model, stored={**model.stored, head: model.stored[model.embedding]})
             for model in models]
 
 
@@ -350,10 +389,9 @@ def _samples(path: epath.Path, size: int) -> list[tuple[int, int]]:
         return [(0, size)]
     last = size - _SAMPLE_BYTES
     starts = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)]
-    specs = {tensor.offset: TensorSpec(tensor.shape, tensor.dtype)
-             for tensor in safetensors_files.read_header(path).values()}
+    tensors = safetensors_files.read_header(path).values()
     return [*((start, start + _SAMPLE_BYTES) for start in starts),
-            *((start, start + spec.nbytes) for start, spec in specs.items() if spec.nbytes <= _SMALL)]
+            *((each.offset, each.offset + each.nbytes) for each in tensors if each.nbytes <= _SMALL)]
 
 
 def changed_at(folder: epath.Path) -> list[tuple[str, int, int]]:

@@ -122,7 +122,7 @@ def plan_models(config: MergeConfig, options: MergeOptions) -> Plan:
                       dtypes="dtypes" not in options.allow)
     with ThreadPoolExecutor(output_files.default_workers()) as pool:
         list(pool.map(lambda model: model.check(), models))
-    sources = [cast(TensorsSource(model.tensors), config.dtype) for model in models]
+    sources = [cast(TensorsSource(model.tensors), config.dtype, model.where) for model in models]
     digests = {name: _model_digest(model) for name, model in zip(folders, models, strict=True)}
     leaves = leaf_merges(config.recipe, sources[:len(config.models)], sources[-1] if config.base else None,
                          config.models, [digests[name] for name in config.models],

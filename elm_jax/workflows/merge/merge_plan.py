@@ -130,6 +130,6 @@ def leaf_merges(recipe: MergeRecipe, experts: Sequence[LeafSource], base: LeafSo
             else CopiedLeaf(path, all_sources, all_names) for path in paths]
 
 
-def cast(source: LeafSource, dtype: str | None) -> LeafSource:
-    """Rounds a source's values to a dtype, unless it is None."""
-    return source if dtype is None else merge_inputs.CastSource(source, dtype)
+def cast(source: LeafSource, dtype: str | None, where: str) -> LeafSource:
+    """Rounds the values of a folder's source to a dtype, unless it is None."""
+    return source if dtype is None else merge_inputs.CastSource(source, dtype, where)

@@ -1,7 +1,9 @@
 """`elm convert`: models and experts there and back, reports, verification, what is refused."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -18,9 +20,10 @@ from elm_jax.cli import main
 from elm_jax.errors import InputError, RunError
 from elm_jax.experts import hf_adapters, weight_sources
 from elm_jax.experts.base import load_base
-from elm_jax.experts.overlay import load_expert, resolve, save_expert, write_expert
+from elm_jax.experts.overlay import Expert, load_expert, resolve, save_expert, write_expert
 from elm_jax.formats import detect
 from elm_jax.models.adapters.kind import is_adapter_leaf
+from elm_jax.models.t5 import hf_names
 from elm_jax.models.t5.network import T5Network, is_norm_leaf
 from elm_jax.runtime import staging, trees
 from elm_jax.workflows.choices import parse_size
@@ -124,6 +127,38 @@ def test_a_dataset_expert_leaves_as_a_whole_model(capsys, world, tmp_path):
     assert np.abs(torch_logits(hf_model(tmp_path / "de"), 1152) - our_logits(network, params)).max() < 1e-4
     assert load_base(tmp_path / "de").fingerprint == trees.fingerprint(params) != world.base.fingerprint
     assert (tmp_path / "de" / "spiece.model").exists()
+
+
+def test_a_head_that_was_tied_and_differs_now_is_said_to_be_untied(world, tmp_path):
+    """transformers 5 ties the head of every fresh T5; older versions tie it again if the config says so."""
+    model = hf_folders.build("t5_1_1_tied")
+    model.config.scale_decoder_outputs = False
+    model.lm_head.weight = model.shared.weight
+    model.save_pretrained(tmp_path / "base")
+    base = load_base(tmp_path / "base")
+    head = 1.5 * base.params["decoder"]["logits_dense"]["kernel"]
+    changed = trees.merge(base.params, {"decoder": {"logits_dense": {"kernel": head}}})
+    card = dataclasses.replace(world.dataset.card, base=base.reference(), network=base.config.to_dict())
+    for overlay, tied in ((changed, False), (base.params, True)):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        save_expert(tmp_path / "expert", Expert(card, overlay))
+        convert(ConvertConfig(str(tmp_path / "expert"), "elm", str(tmp_path / "out"), "hf",
+                              base=str(tmp_path / "base"), verify=True))
+        values = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert values["tie_word_embeddings"] is tied and values["scale_decoder_outputs"] is False
+        assert ("lm_head.weight" in hf_folders.stored(tmp_path / "out")) is not tied
+
+
+def test_verification_reads_what_the_config_says_of_the_head(monkeypatch, tmp_path):
+    """transformers 5 mends a wrong flag as it reads: what it computes is no proof of what the file says."""
+    hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "t5")
+    right = hf_names.config_to_hf
+    monkeypatch.setattr(hf_names, "config_to_hf", lambda *given: {
+        **right(*given), "tie_word_embeddings": True, "scale_decoder_outputs": False})
+    monkeypatch.setattr(hf_names, "says_tied", lambda values: False)
+    with pytest.raises(RunError, match="tie_word_embeddings true, and a head of its own"):
+        convert(ConvertConfig(tmp_path / "t5", "hf", tmp_path / "out", "hf", verify=True))
+    assert sorted(os.listdir(tmp_path)) == ["out.unverified", "t5"]
 
 
 def test_a_merged_dataset_expert_leaves_as_a_whole_model(world, tmp_path):
@@ -313,11 +348,51 @@ def test_verification_sees_a_wrong_weight(capsys, monkeypatch, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["elm.unverified", "t5"], "it does not look finished"
 
 
-def test_verification_of_a_model_that_is_not_finite(capsys, tmp_path):
+def with_value(folder, value):
+    """The folder with one weight of another value; returns the leaf's name."""
+    name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    tensors = hf_folders.stored(folder)
+    tensors[name][3, 5] = value
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return "encoder/layers_1/mlp/wo/kernel"
+
+
+def test_values_that_the_target_would_not_hold_are_refused(capsys, tmp_path):
+    """T5s are known for large values in wo: infinity is never written, and neither is NaN."""
+    hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "t5")
+    leaf = with_value(tmp_path / "t5", 1e5)
+    for kind in ("hf", "elm", "t5x"):
+        status, _, err = run(capsys, "--from", "hf", "--to", kind, tmp_path / "t5", tmp_path / "out",
+                             "--dtype", "float16")
+        assert status == 2 and f"too large for float16\n  where: leaf {leaf} of {tmp_path / 't5'}" in err
+    with_value(tmp_path / "t5", float("nan"))
+    for refused in (lambda: load_base(tmp_path / "t5"),
+                    lambda: convert(ConvertConfig(tmp_path / "t5", "hf", tmp_path / "out", "elm")),
+                    lambda: convert(ConvertConfig(tmp_path / "t5", "hf", tmp_path / "out", "hf",
+                                                  dtype="float16"))):
+        with pytest.raises(InputError, match=f"not finite\n  where: leaf {leaf} of {tmp_path / 't5'}"):
+            refused()
+    assert os.listdir(tmp_path) == ["t5"]
+
+
+def test_experts_that_are_not_finite_are_refused(world, tmp_path):
+    flat = {path: np.array(leaf) for path, leaf in trees.flatten(world.topic.overlay).items()}
+    path = next(path for path in flat if path.endswith("up/kernel"))
+    flat[path][0, 0] = np.inf
+    expert = dataclasses.replace(world.topic, overlay=trees.unflatten(flat))
+    save_expert(tmp_path / "bad", expert)
+    for refused in (lambda: load_expert(tmp_path / "bad"), lambda: convert(ConvertConfig(
+            str(tmp_path / "bad"), "elm", str(tmp_path / "out"), "hf", base=world.base.path))):
+        with pytest.raises(InputError, match=f"not finite(.|\n)*leaf {path} of {tmp_path / 'bad'}"):
+            refused()
+    assert os.listdir(tmp_path) == ["bad"]
+
+
+def test_verification_of_logits_that_are_not_finite(capsys, tmp_path):
     """The verdict is an error and a folder set aside, not a traceback about JSON."""
     model = hf_folders.build("t5_1_1")
     with torch.no_grad():
-        model.lm_head.weight[3, 3] = float("nan")
+        model.lm_head.weight[3] = 3e38
     hf_folders.publish(model, "t5_1_1", tmp_path / "t5")
     words = ("--from", "hf", "--to", "elm", tmp_path / "t5", tmp_path / "elm", "--verify")
     status, _, err = run(capsys, *words)

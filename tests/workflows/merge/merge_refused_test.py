@@ -255,6 +255,30 @@ def test_values_that_are_not_finite_are_refused_with_leaf_and_folder(method, bad
         made.set_tensors(folder, {LAST: good})
 
 
+def test_casts_that_lose_a_value_are_refused_by_name(llama, tmp_path):
+    """`dtype` of a merge config casts what is merged, `out_dtype` the result; no model is at fault."""
+    first, second, _ = experts(llama)
+    weight = tensor(second, LAST)
+    weight[0, 0] = 3e5
+    made.set_tensors(second, {LAST: weight})
+    for dtype, words in (("dtype", f"too large for float16\n  where: leaf {LAST} of {second}"),
+                         ("out_dtype", f"too large\n  where: leaf {LAST}\n  got: infinity in float16")):
+        (tmp_path / "merge.yaml").write_text(json.dumps({
+            "merge_method": "linear", dtype: "float16",
+            "models": [{"model": str(each), "parameters": {"weight": 1}} for each in (first, second)]}))
+        before = sorted(os.listdir(tmp_path))
+        with pytest.raises(InputError) as caught:
+            merge_folders.merge_folders(read_config(tmp_path / "merge.yaml"), tmp_path / "merged",
+                                        MergeOptions(quiet=True))
+        assert words in str(caught.value) and sorted(os.listdir(tmp_path)) == before
+
+
+def test_weights_that_are_codes_are_refused(llama, tmp_path):
+    first, second, _ = experts(llama)
+    made.set_config(second, quantization_config={"quant_method": "fp8"})
+    refused([first, second], tmp_path, "quantised", f"{second}/config.json", "fp8")
+
+
 @pytest.mark.parametrize("form", ["adapter", "full", "lora"])
 def test_values_of_experts_that_are_not_finite(form, tmp_path):
     folders = made.save_experts(tmp_path, form, 2)

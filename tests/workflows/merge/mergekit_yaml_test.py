@@ -110,7 +110,10 @@ def test_ways_to_name_a_folder(read):
     ("merge_method: ties\nmerge_method: linear\n", "line 2.*'merge_method' is written twice"),
     ("models: [a, b\n", "not valid YAML.*merge.yaml.*line 2"),
     ("models: &x [*x]\nmerge_method: linear", "mapping is missing.*models"),
-    ("a: &x {b: 1}\n<<: *x\n", "key is no plain word"),
+    ("a: &x {b: 1}\n<<: *x\n", "Unknown key of a merge 'b'"),
+    ("<<: {b: 1}\n<<: {c: 1}\n", "line 2.*'<<' is written twice"),
+    ("<<: [1]\n", "not valid YAML.*line 1"),
+    (LINEAR + "parameters: {<<: {weigth: 1}}", "Unknown parameter of linear 'weigth'"),
     ("? [a]\n: b", "key is no plain word"),
     ("- linear", "another form.*a mapping"),
     ("", "another form.*None"),
@@ -129,7 +132,13 @@ def test_ways_to_name_a_folder(read):
     # Vocabularies.
     (LINEAR + "tokenizer_source: union", "union of vocabularies.*tokenizer_source.*never resized"),
     (LINEAR + "tokenizer_source: elsewhere", "Unknown model 'elsewhere'.*tokenizer_source"),
-    (LINEAR + "tokenizer: {source: base}", "tokenizer is not supported.*never resized"),
+    (LINEAR + "tokenizer: {}", "union of vocabularies.*tokenizer.source.*never resized"),
+    (LINEAR + "tokenizer: {source: union}", "union of vocabularies.*tokenizer.source.*never resized"),
+    (LINEAR + "tokenizer: {source: elsewhere}", "Unknown model 'elsewhere'.*tokenizer.source"),
+    (LINEAR + "tokenizer: {source: base, tokens: {x: {source: a}}}", "tokenizer.tokens is not supported"),
+    (LINEAR + "tokenizer: {source: base, pad_to_multiple_of: 64}", "pad_to_multiple_of.*never resized"),
+    (LINEAR + "tokenizer: base", "mapping is missing.*tokenizer"),
+    (LINEAR + "tokenizer: {source: base}\n    tokenizer_source: base", "tokenizer is named twice"),
     (LINEAR + "chat_template: auto", "chat_template is not supported"),
     # Models.
     ("merge_method: linear", "names its inputs in one way.*got: nothing.*models:, slices: or modules:"),
@@ -238,6 +247,16 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
         read_config(tmp_path / "merge.yaml")
 
 
+def test_merge_keys_of_merge_keys_stay_small(tmp_path):
+    """Each brings all keys of the one before nine times: written out, they would be 9^30."""
+    lines = ["k0: &k0 {a: 1, b: 2}"]
+    lines += [f"k{n}: &k{n} {{<<: [{', '.join([f'*k{n - 1}'] * 9)}], c{n}: 1}}" for n in range(1, 30)]
+    (tmp_path / "merge.yaml").write_text("\n".join([*lines, "x: {<<: *k29, a: 3}"]))
+    value, _ = strict_yaml.read_yaml(tmp_path / "merge.yaml", "config", 1 << 20, known=["k1", "k29"])
+    assert value == {"k1": {"a": 1, "b": 2, "c1": 1}, "k29": {**value["k29"]}, "x": {**value["k29"], "a": 3}}
+    assert len(value["k29"]) == 31
+
+
 def test_messages_stay_short(tmp_path):
     """Aliases make a short file stand for a huge value, which no message may spell out."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
@@ -337,6 +356,16 @@ ON_LLAMA = {
               - {model: b, layer_range: [3, 4], parameters: {density: [0.3, 0.4]}}
               - {model: a, layer_range: [3, 4]}
         parameters: {weight: [7, 8], density: [0.5, 0.6]}
+        """,
+    "merge keys": """
+        weights: &weights {weight: [0, 1], normalize: true}
+        merge_method: linear
+        models:
+          - &first {model: a, parameters: &own {weight: %(rules)s}}
+          - {<<: *first, model: b}
+          - {model: c, parameters: {<<: *own, weight: 0.25}}
+        parameters: {normalize: false, <<: [*weights, {weight: 3}]}
+        tokenizer: {source: base}
         """,
     "the whole module": """
         merge_method: linear
