@@ -1,5 +1,6 @@
 """Encoders of a library's keys: MiniLM in JAX, or TF-IDF if there are no weights."""
 
+import functools
 import importlib.util
 import logging
 import os
@@ -33,6 +34,7 @@ class MiniLMEncoder:
         name: ``all-MiniLM-L6-v2``, or the folder's name for a network of another depth.
         fingerprint: SHA-256 over weights, tokenizer and configs.
         dimension: K.
+        prompt: what stands in front of every text, as the folder's default prompt says.
         programs: (B, S) of every program used so far.
     """
 
@@ -67,7 +69,10 @@ class MiniLMEncoder:
         self.dimension = self.config.hidden_size
         self.programs: set[tuple[int, int]] = set()
         weights = (folder / sentence_encoder.WEIGHTS_FILE).read_bytes()
-        self.fingerprint = sha256_of(repr(self.config).encode(), tokenizer_text.encode(), weights)
+        self.prompt = sentence_encoder.read_prompt(folder)
+        # A folder without a prompt has the fingerprint that it always had.
+        prompt = (repr(self.prompt).encode(),) if self.prompt.text else ()
+        self.fingerprint = sha256_of(repr(self.config).encode(), tokenizer_text.encode(), weights, *prompt)
 
     @classmethod
     def from_folder(cls, folder: storage.PathLike) -> "MiniLMEncoder":
@@ -79,8 +84,16 @@ class MiniLMEncoder:
         return cls(folder)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids with [CLS] and [SEP], cut at the encoder's longest text, not padded."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(items_of(texts)))]
+        """Token ids of prompt and text, with [CLS] and [SEP], cut at the encoder's length, not padded."""
+        given = [self.prompt.text + text for text in items_of(texts)]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(given)]
+
+    @functools.cached_property
+    def unpooled(self) -> int:
+        """Number of tokens at a text's front that do not count in its mean: [CLS] and the prompt's."""
+        if self.prompt.is_pooled or not self.prompt.text:
+            return 0
+        return len(self.tokenizer.encode(self.prompt.text).ids) - 1  # without [SEP]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts as unit rows f32[N, K], in a few batch shapes, sorted by length."""
@@ -109,7 +122,11 @@ class MiniLMEncoder:
         if tokens.shape not in self.programs:
             self.programs.add(tokens.shape)
             logger.info("%s: program %d, batch %d x %d", self.name, len(self.programs), *mask.shape)
-        vectors = sentence_encoder.encode(self.config, self.params, tokens, mask)
+        pooled = None
+        if self.unpooled:
+            pooled = mask.copy()
+            pooled[:, : self.unpooled] = 0
+        vectors = sentence_encoder.encode(self.config, self.params, tokens, mask, pooled)
         return np.asarray(vectors)[: len(ids)]
 
 

@@ -130,13 +130,39 @@ def test_all_faults_of_the_weights_are_listed(bert):
         ("config.json", {"vocab_size": 0}, "vocab_size"),
         ("sentence_bert_config.json", {"max_seq_length": 21}, "max_seq_length"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling_mode_cls_token"),
+        ("1_Pooling/config.json", {"pooling_mode_lasttoken": True}, "pooling_mode_lasttoken"),
+        ("1_Pooling/config.json", {"pooling_mode": "cls"}, "pooling_mode\n  got: cls"),
+        ("config_sentence_transformers.json", {"truncate_dim": 8}, "truncate_dim"),
     ],
 )
 def test_another_kind_of_encoder_is_refused(folder, file, change, message):
-    values = json.loads((folder / file).read_text())
+    values = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
     (folder / file).write_text(json.dumps(values | change))
     with pytest.raises(InputError, match=message):
         sentence_encoder.load_sentence_encoder(folder)
+
+
+def test_modules_that_are_not_computed_here_are_named(folder):
+    modules = [{"idx": n, "type": f"sentence_transformers.models.{name}"}
+               for n, name in enumerate(("Transformer", "Pooling", "Dense", "Normalize"))]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match=r"modules.json\n  got: Transformer, Pooling, Dense, Normalize"):
+        sentence_encoder.load_sentence_encoder(folder)
+    for kept in (modules[:2], [*modules[:2], modules[3]]):
+        (folder / "modules.json").write_text(json.dumps(kept))
+        sentence_encoder.load_sentence_encoder(folder)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"default_prompt_name": "query"}, "default_prompt_name\n  got: 'query'\n  expected: one of no prompts"),
+    ({"default_prompt_name": "query", "prompts": {"doc": "d: "}}, "one of doc"),
+    ({"default_prompt_name": 1, "prompts": [1]}, "default_prompt_name"),
+    ({"default_prompt_name": "query", "prompts": {"query": None}}, "default_prompt_name"),
+])
+def test_prompts_that_are_not_there(folder, values, message):
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=message):
+        sentence_encoder.read_prompt(folder)
 
 
 def test_damaged_files_are_input_errors(folder):

@@ -66,6 +66,38 @@ def test_minilm_agrees_with_sentence_transformers(minilm, embedded):
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def small(minilm, tmp_path_factory):
+    """sentence-transformers' own model of two of MiniLM's layers, with prompts; and where to save it."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(encoders.find_minilm()), device="cpu",
+                                prompts={"query": "Represent this question: ", "doc": "passage: "})
+    del model[0].model.encoder.layer[2:]
+    model[0].model.config.num_hidden_layers = 2
+    model.max_seq_length = 32
+    return model, tmp_path_factory.mktemp("small")
+
+
+@pytest.mark.parametrize(("name", "is_pooled"), [(None, True), ("query", False), ("doc", True)])
+def test_a_default_prompt_is_applied_as_sentence_transformers_does(small, name, is_pooled):
+    """Saved by sentence-transformers itself, in its newest form; also for texts that are cut."""
+    model, place = small
+    model.default_prompt_name = name
+    model.set_pooling_include_prompt(is_pooled)
+    folder = place / f"{name}_{is_pooled}"
+    model.save_pretrained(str(folder))
+    texts = [*TEXTS, "", "word " * 100]
+    theirs = model.encode(texts, show_progress_bar=False)
+    ours = encoders.MiniLMEncoder.from_folder(folder)
+    assert ours.config.max_seq_length == 32
+    np.testing.assert_allclose(ours.embed(texts), theirs, atol=2e-6)
+    if name:
+        plain = model.encode(texts, prompt="", show_progress_bar=False)
+        assert (theirs * plain).sum(1).min() < 0.99
+        assert ours.fingerprint != encoders.MiniLMEncoder.from_folder(place / "None_True").fingerprint
+
+
 def test_minilm_does_not_depend_on_the_batch(minilm, embedded):
     texts, together = embedded
     picked = [0, 3, len(texts) - 1, len(texts) - 3]

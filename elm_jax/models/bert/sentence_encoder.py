@@ -25,6 +25,13 @@ from elm_jax.types import Array, FlatParams, Params
 CONFIG_FILE = "config.json"
 LENGTH_FILE = "sentence_bert_config.json"
 POOLING_FILE = "1_Pooling/config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+MODULES_FILE = "modules.json"
+OPTIONAL = (TOKENIZER_CONFIG_FILE, PROMPTS_FILE)
+"""Files that a folder may lack."""
+MODULES = ("Transformer", "Pooling", "Normalize")
+"""The parts of an encoder that are computed here; without the last, too, embeddings have unit length here."""
 WEIGHTS_FILE = "model.safetensors"
 UNUSED_TENSORS = ("embeddings.position_ids", "pooler.dense.bias", "pooler.dense.weight")
 """Tensors that the file may hold unused: BERT's pooler, and stored positions 0, 1, 2 ..."""
@@ -39,7 +46,11 @@ SUPPORTED = {
         "pooling_mode_cls_token": False,
         "pooling_mode_max_tokens": False,
         "pooling_mode_mean_sqrt_len_tokens": False,
+        "pooling_mode_weightedmean_tokens": False,
+        "pooling_mode_lasttoken": False,
+        "pooling_mode": "mean",
     },
+    PROMPTS_FILE: {"truncate_dim": None},
 }
 """Config values of the one kind of encoder that is computed here. A key may be left out."""
 MASKED = -1e10
@@ -116,8 +127,11 @@ class SentenceEncoder(nn.Module):
     config: SentenceEncoderConfig
 
     @nn.compact
-    def __call__(self, tokens: Array, mask: Array) -> Array:
-        """Encodes padded rows i32[B, S] to f32[B, D]; tokens where the mask is 0 have no effect."""
+    def __call__(self, tokens: Array, mask: Array, pooled: Array | None = None) -> Array:
+        """Encodes padded rows i32[B, S] to f32[B, D]; tokens where the mask is 0 have no effect.
+
+        Only tokens where the mask `pooled` [B, S] is 1 count in the mean; None takes the mask itself.
+        """
         config = self.config
         embed = functools.partial(nn.Embed, features=config.hidden_size)
         positions = jnp.arange(tokens.shape[1])
@@ -127,7 +141,7 @@ class SentenceEncoder(nn.Module):
         x = _norm(config, "embeddings_norm")(x)
         for number in range(config.num_hidden_layers):
             x = BertLayer(config, name=f"layers_{number}")(x, mask)
-        weights = mask.astype(jnp.float32)[..., None]
+        weights = (mask if pooled is None else pooled).astype(jnp.float32)[..., None]
         mean = (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1e-9)
         return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
@@ -168,9 +182,58 @@ def _norm(config: SentenceEncoderConfig, name: str) -> nn.LayerNorm:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encode(config: SentenceEncoderConfig, params: Params, tokens: Array, mask: Array) -> Array:
-    """Runs a `SentenceEncoder` under jit, one program a shape: i32[B, S], mask [B, S] -> f32[B, D]."""
-    return SentenceEncoder(config).apply({"params": params}, tokens, mask)
+def encode(config: SentenceEncoderConfig, params: Params, tokens: Array, mask: Array,
+           pooled: Array | None = None) -> Array:
+    """Runs a `SentenceEncoder` under jit, one program a shape: i32[B, S], masks [B, S] -> f32[B, D]."""
+    return SentenceEncoder(config).apply({"params": params}, tokens, mask, pooled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What sentence-transformers puts in front of every text by default.
+
+    Attributes:
+        text: the empty one for none.
+        is_pooled: whether its tokens count in the mean of a text.
+    """
+
+    text: str = ""
+    is_pooled: bool = True
+
+
+def read_prompt(folder: storage.PathLike) -> Prompt:
+    """Reads the default prompt of a sentence-transformers folder.
+
+    Raises:
+        InputError: a file is no JSON object, or names a prompt that it does not hold.
+    """
+    folder = storage.as_path(folder)
+    path = folder / PROMPTS_FILE
+    values = _read_json(path) if path.exists() else {}
+    name, prompts = values.get("default_prompt_name"), values.get("prompts") or {}
+    if name is None:
+        return Prompt()
+    text = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    if not isinstance(text, str):
+        raise InputError(
+            describe(
+                "The encoder's default prompt is none of its prompts",
+                where=f"{path}: default_prompt_name",
+                got=repr(name)[:100],
+                expected=f"one of {', '.join(map(str, prompts)) or 'no prompts'}"[:200],
+            )
+        )
+    is_pooled = _read_json(folder / POOLING_FILE).get("include_prompt", True)
+    if not isinstance(is_pooled, bool):
+        raise InputError(
+            describe(
+                "The encoder's pooling config is wrong",
+                where=f"{folder / POOLING_FILE}: include_prompt",
+                got=repr(is_pooled)[:100],
+                expected="true or false",
+            )
+        )
+    return Prompt(text, is_pooled)
 
 
 def load_sentence_encoder(folder: storage.PathLike) -> tuple[SentenceEncoderConfig, Params]:
@@ -182,6 +245,8 @@ def load_sentence_encoder(folder: storage.PathLike) -> tuple[SentenceEncoderConf
     """
     folder = storage.as_path(folder)
     files = {name: _read_json(folder / name) for name in (CONFIG_FILE, LENGTH_FILE, POOLING_FILE)}
+    files |= {name: _read_json(folder / name) if (folder / name).exists() else {} for name in OPTIONAL}
+    _check_modules(folder / MODULES_FILE)
     config = _config(files, folder)
     path = folder / WEIGHTS_FILE
     try:
@@ -281,6 +346,10 @@ def _config(files: Mapping[str, dict[str, Any]], folder: Any) -> SentenceEncoder
                     )
                 )
     values = {**files[CONFIG_FILE], **files[LENGTH_FILE]}
+    if values.get("max_seq_length") is None:  # where sentence-transformers 6 keeps it
+        longest = files[TOKENIZER_CONFIG_FILE].get("model_max_length")
+        places = values.get("max_position_embeddings")
+        values |= {"max_seq_length": min(longest, places)} if type(longest) is type(places) is int else {}
     fields = [field.name for field in dataclasses.fields(SentenceEncoderConfig)]
     missing = [name for name in fields if name not in values]
     if missing:
@@ -290,16 +359,39 @@ def _config(files: Mapping[str, dict[str, Any]], folder: Any) -> SentenceEncoder
     return SentenceEncoderConfig(**{name: values[name] for name in fields})
 
 
+def _check_modules(path: Any) -> None:
+    """Raises InputError if a folder's list of modules names others than are computed here."""
+    if not path.exists():
+        return
+    modules = _read_json_value(path)
+    names = [str(module.get("type")).rpartition(".")[2] if isinstance(module, dict) else str(module)
+             for module in (modules if isinstance(modules, list) else [modules])]
+    if names not in (list(MODULES), list(MODULES[:2])):
+        raise InputError(
+            describe(
+                "The sentence encoder has modules that are not supported",
+                where=path,
+                got=", ".join(names)[:200],
+                expected=", ".join(MODULES),
+                cure="use all-MiniLM-L6-v2",
+            )
+        )
+
+
 def _read_json(path: storage.PathLike) -> dict[str, Any]:
     """Reads a JSON object of another program, which has no schema version."""
-    try:
-        values = json.loads(storage.read_text(path))
-    except ValueError as error:
-        raise InputError(
-            describe("The encoder's config is not valid JSON", where=path, got=str(error))
-        ) from error
+    values = _read_json_value(path)
     if not isinstance(values, dict):
         raise InputError(
             describe("The encoder's config is not a JSON object", where=path, got=values)
         )
     return values
+
+
+def _read_json_value(path: storage.PathLike) -> Any:
+    try:
+        return json.loads(storage.read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            describe("The encoder's config is not valid JSON", where=path, got=str(error))
+        ) from error
