@@ -30,8 +30,8 @@ PROMPTS_FILE = "config_sentence_transformers.json"
 MODULES_FILE = "modules.json"
 OPTIONAL = (TOKENIZER_CONFIG_FILE, PROMPTS_FILE)
 """Files that a folder may lack."""
-MODULES = ("Transformer", "Pooling", "Normalize")
-"""The parts of an encoder that are computed here; without the last, too, embeddings have unit length here."""
+MODULES = ("Pooling", "Normalize")
+"""Modules behind the network that are computed here; without the last, too, embeddings have unit length."""
 WEIGHTS_FILE = "model.safetensors"
 UNUSED_TENSORS = ("embeddings.position_ids", "pooler.dense.bias", "pooler.dense.weight")
 """Tensors that the file may hold unused: BERT's pooler, and stored positions 0, 1, 2 ..."""
@@ -366,13 +366,13 @@ def _check_modules(path: Any) -> None:
     modules = _read_json_value(path)
     names = [str(module.get("type")).rpartition(".")[2] if isinstance(module, dict) else str(module)
              for module in (modules if isinstance(modules, list) else [modules])]
-    if names not in (list(MODULES), list(MODULES[:2])):
+    if tuple(names[1:]) not in (MODULES, MODULES[:1]):
         raise InputError(
             describe(
                 "The sentence encoder has modules that are not supported",
                 where=path,
                 got=", ".join(names)[:200],
-                expected=", ".join(MODULES),
+                expected=f"the network, {', '.join(MODULES)}",
                 cure="use all-MiniLM-L6-v2",
             )
         )

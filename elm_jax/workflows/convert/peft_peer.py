@@ -1,6 +1,5 @@
 """Verifies a conversion from or to PEFT: PEFT itself, if it is installed, computes its side's logits."""
 
-import dataclasses
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -10,13 +9,11 @@ import jax
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.experts import hf_adapters
 from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.experts.weight_sources import Source, open_source
 from elm_jax.formats.hf import hf_models
 from elm_jax.formats.model import Model
 from elm_jax.formats.peft import adapter_files
-from elm_jax.models import families
 from elm_jax.runtime import trees
 from elm_jax.types import Batch
 from elm_jax.workflows.convert import verify
@@ -55,17 +52,12 @@ def compare(source: Source, source_kind: str, target: str, target_kind: str) -> 
     real = batch["segment_ids"][..., None] > 0 if "segment_ids" in batch else True
     (wanted, found), (first_by, second_by) = zip(*sides, strict=True)
     wanted, found = np.where(real, wanted, 0.0), np.where(real, found, 0.0)
-    largest = float(np.abs(wanted).max())
-    return {"largest_difference": float(np.abs(wanted - found).max()), "largest_logit": largest,
-            "tolerance": max(verify.TOLERANCE, verify.RELATIVE_TOLERANCE * largest), "source_by": first_by,
-            "target_by": second_by, "shape": list(wanted.shape)}
+    return verify.judge(wanted, found, (first_by, second_by), lambda: verify.float32_error(
+        source.model, source.expert, batch, np.where(real, _by_us(source.model, source.expert, batch), 0.0)))
 
 
 def _by_us(base: Model, expert: Expert, batch: Batch) -> np.ndarray:
-    whole = hf_adapters.with_overlay(base, expert, adapters=True)
-    network = families.network_of(dataclasses.replace(whole.config, dtype="float32"))
-    params = {path: whole.tensors.read(path).astype(np.float32, copy=False) for path in whole.tensors.specs}
-    whole.check()
+    network, params = verify.resolved(base, expert)
     return np.asarray(jax.jit(network.logits)(trees.unflatten(params), batch))
 
 
@@ -86,7 +78,8 @@ def _logits(base: str, folder: str, batch: Batch) -> np.ndarray:
     two_sided = "encoder_input_tokens" in batch
     kind: Callable[..., Any] = (transformers.AutoModelForSeq2SeqLM if two_sided
                                 else transformers.AutoModelForCausalLM)
-    model = kind.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    with verify.with_metadata(base) as place:
+        model = kind.from_pretrained(place, dtype=torch.float32, local_files_only=True)
     model = peft.PeftModel.from_pretrained(model, str(folder)).eval()
     rows = {name: torch.tensor(np.asarray(array)).long() for name, array in batch.items()}
     with torch.no_grad():

@@ -414,6 +414,53 @@ def test_an_interrupted_verification_leaves_nothing_that_looks_verified(exported
     assert os.listdir(tmp_path) == ["elm.unverified"]
 
 
+def test_shards_of_an_index_without_metadata_are_verified(tmp_path):
+    """Which transformers cannot read: a valid index, as other programs write it."""
+    hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "t5", shard_size="40KB")
+    index = tmp_path / "t5" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+    report = convert(ConvertConfig(tmp_path / "t5", "hf", tmp_path / "out", "hf", verify=True,
+                                   max_shard_bytes=40_000))
+    assert report["verified"]["source_by"] == report["verified"]["target_by"] != "elm_jax"
+    assert "metadata" not in json.loads(index.read_text())
+
+
+def test_float32_error_is_asked_for_only_where_it_may_explain_a_difference():
+    wanted = np.full((1, 2, 3), 10.0, np.float32)
+    asked = []
+
+    def judged(difference, error):
+        return verify.judge(wanted, wanted + np.float32(difference), ("a", "b"),
+                            lambda: asked.append(difference) or error)
+
+    for difference, error, tolerance in (
+            (1e-4, 1.0, 2e-4), (5e-4, 1e-4, 8e-4), (5e-4, 1e-6, 2e-4), (0.05, 1.0, 0.1), (0.5, 1.0, 2e-4)):
+        found = judged(difference, error)
+        assert found["tolerance"] == pytest.approx(tolerance) and found["target_by"] == "b"
+        assert found["largest_difference"] == pytest.approx(difference, rel=0.1)
+    assert asked == [5e-4, 5e-4, 0.05]
+
+
+@pytest.mark.slow
+def test_float32_is_judged_by_its_own_error(monkeypatch, tmp_path):
+    """Large weights, where right conversions differ by more than a fixed share; a wrong one still fails."""
+    model = hf_folders.build("t5_1_1")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "wi_" in name or "wo" in name or ".v." in name:
+                weight.mul_(40.0)
+    hf_folders.publish(model, "t5_1_1", tmp_path / "t5")
+    monkeypatch.setattr(verify, "TOLERANCE", 0.0)
+    monkeypatch.setattr(verify, "RELATIVE_TOLERANCE", 0.0)
+    found = convert(ConvertConfig(tmp_path / "t5", "hf", tmp_path / "out", "elm", verify=True))["verified"]
+    assert 0 < found["float32_error"] < 1e-3 * found["largest_logit"]
+    assert found["tolerance"] == verify.ROUNDINGS * found["float32_error"]
+    with_value(tmp_path / "t5", 0.5)
+    opened = weight_sources.open_source("hf", tmp_path / "t5")
+    wrong = verify.compare(opened, "hf", str(tmp_path / "out"), "elm")
+    assert wrong["largest_difference"] > wrong["tolerance"]
+
+
 @pytest.mark.parametrize("difference", [float("nan"), float("inf"), 2e-3])
 def test_verification_is_relative_to_large_logits_and_not_to_infinite_ones(difference, tmp_path):
     found = {"largest_difference": 1e-3, "tolerance": 1e-5 * 150, "largest_logit": 150.0}
