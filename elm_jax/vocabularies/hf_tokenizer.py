@@ -12,6 +12,7 @@ the vocabulary as it is.
 import base64
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,7 @@ TOKENIZER_CONFIGS = (CONFIG_FILE, "special_tokens_map.json", ADDED_FILE)
 BYTE_CLASS = "ByT5Tokenizer"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+logger = logging.getLogger(__name__)
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 _SPACES = ("Strip", "Replace", "Sequence", "Precompiled")
 """Normalisers of a T5: the character map, and handling of spaces that SentencePiece has too."""
@@ -92,8 +94,11 @@ def read_vocabulary(folder: epath.Path, tokenizer_class: Any = None) -> FoundVoc
     """
     tokenizer = _read_tokenizer(folder / TOKENIZER_FILE) if (folder / TOKENIZER_FILE).exists() else None
     if (folder / SENTENCEPIECE_FILE).exists():
-        proto = storage.read_bytes(folder / SENTENCEPIECE_FILE)
-        return _with_added(folder, tokenizer, proto, folder / SENTENCEPIECE_FILE, ())
+        where = folder / SENTENCEPIECE_FILE
+        found = _with_added(folder, tokenizer, storage.read_bytes(where), where, ())
+        if tokenizer is not None and found.is_sentencepiece:
+            _warn_of_difference(found.contents, folder / TOKENIZER_FILE)
+        return found
     if tokenizer is None:
         return _bytes_of(folder, tokenizer_class)
     where = folder / TOKENIZER_FILE
@@ -300,6 +305,15 @@ def to_sentencepiece(tokenizer: Mapping[str, Any], where: Any) -> bytes:
     contents = proto.SerializeToString()
     _check_same_ids(contents, tokenizer, where)
     return contents
+
+
+def _warn_of_difference(proto: bytes, path: epath.Path) -> None:
+    """Tells where a folder's two tokenizer files cut texts otherwise: transformers takes the other one."""
+    found = first_difference(SentencePieceVocabulary(proto), open_tokenizer(storage.read_bytes(path), path),
+                             sample_texts(proto))
+    if found is not None:
+        logger.warning("%s cuts texts otherwise than %s, which is used here: the text %r is %s there, and %s "
+                       "here", path, SENTENCEPIECE_FILE, found[0], found[2][:20], found[1][:20])
 
 
 def _check_same_ids(proto: bytes, tokenizer: Mapping[str, Any], where: Any) -> None:

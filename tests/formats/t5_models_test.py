@@ -385,6 +385,20 @@ def test_whole_numbers_are_no_parameters(tmp_path):
     refuse(tmp_path / "t5", "no parameter's(.|\n)*shared.weight: int8")
 
 
+def test_float8_leaves_as_the_bfloat16_that_it_is_read_as(tmp_path):
+    """The values are torch's, and the config does not ask for a cast back."""
+    model = hf_folders.build("t5_1_1", torch.float32)
+    hf_folders.publish(model, "t5_1_1", tmp_path / "t5")
+    stored = hf_folders.stored(tmp_path / "t5")
+    narrow = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in stored.items()}
+    safetensors.torch.save_file(narrow, tmp_path / "t5" / "model.safetensors")
+    change_config(tmp_path / "t5", torch_dtype="float8_e4m3fn")
+    back = there_and_back(tmp_path / "t5", tmp_path)
+    hf_folders.assert_same_bits({name: tensor.to(torch.bfloat16) for name, tensor in narrow.items()},
+                                hf_folders.stored(back))
+    assert json.loads((back / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
 def test_weights_that_are_codes_are_named(spoilt):
     change_config(spoilt, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
     refuse(spoilt, "quantised(.|\n)*quantization_config: 'fp8'")

@@ -163,6 +163,20 @@ def test_a_piece_that_is_searched_for_as_a_token_is_seen(written, tmp_path):
     assert [*ours.encode("this"), 1] == tokenizer("this").input_ids != [*vocabulary.encode("this"), 1]
 
 
+def test_two_files_that_do_not_agree_are_told(written, tmp_path, caplog):
+    """As transformers saves a BPE spiece.model: its tokenizer.json is of another algorithm."""
+    _, vocabulary = written
+    (tmp_path / "spiece.model").write_bytes(vocabulary.contents)
+    values = tokenizer_with(written)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+    assert not caplog.records
+    values["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    found = hf_tokenizer.read_vocabulary(storage.as_path(tmp_path))
+    assert found.contents == vocabulary.contents and "cuts texts otherwise than spiece.model" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def trained(texts):
     """Trains small SentencePiece models with special ids as T5's; keeps them."""

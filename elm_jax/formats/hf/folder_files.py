@@ -53,7 +53,8 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
     """
     values = read_json(folder / CONFIG_FILE)
     check_unquantised(values, folder / CONFIG_FILE)
-    return values
+    narrow = [name for name in ("torch_dtype", "dtype") if str(values.get(name)).startswith("float8")]
+    return {**values, **dict.fromkeys(narrow, "bfloat16")}  # as such weights are read
 
 
 def open_weights(folder: epath.Path) -> tuple[dict[str, streaming.Stored], tuple[str, ...]]:

@@ -255,19 +255,30 @@ def check_checkpoints(models: Sequence[Checkpoint], allow: Sequence[str],
 
 def _check_configs(models: Sequence[Checkpoint], ignored: set[str]) -> None:
     first, faults = models[0], []
+    ours = _settings(first)
     for other in models[1:]:
-        keys = sorted((first.config.keys() | other.config.keys()) - ignored)
-        if first.config.get("model_type") != other.config.get("model_type"):
+        theirs = _settings(other)
+        keys = sorted((ours.keys() | theirs.keys()) - ignored)
+        if ours.get("model_type") != theirs.get("model_type"):
             keys = ["model_type"]  # all else follows from it
         for key in keys:
-            if first.config.get(key) != other.config.get(key) and "dropout" not in key:
-                faults.append(f"{key}: {first.config.get(key)!r} in {first.where}, "
-                              f"{other.config.get(key)!r} in {other.where}")
+            if ours.get(key) != theirs.get(key) and "dropout" not in key:
+                faults.append(f"{key}: {ours.get(key)!r} in {first.where}, "
+                              f"{theirs.get(key)!r} in {other.where}")
     if faults:
         raise InputError(describe("These are different networks: their config.json differ",
                                   where=", ".join(str(model.where) for model in models),
                                   got="; ".join(faults), expected="equal settings",
                                   cure="--allow configs, if that makes no difference to the weights"))
+
+
+def _settings(model: Checkpoint) -> dict[str, Any]:
+    """A checkpoint's config; of a T5 what it means, which versions of transformers write in two ways."""
+    values = dict(model.config)
+    if values.get("model_type") in _SCALED_HEADS:
+        scaled = model.says_tied and (values["model_type"] == "t5" or not by_transformers_5(values))
+        values = {"scale_decoder_outputs": scaled, **values, "tie_word_embeddings": model.tied}
+    return values
 
 
 def _check_vocabularies(models: Sequence[Checkpoint]) -> None:

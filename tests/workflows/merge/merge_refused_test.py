@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 
+import hf_folders
 import merge_made as made
 import mergekit_peer as peer
 import numpy as np
@@ -101,6 +102,25 @@ def test_unlike_vocabularies(file, llama, tmp_path):
     merge(experts(llama), tmp_path / "merged", allow=["vocabularies"])
     assert (tmp_path / "merged" / file).read_text() == "a", "the donor's"
     merge([first, second], tmp_path / "same")
+
+
+def test_heads_of_t5_as_two_versions_of_transformers_write_them(tmp_path):
+    """Version 5 says that every T5 is tied, older ones what it is; the result says what it is."""
+    models = [hf_folders.build("t5_1_1", seed=seed) for seed in (0, 1)]
+    models[0].save_pretrained(tmp_path / "new")
+    hf_folders.publish(models[1], "t5_1_1", tmp_path / "old")
+    values = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert values["tie_word_embeddings"] and not values["scale_decoder_outputs"]
+    own = ("tie_word_embeddings", "scale_decoder_outputs", "transformers_version")
+    shared = {key: values[key] for key in values if key not in own}
+    (tmp_path / "old" / "config.json").write_text(json.dumps({**shared, "tie_word_embeddings": False}))
+    for number, order in enumerate((["new", "old"], ["old", "new"])):
+        merge([tmp_path / name for name in order], tmp_path / f"merged{number}")
+        head = hf_folders.stored(tmp_path / f"merged{number}")[HEAD]
+        torch.testing.assert_close(head, (models[0].lm_head.weight + models[1].lm_head.weight).detach() / 2)
+        merge_inputs.check_head(str(tmp_path / f"merged{number}"))
+    (tmp_path / "old" / "config.json").write_text(json.dumps({**shared, "scale_decoder_outputs": True}))
+    refused([tmp_path / "new", tmp_path / "old"], tmp_path, "scale_decoder_outputs: False in ")
 
 
 # ---- tensors
