@@ -84,7 +84,8 @@ def test_row_of_a_ranked_task(ranked: TaskResult) -> None:
     assert row.pop("seconds") > 0
     assert 0 <= row.pop("ci95_low") < row["value"] < row.pop("ci95_high") <= 1
     assert row == {
-        "schema_version": 2, "expert": "mine", "base": "sha256:abc", "task": "toys_small__ask_it",
+        "schema_version": 3, "expert": "mine", "base": "sha256:abc", "task": "toys_small__ask_it",
+        "interval": "wilson",
         "dataset": "toys/small", "template": "ask it", "split": "validation", "metric": "accuracy",
         "value": np.mean(correct), "num_instances": 30,
         "chance": pytest.approx(np.mean([1 / len(row["choices"]) for row in rank_rows()])),

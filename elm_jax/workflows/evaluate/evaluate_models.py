@@ -13,8 +13,11 @@ from jax.sharding import Mesh
 
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked_evaluator
+from elm_jax.evaluation.bleu import require_sacrebleu
+from elm_jax.evaluation.evaluation_settings import wanted_metrics
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import ExpertCard
@@ -99,8 +102,17 @@ class ScoringSetup:
         return self.split or self.data.evaluation_split(task)
 
     def rows(self, task: str) -> PreparedSplit:
-        """The rows of a task that are scored, as a prepared split."""
-        return self.data.split(task, self.split_of(task), self.max_rows)
+        """The rows of a task that are scored, as a prepared split; a registered task says its metrics."""
+        split, known = self.data.split(task, self.split_of(task), self.max_rows), registry.find_task(task)
+        return split if known is None else dataclasses.replace(
+            split, info={**split.info, "metrics": list(known.metrics)})
+
+    def check_metrics(self, tasks: Iterable[str]) -> None:
+        """Raises InputError if a task cannot be scored by the metrics that it names, or are asked for."""
+        for known in filter(None, map(registry.find_task, tasks)):
+            names = wanted_metrics(known.kind, known.metrics, self.settings.metrics, known.name)
+            if "bleu" in names:
+                require_sacrebleu(known.name)
 
 
 class ScoringOptions(TypedDict, total=False):
@@ -192,7 +204,10 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
 def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup) -> bool:
     """Whether the store holds this model's result on the task with these settings."""
     split, digest = setup.split_of(task), setup.settings.digest(setup.max_rows, model.mixed)
-    return store.done(model.id, task, split, digest) and any(
+    known, metrics, several = registry.find_task(task), setup.settings.metrics, False
+    if known is not None:
+        metrics, several = (*known.metrics, *metrics), known.lists.scores is not None
+    return store.done(model.id, task, split, digest, metrics=metrics, several_right=several) and any(
         row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 
 
@@ -247,6 +262,7 @@ def evaluate_models(
         hosts.by_first(lambda: check_ids(models, store))
 
     def pending_of(model: Scorable) -> list[str]:
+        setup.check_metrics(tasks_of(model.id))
         return hosts.by_first(lambda: [
             task for task in tasks_of(model.id) if not is_done(store, model, task, setup)])
 
@@ -336,4 +352,6 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
     setup = ScoringSetup.of(base, data=data, settings=settings, mesh=mesh, split=split, max_rows=max_rows)
     name, card = (BASE_ID, None) if expert is None else (expert.card.id, expert.card)
     model = ScoredModel(name, "not kept", lambda: resolve(base, expert), card=card)
+    registry.import_tasks(setup.data.modules)
+    setup.check_metrics(tasks)
     return [row for result in model.score(tasks, setup) for row in result.rows]

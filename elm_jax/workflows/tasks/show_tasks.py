@@ -1,10 +1,11 @@
 """Lists registered tasks, and shows a task's rows as prompts. Needs no TensorFlow."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elm_jax.data.arrays.batches import trim
+from elm_jax.data.preparing.prepare import several_right
 from elm_jax.data.registry import registry
 from elm_jax.errors import unknown_name
 from elm_jax.vocabularies.vocabulary import Vocabulary
@@ -54,7 +55,8 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
         target_length: tokens of a target that are kept.
 
     Returns:
-        ``task``, ``split``, ``rows``, and ``dropped``: how many rows before these were left out, by reason.
+        ``task``, ``split``, ``rows`` (with ``scores`` of the choices, or ``references``, where several
+        answers are right), and ``dropped``: how many rows before these were left out, by reason.
 
     Raises:
         InputError: an unknown task, a split that it has not, or data that are not there.
@@ -66,7 +68,8 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
     for index, rendered in task.render_rows(split, dropped):
         row: dict[str, Any] = {"row": index, "input": rendered.inputs, "target": rendered.targets,
                                "choices": list(rendered.choices or ()),
-                               "choices_expression": rendered.choices_expression}
+                               "choices_expression": rendered.choices_expression,
+                               **several_right(rendered)}
         if vocabulary is not None:
             ids = {name: [*encode(row[name]), vocabulary.eos_id] for name, encode in (
                 ("input", vocabulary.encode), ("target", vocabulary.encode_target))}
@@ -82,6 +85,12 @@ def _cut(ids: list[int], length: int, vocabulary: Vocabulary) -> dict[str, Any]:
     """Number of tokens that a length keeps, and the text that is cut off in training and scoring."""
     kept = len(trim(ids, length, vocabulary.eos_id))
     return {"length": length, "text": vocabulary.decode(ids[kept - 1:]) if kept < len(ids) else ""}
+
+
+def right_answers(row: Mapping[str, Any]) -> str:
+    """The right answer of a row of `show_task`; of several all, with ``or`` between them."""
+    scored = [choice for choice, score in zip(row["choices"], row.get("scores", ()), strict=False) if score]
+    return " or ".join(row.get("references") or scored or [row["target"]])
 
 
 def printable(row: dict[str, Any]) -> dict[str, str]:
