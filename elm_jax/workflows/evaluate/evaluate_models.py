@@ -352,6 +352,5 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
     setup = ScoringSetup.of(base, data=data, settings=settings, mesh=mesh, split=split, max_rows=max_rows)
     name, card = (BASE_ID, None) if expert is None else (expert.card.id, expert.card)
     model = ScoredModel(name, "not kept", lambda: resolve(base, expert), card=card)
-    registry.import_tasks(setup.data.modules)
     setup.check_metrics(tasks)
     return [row for result in model.score(tasks, setup) for row in result.rows]
