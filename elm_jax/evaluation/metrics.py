@@ -1,4 +1,4 @@
-"""Metrics with 95% intervals, as fractions from 0 to 1; and the metrics of SeqIO's tasks, in percent.
+"""ROUGE-L of two texts, from 0 to 1; and the metrics of SeqIO's tasks, in percent.
 
 ROUGE-L is that of rouge_score where a text's letters are those of ASCII. Other texts are split by their
 script (`script_words`), which results name.
@@ -12,11 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.evaluation.intervals import Estimate, mean_with_interval
-from elm_jax.evaluation.script_words import composed, is_plain, words_of
-
-__all__ = ["TEXT_METRICS", "Estimate", "mean_with_interval", "rouge_l", "rouge_tokenizer", "text_accuracy",
-           "text_rouge_l", "without_punctuation"]
+from elm_jax.evaluation.script_words import composed, has_words, is_plain, words_of
 
 BY_SCRIPT = "script"
 """Name of the tokenizer that is not rouge_score's, in results."""
@@ -31,13 +27,15 @@ def rouge_l(prediction: str, target: str) -> float:
 
     Source: Lin 2004, https://aclanthology.org/W04-1013.
     """
-    scorer = _scorers()["words" if words_of(target) else "signs"]
+    scorer = _scorers()["words" if has_words(target) else "signs"]
     return float(scorer.score(target, prediction)["rougeL"].fmeasure)
 
 
-def rouge_tokenizer(texts: Iterable[str]) -> str | None:
+def rouge_tokenizer(predictions: Iterable[str], targets: Iterable[str]) -> str | None:
     """Name of the tokenizer of ROUGE-L on some texts; None for rouge_score's own."""
-    return None if all(is_plain(text) and words_of(text) for text in texts if text.strip()) else BY_SCRIPT
+    english = all(map(is_plain, predictions)) and all(
+        is_plain(target) and has_words(target) for target in targets if target.strip())
+    return None if english else BY_SCRIPT
 
 
 Targets = Sequence[str | Sequence[str]]

@@ -66,6 +66,11 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", wide).lower()
 
 
+def has_words(text: str) -> bool:
+    """Whether a text has any letter or digit."""
+    return any(kind_of_character(char) in (LETTER, ALONE) for char in text)
+
+
 def is_plain(text: str) -> bool:
     """Whether no letter, digit or mark of a text lies outside of ASCII, once it is in lower case."""
     return text.isascii() or all(char.isascii() or kind_of_character(char) == BLANK

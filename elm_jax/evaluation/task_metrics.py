@@ -43,8 +43,8 @@ def estimate(name: str, predictions: Sequence[Mapping[str, Any]]) -> tuple[Estim
                                 [references_of(found) for found in predictions])
     facts = {}
     if name == "rouge_l":
-        texts = (text for found in predictions for text in (found["prediction"], *references_of(found)))
-        tokenizer = rouge_tokenizer(texts)
+        tokenizer = rouge_tokenizer((found["prediction"] for found in predictions),
+                                    (text for found in predictions for text in references_of(found)))
         facts = {} if tokenizer is None else {"tokenizer": tokenizer}
     field = FIELDS.get(name, name)
     return mean_with_interval([found[field] for found in predictions]), facts
