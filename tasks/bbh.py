@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from elm_jax.tasks.bigbench import LISTS, right_texts
+
 from elm_jax.data.prompts.templates import PromptTemplate
 from elm_jax.data.registry import registry
 
@@ -45,14 +47,19 @@ def choices_of(text: str) -> list[str]:
 
 
 def _adapt(row: Mapping[str, Any], task: str) -> dict[str, Any]:
-    return {**row, "choices": list(FIXED.get(task) or choices_of(row["input"]))}
+    choices = list(FIXED.get(task) or choices_of(row["input"]))
+    if isinstance(row["target"], list) and task not in GENERATED:
+        return {**row, "target": row["target"][0], "choices": choices,
+                "scores": [int(choice in row["target"]) for choice in choices]}
+    return {**row, **right_texts(row["target"]), "choices": choices}
 
 
 def _add(task: str) -> str:
     generated = task in GENERATED
     return registry.add_prompted_task(
         "bbh", task, GENERATION if generated else RANKING, kind="generation" if generated else "rank",
-        role="bbh", splits=("test",), truncate=False, adapt=functools.partial(_adapt, task=task))
+        role="bbh", splits=("test",), truncate=False, adapt=functools.partial(_adapt, task=task),
+        lists=LISTS, metrics=("exact_match",) if generated else ())
 
 
 TASKS = [_add(task) for task in sorted((*FIXED, *OPTIONS, *GENERATED))]

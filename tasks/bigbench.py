@@ -27,12 +27,15 @@ PAPER = (
 )
 """The 13 tasks that the paper scores."""
 RANKED = (*PAPER, "novel_concepts")
-"""Tasks with choices; in novel_concepts several can be right."""
+"""Tasks with choices. Several may have a score: a prediction is credited that of the chosen one."""
 GENERATED = ("linguistics_puzzles",)
 
 _DEFAULTS = {"task_prefix": "", "example_input_prefix": "\nQ: ", "choice_prefix": "\n choice: ",
              "example_output_prefix": "\nA: "}
 _SHOWN = "{% for choice in choices %}{{choice_prefix}}{{choice}}{% endfor %}"
+
+
+LISTS = registry.RowLists("choices", "scores", "references")
 
 
 def _ranking(choices: str) -> PromptTemplate:
@@ -90,7 +93,10 @@ def _template(task: str) -> PromptTemplate:
 
 
 def _adapt(row: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """A row's prefixes, input, choices and target (the first of the best choices)."""
+    """A row's prefixes, input, choices and target, with the scores or right texts where there are several.
+
+    Source: https://github.com/google/BIG-bench/blob/main/docs/doc.md (``target_scores``, ``target``).
+    """
     path = _settings_file()
     if path is None:
         raise InputError(describe("BIG-bench tasks need their settings", where=row_files.data_dir(),
@@ -101,17 +107,30 @@ def _adapt(row: Mapping[str, Any], task: str) -> dict[str, Any]:
         raise InputError(describe("A BIG-bench task has no settings", where=path, got=key))
     prefixes = {name: settings[key].get(name, value) for name, value in _DEFAULTS.items()}
     if task in GENERATED:
-        return {**prefixes, "input": row["input"], "choices": [], "target": row["target"]}
+        return {**prefixes, "input": row["input"], "choices": [], **right_texts(row["target"])}
     scores = row["target_scores"]
+    if not isinstance(scores, Mapping) or not scores:
+        raise InputError(describe("A BIG-bench row to rank has no scored choices", where=key,
+                                  got=f"target_scores {scores!r}"[:80]))
+    plain = sorted(scores.values(), reverse=True) == [1, *[0] * (len(scores) - 1)]
     return {**prefixes, "input": row["input"], "choices": list(scores),
-            "target": max(scores, key=scores.__getitem__)}
+            "target": max(scores, key=scores.__getitem__),
+            **({} if plain else {"scores": list(scores.values())})}
+
+
+def right_texts(target: str | list[str]) -> dict[str, Any]:
+    """A row's target: a text, or the first of several right ones and all of them."""
+    if isinstance(target, list):
+        return {"target": target[0] if target else "", "references": target}
+    return {"target": target}
 
 
 def _add(task: str) -> str:
     return registry.add_prompted_task(
         "bigbench", task, "bigbench", kind="rank" if task in RANKED else "generation",
         role="bigbench" if task in PAPER else "bigbench_extra", splits=("test",), truncate=False,
-        make_template=functools.partial(_template, task), adapt=functools.partial(_adapt, task=task))
+        make_template=functools.partial(_template, task), adapt=functools.partial(_adapt, task=task),
+        lists=LISTS, metrics=() if task in RANKED else ("exact_match",))
 
 
 TASKS = [_add(task) for task in PAPER]

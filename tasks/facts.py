@@ -9,6 +9,7 @@ from elm_jax.tasks.recipes import recipe_of
 
 from elm_jax.data.prompts import templates
 from elm_jax.data.registry import registry
+from elm_jax.evaluation.evaluation_settings import KNOWN_METRICS
 
 TEMPLATE_FOLDER = os.path.join(os.path.dirname(__file__), "templates")
 """Templates of our own, in promptsource's layout, for data sets that promptsource has none for."""
@@ -25,6 +26,8 @@ class Dataset:
         generation: all others.
         extra: those of both that the published comparison leaves out.
         source: data set and config whose rows these are, None for its own.
+        metrics: to score its tasks by beside accuracy or ROUGE-L, as far as they are of their kind.
+        references: field that lists all right texts of a row, where a task writes one of them.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Dataset:
     generation: tuple[str, ...]
     extra: tuple[str, ...] = ()
     source: tuple[str, str | None] | None = None
+    metrics: tuple[str, ...] = ()
+    references: str | None = None
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -81,4 +86,5 @@ def _add(dataset: Dataset, template: str, role: str, splits: Sequence[str], cate
         dataset.name, dataset.config, template, kind=kind, role=role, splits=splits,
         template_folder=TEMPLATE_FOLDER, source=dataset.source, category=category,
         recipe=recipe_of(dataset.key) if role not in registry.EVALUATION_ONLY else None,
-        versions=versions_of)
+        versions=versions_of, lists=registry.RowLists(references=dataset.references),
+        metrics=[name for name in dataset.metrics if name in KNOWN_METRICS[kind]])

@@ -14,6 +14,7 @@ DATASETS = (
         "wiki_auto", "auto_full_with_split",
         rank=(),
         generation=("easier to read", "simpler words"),
+        metrics=("bleu",),
     ),
     Dataset(
         "gigaword_constrained", None,
@@ -65,6 +66,8 @@ TEST_DATASETS = (
         "asset", "simplification",
         rank=(),
         generation=("easier to read", "simpler words"),
+        metrics=("bleu",),
+        references="simplifications",
     ),
 )
 """Scored only: simplification is learned on wiki_auto and tested on both."""

@@ -60,6 +60,7 @@ DATASETS = (
             "Reversed appropriate continuation - Yes or No", "Topic without the ending answer",
             "Open-ended completion", "Topic of the context", "Open-ended start",
         ),
+        metrics=("acc_norm", "acc_norm_tokens"),
     ),
     Dataset(
         "story_cloze", "2016",

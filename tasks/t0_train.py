@@ -22,6 +22,7 @@ DATASETS = (
             "generate_question", "tell_what_it_is", "question_context_answer", "based_on",
             "answer_the_following_q",
         ),
+        metrics=("squad_em", "squad_f1"),
     ),
     Dataset(
         "ag_news", None,
@@ -129,6 +130,8 @@ DATASETS = (
             "generate_question", "extract_answer", "title_generation", "answer_question",
             "generate_question_by_answer",
         ),
+        metrics=("squad_em", "squad_f1"),
+        references="answers",
     ),
     Dataset(
         "gigaword", None,
@@ -248,6 +251,7 @@ DATASETS = (
             "Answer Test", "Guess Title For Context", "Found Context Online",
             "Answer Friend Question", "Read And Extract ",
         ),
+        metrics=("squad_em", "squad_f1"),
     ),
     Dataset(
         "ropes", None,
@@ -259,6 +263,7 @@ DATASETS = (
             "background_situation_middle", "new_situation_background_answer", "prompt_mix",
             "read_background_situation",
         ),
+        metrics=("squad_em", "squad_f1"),
     ),
     Dataset(
         "rotten_tomatoes", None,
@@ -287,6 +292,7 @@ DATASETS = (
             "Multiple Choice Question First", "Multiple Choice", "Direct Question",
         ),
         generation=(),
+        metrics=("acc_norm", "acc_norm_tokens"),
     ),
     Dataset(
         "social_i_qa", None,

@@ -14,6 +14,7 @@ from elm_jax.workflows.choices import (
     EXPERT_KINDS,
     FOLDER_KINDS,
     LAYOUTS,
+    MORE_METRICS,
     WRITTEN_FOLDERS,
     WRITTEN_KINDS,
 )
@@ -260,6 +261,8 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--choice_score", choices=CHOICE_SCORES, default="sum",
                           help="a choice's score: the sum of its tokens' log-probabilities, or their mean "
                           "(default: sum)")
+    evaluate.add_argument("--metric", action="append", default=[], choices=MORE_METRICS,
+                          help="score by this too; may be given again (a task may name some of its own)")
     evaluate.add_argument("--stack_experts", type=int, default=1, metavar="E",
                           help="score so many experts of one shape in one program (default: 1)")
     evaluate.add_argument("--mesh_data", type=int, default=-1)

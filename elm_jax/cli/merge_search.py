@@ -54,4 +54,5 @@ def _print(report: Mapping[str, Any]) -> None:
     shares = {name: f"{100 * held[name]['value']:.1f} [{100 * held[name]['ci95_low']:.1f}, "
               f"{100 * held[name]['ci95_high']:.1f}]" for name in ("uniform_mean", "found", "difference")}
     print(f"{held['metric']} on {held['num_rows']} other rows ({held['split']}): uniform mean "
-          f"{shares['uniform_mean']}, found {shares['found']}, difference {shares['difference']}")
+          f"{shares['uniform_mean']}, found {shares['found']}, difference {shares['difference']} "
+          "(95% intervals: Wilson's, and the paired bootstrap's)")

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from elm_jax.errors import InputError, describe, unknown_name
@@ -11,6 +12,13 @@ CHOICE_TOKEN_COST = 4
 """Cost of a choice's token in the token budget: its logits are as long as the vocabulary."""
 CHOICE_SCORES = ("sum", "mean")
 """A choice's score: the sum of its tokens' log-probabilities, or their mean."""
+PRIMARY = {"rank": "accuracy", "generation": "rouge_l"}
+"""The metric that every task of a kind has, and that reports are made of."""
+KNOWN_METRICS = {"rank": ("accuracy", "acc_norm", "acc_norm_tokens"),
+           "generation": ("rouge_l", "exact_match", "squad_em", "squad_f1", "bleu")}
+"""Names of all metrics, by kind of task (`task_metrics` says what they are)."""
+MORE_METRICS = tuple(name for kind, names in KNOWN_METRICS.items() for name in names if name != PRIMARY[kind])
+"""Metrics that are scored by only where a task names them, or they are asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +35,7 @@ class EvaluationSettings:
             the next power of two.
         few_shot: exemplars that were put before each input.
         choice_score: 'sum' of a choice's log-probabilities, end token included, or their 'mean'.
+        metrics: to score by beside those that a task has; of the other kind of tasks they are left out.
     """
 
     source_length: int = 512
@@ -36,6 +45,7 @@ class EvaluationSettings:
     target_buckets: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     few_shot: int = 0
     choice_score: str = "sum"
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("source_length", "max_new_tokens", "tokens_per_batch"):
@@ -50,6 +60,8 @@ class EvaluationSettings:
                 raise InputError(describe("Evaluation setting is wrong", where=name, got=buckets,
                                           expected="rising integers above 0"))
             object.__setattr__(self, name, buckets)  # gin gives lists, which cannot be hashed
+        check_metrics(self.metrics, "metrics")
+        object.__setattr__(self, "metrics", tuple(self.metrics))
         if self.choice_score not in CHOICE_SCORES:
             raise unknown_name("score of a choice", str(self.choice_score), CHOICE_SCORES,
                                where="choice_score")
@@ -68,6 +80,34 @@ class EvaluationSettings:
         facts += [self.choice_score] if self.choice_score != "sum" else []
         facts += [f"cut on the {cut_prompt}"] if cut_prompt != "right" else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+def check_metrics(names: Iterable[str], where: str, kind: str | None = None) -> None:
+    """Raises InputError for a metric that does not exist, or not for this kind of task."""
+    known = [name for one, own in KNOWN_METRICS.items() for name in own if kind in (None, one)]
+    if isinstance(names, str):
+        raise InputError(describe("Metrics are a list of names", where=where, got=repr(names)))
+    for name in names:
+        if name not in known:
+            what = "metric" if kind is None else f"metric of a {kind} task"
+            raise unknown_name(what, str(name), known, where=where)
+
+
+def wanted_metrics(kind: str, own: Iterable[str], asked: Iterable[str], where: str) -> tuple[str, ...]:
+    """Names of the metrics that a task is scored by, the one of its kind first.
+
+    Args:
+        kind: of the task.
+        own: that the task names.
+        asked: of all tasks; those of the other kind are left out.
+        where: the task, for errors.
+
+    Raises:
+        InputError: the task names a metric that is none of its kind.
+    """
+    check_metrics(own, where, kind)
+    fitting = [name for name in asked if name in KNOWN_METRICS[kind]]
+    return tuple(dict.fromkeys([PRIMARY[kind], *own, *fitting]))
 
 
 def _is_count(value: Any) -> bool:

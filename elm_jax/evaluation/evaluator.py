@@ -13,9 +13,9 @@ from elm_jax.data.arrays.prepared import LEFT, PreparedSplit
 from elm_jax.data.arrays.prompt_rows import count_cut
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import RunError, describe
-from elm_jax.evaluation import greedy_texts, metrics, rank
+from elm_jax.evaluation import greedy_texts, rank, task_metrics
 from elm_jax.evaluation.batch_plan import TaskInstances, plan_batches
-from elm_jax.evaluation.evaluation_settings import EvaluationSettings
+from elm_jax.evaluation.evaluation_settings import EvaluationSettings, wanted_metrics
 from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding
@@ -26,6 +26,8 @@ from elm_jax.vocabularies.vocabulary import Vocabulary
 __all__ = ["EvaluationSettings", "ResultsStore", "Scoring", "TaskResult", "evaluate_task"]
 
 SCORE_DIGITS = 6
+INTERVAL = "wilson"
+"""Kind of every interval of a score (`intervals`), in results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,27 +85,40 @@ def task_result(instances: TaskInstances, predictions: list[dict[str, Any]], sco
     """Makes the result row of one model on one task from its predictions."""
     split, settings = instances.split, scoring.settings
     ranked = split.kind == "rank"
-    if ranked:
-        estimate = metrics.accuracy([found["correct"] for found in predictions])
-    else:
-        estimate = metrics.mean_with_interval([found["rouge_l"] for found in predictions])
-    chance = float(np.mean([1 / len(found["scores"]) for found in predictions])) if ranked else None
-    row = {
+    chance = _chance(split) if ranked else None
+    facts = {
         "schema_version": SCHEMA_VERSION, "expert": expert, "base": scoring.base, "task": split.name,
         "dataset": dataset_path(split.info["dataset"], split.info.get("config")),
         "template": split.info["template"], "split": split.split,
-        "metric": "accuracy" if ranked else "rouge_l",
-        "value": estimate.value, "num_instances": estimate.n, "ci95_low": estimate.low,
-        "ci95_high": estimate.high, "chance": chance, "seconds": seconds,
+    }
+    how = {
+        "chance": chance, "seconds": seconds,
         "settings": settings.digest(scoring.max_rows, cut_prompt=split.cut_prompt),
         "max_rows": scoring.max_rows, "source_length": settings.source_length,
         "num_cut": count_cut(split, instances.form, settings.source_length),
+        **({"cut_prompt": LEFT} if split.cut_prompt == LEFT else {}),
     }
-    if ranked and settings.choice_score != "sum":
-        row["choice_score"] = settings.choice_score
-    if split.cut_prompt == LEFT:
-        row["cut_prompt"] = LEFT
-    return TaskResult([row], predictions)
+    rows = []
+    for metric in metrics_of(split, settings):
+        estimate, own = task_metrics.estimate(metric, predictions)
+        if metric == "accuracy" and settings.choice_score != "sum":
+            own = {**own, "choice_score": settings.choice_score}
+        rows.append({**facts, "metric": metric, "value": estimate.value, "num_instances": estimate.n,
+                     "ci95_low": estimate.low, "ci95_high": estimate.high, "interval": INTERVAL, **how,
+                     **own})
+    return TaskResult(rows, predictions)
+
+
+def _chance(split: PreparedSplit) -> float:
+    """Expected accuracy of guessing: the mean credit of a choice, averaged over the rows."""
+    guesses = sorted((split.text(row)["index"], float(np.mean(split.credits(row))))
+                     for row in range(len(split)))
+    return float(np.mean([guess for _, guess in guesses]))
+
+
+def metrics_of(split: PreparedSplit, settings: EvaluationSettings) -> tuple[str, ...]:
+    """Names of the metrics of a split's task, see `wanted_metrics`."""
+    return wanted_metrics(split.kind, split.info.get("metrics", ()), settings.metrics, split.name)
 
 
 def _rank(network: Network, params: Params, instances: TaskInstances, scoring: Scoring
@@ -113,41 +128,62 @@ def _rank(network: Network, params: Params, instances: TaskInstances, scoring: S
         batch = scoring.with_states(instances.batch(shape, numbers))
         placed = sharding.put_batch(batch, scoring.mesh)
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
-        found += ranked_rows(instances, numbers, hosts.whole(scores), scoring.settings.choice_score)
+        found += ranked_rows(instances, numbers, hosts.whole(scores), scoring.settings)
     return in_order(found)
 
 
 def ranked_rows(instances: TaskInstances, numbers: Sequence[int], scores: np.ndarray,
-                choice_score: str = "sum") -> list[dict[str, Any]]:
+                settings: EvaluationSettings) -> list[dict[str, Any]]:
     """Turns log-probabilities f32[B, C] of a batch's choices into predictions.
 
     Args:
         instances: of a split.
         numbers: of the batch's rows.
         scores: f32[B, C], sums over a choice's tokens; B may be larger than the number of rows.
-        choice_score: 'mean' divides each by the choice's number of tokens.
+        settings: say which score of a choice decides, and what else to score by.
 
     Raises:
         RunError: scores are not numbers.
     """
-    split, choices, scores = instances.split, instances.choices, scores[:len(numbers)]
-    if choice_score == "mean":
-        scores = rank.per_token(scores, [[len(choice) for choice in choices[number]] for number in numbers])
-    if not np.isfinite(scores).all():
+    split, choices, sums = instances.split, instances.choices, scores[:len(numbers)]
+    if not np.isfinite(sums).all():
         raise RunError(describe(
             "Scores are not finite", where=f"task {split.name}, {split.split}",
             cure="look at the expert's weights: its training or merging made NaN or infinity"))
-    best = rank.predict(scores, np.asarray([len(choices[number]) for number in numbers]))
-    found = []
-    for number, own, place in zip(numbers, scores, best, strict=True):
-        text = split.text(number)
-        found.append({
-            "index": text["index"], "prediction": text["choices"][place],
-            "target": text["targets"], "label": split.label(number),
-            "correct": int(place == split.label(number)),
-            "scores": [round(float(score), SCORE_DIGITS) for score in own[:len(choices[number])]],
-        })
-    return found
+    texts, width = [split.text(number) for number in numbers], sums.shape[1]
+    lengths = rank.padded_lengths([list(map(len, choices[number])) for number in numbers], width)
+    divisors = {
+        "accuracy": lengths if settings.choice_score == "mean" else np.ones_like(lengths),
+        "acc_norm": rank.padded_lengths([list(map(len, text["choices"])) for text in texts], width),
+        "acc_norm_tokens": lengths}
+    counts = np.asarray([len(choices[number]) for number in numbers])
+    errors = rank.score_errors(sums, lengths)
+    places = {metric: rank.predict(sums / divisors[metric], counts, errors / divisors[metric])
+              for metric in metrics_of(split, settings)}
+    scores = sums / divisors["accuracy"]
+    return [_ranked_row(split, number, text, own, {metric: int(best[row]) for metric, best in places.items()})
+            for row, (number, text, own) in enumerate(zip(numbers, texts, scores, strict=True))]
+
+
+def _ranked_row(split: PreparedSplit, number: int, text: dict[str, Any], scores: np.ndarray,
+                places: dict[str, int]) -> dict[str, Any]:
+    """The prediction of one row: the chosen choice and its credit, by each metric."""
+    place, credits = places["accuracy"], split.credits(number)
+    found = {
+        "index": text["index"], "prediction": text["choices"][place], "place": place,
+        "target": text["targets"], "label": split.label(number),
+        "correct": _whole(credits[place]),
+        "scores": [round(float(score), SCORE_DIGITS) for score in scores[:len(credits)]],
+    }
+    if "scores" in text:
+        found["credits"] = [_whole(credit) for credit in credits]
+        found["right"] = [choice for choice, credit in zip(text["choices"], credits, strict=True) if credit]
+    more = {metric: _whole(credits[other]) for metric, other in places.items() if metric != "accuracy"}
+    return found | more
+
+
+def _whole(credit: float) -> int | float:
+    return int(credit) if credit in (0, 1) else credit
 
 
 def _generate(network: Network, params: Params, instances: TaskInstances, scoring: Scoring
@@ -159,19 +195,20 @@ def _generate(network: Network, params: Params, instances: TaskInstances, scorin
         texts = greedy_texts.generate(
             network, params, padded(placed, "inputs"), max_new_tokens=scoring.settings.max_new_tokens,
             vocabulary=scoring.vocabulary)
-        found += generated_rows(instances.split, numbers, texts)
+        found += generated_rows(instances.split, numbers, texts, scoring.settings)
     return in_order(found)
 
 
-def generated_rows(split: PreparedSplit, numbers: Sequence[int], texts: Sequence[str]
-                   ) -> list[dict[str, Any]]:
+def generated_rows(split: PreparedSplit, numbers: Sequence[int], texts: Sequence[str],
+                   settings: EvaluationSettings) -> list[dict[str, Any]]:
     """Turns generated texts into predictions; there may be more texts than rows."""
-    found = []
+    found, wanted = [], metrics_of(split, settings)
     for number, prediction in zip(numbers, texts, strict=False):
         text = split.text(number)
-        found.append({"index": text["index"], "prediction": prediction,
-                      "target": text["targets"],
-                      "rouge_l": metrics.rouge_l(prediction, text["targets"])})
+        references = text.get("references", [])
+        found.append({"index": text["index"], "prediction": prediction, "target": text["targets"],
+                      **({"references": references} if references else {}),
+                      **task_metrics.text_values(wanted, prediction, references or [text["targets"]])})
     return found
 
 

@@ -1,91 +1,58 @@
-"""Metrics with 95% intervals, as fractions from 0 to 1; and the metrics of SeqIO's tasks, in percent.
+"""ROUGE-L of two texts, from 0 to 1; and the metrics of SeqIO's tasks, in percent.
 
-A share has Wilson's interval; a mean has the normal approximation's.
+ROUGE-L is that of rouge_score where a text's letters are those of ASCII. Other texts are split by their
+script (`script_words`), which results name.
 """
 
-import dataclasses
 import functools
-import math
 import string
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from elm_jax.errors import InputError, describe
+from elm_jax.evaluation.script_words import composed, has_words, is_plain, words_of
 
-Z95 = 1.959963984540054
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean and its 95% interval.
-
-    Attributes:
-        value: the mean.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        n: number of instances behind it.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-def accuracy(correct: Sequence[float]) -> Estimate:
-    """Share of correct answers, with Wilson's score interval (no continuity correction).
-
-    Args:
-        correct: 0 or 1 an instance.
-
-    Raises:
-        InputError: no instance, or a value that is neither 0 nor 1.
-
-    Source: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
-    """
-    values = _values(correct, "correct")
-    if not np.isin(values, (0, 1)).all():
-        raise InputError(describe("Right or wrong is 1 or 0", got=values[~np.isin(values, (0, 1))][0]))
-    count = len(values)
-    share, square = values.mean(), Z95**2
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = Z95 / (1 + square / count) * math.sqrt(
-        share * (1 - share) / count + square / (4 * count**2))
-    return Estimate(float(share), max(0.0, float(centre - half)), min(1.0, float(centre + half)), count)
-
-
-def mean_with_interval(values: Sequence[float]) -> Estimate:
-    """Mean with the normal interval; for a single value the interval is that value.
-
-    Raises:
-        InputError: no value.
-    """
-    values = _values(values, "values")
-    half = Z95 * math.sqrt(_variance_of_mean(values))
-    mean = float(values.mean())
-    return Estimate(mean, mean - half, mean + half, len(values))
+BY_SCRIPT = "script"
+"""Name of the tokenizer that is not rouge_score's, in results."""
 
 
 def rouge_l(prediction: str, target: str) -> float:
-    """ROUGE-L F1 with Porter stemming, by the rouge_score package.
+    """ROUGE-L F1 with Porter stemming; a language without spaces is compared by its characters.
+
+    Where the letters are those of ASCII this is the value of the package rouge_score. Otherwise words are
+    whole letters with their marks (`script_words.words_of`), of which those in ASCII are stemmed. Of a target
+    without any letter or digit, such as brackets or emoji, the characters are compared.
 
     Source: Lin 2004, https://aclanthology.org/W04-1013.
     """
-    return float(_scorer().score(target, prediction)["rougeL"].fmeasure)
+    scorer = _scorers()["words" if has_words(target) else "signs"]
+    return float(scorer.score(target, prediction)["rougeL"].fmeasure)
 
 
-def text_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Percentage of predictions that equal their target, ignoring case and punctuation."""
-    hits = [_plain(target) == _plain(prediction)
-            for target, prediction in zip(targets, predictions, strict=True)]
+def rouge_tokenizer(predictions: Iterable[str], targets: Iterable[str]) -> str | None:
+    """Name of the tokenizer of ROUGE-L on some texts; None for rouge_score's own."""
+    english = all(map(is_plain, predictions)) and all(
+        is_plain(target) and has_words(target) for target in targets if target.strip())
+    return None if english else BY_SCRIPT
+
+
+Targets = Sequence[str | Sequence[str]]
+"""Of each row the right text, or all of several."""
+
+
+def text_accuracy(targets: Targets, predictions: Sequence[str]) -> dict[str, float]:
+    """Percentage of predictions that equal a right text of their row, ignoring case and punctuation."""
+    hits = [any(_plain(target) == _plain(prediction) for target in _right(own))
+            for own, prediction in zip(targets, predictions, strict=True)]
     return {"accuracy": 100.0 * float(np.mean(hits))}
 
 
-def text_rouge_l(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Mean of `rouge_l` in percent."""
-    scores = [rouge_l(prediction, target) for target, prediction in zip(targets, predictions, strict=True)]
+def text_rouge_l(targets: Targets, predictions: Sequence[str]) -> dict[str, float]:
+    """Mean in percent of the best `rouge_l` with a right text of the row."""
+    scores = [max(rouge_l(prediction, target) for target in _right(own))
+              for own, prediction in zip(targets, predictions, strict=True)]
     return {"rouge_l": 100.0 * float(np.mean(scores))}
 
 
@@ -93,27 +60,46 @@ TEXT_METRICS = {"rank": text_accuracy, "generation": text_rouge_l}
 """By kind of task, the metric of predicted texts in SeqIO's terms: ``(targets, predictions)``, in percent."""
 
 
+def _right(own: str | Sequence[str]) -> Sequence[str]:
+    return (own,) if isinstance(own, str) else own
+
+
+def without_punctuation(text: str) -> str:
+    """A text in lower case without the punctuation of any script."""
+    return "".join(char for char in composed(text.lower())
+                   if char not in string.punctuation and unicodedata.category(char)[0] != "P")
+
+
 def _plain(text: str) -> str:
-    """Removes case, punctuation and repeated white space from a text."""
-    kept = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(kept.split())
+    """Removes case, punctuation and repeated white space; of punctuation alone nothing is removed."""
+    return " ".join(without_punctuation(text).split() or text.split())
+
+
+class _Words:
+    """The words of rouge_score, and those of other scripts."""
+
+    def __init__(self) -> None:
+        from rouge_score import tokenizers
+
+        self._english = tokenizers.DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        if is_plain(text):
+            return self._english.tokenize(text)
+        return [token for word in words_of(text)
+                for token in (self._english.tokenize(word) if word.isascii() else [word])]
+
+
+class _Signs:
+    """The characters of a text, without white space."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return [char for char in text if not char.isspace()]
 
 
 @functools.lru_cache(maxsize=1)
-def _scorer() -> Any:
+def _scorers() -> dict[str, Any]:
     from rouge_score import rouge_scorer  # late: brings nltk and absl with it
 
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-
-
-def _values(values: Sequence[float], where: str) -> np.ndarray:
-    array = np.asarray(values, np.float64)
-    if array.ndim != 1 or not array.size:
-        raise InputError(describe("A metric needs one value an instance", where=where,
-                                  got=f"shape {array.shape}", expected="at least one instance"))
-    return array
-
-
-def _variance_of_mean(values: np.ndarray) -> float:
-    """Estimated variance of the mean; 0 for a single value."""
-    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
+    return {name: rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
+            for name, tokenizer in (("words", _Words()), ("signs", _Signs()))}

@@ -1,7 +1,7 @@
 """Rank classification: the predicted answer is the choice of the largest log-probability.
 
 A choice's score is the sum over its tokens INCLUDING the end token, without length normalisation, or, where
-a setting says so, the mean over the same tokens (`per_token`). Source of the sum:
+a setting says so, the mean over the same tokens. Source of the sum:
 Sanh et al. 2022, https://arxiv.org/abs/2110.08207, section 5; Jang et al. 2023,
 https://arxiv.org/abs/2302.03202, section 4.
 """
@@ -17,8 +17,11 @@ import numpy as np
 from elm_jax.models.network import Network
 from elm_jax.types import Array, Padded, Params
 
-TIE = 1e-5
-"""Scores so near to each other, relative to the best, are equal: what float32 cannot tell apart."""
+TOKEN_ERROR = 1e-5
+"""What float32 leaves uncertain of one token's log-probability, relative to its size where that is above 1;
+measured are up to 4e-6, the same tokens in other batches and paddings. Errors of tokens are independent."""
+ROUNDING = 2.0**-24
+"""Relative error of one rounding in float32, of which the sum over T tokens has about log2(T)."""
 
 
 @functools.partial(jax.jit, static_argnames=("network",))
@@ -37,61 +40,75 @@ def score_choices(network: Network, params: Params, inputs: Padded, choices: Pad
     return network.target_log_probs(params, inputs, choices).sum(axis=-1)
 
 
-def per_token(scores: np.ndarray, lengths: Sequence[Sequence[int]]) -> np.ndarray:
-    """Divides scores f32[B, C] of choices by their numbers of tokens, end token included; returns f64[B, C].
+def padded_lengths(lengths: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """Lengths of each row's choices as i64[B, C]; 1 for an empty choice, and behind a row's last one."""
+    table = np.ones((len(lengths), width), np.int64)
+    for row, own in zip(table, lengths, strict=True):
+        row[:len(own)] = np.maximum(own, 1)
+    return table
+
+
+def score_errors(scores: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+    """Error f64[B, C] that float32 may have made in sums f32[B, C] of log-probabilities.
 
     Args:
-        scores: sums of log-probabilities; those behind a row's last choice are padding.
-        lengths: of each row's choices, each at least 1.
+        scores: sums over a choice's tokens.
+        lengths: i32[B, C], numbers of tokens, each at least 1; None takes a token for each unit of the score.
     """
-    divisors = np.ones(scores.shape)
-    for row, own in zip(divisors, lengths, strict=True):
-        row[:len(own)] = own
-    return scores / divisors
+    size = np.abs(np.asarray(scores, np.float64))
+    lengths = np.maximum(1.0, size) if lengths is None else np.asarray(lengths, np.float64)
+    token = TOKEN_ERROR * np.maximum(1.0, size / lengths)
+    return token * np.sqrt(lengths) + ROUNDING * size * np.log2(2 * lengths)
 
 
-def predict(scores: np.ndarray, num_choices: np.ndarray) -> np.ndarray:
+def predict(scores: np.ndarray, num_choices: np.ndarray, errors: np.ndarray | None = None) -> np.ndarray:
     """Position i32[B] of the best choice; among equal ones the first.
 
     Two choices of the same tokens score the same up to float32's last digits, which depend on the
-    batch; `TIE` keeps the answer from depending on them too.
+    batch; what float32 cannot tell apart is a tie, so that the answer does not depend on them too.
 
     Args:
         scores: f32[B, C].
         num_choices: i32[B], each at least 1; further scores are padding.
+        errors: f64[B, C], of each score; None for those of `score_errors`.
     """
+    errors = score_errors(scores) if errors is None else errors
     scores = np.asarray(scores, np.float64)
     real = np.arange(scores.shape[1])[None, :] < np.asarray(num_choices)[:, None]
     scores = np.where(real, scores, -np.inf)
-    best = scores.max(axis=1, keepdims=True)
-    return (scores >= best - TIE * np.maximum(1.0, np.abs(best))).argmax(axis=1).astype(np.int32)
+    best = scores.argmax(axis=1)[:, None]
+    lowest = np.take_along_axis(scores - errors, best, axis=1)
+    return (scores + errors >= lowest).argmax(axis=1).astype(np.int32)
 
 
 def accuracy_of_scores(
     targets: Sequence[Mapping[str, Any]], scores: Sequence[float]
 ) -> dict[str, float]:
-    """Percentage of rows whose right choice ranks first; a SeqIO score metric.
+    """Mean credit, in percent, of the choices that rank first; a SeqIO score metric.
 
     A row of which a choice is missing, because a limit on the number of examples cut it off, does
     not count; ``rows`` says how many do. Without any the accuracy is NaN: an error would take the
     metrics of all tasks behind this one with it, and SeqIO's evaluator would not even say so.
 
     Args:
-        targets: one for each choice of each row, with the row's ``index``, the choice's ``place``, the
-            ``right`` place and the row's ``num_choices``.
+        targets: one for each choice of each row, with the row's ``index``, the choice's ``place``, its
+            ``credit`` (1 where it is right), its ``length`` in tokens, and the row's ``num_choices``.
         scores: the choices' log-probabilities.
     """
-    rows: dict[int, dict[int, float]] = defaultdict(dict)
-    facts = {}
+    rows: dict[int, dict[int, tuple[float, int, float]]] = defaultdict(dict)
+    sizes = {}
     for target, score in zip(targets, scores, strict=True):
-        rows[target["index"]][target["place"]] = float(score)
-        facts[target["index"]] = target
-    whole = [index for index, found in rows.items() if len(found) == facts[index]["num_choices"]]
+        rows[target["index"]][target["place"]] = (float(score), target["length"], target["credit"])
+        sizes[target["index"]] = target["num_choices"]
+    whole = [index for index, found in rows.items() if len(found) == sizes[index]]
     if not whole:
         return {"accuracy": float("nan"), "rows": 0}
-    counts = np.asarray([facts[index]["num_choices"] for index in whole])
-    table = np.zeros((len(whole), counts.max()))
+    counts = np.asarray([sizes[index] for index in whole])
+    table = np.zeros((3, len(whole), counts.max())) + np.array([0.0, 1.0, 0.0])[:, None, None]
     for number, index in enumerate(whole):
-        table[number, :counts[number]] = [rows[index][place] for place in range(counts[number])]
-    right = np.asarray([facts[index]["right"] for index in whole])
-    return {"accuracy": 100.0 * float(np.mean(predict(table, counts) == right)), "rows": len(whole)}
+        for place in range(counts[number]):
+            table[:, number, place] = rows[index][place]
+    found, lengths, credit = table
+    best = predict(found, counts, score_errors(found, lengths))
+    return {"accuracy": 100.0 * float(np.take_along_axis(credit, best[:, None], axis=1).mean()),
+            "rows": len(whole)}

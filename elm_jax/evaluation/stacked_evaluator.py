@@ -98,7 +98,7 @@ def _rank(network: GroupedNetwork, params: Many, instances: TaskInstances, scori
         scores = rank.score_choices(network, params, padded(placed, "inputs"), padded(placed, "choices"))
         scores = hosts.whole(scores)
         for own, group in zip(found, np.split(scores, network.size), strict=True):
-            own += evaluator.ranked_rows(instances, numbers, group, scoring.settings.choice_score)
+            own += evaluator.ranked_rows(instances, numbers, group, scoring.settings)
     return found
 
 
@@ -113,7 +113,7 @@ def _generate(network: GroupedNetwork, params: Many, instances: TaskInstances, s
         tokens = hosts.whole(tokens)
         for own, group in zip(found, np.split(tokens, network.size), strict=True):
             texts = [decoded(network.config, row, scoring.vocabulary) for row in group[:len(numbers)]]
-            own += evaluator.generated_rows(instances.split, numbers, texts)
+            own += evaluator.generated_rows(instances.split, numbers, texts, settings)
     return found
 
 
@@ -213,12 +213,12 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
                                   max_length=settings.max_new_tokens)
             tokens = hosts.whole(tokens)
             texts = [decoded(network.config, row, scoring.vocabulary) for row in tokens]
-            found += evaluator.generated_rows(split, numbers, texts)
+            found += evaluator.generated_rows(split, numbers, texts, settings)
         else:
             scores = score_mixed(network, params, placed["index"], padded(placed, "inputs"),
                                  padded(placed, "choices"))
             scores = hosts.whole(scores)
-            found += evaluator.ranked_rows(instances, numbers, scores, settings.choice_score)
+            found += evaluator.ranked_rows(instances, numbers, scores, settings)
     result = evaluator.task_result(instances, evaluator.in_order(found), scoring, name,
                                    seconds=time.monotonic() - start)
     digest = settings.digest(scoring.max_rows, mixed=True, cut_prompt=split.cut_prompt)

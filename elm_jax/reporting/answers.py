@@ -1,7 +1,8 @@
 """Statistics of answers alone: a task's most frequent right answer, and whether a model always says the same.
 
 If all rows offer the same choices, such as ``Yes`` and ``No``, an answer is its text. If each row has its own
-choices, such as the endings of a story, texts do not repeat, and an answer is a position.
+choices, such as the endings of a story, texts do not repeat, and an answer is a position. Of a row with
+several right choices each counts with its credit.
 """
 
 import collections
@@ -19,7 +20,7 @@ class Answers:
     """Statistics of one model's answers on one task.
 
     Attributes:
-        majority: f64[n], 1 where the most frequent right answer of these very rows is right; None for
+        majority: f64[n], the credit of the most frequent right answer of these very rows; None for
             generations, and where old results do not tell the position of the right choice.
         by_position: whether an answer is the position of a choice, not its text.
         constant: whether the model gave one and the same answer on all rows, of which there are several.
@@ -35,20 +36,30 @@ def read_answers(predictions: Sequence[Mapping[str, Any]]) -> Answers:
     if "scores" not in predictions[0]:
         return Answers(None, False, _all_equal([found["prediction"] for found in predictions]))
     # Choices that all rows share give no more unlike right answers than there are choices.
-    by_position = (len({found["target"] for found in predictions})
+    by_position = (len({found["target"] for found in predictions if found["target"]})
                    > max(len(found["scores"]) for found in predictions))
-    if by_position:
-        right, given = map(_label, predictions), map(_choice, predictions)
-    else:
-        right, given = ([found[name] for found in predictions] for name in ("target", "prediction"))
-    return Answers(_majority(list(right)), by_position, _all_equal(list(given)))
+    given = [_choice(found) if by_position else found["prediction"] for found in predictions]
+    return Answers(_majority([_right(found, by_position) for found in predictions]), by_position,
+                   _all_equal(given))
 
 
-def _majority(right: Sequence[Hashable]) -> np.ndarray | None:
+def _right(found: Mapping[str, Any], by_position: bool) -> dict[Hashable, float] | None:
+    """Credit of each right answer of a row; None where old results do not tell it."""
+    if "credits" in found:
+        places = {place: credit for place, credit in enumerate(found["credits"]) if credit}
+        return places if by_position else dict(zip(found["right"], places.values(), strict=True))
+    answer = _label(found) if by_position else found["target"]
+    return None if answer is None else {answer: 1.0}
+
+
+def _majority(right: Sequence[Mapping[Hashable, float] | None]) -> np.ndarray | None:
     if None in right:
         return None
-    answer = collections.Counter(right).most_common(1)[0][0]
-    return np.asarray([one == answer for one in right], np.float64)
+    total: collections.Counter[Hashable] = collections.Counter()
+    for row in right:
+        total.update(row)
+    answer = total.most_common(1)[0][0] if total else None
+    return np.asarray([row.get(answer, 0.0) for row in right], np.float64)
 
 
 def _all_equal(answers: Sequence[Hashable]) -> bool:
@@ -56,6 +67,8 @@ def _all_equal(answers: Sequence[Hashable]) -> bool:
 
 
 def _choice(found: Mapping[str, Any]) -> int:
+    if "place" in found:
+        return found["place"]
     return int(rank.predict(np.asarray([found["scores"]]), np.asarray([len(found["scores"])]))[0])
 
 

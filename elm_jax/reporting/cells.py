@@ -1,7 +1,7 @@
 """Cells of a study's matrix of experts and tasks, and statistics over rows of cells.
 
-A cell holds per-instance values (1 or 0 for a classification, ROUGE-L for a generation), so that every row
-of a table can be compared with every other instance by instance. Values are fractions.
+A cell holds per-instance values (credit of an answer for a classification, ROUGE-L for a generation), so that
+every row of a table can be compared with every other instance by instance. Values are fractions.
 """
 
 import dataclasses
@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.metrics import Z95, Estimate
+from elm_jax.evaluation import intervals
+from elm_jax.evaluation.intervals import Estimate
 
 SINGLE_VARIANCE = 1.0
 """Assumed variance of a single instance's value, larger than that of any fraction."""
@@ -80,19 +81,29 @@ def stacked(matrix: Matrix, experts: Sequence[str], task: str) -> tuple[Cell, np
 def macro_mean(row: Row) -> Estimate:
     """Mean over data sets of the means over their tasks, with its 95% interval.
 
-    Data sets are independent of each other; the prompts of one share instances (`dataset_variance`).
+    Each data set has Wilson's interval for as many instances as make its mean as uncertain as it is: the
+    prompts of one share instances (`dataset_variance`). Data sets are independent of each other
+    (`intervals.combined`).
     """
     if not row:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    by_dataset: dict[str, list[Cell]] = {}
+    parts = [_dataset_mean(cells) for cells in _by_dataset(row).values()]
+    return intervals.combined(parts, sum(part.n for part in parts))
+
+
+def _by_dataset(row: Row) -> dict[str, list[Cell]]:
+    found: dict[str, list[Cell]] = {}
     for cell in row.values():
-        by_dataset.setdefault(cell.dataset, []).append(cell)
-    value = float(np.mean([np.mean([cell.values.mean() for cell in cells])
-                           for cells in by_dataset.values()]))
-    half = Z95 * math.sqrt(sum(map(dataset_variance, by_dataset.values()))) / len(by_dataset)
-    num_instances = sum(len({int(index) for cell in cells for index in cell.indices})
-                        for cells in by_dataset.values())
-    return Estimate(value, value - half, value + half, num_instances)
+        found.setdefault(cell.dataset, []).append(cell)
+    return found
+
+
+def _dataset_mean(cells: Sequence[Cell]) -> Estimate:
+    """Mean over one data set's prompts of their means over instances."""
+    mean = float(np.mean([cell.values.mean() for cell in cells]))
+    count = len({int(index) for cell in cells for index in cell.indices})
+    low, high = intervals.wilson(mean, intervals.effective_count(mean, dataset_variance(cells), count))
+    return Estimate(mean, low, high, count)
 
 
 def dataset_variance(cells: Sequence[Cell]) -> float:
@@ -117,7 +128,10 @@ def dataset_variance(cells: Sequence[Cell]) -> float:
 
 
 def paired_difference(row: Row, other: Row) -> Estimate:
-    """Macro mean of `row` minus that of `other`, with the interval of the paired difference.
+    """Macro mean of `row` minus that of `other`, with the paired bootstrap's interval.
+
+    The instances of a data set are drawn again together, with all prompts that ask them
+    (`intervals.paired_difference`).
 
     Raises:
         InputError: the rows were not scored on the same instances of the same tasks.
@@ -128,7 +142,18 @@ def paired_difference(row: Row, other: Row) -> Estimate:
         if against is None or not np.array_equal(cell.indices, against.indices):
             raise InputError(describe("Rows were not scored on the same instances", where=task))
         difference[task] = dataclasses.replace(cell, values=cell.values - against.values)
-    return macro_mean(difference)
+    if not row:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    return intervals.paired_difference([_table(cells) for cells in _by_dataset(difference).values()])
+
+
+def _table(cells: Sequence[Cell]) -> np.ndarray:
+    """Values f64[n, P] of a data set's n instances under P prompts; NaN where a prompt does not ask one."""
+    indices = np.unique(np.concatenate([cell.indices for cell in cells]))
+    table = np.full((len(indices), len(cells)), np.nan)
+    for column, cell in enumerate(cells):
+        table[np.searchsorted(indices, cell.indices), column] = cell.values
+    return table
 
 
 def majority_row(row: Row) -> Row:

@@ -3,31 +3,33 @@
 ABOUT_TABLE = """\
 Accuracy by rank classification and ROUGE-L, in percent. A data set's value is the mean over its
 prompts; a mean is over data sets. The last column is the unseen mean minus the multitask
-baseline's, with the 95% interval of the paired difference."""
+baseline's, with the 95% interval of the paired difference (paired bootstrap over instances)."""
 
 ABOUT_ROWS = """\
 Best single expert and oracle are chosen on the very scores that they show, so they are biased
 upwards; their split-half rows are chosen on one half of the instances and scored on the other, in
 both directions. Random expert is the mean over all {{ num_experts }} experts. RoE picks from the
 library of prompt experts; oracle and best single are among all experts. Dataset experts merged:
-the mean of all of them.{{ multitask }} The ROUGE-L columns are of generated answers. Majority
+the mean of all of them.{{ multitask }} The ROUGE-L columns are of generated answers; beyond the letters a
+to z, words are split by their script, and characters are words where a script has no spaces. Majority
 answer: always the most frequent right answer of a task's scored rows, which no expert is told.
 {{- by_position }}"""
 
 ABOUT_INTERVALS = """\
-95% intervals of the same cells, by the normal approximation over instances. The prompts of a data
-set share their instances, which the interval respects."""
+95% intervals of the same cells: Wilson's score interval, for a mean over data sets combined from theirs.
+The prompts of a data set share their instances, which the interval respects. Every interval of a score in
+this report is of this kind, and every interval of a difference is the paired bootstrap's."""
 
 ABOUT_CATEGORIES = """\
 Seen tasks in the groups in which T0 sorts its data sets: the mean over the data sets of a group, whose
-number stands in brackets, and half of its 95% interval."""
+number stands in brackets, and its 95% interval."""
 
 ABOUT_DATASETS = """\
 The same tasks by data set."""
 
 ABOUT_BENCHMARKS = """\
-Each task of the benchmarks, which are scored only, with half of its 95% interval. Tasks without data are
-listed as absent."""
+Each task of the benchmarks, which are scored only, with its 95% interval. Where several choices have a
+score, an answer counts the score of the chosen one. Tasks without data are listed as absent."""
 
 ABOUT_ROUTING = """\
 Share of tasks that are sent to an expert of the same data set, {{ num_queries }} queries a task

@@ -62,17 +62,12 @@ def _interval(estimate: Mapping[str, float]) -> str:
     return f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}"
 
 
-def plus_minus(estimate: Mapping[str, float]) -> str:
-    """``value ± half of the interval`` in percent."""
-    return f"{100 * estimate['value']:.1f} ± {100 * (estimate['high'] - estimate['value']):.1f}"
-
-
 def category_grid(table: Mapping[str, Any]) -> dict[str, Any]:
     """The study's table on seen tasks, one column for each category and metric."""
     groups = table["by_category"]
     heads = [f"{group['label'].replace('_', ' ')}{' ROUGE-L' if group['metric'] == 'rouge_l' else ''} "
              f"({group['num_datasets']})" for group in groups]
-    rows = [[row["name"], *(plus_minus(group["values"][row["name"]]) for group in groups)]
+    rows = [[row["name"], *(with_interval(group["values"][row["name"]]) for group in groups)]
             for row in table["rows"]]
     rows += [[name, *(fraction(group[key]) for group in groups)]
              for name, key in (("majority answer", "majority"), ("chance", "chance"))]
@@ -92,7 +87,7 @@ def groups_grid(table: Mapping[str, Any], key: str, category: str,
     names = [row["name"] for row in table["rows"]]
     columns = ["data set", category, "metric", *(name.split(" (")[0] for name in names), "majority", "chance"]
     rows = [[group["label"], group["category"].replace("_", " "), METRIC_NAMES[group["metric"]],
-             *(plus_minus(group["values"][name]) for name in names), fraction(group["majority"]),
+             *(with_interval(group["values"][name]) for name in names), fraction(group["majority"]),
              fraction(group["chance"])] for group in table[key]]
     missing = [[row["dataset"], row["benchmark"], f"absent: {row['reason']}", *"–" * (len(names) + 2)]
                for row in absent]

@@ -15,7 +15,7 @@ from elm_jax.evaluation.evaluator import ResultsStore
 from elm_jax.reporting import plots, report
 from elm_jax.reporting.answers import read_answers
 from elm_jax.reporting.cells import Cell, Matrix, cell_of
-from elm_jax.reporting.groups import BENCHMARKS
+from elm_jax.reporting.groups import BENCHMARKS, METRICS
 from elm_jax.reporting.study_table import study_table, target_tasks
 from elm_jax.runtime import storage
 
@@ -31,7 +31,7 @@ class ReportOutcome:
         """Prints the study's table."""
         grid = report.results_grid(self.table)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False,
-                      title="percent; last column: paired difference, 95% interval")
+                      title="percent; last column: paired difference, 95% interval (paired bootstrap)")
         for number, name in enumerate(grid["columns"]):
             outer = number in (0, len(grid["columns"]) - 1)
             table.add_column(name, justify="right" if number else "left", no_wrap=outer,
@@ -86,6 +86,8 @@ def read_matrix(store: ResultsStore) -> Matrix:
     """Reads all cells of a results folder, with their per-instance values."""
     matrix = {}
     for row in store.rows():
+        if row["metric"] not in METRICS:
+            continue  # what a task is scored by beside accuracy or ROUGE-L
         predictions = store.predictions(row["expert"], row["task"], row["split"])
         key = "correct" if row["metric"] == "accuracy" else "rouge_l"
         found = read_answers(predictions)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.metrics import Estimate
+from elm_jax.evaluation.intervals import Estimate
 from elm_jax.reporting.cells import (
     Matrix,
     Row,

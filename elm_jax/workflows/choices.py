@@ -20,6 +20,8 @@ LAYOUTS = ("orbax", "zarr")
 """Layouts of a T5X checkpoint."""
 CHOICE_SCORES = ("sum", "mean")
 """Scores of an answer choice: the sum of its tokens' log-probabilities, or their mean."""
+MORE_METRICS = ("acc_norm", "acc_norm_tokens", "exact_match", "squad_em", "squad_f1", "bleu")
+"""Metrics beside accuracy and ROUGE-L (`evaluation.task_metrics` says what they are)."""
 SEARCHES = ("gradient", "evolution")
 """Ways to search merge weights."""
 ALLOWED = {

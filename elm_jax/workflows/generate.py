@@ -29,7 +29,7 @@ from elm_jax.runtime.config_checks import (
     items_of,
 )
 from elm_jax.workflows.route import RowRoute, explained_routes, open_library, read_examples
-from elm_jax.workflows.tasks.show_tasks import show_task
+from elm_jax.workflows.tasks.show_tasks import right_answers, show_task
 
 BASE_ID = "base"
 """Name of the base itself among the models that answer."""
@@ -267,8 +267,8 @@ def read_questions(config: GenerateConfig) -> list[Question]:
         shown = show_task(config.task, config.split, config.rows or ROWS, modules=config.modules)
         where = f"{config.task}, {shown['split']}, row"
         return [Question(row["input"], f"{where} {row['row']}", RoutingInstance(
-            row["input"], row["choices_expression"], tuple(row["choices"])), row["target"], is_free=False,
-            keeps_end=shown["cut_prompt"] == LEFT) for row in shown["rows"]]
+            row["input"], row["choices_expression"], tuple(row["choices"])), right_answers(row),
+            is_free=False, keeps_end=shown["cut_prompt"] == LEFT) for row in shown["rows"]]
     if config.examples is not None:
         return [Question(instance.source, f"{config.examples}, question {number}", instance)
                 for number, instance in enumerate(read_examples(config.examples), start=1)]

@@ -152,6 +152,19 @@ def without_clock(value: Any) -> Any:
     return [without_clock(part) for part in value] if isinstance(value, list) else value
 
 
+def without_newer(value: Any) -> Any:
+    """Facts without what rows and predictions say only since schema 3, and the intervals that it changed."""
+    if isinstance(value, list):
+        return [without_newer(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    dropped = {"place"} if "prediction" in value else set()
+    if "metric" in value:
+        dropped |= {"interval", "schema_version"}
+        dropped |= {"ci95_low", "ci95_high"} if value["metric"] == "rouge_l" else set()
+    return {name: without_newer(part) for name, part in value.items() if name not in dropped}
+
+
 def json_of(path: pathlib.Path) -> Any:
     """A JSON file, or one of JSON lines, without times."""
     text = path.read_text()

@@ -96,7 +96,8 @@ def test_finished_work_is_found_finished(here):
 def test_half_done_work_goes_on_to_the_same_end(here, name):
     """Losses of the steps before and after the stop, cards, and weights by their fingerprints."""
     older.said(elm, older.HALF_DONE[name])
-    assert alike(older.run_facts(here / name), EXPECTED[name]) == []
+    found = older.run_facts(here / name)
+    assert alike(older.without_newer(found), older.without_newer(EXPECTED[name])) == []
 
 
 def test_a_base_half_done_under_elm_train_goes_on_under_elm_pretrain(here):
@@ -110,7 +111,8 @@ def test_experts_score_what_they_scored(here):
     then.rename(here / "results_then")
     for name in ("evaluation", "base's evaluation"):
         older.said(elm, older.FINISHED[name])
-    assert alike(older.run_facts(then), older.run_facts(here / "results_then")) == []
+    found, wanted = older.run_facts(then), older.run_facts(here / "results_then")
+    assert alike(older.without_newer(found), older.without_newer(wanted)) == []
 
 
 def test_experts_merge_to_what_they_merged_to(here):

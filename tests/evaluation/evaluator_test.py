@@ -29,6 +29,7 @@ from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.decode import greedy
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.network import DecoderNetwork
+from elm_jax.reporting.answers import read_answers
 from elm_jax.runtime import sharding, trees
 
 SETTINGS = EvaluationSettings(
@@ -89,7 +90,8 @@ def test_row_of_a_ranked_task(ranked: TaskResult) -> None:
     assert row.pop("seconds") > 0
     assert 0 <= row.pop("ci95_low") < row["value"] < row.pop("ci95_high") <= 1
     assert row == {
-        "schema_version": 2, "expert": "mine", "base": "sha256:abc", "task": "toys_small__ask_it",
+        "schema_version": 3, "expert": "mine", "base": "sha256:abc", "task": "toys_small__ask_it",
+        "interval": "wilson",
         "dataset": "toys/small", "template": "ask it", "split": "validation", "metric": "accuracy",
         "value": np.mean(correct), "num_instances": 30,
         "chance": pytest.approx(np.mean([1 / len(row["choices"]) for row in rank_rows()])),
@@ -111,6 +113,60 @@ def test_the_mean_of_a_choice_divides_its_sum_by_its_tokens(ranked: TaskResult) 
     assert changed  # choices of unlike length change places
     assert found.rows[0]["choice_score"] == "mean" and "choice_score" not in ranked.rows[0]
     assert found.rows[0]["settings"] != ranked.rows[0]["settings"]
+
+
+def test_more_metrics_divide_a_sum_by_characters_or_tokens(ranked: TaskResult) -> None:
+    rows = rank_rows()
+    for row in rows:
+        names = [name[:3 + number] * (1 + number % 3) for number, name in enumerate(row["text"]["choices"])]
+        label = row["text"]["choices"].index(row["text"]["targets"])
+        row.update(label=label, text={**row["text"], "choices": names, "targets": names[label]})
+    found = evaluate(split_of(rows, "rank"), dataclasses.replace(
+        ONE_SHAPE, metrics=("acc_norm", "acc_norm_tokens", "bleu")))
+    changed = {"acc_norm": 0, "acc_norm_tokens": 0}
+    for row, one, total in zip(rows, found.predictions, ranked.predictions, strict=True):
+        assert one["place"] == int(np.argmax(total["scores"])) and one["correct"] == total["correct"]
+        lengths = {"acc_norm": map(len, row["text"]["choices"]), "acc_norm_tokens": map(len, row["choices"])}
+        for metric, own in lengths.items():
+            best = int(np.argmax(np.divide(total["scores"], list(own))))
+            assert one[metric] == int(best == row["label"])
+            changed[metric] += best != one["place"]
+    assert all(changed.values())
+    assert [row["metric"] for row in found.rows] == ["accuracy", "acc_norm", "acc_norm_tokens"]
+    assert [row["value"] for row in found.rows] == [
+        np.mean([one[field] for one in found.predictions]) for field in ("correct", *changed)]
+
+
+def test_a_prediction_counts_the_score_of_its_choice(ranked: TaskResult) -> None:
+    rows, rng = rank_rows(), np.random.default_rng(5)
+    for number, row in enumerate(rows):
+        scores = rng.choice([0.0, 0.0, 0.5, 1.0], len(row["choices"])) * (number % 5 > 0)
+        best = row["text"]["choices"][int(scores.argmax())] if scores.any() else ""
+        row["text"] = {**row["text"], "scores": scores.tolist(), "targets": best}
+    found = evaluate(split_of(rows, "rank"), ONE_SHAPE)
+    credit = [row["text"]["scores"][one["place"]] for row, one in zip(rows, found.predictions, strict=True)]
+    assert [one["correct"] for one in found.predictions] == credit and 0.5 in credit
+    assert found.rows[0]["value"] == pytest.approx(np.mean(credit))
+    assert found.rows[0]["chance"] == pytest.approx(np.mean([np.mean(row["text"]["scores"]) for row in rows]))
+    assert [one["prediction"] for one in found.predictions] == [
+        one["prediction"] for one in ranked.predictions]
+    best = max({name for row in rows for name in row["text"]["choices"]}, key=lambda name: sum(
+        dict(zip(row["text"]["choices"], row["text"]["scores"], strict=True)).get(name, 0) for row in rows))
+    answers = read_answers(found.predictions)
+    assert not answers.by_position
+    np.testing.assert_array_equal(answers.majority, [
+        dict(zip(row["text"]["choices"], row["text"]["scores"], strict=True)).get(best, 0) for row in rows])
+
+
+def test_of_several_right_texts_the_best_counts(generated: TaskResult) -> None:
+    rows = generation_rows()
+    said = [one["prediction"] for one in generated.predictions]
+    for row, text in zip(rows, said, strict=True):
+        row["text"] = {**row["text"], "references": [row["text"]["targets"], text]}
+    found = evaluate(split_of(rows, "generation"), dataclasses.replace(ONE_SHAPE, metrics=("exact_match",)))
+    assert [one["exact_match"] for one in found.predictions] == [1.0] * len(rows)
+    assert all(one["rouge_l"] == 1.0 for one in found.predictions if one["prediction"].strip())
+    assert found.rows[1]["value"] == 1.0 and found.rows[1]["ci95_low"] < 0.9
 
 
 def test_num_cut_counts_the_inputs_that_lost_their_end() -> None:

@@ -55,7 +55,8 @@ def test_prediction_takes_the_first_of_equals_and_no_padding() -> None:
 
 def scored(rows: list[tuple[int, list[float], int]]) -> tuple[list[dict], list[float]]:
     """Targets and scores as SeqIO hands them on, rows of (index, scores, right place)."""
-    targets = [{"index": index, "place": place, "right": right, "num_choices": len(scores), "choice": "x"}
+    targets = [{"index": index, "place": place, "credit": float(place == right), "length": 2,
+                "num_choices": len(scores), "choice": "x"}
                for index, scores, right in rows for place in range(len(scores))]
     return targets, [score for _, scores, _ in rows for score in scores]
 
@@ -73,6 +74,22 @@ def test_a_row_that_was_cut_off_does_not_count() -> None:
     none = rank.accuracy_of_scores(targets[2:4], scores[2:4])
     assert none["rows"] == 0
     assert np.isnan(none["accuracy"])
+
+
+def test_accuracy_of_scores_is_the_mean_credit() -> None:
+    targets, scores = scored([(0, [-3.0, -1.0, -2.0], 1), (1, [-3.0, -4.0, -9.0], 1)])
+    targets[3]["credit"] = 0.25
+    assert rank.accuracy_of_scores(targets, scores)["accuracy"] == 62.5
+
+
+def test_a_tie_is_what_float32_cannot_tell_apart_at_that_length() -> None:
+    counts = np.array([2])
+    for lengths, score, same, other in ((1500, -5650.0, 0.003, 0.05), (4, -12.0, 2e-5, 2e-4),
+                                        (400, -1500.0, 5e-4, 5e-3)):
+        for gap, place in ((same, 0), (other, 1)):
+            scores = np.array([[score - gap, score]])
+            for own in (np.full((1, 2), lengths), None):  # about the same where the length is not known
+                assert rank.predict(scores, counts, rank.score_errors(scores, own))[0] == place, (score, gap)
 
 
 def test_of_equal_scores_the_first_choice_counts() -> None:

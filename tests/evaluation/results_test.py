@@ -12,7 +12,7 @@ from elm_jax.runtime import storage
 
 
 def result(expert: str = "one", task: str = "toys__ask", value: float = 0.5, digest: str = "aaa",
-           metric: str = "accuracy", version: int = 2) -> TaskResult:
+           metric: str = "accuracy", version: int = 3) -> TaskResult:
     row = {"schema_version": version, "expert": expert, "task": task, "split": "validation",
            "metric": metric, "value": value, "settings": digest}
     field = "correct" if metric == "accuracy" else "rouge_l"
@@ -98,7 +98,22 @@ def test_rows_of_the_older_schema_are_read_but_not_taken_for_done(tmp_path: path
     assert store.done("one", "toys__ask", "validation", "aaa")
 
 
+def test_rows_of_schema_2_hold_unless_their_value_changes(tmp_path: pathlib.Path) -> None:
+    store = ResultsStore(tmp_path)
+    for one in (result(version=2), result("two", metric="rouge_l", version=2), result("plain", version=2)):
+        store.append(one)
+    plain = [{"index": 0, "prediction": "a — “b”", "target": "c", "rouge_l": 0.0}]
+    store.append(TaskResult(result("latin", metric="rouge_l", version=2).rows, plain))
+    for expert, holds in (("one", True), ("two", False), ("latin", True)):  # two has an umlaut
+        assert store.done(expert, "toys__ask", "validation", "aaa") == holds
+    assert not store.done("one", "toys__ask", "validation", "aaa", several_right=True)
+    assert not store.done("one", "toys__ask", "validation", "aaa", metrics=("acc_norm",))
+    assert store.done("one", "toys__ask", "validation", "aaa", metrics=("bleu",))  # of other tasks
+    old = {**result(version=2).rows[0], "ci95_low": -0.1, "ci95_high": 1.1}
+    assert 0 < store.with_interval(old)["ci95_low"] < store.with_interval(old)["ci95_high"] < 1
+
+
 def test_foreign_rows_are_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "results.jsonl").write_text(json.dumps({"schema_version": 7}) + "\n")
-    with pytest.raises(InputError, match=r"schema version(.|\n)*line 1(.|\n)*got: 7(.|\n)*1 or 2"):
+    with pytest.raises(InputError, match=r"schema version(.|\n)*line 1(.|\n)*got: 7(.|\n)*1 or 2 or 3"):
         ResultsStore(tmp_path)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 
 import numpy as np
 import pytest
@@ -31,8 +30,18 @@ def by_hand(values: dict[str, np.ndarray]) -> tuple[float, float, float]:
         datasets.setdefault(task.split("__")[0], []).append(own.astype(np.float64))
     over_prompts = [np.stack(prompts).mean(axis=0) for prompts in datasets.values()]
     mean = np.mean([own.mean() for own in over_prompts])
-    error = math.sqrt(sum(own.var(ddof=1) / len(own) for own in over_prompts)) / len(over_prompts)
-    return mean, mean - 1.959963984540054 * error, mean + 1.959963984540054 * error
+    limits = [np.subtract(wilson_by_hand(own), own.mean()) for own in over_prompts]
+    low, high = np.sqrt(np.square(limits).sum(axis=0)) / len(over_prompts)
+    return mean, mean - low, mean + high
+
+
+def wilson_by_hand(own: np.ndarray) -> list[float]:
+    """The shares p of which own's mean m is 1.96 standard errors away: (m - p)^2 = z^2 p (1 - p) / n."""
+    mean, count = own.mean(), len(own)
+    if 0 < mean < 1:  # as many rights and wrongs as have this mean's variance
+        count = mean * (1 - mean) / (own.var(ddof=1) / count) + 1
+    square = 1.959963984540054**2 / count
+    return sorted(np.roots([1 + square, -2 * mean - square, mean**2]).real)
 
 
 def values_of(row: str, facts: dict, matrix: dict, tasks: list[str]) -> dict[str, np.ndarray]:
@@ -122,8 +131,9 @@ def test_pages_hold_every_group_with_its_interval(made: tuple[dict, dict, dict])
     for text in render(facts, matrix).values():
         for group in (*table["by_category"], *table["by_dataset"], *table["benchmarks"]):
             for found in group["values"].values():
-                half = 50 * (found["high"] - found["low"])
-                assert f"{100 * found['value']:.1f} ± {half:.1f}" in text
+                low, high = 100 * found["low"], 100 * found["high"]
+                assert f"{100 * found['value']:.1f} [{low:.1f}, {high:.1f}]" in text
+        assert "Wilson" in text and "paired bootstrap" in text and "±" not in text
         for words in ("multiple choice qa (3)", "topic classification ROUGE-L (1)", "paws_labeled_final",
                       "trained on 16 tasks together"):
             assert words in text

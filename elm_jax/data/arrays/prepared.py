@@ -7,8 +7,9 @@ info.json      schema version, name, split, info
 tokens.npy     i32[tokens]         all sequences of all rows, one after another
 sequences.npy  i64[sequences + 1]  where each one starts; per row inputs, targets, choices
 rows.npy       i64[rows + 1]       where each row starts in sequences
-labels.npy     i32[rows]           index of the right choice, -1 if the row has none
-texts.npy      u8[bytes]           one JSON object per row: inputs, targets, choices, index
+labels.npy     i32[rows]           index of the right choice, the first of the best; -1 if the row has none
+texts.npy      u8[bytes]           one JSON object per row: inputs, targets, choices, index; if the choices
+                                   have scores, these; if several texts are right, these as references
 text_ends.npy  i64[rows + 1]       where each row starts in texts
 ```
 
@@ -34,6 +35,7 @@ KINDS = ("rank", "generation")
 PROMPT_CUTS = LEFT, RIGHT = ("left", "right")
 """Sides on which prompts that are too long are cut."""
 TEXT_KEYS = ("inputs", "targets", "choices", "index")
+OPTIONAL_KEYS = ("scores", "references")
 _MAPPED = ("tokens", "texts")
 _ARRAYS = {
     "tokens": np.int32, "sequences": np.int64, "rows": np.int64, "labels": np.int32,
@@ -75,8 +77,10 @@ class PreparedSplit:
             info: see the class; must hold ``kind``.
             rows: each ``{"inputs": i32[n], "targets": i32[n], "choices": [i32[n], ...], "text":
                 {"inputs": str, "targets": str, "choices": [str, ...], "index": int}}``. Rows of a
-                generation task may leave out ``choices``. ``label`` may be given; without it, it is
-                the place of the target's text among the choices' texts, -1 if it is not there.
+                generation task may leave out ``choices``. The text may have ``scores``, a credit from 0 to
+                1 for each choice, and ``references``, all texts that are right. ``label`` may be given;
+                without it, it is the first choice of the highest score, or the place of the target's text
+                among the choices' texts, -1 if it is not there.
 
         Raises:
             InputError: no such kind, an empty sequence, or choices whose tokens and texts differ
@@ -162,6 +166,15 @@ class PreparedSplit:
         self._row(index)
         return int(self.arrays["labels"][index])
 
+    def credits(self, index: int) -> list[float]:
+        """Credit of each choice of a row: its scores, or 1 for each that reads as the right one."""
+        text, label = self.text(index), self.label(index)
+        if "scores" in text:
+            return text["scores"]
+        choices = text["choices"]
+        return [float(place == label or (label >= 0 and choice == choices[label]))
+                for place, choice in enumerate(choices)]
+
     def text(self, index: int) -> dict[str, Any]:
         """Returns a row as text: ``inputs``, ``targets``, ``choices``, and ``index`` in the source."""
         self._row(index)
@@ -245,15 +258,20 @@ def check_max_rows(max_rows: int | None, where: str) -> None:
 
 
 def _check_text(text: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if sorted(text) != sorted(TEXT_KEYS):
+    if sorted(set(text) - set(OPTIONAL_KEYS)) != sorted(TEXT_KEYS):
         raise InputError(describe("A row's text has other fields", where=where, got=sorted(text),
                                   expected=sorted(TEXT_KEYS)))
+    if "scores" in text and len(text["scores"]) != len(text["choices"]):
+        raise InputError(describe("Scores and choices differ in number", where=where,
+                                  got=f"{len(text['scores'])} scores of {len(text['choices'])} choices"))
     return {**text, "choices": list(text["choices"]), "index": int(text["index"])}
 
 
 def _label(row: Mapping[str, Any], text: Mapping[str, Any], where: str) -> int:
     choices = text["choices"]
     if "label" not in row:
+        if "scores" in text:
+            return text["scores"].index(max(text["scores"])) if any(text["scores"]) else -1
         return choices.index(text["targets"]) if text["targets"] in choices else -1
     label = int(row["label"])
     if not -1 <= label < len(choices):

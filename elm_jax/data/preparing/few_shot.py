@@ -1,7 +1,7 @@
 """Few-shot inputs: rows with their answers (exemplars) are put before each row's own input.
 
 Exemplars come from the train split. For a task without one (unseen tasks, BIG-bench) they are other rows of
-the split itself.
+the split itself. A row of which no choice is right shows nothing, and is left out where it is drawn.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,8 @@ def with_exemplars(split: PreparedSplit, train: PreparedSplit, vocabulary: Vocab
 def _fitting(own: str, exemplars: list[dict[str, Any]], vocabulary: Vocabulary,
              max_length: int) -> tuple[str, list[int], int]:
     """Text and tokens with as many exemplars as fit, and the number of these."""
-    shots = [FORM.format(inputs=text["inputs"], targets=text["targets"]) for text in exemplars]
+    shots = [FORM.format(inputs=text["inputs"], targets=text["targets"]) for text in exemplars
+             if text["targets"]]
     for count in range(len(shots), -1, -1):
         inputs = "".join(shots[:count]) + own
         tokens = [*vocabulary.encode(inputs), vocabulary.eos_id]

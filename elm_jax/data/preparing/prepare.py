@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from elm_jax.data.arrays.prepared import RIGHT, PreparedSplit, check_max_rows
+from elm_jax.data.prompts.templates import Rendered
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.prompted_task import UNKNOWN_VERSION, PromptedTask
 from elm_jax.data.registry.task_rows import describe_dropped
@@ -76,8 +77,14 @@ def tokenised_rows(task: PromptedTask, split: str, vocabulary: Vocabulary,
             "targets": tokens_of(rendered.targets),
             "choices": [tokens_of(choice) for choice in choices],
             "text": {"inputs": rendered.inputs, "targets": rendered.targets, "choices": choices,
-                     "index": index},
+                     "index": index, **several_right(rendered)},
         }
+
+
+def several_right(rendered: Rendered) -> dict[str, list]:
+    """The scores of a row's choices and its right texts, where one right answer does not say it all."""
+    found = {"scores": rendered.scores, "references": rendered.references}
+    return {name: list(value) for name, value in found.items() if value}
 
 
 def _info_of(task: PromptedTask, split: str, vocabulary: Vocabulary, kept: int, dropped: Mapping[str, int],
@@ -106,7 +113,7 @@ def _info_of(task: PromptedTask, split: str, vocabulary: Vocabulary, kept: int, 
     logger.info("prepared %s %s: %d rows, %s", task.name, split, kept, describe_dropped(dropped))
     return {
         "dataset": task.dataset, "config": task.config, "template": task.template,
-        "kind": task.kind, "role": task.role,
+        "kind": task.kind, "role": task.role, **({"metrics": list(task.metrics)} if task.metrics else {}),
         "template_digest": template.digest, "template_version": version or "",
         "choices_expression": template.answer_choices,
         "vocabulary": vocabulary.fingerprint, "source": task.source_digest(split),

@@ -42,13 +42,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-TextMetric = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
-"""Metric ``(targets, predictions)`` of texts, in SeqIO's terms."""
+TextMetric = Callable[[Sequence[Any], Sequence[str]], dict[str, float]]
+"""Metric ``(targets, predictions)`` of texts, in SeqIO's terms; a target is a text, or the list of all that
+are right."""
 ScoreMetric = Callable[[Sequence[Mapping[str, Any]], Sequence[float]], dict[str, float]]
 """Metric ``(targets, scores)``, in SeqIO's terms: a target is a choice's `CHOICE_FACTS` and its text
 under ``choice``, a score the log-probability of its tokens."""
-CHOICE_FACTS = ("index", "place", "right", "num_choices")
-"""The row's index in the source, the choice's place in the row, the right choice's place, their number."""
+CHOICE_FACTS = ("index", "place", "num_choices")
+"""The row's index in the source, the choice's place in the row, their number; beside them stand the choice's
+``credit`` and its number of tokens, ``length``."""
 VOCABULARY_VARIABLE = "ELM_VOCABULARY"
 SCORED_SUFFIX = "_score_eval"
 """Suffix of the SeqIO tasks whose metric reads the scores of answer choices."""
@@ -194,6 +196,8 @@ _ROW_SPEC = {
     "inputs": tf.TensorSpec([], tf.string),
     "targets": tf.TensorSpec([], tf.string),
     "choices": tf.TensorSpec([None], tf.string),
+    "scores": tf.TensorSpec([None], tf.float32),
+    "references": tf.TensorSpec([None], tf.string),
     "index": tf.TensorSpec([], tf.int64),
 }
 
@@ -213,7 +217,9 @@ def _dataset_fn(split: str, shuffle_files: bool, seed: int | None = None, *, nam
         for index, rendered in task.render_rows(split, dropped):
             choices = rendered.choices if task.kind == "rank" else ()
             yield {"inputs": rendered.inputs, "targets": rendered.targets,
-                   "choices": np.array(choices, dtype=object), "index": index}
+                   "choices": np.array(choices, dtype=object), "index": index,
+                   "scores": np.array(rendered.scores or (), np.float32),
+                   "references": np.array(rendered.references, dtype=object)}
         _dropped[name, split] = dict(dropped)
 
     return tf.data.Dataset.from_generator(rows, output_signature=_ROW_SPEC)
@@ -237,9 +243,11 @@ def _tokenize_choices(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     }
 
 
-def _postprocess(output: str, **_: Any) -> str:
-    """Strips white space around a text before it is compared."""
-    return output.strip()
+def _postprocess(output: str, example: Mapping[str, Any] | None = None, is_target: bool = False,
+                 **_: Any) -> str | list[str]:
+    """Strips white space around a text before it is compared; of a target gives all texts that are right."""
+    references = example.get("references", ()) if is_target and example is not None else ()
+    return [text.decode() for text in np.asarray(references).tolist()] or output.strip()
 
 
 def _features() -> dict[str, seqio.Feature]:
@@ -325,10 +333,11 @@ def _one_example_a_choice(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Turns each answer choice into an example of its own; the choices of a row follow one another."""
     def split(row: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
         number = tf.size(row["choices"])
-        right = tf.argmax(tf.cast(row["choices"] == row["targets"], tf.int32), output_type=tf.int32)
+        right = tf.cast(row["choices"] == row["targets"], tf.float32)
+        credit = tf.cond(tf.size(row["scores"]) > 0, lambda: row["scores"], lambda: right)
         return tf.data.Dataset.range(tf.cast(number, tf.int64)).map(lambda place: {
             "inputs": row["inputs"], "targets": row["choices"][place], "index": row["index"],
-            "place": tf.cast(place, tf.int32), "right": right, "num_choices": number,
+            "place": tf.cast(place, tf.int32), "credit": credit[place], "num_choices": number,
         })
 
     return dataset.flat_map(split)
@@ -336,7 +345,8 @@ def _one_example_a_choice(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 def _choice_facts(output: str, example: Mapping[str, Any], **_: Any) -> dict[str, Any]:
     """The facts of a choice that a score metric gets."""
-    return {"choice": output, **{name: int(example[name]) for name in CHOICE_FACTS}}
+    return {"choice": output, "credit": float(example["credit"]), "length": len(example["targets"]),
+            **{name: int(example[name]) for name in CHOICE_FACTS}}
 
 
 class _TaskSource(seqio.FunctionDataSource):
@@ -447,5 +457,13 @@ def _prepared_row(example: Mapping[str, Any]) -> dict[str, Any]:
             "targets": example["targets_pretokenized"].decode(),
             "choices": [choice.decode() for choice in example["choices_pretokenized"]],
             "index": int(example["index"]),
+            **_several_right(example),
         },
     }
+
+
+def _several_right(example: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The scores and references of a row that has them, as `prepare.several_right` gives them."""
+    found = {"scores": [float(score) for score in example["scores"]],
+             "references": [text.decode() for text in example["references"]]}
+    return {name: own for name, own in found.items() if own}

@@ -49,13 +49,18 @@ def ready_prompt(row: Mapping[str, Any], where: str) -> Rendered | str:
     """Reads a row that is a prompt already; returns it, or the reason why it is dropped.
 
     Args:
-        row: ``inputs`` and ``targets``, perhaps ``choices``; other fields are skipped.
+        row: ``inputs`` and ``targets`` (a text, or a list of texts that are all right), perhaps
+            ``choices``; with ``scores``, one a choice, it needs no ``targets``; other fields are skipped.
         where: file and line of the row.
 
     Raises:
         InputError: a field is missing or of another type.
     """
     inputs, targets, choices = row.get("inputs"), row.get("targets"), row.get("choices") or ()
+    if isinstance(targets, list | tuple) and targets:
+        targets = targets[0]  # the others come as references
+    if targets is None and row.get("scores"):
+        targets = str(choices[0]) if choices else None  # the scores will say which
     for name, value in (("inputs", inputs), ("targets", targets)):
         if not isinstance(value, str):
             raise InputError(describe(f"Field {name!r} of a ready prompt is no text", where=where,

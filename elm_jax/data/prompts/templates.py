@@ -49,12 +49,16 @@ class Rendered:
         targets: the text to be produced.
         choices: the rendered answer choices, None if the template has none.
         choices_expression: the template's own expression for the choices, None if it has none.
+        scores: credit from 0 to 1 of each choice, None where the target is the one right choice.
+        references: all texts that are right, of a row to write; empty where that is the target alone.
     """
 
     inputs: str
     targets: str
     choices: tuple[str, ...] | None
     choices_expression: str | None
+    scores: tuple[float, ...] | None = None
+    references: tuple[str, ...] = ()
 
 
 _ENVIRONMENT = sandbox.make_environment()
@@ -229,9 +233,7 @@ class PromptTemplate:
         source = self.jinja
         if truncate:  # promptsource edits the template's source, so the cut depends on the position of }}
             source = source.replace("}}", f" | string | truncate({TRUNCATED_FIELD}) }}}}")
-        fields = {
-            key: value.replace(SEPARATOR, _PIPE_PROTECTOR) if isinstance(value, str) else value
-            for key, value in row.items()}
+        fields = {key: _protected(value) for key, value in row.items()}
         try:
             with sandbox.one_row(seed):
                 # 1. The prompt is compiled before the choices are rendered: the order of the draws.
@@ -255,6 +257,17 @@ class PromptTemplate:
         except InputError:  # the template is not valid, which is the error
             names = []
         return "fields: " + (", ".join(f"{name} = {reprlib.repr(row[name])}" for name in names) or "none")
+
+
+def _protected(value: Any) -> Any:
+    """A field's value whose own separators, in lists and objects too, are not taken for the template's."""
+    if isinstance(value, str):
+        return value.replace(SEPARATOR, _PIPE_PROTECTOR)
+    if type(value) in (list, tuple):
+        return type(value)(map(_protected, value))
+    if type(value) is dict:
+        return {key: _protected(own) for key, own in value.items()}
+    return value
 
 
 def _split(text: str) -> list[str]:

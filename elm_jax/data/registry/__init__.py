@@ -12,9 +12,11 @@ _MODULES = {
     **dict.fromkeys((
         "EVALUATION_ONLY", "ROLES", "PromptMixture", "add_cached_task", "add_mixture", "add_origin",
         "add_prompted_task", "capped_mixture", "check_trainable", "describe_task", "evaluation_only",
-        "find_mixture", "get_mixture", "get_task", "import_module", "import_tasks", "mixture_names",
-        "mixture_rates", "mixture_tasks", "origin_of", "task_names"), "elm_jax.data.registry.registry"),
+        "find_mixture", "find_task", "get_mixture", "get_task", "import_module", "import_tasks",
+        "mixture_names", "mixture_rates", "mixture_tasks", "origin_of", "task_names"),
+        "elm_jax.data.registry.registry"),
     **dict.fromkeys(("PromptedTask", "Recipe"), "elm_jax.data.registry.prompted_task"),
+    "RowLists": "elm_jax.data.registry.task_rows",
     "add_task": "elm_jax.data.registry.own_task",
 }
 """Where each public name is defined."""

@@ -1,6 +1,7 @@
 """Registers a user's own task in a few lines: a file of rows, and a template or a function."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,14 +16,16 @@ from elm_jax.runtime.config_checks import items_of
 from elm_jax.runtime.storage import PathLike
 
 PromptFunction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""From a row to ``inputs``, ``targets`` and, to be ranked, ``choices``: texts, and a list of texts."""
+"""From a row to ``inputs``, ``targets`` (a text, or a list of texts that are all right) and, to be ranked,
+``choices``, a list of texts; with ``scores``, a credit from 0 to 1 for each of them, it needs no targets."""
+_ONE_FIELD = re.compile(r"\s*\{\{\s*(\w+)\s*\}\}\s*")
 
 
 def add_task(
     dataset: str, template: str, rows: PathLike | Mapping[str, PathLike] | RowReader,
     prompt: str | PromptFunction, *, choices: Sequence[str] | str | None = None, kind: str | None = None,
     role: str = "train", held_out: float = 0.1, splits: Sequence[str] = ("train", "validation"),
-    cut_prompt: str = RIGHT,
+    cut_prompt: str = RIGHT, metrics: Sequence[str] = (),
 ) -> str:
     """Registers a user's own task; reads no rows.
 
@@ -32,7 +35,8 @@ def add_task(
         rows: a file of JSON lines (gzip by its suffix), of which a share is held out for validation; or a
             file for each split; or a function from the name of a split (``train``, ``validation``) to rows.
         prompt: a Jinja template over the row's fields, ``input ||| target`` as promptsource's are; or a
-            function that makes inputs, targets and perhaps choices of a row.
+            function that makes inputs, targets and perhaps choices of a row. A target that is but a field, as
+            ``{{answers}}``, may be a list of texts that are all right; the first is trained on.
         choices: the answers among which the right one is picked: a list of texts, or an expression over the
             row's fields that gives them with ``|||`` between; None where the answer is written.
         kind: ``rank`` or ``generation``; None for ``rank`` if `choices` are given. A function that gives
@@ -41,6 +45,8 @@ def add_task(
         held_out: share of a single file that is its validation split, drawn by a fixed seed.
         splits: that a function has; files say theirs.
         cut_prompt: ``left`` keeps the end of a prompt that is too long; ``right`` its start.
+        metrics: to score it by beside accuracy or ROUGE-L: ``acc_norm``, ``acc_norm_tokens``,
+            ``exact_match``, ``squad_em``, ``squad_f1``, ``bleu`` (`evaluation.task_metrics`).
 
     Returns:
         The task's name, ``<dataset>__<template>``.
@@ -56,10 +62,13 @@ def add_task(
                                       got="choices=", cure="return them as 'choices', with kind='rank'"))
         return registry.add_prompted_task(
             dataset, None, template, kind=kind, role=role, splits=splits, rows=reader, own_files=own_files,
-            adapt=prompt, ready=True, cut_prompt=cut_prompt)
+            adapt=prompt, ready=True, cut_prompt=cut_prompt, metrics=metrics)
     made = PromptTemplate(template, prompt, _expression(choices, template))
+    target = _ONE_FIELD.fullmatch(prompt.rpartition(SEPARATOR)[2])
+    lists = registry.RowLists(references=target[1] if target and kind == "generation" else None)
     return registry.add_prompted_task(dataset, None, made, kind=kind, role=role, splits=splits, rows=reader,
-                                      own_files=own_files, truncate=False, cut_prompt=cut_prompt)
+                                      own_files=own_files, truncate=False, lists=lists, metrics=metrics,
+                                      cut_prompt=cut_prompt)
 
 
 def _rows(rows: Any, held_out: float, splits: tuple[str, ...], where: str

@@ -12,7 +12,7 @@ from elm_jax.data.arrays.prepared import RIGHT
 from elm_jax.data.prompts import templates
 from elm_jax.data.prompts.templates import PromptTemplate, Rendered
 from elm_jax.data.registry import task_rows
-from elm_jax.data.registry.task_rows import Places, RowAdapter
+from elm_jax.data.registry.task_rows import NO_LISTS, Places, RowAdapter, RowLists
 from elm_jax.data.sources import cached_p3, row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime.storage import PathLike
@@ -25,7 +25,7 @@ OwnRows = row_files.OwnFile | cached_p3.CachedSplit
 TemplateMaker = Callable[[], PromptTemplate]
 """Gives a template that depends on settings beside the rows, as BIG-bench's do."""
 UNKNOWN_VERSION = "unknown"
-NOT_A_CHOICE = "target is none of the choices"
+NOT_A_CHOICE, NONE_RIGHT = "target is none of the choices", "no choice is right"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,8 @@ class PromptedTask:
         ready: whether the rows are prompts already: ``inputs``, ``targets``, perhaps ``choices``.
         cut_prompt: the side on which prompts that are too long are cut, one of `prepared.PROMPT_CUTS`.
         versions: gives the template's known versions by the digest of its text; None if none are pinned.
+        lists: the fields of its rows that hold choices, their scores, or several right texts.
+        metrics: that it is scored by beside that of its kind (`evaluation.task_metrics`).
     """
 
     name: str
@@ -94,6 +96,8 @@ class PromptedTask:
     ready: bool = False
     own_files: tuple[OwnRows, ...] | None = None
     cut_prompt: str = RIGHT
+    lists: RowLists = NO_LISTS
+    metrics: tuple[str, ...] = ()
 
     @property
     def dataset_name(self) -> str:
@@ -204,9 +208,7 @@ class PromptedTask:
             InputError: no such split, no template, or no data.
         """
         template = self.load_template()
-        own = [] if self.cut_prompt == RIGHT else [self.cut_prompt]  # as it was before there was a choice
-        digest = hashlib.sha256(json.dumps([
-            template.jinja, template.answer_choices, self.kind, self.truncate, *own]).encode())
+        digest = hashlib.sha256(json.dumps(_rendering_facts(self, template)).encode())
         found = self._find(split)
         files = () if found is None else tuple(
             task_rows.file_digest(str(path), path.stat().length, path.stat().mtime) for path in found.files())
@@ -221,7 +223,7 @@ class PromptedTask:
         """Renders a split row by row, and drops the rows that T0 drops.
 
         A row is dropped if its template skips it, if its input or target is empty, or, in a task of
-        kind ``rank``, if its target is none of its choices.
+        kind ``rank``, if its target is none of its choices (to train on, also if all have a score of 0).
 
         Args:
             split: one of the task's.
@@ -237,15 +239,32 @@ class PromptedTask:
         if not rows:
             raise InputError(describe(f"Task {self.name} has no rows", where=f"split {split}"))
         dropped = collections.Counter() if dropped is None else dropped
-        rendered = task_rows.rendered(rows, template, self.places(split), truncate=self.truncate,
-                                      ready=self.ready)
+        places = self.places(split)
+        rendered = task_rows.rendered(rows, template, places, truncate=self.truncate, ready=self.ready)
         for index, row in enumerate(rendered):
-            if not isinstance(row, str) and self.kind == "rank" and row.targets not in (row.choices or ()):
-                row = NOT_A_CHOICE
+            if not isinstance(row, str):
+                row = task_rows.with_lists(row, self.lists.of(rows[index]), places, index)
+                row = _kept(row, self.kind, split)
             if isinstance(row, str):
                 dropped[row] += 1
             else:
                 yield index, row
+
+
+def _rendering_facts(task: PromptedTask, template: PromptTemplate) -> list[Any]:
+    """What decides how a row becomes a prompt; what `adapt` makes of it is hashed with the rows."""
+    facts: list[Any] = [template.jinja, template.answer_choices, task.kind, task.truncate]
+    facts += [task.cut_prompt] * (task.cut_prompt != RIGHT)  # as it was before there was a choice
+    return facts + [task.lists.references] * (task.lists.references is not None and task.adapt is None)
+
+
+def _kept(row: Rendered, kind: str, split: str) -> Rendered | str:
+    """A row; or, of one to rank, the reason why it is dropped: no choice is right."""
+    if kind != "rank":
+        return row
+    if row.scores is None:
+        return row if row.targets in (row.choices or ()) else NOT_A_CHOICE
+    return NONE_RIGHT if split == "train" and not any(row.scores) else row
 
 
 def _lacks_fields(task: PromptedTask, found: row_files.FoundSplit) -> bool:

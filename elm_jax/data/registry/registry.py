@@ -24,7 +24,7 @@ from elm_jax.data.registry.prompted_task import (
     RowReader,
     TemplateMaker,
 )
-from elm_jax.data.registry.task_rows import RowAdapter
+from elm_jax.data.registry.task_rows import NO_LISTS, RowAdapter, RowLists
 from elm_jax.data.sources import cached_p3, row_files
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import storage
@@ -39,6 +39,7 @@ __all__ = [
     "PromptedTask",
     "Recipe",
     "RowAdapter",
+    "RowLists",
     "RowReader",
     "TemplateMaker",
     "add_mixture",
@@ -49,6 +50,7 @@ __all__ = [
     "describe_task",
     "evaluation_only",
     "find_mixture",
+    "find_task",
     "get_mixture",
     "get_task",
     "import_module",
@@ -107,6 +109,8 @@ class PromptMixture:
         return float(min(rows, share))
 
 
+READY_LISTS = RowLists(scores="scores", references="targets")
+"""Fields of rows that are prompts already."""
 _TASKS: dict[str, PromptedTask] = {}
 _MIXTURES: dict[str, PromptMixture] = {}
 _ORIGINS: dict[tuple[str, str | None], str] = {}
@@ -133,6 +137,8 @@ def add_prompted_task(
     ready: bool = False,
     own_files: Sequence[OwnRows] | None = None,
     cut_prompt: str = RIGHT,
+    lists: RowLists = NO_LISTS,
+    metrics: Sequence[str] = (),
 ) -> str:
     """Registers a task of one data set with one template; reads nothing.
 
@@ -154,12 +160,15 @@ def add_prompted_task(
         recipe: how the paper trains an expert of the task.
         parts: registered tasks whose instructions this one joins.
         versions: gives the known versions of a task's template by the digest of its text.
-        ready: whether the rows are prompts already, with the fields ``inputs``, ``targets`` and, to be
-            ranked, ``choices``; `template` is but a name then.
+        ready: whether the rows are prompts already, with the fields ``inputs``, ``targets`` (a list if
+            several texts are right) and, to be ranked, ``choices`` (and ``scores``, if several have a
+            credit); `template` is but a name then.
         own_files: one for each split (a file of rows, or a cached split), in place of those below the data
             folder.
         cut_prompt: the side on which a prompt that is longer than a run's length is cut: ``right`` keeps its
             start, ``left`` its end. EOS stays, and so does BOS where a network has one.
+        lists: fields of the rows that hold choices, their scores, or several right texts.
+        metrics: beside that of its kind: names of `evaluation.task_metrics`.
 
     Returns:
         The task's name.
@@ -182,7 +191,8 @@ def add_prompted_task(
     _TASKS[name] = PromptedTask(
         name, dataset, config, own_name, kind, role, tuple(items_of(splits)), prompt or make_template, rows,
         template_folder, truncate, adapt, source, category, recipe, tuple(items_of(parts)), versions,
-        ready, None if own_files is None else tuple(own_files), cut_prompt)
+        ready, None if own_files is None else tuple(own_files), cut_prompt,
+        READY_LISTS if ready else lists, tuple(items_of(metrics)))
     return name
 
 
@@ -292,6 +302,11 @@ def get_task(name: str) -> PromptedTask:
     if name not in _TASKS:
         raise unknown_name("task", name, _TASKS, cure=OWN_MODULE)
     return _TASKS[name]
+
+
+def find_task(name: str) -> PromptedTask | None:
+    """Returns a registered task, or None if no task has the name."""
+    return _TASKS.get(name)
 
 
 def get_mixture(name: str) -> PromptMixture:

@@ -1,7 +1,9 @@
 """Rows of a task: adapted by a function, rendered as prompts, hashed."""
 
+import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,31 @@ RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a source's row to the fields that the template reads."""
 Places = Callable[[int], str]
 """From a row's index to its file and line, for errors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLists:
+    """Names of fields that hold lists, which are taken as they are and not out of a rendered text.
+
+    A row may lack any of them.
+
+    Attributes:
+        choices: field of the answer choices.
+        scores: field of the credit of each choice, from 0 to 1.
+        references: field of all texts that are right.
+    """
+
+    choices: str | None = None
+    scores: str | None = None
+    references: str | None = None
+
+    def of(self, row: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The lists that a row has."""
+        found = {name: row.get(field) for name, field in vars(self).items() if field is not None}
+        return {name: list(value) for name, value in found.items() if isinstance(value, list | tuple)}
+
+
+NO_LISTS = RowLists()
 
 
 def adapted(row: Mapping[str, Any], index: int, adapt: RowAdapter, task: str, places: Places
@@ -70,6 +97,47 @@ def rendered(rows: Sequence[Mapping[str, Any]], template: PromptTemplate, places
         if isinstance(made, Rendered):
             check_characters("\0".join((made.inputs, made.targets, *(made.choices or ()))), places(index))
         yield made
+
+
+def with_lists(row: Rendered, lists: Mapping[str, Sequence[Any]], places: Places, index: int) -> Rendered:
+    """Puts a row's own lists into its prompt.
+
+    With scores the target is the first choice of the highest one, and none where all are 0. References count
+    where the rendered target is one of them; a target that is the list itself, as text, becomes the first.
+
+    Args:
+        row: the row as a prompt.
+        lists: ``choices``, ``scores`` and ``references``, as far as the row has them.
+        places: file and line of each row, for errors.
+        index: the row's.
+
+    Raises:
+        InputError: not a score from 0 to 1 for each choice, or no reference.
+    """
+    if "choices" in lists and row.choices is not None:
+        row = dataclasses.replace(row, choices=tuple(str(choice).strip() for choice in lists["choices"]))
+    if "scores" in lists:
+        scores, choices = lists["scores"], row.choices or ()
+        if len(scores) != len(choices) or not choices or not all(map(_is_credit, scores)):
+            raise InputError(describe("A row needs a score from 0 to 1 for each choice", where=places(index),
+                                      got=f"{list(scores)} for {len(choices)} choices"))
+        target = choices[max(range(len(scores)), key=scores.__getitem__)] if max(scores) > 0 else ""
+        row = dataclasses.replace(row, scores=tuple(map(float, scores)), targets=target)
+    if "references" in lists:
+        texts = tuple(dict.fromkeys(str(text).strip() for text in lists["references"]))
+        if not any(texts):
+            raise InputError(describe("A row has no right answer", where=places(index), got=list(texts),
+                                      expected="at least one text"))
+        texts = tuple(filter(None, texts))
+        if row.targets == str(lists["references"]):
+            row = dataclasses.replace(row, targets=texts[0])
+        if row.targets.strip() in texts and len(texts) > 1:
+            row = dataclasses.replace(row, references=texts)
+    return row
+
+
+def _is_credit(score: Any) -> bool:
+    return isinstance(score, int | float) and math.isfinite(score) and 0 <= score <= 1
 
 
 def describe_dropped(dropped: Mapping[str, int]) -> str:

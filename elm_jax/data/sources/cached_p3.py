@@ -80,7 +80,8 @@ def read_rows(folder: storage.PathLike, split: str,
         vocabulary: in which token ids are decoded; None if the cache holds the texts.
 
     Returns:
-        Rows ``{"inputs", "targets", "choices"}``; of a scored task, one for each instance.
+        Rows ``{"inputs", "targets", "choices"}``; of a scored task, one for each instance, with ``scores`` if
+        several of its choices are right.
 
     Raises:
         InputError: no such split, a damaged file (it and the record are named), an example that lacks a
@@ -101,7 +102,8 @@ def _instance(examples: Sequence[dict[str, Any]], where: str) -> dict[str, Any]:
     """Builds one instance from its scored choices, in their order.
 
     T0 marks each choice that is the row's target: two alike are both right, and a target that is none of the
-    choices leaves none. The first right one is the target here, and none is no target.
+    choices leaves none. The first right one is the target here, and none is no target; of several right ones
+    ``scores`` says which.
     """
     examples = sorted(examples, key=lambda example: example["choice"])
     found = [example["choice"] for example in examples]
@@ -115,8 +117,9 @@ def _instance(examples: Sequence[dict[str, Any]], where: str) -> dict[str, Any]:
                                   got=" and ".join(repr(text[:60]) for text in inputs[:2]),
                                   expected="one input", cure="fetch files of one cached task alone"))
     right = [example["targets"] for example in examples if example["is_correct"]]
+    scores = {"scores": [float(example["is_correct"]) for example in examples]} if len(right) > 1 else {}
     return {"inputs": inputs[0], "targets": right[0] if right else "",
-            "choices": [example["targets"] for example in examples]}
+            "choices": [example["targets"] for example in examples], **scores}
 
 
 def _texts(example: dict[str, list[Any]], vocabulary: Vocabulary | None, where: str,

@@ -3,10 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
+from elm_jax.evaluation.evaluation_settings import KNOWN_METRICS
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
@@ -19,7 +21,13 @@ from elm_jax.workflows.evaluate.evaluate_mixed import (
     mixed_of_library,
     read_assignment,
 )
-from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, evaluate_models, model_in, model_of
+from elm_jax.workflows.evaluate.evaluate_models import (
+    ScoringSetup,
+    distinct,
+    evaluate_models,
+    model_in,
+    model_of,
+)
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:-]{0,199}")
 
@@ -38,6 +46,8 @@ class EvaluateConfig:
         source_length: tokens of an input that are kept.
         max_new_tokens: of a generation.
         choice_score: of a choice to rank: 'sum' of its log-probabilities, or their 'mean'.
+        metrics: to score by beside those that a task has (`evaluation.task_metrics`); one that fits none of
+            the tasks is refused.
         few_shot: rows with answers to put before every input, as far as `source_length` allows.
         stack_experts: number of experts of one shape that are scored in one program.
         mesh_data: size of the mesh's data axis, over which instances are split; -1 for all remaining devices.
@@ -66,6 +76,7 @@ class EvaluateConfig:
     max_new_tokens: int = 128
     few_shot: int = 0
     choice_score: str = "sum"
+    metrics: tuple[str, ...] = ()
     stack_experts: int = 1
     mesh_data: int = -1
     mesh_model: int = 1
@@ -125,7 +136,8 @@ class EvaluateConfig:
     def settings(self) -> EvaluationSettings:
         """The settings that turn instances into batches."""
         return EvaluationSettings(source_length=self.source_length, max_new_tokens=self.max_new_tokens,
-                                  few_shot=self.few_shot, choice_score=self.choice_score)
+                                  few_shot=self.few_shot, choice_score=self.choice_score,
+                                  metrics=self.metrics)
 
 
 def evaluate_folders(config: EvaluateConfig) -> ResultsStore:
@@ -133,6 +145,19 @@ def evaluate_folders(config: EvaluateConfig) -> ResultsStore:
 
     Returns:
         All results of the output file, older ones included.
+
+    Raises:
+        InputError: as `evaluate_rows`.
+        Stopped: several processes were told to stop; what was scored is kept.
+    """
+    return evaluate_rows(config)[0]
+
+
+def evaluate_rows(config: EvaluateConfig) -> tuple[ResultsStore, list[dict[str, Any]]]:
+    """Scores a base, or experts, on tasks; appends new rows to the output file.
+
+    Returns:
+        All results of the output file; and the rows of these models on these tasks, be they new or older.
 
     Raises:
         InputError: folders, tasks or results that do not fit each other.
@@ -156,8 +181,25 @@ def evaluate_folders(config: EvaluateConfig) -> ResultsStore:
     trunk = None if config.trunk_cache is None else TrunkSettings(
         config.trunk_cache, config.trunk_cache_bytes or DEFAULT_BYTES)
     setup = ScoringSetup(base, data, config.settings, mesh, config.split, most, trunk)
+    _check_fit(config.metrics, tasks)
     evaluate_models(models, lambda _: tasks, setup, store, stack_experts=config.stack_experts)
-    return store
+    rows = [store.with_interval(row) for model in distinct(models) for task in tasks
+            for row in store.rows_of(model.id, task, setup.split_of(task))]
+    return store, rows
+
+
+def _check_fit(metrics: Sequence[str], tasks: Sequence[str]) -> None:
+    """Raises InputError for a metric that was asked for and fits none of the tasks, if all are registered."""
+    known = [registry.find_task(task) for task in tasks]
+    if None in known:
+        return
+    kinds = sorted({task.kind for task in known})
+    fitting = [name for kind in kinds for name in KNOWN_METRICS[kind]]
+    for name in metrics:
+        if name not in fitting:
+            raise InputError(describe("A metric fits none of the tasks", where=f"metrics: {name}",
+                                      got=f"tasks of kind {' and '.join(kinds)}",
+                                      expected=", ".join(fitting), cure="leave it out"))
 
 
 def _check_choice_score(store: ResultsStore, wanted: str) -> None:

@@ -219,4 +219,5 @@ def evaluate_mixed(
     mixed = mixed_of_library(base, experts) if routed else mixed_of_assignment(
         [model_of(base, expert) for expert in experts], assignment, "mixed:assignment")
     setup = ScoringSetup.of(base, **options)
+    setup.check_metrics(items_of(tasks))
     return [row for result in mixed.score(items_of(tasks), setup) for row in result.rows]

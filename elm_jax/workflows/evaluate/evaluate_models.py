@@ -16,6 +16,8 @@ from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import stacked_evaluator
+from elm_jax.evaluation.bleu import require_sacrebleu
+from elm_jax.evaluation.evaluation_settings import wanted_metrics
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
 from elm_jax.experts.card import PLAIN, ExpertCard
@@ -108,17 +110,28 @@ class ScoringSetup:
     def rows(self, task: str, rendering: str = PLAIN, model: str = BASE_ID) -> PreparedSplit:
         """The rows of a task that are scored, as a prepared split in the rendering of a model.
 
+        A registered task says its metrics.
+
         Raises:
             InputError: the model was trained in a chat template, and the base has none.
         """
         frame = frame_of(self.base, rendering, self.settings.source_length, f"the card of {model}")
-        return self.data.with_frame(frame).split(task, self.split_of(task), self.max_rows)
+        split = self.data.with_frame(frame).split(task, self.split_of(task), self.max_rows)
+        known = registry.find_task(task)
+        return split if known is None else dataclasses.replace(
+            split, info={**split.info, "metrics": list(known.metrics)})
 
     def cut_prompt(self, task: str) -> str:
         """The side on which a task's prompts are cut: as it is registered, or as its arrays say."""
-        if task in registry.task_names():
-            return registry.get_task(task).cut_prompt
-        return self.rows(task).cut_prompt
+        known = registry.find_task(task)
+        return self.rows(task).cut_prompt if known is None else known.cut_prompt
+
+    def check_metrics(self, tasks: Iterable[str]) -> None:
+        """Raises InputError if a task cannot be scored by the metrics that it names, or are asked for."""
+        for known in filter(None, map(registry.find_task, tasks)):
+            names = wanted_metrics(known.kind, known.metrics, self.settings.metrics, known.name)
+            if "bleu" in names:
+                require_sacrebleu(known.name)
 
 
 class ScoringOptions(TypedDict, total=False):
@@ -216,7 +229,10 @@ def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup
     """Whether the store holds this model's result on the task with these settings."""
     split, cut = setup.split_of(task), setup.cut_prompt(task)
     digest = setup.settings.digest(setup.max_rows, model.mixed, cut)
-    return store.done(model.id, task, split, digest) and any(
+    known, metrics, several = registry.find_task(task), setup.settings.metrics, False
+    if known is not None:
+        metrics, several = (*known.metrics, *metrics), known.lists.scores is not None
+    return store.done(model.id, task, split, digest, metrics=metrics, several_right=several) and any(
         row["model"] == model.fingerprint for row in store.rows_of(model.id, task, split))
 
 
@@ -271,6 +287,7 @@ def evaluate_models(
         hosts.by_first(lambda: check_ids(models, store))
 
     def pending_of(model: Scorable) -> list[str]:
+        setup.check_metrics(tasks_of(model.id))
         return hosts.by_first(lambda: [
             task for task in tasks_of(model.id) if not is_done(store, model, task, setup)])
 
@@ -360,4 +377,5 @@ def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: T
     setup = ScoringSetup.of(base, data=data, settings=settings, mesh=mesh, split=split, max_rows=max_rows)
     name, card = (BASE_ID, None) if expert is None else (expert.card.id, expert.card)
     model = ScoredModel(name, "not kept", lambda: resolve(base, expert), card=card)
+    setup.check_metrics(items_of(tasks))
     return [row for result in model.score(items_of(tasks), setup) for row in result.rows]

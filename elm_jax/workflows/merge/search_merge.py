@@ -21,8 +21,8 @@ from elm_jax.data.draw import draw_rows
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation import metrics
 from elm_jax.evaluation.evaluator import EvaluationSettings, Scoring, evaluate_task
+from elm_jax.evaluation.intervals import paired_difference
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve, write_expert
@@ -243,7 +243,10 @@ def _run(config: SearchConfig, objective: MergeObjective, data: MergeData, count
 
 def compare(base: Base, uniform: Expert, merged: Expert, split: PreparedSplit, settings: EvaluationSettings,
             mesh: Mesh) -> dict[str, Any]:
-    """Scores the uniform mean and another merge on the same rows; adds the interval of their difference."""
+    """Scores the uniform mean and another merge on the same rows; adds the interval of their difference.
+
+    Scores have Wilson's interval, their difference the paired bootstrap's.
+    """
     values, rows = {}, {}
     scoring = Scoring(settings, base.vocabulary, mesh, base.fingerprint)
     for name, expert in (("uniform_mean", uniform), ("found", merged)):
@@ -253,13 +256,13 @@ def compare(base: Base, uniform: Expert, merged: Expert, split: PreparedSplit, s
         rows[name] = result.rows[0]
         values[name] = np.asarray([one.get("correct", one.get("rouge_l")) for one in result.predictions])
         del params
-    difference = metrics.mean_with_interval(values["found"] - values["uniform_mean"])
+    difference = paired_difference([(values["found"] - values["uniform_mean"])[:, None]])
     measured = {name: {"value": row["value"], "ci95_low": row["ci95_low"], "ci95_high": row["ci95_high"]}
                 for name, row in rows.items()}
     return {"split": split.split, "num_rows": len(split), "metric": rows["found"]["metric"],
             "rows": indices_of(split, range(len(split))), **measured,
             "difference": {"value": difference.value, "ci95_low": difference.low,
-                           "ci95_high": difference.high}}
+                           "ci95_high": difference.high, "interval": "paired bootstrap"}}
 
 
 def search_and_merge(config: SearchConfig, output: storage.PathLike, *, base: Base | None = None,

@@ -5,7 +5,8 @@ differentiable in the weights, and hashable, so that programs are shared between
 The task loss is
 
 - labelled, classification by rank: the cross-entropy of the right choice, ``-log softmax(scores)[label]``,
-  of the choices' log-probabilities by which `rank` decides;
+  of the choices' log-probabilities by which `rank` decides; where choices have a credit each,
+  ``-log sum(credit * softmax(scores))``;
 - labelled, generation: the cross-entropy a target token;
 - unlabelled, classification by rank: the entropy of ``softmax(scores)``. Labels are not even looked up.
 
@@ -111,6 +112,11 @@ def batch_loss(network: Network, params: Params, batch: Mapping[str, Array], kin
         return -jnp.sum(log_probs), jnp.sum(batch["choice_lengths"]).astype(jnp.float32)
     scores = jnp.where(batch["choice_mask"], log_probs.sum(axis=-1), NEVER)
     choice_log_probs = jax.nn.log_softmax(scores, axis=-1)
+    if labelled and "credits" in batch:
+        credit = batch["credits"]
+        weighted = choice_log_probs + jnp.log(jnp.where(credit > 0, credit, 1.0))
+        right = jax.nn.logsumexp(jnp.where(credit > 0, weighted, NEVER), axis=-1)
+        return -jnp.sum(right * real), jnp.sum(real)
     if labelled:
         right = jnp.take_along_axis(choice_log_probs, batch["labels"][:, None], axis=-1)[:, 0]
         return -jnp.sum(right * real), jnp.sum(real)
@@ -133,7 +139,7 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
     Returns:
         inputs i32[N, B, S], choices i32[N, B, C, T] (for a generation C = 1, the target), the lengths of
         both, choice_mask bool[N, B, C], real f32[N, B], 0 for padding rows; with labels of choices
-        also labels i32[N, B].
+        also labels i32[N, B]; and credits f32[N, B, C] if a row's choices have a score each.
 
     Raises:
         InputError: no rows, a row without choices, a labelled row without a right choice, or a row that is
@@ -160,6 +166,8 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
     batch["real"] = (np.arange(count * size) < len(rows)).astype(np.float32)
     if ranked and labelled:
         batch["labels"] = np.pad(_labels(split, rows), (0, count * size - len(rows)))
+        if any("scores" in split.text(row) for row in rows):
+            batch["credits"] = _credits(split, rows, batch["choice_mask"].shape)
     return {name: array.reshape(count, size, *array.shape[1:]) for name, array in batch.items()}
 
 
@@ -170,6 +178,16 @@ def _labels(split: PreparedSplit, rows: Sequence[int]) -> np.ndarray:
                                   got=f"row {rows[int(labels.argmin())]}",
                                   cure="leave it out, or search without labels"))
     return labels
+
+
+def _credits(split: PreparedSplit, rows: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+    """Credit f32[B, C] of each choice; rows of padding have 1 for the first."""
+    table = np.zeros(shape, np.float32)
+    table[len(rows):, 0] = 1.0
+    for own, row in zip(table, rows, strict=False):
+        credits = split.credits(row)
+        own[:len(credits)] = credits
+    return table
 
 
 def make_data(network: Network, base: Params, overlays: Sequence[Params], batches: Mapping[str, np.ndarray],

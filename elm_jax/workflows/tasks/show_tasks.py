@@ -7,6 +7,7 @@ from typing import Any
 from elm_jax.data.arrays.batch_forms import BatchForm
 from elm_jax.data.arrays.batches import Lengths
 from elm_jax.data.arrays.prepared import LEFT
+from elm_jax.data.preparing.prepare import several_right
 from elm_jax.data.registry import registry
 from elm_jax.errors import unknown_name
 from elm_jax.experts.base import load_reading
@@ -58,8 +59,9 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
         target_length: tokens of a target that are kept.
 
     Returns:
-        ``task``, ``split``, ``cut_prompt`` (the side), ``rows``, and ``dropped``: how many rows before these
-        were left out, by reason.
+        ``task``, ``split``, ``cut_prompt`` (the side), ``rows`` (with ``scores`` of the choices, or
+        ``references``, where several answers are right), and ``dropped``: how many rows before these were
+        left out, by reason.
 
     Raises:
         InputError: an unknown task, a split that it has not, or data that are not there.
@@ -72,7 +74,8 @@ def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str
     for index, rendered in task.render_rows(split, dropped):
         row: dict[str, Any] = {"row": index, "input": rendered.inputs, "target": rendered.targets,
                                "choices": list(rendered.choices or ()),
-                               "choices_expression": rendered.choices_expression}
+                               "choices_expression": rendered.choices_expression,
+                               **several_right(rendered)}
         if vocabulary is not None:
             row |= _counted(row, task.cut_prompt, lengths, vocabulary, form)
         rows.append(row)
@@ -95,6 +98,12 @@ def _counted(row: Mapping[str, Any], side: str, lengths: Lengths, vocabulary: Vo
         tokens = own[:lost] if is_left else own[len(own) - lost:]
         cut[name] = {"length": length, "text": vocabulary.decode(tokens) if lost else ""}
     return {"tokens": counts, "cut": cut}
+
+
+def right_answers(row: Mapping[str, Any]) -> str:
+    """The right answer of a row of `show_task`; of several all, with ``or`` between them."""
+    scored = [choice for choice, score in zip(row["choices"], row.get("scores", ()), strict=False) if score]
+    return " or ".join(row.get("references") or scored or [row["target"]])
 
 
 def printable(row: dict[str, Any]) -> dict[str, str]:

@@ -16,10 +16,12 @@ seqio = pytest.importorskip("seqio")
 
 from elm_jax.data.arrays.prepared import PreparedSplit  # noqa: E402
 from elm_jax.data.preparing import seqio_tasks  # noqa: E402
+from elm_jax.data.preparing.prepare import prepare  # noqa: E402
 from elm_jax.data.prompts.templates import PromptTemplate  # noqa: E402
 from elm_jax.data.registry import registry  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
 from elm_jax.evaluation.metrics import TEXT_METRICS  # noqa: E402
+from elm_jax.evaluation.rank import accuracy_of_scores  # noqa: E402
 from elm_jax.vocabularies import vocabulary  # noqa: E402
 from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
 
@@ -258,11 +260,40 @@ def test_a_ranked_task_is_evaluated_choice_by_choice(names, model):
         for place, choice in enumerate(split.choices(number)):
             target, score, (_, row) = next(found)
             assert target == {"choice": text["choices"][place], "index": text["index"], "place": place,
-                              "right": split.label(number), "num_choices": len(text["choices"])}
+                              "credit": float(place == split.label(number)), "length": len(choice),
+                              "num_choices": len(text["choices"])}
             assert score == choice.sum()
             np.testing.assert_array_equal(row["decoder_target_tokens"][:len(choice)], choice)
             assert row["encoder_input_tokens"].shape == (20,)
     assert next(found, None) is None
+
+
+def test_several_right_answers_reach_seqio_and_its_metrics(model, monkeypatch):
+    monkeypatch.setenv(seqio_tasks.VOCABULARY_VARIABLE, model)  # its evaluator decodes in another thread
+    rows = [{"inputs": f"Is it {word}?", "choices": [word, "old", "old house"], "scores": scores}
+            for word, scores in (("red", [0, 1, 1]), ("near", [0.25, 0, 1]), ("green", [0, 0, 0]))]
+    texts = [{"inputs": "Say one", "targets": ["red", "old house"]}, {"inputs": "Say", "targets": "near"}]
+    ranked, written = (registry.add_prompted_task(
+        "several right", None, name, kind=name, role="train", splits=("validation",), ready=True,
+        rows=lambda _, own=own: own) for name, own in (("rank", rows), ("generation", texts)))
+    seqio_tasks.register(TEXT_METRICS)
+    for task in (ranked, written):
+        mine, theirs = prepare(task, "validation", Vocabulary.load(model)), seqio_tasks.prepare(
+            task, "validation", model)
+        assert list(map(mine.text, range(len(mine)))) == list(map(theirs.text, range(len(theirs))))
+    assert [mine.text(row).get("references") for row in range(2)] == [["red", "old house"], None]
+    ranking = prepare(ranked, "validation", Vocabulary.load(model))
+    assert [ranking.label(row) for row in range(3)] == [1, 2, -1]
+    assert [ranking.text(row)["targets"] for row in range(3)] == ["old", "old house", ""]
+    name = seqio_tasks.evaluation_name(ranked, accuracy_of_scores)
+    found = seqio.Evaluator(name, seqio.EncDecFeatureConverter(pack=False), "validation")
+    metrics = found.evaluate(compute_metrics=True, score_fn=lambda data: [
+        (int(index), -float(index % 3)) for index, _ in data])[0].result()
+    assert metrics[name]["accuracy"] == pytest.approx(100 * 0.25 / 3)  # always the first choice
+    found = seqio.Evaluator(written, seqio.EncDecFeatureConverter(pack=False), "validation")
+    answers = [[*Vocabulary.load(model).encode(text), *[1] * 20][:20] for text in ("old house", "red")]
+    metrics = found.evaluate(compute_metrics=True, predict_fn=lambda data: list(enumerate(answers)))
+    assert metrics[0].result()[written]["rouge_l"] == pytest.approx(50.0)
 
 
 def test_other_tasks_are_their_own_evaluation_and_mixtures_mix(names):

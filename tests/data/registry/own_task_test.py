@@ -1,5 +1,6 @@
 """A task of one's own: from a file or a function, by a template or a function, with the same prompts."""
 
+import collections
 import json
 
 import pytest
@@ -54,6 +55,30 @@ def test_files_functions_and_prompt_functions_give_the_same(file, tmp_path):
         assert prompts(name, "validation") == expected(ROWS[3:4])
     test_only = registry.get_task(add_task("own b", "test only", {"test": file}, PROMPT))
     assert (test_only.evaluation_split, test_only.kind) == ("test", "generation")
+
+
+def test_several_right_answers_come_from_lists(tmp_path):
+    rows = [{"ask": "Which?", "answers": ["one", "two"], "options": ["one", "a|||b"], "worth": [0.5, 1]},
+            {"ask": "Which?", "answers": ["three"], "options": ["x", "y"], "worth": [0, 0]}]
+    by_template = add_task("own e", "template", lambda _: rows, "{{ask}} ||| {{answers}}",
+                           splits=("validation",), metrics=("squad_f1",))
+    by_function = add_task("own e", "function", lambda _: rows, lambda row: {
+        "inputs": row["ask"], "targets": row["answers"]}, splits=("validation",))
+    for name in (by_template, by_function):
+        found = [row for _, row in registry.get_task(name).render_rows("validation")]
+        assert [(row.targets, row.references) for row in found] == [("one", ("one", "two")), ("three", ())]
+    assert registry.get_task(by_template).metrics == ("squad_f1",)
+    ranked = add_task("own e", "ranked", lambda _: rows, lambda row: {
+        "inputs": row["ask"], "choices": row["options"], "scores": row["worth"]}, kind="rank")
+    found = [row for _, row in registry.get_task(ranked).render_rows("validation")]
+    assert [(row.targets, row.choices, row.scores) for row in found] == [
+        ("a|||b", ("one", "a|||b"), (0.5, 1)), ("", ("x", "y"), (0, 0))]
+    dropped = collections.Counter()
+    assert len(list(registry.get_task(ranked).render_rows("train", dropped))) == 1
+    assert dropped == {"no choice is right": 1}  # nothing to train on
+    joined = add_task("own e", "joined", lambda _: rows, "{{ask}} ||| {{options[1]}}",
+                      choices="{{options | join('|||')}}")
+    assert prompts(joined, "validation")[0] == ("Which?", "a|||b", ("one", "a|||b"))
 
 
 def test_an_error_names_the_line_of_the_file(file):

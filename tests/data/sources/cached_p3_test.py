@@ -110,7 +110,8 @@ def test_several_right_choices_or_none_are_as_t0_has_them(tf, vocabulary, tmp_pa
     for example, right in zip(examples, (0, 1, 1, 0, 0, 0), strict=True):
         example["is_correct"] = [right]
     write(tf, tmp_path / "validation.tfrecord-00000-of-00001", examples)
-    assert [row["targets"] for row in cached_p3.read_rows(tmp_path, "validation")] == ["no", ""]
+    rows = cached_p3.read_rows(tmp_path, "validation")
+    assert [(row["targets"], row.get("scores")) for row in rows] == [("no", [0, 1, 1]), ("", None)]
 
 
 def test_ids_alone_are_decoded(tf, vocabulary, tmp_path):

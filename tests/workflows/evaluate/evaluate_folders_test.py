@@ -15,7 +15,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings
 ROWS = 8
 
 
-def test_config_verb_and_objects_give_the_same_rows(world, tmp_path):
+def test_config_verb_and_objects_give_the_same_rows(world, tmp_path, capsys):
     prepared = str(world.folder / "prepared")
     config = elm.EvaluateConfig(
         base=pathlib.Path(world.base.path), tasks=(tiny.TOPIC,), output=tmp_path / "one" / "results.jsonl",
@@ -27,6 +27,8 @@ def test_config_verb_and_objects_give_the_same_rows(world, tmp_path):
         "evaluate", "--base", world.base.path, "--task", tiny.TOPIC, "--output", str(tmp_path / "two.jsonl"),
         "--expert", str(world.folder / "topic"), "--max_rows", str(ROWS), "--source_length", "64",
         "--mesh_data", "1", "--module", *tiny.MODULES, "--prepared", prepared]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(tiny.TOPIC) == 2 and "Wilson" in printed  # the expert has the task's name
     objects = elm.evaluate(world.base, world.topic, [tiny.TOPIC], data=world.data, max_rows=ROWS,
                            settings=EvaluationSettings(source_length=64), mesh=tiny.one_device())
     with pytest.raises(InputError, match=r"scored in another way(.|\n)*their sum(.|\n)*another folder"):
@@ -35,6 +37,23 @@ def test_config_verb_and_objects_give_the_same_rows(world, tmp_path):
     assert [{**row, "seconds": 0} for row in told] == [{**row, "seconds": 0} for row in rows]
     assert [{**row, "seconds": 0, "model": told[0]["model"]} for row in objects] == [
         {**row, "seconds": 0} for row in rows]
+
+
+def test_a_call_prints_its_own_rows_and_scores_by_what_is_asked(world, tmp_path, capsys):
+    other = {"schema_version": 3, "expert": "of-another-call", "task": "t", "split": "validation",
+             "metric": "accuracy", "value": 1.0, "settings": "x", "interval": "wilson"}
+    (tmp_path / "two.jsonl").write_text(json.dumps(other) + "\n")
+    command = ["evaluate", "--base", world.base.path, "--output", str(tmp_path / "two.jsonl"), "--max_rows",
+               str(ROWS), "--source_length", "64", "--mesh_data", "1", "--module", *tiny.MODULES,
+               "--prepared", str(world.folder / "prepared"), "--task", tiny.TOPIC]
+    for words, metrics in (([], 1), (["--metric", "acc_norm"], 2), ([], 2)):
+        assert main.main([*command, *words]) == 0
+        printed = capsys.readouterr().out
+        assert "another-call" not in printed and printed.count(tiny.TOPIC) == metrics
+    rows = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    assert [row["metric"] for row in rows[1:]] == ["accuracy", "accuracy", "acc_norm"]  # none a third time
+    assert main.main([*command, "--metric", "squad_f1"]) == 2
+    assert "fits none of the tasks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [

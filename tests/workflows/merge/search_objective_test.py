@@ -1,6 +1,7 @@
 """The objective of a search for merge weights: its value, its gradient, and what it reads."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +180,28 @@ def test_without_labels_none_is_read():
         np.testing.assert_array_equal(array, right[name])
     labelled, other = batches("rank", True), batches("rank", True, source=permuted)
     assert not np.array_equal(labelled["labels"], other["labels"])  # or this would show nothing
+
+
+def test_several_right_choices_share_the_probability_that_is_raised():
+    rows = tiny.rank_rows(16)
+    for row in rows:
+        scores = [0.0] * len(row["choices"])
+        scores[0], scores[-1] = 1.0, 0.25
+        row["text"] = {**row["text"], "scores": scores, "targets": row["text"]["choices"][0]}
+    made = batches("rank", True, source=tiny.split_of(rows, "rank"))
+    batch = {name: array[0] for name, array in made.items()}
+    log_probs = np.random.default_rng(0).normal(-3, 1, batch["choices"].shape).astype(np.float32)
+    given = types.SimpleNamespace(target_log_probs=lambda *_: log_probs)
+    loss, count = search_objective.batch_loss(given, {}, batch, "rank", True)
+    expected = 0.0
+    for place in np.flatnonzero(batch["real"]):
+        odds = np.exp(log_probs[place].sum(-1).astype(np.float64)[batch["choice_mask"][place]])
+        expected -= np.log((odds[0] + 0.25 * odds[-1]) / odds.sum())
+    assert count == batch["real"].sum() and float(loss) == pytest.approx(expected, rel=1e-5)
+    alone = {**batch, "credits": np.eye(batch["choices"].shape[1], dtype=np.float32)[batch["labels"]]}
+    without = {name: array for name, array in batch.items() if name != "credits"}
+    both = [float(search_objective.batch_loss(given, {}, one, "rank", True)[0]) for one in (alone, without)]
+    assert both[0] == pytest.approx(both[1], rel=1e-6)
 
 
 def test_every_row_comes_once_whatever_the_budget():

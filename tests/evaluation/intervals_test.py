@@ -1,0 +1,79 @@
+"""Intervals against scipy, and against how often they hold the truth."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from elm_jax.errors import InputError
+from elm_jax.evaluation import intervals
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 7), (3, 7), (7, 7), (1, 1), (150, 300), (299, 300)])
+def test_a_share_has_wilsons_interval(right: int, count: int) -> None:
+    values = np.random.default_rng(0).permutation([1] * right + [0] * (count - right))
+    found = intervals.mean_with_interval(values)
+    interval = scipy.stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert found.value == right / count
+    assert found.n == count
+    np.testing.assert_allclose((found.low, found.high), (interval.low, interval.high), atol=1e-12)
+
+
+def test_a_mean_of_many_fractions_has_nearly_the_normal_interval() -> None:
+    values = np.random.default_rng(0).uniform(0, 1, 4000)
+    found = intervals.mean_with_interval(values)
+    assert (found.low, found.high) == pytest.approx(
+        scipy.stats.norm.interval(0.95, values.mean(), scipy.stats.sem(values)), abs=2e-4)
+
+
+@pytest.mark.parametrize("values", [[1.0], [0.0], [0.25], [1.0] * 50, [0.0] * 50, [0.3] * 50, [0.99, 1.0],
+                                    [1.0] * 99 + [0.5], [1e-9, 0.0, 0.0]])
+def test_no_interval_of_a_score_leaves_0_to_1_or_has_no_width(values: list[float]) -> None:
+    found = intervals.mean_with_interval(values)
+    assert 0 <= found.low <= found.value <= found.high <= 1 and found.high - found.low > 1e-5
+    both = intervals.combined([found, found], 2 * found.n)
+    assert 0 <= both.low <= both.value <= both.high <= 1
+    assert 1e-5 < both.high - both.low < found.high - found.low
+
+
+@pytest.mark.parametrize("differences", [np.zeros(50), np.ones(50), -np.ones(3), np.array([0.5]),
+                                         np.full(20, 0.01)])
+def test_no_interval_of_a_difference_leaves_its_range_or_has_no_width(differences: np.ndarray) -> None:
+    found = intervals.paired_difference([differences[:, None]])
+    assert -1 <= found.low <= found.value <= found.high <= 1 and found.high > found.low
+    assert found == intervals.paired_difference([differences[:, None]])  # drawn by a seed
+
+
+@pytest.mark.parametrize(("better", "worse", "told"), [(3, 0, False), (4, 0, False), (7, 0, True),
+                                                       (12, 1, True), (9, 5, False)])
+def test_a_difference_is_told_where_the_exact_test_tells_it(better: int, worse: int, told: bool) -> None:
+    differences = np.array([1.0] * better + [-1.0] * worse + [0.0] * (120 - better - worse))
+    assert (scipy.stats.binomtest(better, better + worse).pvalue < 0.05) == told  # McNemar's
+    assert (intervals.paired_difference([differences[:, None]]).low > 0) == told
+
+
+def test_a_paired_difference_holds_the_truth_about_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        one, two = rng.random(80) < 0.6, rng.random(60) < 0.5
+        shared = np.stack([one - 1.0 * (rng.random(80) < 0.3), one - 1.0 * (rng.random(80) < 0.3)], axis=1)
+        shared[rng.random(80) < 0.2, 1] = np.nan  # a prompt that does not ask all
+        found = intervals.paired_difference([shared, (two - 1.0 * (rng.random(60) < 0.5))[:, None]], seed)
+        covered += found.low <= 0.15 <= found.high
+    assert 0.91 <= covered / 200 <= 0.99  # standard error 0.015
+
+
+def test_prompts_that_share_instances_are_drawn_together() -> None:
+    one = np.where(np.random.default_rng(0).random(200) < 0.4, 1.0, 0.0)
+    alone = intervals.paired_difference([one[:, None]])
+    twice = intervals.paired_difference([np.stack([one, one], axis=1)])
+    apart = intervals.paired_difference([one[:, None], one[::-1, None]])
+    assert twice.high - twice.low == pytest.approx(alone.high - alone.low, rel=0.1)
+    assert apart.high - apart.low == pytest.approx((alone.high - alone.low) / np.sqrt(2), rel=0.15)
+
+
+@pytest.mark.parametrize(("values", "message"), [([], "at least one instance"), ([1, 1.5], "1.5"),
+                                                 ([-0.1], "-0.1"), ([float("nan")], "nan")])
+def test_wrong_values_are_named(values: list[float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        intervals.mean_with_interval(values)
