@@ -246,8 +246,12 @@ def _tokenize_choices(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 def _postprocess(output: str, example: Mapping[str, Any] | None = None, is_target: bool = False,
                  **_: Any) -> str | list[str]:
     """Strips white space around a text before it is compared; of a target gives all texts that are right."""
-    references = example.get("references", ()) if is_target and example is not None else ()
-    return [text.decode() for text in np.asarray(references).tolist()] or output.strip()
+    if not is_target or example is None:
+        return output.strip()
+    right = [*np.asarray(example.get("references", ())).tolist(), *(
+        choice for choice, score in zip(example.get("choices_pretokenized", ()), example.get("scores", ()),
+                                        strict=False) if score)]
+    return [text.decode().strip() for text in right] or output.strip()
 
 
 def _features() -> dict[str, seqio.Feature]:

@@ -290,6 +290,11 @@ def test_several_right_answers_reach_seqio_and_its_metrics(model, monkeypatch):
     metrics = found.evaluate(compute_metrics=True, score_fn=lambda data: [
         (int(index), -float(index % 3)) for index, _ in data])[0].result()
     assert metrics[name]["accuracy"] == pytest.approx(100 * 0.25 / 3)  # always the first choice
+    found = seqio.Evaluator(ranked, seqio.EncDecFeatureConverter(pack=False), "validation")
+    answers = [[*Vocabulary.load(model).encode(text), *[1] * 20][:20]
+               for text in ("old house", "near", "old")]
+    metrics = found.evaluate(compute_metrics=True, predict_fn=lambda data: list(enumerate(answers)))
+    assert metrics[0].result()[ranked]["accuracy"] == pytest.approx(200 / 3)  # texts with any credit
     found = seqio.Evaluator(written, seqio.EncDecFeatureConverter(pack=False), "validation")
     answers = [[*Vocabulary.load(model).encode(text), *[1] * 20][:20] for text in ("old house", "red")]
     metrics = found.evaluate(compute_metrics=True, predict_fn=lambda data: list(enumerate(answers)))
