@@ -168,12 +168,7 @@ class PreparedSplit:
 
     def credits(self, index: int) -> list[float]:
         """Credit of each choice of a row: its scores, or 1 for each that reads as the right one."""
-        text, label = self.text(index), self.label(index)
-        if "scores" in text:
-            return text["scores"]
-        choices = text["choices"]
-        return [float(place == label or (label >= 0 and choice == choices[label]))
-                for place, choice in enumerate(choices)]
+        return _credits(self.text(index), self.label(index))
 
     def text(self, index: int) -> dict[str, Any]:
         """Returns a row as text: ``inputs``, ``targets``, ``choices``, and ``index`` in the source."""
@@ -265,6 +260,14 @@ def _check_text(text: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InputError(describe("Scores and choices differ in number", where=where,
                                   got=f"{len(text['scores'])} scores of {len(text['choices'])} choices"))
     return {**text, "choices": list(text["choices"]), "index": int(text["index"])}
+
+
+def _credits(text: Mapping[str, Any], label: int) -> list[float]:
+    if "scores" in text:
+        return text["scores"]
+    choices = text["choices"]
+    return [float(place == label or (label >= 0 and choice == choices[label]))
+            for place, choice in enumerate(choices)]
 
 
 def _label(row: Mapping[str, Any], text: Mapping[str, Any], where: str) -> int:

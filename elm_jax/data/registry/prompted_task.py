@@ -207,8 +207,7 @@ class PromptedTask:
         Raises:
             InputError: no such split, no template, or no data.
         """
-        template = self.load_template()
-        digest = hashlib.sha256(json.dumps(_rendering_facts(self, template)).encode())
+        digest = hashlib.sha256(json.dumps(_rendering_facts(self, self.load_template())).encode())
         found = self._find(split)
         files = () if found is None else tuple(
             task_rows.file_digest(str(path), path.stat().length, path.stat().mtime) for path in found.files())

@@ -57,7 +57,7 @@ def test_a_call_prints_its_own_rows_and_scores_by_what_is_asked(world, tmp_path,
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [
-    ("tasks", "a", "EvaluateConfig.tasks"), ("tasks", (), "An evaluation needs a task"),
+    ("tasks", 1, "EvaluateConfig.tasks"), ("tasks", (), "An evaluation needs a task"),
     ("max_rows", 0, "max_rows"), ("source_length", 0, "source_length"), ("few_shot", -1, "few_shot"),
     ("stack_experts", 0, "stack_experts"), ("mixed", "yes", "True or False")])
 def test_a_wrong_field_is_refused_before_anything_is_read(field, value, message):
