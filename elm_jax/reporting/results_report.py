@@ -28,7 +28,7 @@ SAMPLES, LONGEST_SAMPLE = 3, 300
 """Answers that are shown of each model on each task, and characters of each."""
 MOST_PICTURES = 20
 """Tasks of which bars are drawn; the heat map shows all."""
-ABOUT = ("Each value is the mean over the scored rows, in percent, with the 95% interval that the results "
+ABOUT = ("Each value is over the scored rows, in percent, with the 95% interval that the results "
          "hold. Majority: always the most frequent right answer of these rows. Over the base: the paired "
          "difference on the same rows.")
 
@@ -51,9 +51,10 @@ class Score:
     def values(self) -> np.ndarray | None:
         """Per-instance values f64[n] of this metric; None where the predictions do not hold them."""
         key = "correct" if self.row["metric"] == "accuracy" else self.row["metric"]
-        if not self.predictions or any(key not in found for found in self.predictions):
-            return None
-        return np.asarray([found[key] for found in self.predictions], np.float64)
+        held = [found.get(key) for found in self.predictions]
+        if not held or any(type(value) not in (int, float) for value in held):
+            return None  # BLEU, for one, is no mean of values of rows
+        return np.asarray(held, np.float64)
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -257,6 +258,9 @@ def _summary(path: epath.Path, scores: Sequence[Score]) -> list[str]:
     cut = sum(score.row.get("num_cut") or 0 for score in scores)
     lines = [f"{len(models)} model{'s' * (len(models) != 1)} on {len(tasks)} task{'s' * (len(tasks) != 1)}, "
              f"{rows:,} scored rows in all, of {path.name}; written {storage.utc_now()}."]
+    kinds = sorted({score.row["interval"] for score in scores if "interval" in score.row})
+    if kinds:
+        lines.append(f"Kind of interval: {', '.join(kinds)}.")
     if cut:
         lines.append(f"{cut:,} inputs were longer than what was read of them, and lost their end.")
     return lines

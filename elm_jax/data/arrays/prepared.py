@@ -208,11 +208,8 @@ class PreparedSplit:
     def routing_instance(self, index: int) -> dict[str, Any]:
         """Returns what the router embeds: ``source``, ``choices_expression`` and ``labels`` of a row."""
         text = self.text(index)
-        return {
-            "source": text["inputs"],
-            "choices_expression": self.info.get("choices_expression"),
-            "labels": text["choices"],
-        }
+        return {"source": text["inputs"], "choices_expression": self.info.get("choices_expression"),
+                "labels": text["choices"]}
 
     def save(self, folder: storage.PathLike) -> None:
         """Writes the split into a folder; the commit marker comes last."""
@@ -236,8 +233,7 @@ class PreparedSplit:
             InputError: no prepared split, a half-written one, or arrays that do not fit each other.
         """
         folder = storage.require_committed(folder, "prepared split")
-        head = storage.read_json(
-            folder / "info.json", kind="prepared split", schema_version=SCHEMA_VERSION)
+        head = storage.read_json(folder / "info.json", kind="prepared split", schema_version=SCHEMA_VERSION)
         for key in ("name", "split"):  # results are kept by them, in files of these names
             storage.require_name(head.get(key), folder / "info.json", f"split's {key}")
         arrays = {key: _load(folder / f"{key}.npy", dtype, key in _MAPPED) for key, dtype in _ARRAYS.items()}

@@ -196,8 +196,7 @@ class PromptedTask:
             return "no data"
         if self.own_files is not None:
             return None
-        entry = row_files.read_index().get(self.row_source, {})
-        if self.template in entry.get("unusable_templates", ()):
+        if self.template in row_files.read_index().get(self.row_source, {}).get("unusable_templates", ()):
             return "the data lack a field that the template reads"
         return None
 
