@@ -37,8 +37,8 @@ class FilledSource:
             empty: shapes of leaves without elements, by path.
         """
         self._source, self._shared = source, frozenset(shared)
-        self._base = None if base is None else CastSource(
-            base, "float32", "the base")  # as an expert's leaves are
+        # In float32, as an expert's leaves are.
+        self._base = None if base is None else CastSource(base, "float32", "the base")
         self.specs = {**source.specs, **{path: self._base.specs[path] for path in shared},
                       **{path: TensorSpec(shape, "float32") for path, shape in empty.items()}}
 
