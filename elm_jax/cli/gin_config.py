@@ -79,11 +79,12 @@ def parse(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str] = 
     _read(files, bindings, paths)
     if is_bound("pretrain.model_dir") and not is_bound("pretrain.network"):
         sized = sized_networks()
+        if len(sized) > 1:
+            raise InputError(describe("The sizes of several networks are given", where="gin config",
+                                      got=", ".join(sized), expected="those of one",
+                                      cure="give one file of gin/models/, or say pretrain.network"))
         _read([DEFAULT_NETWORK], [], paths)
         others = [name for name in sized if name not in sized_networks()]
-        if len(others) > 1:
-            raise InputError(describe("The sizes of several networks are given", where="gin config",
-                                      got=", ".join(sized), cure="give one file of gin/models/"))
         chosen = [f"pretrain.network=@{name}()" for name in others]
         _read([*([] if others else [DEFAULT_NETWORK]), *files], [*chosen, *bindings], paths)
 

@@ -66,6 +66,12 @@ def test_a_file_of_sizes_chooses_the_network():
             chosen("gpt2", **{f"pretrain__{name}": value for name, value in changes.items()})
 
 
+def test_the_sizes_of_two_networks_are_refused():
+    for names in (("tiny", "llama_tiny"), ("llama_tiny", "tiny")):
+        with pytest.raises(InputError, match=r"sizes of several networks(.|\n)*T5Config(.|\n)*one file"):
+            chosen(*names)
+
+
 def test_a_decoder_with_special_ids_of_its_own_needs_its_vocabulary():
     with pytest.raises(InputError, match=r"padding = 50256, EOS = 50256(.|\n)*pretrain.vocabulary = 'FILE'"):
         make_vocabulary(chosen("gpt2"), ["a passage"])
