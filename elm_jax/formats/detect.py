@@ -59,10 +59,13 @@ def _check_is_model(folder: epath.Path) -> None:
     """Raises InputError for folders of this program and of PEFT that hold no model: says what they are."""
     if not folder.is_dir():
         return
-    for expert in (folder, folder / "expert"):
-        if (expert / EXPERT_FILE).exists():
-            raise _is_expert(folder, expert)
-    if adapter_files.is_peft(folder) and not folder_files.is_hf(folder):
+    if (folder / EXPERT_FILE).exists():
+        raise _is_expert(folder, folder)
+    if folder_files.is_hf(folder) or (folder / base_json.FILE).exists():
+        return  # a model, whatever lies beside it
+    if (folder / "expert" / EXPERT_FILE).exists():
+        raise _is_expert(folder, folder / "expert")
+    if adapter_files.is_peft(folder):
         raise _is_adapter(folder)
     if not elm_folders.is_elm(folder) and (folder / "base" / base_json.FILE).exists():
         raise InputError(describe("This is a run folder of `elm pretrain`, with the base inside",

@@ -297,6 +297,13 @@ def test_a_sub_folder_called_weights_makes_no_base(source, tmp_path):
         detect.open_model(folder)
 
 
+def test_an_expert_that_lies_in_a_models_folder_does_not_hide_the_model(source, tmp_path):
+    folder = hf_folders.copy_of(source, tmp_path / "t5")
+    (folder / "expert").mkdir()
+    (folder / "expert" / "expert.json").write_text(json.dumps(CARD))
+    assert detect.open_model(folder).kind == "hf"
+
+
 def test_a_file_is_no_folder(source):
     with pytest.raises(InputError, match="folder, not a file"):
         detect.open_model(source / "config.json")
