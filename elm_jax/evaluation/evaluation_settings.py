@@ -66,19 +66,22 @@ class EvaluationSettings:
             raise unknown_name("score of a choice", str(self.choice_score), CHOICE_SCORES,
                                where="choice_score")
 
-    def digest(self, max_rows: int | None, mixed: bool = False, cut_prompt: str = "right") -> str:
+    def digest(self, max_rows: int | None, mixed: bool = False, cut_prompt: str = "right",
+               rendering: str = "plain") -> str:
         """Hash of all settings that can change a number; buckets and batch sizes cannot.
 
         Args:
             max_rows: of each task that are scored; None for all.
             mixed: whether each row is scored by an expert of its own.
             cut_prompt: the side on which the task cuts prompts that are too long.
+            rendering: of the inputs, one of `prepared.RENDERINGS`.
         """
         facts = [self.source_length, self.max_new_tokens, max_rows]
         facts += [self.few_shot] if self.few_shot else []  # results without exemplars keep their digest
         facts += ["mixed"] if mixed else []
         facts += [self.choice_score] if self.choice_score != "sum" else []
         facts += [f"cut on the {cut_prompt}"] if cut_prompt != "right" else []
+        facts += [f"rendered as {rendering}"] if rendering != "plain" else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 

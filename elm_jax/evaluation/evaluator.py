@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batches import padded
-from elm_jax.data.arrays.prepared import LEFT, PreparedSplit
+from elm_jax.data.arrays.prepared import LEFT, PLAIN, PreparedSplit
 from elm_jax.data.arrays.prompt_rows import count_cut
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import RunError, describe
@@ -93,10 +93,11 @@ def task_result(instances: TaskInstances, predictions: list[dict[str, Any]], sco
     }
     how = {
         "chance": chance, "seconds": seconds,
-        "settings": settings.digest(scoring.max_rows, cut_prompt=split.cut_prompt),
+        "settings": settings.digest(scoring.max_rows, cut_prompt=split.cut_prompt, rendering=split.rendering),
         "max_rows": scoring.max_rows, "source_length": settings.source_length,
         "num_cut": count_cut(split, instances.form, settings.source_length),
         **({"cut_prompt": LEFT} if split.cut_prompt == LEFT else {}),
+        **({"rendering": split.rendering} if split.rendering != PLAIN else {}),
     }
     rows = []
     for metric in metrics_of(split, settings):

@@ -221,5 +221,6 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
             found += evaluator.ranked_rows(instances, numbers, scores, settings)
     result = evaluator.task_result(instances, evaluator.in_order(found), scoring, name,
                                    seconds=time.monotonic() - start)
-    digest = settings.digest(scoring.max_rows, mixed=True, cut_prompt=split.cut_prompt)
+    digest = settings.digest(scoring.max_rows, mixed=True, cut_prompt=split.cut_prompt,
+                             rendering=split.rendering)
     return dataclasses.replace(result, rows=[{**row, "settings": digest} for row in result.rows])

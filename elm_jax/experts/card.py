@@ -4,14 +4,13 @@ import dataclasses
 import re
 from typing import Any
 
+from elm_jax.data.arrays.prepared import PLAIN, RENDERINGS
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime.storage import utc_now
 
 SCHEMA_VERSION = 1
 KINDS = ("prompt", "dataset", "multitask", "merged")
 FORMS = ("adapter", "full")
-PLAIN, CHAT = RENDERINGS = ("plain", "chat")
-"""How an expert's inputs were rendered: as they are, or in its base's chat template."""
 _LISTS = ("tasks", "templates", "template_digests", "template_versions", "parents", "merging")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
@@ -40,7 +39,7 @@ class ExpertCard:
             a weight that differs by leaf is None.
         method: the merging method, else None.
         merging: for a merged expert its settings: ``[{'method', 'weights', ..., 'leaves'}]``.
-        rendering: how its inputs were rendered while it was trained, one of `RENDERINGS`.
+        rendering: how its inputs were rendered while it was trained, one of `prepared.RENDERINGS`.
         created: UTC time, ISO 8601.
     """
 

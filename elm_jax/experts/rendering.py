@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from elm_jax.data.arrays.prepared import CHAT, PLAIN
 from elm_jax.data.preparing.chat_rows import ChatFrame
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
-from elm_jax.experts.card import CHAT, PLAIN, ExpertCard
+from elm_jax.experts.card import ExpertCard
 from elm_jax.models.network import ids_of
 
 
@@ -18,7 +19,7 @@ def check_chat(base: Base, wanted: bool | None, where: str = "chat") -> None:
 
 
 def frame_of(base: Base, rendering: str, max_length: int, where: str) -> ChatFrame | None:
-    """The frame of rows in a rendering, one of `card.RENDERINGS`; None for plain ones.
+    """The frame of rows in a rendering, one of `prepared.RENDERINGS`; None for plain ones.
 
     Args:
         base: whose chat template it is.

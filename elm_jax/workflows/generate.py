@@ -10,13 +10,13 @@ import jax
 from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batches import Tokens
-from elm_jax.data.arrays.prepared import LEFT
+from elm_jax.data.arrays.prepared import CHAT, LEFT, PLAIN
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.answer_text import Answer
 from elm_jax.evaluation.generation_settings import GenerationSettings
 from elm_jax.evaluation.text_generator import TextGenerator
 from elm_jax.experts.base import Base, load_base
-from elm_jax.experts.card import CHAT, PLAIN, ExpertCard
+from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.experts.rendering import check_chat
 from elm_jax.routing.text import RoutingInstance
@@ -136,7 +136,7 @@ class Reply:
         question: number, from 0.
         model: id of the expert, or `BASE_ID`.
         answer: text, number of tokens, why it ended.
-        rendering: of the question, one of `card.RENDERINGS`.
+        rendering: of the question, one of `prepared.RENDERINGS`.
         route: why this expert was chosen; None where none was.
     """
 

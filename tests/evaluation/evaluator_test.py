@@ -371,7 +371,8 @@ def test_settings_digest_is_of_what_can_change_a_number() -> None:
               dataclasses.replace(SETTINGS, source_length=25).digest(30),
               dataclasses.replace(SETTINGS, max_new_tokens=7).digest(30)}
     others |= {dataclasses.replace(SETTINGS, choice_score="mean").digest(30)}
-    assert len(others | {digest}) == 6
+    others |= {SETTINGS.digest(30, cut_prompt="left"), SETTINGS.digest(30, rendering="chat")}
+    assert len(others | {digest}) == 8
 
 
 @pytest.mark.parametrize(("name", "value"), [

@@ -233,6 +233,9 @@ def test_an_expert_of_the_chat_template_is_trained_and_scored_in_it(world, chat_
     wanted = evaluate_task(*resolve(chat_base, expert), framed_rows, setup.scoring, "x")
     plain = evaluate_task(*resolve(chat_base, expert), setup.rows(tiny.TOPIC), setup.scoring, "x")
     assert found.predictions == wanted.predictions != plain.predictions
+    assert found.rows[0]["settings"] != plain.rows[0]["settings"] and "rendering" not in plain.rows[0]
+    row, cut = found.rows[0], framed_rows.info["chat_cut"]
+    assert (row["rendering"], row["num_cut"]) == ("chat", cut)
 
 
 def test_a_base_without_a_template_trains_and_scores_none_of_it(world, chat_base, tmp_path):

@@ -34,6 +34,8 @@ SCHEMA_VERSION = 1
 KINDS = ("rank", "generation")
 PROMPT_CUTS = LEFT, RIGHT = ("left", "right")
 """Sides on which prompts that are too long are cut."""
+RENDERINGS = PLAIN, CHAT = ("plain", "chat")
+"""How inputs are rendered: as their template has them, or as a user's turn of a base's chat template."""
 TEXT_KEYS = ("inputs", "targets", "choices", "index")
 OPTIONAL_KEYS = ("scores", "references")
 _MAPPED = ("tokens", "texts")
@@ -52,7 +54,8 @@ class PreparedSplit:
         split: ``train`` or ``validation``.
         info: facts of the task: ``dataset``, ``config``, ``template``, ``kind`` (``rank`` or
             ``generation``), ``choices_expression``, ``vocabulary`` (a fingerprint), ``num_dropped``
-            and ``dropped`` (rows left out in rendering, and why), ``cut_prompt`` if it is `LEFT`, and others.
+            and ``dropped`` (rows left out in rendering, and why), ``cut_prompt`` if it is `LEFT`,
+            ``rendering`` if it is `CHAT`, and others.
         arrays: the arrays of the module's docstring, by name.
     """
 
@@ -130,6 +133,11 @@ class PreparedSplit:
     def cut_prompt(self) -> str:
         """The side on which prompts that are too long are cut, one of `PROMPT_CUTS`."""
         return self.info.get("cut_prompt", RIGHT)
+
+    @property
+    def rendering(self) -> str:
+        """How the inputs are rendered, one of `RENDERINGS`."""
+        return self.info.get("rendering", PLAIN)
 
     def sequences(self, index: int) -> list[np.ndarray]:
         """Returns all token sequences of a row, each i32[n]: inputs, targets, and every choice."""

@@ -28,8 +28,9 @@ def prompts_of(split: PreparedSplit, form: BatchForm, length: int, rows: Sequenc
 
 
 def count_cut(split: PreparedSplit, form: BatchForm, length: int) -> int:
-    """Number of rows whose prompt loses tokens if `length` are kept."""
-    return sum(form.prompt_length(split.lengths_of(row)[0]) > length for row in range(len(split)))
+    """Number of rows whose prompt loses tokens if `length` are kept, or did in a chat template."""
+    sizes = (form.prompt_length(split.lengths_of(row)[0]) for row in range(len(split)))
+    return split.info.get("chat_cut", 0) + sum(size > length for size in sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +68,8 @@ def examples_of(split: PreparedSplit, form: BatchForm, lengths: Lengths) -> Prep
     Raises:
         InputError: rows that are longer than the network's context even when they are cut.
     """
-    sizes = [split.lengths_of(row) for row in range(len(split))]
-    if misfits := form.misfits(sizes, lengths):
-        size, target = sizes[misfits[0]]
+    if misfits := form.misfits(map(split.lengths_of, range(len(split))), lengths):
+        size, target = split.lengths_of(misfits[0])
         prompt = min(form.prompt_length(size), lengths["inputs"])
         raise too_long(split, misfits, f"{prompt} + {min(target, lengths['targets'])}", form.context,
                        cure="give smaller TASK_FEATURE_LENGTHS")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import CHAT, LEFT, RIGHT, PreparedSplit
 from elm_jax.data.prompts.chat_templates import ChatTemplate
 from elm_jax.errors import InputError, describe
 from elm_jax.vocabularies.vocabulary import Vocabulary
@@ -23,15 +23,22 @@ class ChatFrame:
     Attributes:
         template: of the base.
         bos_id: that the network's prompts begin with anyway: a template's own is left out; None for none.
-        max_length: tokens of a prompt, with BOS or EOS; a longer text is cut at its end, within the frame.
+        max_length: tokens of a prompt, with BOS or EOS; a longer text is cut, within the frame.
     """
 
     template: ChatTemplate
     bos_id: int | None
     max_length: int
 
-    def tokens(self, text: str, vocabulary: Vocabulary, where: str) -> tuple[list[int], bool]:
+    def tokens(self, text: str, vocabulary: Vocabulary, where: str, side: str = RIGHT
+               ) -> tuple[list[int], bool]:
         """Encodes a framed text without EOS; also returns whether the text was cut.
+
+        Args:
+            text: of the user's turn.
+            vocabulary: of the base.
+            where: the text came from, for the error.
+            side: on which the text is cut, one of `prepared.PROMPT_CUTS`.
 
         Raises:
             InputError: the frame alone is too long; the template cannot be rendered.
@@ -44,7 +51,7 @@ class ChatFrame:
                     "The chat template alone is longer than a prompt", where=where,
                     got=f"{len(framed) + 1} tokens", expected=f"at most {self.max_length}",
                     cure="keep more tokens of an input"))
-            own = own[:max(0, len(own) - over)]
+            own = own[over:] if side == LEFT else own[:max(0, len(own) - over)]
             framed = self._framed(vocabulary.decode(own), vocabulary)
         return framed, own is not None
 
@@ -78,14 +85,14 @@ def with_chat(split: PreparedSplit, vocabulary: Vocabulary, frame: ChatFrame) ->
         for number in range(len(split)):
             text = split.text(number)
             where = f"{split.name} {split.split}, row {number}"
-            tokens, is_cut = frame.tokens(text["inputs"], vocabulary, where)
+            tokens, is_cut = frame.tokens(text["inputs"], vocabulary, where, split.cut_prompt)
             cut[0] += is_cut
             yield {"inputs": [*tokens, vocabulary.eos_id], "targets": said(text["targets"]),
                    "choices": [said(choice) for choice in text["choices"]], "label": split.label(number),
                    "text": text}
 
     made = PreparedSplit.from_rows(split.name, split.split, split.info, rows())
-    made.info.update(rendering="chat", chat_cut=cut[0])
+    made.info.update(rendering=CHAT, chat_cut=cut[0])
     if cut[0]:
         logger.info("%s %s: %d of %d texts are cut to fit into the chat template and %d tokens", split.name,
                     split.split, cut[0], len(made), frame.max_length)

@@ -59,17 +59,21 @@ class MixedExperts(Scorable):
             if member.card.network != self.members[0].card.network:
                 raise _unlike(member.id, "another network config", f"that of {self.members[0].id}")
 
+    @property
+    def rendering(self) -> str:
+        """That of all members; InputError if they differ."""
+        return shared_rendering([member.card for member in self.members], "a mixed evaluation")
+
     def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
         """Scores each task in batches of rows of many experts; a prediction names its expert."""
         chosen = {task: self.choose(task, setup) for task in tasks}
         used = {name for names in chosen.values() for name in names}
         members = [member for member in self.members if member.id in used]
         places = {member.id: place for place, member in enumerate(members)}
-        rendering = shared_rendering([member.card for member in members], "a mixed evaluation")
         network, params = _put_experts([member.expert() for member in members], setup)
         with setup.above_trunk(network, trees.flatten(params[1]), self.id) as (network, scoring):
             for task, names in chosen.items():
-                instances = setup.rows(task, rendering, self.id)
+                instances = setup.rows(task, self.rendering, self.id)
                 for member in members:
                     warn_of_rows(member.card, instances)
                 result = stacked_evaluator.evaluate_task_mixed(

@@ -11,7 +11,7 @@ from typing import ClassVar, TypedDict, TypeVar
 import jax
 from jax.sharding import Mesh
 
-from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.arrays.prepared import PLAIN, PreparedSplit
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
@@ -20,7 +20,7 @@ from elm_jax.evaluation.bleu import require_sacrebleu
 from elm_jax.evaluation.evaluation_settings import wanted_metrics
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, TaskResult, evaluate_task
 from elm_jax.experts.base import Base
-from elm_jax.experts.card import PLAIN, ExpertCard
+from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.experts.rendering import frame_of
 from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
@@ -115,11 +115,19 @@ class ScoringSetup:
         Raises:
             InputError: the model was trained in a chat template, and the base has none.
         """
-        frame = frame_of(self.base, rendering, self.settings.source_length, f"the card of {model}")
-        split = self.data.with_frame(frame).split(task, self.split_of(task), self.max_rows)
+        split = self.data_in(rendering, model).split(task, self.split_of(task), self.max_rows)
         known = registry.find_task(task)
         return split if known is None else dataclasses.replace(
             split, info={**split.info, "metrics": list(known.metrics)})
+
+    def data_in(self, rendering: str, model: str) -> TaskData:
+        """The task data in the rendering of a model; reads no rows.
+
+        Raises:
+            InputError: as `rows`, or exemplars together with a chat template.
+        """
+        return self.data.with_frame(
+            frame_of(self.base, rendering, self.settings.source_length, f"the card of {model}"))
 
     def cut_prompt(self, task: str) -> str:
         """The side on which a task's prompts are cut: as it is registered, or as its arrays say."""
@@ -157,6 +165,11 @@ class Scorable(abc.ABC):
     id: str
     fingerprint: str
     mixed: ClassVar[bool] = False
+
+    @property
+    def rendering(self) -> str:
+        """How its inputs are rendered, one of `prepared.RENDERINGS`."""
+        return PLAIN
 
     @abc.abstractmethod
     def score(self, tasks: Sequence[str], setup: ScoringSetup) -> Iterator[TaskResult]:
@@ -225,11 +238,10 @@ def model_in(base: Base, folder: storage.PathLike, expert_id: str | None = None,
                        (lambda: load_expert(folder)) if card.form == "adapter" else None, card)
 
 
-def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup) -> bool:
-    """Whether the store holds this model's result on the task with these settings."""
-    split, cut = setup.split_of(task), setup.cut_prompt(task)
-    digest = setup.settings.digest(setup.max_rows, model.mixed, cut)
-    known, metrics, several = registry.find_task(task), setup.settings.metrics, False
+def is_done(store: ResultsStore, model: Scorable, task: str, setup: ScoringSetup, digest: str) -> bool:
+    """Whether the store holds this model's result on the task with the settings of this digest."""
+    split, metrics, several = setup.split_of(task), setup.settings.metrics, False
+    known = registry.find_task(task)
     if known is not None:
         metrics, several = (*known.metrics, *metrics), known.lists.scores is not None
     return store.done(model.id, task, split, digest, metrics=metrics, several_right=several) and any(
@@ -279,17 +291,23 @@ def evaluate_models(
             are scored in one program; the results are the same.
 
     Raises:
-        InputError: two models of one id, or one of the id of another in the store without `replace`.
+        InputError: two models of one id, or one of the id of another in the store without `replace`; a model
+            of a rendering that the base or the data do not have. Nothing is scored then.
         Stopped: several processes were told to stop; what was scored is kept.
     """
     models = distinct(models)
     if not replace:
         hosts.by_first(lambda: check_ids(models, store))
+    for model in models:
+        setup.data_in(model.rendering, model.id)
 
     def pending_of(model: Scorable) -> list[str]:
         setup.check_metrics(tasks_of(model.id))
-        return hosts.by_first(lambda: [
-            task for task in tasks_of(model.id) if not is_done(store, model, task, setup)])
+        # Opened in every process: what only the first has open, the others would wait for it to share.
+        digests = {task: setup.settings.digest(setup.max_rows, model.mixed, setup.cut_prompt(task),
+                                               model.rendering) for task in tasks_of(model.id)}
+        return hosts.by_first(lambda: [task for task, digest in digests.items()
+                                       if not is_done(store, model, task, setup, digest)])
 
     if stack_experts > 1:
         for group in _groups(models, pending_of, stack_experts):

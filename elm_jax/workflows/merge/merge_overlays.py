@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elm_jax.data.arrays.prepared import PLAIN
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.card import PLAIN, ExpertCard
+from elm_jax.experts.card import ExpertCard
 from elm_jax.formats.model import TensorSpec
 from elm_jax.merging.methods import alike, compose, low_rank_products, method_table
 from elm_jax.merging.methods.method_table import shares_of

@@ -5,8 +5,8 @@ import hashlib
 import json
 from typing import Any
 
+from elm_jax.data.arrays.prepared import PLAIN, RENDERINGS
 from elm_jax.errors import InputError, describe
-from elm_jax.experts.card import PLAIN, RENDERINGS
 from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.carriers import check_form

@@ -198,7 +198,7 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: StackSize, 
         elif message is not None:
             failed[id_of(config)] = message
         else:
-            tasks_of(config, data)  # refuses an unknown name now, not when its turn comes
+            tasks_of(config, framed(config, base, data))  # refuses what is wrong now, not when its turn comes
             waiting.append(config)
     result = StackResult([], {}, False, 0, 0)
     if waiting:

@@ -6,6 +6,7 @@ import small_decoder
 
 from elm_jax.data.arrays.joined import Joined
 from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.arrays.prompt_rows import count_cut, prompts_of
 from elm_jax.data.preparing.chat_rows import ChatFrame, with_chat
 from elm_jax.data.prompts.chat_templates import ChatTemplate
 from elm_jax.errors import InputError
@@ -50,6 +51,19 @@ def test_prompts_are_the_template_and_answers_follow_at_once(vocabulary, plain, 
     batch = form.make([made.example(0)], {"inputs": 20, "targets": 8}, 1)
     predicted = batch["target_tokens"][0][batch["loss_weights"][0] == 1]
     np.testing.assert_array_equal(predicted, [*vocabulary.encode("yes"), 2])
+
+
+def test_a_task_that_cuts_on_the_left_keeps_the_end_of_a_text(vocabulary):
+    text = "".join(map(chr, range(65, 105)))
+    row = {"inputs": [3, 2], "targets": [3, 2],
+           "text": {"inputs": text, "targets": "a", "choices": [], "index": 0}}
+    form = Joined(SpecialIds(pad=2, eos=2, start=None, bos=BOS))
+    for side, kept in (("left", text[-15:]), ("right", text[:15])):
+        split = PreparedSplit.from_rows("toys", "train", {"kind": "generation", "cut_prompt": side}, [row])
+        made = with_chat(split, vocabulary, ChatFrame(TEMPLATE, BOS, 20))
+        prompt, = prompts_of(made, form, 20)
+        assert vocabulary.decode(prompt) == f"t[{kept}]A:" and len(prompt) == 20
+        assert (count_cut(made, form, 20), made.rendering, split.rendering) == (1, "chat", "plain")
 
 
 def test_a_template_that_leaves_no_room_is_refused(vocabulary, plain):

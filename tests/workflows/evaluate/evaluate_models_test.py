@@ -1,12 +1,18 @@
 """What is scored: all rows by default, and never two models of one id in one store."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
 from elm_jax.cli import flags, gin_config
+from elm_jax.data.prompts.chat_templates import ChatTemplate
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, TaskResult
+from elm_jax.experts.base import Base
+from elm_jax.experts.card import ExpertCard
+from elm_jax.models.t5.config import T5Config
+from elm_jax.runtime import hosts
 from elm_jax.workflows.evaluate.evaluate_models import ScoredModel, ScoringSetup, evaluate_models
 
 
@@ -19,9 +25,9 @@ def model(fingerprint, log=None):
     return ScoredModel("mine", fingerprint, load)
 
 
-def evaluate(models, store, cut_prompt="right", **settings):
+def evaluate(models, store, cut_prompt="right", base=None, **settings):
     data = SimpleNamespace(split=lambda *_: SimpleNamespace(cut_prompt=cut_prompt), with_frame=lambda _: data)
-    setup = ScoringSetup(None, data, EvaluationSettings(), None, split="validation")
+    setup = ScoringSetup(base, data, EvaluationSettings(), None, split="validation")
     evaluate_models(models, lambda _: ["toys__ask"], setup, store, **settings)
 
 
@@ -47,6 +53,31 @@ def test_one_model_given_twice_is_scored_once(tmp_path):
     evaluate([model("sha256:a")] * 2, filled(tmp_path, "sha256:a"))  # done: nothing is loaded
     with pytest.raises(KeyError, match="loaded"):
         evaluate([model("sha256:a", log)], filled(tmp_path, "sha256:a"), cut_prompt="left")
+
+
+def test_an_expert_of_the_chat_template_is_scored_again_and_only_on_a_base_that_has_one(tmp_path):
+    config, log = T5Config(29, 16, 2, 8, 32, 1, 1), []
+    card = ExpertCard(id="mine", kind="prompt", form="adapter", network={}, rendering="chat",
+                      base={"fingerprint": "sha256:b"})
+    plain, chat = model("sha256:a", log), dataclasses.replace(model("sha256:a", log), card=card)
+    for template, error, said in ((ChatTemplate("{{ messages[0].content }}"), KeyError, "loaded"),
+                                  (None, InputError, r"no chat template\n  where: the card of mine")):
+        base = Base("tiny", {}, config, "sha256:b", None, chat_template=template)
+        evaluate([plain], filled(tmp_path, "sha256:a"), base=base)
+        with pytest.raises(error, match=said):
+            evaluate([chat], filled(tmp_path, "sha256:a"), base=base)
+    assert log == ["sha256:a"]
+
+
+def test_every_process_opens_the_rows_that_say_the_side(tmp_path, monkeypatch):
+    """What the first process alone had opened, the others would open later, and wait for it."""
+    opened = []
+    rows = SimpleNamespace(cut_prompt="right")
+    data = SimpleNamespace(with_frame=lambda _: data, split=lambda *key: opened.append(key) or rows)
+    monkeypatch.setattr(hosts, "by_first", lambda function: [])  # as in another process: it is told
+    evaluate_models([model("sha256:a")], lambda _: ["toys__ask"], ScoringSetup(
+        None, data, EvaluationSettings(), None, split="validation"), ResultsStore(tmp_path))
+    assert opened == [("toys__ask", "validation", None)]
 
 
 def test_results_of_another_model_of_the_id_are_not_lost(tmp_path):
