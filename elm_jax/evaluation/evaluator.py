@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import LEFT, PLAIN, PreparedSplit
-from elm_jax.data.arrays.prompt_rows import count_cut
+from elm_jax.data.arrays.prompt_rows import count_cut, rendering_in
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import RunError, describe
 from elm_jax.evaluation import greedy_texts, rank, task_metrics
@@ -84,6 +84,7 @@ def task_result(instances: TaskInstances, predictions: list[dict[str, Any]], sco
                 seconds: float) -> TaskResult:
     """Makes the result row of one model on one task from its predictions."""
     split, settings = instances.split, scoring.settings
+    rendering = rendering_in(split)
     ranked = split.kind == "rank"
     chance = _chance(split) if ranked else None
     facts = {
@@ -93,11 +94,11 @@ def task_result(instances: TaskInstances, predictions: list[dict[str, Any]], sco
     }
     how = {
         "chance": chance, "seconds": seconds,
-        "settings": settings.digest(scoring.max_rows, cut_prompt=split.cut_prompt, rendering=split.rendering),
+        "settings": settings.digest(scoring.max_rows, cut_prompt=split.cut_prompt, rendering=rendering),
         "max_rows": scoring.max_rows, "source_length": settings.source_length,
         "num_cut": count_cut(split, instances.form, settings.source_length),
         **({"cut_prompt": LEFT} if split.cut_prompt == LEFT else {}),
-        **({"rendering": split.rendering} if split.rendering != PLAIN else {}),
+        **({"rendering": rendering} if rendering != PLAIN else {}),
     }
     rows = []
     for metric in metrics_of(split, settings):

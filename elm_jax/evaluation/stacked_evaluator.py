@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import PreparedSplit
+from elm_jax.data.arrays.prompt_rows import rendering_in
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import evaluator, rank
 from elm_jax.evaluation.batch_plan import TaskInstances, plan_batches
@@ -222,5 +223,5 @@ def evaluate_task_mixed(network: Network, params: Many, split: PreparedSplit, ex
     result = evaluator.task_result(instances, evaluator.in_order(found), scoring, name,
                                    seconds=time.monotonic() - start)
     digest = settings.digest(scoring.max_rows, mixed=True, cut_prompt=split.cut_prompt,
-                             rendering=split.rendering)
+                             rendering=rendering_in(split))
     return dataclasses.replace(result, rows=[{**row, "settings": digest} for row in result.rows])

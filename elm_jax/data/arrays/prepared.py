@@ -134,11 +134,6 @@ class PreparedSplit:
         """The side on which prompts that are too long are cut, one of `PROMPT_CUTS`."""
         return self.info.get("cut_prompt", RIGHT)
 
-    @property
-    def rendering(self) -> str:
-        """How the inputs are rendered, one of `RENDERINGS`."""
-        return self.info.get("rendering", PLAIN)
-
     def sequences(self, index: int) -> list[np.ndarray]:
         """Returns all token sequences of a row, each i32[n]: inputs, targets, and every choice."""
         first, end = self._row(index)

@@ -7,7 +7,7 @@ import numpy as np
 
 from elm_jax.data.arrays.batch_forms import BatchForm
 from elm_jax.data.arrays.batches import Example, Lengths, Tokens
-from elm_jax.data.arrays.prepared import LEFT, PreparedSplit
+from elm_jax.data.arrays.prepared import LEFT, PLAIN, PreparedSplit
 from elm_jax.errors import InputError, describe
 
 
@@ -25,6 +25,11 @@ def prompts_of(split: PreparedSplit, form: BatchForm, length: int, rows: Sequenc
     if split.cut_prompt == LEFT:
         inputs = (form.last_of(tokens, length) for tokens in inputs)
     return [form.prompt(tokens, length) for tokens in inputs]
+
+
+def rendering_in(split: PreparedSplit) -> str:
+    """How the inputs of a split are rendered, one of `prepared.RENDERINGS`."""
+    return split.info.get("rendering", PLAIN)
 
 
 def count_cut(split: PreparedSplit, form: BatchForm, length: int) -> int:

@@ -6,7 +6,7 @@ import small_decoder
 
 from elm_jax.data.arrays.joined import Joined
 from elm_jax.data.arrays.prepared import PreparedSplit
-from elm_jax.data.arrays.prompt_rows import count_cut, prompts_of
+from elm_jax.data.arrays.prompt_rows import count_cut, prompts_of, rendering_in
 from elm_jax.data.preparing.chat_rows import ChatFrame, with_chat
 from elm_jax.data.prompts.chat_templates import ChatTemplate
 from elm_jax.errors import InputError
@@ -63,7 +63,7 @@ def test_a_task_that_cuts_on_the_left_keeps_the_end_of_a_text(vocabulary):
         made = with_chat(split, vocabulary, ChatFrame(TEMPLATE, BOS, 20))
         prompt, = prompts_of(made, form, 20)
         assert vocabulary.decode(prompt) == f"t[{kept}]A:" and len(prompt) == 20
-        assert (count_cut(made, form, 20), made.rendering, split.rendering) == (1, "chat", "plain")
+        assert (count_cut(made, form, 20), rendering_in(made), rendering_in(split)) == (1, "chat", "plain")
 
 
 def test_a_template_that_leaves_no_room_is_refused(vocabulary, plain):
