@@ -46,7 +46,8 @@ def generator(request):
     return request.param()
 
 
-@pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("settings", [pytest.param(GREEDY, marks=pytest.mark.slow), SAMPLED],
+                         ids=["greedy", "sampled"])
 def test_a_text_does_not_depend_on_its_batch(generator, settings, monkeypatch):
     prompts = [generator.prompt(text) for text in TEXTS]
     together = generator.answer(prompts, settings)

@@ -381,7 +381,8 @@ streaming.StoredTensors.read = slowly
 """
 
 
-@pytest.mark.parametrize("kind", ["hf", "elm", "t5x"])
+@pytest.mark.parametrize("kind", ["elm", *(
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ("hf", "t5x"))])
 def test_a_killed_conversion_leaves_nothing_that_opens(kind, source, tmp_path):
     target = tmp_path / "out"
     writing = subprocess.Popen([sys.executable, "-c", WRITE, str(source), kind, str(target)],

@@ -30,6 +30,8 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 every_family_in_time = pytest.mark.parametrize("name", [  # T5 1.1 stands for T5 where much is compiled
     pytest.param(name, marks=[pytest.mark.slow] * (name == "t5 1.0, tied")) for name in FAMILIES])
 with_adapters = pytest.mark.parametrize(("name", "adapter"), made.PAIRS)
+with_adapters_in_time = pytest.mark.parametrize(("name", "adapter"), [
+    pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] == "t5 1.0, tied")) for pair in made.PAIRS])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -67,7 +69,7 @@ def test_a_config_is_read_as_it_was_written(name, adapter):
     assert dataclasses.replace(config, dtype="bfloat16").activation_dtype == jnp.bfloat16
 
 
-@with_adapters
+@with_adapters_in_time
 def test_cached_steps_are_the_scores_of_the_whole(name, adapter):
     """Teacher forcing: the token of each place, given to `step`, has the log-probability of one pass."""
     network, params = made.network_and_params(name, adapter)
@@ -147,7 +149,7 @@ def test_no_token_looks_ahead(name):
     assert np.abs(left - log_probs_of(network, params, Padded(other, inputs.lengths), targets)).max() > 1e-3
 
 
-@with_adapters
+@with_adapters_in_time
 def test_the_loss_of_a_batch_is_what_scoring_says_of_its_targets(name, adapter):
     network, params = made.network_and_params(name, adapter)
     form, config = form_of(network), network.config

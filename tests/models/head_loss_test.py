@@ -88,7 +88,8 @@ def test_few_logits_are_computed_at_once():
     assert head_loss.num_parts(1, 100, 1 << 20) == 1 and head_loss.num_parts(4, 101, 1 << 20) == 3
 
 
-@pytest.mark.parametrize(("name", "adapter"), [("llama", "bottleneck"), ("gpt2", "lora")])
+@pytest.mark.parametrize(("name", "adapter"), [
+    pytest.param("llama", "bottleneck", marks=pytest.mark.slow), ("gpt2", "lora")])
 def test_a_decoder_trains_the_same_adapters_in_parts(monkeypatch, name, adapter):
     """With a head of its own and with a tied one; both are frozen."""
     network, params = made.network_and_params(name, adapter)

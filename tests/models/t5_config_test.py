@@ -7,9 +7,8 @@ import pytest
 from checkout import ROOT
 
 from elm_jax import errors
-from elm_jax.models import AdapterConfig, T5Config, T5Network
+from elm_jax.models import AdapterConfig, T5Config
 from elm_jax.models.adapters.kind import AdapterKind
-from elm_jax.runtime import trees
 
 GIN_FOLDER = ROOT / "gin" / "models"
 SIZES = {
@@ -94,8 +93,7 @@ def test_gin_file_has_the_published_dimensions(size: str) -> None:
     assert config.num_decoder_layers == config.num_encoder_layers
     assert config.vocab_size == 32128
     assert config.logits_via_embedding == size.startswith("t5_1_0")
-    assert trees.count(T5Network(config).abstract_params()) == count
-    assert f"{count:,}" in text
+    assert f"{count:,}" in text  # tests/repository counts the network's own
 
 
 def test_every_gin_file_is_known() -> None:

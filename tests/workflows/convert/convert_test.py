@@ -705,7 +705,8 @@ sys.exit(cli.main(["convert", "--from", "hf", "--to", sys.argv[2], sys.argv[1], 
 """
 
 
-@pytest.mark.parametrize("kind", ["elm", "hf", "t5x"])
+@pytest.mark.parametrize("kind", ["elm", *(
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ("hf", "t5x"))])
 def test_a_full_disk_is_status_1_and_leaves_nothing(tmp_path, kind):
     hf_folders.publish(hf_folders.build("t5_1_1"), "t5_1_1", tmp_path / "t5")
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "t5"), kind, str(tmp_path / "x")],

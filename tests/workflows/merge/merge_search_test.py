@@ -333,7 +333,8 @@ def test_where_the_weights_are_looked_for():
     assert config(method="task_arithmetic", parameters={"normalize": True}).space == "plane"
 
 
-@pytest.mark.parametrize("method", [pytest.param("linear", marks=pytest.mark.slow), "task_arithmetic"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
 def test_weights_of_any_sign_are_searched_too(method):
     found = run(config(method=method, steps=4, learning_rate=0.1, l1=0.01))
     assert np.argmax(found.weights) == BEST and found.found.objective < found.found.start

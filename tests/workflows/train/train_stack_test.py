@@ -188,6 +188,7 @@ def test_ids_must_differ_and_be_names(world, tmp_path):
         TrainStackConfig(config)
 
 
+@pytest.mark.slow  # of the command and of mixtures there are others each
 def test_the_command_trains_a_mixture_of_tasks(world, tmp_path, capsys):
     """Every task of a mixture becomes an expert; the second call finds them done."""
     words = ["train", "--gin_file", "gin/experts/prompt_stack.gin", f"--gin.MODEL_DIR='{tmp_path / 'runs'}'",
