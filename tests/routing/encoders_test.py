@@ -100,7 +100,7 @@ def test_a_default_prompt_is_applied_as_sentence_transformers_does(small, name, 
 
 def test_minilm_does_not_depend_on_the_batch(minilm, embedded):
     texts, together = embedded
-    picked = [0, 3, len(texts) - 1, len(texts) - 3]
+    picked = [0, len(texts) - 1, len(texts) - 3]
     for row in picked:
         np.testing.assert_allclose(minilm.embed([texts[row]])[0], together[row], atol=1e-6)
     short = [row for row, text in enumerate(texts) if len(text) < 400]  # long ones take seconds

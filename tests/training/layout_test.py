@@ -56,6 +56,7 @@ def check_losses(kind, layout, mesh=(1, 1), rules=(), parts=1):
     np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=f"{kind} {layout} {mesh}")
 
 
+@pytest.mark.slow  # the default suite has a decoder's
 def test_a_scan_that_computes_layers_again_has_the_losses_of_the_plain_layout():
     """Dropout is on: each layer's masks follow from the step and the layer's number, in a loop or not."""
     check_losses("prompt", Layout("layer", True))

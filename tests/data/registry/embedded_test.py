@@ -52,6 +52,7 @@ def _run(code, **environment):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_rows_are_the_same_in_a_fresh_process_whatever_the_hash_seed():
     value = [datasets.rows(name, split) for name in NAMES for split in datasets.NUM_ROWS]
     value.append(datasets.passages())
