@@ -92,8 +92,8 @@ def test_gradient_of_a_narrow_kernel(width: int) -> None:
     x, kernels, slope = (draw.normal(size=size) for size in ((2, 3, 8), (2, 8, width), (2, 3, width)))
 
     def product(x, kernel, slope):
-        return jnp.sum(slope * Dense(width, ("embed", "mlp"), jnp.dtype("float32")).apply(
-            {"params": {"kernel": kernel}}, x))
+        layer = Dense(width, ("embed", "mlp"), jnp.dtype("float32"), gradient_by_outputs=True)
+        return jnp.sum(slope * layer.apply({"params": {"kernel": kernel}}, x))
 
     gradients = jax.vmap(jax.grad(product, argnums=(0, 1)), in_axes=(None, 0, None))
     of_x, of_kernel = gradients(*map(jnp.float32, (x, kernels, slope)))

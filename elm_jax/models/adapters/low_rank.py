@@ -159,7 +159,8 @@ class LowRank(nn.Module):
     @nn.compact
     def __call__(self, y: Array, x: Array) -> Array:
         """Applies the update: projection y f[..., O] and its input x f[..., D] -> f[..., O]."""
-        hidden = Dense(self.rank, (self.axes[0], "bottleneck"), self.dtype, name="down")(x)
+        hidden = Dense(self.rank, (self.axes[0], "bottleneck"), self.dtype, gradient_by_outputs=True,
+                       name="down")(x)
         zeros = nn.initializers.zeros
         axes = ("bottleneck", self.axes[1])
         # The hidden values are scaled, not the update and its gradient, which are many times as large.

@@ -24,8 +24,6 @@ LOGITS_PRECISION = jax.lax.Precision.HIGHEST
 close together. The head is about 2 % of the work at XL."""
 FEW_ROWS = 16
 """Steps of so many rows compute the tied head with the table as the left side of the product."""
-NARROW = 128
-"""Kernels of so many outputs, and of twice as many inputs at least, get their gradient by rows of outputs."""
 MASKED = -1e10
 """Added to a masked attention logit. Finite, so that a row without any key stays finite."""
 Initializer = Callable[..., Array]
@@ -57,6 +55,8 @@ class Dense(nn.Module):
         kernel_init: initialiser of the kernel.
         use_bias: adds a bias that starts at zero.
         precision: of the product; None is the device's own, which in float32 can be bfloat16 passes.
+        gradient_by_outputs: the gradient of a kernel with at most half as many outputs as inputs is computed
+            as [O, I], on one device. It is the same but for its last bits.
     """
 
     features: int
@@ -65,6 +65,7 @@ class Dense(nn.Module):
     kernel_init: Initializer = fan_in_truncated
     use_bias: bool = False
     precision: jax.lax.Precision | None = None
+    gradient_by_outputs: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -77,7 +78,7 @@ class Dense(nn.Module):
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
         # Cast before gathering: a kernel that is split over the data axis is gathered in `dtype`.
         kernel = constrain(kernel.astype(self.dtype), *self.axes)
-        if self.features <= min(NARROW, x.shape[-1] // 2) and num_placed() == 1:
+        if self.gradient_by_outputs and self.features <= x.shape[-1] // 2 and num_placed() == 1:
             # XLA's CPU backend computes the gradient [I, O] of a narrow kernel 2 to 15 times as slowly as
             # [O, I]. The barrier keeps the transposition out of that product.
             kernel = jax.lax.optimization_barrier(kernel.T).T
