@@ -18,6 +18,12 @@ def test_a_share_has_wilsons_interval(right: int, count: int) -> None:
     np.testing.assert_allclose((found.low, found.high), (interval.low, interval.high), atol=1e-12)
 
 
+def test_the_interval_of_none_or_all_right_ends_at_the_share_itself() -> None:
+    """Not beside it by a rounding, below 0 or above 1."""
+    for count in range(1, 300):
+        assert intervals.wilson(0.0, count)[0] == 0.0 and intervals.wilson(1.0, count)[1] == 1.0
+
+
 def test_a_mean_of_many_fractions_has_nearly_the_normal_interval() -> None:
     values = np.random.default_rng(0).uniform(0, 1, 4000)
     found = intervals.mean_with_interval(values)

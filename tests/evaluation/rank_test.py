@@ -92,6 +92,13 @@ def test_a_tie_is_what_float32_cannot_tell_apart_at_that_length() -> None:
                 assert rank.predict(scores, counts, rank.score_errors(scores, own))[0] == place, (score, gap)
 
 
+def test_errors_of_both_scores_make_a_tie() -> None:
+    """Each of two scores may be off by 0.1: 0.15 apart they may be equal, 0.25 apart they are not."""
+    errors = np.full((2, 2), 0.1)
+    found = rank.predict(np.asarray([[0.0, 0.15], [0.0, 0.25]]), np.asarray([2, 2]), errors)
+    np.testing.assert_array_equal(found, [0, 1])
+
+
 def test_of_equal_scores_the_first_choice_counts() -> None:
     targets, scores = scored([(0, [-40.0, -40.0 + 1e-5], 0), (1, [-40.0, -40.0 + 1e-5], 1)])
     assert rank.accuracy_of_scores(targets, scores)["accuracy"] == 50.0
