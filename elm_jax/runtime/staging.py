@@ -1,6 +1,5 @@
 """Staging: folders that are written beside their final name and renamed when they are whole."""
 
-import fcntl
 import os
 import shutil
 import time
@@ -10,6 +9,7 @@ from contextlib import contextmanager, suppress
 from etils import epath
 
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime.locks import alone
 from elm_jax.runtime.storage import PathLike, as_path, guard_writes, is_local
 
 QUIET_SECONDS = 0.5
@@ -101,7 +101,7 @@ def workspace(folder: PathLike, journal: str) -> Iterator[epath.Path]:
     if not is_local(folder):
         raise InputError(describe("This needs a local disk to work on", where=folder,
                                   cure="write it to a local disk, and copy it"))
-    with _alone(folder), _kept(folder, journal):
+    with alone(folder, again=False), _kept(folder, journal):
         yield folder
         _remove_with_journal(folder, journal)
 
@@ -126,7 +126,7 @@ def sync_names(folder: PathLike) -> None:
 def _renamed(folder: epath.Path) -> Iterator[epath.Path]:
     """Yields ``<folder>.partial``, locked; renames it if the block ends without an error."""
     target = folder.parent / f"{folder.name}.partial"
-    with _alone(target):
+    with alone(target, again=False):
         check_free(folder)  # another process may have ended in the meantime
         yield target
         with guard_writes(folder):
@@ -159,28 +159,6 @@ def _remove_with_journal(folder: epath.Path, journal: str) -> None:
     with suppress(OSError):
         _empty(folder, (journal,))
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: epath.Path) -> Iterator[None]:
-    """Creates a folder and holds its lock, which the system releases when this process ends in any way."""
-    with guard_writes(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = not folder.exists() or not os.path.samestat(os.stat(folder), os.fstat(descriptor))
-        except BlockingIOError:
-            taken = True
-        except OSError:  # a file system without locks: other processes cannot be detected
-            taken = False
-        if taken:
-            raise InputError(describe("Another process is writing this folder", where=folder,
-                                      cure="wait for it, or give another name"))
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _empty(folder: epath.Path, keep: Collection[str] = ()) -> None:
