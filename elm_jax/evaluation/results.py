@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluation_settings import KNOWN_METRICS, PRIMARY
 from elm_jax.evaluation.intervals import mean_with_interval
 from elm_jax.evaluation.script_words import is_plain
-from elm_jax.runtime import storage
+from elm_jax.runtime import hosts, locks, storage
 
+logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 3
 """Since 3 a row names its interval, ROUGE-L knows all scripts, and each of several right answers has its
 credit; since 2 it holds ``num_cut`` and ``source_length``, and a ranked prediction ``label``."""
@@ -38,7 +40,8 @@ class ResultsStore:
     """A folder of results; results in it are not computed again.
 
     Files: ``results.jsonl`` (appended to; of equal keys the newest row counts) and
-    ``predictions/<expert>/<task>.<split>.jsonl``, written whole before its row.
+    ``predictions/<expert>/<task>.<split>.jsonl``, written whole before its row. Several processes may append
+    at once: each keeps ``predictions/`` while it does, and reads first what the others have appended.
 
     Attributes:
         folder: of the results.
@@ -55,7 +58,23 @@ class ResultsStore:
         self.path = self.folder / file_name
         self._rows: dict[tuple[str, str, str, str], dict[str, Any]] = {}
         self._metrics: set[str] = set()
-        for number, row in enumerate(storage.read_jsonl(self.path), start=1):
+        self._size = self._count = 0
+        self._added: list[dict[str, Any]] = []  # by other processes since
+        self.refresh()
+        self._added = []
+
+    def refresh(self) -> None:
+        """Reads the rows that other processes have appended since.
+
+        Raises:
+            InputError: a line is not a result row of this schema version.
+        """
+        size = self.path.stat().length if self.path.exists() else 0
+        if size == self._size:
+            return
+        rows = storage.read_jsonl(self.path)
+        known = self._count if self._count <= len(rows) else 0
+        for number, row in enumerate(rows[known:], start=known + 1):
             found = row.get("schema_version") if isinstance(row, dict) else None
             if found not in READABLE_VERSIONS:
                 raise InputError(describe(
@@ -64,6 +83,8 @@ class ResultsStore:
                     expected=" or ".join(map(str, READABLE_VERSIONS)),
                     cure="write the results into another folder"))
             self._remember(row)
+        self._size, self._count = size, len(rows)
+        self._added += rows[known:]
 
     def rows(self) -> list[dict[str, Any]]:
         """The newest row of every (expert, task, split, metric), in the order of first writing."""
@@ -114,13 +135,42 @@ class ResultsStore:
         return {**row, "ci95_low": found.low, "ci95_high": found.high}
 
     def append(self, result: TaskResult) -> None:
-        """Writes the predictions whole, then the rows."""
-        row = result.rows[0]
-        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in result.predictions)
-        storage.write_text(self._predictions_path(row["expert"], row["task"], row["split"]), lines)
-        storage.append_jsonl(self.path, result.rows)
-        for row in result.rows:
-            self._remember(row)
+        """Writes the predictions whole, then the rows; not those that another process has added meanwhile.
+
+        Raises:
+            InputError: another process has added results meanwhile that these would displace.
+        """
+        row, rows = result.rows[0], result.rows
+        path = self._predictions_path(row["expert"], row["task"], row["split"])
+        with locks.alone(self.folder / "predictions", locks.CHANGE_SECONDS):
+            if hosts.is_first():
+                self.refresh()
+                for other in self._added:
+                    _check_alike(row, other, self.path)
+                rows = self._not_there(rows) if path.exists() else rows
+            if rows:
+                lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in result.predictions)
+                storage.write_text(path, lines)
+                storage.append_jsonl(self.path, rows)
+                for one in rows:
+                    self._remember(one)
+                if hosts.is_first():
+                    self._size, self._count = self.path.stat().length, self._count + len(rows)
+
+    def _not_there(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows that are not in the file as its newest; says which another process has added meanwhile."""
+        kept, told = [], []
+        for row in rows:
+            there = self._rows.get(_key(row))
+            if there is None or any(there.get(name) != row.get(name) for name in _SAME):
+                kept.append(row)
+            elif there in self._added:
+                told.append(f"{row['metric']} {there['value']}" + (
+                    f", {row['value']} here" if there["value"] != row["value"] else ", as here"))
+        if told:
+            logger.warning("another process has scored %s on %s meanwhile, and its rows stay: %s",
+                           rows[0]["expert"], rows[0]["task"], "; ".join(told))
+        return kept
 
     def predictions(self, expert: str, task: str, split: str = "validation") -> list[dict[str, Any]]:
         """All predictions of one expert on one task, in the order of the instances' indices.
@@ -140,10 +190,34 @@ class ResultsStore:
                            for one in self.predictions(expert, task, split)], np.float64)
 
     def _remember(self, row: dict[str, Any]) -> None:
-        self._rows[row["expert"], row["task"], row["split"], row["metric"]] = row
+        self._rows[_key(row)] = row
         self._metrics.add(row["metric"])
 
     def _predictions_path(self, expert: str, task: str, split: str) -> epath.Path:
         for what, name in (("expert", expert), ("task", task), ("split", split)):
             storage.require_name(name, self.path, f"name of the {what} of a result")
         return self.folder / "predictions" / expert / f"{task}.{split}.jsonl"
+
+
+_SAME = ("settings", "model", "schema_version")
+"""Fields of a row that say what was scored, and how, beside its key."""
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    return row["expert"], row["task"], row["split"], row["metric"]
+
+
+def _check_alike(row: dict[str, Any], other: dict[str, Any], where: epath.Path) -> None:
+    """Raises InputError if a row that another process has added would be lost behind this one."""
+    if row["expert"] != other["expert"]:
+        return
+    for name, what, default in (("model", "of another model of the same id", None),
+                                ("choice_score", "with choices scored in another way", "sum")):
+        if name == "choice_score" and not row["metric"] == other["metric"] == "accuracy":
+            continue
+        found, wanted = other.get(name, default), row.get(name, default)
+        if found != wanted:
+            raise InputError(describe(
+                f"Another process has added results {what} meanwhile, which would be lost",
+                where=f"{row['expert']} in {where}", got=found, expected=wanted,
+                cure="write these results into another folder"))

@@ -2,13 +2,17 @@
 
 On disk: ``library.json`` names the newest ``keys/<revision>/`` and every expert under ``experts/<id>/``.
 A change writes new files beside the old ones, then ``library.json``, then removes files that are no longer
-referenced, so an interrupted change leaves the library as it was.
+referenced, so an interrupted change leaves the library as it was. Changes of several processes come one after
+another, each to what the one before has left.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from etils import epath
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts.card import ExpertCard
@@ -17,7 +21,7 @@ from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
-from elm_jax.runtime import storage
+from elm_jax.runtime import locks, storage
 from elm_jax.runtime.config_checks import items_of
 
 _KEYS = re.compile(r"\d{6,}")
@@ -65,10 +69,25 @@ class ExpertLibrary:
             InputError: no library here, another schema, or keys made by another encoder.
         """
         path = storage.as_path(path)
+        while True:
+            facts = cls._read_facts(path)
+            try:
+                return cls._of_facts(path, facts, encoder)
+            except InputError:
+                if cls._read_facts(path) == facts:
+                    raise  # else another process has changed the library meanwhile
+
+    @staticmethod
+    def _read_facts(path: epath.Path) -> dict[str, Any]:
         facts = storage.read_json(path / "library.json", kind="library", schema_version=SCHEMA_VERSION)
         if facts["keys"] is None or not _KEYS.fullmatch(str(facts["keys"])):  # becomes a path
             raise InputError(describe("The library's keys have no valid name", where=path / "library.json",
                                       got=repr(facts["keys"]), expected="six digits"))
+        return facts
+
+    @classmethod
+    def _of_facts(cls, path: epath.Path, facts: dict[str, Any], encoder: TextEncoder | None
+                  ) -> "ExpertLibrary":
         encoder = encoder or load_encoder(facts["encoder"], path / "encoder")
         index = KeyIndex.open(path / "keys" / facts["keys"], encoder)
         instances = storage.read_jsonl(path / "keys" / facts["keys"] / "instances.jsonl")
@@ -79,9 +98,7 @@ class ExpertLibrary:
                instances_per_expert: int) -> "ExpertLibrary":
         """Creates an empty library in memory; the first `add` writes it to disk."""
         path = storage.as_path(path)
-        if (path / "library.json").exists():
-            raise InputError(describe("There is a library here already", where=path,
-                                      cure="use `elm library add`, or another folder"))
+        _check_none(path)
         facts = {"schema_version": SCHEMA_VERSION, "encoder": {"name": encoder.name,
                  "fingerprint": encoder.fingerprint}, "text_format": text_format,
                  "instances_per_expert": instances_per_expert, "keys": None, "revision": 0, "experts": []}
@@ -114,6 +131,9 @@ class ExpertLibrary:
     def add(self, experts: Mapping[str, Sequence[RoutingInstance]]) -> None:
         """Adds experts, with the training instances that become their keys.
 
+        What other processes have added or removed since the library was read stays so: it is read again, and
+        kept from them while this writes.
+
         Args:
             experts: from an expert's folder to its training instances, of which the caller has drawn at most
                 `instances_per_expert`.
@@ -122,31 +142,46 @@ class ExpertLibrary:
             InputError: an expert is there already, or belongs to another base than the others.
         """
         cards = {folder: load_expert(folder).card for folder in experts}
-        for folder, card in cards.items():
-            self._check_new(card, folder, list(cards.values()))
-        index, rows, entries = self.index, list(self.instances), list(self.facts["experts"])
+        vectors = {}
         for folder, instances in experts.items():
-            card = cards[folder]
+            self._check_new(cards[folder], folder, list(cards.values()))
             if not instances:
                 raise InputError(describe("An expert needs instances for its keys", where=folder))
-            copy_expert(folder, self.path / "experts" / card.id)
-            texts = [format_text(instance, self.text_format) for instance in instances]
-            index = index.add(card.id, self.encoder.embed(texts))
-            rows += [{"expert": card.id, **dataclasses.asdict(instance)} for instance in instances]
-            entries.append({"card": card.to_dict(), "num_keys": len(instances)})
-        self._write(index, rows, entries)
+            vectors[folder] = self.encoder.embed([format_text(one, self.text_format) for one in instances])
+        with self._changing():
+            for folder, card in cards.items():
+                self._check_new(card, folder, list(cards.values()))
+            index, rows, entries = self.index, list(self.instances), list(self.facts["experts"])
+            for folder, instances in experts.items():
+                card = cards[folder]
+                copy_expert(folder, self.path / "experts" / card.id)
+                index = index.add(card.id, vectors[folder])
+                rows += [{"expert": card.id, **dataclasses.asdict(instance)} for instance in instances]
+                entries.append({"card": card.to_dict(), "num_keys": len(instances)})
+            self._write(index, rows, entries)
 
     def remove(self, expert_ids: Sequence[str]) -> None:
-        """Removes experts and their keys; a string is one expert's id."""
+        """Removes experts and their keys, as `add` adds them; a string is one expert's id."""
         expert_ids = items_of(expert_ids)
-        for expert_id in expert_ids:
-            self[expert_id]
-        index = self.index
-        for expert_id in expert_ids:
-            index = index.remove(expert_id)
-        rows = [row for row in self.instances if row["expert"] not in expert_ids]
-        entries = [entry for entry in self.facts["experts"] if entry["card"]["id"] not in expert_ids]
-        self._write(index, rows, entries)
+        with self._changing():
+            for expert_id in expert_ids:
+                self[expert_id]
+            index = self.index
+            for expert_id in expert_ids:
+                index = index.remove(expert_id)
+            rows = [row for row in self.instances if row["expert"] not in expert_ids]
+            entries = [entry for entry in self.facts["experts"] if entry["card"]["id"] not in expert_ids]
+            self._write(index, rows, entries)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Keeps the library's folder for a change, and reads what others have changed before it."""
+        with locks.alone(self.path, locks.CHANGE_SECONDS):
+            if self.facts["keys"] is None:
+                _check_none(self.path)
+            elif (facts := self._read_facts(self.path)) != self.facts:
+                self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
+            yield
 
     def verify(self) -> list[str]:
         """Reads every expert and key back; returns the faults in words, none for an intact library."""
@@ -192,3 +227,10 @@ class ExpertLibrary:
         for expert_id in gone:
             storage.remove(self.path / "experts" / expert_id)
         self.__init__(self.path, facts, self.encoder, index, rows)
+
+
+def _check_none(path: epath.Path) -> None:
+    """Raises InputError if there is a library."""
+    if (path / "library.json").exists():
+        raise InputError(describe("There is a library here already", where=path,
+                                  cure="use `elm library add`, or another folder"))

@@ -1,8 +1,11 @@
 """Results on disk: resumable, newest row first, predictions before the row."""
 
+import functools
 import json
 import pathlib
+import time
 
+import many_processes
 import numpy as np
 import pytest
 
@@ -117,3 +120,44 @@ def test_foreign_rows_are_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "results.jsonl").write_text(json.dumps({"schema_version": 7}) + "\n")
     with pytest.raises(InputError, match=r"schema version(.|\n)*line 1(.|\n)*got: 7(.|\n)*1 or 2 or 3"):
         ResultsStore(tmp_path)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_that_append_at_once_lose_and_double_nothing(tmp_path: pathlib.Path, count: int) -> None:
+    """Each appends results of its own, and one pair that all have scored; stores were opened before."""
+    def evaluate(number: int) -> None:
+        store = ResultsStore(tmp_path)
+        time.sleep(0.1)  # all have read the empty file
+        for task in range(10):
+            store.append(result(f"own{number}", f"task{task}"))
+        store.append(result("shared"))
+
+    jobs = [functools.partial(evaluate, number) for number in range(count)]
+    assert many_processes.at_once(jobs) == [""] * count
+    store = ResultsStore(tmp_path)
+    assert len(store.path.read_text().splitlines()) == len(store.rows()) == 10 * count + 1
+    for number in range(count):
+        assert all(store.done(f"own{number}", f"task{task}", "validation", "aaa") for task in range(10))
+    assert store.done("shared", "toys__ask", "validation", "aaa")
+
+
+def test_what_another_process_has_added_meanwhile_stands_once(tmp_path, caplog) -> None:
+    """Other settings displace it as ever, another value is told, another model is refused."""
+    mine, other = ResultsStore(tmp_path), ResultsStore(tmp_path)
+    other.append(result(value=0.5))
+    mine.append(result(value=0.25))
+    assert ResultsStore(tmp_path).rows() == mine.rows() == result(value=0.5).rows
+    assert "accuracy 0.5, 0.25 here" in caplog.text
+    other.append(result(digest="other"))
+    mine.append(result())
+    assert [row["settings"] for row in storage.read_jsonl(mine.path)] == ["aaa", "other", "aaa"]
+    row = {**result("two").rows[0], "model": "sha256:b"}
+    other.append(TaskResult([row], []))
+    with pytest.raises(InputError, match=r"another model of the same id meanwhile(.|\n)*got: sha256:b"):
+        mine.append(TaskResult([{**row, "model": "sha256:a"}], []))
+    assert mine.rows_of("two", "toys__ask", "validation") == [row]
+    more = TaskResult([row, {**row, "metric": "acc_norm"}], [{"index": 0}])
+    other.append(TaskResult([{**row, "expert": "six"}], []))
+    mine.append(TaskResult([{**one, "expert": "six"} for one in more.rows], more.predictions))
+    assert [one["metric"] for one in ResultsStore(tmp_path).rows_of("six", "toys__ask", "validation")] == [
+        "accuracy", "acc_norm"]

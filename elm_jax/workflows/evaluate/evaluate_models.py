@@ -306,8 +306,12 @@ def evaluate_models(
         # Opened in every process: what only the first has open, the others would wait for it to share.
         digests = {task: setup.settings.digest(setup.max_rows, model.mixed, setup.cut_prompt(task),
                                                model.rendering) for task in tasks_of(model.id)}
-        return hosts.by_first(lambda: [task for task, digest in digests.items()
-                                       if not is_done(store, model, task, setup, digest)])
+        return hosts.by_first(lambda: not_done(model, digests))
+
+    def not_done(model: Scorable, digests: dict[str, str]) -> list[str]:
+        store.refresh()  # another evaluation may write the same file
+        return [task for task, digest in digests.items()
+                if not is_done(store, model, task, setup, digest)]
 
     if stack_experts > 1:
         for group in _groups(models, pending_of, stack_experts):
