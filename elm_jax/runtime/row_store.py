@@ -22,13 +22,12 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import leftovers, storage
 from elm_jax.runtime.differences import as_json, differences
 
 logger = logging.getLogger(__name__)
 ABOUT, SUFFIX = "about.json", ".rows"
 SHARD_BYTES = 64 * 2**20
-_STALE_SECONDS = 3600
 _HEAD_BYTES = 1024  # more than a shard's head and, once, the store's description
 _INDEX = np.dtype([("key", "u1", (16,)), ("length", "<i8"), ("checksum", "<u4")])
 
@@ -144,11 +143,7 @@ class RowStore:
                                           where=self.folder, got="; ".join(differences(found, self._about)),
                                           cure="remove this folder"))
         self.read_others()
-        if self.folder.exists():
-            for path in self.folder.iterdir():
-                with contextlib.suppress(FileNotFoundError):  # another process is writing it
-                    if ".tmp-" in path.name and time.time() - path.stat().mtime > _STALE_SECONDS:
-                        path.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        leftovers.clear(str(self.folder))
         self._room = (self.most_bytes - self._bytes_used()) // self._writers
 
     def _read_shard(self, path: epath.Path) -> None:

@@ -11,15 +11,15 @@ import datetime
 import io
 import json
 import os
-import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
 
 from elm_jax.errors import ElmError, InputError, RunError, describe, nearest_names
-from elm_jax.runtime import hosts
+from elm_jax.runtime import hosts, leftovers
 
 MARKER = "COMMITTED.json"
 _REFUSED_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted",
@@ -124,6 +124,8 @@ def write_text(path: PathLike, text: str, *, own: bool = False) -> None:
 def write_bytes(path: PathLike, content: bytes, *, own: bool = False) -> None:
     """Writes a file whole: on a local disk through a temporary file beside it.
 
+    Temporary files that killed processes left in its folder are removed.
+
     Args:
         path: of the file.
         content: its bytes.
@@ -137,18 +139,12 @@ def write_bytes(path: PathLike, content: bytes, *, own: bool = False) -> None:
         if not is_local(path):
             path.write_bytes(content)
             return
-        # Processes of two hosts that share the disk may have the same number.
-        temporary = f"{path}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            raise
+        leftovers.clear(str(path.parent))
+        with leftovers.new_file(str(path)) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
 
 
 def write_json(path: PathLike, value: Any, *, own: bool = False) -> None:
@@ -256,16 +252,30 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
 
 
 def begin(folder: PathLike) -> epath.Path:
-    """Starts to write a folder: removes the commit marker first, then all other contents."""
+    """Starts to write a folder: removes the commit marker first, then all other contents.
+
+    A local folder itself stays, with the lock that a process may have on it.
+    """
     folder = as_path(folder)
     if not hosts.is_first():
         return folder
     with guard_writes(folder):
         (folder / MARKER).unlink(missing_ok=True)
-        if folder.exists():
+        if is_local(folder) and folder.is_dir():
+            remove_contents(folder)
+        elif folder.exists():
             folder.rmtree()
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def remove_contents(folder: PathLike, keep: Collection[str] = ()) -> None:
+    """Removes what is in a local folder except some names; keeps the folder."""
+    for path in [path for path in as_path(folder).iterdir() if path.name not in keep]:
+        if path.is_dir() and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)
 
 
 def commit(folder: PathLike, info: dict[str, Any] | None = None) -> None:

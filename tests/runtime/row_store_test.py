@@ -85,7 +85,7 @@ def test_half_written_shards_are_never_read(tmp_path):
     filled(tmp_path, rows(3))
     shard, = (tmp_path / "a").glob("*.rows")
     part = shard.read_bytes()[:-5]
-    old = tmp_path / "a" / "x.rows.tmp-1-abcd"
+    old = tmp_path / "a" / "x.rows.tmp-1-0123abcd"
     old.write_bytes(part)
     os.utime(old, (0, 0))
     assert len(open_store(tmp_path)) == 3 and not old.exists(), "what a killed run left is removed"

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -24,12 +25,13 @@ def test_a_folder_is_whole_only_with_its_marker(tmp_path):
 
 def test_begin_takes_the_marker_away_before_anything_else(tmp_path, monkeypatch):
     folder = storage.begin(tmp_path / "x")
+    (folder / "part").mkdir()
     storage.commit(folder)
 
-    def power_cut(self):
+    def power_cut(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(folder), "rmtree", power_cut)
+    monkeypatch.setattr(shutil, "rmtree", power_cut)
     with pytest.raises(KeyboardInterrupt):
         storage.begin(folder)
     assert not storage.is_committed(folder)

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import secrets
 from collections.abc import Sequence
 
 from etils import epath
@@ -11,10 +10,7 @@ from etils import epath
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
-
-PARTIAL = ".partial"
-"""Suffix of folders that are being written; the remains of a killed run are never read."""
+from elm_jax.runtime import leftovers, storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +58,29 @@ class PreparedFolder:
             return
         # Written beside it first: workers of a farm may prepare the same split, and the last one would empty
         # the folder that others read already.
-        made = place.parent / f"{place.name}.{secrets.token_hex(4)}{PARTIAL}"
-        prepared.save(made)
-        if place.exists() and not storage.is_committed(place):
-            storage.remove(place)  # what an older version left half written
-        try:
-            os.rename(made, place)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            storage.remove(made)  # another process was faster: its arrays are equal
+        with storage.guard_writes(place), leftovers.new_folder(str(place)) as made:
+            prepared.save(made)
+            if place.exists() and not storage.is_committed(place):
+                storage.remove(place)  # what an older version left half written
+            try:
+                os.rename(made, place)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                # Another process was faster: its arrays are equal, and these are removed.
+
+    def clear(self, task: str) -> None:
+        """Removes what killed processes left of arrays of a task that they had not finished."""
+        folder = self.place_of(task, "train", None).parent
+        if storage.is_local(folder):
+            leftovers.clear(str(folder))
 
     def prepared_of(self, tasks: Sequence[str]) -> set[str]:
         """The given tasks that have arrays of any split."""
         folders = {task: self.path / task for task in tasks}
         return {task for task, folder in folders.items()
-                if folder.exists() and any(not split.name.endswith(PARTIAL) and storage.is_committed(split)
-                                           for split in folder.iterdir())}
+                if folder.exists() and any(storage.is_committed(split) for split in folder.iterdir()
+                                           if not split.name.endswith(leftovers.PARTIAL))}
 
     def _check_vocabulary(self, prepared: PreparedSplit, place: epath.Path) -> None:
         found = prepared.info.get("vocabulary")

@@ -95,6 +95,14 @@ class TaskData:
         registry.import_tasks(self.modules)
         return registry.get_task(task).has_rows(split)
 
+    def clear_leftovers(self, task: str) -> None:
+        """Removes arrays of a task that killed processes had not finished from the folder of prepared arrays.
+
+        Those that a living process writes stay.
+        """
+        if self._folder is not None:
+            self._folder.clear(task)
+
     def _with_exemplars(self, found: PreparedSplit) -> PreparedSplit:
         train = self._open(found.name, self.exemplar_split(found.name), None)
         made = with_exemplars(found, train, self.vocabulary, few_shot=self.few_shot,

@@ -114,22 +114,34 @@ def merge_folders(config: MergeConfig, output: storage.PathLike,
     """
     start = time.monotonic()
     whole = (storage.as_path(output) / output_files.JOURNAL).exists()  # killed when only its journal was left
-    if not whole:
+    work = storage.as_path(f"{str(output).rstrip('/')}.merging")
+    emptied = not whole and _num_entries(output) > 0 == _num_entries(work)  # or when this folder was left
+    if not whole and not emptied:
         staging.check_free(output)
     plan = plan_merge(config, options)
     facts = make_facts(plan)
     if whole:
         facts = _finished_before(storage.as_path(output), identity(plan, options))
+    elif emptied:
+        if plan.donor is not None or not _models().is_result(plan, storage.as_path(output), facts, options):
+            staging.check_free(output)
+        work.rmdir()
     elif plan.donor is not None:
         with staging.resumable(output, output_files.JOURNAL) as folder:
             _write_leaves(folder, plan, options)
             _write_rest(folder, plan, facts)
         output_files.end_journal(storage.as_path(output))
     else:
-        with staging.workspace(f"{str(output).rstrip('/')}.merging", output_files.JOURNAL) as folder:
+        with staging.workspace(work, output_files.JOURNAL) as folder:
             _write_leaves(folder, plan, options)
             _models().write_model(plan, output, folder, facts, options)
     return {**facts, "output": str(output), "seconds": round(time.monotonic() - start, 3)}
+
+
+def _num_entries(folder: storage.PathLike) -> int:
+    """Number of entries in a folder; -1 if there is no folder."""
+    folder = storage.as_path(folder)
+    return len(list(folder.iterdir())) if folder.is_dir() else -1
 
 
 def _finished_before(output: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Temporary files and folders beside their final names, and the removal of what dead processes left of them.
+
+A temporary name says which host made it, ``x.json.tmp-<host>-<process>-<word>``, and its maker keeps the
+file, or the folder, locked (flock) until it has its final name: the system releases the lock when the process
+ends in any way. What is locked is alive. What is not, and was made on this host, is dead. Another host's locks
+may not be seen here (some network disks keep them to one host): what it made is dead when it did not change for
+a day. Disks without locks tell nothing, and are judged in the same way.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import BinaryIO
+
+SILENT_SECONDS = 86_400.0
+"""What another host made, or a disk without locks holds, counts as dead if it did not change for so long."""
+PARTIAL = ".partial"
+"""Last part of the names of folders that are being written."""
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r".+\.tmp-(?:([0-9a-f]{8})-)?\d+-[0-9a-f]{8}(?:\.partial)?"
+                        r"|.+\.[0-9a-f]{8}\.partial")  # older versions' names have no host
+
+
+@contextmanager
+def new_file(path: str) -> Iterator[BinaryIO]:
+    """Yields a new file beside a path, open to write and locked; the block gives it its final name.
+
+    It is removed if the block ends with an error.
+    """
+    file, name = None, ""
+    while file is None:
+        name = _new_name(path)
+        file = open(name, "xb")  # noqa: SIM115  closed below
+        if not _hold(file.fileno(), name):  # another process took it for a dead one's
+            file = file.close()
+    try:
+        with file:
+            yield file
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.remove(name)
+        raise
+
+
+@contextmanager
+def new_folder(path: str) -> Iterator[str]:
+    """Yields a new folder beside a path, locked; the block renames it, or else it is removed at the end."""
+    descriptor, name = None, ""
+    while descriptor is None:
+        name = _new_name(path) + PARTIAL
+        os.makedirs(name)
+        descriptor = os.open(name, os.O_RDONLY)
+        if not _hold(descriptor, name):
+            descriptor = os.close(descriptor)
+    try:
+        yield name
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+        os.close(descriptor)
+
+
+def clear(folder: str) -> None:
+    """Removes from a folder what dead processes left in it under temporary names."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        found = [(entry.path, match) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
+        for path, match in found:
+            with suppress(OSError):  # another process was faster, or it is another user's
+                _remove_dead(path, match[1])
+
+
+def _new_name(path: str) -> str:
+    return f"{path}.tmp-{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _hold(descriptor: int, name: str) -> bool:
+    """Locks what was just made; returns False if another process has removed it in between."""
+    with suppress(OSError):  # a disk without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return _is_named(descriptor, name)
+
+
+def _is_named(descriptor: int, name: str) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(name), os.fstat(descriptor))
+    return False
+
+
+def _remove_dead(path: str, host: str | None) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            return  # it lives
+        except OSError:
+            locked = False
+        facts = os.fstat(descriptor)
+        known_dead = locked and host == HOST
+        if (known_dead or time.time() - facts.st_mtime > SILENT_SECONDS) and _is_named(descriptor, path):
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.remove(path)
+    finally:
+        os.close(descriptor)
