@@ -21,7 +21,7 @@ from etils import epath
 from elm_jax.errors import ElmError, InputError, RunError, describe, nearest_names
 from elm_jax.runtime import hosts, leftovers
 
-MARKER = "COMMITTED.json"
+MARKER, MARKER_VERSION = "COMMITTED.json", 1
 _REFUSED_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted",
                   "read-only file system", "permission denied")
 PathLike = str | os.PathLike
@@ -279,26 +279,59 @@ def remove_contents(folder: PathLike, keep: Collection[str] = ()) -> None:
 
 
 def commit(folder: PathLike, info: dict[str, Any] | None = None) -> None:
-    """Marks a folder as whole: writes the commit marker, last of all."""
-    write_json(as_path(folder) / MARKER, {"schema_version": 1, **(info or {})})
+    """Marks a folder as whole: writes the commit marker, last of all.
+
+    Args:
+        folder: whose other contents are written.
+        info: JSON values for the marker, which `read_marker` returns.
+    """
+    write_json(as_path(folder) / MARKER, {"schema_version": MARKER_VERSION, **(info or {})})
 
 
 def is_committed(folder: PathLike) -> bool:
-    """Whether the folder has its commit marker."""
-    return (as_path(folder) / MARKER).exists()
+    """Whether the folder has its commit marker.
+
+    Raises:
+        InputError: the marker is damaged.
+    """
+    path = as_path(folder) / MARKER
+    if not path.exists():
+        return False
+    try:
+        read_marker(folder, "folder")
+    except InputError:
+        if path.exists():  # else another process has just begun to write here
+            raise
+        return False
+    return True
+
+
+def read_marker(folder: PathLike, what: str) -> dict[str, Any]:
+    """Reads what a folder's commit marker holds.
+
+    Raises:
+        InputError: it is missing, damaged, or of another schema version.
+    """
+    path = as_path(folder) / MARKER
+    try:
+        return read_json(path, kind="commit marker", schema_version=MARKER_VERSION)
+    except InputError as error:
+        raise InputError(describe(f"The commit marker of this {what} is damaged", where=path,
+                                  got=str(error).replace("\n ", ";"),
+                                  cure=f"remove the {what}, and make it or copy it again")) from error
 
 
 def require_committed(folder: PathLike, what: str) -> epath.Path:
     """Returns the folder's path if the folder is whole.
 
     Raises:
-        InputError: the folder is missing, or was left half written.
+        InputError: the folder is missing, was left half written, or its marker is damaged.
     """
     folder = as_path(folder)
     if not folder.exists():
         raise InputError(describe(f"There is no {what} here", where=folder, got=what_is_there(folder),
                                   cure=f"check the path, or make the {what} first"))
-    if not is_committed(folder):
+    if not (folder / MARKER).exists():
         raise InputError(
             describe(
                 f"The {what} is not whole: its writing was interrupted, or this is another kind of folder",
@@ -306,6 +339,7 @@ def require_committed(folder: PathLike, what: str) -> epath.Path:
                 cure=f"write the {what} again",
             )
         )
+    read_marker(folder, what)
     return folder
 
 

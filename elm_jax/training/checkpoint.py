@@ -22,7 +22,6 @@ from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
-_SCHEMA_VERSION = 1
 _STATE = "state"
 _DIGEST, _OF_ROWS = "config_digest", ("stream.num_examples", "stream.first_batch")
 
@@ -142,13 +141,10 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             return None
-        return storage.read_json(self.folder / str(steps[-1]) / storage.MARKER, kind="checkpoint",
-                                 schema_version=_SCHEMA_VERSION).get("note")
+        return _marker_of(self.folder / str(steps[-1])).get("note")
 
     def _check(self, source: epath.Path, like: TrainState) -> None:
-        marker = storage.read_json(
-            source / storage.MARKER, kind="checkpoint", schema_version=_SCHEMA_VERSION
-        )
+        marker = _marker_of(source)
         for kind, saved, wanted in (
             ("leaf", marker["leaves"], _leaf_facts(like)),
             ("setting", marker["facts"], _as_text(self.facts)),
@@ -185,12 +181,26 @@ class Checkpoints:
             if not hosts.is_first():
                 return
             storage.commit(
-                target, {"schema_version": _SCHEMA_VERSION, "step": int(target.name),
-                         "leaves": leaves, "facts": _as_text(self.facts), "settings": self._settings,
+                target, {"step": int(target.name), "leaves": leaves,
+                         "facts": _as_text(self.facts), "settings": self._settings,
                          **({} if note is None else {"note": note})},
             )
             for step in self.steps()[: -self.keep_checkpoints]:
                 storage.remove(self.folder / str(step))
+
+
+def _marker_of(checkpoint: epath.Path) -> dict[str, Any]:
+    """What the marker of a whole checkpoint holds; InputError if it is not this checkpoint's."""
+    marker = storage.read_marker(checkpoint, "checkpoint")
+    wrong = [name for name in ("leaves", "facts") if not isinstance(marker.get(name), dict)]
+    if type(marker.get("step")) is not int or str(marker["step"]) != checkpoint.name:
+        wrong.append(f"step {marker.get('step')!r}")
+    if wrong or not isinstance(marker.get("settings") or {}, dict):
+        raise InputError(describe("The marker of a checkpoint is not the one that was written",
+                                  where=checkpoint / storage.MARKER, got=", ".join(wrong) or "settings",
+                                  expected=f"leaves, facts and settings of step {checkpoint.name}",
+                                  cure="remove this checkpoint: the run goes on from the one before it"))
+    return marker
 
 
 def _leaf_facts(state: TrainState) -> dict[str, str]:

@@ -154,6 +154,11 @@ class Vocabulary(abc.ABC):
         """Id of a sentinel as T5 counts: sentinel 0 is the vocabulary's last id."""
         return self.size - 1 - number
 
+    def facts(self) -> dict[str, Any]:
+        """What a reader can tell vocabularies apart by, JSON-ready: kind, number of ids, special ids."""
+        return {"kind": type(self).__name__, "ids": self.size, "padding": self.pad_id, "EOS": self.eos_id,
+                "unknown": self.unk_id, "sentinels": self.extra_ids}
+
     def file(self) -> str:
         """Path of a temporary file that holds the vocabulary, for SeqIO; it lives as long as this process."""
         if not hasattr(self, "_folder"):

@@ -94,7 +94,15 @@ def test_marker_comes_after_the_last_byte_of_the_state(tmp_path, monkeypatch):
         saver.save(make_state(1))
         assert saver._saving is not None  # under way: save does not wait
     assert seen == [True]
-    assert json.loads((tmp_path / "checkpoints/1" / storage.MARKER).read_text())["step"] == 1
+    marker = tmp_path / "checkpoints/1" / storage.MARKER
+    written = json.loads(marker.read_text())
+    assert written["step"] == 1
+    for damaged, message in (({**written, "step": 2}, "not the one that was written(.|\n)*got: step 2"),
+                             ({"schema_version": 1}, "got: leaves, facts, step None"),
+                             ({}, "commit marker of this folder is damaged"), ([], "not a JSON object")):
+        marker.write_text(json.dumps(damaged))
+        with Checkpoints(tmp_path, FACTS) as saver, pytest.raises(InputError, match=message):
+            saver.restore(like())
 
 
 def test_checkpoint_of_another_run_names_the_first_difference(tmp_path):

@@ -56,7 +56,7 @@ class TaskData:
         self._splits: collections.OrderedDict[tuple[str, str, int | None], PreparedSplit] = (
             collections.OrderedDict())
         self._folder = None if self.prepared_dir is None else PreparedFolder(
-            storage.as_path(self.prepared_dir), self.vocabulary.fingerprint)
+            storage.as_path(self.prepared_dir), self.vocabulary)
 
     def split(self, task: str, split: str, max_rows: int | None = None) -> PreparedSplit:
         """Returns one split of a task as prepared arrays; prepares and keeps it if it is missing.

@@ -222,17 +222,22 @@ def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.Path
         contents = given.contents if given is not None else trained_contents(
             passages, path, config.vocab_pieces, config.random_seed,
             character_coverage=config.character_coverage)
-        check_fits(Vocabulary.from_bytes(contents, path), config.network, path)
+        made = Vocabulary.from_bytes(contents, path)
+        check_fits(made, config.network, path)
         storage.begin(folder)
         storage.write_bytes(path, contents)
-        storage.commit(folder, {"made_of": made_of, "settings": settings})
-    found = storage.read_json(folder / storage.MARKER, kind="vocabulary's marker", schema_version=1)
+        storage.commit(folder, {"made_of": made_of, "settings": settings, "fingerprint": made.fingerprint})
+    found = storage.read_marker(folder, "vocabulary")
     if found.get("made_of") != made_of:
         raise InputError(describe("The run folder holds a vocabulary of other passages or settings",
                                   where=folder, got="; ".join(differences(
                                       found.get("settings", {"made_of": found.get("made_of")}),
                                       settings if "settings" in found else {"made_of": made_of})),
                                   cure="choose an empty folder, or go back to what it was made of"))
+    if found.get("fingerprint") not in (None, Vocabulary.load(path).fingerprint):  # older markers have none
+        raise InputError(describe("The vocabulary is not the one that was written", where=path,
+                                  expected=found["fingerprint"],
+                                  cure="remove its folder: the same vocabulary is made again"))
     return path
 
 
