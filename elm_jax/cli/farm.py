@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from elm_jax.cli import gin_config as config_lib
+from elm_jax.cli import run_config
 from elm_jax.cli.printing import print_json, print_table
 from elm_jax.runtime import storage
 from elm_jax.workflows.farm import (
@@ -29,20 +30,21 @@ logger = logging.getLogger(__name__)
 def farm_init(arguments: argparse.Namespace) -> None:
     """Runs `elm farm init`: builds, and so checks, the config of every row before it writes anything."""
     if arguments.table is None:
-        config_lib.parse_flags(arguments)
+        run_config.read_study(arguments)
         config = config_lib.build("study")
         jobs = study_runs.farm_jobs(config, config_lib.operative())
     else:
-        jobs = [_farm_job(arguments, row) for row in farm_table.read_table(arguments.table)]
+        rows = farm_table.read_table(arguments.table)
+        read = run_config.read_farm(arguments, rows)
+        jobs = [_farm_job(one, row) for one, row in zip(read, rows, strict=True)]
     new = jobs_lib.create(arguments.dir, jobs)
     print(f"{len(jobs)} experts, {new} of them new: elm farm work --dir {arguments.dir}")
 
 
 def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> jobs_lib.Job:
     folder = storage.as_path(arguments.runs or "runs") / row["expert_id"]
-    files = [row["gin_file"]] if "gin_file" in row else arguments.gin_file
     bindings = [*arguments.gin_bindings, *farm_table.bindings_of(row), f"MODEL_DIR = {str(folder)!r}"]
-    config_lib.parse(files, bindings, config_lib.paths_of(arguments))
+    config_lib.parse(arguments.gin_file, bindings, config_lib.paths_of(arguments))
     return jobs_lib.Job(row["expert_id"], config_lib.build("train"), config_lib.operative())
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import elm_jax
-from elm_jax.cli import merge_search_flags
+from elm_jax.cli import merge_search_flags, run_flags, run_help
 from elm_jax.cli.near_words import NearParser
 from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
 from elm_jax.workflows.choices import (
@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: str,
-          run: str, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
+          run: str, aliases: Sequence[str] = ()) -> NearParser:
     """Adds a verb to the parser; `run` is ``module:function`` in `elm_jax.cli`, imported when it runs."""
     parser = verbs.add_parser(name, aliases=list(aliases), help=summary, description=summary,
                               epilog=f"example:\n  {example}",
@@ -48,13 +48,15 @@ def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: s
     return parser
 
 
-def _takes_gin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gin_file", action="append", required=True, metavar="FILE",
-                        help="gin file; may be given again, later files win")
-    parser.add_argument("--gin_search_paths", default="", metavar="DIR,DIR",
-                        help="more folders in which gin files are looked up")
-    parser.add_argument("--gin.NAME", dest="_gin_help", metavar="VALUE",
-                        help="binds a macro or a parameter; strings need their own quotes")
+def _takes_gin(parser: NearParser, files: str) -> None:
+    """Adds the flags of gin; `files` says what happens without a gin file."""
+    group = parser.add_argument_group("gin", "what else a run can be told: `--gin_file FILE --help` lists it")
+    group.add_argument("--gin_file", action="append", metavar="FILE",
+                       help=f"gin file; may be given again, later files win ({files})")
+    group.add_argument("--gin_search_paths", default="", metavar="DIR,DIR",
+                       help="more folders in which gin files are looked up")
+    group.add_argument("--gin.NAME", dest="_gin_help", metavar="VALUE",
+                       help="binds a macro or a parameter; strings need their own quotes")
     parser.set_defaults(takes_gin=True)
 
 
@@ -75,24 +77,30 @@ def _add_runs(verbs: argparse._SubParsersAction) -> None:
     demo.add_argument("--workdir", required=True, metavar="DIR")
     train = _verb(
         verbs, "train", "Trains one expert, the multitask baseline, or a stack of experts.",
-        "elm train --gin_file gin/experts/prompt.gin --gin.MODEL_DIR=\"'runs/ag'\" "
-        "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\" --gin.TASK=\"'ag_news__classify'\"",
-        "train:train")
-    _takes_gin(train)
+        "elm train --task ag_news__classify --base runs/base/base --output runs/ag\n"
+        "  elm train --kind lora --task my_task --module my_tasks --base bases/smollm2 \\\n"
+        "    --output runs/mine --steps 100 --learning_rate 1e-3", "train:train")
+    run_flags.add_run_flags(train, run_flags.TRAIN, kind=True)
+    _takes_gin(train, "default: that of --kind, also where FILE binds no run")
+    train.more_help = run_help.of_train
     _add_hosts(train)
     _takes_plan(train)
     pretrain = _verb(
         verbs, "pretrain", "Trains a base from raw text: a T5, or the decoder of a file of gin/models/.",
-        "elm pretrain --gin_file gin/runs/pretrain.gin --gin.MODEL_DIR=\"'runs/base'\" "
-        "\\\n    --gin.PASSAGES=\"('corpus.txt',)\"",
-        "pretrain:pretrain")
-    _takes_gin(pretrain)
+        "elm pretrain --passages corpus.txt --output runs/base\n"
+        "  elm pretrain --gin_file gin/models/llama_tiny.gin --vocab_size 8192 \\\n"
+        "    --passages corpus.txt --output runs/decoder", "pretrain:pretrain")
+    run_flags.add_run_flags(pretrain, run_flags.PRETRAIN)
+    _takes_gin(pretrain, "default: gin/runs/pretrain.gin, also where FILE binds no run")
+    pretrain.more_help = run_help.of_pretrain
     _add_hosts(pretrain)
     study = _verb(
         verbs, "study", "Trains, builds, routes, merges, evaluates and reports; resumable.",
-        "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --gin.WORKDIR=\"'p3'\"",
+        "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --output p3",
         "study:study")
-    _takes_gin(study)
+    run_flags.add_run_flags(study, run_flags.STUDY)
+    _takes_gin(study, "one of gin/studies/, or your own")
+    study.more_help = run_help.of_study
     _takes_plan(study)
     _add_hosts(study)
 
@@ -101,12 +109,13 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     farm = verbs.add_parser("farm", help="Experts trained by many workers: init, work, status, retry.")
     actions = farm.add_subparsers(dest="action", required=True, metavar="ACTION")
     init = _verb(actions, "init", "Makes a farm of a table of experts (JSON lines or CSV), or adds to one.",
-                 "elm farm init --dir farm --table experts.csv --gin_file gin/experts/prompt.gin "
-                 "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\"", "farm:farm_init")
+                 "elm farm init --dir farm --table experts.csv --base runs/base/base", "farm:farm_init")
     init.add_argument("--table", metavar="FILE", help="columns: task, expert_id, gin_file, and gin macros or "
                       "parameters; without it the config is a study's, whose experts are farmed")
     init.add_argument("--runs", metavar="DIR", help="folder of their runs (default: runs/ in the farm)")
-    _takes_gin(init)
+    run_flags.add_run_flags(init, run_flags.FARM, kind=True)
+    _takes_gin(init, "default: that of --kind; with a study's, --table is left out")
+    init.more_help = run_help.of_train
     work = _verb(actions, "work", "One worker: trains experts that nobody works on until none is left.",
                  "elm farm work --dir farm", "farm:farm_work")
     work.add_argument("--lease_seconds", type=float, default=120.0, metavar="S",

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elm_jax.cli import gin_config as config_lib
+from elm_jax.cli import run_config
 from elm_jax.cli.printing import print_json
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import detect
@@ -56,8 +57,9 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def _parse(arguments: argparse.Namespace) -> None:
     paths = config_lib.paths_of(arguments)
+    read = run_config.read_study if arguments.verb == "study" else run_config.read_train
+    read(arguments)
     bindings = list(arguments.gin_bindings)
-    config_lib.parse(arguments.gin_file, bindings, paths)
     bindings += [f"{name}={NOT_GIVEN!r}" for name in config_lib.missing_macros() if name in PLACES]
     is_run = not config_lib.is_bound("study.workdir") and not config_lib.is_bound("pretrain.model_dir")
     sizes = config_lib.sized_networks()

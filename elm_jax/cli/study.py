@@ -5,7 +5,7 @@ import argparse
 from rich.console import Console
 
 from elm_jax.cli import gin_config as config_lib
-from elm_jax.cli import plan
+from elm_jax.cli import plan, run_config
 from elm_jax.runtime import preemption
 from elm_jax.workflows.study import run_study as studying
 
@@ -14,6 +14,7 @@ def study(arguments: argparse.Namespace) -> int:
     """Runs `elm study`: a whole study from gin, or its plan."""
     if arguments.plan or arguments.topology:
         return plan.plan(arguments)
+    run_config.read_study(arguments)
     return run(arguments.gin_file, arguments.gin_bindings, config_lib.paths_of(arguments))
 
 

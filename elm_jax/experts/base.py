@@ -122,6 +122,13 @@ def load_reading(folder: storage.PathLike) -> tuple[Vocabulary | None, BatchForm
     return _vocabulary(model)[0], form_of(families.network_of(model.config))
 
 
+def load_reader(folder: storage.PathLike) -> Base:
+    """Reads all of a base but its parameters, for what only reads and renders texts as it does."""
+    model = detect.open_model(folder)
+    vocabulary, path = _vocabulary(model)
+    return Base(model.name, {}, model.config, "", vocabulary, path, model.address, _chat_template(model))
+
+
 def base_of(model: Model, mesh: Mesh | None = None, rules: Rules = sharding.DEFAULT_RULES) -> Base:
     """Reads the base of an opened model (see `load_base`)."""
     tree_checks.check_base(model.config, model.where)
