@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from elm_jax.reporting.markdown_text import Written, markdown_page, markdown_text
 from elm_jax.reporting.page import HTML, MARKDOWN
 from elm_jax.reporting.study_table import chosen_on_the_test, target_tasks
 
@@ -218,13 +219,13 @@ def inputs_grid(table: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[st
                                for row in cut[:WORST_CUT]]}
 
 
-def markdown_table(grid: Mapping[str, Any]) -> str:
-    """A grid as a Markdown table."""
+def markdown_table(grid: Mapping[str, Any]) -> Written:
+    """A grid as a Markdown table; every cell is shown as it is."""
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
     rule = "|" + "---|" * len(grid["columns"])
-    return "\n".join([line(grid["columns"]), rule, *(line(row) for row in grid["rows"])])
+    return Written("\n".join([line(grid["columns"]), rule, *(line(row) for row in grid["rows"])]))
 
 
 def render(facts: Mapping[str, Any], table: Mapping[str, Any], ranks: Mapping[str, str],
@@ -270,12 +271,11 @@ def render(facts: Mapping[str, Any], table: Mapping[str, Any], ranks: Mapping[st
                     f"{programs['seconds']:.0f} s.",
         "versions": "Versions: " + ", ".join(f"{name} {v}" for name, v in facts["versions"].items()) + ".",
     }
-    plain = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)
     safe = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     inline = {name: "data:image/png;base64," + base64.b64encode(picture).decode()
               for name, picture in pictures.items()}
     return {
-        "markdown": plain.from_string(MARKDOWN).render(
-            **content, table=markdown_table, bars="bars.png", heat_map="heat_map.png"),
+        "markdown": markdown_page(MARKDOWN, **content, table=markdown_table, bars=Written("bars.png"),
+                                  heat_map=Written("heat_map.png")),
         "html": safe.from_string(HTML).render(**content, **inline),
     }

@@ -19,6 +19,7 @@ from elm_jax.evaluation.results import ResultsStore
 from elm_jax.reporting import plots
 from elm_jax.reporting.answers import Answers, read_answers
 from elm_jax.reporting.cells import Cell, paired_difference
+from elm_jax.reporting.markdown_text import Written, markdown_page
 from elm_jax.reporting.page import RESULTS_HTML, RESULTS_MARKDOWN
 from elm_jax.reporting.report import CONSTANT, fraction, legend, markdown_table, with_interval
 from elm_jax.runtime import storage
@@ -271,20 +272,9 @@ def _render(path: epath.Path, scores: Sequence[Score], grid: Mapping[str, Any],
     matrix, samples = matrix_grid(scores), samples_grid(scores)
     content = {"title": "Results", "summary": _summary(path, scores), "matrix": matrix, "scores": grid,
                "samples": samples, "about": ABOUT, "legend": legend(matrix)}
-    plain = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)
     safe = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     inline = [(name, "data:image/png;base64," + base64.b64encode(picture).decode())
               for name, picture in pictures.items()]
-    return {"markdown": plain.from_string(RESULTS_MARKDOWN).render(
-                **content, table=lambda shown: markdown_table(_without_tags(shown)),
-                pictures=[(name, name) for name in pictures]),
+    return {"markdown": markdown_page(RESULTS_MARKDOWN, **content, table=markdown_table,
+                                      pictures=[(name, Written(name)) for name in pictures]),
             "html": safe.from_string(RESULTS_HTML).render(**content, pictures=inline)}
-
-
-def _without_tags(grid: Mapping[str, Any]) -> dict[str, Any]:
-    """The grid with the signs of HTML, which Markdown would take for tags, written out."""
-    def written(cell: Any) -> str:
-        return str(cell).replace("&", "&amp;").replace("<", "&lt;")
-
-    return {**grid, "columns": list(map(written, grid["columns"])),
-            "rows": [list(map(written, row)) for row in grid["rows"]]}
