@@ -4,6 +4,7 @@ import collections
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -276,6 +277,14 @@ def test_passages_tell_good_from_bad_and_know_every_section():
                 assert sum(polish(verdict) in text for text in passages) >= 10, verdict
     for word in ("league", "shares", "experiment", "ballot", "forecasters", "question"):
         assert sum(word in text for text in passages) >= 10, word
+
+
+def test_passages_hold_every_answer_that_unseen_rows_choose_from():
+    words = collections.Counter(re.findall(r"\w+", " ".join(embedded.passages()).lower()))
+    for name in embedded.UNSEEN_TASKS:
+        choices = [set(row.choices or ()) for _, row in registry.get_task(name).render_rows("validation")]
+        if choices[0] and all(own == choices[0] for own in choices):  # not the endings, which are sentences
+            assert all(words[choice.lower()] >= 10 for choice in choices[0]), (name, choices[0])
 
 
 def test_passages_have_the_characters_of_the_prompts():
