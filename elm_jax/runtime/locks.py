@@ -23,6 +23,11 @@ CHANGE_SECONDS = 600.0
 _POLL_SECONDS = 0.05
 _SAY_AFTER_SECONDS = 1.0
 
+
+class FolderTaken(InputError):
+    """Another process keeps the folder."""
+
+
 _held: dict[tuple[int, int], tuple[int, int]] = {}
 """Process and thread that hold a folder here, by the folder's device and inode."""
 
@@ -46,8 +51,8 @@ def alone(folder: PathLike, wait_seconds: float | None = None, *, again: bool = 
         again: whether a thread that keeps the folder already may enter once more.
 
     Raises:
-        InputError: another process keeps the folder; the message names it where the system tells. Or there
-            is a file of this name.
+        FolderTaken: another process keeps the folder; the message names it where the system tells.
+        InputError: there is a file of this name.
         RunError: the folder cannot be made.
     """
     folder = as_path(folder)
@@ -92,7 +97,7 @@ def _take(folder: epath.Path, wait_seconds: float) -> tuple[int, list[epath.Path
             return descriptor, made
         waited = time.monotonic() - start
         if waited >= wait_seconds:
-            raise InputError(describe(
+            raise FolderTaken(describe(
                 "Another process is writing this folder", where=folder, got=holder_of(folder),
                 expected=f"a free folder within {wait_seconds:g} s" if wait_seconds else None,
                 cure="wait for it, or give another name"))

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def at_once(functions: Sequence[Callable[[], object]], seconds: float = 60) -> l
 
 def _fork(function: Callable[[], object], ready: int, go: int) -> tuple[int, int]:
     output, told = os.pipe()
-    pid = os.fork()
+    pid = _new_process()
     if pid:
         os.close(told)
         return pid, output
@@ -39,6 +40,12 @@ def _fork(function: Callable[[], object], ready: int, go: int) -> tuple[int, int
     os._exit(status)  # without what the test's process does at its end
 
 
+def _new_process() -> int:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="os.fork")  # JAX's: its threads are not in the fork
+        return os.fork()
+
+
 def _error_of(pid: int, output: int, seconds: float) -> str:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -46,7 +53,7 @@ def _error_of(pid: int, output: int, seconds: float) -> str:
         if ended:
             with os.fdopen(output, "rb") as file:
                 text = file.read().decode()
-            return text or ("" if status == 0 else f"status {status}")
+            return text or ("" if status == 0 else f"status {os.waitstatus_to_exitcode(status)}")
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -57,7 +64,7 @@ def _error_of(pid: int, output: int, seconds: float) -> str:
 def keeping(folder: Path) -> Iterator[types.SimpleNamespace]:
     """Another process keeps the folder during the block; gives its `pid`, and `kill`."""
     ready, told = os.pipe()
-    pid = os.fork()
+    pid = _new_process()
     if not pid:
         try:
             with alone(folder, wait_seconds=20):

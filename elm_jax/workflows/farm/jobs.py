@@ -8,7 +8,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
-from elm_jax.runtime import storage
+from elm_jax.runtime import locks, storage
 from elm_jax.runtime.differences import differences
 from elm_jax.runtime.leases import Leases
 from elm_jax.training.early_end import EarlyEnd
@@ -41,6 +41,12 @@ def create(folder: storage.PathLike, jobs: list[Job]) -> int:
     """
     folder = storage.as_path(folder)
     Leases(folder / "attempts", 3)  # refuses a bucket
+    with locks.alone(folder, locks.CHANGE_SECONDS):
+        return _extend(folder, jobs)
+
+
+def _extend(folder: epath.Path, jobs: list[Job]) -> int:
+    """Does as `create`, in a folder whose table no other process changes."""
     known = {job.id: job for job in read(folder)} if (folder / "farm.json").exists() else {}
     for job in jobs:
         if job.id in known and known[job.id].config.digest() != job.config.digest():

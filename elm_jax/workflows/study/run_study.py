@@ -15,7 +15,7 @@ from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.reporting import study_report as reporting
-from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.runtime import hosts, locks, sharding, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows.build_library import build_library
 from elm_jax.workflows.evaluate.evaluate_models import (
@@ -146,6 +146,10 @@ class Study:
         return ExpertLibrary.open(self.root / "library")
 
     def _ensure_library(self, prompts: list[ScoredModel]) -> None:
+        with locks.alone(self.root / "library", locks.CHANGE_SECONDS):  # `elm library add` may change it
+            self._make_library(prompts)
+
+    def _make_library(self, prompts: list[ScoredModel]) -> None:
         path, config = self.root / "library", self.config
         made_of = {"experts": {model.id: model.fingerprint for model in prompts},
                    **study_routing.library_settings_of(config)}
@@ -234,12 +238,14 @@ def run_study(config: StudyConfig, *,
         on_start: called once the config is checked, before anything is written.
 
     Raises:
-        InputError: before anything is trained, for names, sizes and a work folder that do not fit.
+        InputError: before anything is trained, for names, sizes and a work folder that do not fit, or that
+            another process is writing.
     """
     try:
-        study = Study(config)
-        if on_start is not None:
-            on_start()
-        return study.run()
+        with locks.alone(config.workdir):
+            study = Study(config)
+            if on_start is not None:
+                on_start()
+            return study.run()
     except Stopped:
         return None

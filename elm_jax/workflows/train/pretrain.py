@@ -25,7 +25,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models import families
 from elm_jax.models.network import NetworkConfig
-from elm_jax.runtime import hosts, sharding, storage, trees
+from elm_jax.runtime import hosts, locks, sharding, storage, trees
 from elm_jax.runtime.config_checks import check_positive, check_types, items_of
 from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.loop import fit
@@ -140,8 +140,15 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
         The base, or None if SIGTERM stopped the run before its end.
 
     Raises:
-        InputError: no passages, a vocabulary that does not fit, or a run folder of another config.
+        InputError: no passages, a vocabulary that does not fit, a run folder of another config, or one that
+            another process is writing.
     """
+    with locks.alone(config.model_dir):
+        return _pretrain(config, mesh, on_start)
+
+
+def _pretrain(config: PretrainConfig, mesh: Mesh | None, on_start: Callable[[], None] | None) -> Base | None:
+    """Does as `pretrain`, in a folder that no other process writes."""
     folder = storage.as_path(config.model_dir) / "base"
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     if hosts.by_first(lambda: storage.is_committed(folder)):

@@ -22,7 +22,7 @@ from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_e
 from elm_jax.experts.rendering import frame_of
 from elm_jax.models import families
 from elm_jax.models.network import Network, NetworkConfig
-from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.runtime import hosts, locks, sharding, storage
 from elm_jax.runtime.differences import differences
 from elm_jax.training.loop import FitResult, fit
 from elm_jax.training.run_settings import RunConfig, StackConfig
@@ -55,9 +55,19 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         on_start: called once everything is checked, before the run writes anything.
 
     Raises:
-        InputError: the task is unknown, the base does not fit, or the run folder is of another config.
+        InputError: the task is unknown, the base does not fit, the run folder is of another config, or
+            another process is writing it.
         RunError: the loss is not finite, or the disk is full.
     """
+    with locks.alone(config.model_dir):
+        return train_in_kept_folder(config, base=base, data=data, mesh=mesh, on_start=on_start)
+
+
+def train_in_kept_folder(
+    config: TrainConfig, *, base: Base | None = None, data: TaskData | None = None, mesh: Mesh | None = None,
+    on_start: Callable[[], None] | None = None,
+) -> TrainOutcome:
+    """Trains one expert as `train` does, where the caller keeps other processes from the run's folder."""
     finished = storage.as_path(config.model_dir) / "expert"
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     own_base = base is None

@@ -4,6 +4,7 @@
 run would leave; ``<model_dir>/stack/`` holds the checkpoints of all experts that are not done.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,7 +21,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, read_card, save_expert
 from elm_jax.models import families
 from elm_jax.models.network import Network
-from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.runtime import hosts, locks, sharding, storage
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.run_settings import StackConfig
 from elm_jax.training.stack.slots import Opened, StackedRun
@@ -188,7 +189,19 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: StackSize, 
         data: the task data.
         mesh: the mesh.
         on_start: called once everything is checked, before anything is written.
+
+    Raises:
+        InputError: as `train_stack`, or another process is writing the stack's folder or an expert's.
     """
+    with contextlib.ExitStack() as kept:
+        for path in (folder, *(config.model_dir for config in configs)):
+            kept.enter_context(locks.alone(path))
+        return _train_experts(configs, folder, size, base=base, data=data, mesh=mesh, on_start=on_start)
+
+
+def _train_experts(configs: Sequence[TrainConfig], folder: str, size: StackSize, *, base: Base,
+                   data: TaskData, mesh: Mesh, on_start: Callable[[], None] | None) -> StackOutcome:
+    """Does as `train_experts`, in folders that no other process writes."""
     _check_ids(configs, base)
     done, failed, waiting = {}, {}, []
     earlier = hosts.by_first(lambda: [_earlier_end(config, base) for config in configs])
