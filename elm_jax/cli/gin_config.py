@@ -111,6 +111,11 @@ def is_bound(name: str) -> bool:
     return any(_spelled(binding) == name for binding in _given())
 
 
+def parameter(name: str) -> Any:
+    """The value that the parsed config binds to a parameter."""
+    return gin.query_parameter(name)
+
+
 def macros() -> dict[str, Any]:
     """The macros of the parsed config with their values; what is required has a value of gin's own."""
     return {scope: values["value"] for (scope, selector), values in gin.config._CONFIG.items()
