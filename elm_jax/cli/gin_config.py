@@ -97,7 +97,8 @@ def _read(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -
     except (ValueError, SyntaxError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise InputError(describe(
             "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip(),
-            cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\"")) from error
+            cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\" (a flag's, --output runs/a, do "
+            "not)")) from error
 
 
 def missing_macros() -> list[str]:
@@ -108,6 +109,11 @@ def missing_macros() -> list[str]:
 def is_bound(name: str) -> bool:
     """Whether the parsed config binds the parameter `name`, e.g. ``pretrain.model_dir``."""
     return any(_spelled(binding) == name for binding in _given())
+
+
+def parameter(name: str) -> Any:
+    """The value that the parsed config binds to a parameter."""
+    return gin.query_parameter(name)
 
 
 def macros() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import re
-import tokenize
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from elm_jax.errors import InputError, describe, nearest_names
 
 REQUIRED = re.compile(r"%(?:gin\.)?REQUIRED")
 _INCLUDE = re.compile(r"""^include\s+['"]([^'"]+)['"]""")
+_TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|[()\[\]{}]""")
 _MACRO_LINE = re.compile(r"^([A-Za-z_]\w*)\s*=\s*(.*)$")
 
 
@@ -109,13 +109,10 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 def _parts(text: str) -> tuple[str, str, int]:
     """Splits a line into value and comment; also how many brackets more it opens than it closes."""
-    comment, depth = "", 0
-    try:
-        for token in tokenize.generate_tokens(iter([text]).__next__):
-            depth += token.string in ("(", "[", "{")
-            depth -= token.string in (")", "]", "}")
-            if token.type == tokenize.COMMENT:
-                text, comment = text[:token.start[1]], token.string
-    except (tokenize.TokenError, SyntaxError):
-        pass  # the value goes on in the next line
-    return text.strip(), comment.lstrip("# "), depth
+    value, comment, depth = text, "", 0
+    for token in _TOKEN.finditer(text):
+        depth += token[0] in "([{"
+        depth -= token[0] in ")]}"
+        if token[0].startswith("#"):
+            value, comment = text[:token.start()], token[0]
+    return value.strip(), comment.lstrip("# "), depth

@@ -17,7 +17,7 @@ from elm_jax.workflows.train.train_config import TrainConfig
 
 KINDS = {JOINED: "lora", "": "prompt"}
 """Kind of expert where none is given, by the form of the base's batches; "" for all others."""
-EXTRA_ROWS = 192
+PIECES, EXTRA_ROWS = "pretrain.vocab_pieces", 192
 """Rows of an embedding that the vocabulary's trained pieces leave free: its extra ids, and some to spare."""
 NAME_A_RUN = ("train.kind", "train.model_dir", "train_stack.train", "pretrain.model_dir")
 """Parameters that gin files of whole runs bind, and those of networks, shardings or settings do not."""
@@ -58,13 +58,22 @@ def read_train(arguments: argparse.Namespace) -> bool:
 def read_pretrain(arguments: argparse.Namespace) -> None:
     """Reads the flags of `elm pretrain`; without a run in the gin files, ``runs/pretrain.gin`` comes first.
 
+    Of a network with fewer rows than the file's, the vocabulary has as many pieces less.
+
     Raises:
         InputError: as `read_train`.
     """
     files = arguments.gin_file or []
     gin_config.parse(files, [], gin_config.paths_of(arguments))
-    has_run = gin_config.is_bound("pretrain.model_dir")
-    _read(arguments, files if has_run else [_shipped("runs/pretrain.gin"), *files])
+    if gin_config.is_bound("pretrain.model_dir"):
+        _read(arguments, files)
+        return
+    _read(arguments, [_shipped("runs/pretrain.gin"), *files])
+    most = gin_config.macros()["VOCAB_SIZE"] - EXTRA_ROWS
+    own = {"pretrain.vocabulary", PIECES} & set(map(_name_of, arguments.gin_bindings))
+    if not own and most < gin_config.parameter(PIECES):  # a network of fewer rows than the file's
+        arguments.gin_bindings.append(f"{PIECES} = {most}")
+        gin_config.parse_flags(arguments)
 
 
 def read_study(arguments: argparse.Namespace) -> None:
@@ -95,7 +104,8 @@ def read_farm(arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) 
         file = row.get("gin_file")
         if file not in read:
             read[file] = argparse.Namespace(**vars(arguments))
-            read[file].gin_file = arguments.gin_file if file is None else [file]
+            if file is not None:
+                read[file].gin_file, read[file].kind = [file], None
             read_train(read[file])
     return [read[row.get("gin_file")] for row in rows]
 
@@ -135,9 +145,8 @@ def _bindings(flags: Mapping[RunFlag, Any], others: Sequence[str]) -> list[str]:
     for flag in flags:
         if flag.unsets in gin_config.macros():
             bound[flag.unsets] = None
-    pieces = "pretrain.vocab_pieces"
-    if "VOCAB_SIZE" in bound and gin_config.is_bound(pieces) and pieces not in map(_name_of, others):
-        bound[pieces] = bound["VOCAB_SIZE"] - EXTRA_ROWS
+    if "VOCAB_SIZE" in bound and not {PIECES, "pretrain.vocabulary"} & set(map(_name_of, others)):
+        bound[PIECES] = bound["VOCAB_SIZE"] - EXTRA_ROWS
     return [f"{name} = {value!r}" for name, value in bound.items()]
 
 
@@ -187,7 +196,7 @@ def _kind_of_base(arguments: argparse.Namespace) -> str:
                    and getattr(arguments, flag.name) is None and flag.macro not in bound]
         raise InputError(describe(
             "What is to be trained is not said", got=f"no {', no '.join(lacking)}",
-            expected="a task, a base and a folder for the run",
+            expected="them, or --kind, or a gin file of a run",
             cure="elm train --task ag_news__classify --base runs/base/base --output runs/ag"))
     return KINDS.get(form, KINDS[""])
 

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from elm_jax.workflows.choices import TRAIN_KINDS
@@ -20,7 +20,7 @@ class RunFlag(NamedTuple):
         metavar: of its value.
         help: what it is.
         type: of its value: `str`, `int`, or `number`.
-        several: whether it may be given again; the macro is a tuple then.
+        several: makes one value of several where it may be given again; None where it may not.
         unsets: a macro that it sets to None, where the gin file has it.
         part: the key that it sets where the macro is a dictionary.
     """
@@ -30,7 +30,7 @@ class RunFlag(NamedTuple):
     metavar: str
     help: str
     type: Any = str
-    several: bool = False
+    several: Callable[[Iterable[str]], Any] | None = None
     unsets: str | None = None
     part: str | None = None
 
@@ -67,13 +67,15 @@ SETTINGS = (
     RunFlag("lora_alpha", "LORA_ALPHA", "X", "LoRA's updates are scaled by alpha / rank", number),
     RunFlag("source_length", LENGTHS, "S", "tokens of an input that are kept", int, part="inputs"),
     RunFlag("target_length", LENGTHS, "T", "tokens of a target that are kept", int, part="targets"),
+    RunFlag("rendering", "RENDERING", "FORM", "of inputs: plain, or chat for an instructed base's own turns"),
     RunFlag("module", "TASK_MODULES", "NAME", "task registry to import, also from the current folder; may be "
-            "given again", several=True),
+            "given again", several=tuple),
     _SEED,
 )
 """Flags of `elm farm init`, and of `elm train` with `PLACES`."""
 PLACES = (
-    RunFlag("task", "TASK", "NAME", "task or mixture to learn; several separated by commas"),
+    RunFlag("task", "TASK", "NAME", "task or mixture to learn; may be given again",
+            several=",".join),
     _BASE,
     _OUTPUT,
     RunFlag("prepared", "PREPARED_DIR", "DIR", "folder of prepared arrays (see `elm tasks cache`)"),
@@ -82,7 +84,7 @@ TRAIN = (*PLACES, *SETTINGS)
 FARM = (_BASE, PLACES[-1], *SETTINGS)
 PRETRAIN = (
     RunFlag("passages", "PASSAGES", "FILE", "raw text, a passage a line, or module:function; may be given "
-            "again", several=True),
+            "again", several=tuple),
     _OUTPUT._replace(help="run folder; the base will be in its base/"),
     RunFlag("vocab_size", "VOCAB_SIZE", "N", "rows of the embedding; N - 192 are pieces of the vocabulary",
             int),
@@ -117,7 +119,8 @@ def add_run_flags(parser: argparse.ArgumentParser, flags: Sequence[RunFlag], *, 
 def given(arguments: argparse.Namespace) -> dict[RunFlag, Any]:
     """The flags that the command line gives, with their values."""
     found = ((flag, getattr(arguments, flag.name)) for flag in arguments.run_flags)
-    return {flag: tuple(value) if flag.several else value for flag, value in found if value is not None}
+    return {flag: flag.several(value) if flag.several else value
+            for flag, value in found if value is not None}
 
 
 def flag_hint(macros: Sequence[str]) -> str:

@@ -72,6 +72,25 @@ def test_files_that_bind_no_run_come_after_those_of_the_network_s_kind(file, kin
     assert type(gin_config.build("pretrain").network).__name__ == "DecoderConfig"
 
 
+def test_tasks_add_up_and_a_small_network_gets_a_small_vocabulary():
+    run_config.read_train(arguments_of("train --kind prompt --task a --task b,c --base b --output o"))
+    assert gin_config.build("train").task == "a,b,c"
+    run_config.read_pretrain(arguments_of("pretrain --gin_file models/llama_tiny.gin --passages a "
+                                          "--output o"))
+    assert gin_config.build("pretrain").vocab_pieces == 4096 - 192
+
+
+def test_rows_of_a_farm_s_table_have_the_flags_or_their_own_file():
+    arguments = arguments_of("farm init --dir d --table t --kind lora --base b --steps 3")
+    rows = [{"task": "t"}, {"task": "u", "gin_file": "experts/dataset.gin"}]
+    kinds = []
+    for one in run_config.read_farm(arguments, rows):
+        gin_config.parse(one.gin_file, [*one.gin_bindings, *GIN_PLACES])
+        found = gin_config.build("train")
+        kinds.append((found.kind, found.lora_rank, found.train_steps))
+    assert kinds == [("prompt", 8, 3), ("dataset", None, 3)]
+
+
 def test_a_t5_gets_adapters_and_lengths_that_are_given_stay(world):
     line = f"train --task t --base {world.base.path} --output o"
     assert run_config.read_train(arguments_of(line))
@@ -88,7 +107,7 @@ def test_a_t5_gets_adapters_and_lengths_that_are_given_stay(world):
      ("--lora_rank sets LORA_RANK, which the gin file does not have", "experts/prompt.gin", "--kind lora")),
     (f"train --kind lora {PLACES} --steps 4 --epochs 2", (), ("given twice", "--steps 4 and --epochs 2")),
     (f"train --kind lora {PLACES} --steps 4", ("EPOCHS = 2",), ("--gin.EPOCHS = 2 and --steps 4",)),
-    (f"train --kind lora {PLACES} --task u", ("TASK='u'",), ("--gin.TASK='u' and --task u",)),
+    (f"train --kind lora {PLACES}", ("TASK='u'",), ("--gin.TASK='u' and --task t",)),
     (f"train --kind lora {PLACES} --source_length 4", ("TASK_FEATURE_LENGTHS={}",), ("--source_length 4",)),
     (f"train --kind lora --gin_file experts/prompt.gin {PLACES}", (), ("chosen twice",)),
     (f"train --kind lora {PLACES} --batch_size 0", (), ("batch_size", "above 0")),
