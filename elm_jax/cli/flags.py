@@ -161,7 +161,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_library(verbs: argparse._SubParsersAction) -> None:
-    library = verbs.add_parser("library", help="The expert library: build, add, remove, list, verify.")
+    library = verbs.add_parser(
+        "library", help="The expert library: build, add, remove, list, verify, report.")
     actions = library.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = _verb(actions, "build", "Builds a library of finished experts.",
                   "elm library build --library lib --base runs/base/base runs/*/expert",
@@ -175,6 +176,7 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
                     "elm library list --library lib", "library:library_list")
     verify = _verb(actions, "verify", "Reads every expert and key back and checks them.",
                    "elm library verify --library lib", "library:library_verify")
+    _add_library_report(actions)
     for parser in (build, add, remove, listing, verify):
         parser.add_argument("--library", required=True, metavar="DIR")
     for parser in (build, add):
@@ -188,6 +190,20 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
     remove.add_argument("experts", nargs="+", metavar="ID")
     for parser in (listing, verify):
         parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_library_report(actions: argparse._SubParsersAction) -> None:
+    report = _verb(actions, "report", "Writes a page about a library: experts, scores, routing between them.",
+                   "elm library report lib --results results/results.jsonl", "library:library_report_page")
+    report.add_argument("library", metavar="LIBRARY", help="its folder")
+    report.add_argument("--output", metavar="FILE",
+                        help="the page, FILE.html; Markdown and a picture go beside it (default: report.html "
+                             "in the library)")
+    report.add_argument("--results", action="append", default=[], metavar="FILE",
+                        help="results with the experts' scores; may be given again (default: those beside "
+                             "the library)")
+    report.add_argument("--verify", action="store_true",
+                        help="read every expert's weights and compare them with their fingerprints")
 
 
 def _add_merge(verbs: argparse._SubParsersAction) -> None:
@@ -289,6 +305,9 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     report = _verb(verbs, "report", "Writes a report of any results of `elm evaluate`, or a study's again.",
                    "elm report results/results.jsonl\n  elm report demo/results", "report:report")
     report.add_argument("results", metavar="RESULTS", help="folder of results, or a file of them")
+    report.add_argument("--experts", action="append", default=[], metavar="DIR",
+                        help="folder of an expert, of a run, or of several, to show their cards and learning "
+                             "curves; may be given again (default: those near the results)")
 
 
 def _add_generate(verbs: argparse._SubParsersAction) -> None:

@@ -9,6 +9,8 @@ from elm_jax.cli.printing import print_json, print_table
 from elm_jax.cli.registries import modules_of, task_data
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.reporting import library_report
+from elm_jax.reporting.page_parts import Made
 from elm_jax.workflows import build_library
 from elm_jax.workflows.merge import in_memory as merging
 from elm_jax.workflows.route import RouteConfig
@@ -61,6 +63,14 @@ def library_verify(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(faults) or f"{len(library)} experts are whole")
     return 1 if faults else 0
+
+
+def library_report_page(arguments: argparse.Namespace) -> None:
+    """Runs `elm library report`."""
+    page = library_report.write_library_report(
+        arguments.library, arguments.output, results=arguments.results, verify=arguments.verify,
+        made=Made(arguments.command))
+    print(f"report: {page}")
 
 
 def best_of_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:

@@ -15,14 +15,18 @@ def study(arguments: argparse.Namespace) -> int:
     if arguments.plan or arguments.topology:
         return plan.plan(arguments)
     run_config.read_study(arguments)
-    return run(arguments.gin_file, arguments.gin_bindings, config_lib.paths_of(arguments))
+    return run(arguments.gin_file, arguments.gin_bindings, config_lib.paths_of(arguments), arguments.command)
 
 
-def run(files: list[str], bindings: list[str], paths: list[str]) -> int:
-    """Runs the study that gin files and bindings describe; returns the exit status."""
+def run(files: list[str], bindings: list[str], paths: list[str], command: str) -> int:
+    """Runs the study that gin files and bindings describe; returns the exit status.
+
+    The study's report names the command.
+    """
     config_lib.parse(files, bindings, paths)
     config = config_lib.build("study")
-    outcome = studying.run_study(config, on_start=config_lib.config_writer(config.workdir))
+    outcome = studying.run_study(config, on_start=config_lib.config_writer(config.workdir),
+                                  command=command)
     if outcome is None:
         raise preemption.Stopped
     outcome.print_table(Console())

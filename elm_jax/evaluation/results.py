@@ -23,6 +23,10 @@ READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 """Versions that reports read; a run computes rows of version 1 again, and those of 2 whose value changes."""
 
 
+KEPT_PROMPTS = 50
+"""Rows of a task, the first by index, whose prompts are kept beside the predictions."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
     """Result of one expert on one task.
@@ -30,17 +34,20 @@ class TaskResult:
     Attributes:
         rows: one a metric, as ``results.jsonl`` holds them.
         predictions: one an instance, in the order of their indices.
+        prompts: ``index`` and ``prompt`` of the first `KEPT_PROMPTS` instances, the same for all experts.
     """
 
     rows: list[dict[str, Any]]
     predictions: list[dict[str, Any]]
+    prompts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class ResultsStore:
     """A folder of results; results in it are not computed again.
 
     Files: ``results.jsonl`` (appended to; of equal keys the newest row counts) and
-    ``predictions/<expert>/<task>.<split>.jsonl``, written whole before its row. Several processes may append
+    ``predictions/<expert>/<task>.<split>.jsonl``, written whole before its row;
+    ``prompts/<task>.<split>.jsonl`` has the prompts of a task's first rows. Several processes may append
     at once: each keeps ``predictions/`` while it does, and reads first what the others have appended.
 
     Attributes:
@@ -149,8 +156,8 @@ class ResultsStore:
                     _check_alike(row, other, self.path)
                 rows = self._not_there(rows) if path.exists() else rows
             if rows:
-                lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in result.predictions)
-                storage.write_text(path, lines)
+                self._keep_prompts(row["task"], row["split"], result.prompts)
+                storage.write_text(path, _lines(result.predictions))
                 storage.append_jsonl(self.path, rows)
                 for one in rows:
                     self._remember(one)
@@ -172,6 +179,11 @@ class ResultsStore:
                            rows[0]["expert"], rows[0]["task"], "; ".join(told))
         return kept
 
+    def _keep_prompts(self, task: str, split: str, prompts: Sequence[Mapping[str, Any]]) -> None:
+        known = self.prompts(task, split)
+        if any(one["index"] not in known for one in prompts):
+            storage.write_text(self._prompts_path(task, split), _lines(prompts))
+
     def predictions(self, expert: str, task: str, split: str = "validation") -> list[dict[str, Any]]:
         """All predictions of one expert on one task, in the order of the instances' indices.
 
@@ -184,6 +196,26 @@ class ResultsStore:
                                       where=path, cure="evaluate it"))
         return storage.read_jsonl(path)
 
+    def has_predictions(self, expert: str, task: str, split: str) -> bool:
+        """Whether predictions of one expert on one task are kept here."""
+        return self._predictions_path(expert, task, split).exists()
+
+    def prompts(self, task: str, split: str) -> dict[int, str]:
+        """Prompts of a task's first rows by their index; none in results of older versions.
+
+        Raises:
+            InputError: a line holds no prompt.
+        """
+        path = self._prompts_path(task, split)
+        rows = storage.read_jsonl(path)
+        for number, one in enumerate(rows, start=1):
+            if not isinstance(one, dict) or type(one.get("index")) is not int or not isinstance(
+                    one.get("prompt"), str):
+                raise InputError(describe("This line holds no prompt", where=f"{path}, line {number}",
+                                          got=str(one)[:80], expected='{"index": 0, "prompt": "..."}',
+                                          cure="remove the file: an evaluation writes it again"))
+        return {one["index"]: one["prompt"] for one in rows}
+
     def values(self, expert: str, task: str, split: str = "validation") -> np.ndarray:
         """Per-instance values f64[n] in order of the indices: credit for accuracy, ROUGE-L for generation."""
         return np.asarray([one["correct"] if "correct" in one else one["rouge_l"]
@@ -194,9 +226,20 @@ class ResultsStore:
         self._metrics.add(row["metric"])
 
     def _predictions_path(self, expert: str, task: str, split: str) -> epath.Path:
-        for what, name in (("expert", expert), ("task", task), ("split", split)):
+        storage.require_name(expert, self.path, "name of the expert of a result")
+        return self.folder / "predictions" / expert / self._task_file(task, split)
+
+    def _prompts_path(self, task: str, split: str) -> epath.Path:
+        return self.folder / "prompts" / self._task_file(task, split)
+
+    def _task_file(self, task: str, split: str) -> str:
+        for what, name in (("task", task), ("split", split)):
             storage.require_name(name, self.path, f"name of the {what} of a result")
-        return self.folder / "predictions" / expert / f"{task}.{split}.jsonl"
+        return f"{task}.{split}.jsonl"
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 _SAME = ("settings", "model", "schema_version")

@@ -8,8 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import tiny_study as tiny
+from report_page import Page
 
+from elm_jax.cli.main import main
 from elm_jax.errors import InputError
+from elm_jax.evaluation.results import ResultsStore, TaskResult
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.embed import TfidfEncoder
 from elm_jax.runtime import storage
@@ -127,3 +130,38 @@ def test_examples_from_a_file(tmp_path):
         read_examples(path)
     path.write_text('{"inputs": "a b", "choices": ["x", "y"]}\n')
     assert read_examples(path)[0].labels == ("x", "y")
+
+
+def test_a_librarys_page_shows_experts_scores_routing_and_faults(library, tmp_path, capsys):
+    rows = [{"schema_version": 3, "expert": expert, "task": task, "split": "validation", "metric": "accuracy",
+             "value": value, "ci95_low": 0.25, "ci95_high": 0.75, "num_instances": 8, "chance": 0.5,
+             "settings": "s", "dataset": task, "model": model}
+            for expert, task, value, model in (
+                ("base", tiny.TOPIC, 0.25, "x"), (tiny.TOPIC, tiny.TOPIC, 0.5, None),
+                (tiny.TOPIC, tiny.REVIEW, 0.625, None), (tiny.REVIEW, tiny.REVIEW, 0.5, "of other weights"))]
+    store = ResultsStore(tmp_path / "results")
+    for row in rows:
+        store.append(TaskResult([row], []))
+    assert main(["library", "report", str(library.path)]) == 0
+    assert f"report: {library.path / 'report.html'}" in capsys.readouterr().out
+    page = Page((library.path / "report.html").read_text())
+    experts = page.table("expert", "kind")
+    assert [row[:5] for row in experts] == [
+        [name, "prompt", "base", name.split("__")[0], name] for name in (tiny.TOPIC, tiny.REVIEW)]
+    files = pathlib.Path(library.path / "experts" / tiny.TOPIC).rglob("*")
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    assert float(experts[0][8]) == pytest.approx(size / 1e6, abs=0.005) and experts[0][9] == "40"
+    assert page.table("expert", "own task") == [
+        [tiny.TOPIC, tiny.TOPIC, "validation", "accuracy", "50.0 [25.0, 75.0]", "25.0", "62.5 (1)"]]
+    shares = page.table("keys of", "go to others, %")
+    assert [float(row[2]) for row in shares] == [float(row[10]) for row in experts]
+    assert page.table("expert", "expert 2")[0][:2] == [tiny.TOPIC, tiny.REVIEW]
+    assert "2 experts are whole" in page.text and "other weights of the same name: 1." in page.text
+    assert page.open == [] and page.links == [f"#{name}" for name in page.ids]
+    assert "(report_routing.png)" in (library.path / "report.md").read_text()
+    shutil.rmtree(library.path / "experts" / tiny.TOPIC / "weights")
+    own = str(tmp_path / "own.html")
+    assert main(["library", "report", str(library.path), "--verify", "--output", own]) == 0
+    assert f"Faults:\n{tiny.TOPIC}: " in Page((tmp_path / "own.html").read_text()).text.replace("\n\n", "\n")
+    for wrong in (["--output", str(tmp_path / "own.md")], ["--results", str(tmp_path / "no")]):
+        assert main(["library", "report", str(library.path), *wrong]) == 2

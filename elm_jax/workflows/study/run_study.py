@@ -15,6 +15,7 @@ from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.reporting import study_report as reporting
+from elm_jax.reporting.page_parts import Made
 from elm_jax.runtime import hosts, locks, sharding, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows.build_library import build_library
@@ -40,7 +41,8 @@ from elm_jax.workflows.train.train_stack import StackSize, train_experts
 class Study:
     """The stages of one study in one work folder."""
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: StudyConfig, command: str | None = None) -> None:
+        self.command = command
         config = study_checks.expanded(config)
         study_checks.check(config)
         self.absent = hosts.by_first(lambda: study_checks.absent_tasks(config))
@@ -94,7 +96,7 @@ class Study:
     def report(self, store: ResultsStore, facts: dict[str, Any]) -> None:
         """Runs the stage of the report."""
         storage.write_json(self.root / "results" / "study.json", facts)
-        reporting.write_report(self.root / "results", store)
+        reporting.write_report(self.root / "results", store, made=Made(self.command))
 
     def make_base(self) -> Base:
         """Runs the stage of the base: pretrains it unless one is given."""
@@ -220,7 +222,7 @@ class Study:
         config = self.config
         cards = [load_expert(self.expert_folder(model.id)).card for model in (*prompts, *datasets)]
         return {
-            "schema_version": 1, "title": config.title,
+            "schema_version": 1, "title": config.title, "command": self.command,
             **study_results.facts_of_models(cards, [model.id for model in prompts]),
             **study_results.facts_of_tasks(config, self.absent, dataset_tasks, self.multitask_tasks()),
             **study_results.facts_of_routing(routing), "stage_seconds": dict(self.clock.seconds),
@@ -230,12 +232,14 @@ class Study:
 
 
 def run_study(config: StudyConfig, *,
-              on_start: Callable[[], None] | None = None) -> reporting.ReportOutcome | None:
+              on_start: Callable[[], None] | None = None,
+              command: str | None = None) -> reporting.ReportOutcome | None:
     """Runs a study to its end; returns None if SIGTERM stopped it (the same call resumes it).
 
     Args:
         config: the study.
         on_start: called once the config is checked, before anything is written.
+        command: that runs it, for the report; None for Python code.
 
     Raises:
         InputError: before anything is trained, for names, sizes and a work folder that do not fit, or that
@@ -243,7 +247,7 @@ def run_study(config: StudyConfig, *,
     """
     try:
         with locks.alone(config.workdir):
-            study = Study(config)
+            study = Study(config, command)
             if on_start is not None:
                 on_start()
             return study.run()
