@@ -8,11 +8,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from etils import epath
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.results import ResultsStore
@@ -23,10 +19,13 @@ from elm_jax.reporting.markdown_text import Written, markdown_page
 from elm_jax.reporting.page import RESULTS_HTML, RESULTS_MARKDOWN
 from elm_jax.reporting.report import CONSTANT, fraction, legend, markdown_table, with_interval
 from elm_jax.runtime import storage
+from elm_jax.runtime.text_tables import Column, document
 
 BASE = "base"
 SAMPLES, LONGEST_SAMPLE = 3, 300
 """Answers that are shown of each model on each task, and characters of each."""
+RANKS = {"metric": 2, "rows": 3, "over the base": 1, "majority": 4, "chance": 5, "split": 6}
+"""Columns that a narrow terminal lacks, the highest first."""
 MOST_PICTURES = 20
 """Tasks of which bars are drawn; the heat map shows all."""
 ABOUT = ("Each value is over the scored rows, in percent, with the 95% interval that the results "
@@ -79,14 +78,10 @@ class ResultsReport:
 
     def print_table(self, console: Console) -> None:
         """Prints every score, one a line."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in self.grid["columns"]:
-            table.add_column(name, overflow="fold")
-        for row in self.grid["rows"]:
-            table.add_row(*map(escape, row))
-        natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-        console.width = max(console.width, natural)  # a narrower one would cut names and numbers
-        console.print(table)
+        columns = [Column(name, RANKS.get(name, 0)) for name in self.grid["columns"]]
+        width = console.width if console.is_terminal else None
+        lines = document(columns, self.grid["rows"], width, cure="the report has all")
+        console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def write_results_report(place: storage.PathLike) -> ResultsReport:
