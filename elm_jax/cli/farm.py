@@ -4,11 +4,9 @@ import argparse
 import logging
 from typing import Any
 
-from rich.table import Table
-
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli import run_config
-from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.printing import Column, print_json, print_lines, print_table, say
 from elm_jax.runtime import storage
 from elm_jax.workflows.farm import (
     farm_status as farm_status_lib,
@@ -25,6 +23,11 @@ from elm_jax.workflows.farm import (
 from elm_jax.workflows.study import study_runs
 
 logger = logging.getLogger(__name__)
+COLUMNS = (
+    Column("expert"), Column("kind", 6), Column("state"),
+    Column("silent for", 2, "number", lambda value: "" if value is None else f"{value:.0f} s"),
+    Column("attempts", 3, "number"), Column("step", 1, "number"), Column("seconds", 5, "number"),
+    Column("worker", 7), Column("error", 4, "text"))
 
 
 def farm_init(arguments: argparse.Namespace) -> None:
@@ -70,15 +73,10 @@ def farm_status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"counts": counts, "experts": rows})
     else:
-        table = Table("expert", "kind", "state", "attempts", "step", "seconds", "worker", "error")
-        for row in rows:
-            state = row["state"]
-            if row["silent_seconds"] is not None:
-                state += f", {row['silent_seconds']:.0f} s ago"
-            table.add_row(row["expert"], row["kind"], state, str(row["attempts"]), str(row["step"]),
-                          str(row["seconds"] or ""), row["worker"] or "", _in_short(row["error"]))
-        print_table(table)
-        print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+        print_table(COLUMNS, [
+            (row["expert"], row["kind"], row["state"], row["silent_seconds"], row["attempts"], row["step"],
+             row["seconds"], row["worker"], _in_short(row["error"])) for row in rows], wide=arguments.wide)
+        say(", ".join(f"{count} {state}" for state, count in counts.items() if count))
     return 1 if counts["failed"] else 0
 
 
@@ -90,4 +88,5 @@ def _in_short(error: str | None) -> str:
 
 def farm_retry(arguments: argparse.Namespace) -> None:
     """Runs `elm farm retry`: lets experts that were given up be tried again."""
-    print("\n".join(farm_status_lib.forgive(arguments.dir, arguments.experts, arguments.attempts)))
+    forgiven = farm_status_lib.forgive(arguments.dir, arguments.experts, arguments.attempts)
+    print_lines(*forgiven)

@@ -71,6 +71,23 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
                        help="number of this one, from 0 (default: $ELM_PROCESS_ID)")
 
 
+def _prints_table(parser: argparse.ArgumentParser) -> None:
+    """Adds the forms of a verb that prints a table; tab-separated where no terminal reads it."""
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--wide", action="store_true",
+                       help="all columns, each row on one line, however wide the terminal is")
+    forms.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _chooses_rows(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    parser.add_argument("names", nargs="*", metavar=metavar,
+                        help=f"only {what} whose name fits: a glob such as 'ag_*', or a part of the name")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--has_data", action="store_true", default=None, help=f"only {what} that have data")
+    data.add_argument("--missing", dest="has_data", action="store_false", default=None,
+                      help=f"only {what} that have none")
+
+
 def _add_runs(verbs: argparse._SubParsersAction) -> None:
     demo = _verb(verbs, "demo", "The whole study on the embedded tasks, with report.",
                  "elm demo --workdir demo", "demo:demo")
@@ -130,7 +147,7 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     status = _verb(actions, "status", "Where every expert stands; exit status 1 if one was given up.",
                    "elm farm status --dir farm", "farm:farm_status")
     status.add_argument("--lease_seconds", type=float, default=120.0, metavar="S")
-    status.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _prints_table(status)
     retry = _verb(actions, "retry", "Lets experts that were given up be tried again.",
                   "elm farm retry --dir farm ag_news__classify", "farm:farm_retry")
     retry.add_argument("experts", nargs="*", metavar="ID", help="default: all that were given up")
@@ -188,8 +205,10 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
     build.add_argument("--text_format", default="choice_instance")
     build.add_argument("--encoder", default="auto", help="auto, minilm or tfidf")
     remove.add_argument("experts", nargs="+", metavar="ID")
-    for parser in (listing, verify):
-        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _prints_table(listing)
+    listing.add_argument("experts", nargs="*", metavar="NAME",
+                         help="only those whose id fits: a glob such as 'ag_*', or a part of the id")
+    verify.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def _add_library_report(actions: argparse._SubParsersAction) -> None:
@@ -236,7 +255,7 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
     merge.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core, at most 8)")
     merge.add_argument("--dry_run", "--dry-run", action="store_true",
                        help="print leaves, sizes, bytes and memory; write nothing")
-    merge.add_argument("--json", action="store_true", help="print one JSON object")
+    _prints_table(merge)
     merge.add_argument("--id", metavar="NAME", help="name of the merged expert")
     merge.add_argument("--library", metavar="DIR", help="merge the best experts of a library for --task")
     merge.add_argument("--task", metavar="NAME")
@@ -246,7 +265,7 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
     merge_search_flags.add_search_flags(merge)
     listing = _verb(verbs, "methods", "Lists the merging methods: what they compute, need and take.",
                     "elm methods", "methods:list_methods")
-    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    _prints_table(listing)
 
 
 def _add_tools(verbs: argparse._SubParsersAction) -> None:
@@ -262,7 +281,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route.add_argument("--top_k", type=int, default=3, metavar="K")
     route.add_argument("--encoder_dir", metavar="DIR", help="folder of the encoder's weights")
     route.add_argument("--seed", type=int, default=0)
-    route.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _prints_table(route)
     _add_data(route)
     _add_generate(verbs)
     evaluate = _verb(
@@ -296,6 +315,8 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="over so many parts of the mesh a stack of experts is split (default: 1)")
     evaluate.add_argument("--trunk_cache", metavar="DIR", help="keep the inputs' states below the experts' "
                           "lowest layer, and compute them once for all experts (see ADAPTER_LAYERS)")
+    evaluate.add_argument("--wide", action="store_true",
+                          help="all columns, however wide the terminal is")
     evaluate.add_argument("--trunk_cache_bytes", type=int, metavar="N",
                           help="most bytes of that folder (default: 16 GiB)")
     _add_mixed(evaluate)
@@ -403,8 +424,8 @@ def _add_base(verbs: argparse._SubParsersAction) -> None:
                      help="folder to write; does not exist, or is empty (default: bases/NAME)")
     listing = _verb(actions, "list", "Lists these models, and how to install them.", "elm base list",
                     "base:base_list")
-    for parser in (get, listing):
-        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    get.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _prints_table(listing)
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:
@@ -447,5 +468,8 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
                   "ELM_DATA_DIR=data elm tasks check", "tasks:check")
     for parser in (listing, show, check):
         _add_modules(parser)
-    for parser in (listing, show, stats, check):
-        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _chooses_rows(listing, "NAME", "tasks")
+    _chooses_rows(check, "DATASET", "data sets")
+    for parser in (listing, stats, check):
+        _prints_table(parser)
+    show.add_argument("--json", action="store_true", help="one JSON object on standard output")

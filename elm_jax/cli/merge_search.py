@@ -4,10 +4,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from elm_jax.cli.merge_search_flags import FLAGS, given_flags
-from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.printing import Column, print_document, print_json, print_lines
 from elm_jax.cli.registries import modules_of
 from elm_jax.errors import InputError, describe
 from elm_jax.workflows.merge.search_config import SearchConfig
@@ -36,16 +34,17 @@ def merge_search(arguments: argparse.Namespace, models: Sequence[str], parameter
         print_json({**result.report, "output": str(arguments.output)})
         return
     _print(result.report)
-    print(arguments.output)
+    print_lines(str(arguments.output))
 
 
 def _print(report: Mapping[str, Any]) -> None:
     objective = report["objective"]
-    table = Table("expert", "weight", "alone", title=f"{objective['name']} on {len(report['rows'])} rows of "
-                  f"{report['task']} {report['split']}")
-    for expert, alone in zip(report["experts"], objective["alone"], strict=True):
-        table.add_row(expert["id"], f"{expert['weight']:.4f}", f"{alone:.4f}")
-    print_table(table)
+    columns = (Column("expert"), Column("weight", kind="number", show="{:.4f}".format),
+               Column("alone", 1, "number", "{:.4f}".format))
+    print_document(columns, [
+        (expert["id"], expert["weight"], alone)
+        for expert, alone in zip(report["experts"], objective["alone"], strict=True)],
+        title=f"{objective['name']} on {len(report['rows'])} rows of {report['task']} {report['split']}")
     print(f"uniform mean {objective['uniform_mean']:.4f}, found {objective['found']:.4f}")
     held = report.get("held_back")
     if held is None:

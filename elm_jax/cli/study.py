@@ -6,6 +6,7 @@ from rich.console import Console
 
 from elm_jax.cli import gin_config as config_lib
 from elm_jax.cli import plan, run_config
+from elm_jax.cli.printing import print_lines
 from elm_jax.runtime import preemption
 from elm_jax.workflows.study import run_study as studying
 
@@ -30,5 +31,5 @@ def run(files: list[str], bindings: list[str], paths: list[str], command: str) -
     if outcome is None:
         raise preemption.Stopped
     outcome.print_table(Console())
-    print(f"report: {outcome.report_path}")
+    print_lines(f"report: {outcome.report_path}")
     return 0

@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.answers import Answers, is_constant, read_answers
@@ -23,10 +20,13 @@ from elm_jax.reporting.page import RESULTS_HTML, RESULTS_MARKDOWN
 from elm_jax.reporting.page_parts import Made, html_page, markdown_of
 from elm_jax.reporting.report import Extras, fraction, legend, markdown_table, marked, with_interval
 from elm_jax.runtime import storage
+from elm_jax.runtime.text_tables import Column, document, visible, wrapped
 
 BASE = "base"
 OWN_ANSWERS = ("acc_norm", "acc_norm_tokens")
 """Metrics by whose scores other choices may be chosen than the predictions hold."""
+RANKS = {"metric": 2, "rows": 3, "over the base": 1, "majority": 4, "chance": 5, "split": 6}
+"""Columns that a narrow terminal lacks, the highest first."""
 MOST_PICTURES = 20
 """Tasks of which bars are drawn; the heat map shows all."""
 ABOUT = ("Each value is over the scored rows, in percent, with the 95% interval that the results "
@@ -88,16 +88,12 @@ class ResultsReport:
 
     def print_table(self, console: Console) -> None:
         """Prints every score, one a line."""
-        marks = legend(self.grid)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"{marks}." if marks else None,
-                      caption_justify="left")
-        for name in self.grid["columns"]:
-            table.add_column(name, overflow="fold")
-        for row in self.grid["rows"]:
-            table.add_row(*map(escape, row))
-        natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-        console.width = max(console.width, natural)  # a narrower one would cut names and numbers
-        console.print(table)
+        columns = [Column(name, RANKS.get(name, 0)) for name in self.grid["columns"]]
+        width = console.width if console.is_terminal else None
+        lines = document(columns, self.grid["rows"], width, cure="the report has all")
+        if marks := legend(self.grid):
+            lines += wrapped(visible(f"{marks}."), width or max(map(cell_len, lines)))
+        console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def write_results_report(place: storage.PathLike, *, made: Made | None = None,

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.answers import read_answers
@@ -23,6 +21,9 @@ from elm_jax.reporting.page_parts import Made
 from elm_jax.reporting.plots import CONSTANT
 from elm_jax.reporting.study_table import study_table, target_tasks
 from elm_jax.runtime import storage
+from elm_jax.runtime.text_tables import Column, document, visible, wrapped
+
+TITLE = "percent; last column: paired difference, 95% interval (paired bootstrap)"
 
 MOST_CELLS = 5_000
 """Cells of the heat map up to which HTML also has it as a table."""
@@ -38,21 +39,23 @@ class ReportOutcome:
     def print_table(self, console: Console) -> None:
         """Prints the study's table."""
         grid = report.results_grid(self.table)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False,
-                      title="percent; last column: paired difference, 95% interval (paired bootstrap)")
-        for number, name in enumerate(grid["columns"]):
-            outer = number in (0, len(grid["columns"]) - 1)
-            table.add_column(name, justify="right" if number else "left", no_wrap=outer,
-                             overflow="fold", width=None if outer else 6)
-        for name, *values in grid["rows"]:
-            table.add_row(name.split(" (")[0], *(value.replace(f" {CONSTANT}", CONSTANT) for value in values))
-        natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-        console.width = max(console.width, natural)  # a narrower one would cut numbers
-        console.print(table)
+        first, *others, last = grid["columns"]
+        columns = [Column(first), *(Column(name, _rank(name), "number") for name in others),
+                   Column(last, 3, "number")]
+        rows = [(name.split(" (")[0], *(value.replace(f" {CONSTANT}", CONSTANT) for value in values))
+                for name, *values in grid["rows"]]
+        width = console.width if console.is_terminal else None
+        lines = [*document(columns, rows, width, cure="the report has all", title=TITLE), ""]
         marks = report.legend(grid)
         for line in (*([f"{marks}."] if marks else ()), *report.summary(self.table),
                      report.own_grids(self.table)[2]):
-            console.print(line)
+            lines += wrapped(visible(line), width or max(map(cell_len, lines)))
+        console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _rank(column: str) -> int:
+    """When a narrow terminal loses a column of the study's table: data sets first, then other means."""
+    return {"unseen mean": 1, "seen mean": 2}.get(column, 4 if " " in column or column == "ROUGE-L" else 5)
 
 
 def is_study(folder: storage.PathLike) -> bool:

@@ -1,6 +1,8 @@
 """Python and the command line walk one road: the same rows from folders and from objects."""
 
+import csv
 import dataclasses
+import io
 import json
 import pathlib
 
@@ -27,8 +29,10 @@ def test_config_verb_and_objects_give_the_same_rows(world, tmp_path, capsys):
         "evaluate", "--base", world.base.path, "--task", tiny.TOPIC, "--output", str(tmp_path / "two.jsonl"),
         "--expert", str(world.folder / "topic"), "--max_rows", str(ROWS), "--source_length", "64",
         "--mesh_data", "1", "--module", *tiny.MODULES, "--prepared", prepared]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count(tiny.TOPIC) == 2 and "Wilson" in printed  # the expert has the task's name
+    printed = capsys.readouterr()
+    row, = csv.DictReader(io.StringIO(printed.out), delimiter="\t")
+    assert row["expert"] == row["task"] == tiny.TOPIC and float(row["value"]) == 100 * rows[0]["value"]
+    assert "Wilson" in printed.err
     objects = elm.evaluate(world.base, world.topic, [tiny.TOPIC], data=world.data, max_rows=ROWS,
                            settings=EvaluationSettings(source_length=64), mesh=tiny.one_device())
     with pytest.raises(InputError, match=r"scored in another way(.|\n)*their sum(.|\n)*another folder"):
