@@ -97,7 +97,8 @@ def _read(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -
     except (ValueError, SyntaxError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise InputError(describe(
             "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip(),
-            cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\"")) from error
+            cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\" (a flag's, --output runs/a, do "
+            "not)")) from error
 
 
 def missing_macros() -> list[str]:

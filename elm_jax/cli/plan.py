@@ -74,7 +74,7 @@ def _network(config: TrainConfig) -> NetworkConfig:
         return config.network
     if config.initial_checkpoint_path == NOT_GIVEN:
         raise InputError(describe("A plan needs the dimensions of a network", where="gin config",
-                                  cure="add --gin_file gin/models/xl.gin, or give INITIAL_CHECKPOINT_PATH"))
+                                  cure="add --gin_file gin/models/xl.gin, or give --base"))
     return detect.open_model(config.initial_checkpoint_path).config
 
 

@@ -17,7 +17,7 @@ from elm_jax.workflows.train.train_config import TrainConfig
 
 KINDS = {JOINED: "lora", "": "prompt"}
 """Kind of expert where none is given, by the form of the base's batches; "" for all others."""
-EXTRA_ROWS = 192
+PIECES, EXTRA_ROWS = "pretrain.vocab_pieces", 192
 """Rows of an embedding that the vocabulary's trained pieces leave free: its extra ids, and some to spare."""
 NAME_A_RUN = ("train.kind", "train.model_dir", "train_stack.train", "pretrain.model_dir")
 """Parameters that gin files of whole runs bind, and those of networks, shardings or settings do not."""
@@ -135,9 +135,8 @@ def _bindings(flags: Mapping[RunFlag, Any], others: Sequence[str]) -> list[str]:
     for flag in flags:
         if flag.unsets in gin_config.macros():
             bound[flag.unsets] = None
-    pieces = "pretrain.vocab_pieces"
-    if "VOCAB_SIZE" in bound and gin_config.is_bound(pieces) and pieces not in map(_name_of, others):
-        bound[pieces] = bound["VOCAB_SIZE"] - EXTRA_ROWS
+    if "VOCAB_SIZE" in bound and not {PIECES, "pretrain.vocabulary"} & set(map(_name_of, others)):
+        bound[PIECES] = bound["VOCAB_SIZE"] - EXTRA_ROWS
     return [f"{name} = {value!r}" for name, value in bound.items()]
 
 

@@ -67,6 +67,7 @@ SETTINGS = (
     RunFlag("lora_alpha", "LORA_ALPHA", "X", "LoRA's updates are scaled by alpha / rank", number),
     RunFlag("source_length", LENGTHS, "S", "tokens of an input that are kept", int, part="inputs"),
     RunFlag("target_length", LENGTHS, "T", "tokens of a target that are kept", int, part="targets"),
+    RunFlag("rendering", "RENDERING", "FORM", "of inputs: plain, or chat for an instructed base's own turns"),
     RunFlag("module", "TASK_MODULES", "NAME", "task registry to import, also from the current folder; may be "
             "given again", several=True),
     _SEED,

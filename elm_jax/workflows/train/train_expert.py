@@ -305,7 +305,7 @@ def make_card(config: TrainConfig, base: Base, network: NetworkConfig, data: Tas
 def check_same_run(card: ExpertCard, config: TrainConfig, base: Base) -> None:
     """Raises InputError, which names what differs, if the run folder's finished expert is another run's."""
     found, wanted = card.training.get("config_digest"), config.digest()
-    cure = "give another MODEL_DIR, or remove this one"
+    cure = "give another run folder (--output), or remove this one"
     if card.base["fingerprint"] != base.fingerprint:
         raise InputError(describe(
             "The run folder holds a finished expert of another base", where=config.model_dir,
