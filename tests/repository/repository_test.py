@@ -119,3 +119,15 @@ def test_setup_lists_every_package():
     found |= {".".join(("elm_jax", *path.parent.relative_to(ROOT).parts))
               for path in (ROOT / "tasks").rglob("__init__.py")}
     assert listed == found | {"elm_jax.gin"}
+
+
+def test_setup_packs_every_file_of_gin_and_tasks():
+    """So does a data file: from a checkout it is found, from the wheel only if a pattern names it."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    packed = {path for package, patterns in setup["options.package_data"].items()
+              for pattern in patterns.split(",")
+              for path in ROOT.joinpath(*package.split(".")[1:]).glob(pattern.strip())}
+    found = {path for folder in ("gin", "tasks") for path in (ROOT / folder).rglob("*.*")
+             if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert found == packed

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -330,3 +331,24 @@ def test_draws_depend_on_the_key_alone_and_cover_their_range():
 ])
 def test_polish(text, better):
     assert polish(text) == better
+
+
+def test_tickets_are_letters_of_their_own():
+    """No two share an opening or many words, no line is a form that is filled in, no word gives a team away."""
+    with open(embedded.TICKETS) as lines:
+        tickets = [json.loads(line) for line in lines]
+    teams = collections.Counter(ticket["team"] for ticket in tickets)
+    assert len(tickets) == 240 and set(teams.values()) == {48} and len(teams) == 5
+    words = [re.findall(r"[\w']+", ticket["text"].lower()) for ticket in tickets]
+    runs = [run for each in words for run in set(zip(*(each[place:] for place in range(5)), strict=False))]
+    assert len({tuple(each[:3]) for each in words}) == 240 and len(set(runs)) == len(runs)
+    shared = [len(one & other) / len(one | other) for one, other in itertools.combinations(map(set, words), 2)]
+    assert max(shared) < 0.3
+    by_word = collections.defaultdict(collections.Counter)
+    for ticket, each in zip(tickets, words, strict=True):
+        for word in set(each):
+            by_word[word][ticket["team"]] += 1
+    telling = {word: found for word, found in by_word.items()
+               if max(found.values()) > 0.2 * 48 and max(found.values()) > 2 / 3 * sum(found.values())}
+    assert telling == {}
+    assert all(len(by_word[word]) >= 3 for word in ("charge", "card", "label", "order", "address", "warranty"))
