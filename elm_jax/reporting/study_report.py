@@ -16,6 +16,7 @@ from elm_jax.reporting import plots, report
 from elm_jax.reporting.answers import read_answers
 from elm_jax.reporting.cells import Cell, Matrix, cell_of
 from elm_jax.reporting.groups import BENCHMARKS, METRICS
+from elm_jax.reporting.study_facts import read_facts
 from elm_jax.reporting.study_table import study_table, target_tasks
 from elm_jax.runtime import storage
 
@@ -61,7 +62,7 @@ def write_report(folder: storage.PathLike, store: ResultsStore | None = None) ->
         raise InputError(describe("There are no results of a study here", where=folder,
                                   expected="a folder with study.json and results.jsonl",
                                   cure="`elm report` of other results says what `elm evaluate` found"))
-    facts = storage.read_json(folder / "study.json", kind="study's facts", schema_version=1)
+    facts = read_facts(folder)
     matrix = read_matrix(store or ResultsStore(folder))
     table = study_table(facts, matrix)
     pictures = draw(facts, matrix, table)
