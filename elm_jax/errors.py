@@ -52,13 +52,13 @@ def describe(
     for label, value in (("where", where), ("got", got), ("expected", expected), ("cure", cure)):
         if value is not None:
             lines.append(f"  {label}: {value}")
-    return visible("\n".join(lines))
+    return spelled_out("\n".join(lines))
 
 
-def visible(text: str) -> str:
+def spelled_out(text: str) -> str:
     """Returns a text with the signs that a terminal obeys, or that turn a line's direction, spelled out.
 
-    >>> visible("a \x1b[31mred name")
+    >>> spelled_out("a \x1b[31mred name")
     'a \\\\x1b[31mred name'
     """
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

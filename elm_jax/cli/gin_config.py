@@ -103,7 +103,7 @@ def _read(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -
     except (ValueError, SyntaxError, KeyError, ImportError, AttributeError, TypeError,
             tokenize.TokenError, MemoryError) as error:
         raise InputError(describe(
-            "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip(),
+            "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip()[:1000],
             cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\"")) from error
 
 

@@ -227,8 +227,13 @@ class ResultsStore:
         found = records.read_records(path, Prediction, kind="prediction")
         for number, row in enumerate(found, start=1):
             _check_prediction(row, found[0], f"{path}, line {number}")
-        if not found:
-            raise InputError(describe("The file holds no predictions", where=path, cure="evaluate it again"))
+        counts = {row["num_instances"] for row in self.rows_of(expert, task, split)
+                  if row["metric"] in PRIMARY.values()}
+        if not found or (counts and len(found) not in counts):
+            raise InputError(describe(
+                "The file holds other predictions than its result is of", where=path,
+                got=f"{len(found)} lines", cure="evaluate it again",
+                expected=" or ".join(map(str, sorted(counts))) or "at least one"))
         return found
 
     def values(self, expert: str, task: str, split: str = "validation") -> np.ndarray:

@@ -17,6 +17,7 @@ from etils import epath
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
+from elm_jax.formats.places import EXPERT_FILE
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
 from elm_jax.routing.index import KeyIndex
@@ -238,7 +239,8 @@ class ExpertLibrary:
                 faults.append(f"{expert_id}: {error}")
                 continue
             if card != entry.card:
-                faults.append(f"{expert_id}: its card is not the one that the library lists")
+                path = self.path / "experts" / expert_id / EXPERT_FILE
+                faults.append(f"{expert_id}: its card, {path}, is not the one that library.json lists")
             count = self.index.count(expert_id)
             if count != entry.num_keys:
                 faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")

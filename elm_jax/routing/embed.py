@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import array_files, records, storage
+from elm_jax.runtime import npy_files, records, storage
 from elm_jax.runtime.config_checks import items_of
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class TfidfEncoder:
         facts = records.read_record(
             folder / "tfidf.json", TfidfFacts, kind="TF-IDF encoder", schema_version=SCHEMA_VERSION
         )
-        arrays = array_files.read_npz(folder / "tfidf.npz", ("idf", "components"))
+        arrays = npy_files.read_npz(folder / "tfidf.npz", ("idf", "components"))
         both = f"{folder}: tfidf.json (vocabulary, fingerprint) and tfidf.npz"
         try:
             encoder = cls(facts["vocabulary"], arrays["idf"], arrays["components"])

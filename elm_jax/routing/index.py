@@ -16,7 +16,7 @@ import numpy as np
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.embed import TextEncoder, check_encoder
 from elm_jax.routing.text import FORMATS
-from elm_jax.runtime import array_files, records, storage, trees
+from elm_jax.runtime import npy_files, records, storage, trees
 from elm_jax.types import Array
 
 SCHEMA_VERSION = 1
@@ -179,8 +179,9 @@ class KeyIndex:
         facts = records.read_record(
             folder / "index.json", IndexFacts, kind="index of keys", schema_version=SCHEMA_VERSION
         )
-        check_encoder(encoder, facts["encoder"], facts["encoder_fingerprint"], folder / "index.json")
-        arrays = array_files.read_npz(folder / "keys.npz", ("keys", "owners"))
+        where = f"{folder / 'index.json'}: encoder_fingerprint"
+        check_encoder(encoder, facts["encoder"], facts["encoder_fingerprint"], where)
+        arrays = npy_files.read_npz(folder / "keys.npz", ("keys", "owners"))
         try:
             index = cls(
                 arrays["keys"],
@@ -195,7 +196,7 @@ class KeyIndex:
             raise InputError(
                 describe(
                     "The keys cannot be read",
-                    where=f"{folder}: index.json and keys.npz",
+                    where=f"{folder}: index.json (experts, text_format) and keys.npz",
                     got=error,
                     cure="build the library again",
                 )

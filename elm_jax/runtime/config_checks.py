@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from elm_jax.errors import InputError, describe, in_short, unknown_name
@@ -221,6 +222,17 @@ def check_dimension(where: str, value: object, largest: int = LARGEST_DIMENSION)
             describe("A dimension is wrong", where=where, got=repr(value)[:200],
                      expected=f"a whole number from 1 to {largest}")
         )
+
+
+def in_their_words(error: Exception, names: Mapping[str, str]) -> str:
+    """Says ``: FIELD`` as a foreign file calls the field of a config that an error names; else nothing.
+
+    Args:
+        error: whose text has ``...Config.<field>``.
+        names: in the file, by the config's fields.
+    """
+    found = re.search(r"Config\.(\w+)", str(error))
+    return f": {names[found[1]]}" if found and found[1] in names else ""
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -167,14 +167,14 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
     value = parse_json(read_text(path), kind, path)
     if not isinstance(value, dict):
         raise InputError(
-            describe(f"The {kind} is not a JSON object", where=path, got=type(value).__name__)
+            describe(f"The {kind} is not a JSON object", where=path, got=in_short(value))
         )
     found = value.get("schema_version")
     if schema_version is not None and found != schema_version:
         raise InputError(
             describe(
                 f"The {kind} has a schema version that this program does not read",
-                where=path, got=found, expected=schema_version,
+                where=f"{path}: schema_version", got=in_short(found), expected=schema_version,
                 cure="write it again with this version of elm_jax",
             )
         )

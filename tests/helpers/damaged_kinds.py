@@ -22,13 +22,10 @@ from checkout import ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "compat"))
 
-HOW = {"title": "b [bold]x[/bold] \x1b[31m"}
-"""Names that a terminal must not obey."""
 QUESTIONS = [{"inputs": f"Which team answers ticket {number}?", "choices": ["sales", "help"],
               "choices_expression": "sales ||| help"} for number in range(4)]
 SIZES = {"vocab_size": 29, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
          "intermediate_size": 16, "max_position_embeddings": 32}
-SCALES = ("layernorm.weight", "norm.weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Kind:
         read: reads what is in the folder, as the verbs do.
         quick: whether neither torch nor TensorFlow is needed.
         left_out: parts of paths of files that are there for others, and stay whole.
+        told: other words that name the place, such as those of a config that several files and flags make.
     """
 
     name: str
@@ -48,6 +46,7 @@ class Kind:
     read: Callable[[pathlib.Path], object]
     quick: bool = True
     left_out: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -625,8 +624,6 @@ def make_vocabularies(folder: pathlib.Path) -> None:
     write_json(folder / "bytes.json", {"schema_version": 1, "kind": "bytes", "extra_ids": 125})
     text = json.dumps(tokenizer_of("BPE")).replace("<s>", "<pad>")
     (folder / "tokenizer.json").write_text(text)
-    (folder / "made").mkdir()
-    write_json(folder / "made" / "COMMITTED.json", {"schema_version": 1, "made_of": "x", "settings": {"a": 1}})
     (folder / "passages.txt").write_text("One passage.\nTwo.\n")
 
 
@@ -684,7 +681,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("checkpoint", _copy("half_prompt"), read_checkpoint, left_out=(".gin",)),
     Kind("tables", make_stack, read_stack),
     Kind("gin", _copy("gin", "study.gin", "corpus.txt"), read_gin, left_out=(
-        "corpus.txt", "pretrain.gin", "train.gin", "/experts/")),
+        "corpus.txt", "pretrain.gin", "train.gin", "/experts/"), told=("Config.", "study", "gin config")),
     Kind("rows", make_rows, read_rows),
     Kind("llama", make_llama, read_model),
     Kind("hf_export", _copy("hf_export"), read_hf_export, left_out=("report.json",)),
@@ -695,7 +692,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("store", make_store, read_store),
     Kind("cached", make_cached, read_cached),
     Kind("heads", make_heads, read_heads),
-    Kind("vocabularies", make_vocabularies, read_vocabularies, left_out=("/made/",)),
+    Kind("vocabularies", make_vocabularies, read_vocabularies),
     Kind("gguf", make_gguf, read_gguf, quick=False),
     Kind("torch", make_torch, read_model, quick=False),
 )}

@@ -1,4 +1,4 @@
-"""Damaged files of every kind: one error that names file and field, no traceback, no hang, nothing written."""
+"""Damaged files of every kind: one error that names file and field; no traceback, no hang, no write."""
 
 import damaged_files
 import pytest

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from elm_jax.errors import InputError, visible
+from elm_jax.errors import InputError, spelled_out
 from elm_jax.runtime import records
 
 
@@ -64,4 +64,4 @@ def test_lines_are_named_by_their_number(tmp_path):
 
 
 def test_signs_that_a_terminal_obeys_are_spelled_out():
-    assert visible("a\x1b[31m\u202e\r\nb\tc é") == "a\\x1b[31m\\u202e\\r\nb\tc é"
+    assert spelled_out("a\x1b[31m\u202e\r\nb\tc é") == "a\\x1b[31m\\u202e\\r\nb\tc é"

@@ -206,7 +206,7 @@ def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
     path = storage.as_path(path)
     if not path.exists():
         raise InputError(describe("Data file does not exist", where=path, got=storage.what_is_there(path)))
-    raw = io.BytesIO(path.read_bytes())
+    raw = io.BytesIO(storage.read_bytes(path))
     stream = gzip.GzipFile(fileobj=raw) if str(path).endswith(".gz") else raw
     number, empty, has_rows = 0, "", False
     while True:
@@ -286,7 +286,8 @@ def read_index() -> dict[tuple[str, str | None], dict[str, Any]]:
     entries = storage.parse_json(storage.read_text(path), "index of the data folder", path)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(describe("The index of the data folder is damaged", where=path,
-                                  got=in_short(entries), expected="a JSON list of objects with name and config"))
+                                  got=in_short(entries),
+                                  expected="a JSON list of objects with name and config"))
     for number, entry in enumerate(entries):
         records.check_record(entry, IndexEntry, kind="index of the data folder", where=f"{path}, [{number}]")
     return {(entry["name"], entry["config"]): entry for entry in entries}

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.formats.model import TensorSpec
 from elm_jax.runtime import storage
 
@@ -187,12 +187,12 @@ def read_index(path: storage.PathLike) -> dict[str, str]:
     path = storage.as_path(path)
     value = storage.read_json(path, kind="index of the shards", schema_version=None)
     table = value.get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
+    if not isinstance(table, dict) or not table:
         raise InputError(describe("The index of the shards has no weight_map", where=path,
-                                  expected="the name of a file for every tensor"))
+                                  got=in_short(table), expected="the name of a file for every tensor"))
+    for name, file in table.items():
+        storage.require_name(file, f"{path}: weight_map/{name}", "file that the index of the shards names")
     files = dict.fromkeys(table.values())
-    for file in files:
-        storage.require_name(file, path, "file that the index of the shards names")
     missing = [file for file in files if not (path.parent / file).exists()]
     if missing:
         raise InputError(describe("Shards are missing", where=path.parent, got=f"no {', no '.join(missing)}",
@@ -221,7 +221,7 @@ def open_tensors(folder: storage.PathLike) -> dict[str, StoredTensor]:
     for file in dict.fromkeys(table.values()):
         for name, tensor in read_header(folder / file).items():
             found[name], tensors[name] = file, tensor
-    check_index(folder, table, found)
+    check_index(folder / INDEX_FILE, table, found)
     return tensors
 
 

@@ -7,6 +7,7 @@ https://arxiv.org/abs/1908.10084; https://huggingface.co/sentence-transformers/a
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,13 +90,14 @@ class SentenceEncoderConfig:
         """Raises InputError for sizes that no such network can have."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if type(value) is not field.type or not value > 0:
+            most = 1 if field.type is float else math.inf
+            if type(value) is not field.type or not 0 < value <= most:
                 raise InputError(
                     describe(
                         "Sentence encoder config value is out of range",
                         where=field.name,
                         got=repr(value),
-                        expected=f"a positive {field.type.__name__}",
+                        expected=f"a positive {field.type.__name__}" + (", at most 1" if most == 1 else ""),
                     )
                 )
             if field.type is int:
@@ -223,7 +225,9 @@ def read_prompt(folder: storage.PathLike) -> Prompt:
                 "The encoder's default prompt is none of its prompts",
                 where=f"{path}: default_prompt_name",
                 got=repr(name)[:100],
-                expected=f"one of {', '.join(map(str, prompts)) or 'no prompts'}"[:200],
+                expected=f"one of prompts: {', '.join(prompts) or 'none'}"[:200]
+                if isinstance(prompts, dict)
+                else "a name, and prompts, an object with the text of each name",
             )
         )
     is_pooled = _read_json(folder / POOLING_FILE).get("include_prompt", True)
@@ -358,7 +362,11 @@ def _config(files: Mapping[str, dict[str, Any]], folder: Any) -> SentenceEncoder
     missing = [name for name in fields if name not in values]
     if missing:
         raise InputError(
-            describe("The encoder's config lacks values", where=folder, got=f"no {missing}")
+            describe(
+                "The encoder's config lacks values",
+                where=f"{folder}: {CONFIG_FILE}, {LENGTH_FILE}",
+                got=f"no {', '.join(missing)}",
+            )
         )
     return records.build(
         SentenceEncoderConfig, {name: values[name] for name in fields},
