@@ -277,7 +277,7 @@ def _check_alike(row: dict[str, Any], other: dict[str, Any], where: epath.Path) 
 
 def _check_prediction(row: Mapping[str, Any], first: Mapping[str, Any], where: str) -> None:
     """Raises InputError unless the fields of a prediction fit each other, and its file's first row."""
-    value = "correct" if "scores" in first else "rouge_l"
+    value = "correct" if {"scores", "correct"} & first.keys() else "rouge_l"
     count = len(row.get("scores", ()))
     credits = row.get("credits", [1.0] * count)
     wrong = [name for name, fits in (

@@ -42,7 +42,7 @@ def _any_head(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError(f"version {version} of numpy's format")
     try:
         return _HEADS[version](file)
-    except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:  # what numpy lets through
+    except (SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:  # of numpy
         raise ValueError(f"a head that cannot be read: {error}") from error
 
 

@@ -57,8 +57,8 @@ def check_record(value: dict[str, Any], schema: type, *, kind: str, where: Any) 
     found = misfit(value, schema)
     if found is None:
         return value
-    what = f"The {kind} lacks a field" if found.got == ABSENT else f"The {kind} has a wrong value"
-    raise wrong_field(what, where, found.place, found.got, in_json_words(found.expected))
+    raise wrong_field(f"A field of the {kind} is {'missing' if found.got == ABSENT else 'wrong'}", where,
+                      found.place, found.got, in_json_words(found.expected))
 
 
 def build(config: Callable[..., Any], facts: Any, where: Any) -> Any:

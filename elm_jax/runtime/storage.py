@@ -199,7 +199,7 @@ def parse_json(text: str, kind: str, where: Any, *, constants: bool = False) -> 
         if "\\ud" in text.lower():  # an unpaired surrogate is no character: it cannot be written
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        inside = where if "\n" not in text.rstrip("\n") else f"{where}, line {error.lineno}"
+        inside = where if ", line " in str(where) else f"{where}, line {error.lineno}"
         raise InputError(describe(f"The {kind} is not valid JSON", where=inside,
                                   got=f"{error.msg}, at {text[error.pos:error.pos + 40]!r}")) from error
     except (ValueError, RecursionError) as error:

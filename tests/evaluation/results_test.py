@@ -17,7 +17,8 @@ from elm_jax.runtime import storage
 def result(expert: str = "one", task: str = "toys__ask", value: float = 0.5, digest: str = "aaa",
            metric: str = "accuracy", version: int = 3) -> TaskResult:
     row = {"schema_version": version, "expert": expert, "task": task, "split": "validation",
-           "metric": metric, "value": value, "settings": digest}
+           "metric": metric, "value": value, "num_instances": 2, "ci95_low": 0.0, "ci95_high": 1.0,
+           "dataset": "toys", "chance": None, "settings": digest}
     field = "correct" if metric == "accuracy" else "rouge_l"
     scores = [1, 0] if metric == "accuracy" else [value, 0.25]
     return TaskResult([row], [{"index": 4 * number, "prediction": f"line\nümlaut\u2028 {number}",

@@ -43,7 +43,7 @@ def test_what_fits_is_read_as_it_is(tmp_path):
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"name": 7}, r"name\n(.|\n)*got: 7\n(.|\n)*a text"),
-    ({"name": ...}, r"lacks a field\n(.|\n)*whole.json: name"),
+    ({"name": ...}, r"is missing\n(.|\n)*whole.json: name"),
     ({"limit": True}, r"limit\n(.|\n)*a finite number or null"),
     ({"limit": 10**400}, r"limit\n"),
     ({"counts": [1, 2**63]}, r"counts/1\n(.|\n)*a whole number"),
