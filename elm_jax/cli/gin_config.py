@@ -93,7 +93,7 @@ def _read(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -
             [strip_root(file) for file in files], list(bindings), finalize_config=False)
     except OSError as error:
         raise InputError(describe(
-            "A gin file cannot be opened", where=", ".join(files), got=str(error).strip(),
+            "A gin file cannot be opened", where=", ".join(files), got=str(error).strip()[:1000],
             cure=f"the nearest that come with elm_jax: {', '.join(nearest_files(files))}")) from error
     except RecursionError as error:
         raise InputError(describe(

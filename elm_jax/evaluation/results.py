@@ -281,6 +281,7 @@ def _check_prediction(row: Mapping[str, Any], first: Mapping[str, Any], where: s
     count = len(row.get("scores", ()))
     credits = row.get("credits", [1.0] * count)
     wrong = [name for name, fits in (
+        ("index", row["index"] >= 0),
         (value, type(row.get(value)) in (int, float) and 0 <= row[value] <= 1),
         ("scores", ("scores" in row) == ("scores" in first) and (count > 0 or "scores" not in row)),
         ("label", -1 <= row.get("label", -1) < max(count, 1)),

@@ -117,12 +117,19 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
     return Source(str(folder), open_kind(folder, **how))
 
 
+_SIGNS = {"elm": "base.json, or an expert's expert.json", "hf": "config.json beside weights",
+          "t5x": "a checkpoint, its folder or its file", "gguf": "a file that ends in .gguf",
+          adapter_files.KIND: adapter_files.CONFIG_FILE}
+"""What a source of each kind has."""
+
+
 def _of_another_kind(kind: str, folder: epath.Path) -> InputError:
     found = [name for name, (fits, _) in detect.KINDS.items() if fits(folder)]
     adapter = [adapter_files.KIND] if adapter_files.is_peft(folder) else []
     got = [*found, *("an adapter of PEFT" for _ in adapter)]
     return InputError(describe(
         f"The source is no {kind} folder", where=folder, got=" or ".join(got) or "none of any kind",
+        expected=_SIGNS[kind],
         cure=f"--from {(found + adapter)[0]}" if got else None))
 
 

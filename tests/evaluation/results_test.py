@@ -106,7 +106,7 @@ def test_rows_of_schema_2_hold_unless_their_value_changes(tmp_path: pathlib.Path
     store = ResultsStore(tmp_path)
     for one in (result(version=2), result("two", metric="rouge_l", version=2), result("plain", version=2)):
         store.append(one)
-    plain = [{"index": 0, "prediction": "a — “b”", "target": "c", "rouge_l": 0.0}]
+    plain = [{"index": number, "prediction": "a — “b”", "target": "c", "rouge_l": 0.0} for number in (0, 1)]
     store.append(TaskResult(result("latin", metric="rouge_l", version=2).rows, plain))
     for expert, holds in (("one", True), ("two", False), ("latin", True)):  # two has an umlaut
         assert store.done(expert, "toys__ask", "validation", "aaa") == holds

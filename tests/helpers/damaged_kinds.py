@@ -185,19 +185,29 @@ def read_records(folder: pathlib.Path) -> object:
     MadeOf(folder / "made_of.json").fits("library", 1)
     with StageClock(folder / "stages.json").stage("library"):
         pass
+    if not os.path.lexists(folder / "routing.json"):
+        return []  # then the study routes
     found = study_routing.route_study(None, None, None, folder / "routing.json")
     return [decision["top_k"] for decision in found["decisions"].values()]
+
+
+def make_arrays(folder: pathlib.Path) -> None:
+    """A split as it is written now, with digests, and one of an older version, without."""
+    from elm_jax.data.arrays.prepared import PreparedSplit
+
+    _copy("arrays/tickets__which_team/train")(folder)
+    PreparedSplit.open(folder / "train").save(folder / "now")
 
 
 def read_arrays(folder: pathlib.Path) -> object:
     """Every row of a prepared split, as evaluation and training take them."""
     from elm_jax.data.arrays.prepared import PreparedSplit
 
-    split = PreparedSplit.open(folder / "train")
-    for number in range(len(split)):
-        split.text(number), split.credits(number), split.choices(number), split.targets(number)
-        split.inputs(number), split.lengths_of(number), split.routing_instance(number)
-    return split.subset(3)
+    for split in (PreparedSplit.open(folder / "train"), PreparedSplit.open(folder / "now")):
+        for number in range(len(split)):
+            split.text(number), split.credits(number), split.choices(number), split.targets(number)
+            split.inputs(number), split.lengths_of(number), split.routing_instance(number)
+        split.subset(3)
 
 
 def read_farm(folder: pathlib.Path) -> object:
@@ -674,9 +684,9 @@ KINDS = {kind.name: kind for kind in (
     Kind("expert", _copy("runs/prompt/expert"), read_expert),
     Kind("library", _copy("library"), read_library),
     Kind("results", _copy("results"), read_results),
-    Kind("study", make_study, read_study),
+    Kind("study", make_study, read_study, told=("where: task ",)),
     Kind("records", make_records, read_records),
-    Kind("arrays", _copy("arrays/tickets__which_team/train"), read_arrays),
+    Kind("arrays", make_arrays, read_arrays),
     Kind("farm", _copy("half_farm"), read_farm, left_out=("/state/", "/weights/", ".gin", "metrics.jsonl")),
     Kind("checkpoint", _copy("half_prompt"), read_checkpoint, left_out=(".gin",)),
     Kind("tables", make_stack, read_stack),

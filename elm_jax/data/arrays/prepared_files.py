@@ -121,7 +121,7 @@ def check_tokens(tokens: np.ndarray, size: int | None, where: Any) -> None:
     """Raises InputError if an id of tokens i32[n] is below 0, or not below a vocabulary's size if given."""
     low, high = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
     if low < 0 or (size is not None and high >= size):
-        raise InputError(describe("A token of the prepared split has no such id", where=f"{where}: tokens",
+        raise InputError(describe("A token of the prepared split has no such id", where=f"{where}/tokens.npy",
                                   got=f"{low} to {high}",
                                   expected="at least 0" if size is None else f"0 to {size - 1}", cure=CURE))
 
@@ -158,10 +158,10 @@ def _check_offsets(arrays: Mapping[str, np.ndarray], num_rows: int, folder: epat
         whole = len(values) > 0 and values[0] == 0 and values[-1] == behind
         if not whole or (np.diff(values) < least).any() or count not in (None, len(values) - 1):
             raise InputError(describe("The arrays of a prepared split do not fit each other",
-                                      where=f"{folder}: {key} against {target}", cure=CURE))
+                                      where=f"{folder}/{key}.npy: {key} against {target}", cure=CURE))
     if len(arrays["labels"]) != num_rows:
         raise InputError(describe("The arrays of a prepared split do not fit each other",
-                                  where=f"{folder}: labels", got=len(arrays["labels"]),
+                                  where=f"{folder}/labels.npy", got=len(arrays["labels"]),
                                   expected=num_rows, cure=CURE))
 
 
@@ -172,5 +172,5 @@ def _check_labels(arrays: Mapping[str, np.ndarray], folder: epath.Path) -> None:
         row = int(wrong[0])
         raise InputError(describe(
             "A label of the prepared split is not the index of a choice",
-            where=f"{folder}: labels, row {row}", got=int(labels[row]),
+            where=f"{folder}/labels.npy, row {row}", got=int(labels[row]),
             expected=f"-1 to {int(choices[row]) - 1}", cure=CURE))

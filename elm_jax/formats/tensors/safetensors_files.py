@@ -136,14 +136,15 @@ def _tensor(path: epath.Path, name: str, entry: Any, start: int) -> StoredTensor
         raise _fault(where, json.dumps(entry)[:200], "dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        raise _fault(where, f"shape {shape}, data_offsets {offsets}", "whole numbers, none below 0")
+        raise _fault(where, f"shape {in_short(shape)}, data_offsets {in_short(offsets)}",
+                     "whole numbers, none below 0")
     known = {**_DTYPES, **_WIDENED}
     if not isinstance(entry["dtype"], str):
-        raise _fault(where, f"dtype {entry['dtype']}", f"one of {', '.join(known)}")
+        raise _fault(where, f"dtype {in_short(entry['dtype'])}", f"one of {', '.join(known)}")
     if entry["dtype"] not in known:
         raise InputError(describe(
-            "This program does not read tensors of this type", where=where, got=f"dtype {entry['dtype']}",
-            expected=f"one of {', '.join(known)}", cure="save the model in bfloat16 or float32"))
+            "This program does not read tensors of this type", where=where,
+            got=f"dtype {entry['dtype']}"[:200], expected=f"one of {', '.join(known)}", cure="save the model in bfloat16 or float32"))
     dtype = known[entry["dtype"]]
     narrow = dtype if entry["dtype"] in _WIDENED else None
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
@@ -195,7 +196,9 @@ def read_index(path: storage.PathLike) -> dict[str, str]:
     files = dict.fromkeys(table.values())
     missing = [file for file in files if not (path.parent / file).exists()]
     if missing:
-        raise InputError(describe("Shards are missing", where=path.parent, got=f"no {', no '.join(missing)}",
+        held = next(name for name, file in table.items() if file == missing[0])
+        raise InputError(describe("Shards are missing", where=path,
+                                  got=f"no {', no '.join(missing)}, where {held} should be",
                                   expected=f"the {len(files)} files that {path.name} names",
                                   cure="fetch them again"))
     return dict(table)

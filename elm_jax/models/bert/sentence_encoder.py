@@ -384,7 +384,7 @@ def _check_modules(path: Any) -> None:
         raise InputError(
             describe(
                 "The sentence encoder has modules that are not supported",
-                where=path,
+                where=f"{path}: type",
                 got=", ".join(names)[:200],
                 expected=f"the network, {', '.join(MODULES)}",
                 cure="use all-MiniLM-L6-v2",

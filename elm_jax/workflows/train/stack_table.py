@@ -89,7 +89,7 @@ def _read_csv(path: storage.PathLike, name: str) -> list[Row]:
         where = f"{name}, line {line}"
         if None in value or None in value.values():
             raise InputError(describe("A row of the table has not as many cells as the heading", where=where,
-                                      expected=", ".join(filter(None, value))))
+                                      expected=", ".join(filter(None, value))[:300]))
         cells = {key.strip(): cell.strip() for key, cell in value.items()}
         found.append(_row({key: cell for key, cell in cells.items() if cell or key not in _KINDS}, where,
                           _parsed))

@@ -201,7 +201,7 @@ def test_versions_that_differ_are_made_like_the_hub_s(tmp_path, monkeypatch):
     assert fields == {"sentence", "label", "answer"}
     (tmp_path / "broken" / "1.0.0").mkdir(parents=True)
     (tmp_path / "broken" / "1.0.0" / "features.json").write_text('{"featuresDict": 3}')
-    with pytest.raises(InputError, match=r"(?s)features of a TFDS data set is wrong.*features.json: featuresDict"):
+    with pytest.raises(InputError, match=r"(?s)features of a TFDS.* is wrong.*features.json: featuresDict"):
         tfds_rows.fields_of(tmp_path / "broken" / "1.0.0", tfds_rows.TfdsName("broken"))
 
 
