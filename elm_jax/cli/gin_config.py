@@ -9,6 +9,7 @@ import argparse
 import functools
 import os
 import re
+import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -92,11 +93,17 @@ def _read(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -
             [strip_root(file) for file in files], list(bindings), finalize_config=False)
     except OSError as error:
         raise InputError(describe(
-            "A gin file cannot be opened", where=", ".join(files), got=str(error).strip(),
+            "A gin file cannot be opened", where=", ".join(files), got=str(error).strip()[:1000],
             cure=f"the nearest that come with elm_jax: {', '.join(nearest_files(files))}")) from error
-    except (ValueError, SyntaxError, KeyError, ImportError, AttributeError, TypeError) as error:
+    except RecursionError as error:
         raise InputError(describe(
-            "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip(),
+            "The gin config has no end", where=", ".join([*files, *bindings]),
+            got="a file that includes itself, through others perhaps, or a value nested without end",
+            cure="take the include out")) from error
+    except (ValueError, SyntaxError, KeyError, ImportError, AttributeError, TypeError,
+            tokenize.TokenError, MemoryError) as error:
+        raise InputError(describe(
+            "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip()[:1000],
             cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\" (a flag's, --output runs/a, do "
             "not)")) from error
 

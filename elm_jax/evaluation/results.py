@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.evaluation.evaluation_settings import KNOWN_METRICS, PRIMARY
 from elm_jax.evaluation.intervals import mean_with_interval
 from elm_jax.evaluation.script_words import is_plain
-from elm_jax.runtime import hosts, locks, storage
+from elm_jax.runtime import hosts, locks, records, storage
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 3
@@ -25,6 +25,44 @@ READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 
 KEPT_PROMPTS = 50
 """Rows of a task, the first by index, whose prompts are kept beside the predictions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultRow:
+    """Fields of a line of ``results.jsonl``; those with a default came with later versions."""
+
+    schema_version: int
+    expert: str
+    task: str
+    split: str
+    metric: str
+    value: float
+    num_instances: int
+    ci95_low: float
+    ci95_high: float
+    dataset: str
+    chance: float | None
+    settings: str
+    max_rows: int | None = None
+    num_cut: int | None = None
+    interval: str = ""
+    choice_score: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Fields of a line of predictions: of a ranked task `scores` and what follows, else its metrics."""
+
+    index: int
+    prediction: str
+    target: str
+    correct: float = 0.0
+    scores: list[float] = dataclasses.field(default_factory=list)
+    label: int = -1
+    place: int = 0
+    credits: list[float] = dataclasses.field(default_factory=list)
+    right: list[str] = dataclasses.field(default_factory=list)
+    references: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +120,17 @@ class ResultsStore:
         rows = storage.read_jsonl(self.path)
         known = self._count if self._count <= len(rows) else 0
         for number, row in enumerate(rows[known:], start=known + 1):
-            found = row.get("schema_version") if isinstance(row, dict) else None
+            found = row.get("schema_version")
             if found not in READABLE_VERSIONS:
                 raise InputError(describe(
                     "A result row has a schema version that this program does not read",
                     where=f"{self.path}, line {number}", got=found,
                     expected=" or ".join(map(str, READABLE_VERSIONS)),
                     cure="write the results into another folder"))
+            where = f"{self.path}, line {number}"
+            records.check_record(row, ResultRow, kind="result", where=where)
+            for what in ("expert", "task", "split"):  # predictions are kept by them
+                storage.require_name(row[what], where, f"{what} of a result")
             self._remember(row)
         self._size, self._count = size, len(rows)
         self._added += rows[known:]
@@ -188,13 +230,23 @@ class ResultsStore:
         """All predictions of one expert on one task, in the order of the instances' indices.
 
         Raises:
-            InputError: there are none.
+            InputError: there are none, or the file is damaged.
         """
         path = self._predictions_path(expert, task, split)
         if not path.exists():
             raise InputError(describe("There are no predictions of this expert on this task",
                                       where=path, cure="evaluate it"))
-        return storage.read_jsonl(path)
+        found = records.read_records(path, Prediction, kind="prediction")
+        for number, row in enumerate(found, start=1):
+            _check_prediction(row, found[0], f"{path}, line {number}")
+        counts = {row["num_instances"] for row in self.rows_of(expert, task, split)
+                  if row["metric"] in PRIMARY.values()}
+        if not found or (counts and len(found) not in counts):
+            raise InputError(describe(
+                "The file holds other predictions than its result is of", where=path,
+                got=f"{len(found)} lines", cure="evaluate it again",
+                expected=" or ".join(map(str, sorted(counts))) or "at least one"))
+        return found
 
     def has_predictions(self, expert: str, task: str, split: str) -> bool:
         """Whether predictions of one expert on one task are kept here."""
@@ -264,3 +316,22 @@ def _check_alike(row: dict[str, Any], other: dict[str, Any], where: epath.Path) 
                 f"Another process has added results {what} meanwhile, which would be lost",
                 where=f"{row['expert']} in {where}", got=found, expected=wanted,
                 cure="write these results into another folder"))
+
+
+def _check_prediction(row: Mapping[str, Any], first: Mapping[str, Any], where: str) -> None:
+    """Raises InputError unless the fields of a prediction fit each other, and its file's first row."""
+    value = "correct" if {"scores", "correct"} & first.keys() else "rouge_l"
+    count = len(row.get("scores", ()))
+    credits = row.get("credits", [1.0] * count)
+    wrong = [name for name, fits in (
+        ("index", row["index"] >= 0),
+        (value, type(row.get(value)) in (int, float) and 0 <= row[value] <= 1),
+        ("scores", ("scores" in row) == ("scores" in first) and (count > 0 or "scores" not in row)),
+        ("label", -1 <= row.get("label", -1) < max(count, 1)),
+        ("place", 0 <= row.get("place", 0) < max(count, 1)),
+        ("credits", len(credits) == count and all(0 <= credit <= 1 for credit in credits)),
+        ("right", "credits" not in row or len(row.get("right", ())) == sum(map(bool, credits))),
+    ) if not fits]
+    if wrong:
+        raise records.wrong_field("The prediction's fields do not fit each other", where, (wrong[0],),
+                                  in_short(row.get(wrong[0])), "as `elm evaluate` writes it")

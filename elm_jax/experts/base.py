@@ -164,7 +164,8 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
 def _chat_template(model: Model) -> ChatTemplate | None:
     """The template that a tokenizer of Hugging Face's form brought, wherever the model lies now."""
     tokenizer = model.facts.get(folder_files.FACTS, {}).get("tokenizer", {})
-    return ChatTemplate.of_tokenizer(tokenizer.get(hf_tokenizer.CONFIG_FILE, {}), model.where)
+    return ChatTemplate.of_tokenizer(tokenizer.get(hf_tokenizer.CONFIG_FILE, {}),
+                                     f"{hf_tokenizer.CONFIG_FILE} of {model.where}, chat_template")
 
 
 def read_onto(mesh: Mesh, model: Model, rules: Rules = sharding.DEFAULT_RULES) -> FlatParams:

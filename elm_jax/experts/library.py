@@ -17,16 +17,55 @@ from etils import epath
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
+from elm_jax.formats.places import EXPERT_FILE
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
-from elm_jax.runtime import locks, storage
+from elm_jax.runtime import locks, records, storage
 from elm_jax.runtime.config_checks import items_of
 
 _KEYS = re.compile(r"\d{6,}")
 
 SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderFacts:
+    """The encoder that a library names."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedExpert:
+    """One expert as ``library.json`` lists it; `ExpertCard` checks the card."""
+
+    card: dict[str, Any]
+    num_keys: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LibraryFacts:
+    """Fields of ``library.json``."""
+
+    encoder: EncoderFacts
+    text_format: str
+    instances_per_expert: int
+    keys: str
+    revision: int
+    experts: list[ListedExpert]
+
+
+@dataclasses.dataclass(frozen=True)
+class Instance:
+    """Fields of a line of ``instances.jsonl``: a training instance behind a key."""
+
+    expert: str
+    source: str
+    choices_expression: str | None
+    labels: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +91,9 @@ class ExpertLibrary:
         self.encoder = encoder
         self.index = index
         self.instances = instances
-        self.entries = {
-            value["card"]["id"]: LibraryEntry(ExpertCard.from_dict(value["card"], where=path),
-                                              value["num_keys"])
-            for value in facts["experts"]}
+        cards = [(ExpertCard.from_dict(value["card"], where=self.path / "library.json"), value["num_keys"])
+                 for value in facts["experts"]]
+        self.entries = {card.id: LibraryEntry(card, num_keys) for card, num_keys in cards}
 
     @classmethod
     def open(cls, path: storage.PathLike, encoder: TextEncoder | None = None) -> "ExpertLibrary":
@@ -79,10 +117,12 @@ class ExpertLibrary:
 
     @staticmethod
     def _read_facts(path: epath.Path) -> dict[str, Any]:
-        facts = storage.read_json(path / "library.json", kind="library", schema_version=SCHEMA_VERSION)
-        if facts["keys"] is None or not _KEYS.fullmatch(str(facts["keys"])):  # becomes a path
-            raise InputError(describe("The library's keys have no valid name", where=path / "library.json",
-                                      got=repr(facts["keys"]), expected="six digits"))
+        facts = records.read_record(path / "library.json", LibraryFacts, kind="library",
+                                    schema_version=SCHEMA_VERSION)
+        if not _KEYS.fullmatch(facts["keys"]):  # becomes a path
+            raise InputError(describe("The library's keys have no valid name",
+                                      where=f"{path / 'library.json'}: keys",
+                                      got=repr(facts["keys"])[:100], expected="six digits"))
         return facts
 
     @classmethod
@@ -90,8 +130,14 @@ class ExpertLibrary:
                   ) -> "ExpertLibrary":
         encoder = encoder or load_encoder(facts["encoder"], path / "encoder")
         index = KeyIndex.open(path / "keys" / facts["keys"], encoder)
-        instances = storage.read_jsonl(path / "keys" / facts["keys"] / "instances.jsonl")
-        return cls(path, facts, encoder, index, instances)
+        place = path / "keys" / facts["keys"] / "instances.jsonl"
+        instances = records.read_records(place, Instance, kind="instance of a library")
+        library = cls(path, facts, encoder, index, instances)
+        if [row["expert"] for row in instances] != [index.experts[owner] for owner in index.owners]:
+            raise InputError(describe("The instances are not those of the library's keys", where=place,
+                                      got=f"{len(instances)} instances", expected=f"{len(index)}, one a key",
+                                      cure="build the library again"))
+        return library
 
     @classmethod
     def create(cls, path: storage.PathLike, encoder: TextEncoder, text_format: str,
@@ -193,7 +239,8 @@ class ExpertLibrary:
                 faults.append(f"{expert_id}: {error}")
                 continue
             if card != entry.card:
-                faults.append(f"{expert_id}: its card is not the one that the library lists")
+                path = self.path / "experts" / expert_id / EXPERT_FILE
+                faults.append(f"{expert_id}: its card, {path}, is not the one that library.json lists")
             count = self.index.count(expert_id)
             if count != entry.num_keys:
                 faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")

@@ -19,6 +19,7 @@ from elm_jax.reporting.expert_cards import find_experts
 from elm_jax.reporting.groups import BENCHMARKS, METRICS
 from elm_jax.reporting.page_parts import Made
 from elm_jax.reporting.plots import CONSTANT
+from elm_jax.reporting.study_facts import read_facts
 from elm_jax.reporting.study_table import study_table, target_tasks
 from elm_jax.runtime import storage
 from elm_jax.runtime.text_tables import Column, document, visible, wrapped
@@ -82,7 +83,7 @@ def write_report(folder: storage.PathLike, store: ResultsStore | None = None, *,
         raise InputError(describe("There are no results of a study here", where=folder,
                                   expected="a folder with study.json and results.jsonl",
                                   cure="`elm report` of other results says what `elm evaluate` found"))
-    facts = storage.read_json(folder / "study.json", kind="study's facts", schema_version=1)
+    facts = read_facts(folder)
     store = store or ResultsStore(folder)
     matrix = read_matrix(store)
     table = study_table(facts, matrix)

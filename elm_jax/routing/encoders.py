@@ -218,5 +218,5 @@ def load_encoder(facts: dict[str, str], folder: storage.PathLike) -> TextEncoder
         encoder: TextEncoder = TfidfEncoder.load(folder)
     else:
         encoder = _minilm(())
-    check_encoder(encoder, facts["name"], facts["fingerprint"], folder)
+    check_encoder(encoder, facts["name"], facts["fingerprint"], f"{folder}, named in library.json: encoder")
     return encoder

@@ -142,8 +142,8 @@ class RowStore:
             found = storage.read_json(self.folder / ABOUT, kind="store's description", schema_version=1)
             if found != as_json(self._about):
                 raise InputError(describe("The store holds rows that were made of something else",
-                                          where=self.folder, got="; ".join(differences(found, self._about)),
-                                          cure="remove this folder"))
+                                          where=self.folder / ABOUT, cure="remove this folder",
+                                          got="; ".join(differences(found, self._about))))
         self.read_others()
         if self._read and not (self.folder / ABOUT).exists():  # which is written before the first shard
             raise InputError(describe("The store lacks its description", where=self.folder, expected=ABOUT,

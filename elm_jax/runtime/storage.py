@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from elm_jax.errors import ElmError, InputError, RunError, describe, nearest_names
+from elm_jax.errors import ElmError, InputError, RunError, describe, in_short, nearest_names
 from elm_jax.runtime import hosts, leftovers
 
 MARKER, MARKER_VERSION = "COMMITTED.json", 1
@@ -69,7 +69,8 @@ def require_file(path: PathLike) -> epath.Path:
     """Returns the path if it is a file; else raises InputError."""
     path = as_path(path)
     if not path.exists():
-        raise InputError(describe("File does not exist", where=path, got=what_is_there(path)))
+        link = f"a link to {os.readlink(path)}, and that is not there" if os.path.islink(path) else None
+        raise InputError(describe("File does not exist", where=path, got=link or what_is_there(path)))
     if path.is_dir():
         raise InputError(describe("A file is expected here", where=path, got="a folder"))
     return path
@@ -92,13 +93,18 @@ def what_is_there(path: PathLike) -> str:
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """Reads a file; a missing one, or a folder, is an InputError."""
-    return require_file(path).read_bytes()
+    """Reads a file; a missing or unreadable one, or a folder, is an InputError."""
+    path = require_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(describe("The file cannot be read", where=path, got=error.strerror or error,
+                                  cure="look at its permissions and at the disk")) from error
 
 
 def read_text(path: PathLike) -> str:
     """Reads a UTF-8 file, without a byte order mark; a missing one, or other bytes, is an InputError."""
-    content = io.BytesIO(require_file(path).read_bytes())
+    content = io.BytesIO(read_bytes(path))
     try:  # etils' own reader of texts leaves the mark in
         return io.TextIOWrapper(content, encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
@@ -158,31 +164,47 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
     Raises:
         InputError: the file is missing, is not a JSON object, or has another schema version.
     """
-    text = read_text(path)
-    try:
-        value = json.loads(text, parse_constant=_no_number)
-        if "\\ud" in text.lower():  # an unpaired surrogate is no character: it cannot be written
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise InputError(
-            describe(f"The {kind} is not valid JSON", where=f"{path}, line {error.lineno}", got=error.msg)
-        ) from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, very deep nesting
-        raise InputError(describe(f"The {kind} cannot be read as JSON", where=path,
-                                  got=str(error)[:200])) from error
+    value = parse_json(read_text(path), kind, path)
     if not isinstance(value, dict):
         raise InputError(
-            describe(f"The {kind} is not a JSON object", where=path, got=type(value).__name__)
+            describe(f"The {kind} is not a JSON object", where=path, got=in_short(value))
         )
     found = value.get("schema_version")
     if schema_version is not None and found != schema_version:
         raise InputError(
             describe(
                 f"The {kind} has a schema version that this program does not read",
-                where=path, got=found, expected=schema_version,
+                where=f"{path}: schema_version", got=in_short(found), expected=schema_version,
                 cure="write it again with this version of elm_jax",
             )
         )
+    return value
+
+
+def parse_json(text: str, kind: str, where: Any, *, constants: bool = False) -> Any:
+    """Parses JSON from anyone.
+
+    Args:
+        text: to parse.
+        kind: what it is, for errors.
+        where: file, or file and line, for errors.
+        constants: whether NaN and Infinity, which are no JSON but which Python writes, are read.
+
+    Raises:
+        InputError: it is no JSON, or holds what cannot be handled: numbers of thousands of digits, very deep
+            nesting, half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text, parse_constant=None if constants else _no_number)
+        if "\\ud" in text.lower():  # an unpaired surrogate is no character: it cannot be written
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        inside = where if ", line " in str(where) else f"{where}, line {error.lineno}"
+        raise InputError(describe(f"The {kind} is not valid JSON", where=inside,
+                                  got=f"{error.msg}, at {text[error.pos:error.pos + 40]!r}")) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(describe(f"The {kind} cannot be read as JSON", where=where,
+                                  got=str(error)[:200])) from error
     return value
 
 
@@ -232,22 +254,21 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
     Empty lines at the end, which an editor may have left, say nothing.
 
     Raises:
-        InputError: a line other than the last is not JSON, or the file is not UTF-8.
+        InputError: a line other than the last is not a JSON object, or the file is not UTF-8.
     """
     path = as_path(path)
-    if not path.exists():
+    if not path.exists() and not os.path.islink(path):
         return []
     lines = read_text(path).split("\n")[:-1]
     while lines and not lines[-1].strip():
         lines.pop()
     rows = []
     for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                describe("Line is not valid JSON", where=f"{path}, line {number}", got=line[:80])
-            ) from error
+        where = f"{path}, line {number}"
+        row = parse_json(line, "line", where, constants=True)
+        if not isinstance(row, dict):
+            raise InputError(describe("The line is not a JSON object", where=where, got=in_short(row)))
+        rows.append(row)
     return rows
 
 

@@ -6,6 +6,7 @@ first process, says that the step is whole and holds the facts of the run. Each 
 its own devices, on any mesh of any number of processes. The frozen base is not part of a checkpoint.
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,13 +18,32 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from elm_jax.errors import InputError, RunError, describe
-from elm_jax.runtime import hosts, storage, trees
+from elm_jax.runtime import hosts, records, storage, trees
 from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
 _STATE = "state"
 _DIGEST, _OF_ROWS = "config_digest", ("stream.num_examples", "stream.first_batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """Fields of a checkpoint's marker; those with a default came with later versions.
+
+    Attributes:
+        step: of the run.
+        leaves: dtype and shape of every leaf, by path.
+        facts: that a run must share to resume from it, as text.
+        settings: that decided them.
+        note: what the loop keeps in it.
+    """
+
+    step: int
+    leaves: dict[str, str]
+    facts: dict[str, str]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    note: Any = None
 
 
 class Checkpoints:
@@ -155,7 +175,7 @@ class Checkpoints:
                     raise InputError(
                         describe(
                             f"The checkpoint is of another run: {kind} {name!r} differs",
-                            where=source, got=saved.get(name, "missing"),
+                            where=source / storage.MARKER, got=saved.get(name, "missing"),
                             expected=wanted.get(name, "missing"),
                             cure="choose an empty run folder, or go back to its first config",
                         )
@@ -191,14 +211,12 @@ class Checkpoints:
 
 def _marker_of(checkpoint: epath.Path) -> dict[str, Any]:
     """What the marker of a whole checkpoint holds; InputError if it is not this checkpoint's."""
-    marker = storage.read_marker(checkpoint, "checkpoint")
-    wrong = [name for name in ("leaves", "facts") if not isinstance(marker.get(name), dict)]
-    if type(marker.get("step")) is not int or str(marker["step"]) != checkpoint.name:
-        wrong.append(f"step {marker.get('step')!r}")
-    if wrong or not isinstance(marker.get("settings") or {}, dict):
+    path = checkpoint / storage.MARKER
+    marker = records.check_record(storage.read_marker(checkpoint, "checkpoint"), Marker,
+                                  kind="marker of a checkpoint", where=path)
+    if str(marker["step"]) != checkpoint.name:
         raise InputError(describe("The marker of a checkpoint is not the one that was written",
-                                  where=checkpoint / storage.MARKER, got=", ".join(wrong) or "settings",
-                                  expected=f"leaves, facts and settings of step {checkpoint.name}",
+                                  where=f"{path}: step", got=marker["step"], expected=checkpoint.name,
                                   cure="remove this checkpoint: the run goes on from the one before it"))
     return marker
 

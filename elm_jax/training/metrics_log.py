@@ -1,5 +1,6 @@
 """Metrics of a run on disk and on screen: metrics.jsonl, TensorBoard, and a progress line."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -8,10 +9,19 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
 
 _PLAIN_SECONDS = 15.0
 _TERMINAL_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsRow:
+    """Fields of a line of ``metrics.jsonl``; the others are figures by name."""
+
+    step: int
+    loss: float = 0.0
+    tokens: float = 0.0
 
 
 class MetricsLog:
@@ -29,7 +39,7 @@ class MetricsLog:
 
     def __init__(self, model_dir: storage.PathLike, first_step: int, tensorboard: bool) -> None:
         self.path = storage.as_path(model_dir) / "metrics.jsonl"
-        self.rows = storage.read_jsonl(self.path)
+        self.rows = records.read_records(self.path, MetricsRow, kind="row of metrics")
         kept = [row for row in self.rows if row["step"] <= first_step]
         if len(kept) < len(self.rows):
             storage.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -17,7 +17,8 @@ from elm_jax.runtime import storage
 def result(expert: str = "one", task: str = "toys__ask", value: float = 0.5, digest: str = "aaa",
            metric: str = "accuracy", version: int = 3) -> TaskResult:
     row = {"schema_version": version, "expert": expert, "task": task, "split": "validation",
-           "metric": metric, "value": value, "settings": digest}
+           "metric": metric, "value": value, "num_instances": 2, "ci95_low": 0.0, "ci95_high": 1.0,
+           "dataset": "toys", "chance": None, "settings": digest}
     field = "correct" if metric == "accuracy" else "rouge_l"
     scores = [1, 0] if metric == "accuracy" else [value, 0.25]
     return TaskResult([row], [{"index": 4 * number, "prediction": f"line\nümlaut\u2028 {number}",
@@ -105,7 +106,7 @@ def test_rows_of_schema_2_hold_unless_their_value_changes(tmp_path: pathlib.Path
     store = ResultsStore(tmp_path)
     for one in (result(version=2), result("two", metric="rouge_l", version=2), result("plain", version=2)):
         store.append(one)
-    plain = [{"index": 0, "prediction": "a — “b”", "target": "c", "rouge_l": 0.0}]
+    plain = [{"index": number, "prediction": "a — “b”", "target": "c", "rouge_l": 0.0} for number in (0, 1)]
     store.append(TaskResult(result("latin", metric="rouge_l", version=2).rows, plain))
     for expert, holds in (("one", True), ("two", False), ("latin", True)):  # two has an umlaut
         assert store.done(expert, "toys__ask", "validation", "aaa") == holds

@@ -154,8 +154,8 @@ def test_modules_that_are_not_computed_here_are_named(folder):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"default_prompt_name": "query"}, "default_prompt_name\n  got: 'query'\n  expected: one of no prompts"),
-    ({"default_prompt_name": "query", "prompts": {"doc": "d: "}}, "one of doc"),
+    ({"default_prompt_name": "query"}, "_prompt_name\n  got: 'query'\n  expected: one of prompts: none"),
+    ({"default_prompt_name": "query", "prompts": {"doc": "d: "}}, "one of prompts: doc"),
     ({"default_prompt_name": 1, "prompts": [1]}, "default_prompt_name"),
     ({"default_prompt_name": "query", "prompts": {"query": None}}, "default_prompt_name"),
 ])

@@ -228,7 +228,8 @@ def test_matrix_reads_the_majority_and_cut_inputs_of_new_and_old_results(
 ) -> None:
     store = ResultsStore(tmp_path)
     row = {"schema_version": version, "expert": "lazy", "task": "a__ask", "split": "validation",
-           "metric": "accuracy", "dataset": "a", "chance": 0.5, "settings": "x", **num_cut}
+           "metric": "accuracy", "value": 0.5, "num_instances": 3, "ci95_low": 0.0, "ci95_high": 1.0,
+           "dataset": "a", "chance": 0.5, "settings": "x", **num_cut}
     store.append(TaskResult([row], [
         {"index": index, "prediction": "No", "target": target, "correct": int(target == "No"),
          "scores": [-2.0, -1.0]} for index, target in enumerate(("No", "Yes", "No"))]))

@@ -27,7 +27,7 @@ import numpy as np
 
 from elm_jax.data.arrays import prepared_files
 from elm_jax.data.draw import draw_rows
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.runtime import storage
 
 KINDS = ("rank", "generation")
@@ -235,6 +235,10 @@ class PreparedSplit:
                 outside of their range, or contents that are not those that were written.
         """
         head, arrays = prepared_files.read(folder, contents)
+        if head["info"].get("kind") not in KINDS:
+            raise InputError(describe("A prepared split needs a kind", got=in_short(head["info"].get("kind")),
+                                      where=f"{storage.as_path(folder) / 'info.json'}: info/kind",
+                                      expected=" or ".join(KINDS), cure=prepared_files.CURE))
         return cls(head["name"], head["split"], head["info"], arrays)
 
 

@@ -5,6 +5,7 @@ all contents, for their digests and the ids of tokens, takes about a second a Gi
 run does it, once.
 """
 
+import dataclasses
 import hashlib
 import io
 import logging
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax.errors import InputError, describe
-from elm_jax.runtime import npy_files, storage
+from elm_jax.errors import InputError, describe, in_short
+from elm_jax.runtime import npy_files, records, storage
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
@@ -28,6 +29,25 @@ ARRAYS = {
 _MAPPED = ("tokens", "texts")
 """The large ones. Each holds a file open, and a study opens hundreds of splits: the others are read."""
 _INFO_FILE, _DIGEST = "info.json", "info_sha256"
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFacts:
+    """What the description says of an array's file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitInfo:
+    """Fields of ``info.json``; what `info` holds is the split's own. Older versions wrote no `arrays`."""
+
+    name: str
+    split: str
+    num_rows: int
+    info: dict[str, Any]
+    arrays: dict[str, FileFacts] = dataclasses.field(default_factory=dict)
 
 
 def write(folder: storage.PathLike, name: str, split: str, info: Mapping[str, Any],
@@ -81,20 +101,16 @@ def read_info(folder: epath.Path) -> dict[str, Any]:
             one that the commit marker tells.
     """
     path = folder / _INFO_FILE
-    head = storage.read_json(path, kind="prepared split", schema_version=SCHEMA_VERSION)
+    head = records.read_record(path, SplitInfo, kind="description of a prepared split",
+                               schema_version=SCHEMA_VERSION)
     for key in ("name", "split"):  # results are kept by them, in files of these names
-        storage.require_name(head.get(key), path, f"split's {key}")
+        storage.require_name(head[key], f"{path}: {key}", f"split's {key}")
     files = head.setdefault("arrays", {})
-    told = all(isinstance(facts, dict) and (type(facts.get("bytes")), type(facts.get("sha256"))) == (int, str)
-               for facts in files.values()) if isinstance(files, dict) else False
-    faults = {"num_rows": type(head.get("num_rows")) is not int,
-              "info": not isinstance(head.get("info"), dict),
-              "arrays": not told or files.keys() not in (set(), ARRAYS.keys())}
-    wrong = [key for key, found in faults.items() if found]
     written = storage.read_marker(folder, "prepared split").get(_DIGEST)
-    if wrong:
-        raise InputError(describe("The description of a prepared split lacks a field, or has another type",
-                                  where=path, got=", ".join(wrong), cure=CURE))
+    if files.keys() not in (set(), ARRAYS.keys()):
+        raise InputError(describe("The description of a prepared split lists other arrays", cure=CURE,
+                                  where=f"{path}: arrays", got=in_short(list(files)),
+                                  expected=", ".join(ARRAYS)))
     if (files and written is None) or written not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
         raise InputError(describe("The description of a prepared split is not the one that was written",
                                   where=path, expected=f"the SHA-256 in {storage.MARKER}", cure=CURE))
@@ -105,7 +121,7 @@ def check_tokens(tokens: np.ndarray, size: int | None, where: Any) -> None:
     """Raises InputError if an id of tokens i32[n] is below 0, or not below a vocabulary's size if given."""
     low, high = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
     if low < 0 or (size is not None and high >= size):
-        raise InputError(describe("A token of the prepared split has no such id", where=f"{where}: tokens",
+        raise InputError(describe("A token of the prepared split has no such id", where=f"{where}/tokens.npy",
                                   got=f"{low} to {high}",
                                   expected="at least 0" if size is None else f"0 to {size - 1}", cure=CURE))
 
@@ -142,10 +158,10 @@ def _check_offsets(arrays: Mapping[str, np.ndarray], num_rows: int, folder: epat
         whole = len(values) > 0 and values[0] == 0 and values[-1] == behind
         if not whole or (np.diff(values) < least).any() or count not in (None, len(values) - 1):
             raise InputError(describe("The arrays of a prepared split do not fit each other",
-                                      where=f"{folder}: {key} against {target}", cure=CURE))
+                                      where=f"{folder}/{key}.npy: {key} against {target}", cure=CURE))
     if len(arrays["labels"]) != num_rows:
         raise InputError(describe("The arrays of a prepared split do not fit each other",
-                                  where=f"{folder}: labels", got=len(arrays["labels"]),
+                                  where=f"{folder}/labels.npy", got=len(arrays["labels"]),
                                   expected=num_rows, cure=CURE))
 
 
@@ -156,5 +172,5 @@ def _check_labels(arrays: Mapping[str, np.ndarray], folder: epath.Path) -> None:
         row = int(wrong[0])
         raise InputError(describe(
             "A label of the prepared split is not the index of a choice",
-            where=f"{folder}: labels, row {row}", got=int(labels[row]),
+            where=f"{folder}/labels.npy, row {row}", got=int(labels[row]),
             expected=f"-1 to {int(choices[row]) - 1}", cure=CURE))

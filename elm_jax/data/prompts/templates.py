@@ -25,7 +25,7 @@ from etils import epath
 
 from elm_jax.data.prompts import sandbox
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
 
 SEPARATOR = "|||"
 """Separates input from target, and answer choices from each other."""
@@ -295,9 +295,9 @@ def read_templates(path: storage.PathLike) -> dict[str, PromptTemplate]:
     text = storage.read_text(path)
     try:
         value = yaml.load(text, Loader=_TemplateLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise InputError(
-            describe("The templates are not valid YAML", where=path, got=error)) from error
+            describe("The templates are not valid YAML", where=path, got=str(error)[:300])) from error
     if not isinstance(value, dict) or not isinstance(value.get("templates"), dict):
         raise InputError(describe("The file does not hold templates", where=path,
                                   expected="a mapping with the key 'templates'"))
@@ -310,10 +310,31 @@ def read_templates(path: storage.PathLike) -> dict[str, PromptTemplate]:
     return templates
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredMetadata:
+    """What is read of a template's metadata."""
+
+    metrics: list[str] | None = None
+    original_task: bool | None = None
+    choices_in_prompt: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTemplate:
+    """What is read of a template in promptsource's file."""
+
+    name: str
+    jinja: str
+    answer_choices: str | None = None
+    metadata: StoredMetadata | None = None
+    reference: str | None = None
+
+
 def _template(entry: Any, where: str) -> PromptTemplate:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) \
             or not isinstance(entry.get("jinja"), str):
         raise InputError(describe("A template needs a name and a jinja text", where=where))
+    records.check_record(entry, StoredTemplate, kind="template", where=where)
     metadata = entry.get("metadata") or {}
     return PromptTemplate(
         name=entry["name"],

@@ -72,7 +72,7 @@ def open_decoder(folder: epath.Path) -> Model:
         notes += (f"The folder carries no {hf_tokenizer.TOKENIZER_FILE}, so the base has no vocabulary",)
     else:
         contents = tokenizer_json.with_ids(contents, config.pad_id, config.eos_id)
-        tree_checks.check_vocabulary(contents, config, folder)
+        tree_checks.check_vocabulary(contents, config, path)
     return Model("hf", str(folder), config, tensors, contents, {folder_files.FACTS: kept}, notes)
 
 

@@ -45,7 +45,7 @@ def open_hf(folder: storage.PathLike) -> Model:
     tensors = _leaves(stored, values, config, folder)
     found = hf_tokenizer.read_vocabulary(folder, values.get("tokenizer_class"))
     vocabulary = found.contents if found else None
-    tree_checks.check_vocabulary(vocabulary, config, folder)
+    tree_checks.check_vocabulary(vocabulary, config, hf_tokenizer.file_of(folder))
     notes += more + (found.notes if found else ("The folder carries no vocabulary",))
     kept = {"config": values}
     if found is None or not found.is_sentencepiece:

@@ -161,11 +161,11 @@ class StackProgress(StatusLine):
     def update(self, tick: int, slots: Sequence[Slot], waiting: int, ended: int, failed: int) -> None:
         """Counts one step of the stack, and shows it if the last line is old enough."""
         rows = [slot.last for slot in slots if slot.last]
-        self._tokens += sum(row["tokens"] for row in rows)
+        self._tokens += sum(row.get("tokens", 0.0) for row in rows)
         elapsed, due = self.tick()
         if not rows or not due:
             return
-        loss = sum(row["loss"] for row in rows) / len(rows)
+        loss = sum(row.get("loss", 0.0) for row in rows) / len(rows)
         self.show(f"{self.name}  step {tick}  {len(slots)} experts under way, {waiting} waiting, {ended} done"
                   f"{f', {failed} failed' if failed else ''}  mean loss {loss:.4f}  "
                   f"{self._tokens / elapsed:,.0f} tokens/s")

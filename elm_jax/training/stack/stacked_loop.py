@@ -20,11 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.network import Network
-from elm_jax.runtime import hosts, preemption, sharding, trees
+from elm_jax.runtime import hosts, preemption, records, sharding, trees
 from elm_jax.runtime.differences import differences
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
-from elm_jax.training.early_end import compile_loss, validation_loss
+from elm_jax.training.early_end import Patience, compile_loss, validation_loss
 from elm_jax.training.run_settings import StackConfig
 from elm_jax.training.stack import stacked_step
 from elm_jax.training.stack.slots import Opened, Slot, StackedRun, StackProgress
@@ -33,6 +33,25 @@ from elm_jax.training.step import make_spec
 from elm_jax.types import Array, Params
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotNote:
+    """What a stack's checkpoint says of an expert in a slot."""
+
+    id: str
+    digest: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    patience: Patience = dataclasses.field(default_factory=Patience)
+
+
+@dataclasses.dataclass(frozen=True)
+class StackNote:
+    """What a stack's checkpoint says of its slots, of which some may be empty."""
+
+    size: int
+    slots: list[SlotNote | None]
+    failed: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,6 +376,8 @@ class _StackLoop:
         note = saver.note()
         if note is None:
             return
+        records.check_record(note if isinstance(note, dict) else {}, StackNote, kind="note of a stack's "
+                             "checkpoint", where=saver.folder)
         spec = self.spec._replace(size=note["size"])
         whole = sharding.replicated(self.mesh)
         like = stacked_step.abstract_stack(spec)

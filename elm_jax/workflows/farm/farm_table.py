@@ -1,13 +1,12 @@
 """Reads a farm's table of experts: JSON lines or CSV, one row for each expert."""
 
-import csv
-import io
 from collections.abc import Mapping
 from typing import Any
 
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.workflows.train.stack_table import csv_rows
 
 
 def read_table(path: storage.PathLike) -> list[dict[str, Any]]:
@@ -21,7 +20,7 @@ def read_table(path: storage.PathLike) -> list[dict[str, Any]]:
     """
     if str(path).endswith(".csv"):
         rows = [{name: _cell(value) for name, value in row.items() if name and value not in (None, "")}
-                for row in csv.DictReader(io.StringIO(storage.read_text(path)))]
+                for row, _ in csv_rows(path)]
     else:
         rows = list(row_files.read_lines(path))
     if not rows:
@@ -45,7 +44,7 @@ def _cell(text: str) -> Any:
 
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):  # nested too deep, too
         return text.strip()
 
 

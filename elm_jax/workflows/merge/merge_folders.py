@@ -79,7 +79,7 @@ def _is_expert(name: str) -> bool:
     if places.is_on_hub(name):
         return False
     folder = storage.as_path(name)
-    return any((folder / place / "expert.json").exists() for place in ("", "expert")) or is_adapter(name)
+    return any((folder / place / places.EXPERT_FILE).exists() for place in ("", "expert")) or is_adapter(name)
 
 
 def is_adapter(name: str) -> bool:

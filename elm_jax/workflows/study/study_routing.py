@@ -9,12 +9,13 @@ import numpy as np
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.reporting.study_facts import RoutingRecord
 from elm_jax.routing.embed import TextEncoder, TfidfEncoder
 from elm_jax.routing.encoders import find_minilm, make_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
 from elm_jax.workflows.route import draw_instances, route
 from elm_jax.workflows.study.study_checks import BENCHMARK_FIELDS
 from elm_jax.workflows.study.study_config import StudyConfig
@@ -31,7 +32,7 @@ def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,
     """
     path = storage.as_path(path)
     if path.exists():
-        return storage.read_json(path, kind="routing record", schema_version=1)
+        return records.read_record(path, RoutingRecord, kind="routing record")
     targets = [*config.prompt_tasks, *config.target_tasks]
     decisions = {task: route(library, queries(config, data, task), num_queries=config.num_queries)
                  for task in targets}

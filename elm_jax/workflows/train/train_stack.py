@@ -21,7 +21,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, read_card, save_expert
 from elm_jax.models import families
 from elm_jax.models.network import Network
-from elm_jax.runtime import hosts, locks, sharding, storage
+from elm_jax.runtime import hosts, locks, records, sharding, storage
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.run_settings import StackConfig
 from elm_jax.training.stack.slots import Opened, StackedRun
@@ -282,6 +282,15 @@ def _save(ended: Ended, config: TrainConfig, network: Network, base: Base, data:
     save_expert(storage.as_path(config.model_dir) / "expert", Expert(card, ended.overlay))
 
 
+@dataclasses.dataclass(frozen=True)
+class FailureMark:
+    """Fields of the file that says that an expert failed, under which config and on which base."""
+
+    config_digest: str
+    base: str
+    message: str
+
+
 def _mark_failed(config: TrainConfig, base: Base, message: str) -> None:
     storage.write_json(storage.as_path(config.model_dir) / FAILED_FILE, {
         "schema_version": _SCHEMA_VERSION, "config_digest": config.digest(), "base": base.fingerprint,
@@ -306,7 +315,7 @@ def _earlier_failure(config: TrainConfig, base: Base) -> str | None:
     path = storage.as_path(config.model_dir) / FAILED_FILE
     if not path.exists():
         return None
-    mark = storage.read_json(path, kind="mark of a failure", schema_version=_SCHEMA_VERSION)
+    mark = records.read_record(path, FailureMark, kind="mark of a failure", schema_version=_SCHEMA_VERSION)
     if (mark["config_digest"], mark["base"]) != (config.digest(), base.fingerprint):
         return None
     return mark["message"]

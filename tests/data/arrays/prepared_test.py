@@ -151,9 +151,9 @@ def edit(folder, name: str, **changes) -> None:
     (lambda folder: rewrite(folder / "tokens.npy", lambda a: -a), "no such id.*at least 0"),
     (lambda folder: (folder / "info.json").write_text(json.dumps({"schema_version": 99})),
      "schema version"),
-    (lambda folder: edit(folder, "info.json", num_rows="4"), "another type.*num_rows"),
-    (lambda folder: edit(folder, "info.json", info=[]), "another type.*info"),
-    (lambda folder: edit(folder, "info.json", arrays={"tokens": {}}), "another type.*arrays"),
+    (lambda folder: edit(folder, "info.json", num_rows="4"), "split is wrong.*json: num_rows"),
+    (lambda folder: edit(folder, "info.json", info=[]), "split is wrong.*json: info"),
+    (lambda folder: edit(folder, "info.json", arrays={"tokens": {}}), "missing.*arrays/tokens/bytes"),
     (lambda folder: edit(folder, storage.MARKER, schema_version=7), "marker.*damaged.*schema version"),
     (lambda folder: (folder / storage.MARKER).write_bytes(b""), "marker of this prepared split is damaged"),
 ])
