@@ -9,9 +9,9 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.reporting import library_report
 from elm_jax.reporting.page_parts import Made
-from elm_jax.runtime.name_patterns import chosen
 from elm_jax.workflows import build_library
 from elm_jax.workflows.merge import in_memory as merging
+from elm_jax.workflows.name_patterns import chosen
 from elm_jax.workflows.route import RouteConfig
 
 

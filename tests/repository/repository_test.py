@@ -54,7 +54,8 @@ def test_only_the_hub_s_door_downloads():
     found = {(path.name, name.split(".")[0]) for path in modules for name in imported(path)
              if name.split(".")[0] in clients}
     # Not downloads: processes of one run talk to each other, a host's name, the cloud host's own notices.
-    talk = {("lifeline.py", "socket"), ("leases.py", "socket"), ("preemption.py", "urllib")}
+    talk = {("lifeline.py", "socket"), ("leases.py", "socket"), ("leftovers.py", "socket"),
+            ("preemption.py", "urllib")}
     assert found == {("places.py", "huggingface_hub"), ("verify.py", "transformers"),
                      ("peft_peer.py", "transformers")} | talk
     program = (f"import elm_jax.cli.execution, {VERBS}, sys\n"

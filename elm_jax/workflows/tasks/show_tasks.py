@@ -12,9 +12,9 @@ from elm_jax.data.registry import registry
 from elm_jax.errors import unknown_name
 from elm_jax.experts.base import load_reading
 from elm_jax.runtime.config_checks import items_of
-from elm_jax.runtime.name_patterns import chosen
 from elm_jax.runtime.storage import PathLike
 from elm_jax.vocabularies.vocabulary import Vocabulary
+from elm_jax.workflows.name_patterns import chosen
 from elm_jax.workflows.tasks import task_stats
 
 

@@ -8,7 +8,7 @@ from elm_jax.data.registry import registry
 from elm_jax.data.registry.prompted_task import PromptedTask
 from elm_jax.errors import InputError
 from elm_jax.runtime.config_checks import items_of
-from elm_jax.runtime.name_patterns import chosen
+from elm_jax.workflows.name_patterns import chosen
 
 HOW_TO_GET = """A data set of the hub as JSON lines (a split "test" serves where there is no "validation"):
   python -c "import datasets; [rows.to_json(f'DATA/NAME/CONFIG/{name}.jsonl') \\
