@@ -76,7 +76,8 @@ def write_library_report(
         "title": f"Library {storage.absolute(folder).name}",
         "summary": [(made or Made()).sentence(), *_summary(opened, neighbors)],
         "verified": _verified(opened, [*faults, *opened.verify()] if verify else faults, verify),
-        "experts": experts_grid(opened, neighbors), "scores": scores_grid(opened, stores, fingerprints),
+        "experts": experts_grid(opened, neighbors),
+        "scores": expert_scores_grid(opened, stores, fingerprints),
         "sources": ", ".join(str(store.path) for store in stores), "shares": shares_grid(opened, neighbors),
         "pairs": pairs_grid(opened, neighbors), "routing_picture": picture,
     }
@@ -175,7 +176,7 @@ def _size(folder: epath.Path) -> str:
     return f"{sum(map(os.path.getsize, files)) / MEGABYTE:.2f}"
 
 
-def scores_grid(library: ExpertLibrary, stores: Sequence[ResultsStore],
+def expert_scores_grid(library: ExpertLibrary, stores: Sequence[ResultsStore],
                 fingerprints: Mapping[str, str | None]) -> dict[str, Any]:
     """Scores of each expert on its own tasks beside the base's, and its mean on the tasks of others.
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 
-import elm_jax
 from elm_jax.reporting.markdown_text import Written, markdown_page
 from elm_jax.reporting.page import CONTENTS
 from elm_jax.runtime import storage
@@ -34,8 +33,8 @@ class Made:
     def sentence(self) -> str:
         """Says it in words."""
         by = "Python code" if self.command is None else self.command
-        return (f"Written {self.date} by: {by} (elm_jax {elm_jax.__version__}, "
-                f"jax {importlib.metadata.version('jax')}).")
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("elm_jax", "jax"))
+        return f"Written {self.date} by: {by} ({versions})."
 
 
 @dataclasses.dataclass(frozen=True)

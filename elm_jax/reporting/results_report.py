@@ -23,6 +23,7 @@ from elm_jax.runtime import storage
 from elm_jax.runtime.text_tables import Column, document, visible, wrapped
 
 BASE = "base"
+INTERVALS = {"wilson": "Wilson's score interval"}
 OWN_ANSWERS = ("acc_norm", "acc_norm_tokens")
 """Metrics by whose scores other choices may be chosen than the predictions hold."""
 RANKS = {"metric": 2, "rows": 3, "over the base": 1, "majority": 4, "chance": 5, "split": 6}
@@ -269,7 +270,8 @@ def _summary(path: epath.Path, scores: Sequence[Score]) -> list[str]:
              f"{rows:,} scored rows in all, of {path.name}."]
     kinds = sorted({score.row["interval"] for score in scores if "interval" in score.row})
     if kinds:
-        lines.append(f"Kind of interval: {', '.join(kinds)}.")
+        words = ", ".join(INTERVALS.get(kind, kind) for kind in kinds)
+        lines.append(f"Kind of interval: {words}; of differences, paired bootstrap.")
     if cut:
         lines.append(f"{cut:,} inputs were longer than what was read of them, and lost their end.")
     return lines

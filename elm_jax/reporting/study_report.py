@@ -93,8 +93,8 @@ def write_report(folder: storage.PathLike, store: ResultsStore | None = None, *,
     losses = {name: expert.losses for name, expert in found.items() if expert.losses}
     if losses:
         pictures["learning_curves.png"] = learning_curves(losses)
-    extras = report.Extras(made or Made(), pictures, found, samples_grid(facts, matrix, store),
-                           matrix_grid(facts, matrix))
+    extras = report.Extras(made or Made(), pictures, found, study_samples(facts, matrix, store),
+                           heat_map_grid(facts, matrix))
     texts = report.render(facts, table, oracle_ranks(facts, matrix), extras)
     for name, picture in pictures.items():
         storage.write_bytes(folder / name, picture)
@@ -150,7 +150,7 @@ def _experts_and_groups(facts: dict[str, Any]) -> tuple[list[str], list[list[str
     return [expert["id"] for expert in facts["experts"]], groups
 
 
-def matrix_grid(facts: dict[str, Any], matrix: Matrix) -> dict[str, Any]:
+def heat_map_grid(facts: dict[str, Any], matrix: Matrix) -> dict[str, Any]:
     """The heat map as a grid, the base first; no rows if it has more than `MOST_CELLS`."""
     experts, groups = _experts_and_groups(facts)
     tasks = [task for group in groups for task in group]
@@ -164,7 +164,7 @@ def matrix_grid(facts: dict[str, Any], matrix: Matrix) -> dict[str, Any]:
     return {"columns": ["", *tasks], "rows": rows}
 
 
-def samples_grid(facts: dict[str, Any], matrix: Matrix, store: ResultsStore) -> dict[str, Any]:
+def study_samples(facts: dict[str, Any], matrix: Matrix, store: ResultsStore) -> dict[str, Any]:
     """Sample answers of the base, the baseline and the routed experts, on target tasks and then on seen ones.
 
     The rows are chosen by the answers of the expert that the task is routed to.

@@ -13,7 +13,7 @@ from elm_jax.errors import InputError
 from elm_jax.reporting import plots, report
 from elm_jax.reporting.page_parts import Made
 from elm_jax.reporting.samples import samples_table
-from elm_jax.reporting.study_report import ReportOutcome, draw, matrix_grid, oracle_ranks
+from elm_jax.reporting.study_report import ReportOutcome, draw, heat_map_grid, oracle_ranks
 from elm_jax.reporting.study_table import study_table
 
 COUNT = 40
@@ -126,7 +126,7 @@ def test_columns_hold_the_benchmarks_means(made: tuple[dict, dict, dict]) -> Non
 def render(facts: dict, matrix: dict) -> dict[str, str]:
     table = study_table(facts, matrix)
     extras = report.Extras(Made(), {"bars.png": b"x", "heat_map.png": b"x"}, {}, samples_table([]),
-                           matrix_grid(facts, matrix))
+                           heat_map_grid(facts, matrix))
     texts = report.render(facts, table, oracle_ranks(facts, matrix), extras)
     return {kind: text.replace("<wbr>", "") for kind, text in texts.items()}  # where a name may break
 

@@ -19,7 +19,7 @@ from elm_jax.reporting import report, samples
 from elm_jax.reporting.curve_plots import learning_curves
 from elm_jax.reporting.expert_cards import FoundExpert
 from elm_jax.reporting.page_parts import Made
-from elm_jax.reporting.study_report import ReportOutcome, draw, matrix_grid, oracle_ranks, read_matrix
+from elm_jax.reporting.study_report import ReportOutcome, draw, heat_map_grid, oracle_ranks, read_matrix
 from elm_jax.reporting.study_table import study_table
 
 CONSTANT_TASKS = ("super_glue_cb__gpt_3_style", "super_glue_cb__mnli_crowdsource", "anli_r1__gpt_3_style")
@@ -41,7 +41,7 @@ def made() -> tuple[dict, dict, dict]:
     sample = samples.samples_table(samples.samples_of_task("trec__gpt_3_style", {"base": [
         {"index": 0, "prediction": "no", "target": "yes", "correct": 0}]}, prompts, "base"))
     extras = report.Extras(Made("elm report 'my results'", "2026-01-02T03:04:05+00:00"), pictures, experts,
-                           sample, matrix_grid(facts, matrix))
+                           sample, heat_map_grid(facts, matrix))
     facts = {**facts, "command": "elm demo --workdir demo"}
     return table, pictures, report.render(facts, table, oracle_ranks(facts, matrix), extras)
 
