@@ -13,7 +13,8 @@ from typing import Any
 
 from elm_jax.errors import ElmError
 from elm_jax.runtime import hosts, lazy, preemption
-from elm_jax.runtime.text_tables import visible
+from elm_jax.runtime.terminal.progress import ClearingHandler
+from elm_jax.runtime.terminal.text_tables import visible
 
 LOSS_SECONDS = 3.0
 
@@ -58,8 +59,9 @@ def _set_up_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
-    logging.getLogger().handlers[0].setFormatter(_VisibleFormatter("%(message)s"))
+    handler = ClearingHandler(sys.stderr)
+    handler.setFormatter(_VisibleFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 class _VisibleFormatter(logging.Formatter):

@@ -74,9 +74,13 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 def _prints_table(parser: argparse.ArgumentParser) -> None:
     """Adds the forms of a verb that prints a table; tab-separated where no terminal reads it."""
     forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--wide", action="store_true",
-                       help="all columns, each row on one line, however wide the terminal is")
+    _takes_wide(forms)
     forms.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _takes_wide(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--wide", action="store_true",
+                        help="all columns, each row on one line, however wide the terminal is")
 
 
 def _chooses_rows(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
@@ -315,8 +319,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="over so many parts of the mesh a stack of experts is split (default: 1)")
     evaluate.add_argument("--trunk_cache", metavar="DIR", help="keep the inputs' states below the experts' "
                           "lowest layer, and compute them once for all experts (see ADAPTER_LAYERS)")
-    evaluate.add_argument("--wide", action="store_true",
-                          help="all columns, however wide the terminal is")
+    _takes_wide(evaluate)
     evaluate.add_argument("--trunk_cache_bytes", type=int, metavar="N",
                           help="most bytes of that folder (default: 16 GiB)")
     _add_mixed(evaluate)
@@ -449,6 +452,7 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
     cache = _verb(actions, "cache", "Renders and tokenises tasks once, into arrays.",
                   "elm tasks cache --base runs/base/base --prepared arrays --num_workers 8 trec",
                   "tasks:cache", aliases=["prepare"])
+    _takes_wide(cache)
     cache.add_argument("--num_workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     for parser in (stats, cache):
         parser.add_argument("names", nargs="*", metavar="NAME",

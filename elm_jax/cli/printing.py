@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from elm_jax.runtime.text_tables import Column, document, separated, visible, wrapped
+from elm_jax.runtime.terminal.text_tables import Column, document, separated, visible, wrapped
 
 __all__ = ["Column", "print_document", "print_json", "print_lines", "print_sentences", "print_table", "say",
            "visible"]

@@ -4,13 +4,7 @@ import argparse
 import collections
 import dataclasses
 import logging
-import sys
-import time
-from collections.abc import Iterable
-from typing import Any, TypeVar
-
-from rich.console import Console
-from rich.progress import track
+from typing import Any
 
 from elm_jax.cli.printing import Column, print_json, print_table, say, visible
 from elm_jax.cli.registries import modules_of, task_data
@@ -19,17 +13,19 @@ from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import load_reading
 from elm_jax.runtime.config_checks import check_positive
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.tasks import show_tasks as task_tools
 from elm_jax.workflows.tasks import task_cache, task_check, task_stats
 
 logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
 LISTED = (Column("task or mixture"), Column("dataset", 3), Column("template", 6), Column("role", 4),
           Column("category", 5), Column("kind", 2), Column("data"), Column("lacks", 1, "text"))
 CHECKED = (Column("dataset"), Column("config"), Column("role", 3), Column("tasks", 2, "number"),
            Column("rows", kind="text"), Column("lacking, or where to get it", 1, "text"))
 COUNTED = (Column("task"), Column("split"), Column("instances", 4, "number"), Column("dropped", 3, "number"),
            Column("rows", kind="number"), Column("choices", 5, "number"))
+CACHED = (Column("task"), Column("split"), Column("rows", kind="number"), Column("dropped", 1, "number"),
+          Column("why", 2, "text"))
 
 
 def list_tasks(arguments: argparse.Namespace) -> None:
@@ -77,14 +73,17 @@ def stats(arguments: argparse.Namespace) -> int:
     check_positive(source_length=arguments.source_length, target_length=arguments.target_length)
     data, (_, form) = task_data(arguments), load_reading(arguments.base)
     rows, faults = [], []
-    for job in _progress(task_cache.jobs_of(data, arguments.names, arguments.split), "reading"):
-        try:
-            prepared = dataclasses.replace(data).split(*job, arguments.max_rows)  # keeps one split in memory
-        except InputError as error:
-            faults.append(error)
-            continue
-        lengths = task_stats.lengths_of(job[0], arguments.source_length, arguments.target_length)
-        rows.append(task_stats.stats_of(prepared, lengths, form))
+    jobs = task_cache.jobs_of(data, arguments.names, arguments.split)
+    with StageLine("reading", len(jobs), "split") as line:
+        for job in jobs:
+            try:
+                prepared = dataclasses.replace(data).split(*job, arguments.max_rows)  # keeps one in memory
+            except InputError as error:
+                faults.append(error)
+                continue
+            lengths = task_stats.lengths_of(job[0], arguments.source_length, arguments.target_length)
+            rows.append(task_stats.stats_of(prepared, lengths, form))
+            line.step(len(prepared))
     if arguments.json:
         print_json({"splits": rows, "faults": [str(fault) for fault in faults]})
     else:
@@ -160,19 +159,13 @@ def cache(arguments: argparse.Namespace) -> None:
         raise InputError(describe("--num_workers is no number of processes", got=arguments.num_workers,
                                   expected="1 or more"))
     data = task_data(arguments)
-    start = time.monotonic()
     jobs = task_cache.jobs_of(data, arguments.names, arguments.split)
     made = task_cache.cache(data, jobs, arguments.max_rows, arguments.num_workers)
-    rows = 0
-    for prepared in _progress(made, "preparing", len(jobs)):
-        dropped = prepared.info.get("dropped", {"in rendering": prepared.info["num_dropped"]})
-        print(f"{prepared.name} {prepared.split}: {len(prepared)} rows, {describe_dropped(dropped)}",
-              flush=True)
-        rows += len(prepared)
-    seconds = time.monotonic() - start
-    logger.info("%d splits, %d rows in %.1f s (%.0f a second)", len(jobs), rows, seconds, rows / seconds)
-
-
-def _progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
-    """Shows a progress bar on standard error, if that is a terminal."""
-    return track(items, what, total=total, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    rows = []
+    with StageLine("preparing", len(jobs), "split") as line:
+        for prepared in made:
+            dropped = prepared.info.get("dropped", {"in rendering": prepared.info["num_dropped"]})
+            rows.append((prepared.name, prepared.split, len(prepared), sum(dropped.values()),
+                         [f"{reason}: {count}" for reason, count in dropped.items()]))
+            line.step(len(prepared))
+    print_table(CACHED, rows, wide=arguments.wide)

@@ -20,7 +20,7 @@ from elm_jax.reporting.page import RESULTS_HTML, RESULTS_MARKDOWN
 from elm_jax.reporting.page_parts import Made, html_page, markdown_of
 from elm_jax.reporting.report import Extras, fraction, legend, markdown_table, marked, with_interval
 from elm_jax.runtime import storage
-from elm_jax.runtime.text_tables import Column, document, visible, wrapped
+from elm_jax.runtime.terminal.text_tables import Column, document, visible, wrapped
 
 BASE = "base"
 INTERVALS = {"wilson": "Wilson's score interval"}

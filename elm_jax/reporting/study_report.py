@@ -22,7 +22,7 @@ from elm_jax.reporting.plots import CONSTANT
 from elm_jax.reporting.study_facts import read_facts
 from elm_jax.reporting.study_table import study_table, target_tasks
 from elm_jax.runtime import storage
-from elm_jax.runtime.text_tables import Column, document, visible, wrapped
+from elm_jax.runtime.terminal.text_tables import Column, document, visible, wrapped
 
 TITLE = "percent; last column: paired difference, 95% interval (paired bootstrap)"
 

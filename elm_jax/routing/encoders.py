@@ -121,7 +121,7 @@ class MiniLMEncoder:
             mask[line, : len(row)] = 1
         if tokens.shape not in self.programs:
             self.programs.add(tokens.shape)
-            logger.info("%s: program %d, batch %d x %d", self.name, len(self.programs), *mask.shape)
+            logger.debug("%s: program %d, batch %d x %d", self.name, len(self.programs), *mask.shape)
         pooled = None
         if self.unpooled:
             pooled = mask.copy()

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 
 from elm_jax.cli import main
 from elm_jax.cli.printing import Column, print_table, visible
-from elm_jax.runtime.text_tables import fitted, separated
+from elm_jax.runtime.terminal.text_tables import fitted, separated
 from elm_jax.workflows.farm import jobs
 
 LEAF = "decoder/layers_0/mlp_adapter/up/bias"

@@ -150,7 +150,7 @@ def whole_script() -> str:
     """All blocks that are run, as one shell script; a block of Python is a process of it."""
     parts = ["set -euo pipefail"]
     for block in blocks(README):
-        run = block.language and (not block.mark or block.mark == NEEDS_DATA and (DATA / "index.json").exists())
+        run = block.language and (not block.mark or (block.mark == NEEDS_DATA and (DATA / "index.json").exists()))
         if run:
             parts.append(f"echo '== README.md, line {block.line}' >&2")
             parts.append(block.text if block.language == "bash" else f"python - <<'END'\n{block.text}END")

@@ -9,9 +9,10 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import hosts
+from elm_jax.runtime.terminal.progress import StatusLine
 from elm_jax.training.early_end import Patience
 from elm_jax.training.loop import Stream
-from elm_jax.training.metrics_log import MetricsLog, StatusLine
+from elm_jax.training.metrics_log import MetricsLog
 from elm_jax.training.run_settings import StackConfig
 from elm_jax.types import Batch, Params
 

@@ -222,7 +222,7 @@ class _StackLoop:
                     self.programs.enter(self.state, self._place(opened.overlay), np.int32(index)))
                 slot = self.slots[index] = Slot(run, opened, index, self.config, self._rows[index])
                 self._slots_on_mesh = None
-                _LOG.info("%s enters slot %d at step %d of %d", run.id, index, slot.step, slot.train_steps)
+                _LOG.debug("%s enters slot %d at step %d of %d", run.id, index, slot.step, slot.train_steps)
 
     def _open(self, run: StackedRun) -> Opened:
         opened = self._opened.pop(run.id, None) or run.open()
@@ -321,8 +321,8 @@ class _StackLoop:
             self._wait_for_saves(most=1)
             self._saving.append(self._saves.submit(self.callbacks.on_end, ended))
         self.ended.append(slot.run.id)
-        _LOG.info("%s ends at step %d of %d%s", slot.run.id, slot.step, slot.train_steps,
-                  "" if rule is None else f", with the weights of step {step}")
+        _LOG.debug("%s ends at step %d of %d%s", slot.run.id, slot.step, slot.train_steps,
+                   "" if rule is None else f", with the weights of step {step}")
 
     def _fail(self, slot: Slot, step: int, wrong: list[str], row: Mapping[str, float]) -> None:
         message = describe(
@@ -405,7 +405,7 @@ class _StackLoop:
         for place, (_, run, entry) in zip(places, standing, strict=True):
             slot = Slot(run, self._open(run), place, self.config, self._rows[place], int(steps[place]), entry)
             self.slots[place] = slot
-            _LOG.info("%s goes on in slot %d at step %d of %d", run.id, place, slot.step, slot.train_steps)
+            _LOG.debug("%s goes on in slot %d at step %d of %d", run.id, place, slot.step, slot.train_steps)
         self.queue = deque(run for run in self.queue if run not in [one for _, one, _ in standing])
 
     def _standing(self, note: Mapping[str, Any]) -> list[tuple[int, StackedRun, dict[str, Any]]]:

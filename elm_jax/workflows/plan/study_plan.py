@@ -12,7 +12,7 @@ from elm_jax.models import families
 from elm_jax.planning import traffic
 from elm_jax.planning.chips import Topology
 from elm_jax.runtime import trees
-from elm_jax.runtime.text_tables import Column, document
+from elm_jax.runtime.terminal.text_tables import Column, document
 from elm_jax.training import state as states
 from elm_jax.types import Padded
 from elm_jax.workflows.plan.step_plan import StepPlan, most_steps, plan_run, split_leaves

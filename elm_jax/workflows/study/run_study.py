@@ -18,6 +18,7 @@ from elm_jax.reporting import study_report as reporting
 from elm_jax.reporting.page_parts import Made
 from elm_jax.runtime import hosts, locks, sharding, storage
 from elm_jax.runtime.preemption import Stopped
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.build_library import build_library
 from elm_jax.workflows.evaluate.evaluate_models import (
     ScoredModel,
@@ -75,11 +76,12 @@ class Study:
         with self.clock.stage("train prompt experts"):
             prompts = self.train_prompts()
         with self.clock.stage("train dataset experts"):
-            datasets = [self.train_one(expert_config(config, "dataset", f"{name}-de", name, config.dataset))
-                        for name in config.datasets]
+            datasets = self.train_each("dataset expert", [
+                expert_config(config, "dataset", f"{name}-de", name, config.dataset)
+                for name in config.datasets])
         with self.clock.stage("train the multitask baseline"):
-            multitask = self.train_one(expert_config(
-                config, "multitask", MULTITASK_ID, ",".join(config.multitask_names), config.multitask))
+            multitask, = self.train_each("multitask baseline", [expert_config(
+                config, "multitask", MULTITASK_ID, ",".join(config.multitask_names), config.multitask)])
         with self.clock.stage("build the library"):
             library = self.make_library(prompts)
         with self.clock.stage("route"):
@@ -118,7 +120,7 @@ class Study:
         config = self.config
         configs = [expert_config(config, "prompt", task, task, config.prompt) for task in config.prompt_tasks]
         if config.stack_experts == 1:
-            return [self.train_one(one) for one in configs]
+            return self.train_each("prompt expert", configs)
         size = StackSize(config.stack_experts, config.stack_at_once)
         outcome = train_experts(configs, str(self.root / "experts"), size, base=self.base, data=self.data,
                                 mesh=self.mesh)
@@ -126,6 +128,15 @@ class Study:
             raise Stopped
         outcome.check()
         return [self.model(expert_id, folder) for expert_id, folder in outcome.done.items()]
+
+    def train_each(self, kind: str, configs: list[TrainConfig]) -> list[ScoredModel]:
+        """Trains experts one after another, those that are not finished."""
+        models = []
+        with StageLine("training", len(configs), kind) as line:
+            for config in configs:
+                models.append(self.train_one(config))
+                line.step()
+        return models
 
     def train_one(self, config: TrainConfig) -> ScoredModel:
         """Runs the stage of one expert: trains it unless it is finished."""
@@ -179,13 +190,14 @@ class Study:
     def merge_routed(self, prompts: list[ScoredModel], routing: dict[str, Any],
                      datasets: list[ScoredModel]) -> dict[str, ScoredModel]:
         """Runs the stage of merging: the mean of the top k of every decision, and of all dataset experts."""
-        models, by_id = {}, {model.id: model for model in prompts}
-        for decision in routing["decisions"].values():
-            members = decision["top_k"]
-            name = study_routing.merged_id(members)
-            if name not in models:
-                models[name] = self.merge_once(name, [by_id[member] for member in members])
-        models[ALL_DATASETS_ID] = self.merge_once(ALL_DATASETS_ID, datasets)
+        by_id = {model.id: model for model in prompts}
+        chosen = [decision["top_k"] for decision in routing["decisions"].values()]
+        sets = {study_routing.merged_id(members): [by_id[member] for member in members] for members in chosen}
+        sets[ALL_DATASETS_ID], models = datasets, {}
+        with StageLine("merging", len(sets), "set") as line:
+            for name, members in sets.items():
+                models[name] = self.merge_once(name, members)
+                line.step()
         return models
 
     def merge_once(self, name: str, members: list[ScoredModel]) -> ScoredModel:

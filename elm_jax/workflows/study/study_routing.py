@@ -16,6 +16,7 @@ from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide
 from elm_jax.runtime import records, storage
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.route import draw_instances, route
 from elm_jax.workflows.study.study_checks import BENCHMARK_FIELDS
 from elm_jax.workflows.study.study_config import StudyConfig
@@ -34,13 +35,17 @@ def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,
     if path.exists():
         return records.read_record(path, RoutingRecord, kind="routing record")
     targets = [*config.prompt_tasks, *config.target_tasks]
-    decisions = {task: route(library, queries(config, data, task), num_queries=config.num_queries)
-                 for task in targets}
+    decisions = {}
+    with StageLine("routing", len(targets), "task") as line:
+        for task in targets:
+            decisions[task] = route(library, queries(config, data, task), num_queries=config.num_queries)
+            line.step()
+        figures = routing_figures(config, library, data)
     record = {
         "schema_version": 1,
         "decisions": {task: {"top_k": decision.top(config.top_k), **decision.to_dict()}
                       for task, decision in decisions.items()},
-        "figures": routing_figures(config, library, data),
+        "figures": figures,
     }
     storage.write_json(path, record)
     return record

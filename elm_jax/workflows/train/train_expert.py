@@ -1,7 +1,7 @@
 """Trains one expert (`elm train`): a prompt expert, a dataset expert, or the multitask baseline."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -24,6 +24,7 @@ from elm_jax.models import families
 from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.runtime import hosts, locks, sharding, storage
 from elm_jax.runtime.differences import differences
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.training.loop import FitResult, fit
 from elm_jax.training.run_settings import RunConfig, StackConfig
 from elm_jax.training.stack.slots import Opened, StackedRun
@@ -252,7 +253,7 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: Bat
         InputError: a task is for evaluation only, there are no data, or rows that the network's context does
             not hold.
     """
-    splits = [data.split(task, "train") for task in tasks]
+    splits = _train_splits(data, tasks)
     refused = {prepared.name: prepared.info["role"] for prepared in splits
                if prepared.info.get("role") in registry.EVALUATION_ONLY}
     if refused:  # arrays of tasks that are not registered here
@@ -277,6 +278,17 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: Bat
     stream = TrainStream(source, form=form, batch_size=config.batch_size, lengths=lengths,
                          seed=config.random_seed, pack=config.pack)
     return stream, sum(len(prepared) for prepared in splits)
+
+
+def _train_splits(data: TaskData, tasks: Sequence[str]) -> list[PreparedSplit]:
+    if len(tasks) == 1:
+        return [data.split(tasks[0], "train")]
+    splits = []
+    with StageLine("reading", len(tasks), "task") as line:
+        for task in tasks:
+            splits.append(data.split(task, "train"))
+            line.step(len(splits[-1]))
+    return splits
 
 
 def dataset_of(prepared: Any) -> str:

@@ -148,8 +148,10 @@ def test_a_data_set_of_one_split_is_counted_and_cached(world, data, capsys, tmp_
     assert status == 0 and splits == {("ag_news__classify", "train")}
     assert "ag_news__classify: there are no rows of validation" in err
     status, out, err = run(capsys, "tasks", "cache", "--prepared", tmp_path / "arrays", *words)
-    line, = out.splitlines()
-    assert status == 0 and line.startswith("ag_news__classify train: 4 rows, 2 dropped (")
+    row, = csv.DictReader(io.StringIO(out), delimiter="\t")
+    assert status == 0 and (row["task"], row["split"]) == ("ag_news__classify", "train")
+    assert (row["rows"], row["dropped"]) == ("4", "2") and "skipped by the template: 1" in row["why"]
+    assert "preparing 1 split: 1 of 1, 4 rows, " in err and err.count("prepar") == 1
     assert "ag_news__classify: there are no rows of validation" in err
     rows = {row["dataset"]: row for row in json.loads(
         run(capsys, "tasks", "check", "--json", *TASKS)[1])["datasets"]}
