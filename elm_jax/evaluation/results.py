@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 """Versions that reports read; a run computes rows of version 1 again, and those of 2 whose value changes."""
 
 
+PREDICTIONS = "predictions"
 KEPT_PROMPTS = 50
 """Rows of a task, the first by index, whose prompts are kept beside the predictions."""
 
@@ -191,12 +193,12 @@ class ResultsStore:
         """
         row, rows = result.rows[0], result.rows
         path = self._predictions_path(row["expert"], row["task"], row["split"])
-        with locks.alone(self.folder / "predictions", locks.CHANGE_SECONDS):
+        with kept_results(self.folder):
             if hosts.is_first():
                 self.refresh()
                 for other in self._added:
                     _check_alike(row, other, self.path)
-                rows = self._not_there(rows) if path.exists() else rows
+                rows = _not_there(rows, self._rows, self._added) if path.exists() else rows
             if rows:
                 self._keep_prompts(row["task"], row["split"], result.prompts)
                 storage.write_text(path, _lines(result.predictions))
@@ -205,21 +207,6 @@ class ResultsStore:
                     self._remember(one)
                 if hosts.is_first():
                     self._size, self._count = self.path.stat().length, self._count + len(rows)
-
-    def _not_there(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows that are not in the file as its newest; says which another process has added meanwhile."""
-        kept, told = [], []
-        for row in rows:
-            there = self._rows.get(_key(row))
-            if there is None or any(there.get(name) != row.get(name) for name in _SAME):
-                kept.append(row)
-            elif there in self._added:
-                told.append(f"{row['metric']} {there['value']}" + (
-                    f", {row['value']} here" if there["value"] != row["value"] else ", as here"))
-        if told:
-            logger.warning("another process has scored %s on %s meanwhile, and its rows stay: %s",
-                           rows[0]["expert"], rows[0]["task"], "; ".join(told))
-        return kept
 
     def _keep_prompts(self, task: str, split: str, prompts: Sequence[Mapping[str, Any]]) -> None:
         known = self.prompts(task, split)
@@ -279,7 +266,7 @@ class ResultsStore:
 
     def _predictions_path(self, expert: str, task: str, split: str) -> epath.Path:
         storage.require_name(expert, self.path, "name of the expert of a result")
-        return self.folder / "predictions" / expert / self._task_file(task, split)
+        return self.folder / PREDICTIONS / expert / self._task_file(task, split)
 
     def _prompts_path(self, task: str, split: str) -> epath.Path:
         return self.folder / "prompts" / self._task_file(task, split)
@@ -294,12 +281,36 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+@contextmanager
+def kept_results(folder: storage.PathLike) -> Iterator[None]:
+    """Keeps a folder of results for this block: its rows, predictions and reports; waits for those before."""
+    with locks.alone(storage.as_path(folder) / PREDICTIONS, locks.CHANGE_SECONDS):
+        yield
+
+
 _SAME = ("settings", "model", "schema_version")
 """Fields of a row that say what was scored, and how, beside its key."""
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str, str]:
     return row["expert"], row["task"], row["split"], row["metric"]
+
+
+def _not_there(rows: Sequence[dict[str, Any]], newest: Mapping[tuple[str, str, str, str], dict[str, Any]],
+               added: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that are not among the newest; says which of these another process has added meanwhile."""
+    kept, told = [], []
+    for row in rows:
+        there = newest.get(_key(row))
+        if there is None or any(there.get(name) != row.get(name) for name in _SAME):
+            kept.append(row)
+        elif there in added:
+            told.append(f"{row['metric']} {there['value']}" + (
+                f", {row['value']} here" if there["value"] != row["value"] else ", as here"))
+    if told:
+        logger.warning("another process has scored %s on %s meanwhile, and its rows stay: %s",
+                       rows[0]["expert"], rows[0]["task"], "; ".join(told))
+    return kept
 
 
 def _check_alike(row: dict[str, Any], other: dict[str, Any], where: epath.Path) -> None:

@@ -18,7 +18,7 @@ from elm_jax.reporting.page import LIBRARY_HTML, LIBRARY_MARKDOWN
 from elm_jax.reporting.page_parts import Made, fold, html_page, markdown_of
 from elm_jax.reporting.report import fraction, markdown_table, with_interval
 from elm_jax.routing.neighbors import KeyNeighbors, key_neighbors
-from elm_jax.runtime import storage
+from elm_jax.runtime import locks, storage
 from elm_jax.runtime.config_checks import items_of
 
 BASE = "base"
@@ -66,6 +66,13 @@ def write_library_report(
     if page.suffix != ".html" or page.is_dir():
         raise InputError(describe("The page needs a name that ends in .html", where=page,
                                   cure=f"--output {page.with_suffix('.html')}"))
+    with locks.alone(folder, locks.CHANGE_SECONDS):
+        return _write(folder, page, results, verify, made or Made())
+
+
+def _write(folder: epath.Path, page: epath.Path, results: Sequence[storage.PathLike], verify: bool,
+           made: Made) -> epath.Path:
+    """Does as `write_library_report`, of a library that no other process changes."""
     opened = open_without_encoder(folder)
     neighbors = key_neighbors(opened.index)
     fingerprints, faults = check_cards(opened)
@@ -74,7 +81,7 @@ def write_library_report(
     pictures = {picture: plots.routing_map(opened.index.experts, neighbors.shares)}
     content = {
         "title": f"Library {storage.absolute(folder).name}",
-        "summary": [(made or Made()).sentence(), *_summary(opened, neighbors)],
+        "summary": [made.sentence(), *_summary(opened, neighbors)],
         "verified": _verified(opened, [*faults, *opened.verify()] if verify else faults, verify),
         "experts": experts_grid(opened, neighbors),
         "scores": expert_scores_grid(opened, stores, fingerprints),

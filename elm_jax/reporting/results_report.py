@@ -11,7 +11,7 @@ from rich.console import Console
 
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.answers import Answers, is_constant, read_answers
-from elm_jax.evaluation.results import ResultsStore
+from elm_jax.evaluation.results import ResultsStore, kept_results
 from elm_jax.reporting import plots, samples
 from elm_jax.reporting.cells import Cell, paired_difference
 from elm_jax.reporting.curve_plots import learning_curves
@@ -110,6 +110,12 @@ def write_results_report(place: storage.PathLike, *, made: Made | None = None,
         InputError: there are no results here, or they are damaged, or a given folder holds no expert.
     """
     path = find_results(place)
+    with kept_results(path.parent):
+        return _write(path, made or Made(), experts)
+
+
+def _write(path: epath.Path, made: Made, experts: Sequence[storage.PathLike]) -> ResultsReport:
+    """Does as `write_results_report`, in a folder that no other process writes."""
     store = ResultsStore(path.parent, path.name)
     scores = [_score(store, row) for row in store.rows()]
     if not scores:
@@ -119,7 +125,7 @@ def write_results_report(place: storage.PathLike, *, made: Made | None = None,
     wanted = {score.row["expert"]: score.row.get("model") for score in scores if score.row["expert"] != BASE}
     found = find_experts(wanted, [folder, folder.parent], experts)
     grid, pictures = scores_grid(scores), draw_scores(scores, found)
-    extras = Extras(made or Made(), pictures, found, samples_grid(scores, store), matrix_grid(scores))
+    extras = Extras(made, pictures, found, samples_grid(scores, store), matrix_grid(scores))
     texts = _render(path, scores, grid, extras)
     for name, picture in pictures.items():
         storage.write_bytes(path.parent / name, picture)

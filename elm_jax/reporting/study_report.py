@@ -11,7 +11,7 @@ from rich.console import Console
 
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.answers import read_answers
-from elm_jax.evaluation.evaluator import ResultsStore
+from elm_jax.evaluation.results import ResultsStore, kept_results
 from elm_jax.reporting import plots, report, samples
 from elm_jax.reporting.cells import Cell, Matrix, cell_of
 from elm_jax.reporting.curve_plots import learning_curves
@@ -83,8 +83,14 @@ def write_report(folder: storage.PathLike, store: ResultsStore | None = None, *,
         raise InputError(describe("There are no results of a study here", where=folder,
                                   expected="a folder with study.json and results.jsonl",
                                   cure="`elm report` of other results says what `elm evaluate` found"))
+    with kept_results(folder):
+        return _write(folder, store or ResultsStore(folder), made or Made(), experts)
+
+
+def _write(folder: epath.Path, store: ResultsStore, made: Made, experts: Sequence[storage.PathLike]
+           ) -> ReportOutcome:
+    """Does as `write_report`, in a folder that no other process writes."""
     facts = read_facts(folder)
-    store = store or ResultsStore(folder)
     matrix = read_matrix(store)
     table = study_table(facts, matrix)
     wanted = {row["expert"]: row.get("model") for row in store.rows() if row["expert"] != facts["base"]}
@@ -93,7 +99,7 @@ def write_report(folder: storage.PathLike, store: ResultsStore | None = None, *,
     losses = {name: expert.losses for name, expert in found.items() if expert.losses}
     if losses:
         pictures["learning_curves.png"] = learning_curves(losses)
-    extras = report.Extras(made or Made(), pictures, found, study_samples(facts, matrix, store),
+    extras = report.Extras(made, pictures, found, study_samples(facts, matrix, store),
                            heat_map_grid(facts, matrix))
     texts = report.render(facts, table, oracle_ranks(facts, matrix), extras)
     for name, picture in pictures.items():

@@ -4,9 +4,15 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import many_processes
+import processes
 import pytest
 import tiny_study as tiny
 from verbs_at_once import HashEncoder, VerbServer
@@ -15,6 +21,7 @@ from elm_jax.errors import InputError
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert
 from elm_jax.routing.text import RoutingInstance
+from elm_jax.runtime import trees
 from elm_jax.runtime.locks import alone
 from elm_jax.workflows.farm import jobs
 from elm_jax.workflows.merge.search_config import SearchConfig
@@ -92,6 +99,48 @@ def test_verbs_that_make_a_library_and_arrays_at_once(world, server, tmp_path):
     assert [each.errors for each in cached if each.status] == []
     for task in (tiny.REVIEW, tiny.TOPIC):
         assert sorted(os.listdir(tmp_path / "prepared" / task)) == ["train", "validation"]
+
+
+def train_words(world, folder: pathlib.Path) -> list[object]:
+    """A run that saves after every step."""
+    settings = {
+        "MODEL_DIR": str(folder), "INITIAL_CHECKPOINT_PATH": str(world.base.path), "TASK": tiny.TOPIC,
+        "TASK_MODULES": tiny.MODULES, "EPOCHS": None, "TRAIN_STEPS": 40, "BATCH_SIZE": 4, "MESH_DATA": 1,
+        "TASK_FEATURE_LENGTHS": tiny.LENGTHS, "PREPARED_DIR": str(world.folder / "prepared"),
+        "train.adapter_bottleneck": 4, "train.log_period": 1, "train.checkpoint_period": 1,
+        "train.tensorboard": False}
+    return ["train", "--gin_file", "experts/prompt.gin",
+            *(f"--gin.{name}={value!r}" for name, value in settings.items())]
+
+
+@pytest.mark.slow
+def test_runs_and_evaluations_at_once(world, server, tmp_path):
+    """Of two runs one is refused; a killed one is followed at once; each evaluated pair stands once."""
+    run = tmp_path / "run"
+    ended = server.run(*[train_words(world, run)] * 2)
+    assert sorted(each.status for each in ended) == [0, 2]
+    assert re.search(rf"Another process is writing(.|\n)*{run}\n(.|\n)*process \d+:", max(ended).errors)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 41)) and load_expert(run).card.training["steps"] == 40
+    killed = tmp_path / "killed"
+    words = [sys.executable, "-m", "elm_jax.cli", *train_words(world, killed)]
+    first = subprocess.Popen(words, env=processes.environment(1), stderr=subprocess.DEVNULL)
+    while not (killed / "checkpoints").exists() or not any((killed / "checkpoints").glob("*/COMMITTED.json")):
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    assert [each.status for each in server.run(train_words(world, killed))] == [0]
+    assert first.wait() == -signal.SIGKILL
+    assert trees.fingerprint(load_expert(killed).overlay) == trees.fingerprint(load_expert(run).overlay)
+    output = tmp_path / "results.jsonl"
+    evaluate = [["evaluate", "--base", world.base.path, "--expert", world.folder / name, "--task", tiny.TOPIC,
+                 "--prepared", world.folder / "prepared", "--module", *tiny.MODULES, "--max_rows", "20",
+                 "--source_length", "64", "--output", output] for name in ("topic", "review") * 2]
+    ended = server.run(*evaluate)
+    assert [each.errors for each in ended if each.status] == []
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert sorted(row["expert"] for row in rows) == sorted([tiny.TOPIC, tiny.REVIEW])
+    assert any("its rows stay" in each.errors for each in ended)
 
 
 def test_a_farm_has_the_experts_of_all_that_extend_it_at_once(world, tmp_path):
