@@ -14,7 +14,7 @@ from elm_jax.errors import InputError, describe, in_short
 from elm_jax.evaluation.evaluation_settings import KNOWN_METRICS, PRIMARY
 from elm_jax.evaluation.intervals import mean_with_interval
 from elm_jax.evaluation.script_words import is_plain
-from elm_jax.runtime import hosts, locks, records, storage
+from elm_jax.runtime import hosts, leftovers, locks, records, storage
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 3
@@ -136,6 +136,12 @@ class ResultsStore:
             self._remember(row)
         self._size, self._count = size, len(rows)
         self._added += rows[known:]
+
+    def clear_leftovers(self) -> None:
+        """Removes what killed processes left half written beside the predictions."""
+        if storage.is_local(self.folder) and (self.folder / "predictions").is_dir():
+            for folder in (self.folder, *(self.folder / "predictions").iterdir()):
+                leftovers.clear(str(folder))
 
     def rows(self) -> list[dict[str, Any]]:
         """The newest row of every (expert, task, split, metric), in the order of first writing."""

@@ -2,8 +2,9 @@
 
 On disk: ``library.json`` names the newest ``keys/<revision>/`` and every expert under ``experts/<id>/``.
 A change writes new files beside the old ones, then ``library.json``, then removes files that are no longer
-referenced, so an interrupted change leaves the library as it was. Changes of several processes come one after
-another, each to what the one before has left.
+referenced, so an interrupted change leaves the library as it was, or as it should be. What it leaves beside
+that the next change clears (`library_changes`). Changes of several processes come one after another, each to
+what the one before has left.
 """
 
 import dataclasses
@@ -15,7 +16,9 @@ from typing import Any
 from etils import epath
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.experts import library_changes
 from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
 from elm_jax.formats.places import EXPERT_FILE
 from elm_jax.routing.embed import TextEncoder
@@ -28,6 +31,8 @@ from elm_jax.runtime.config_checks import items_of
 _KEYS = re.compile(r"\d{6,}")
 
 SCHEMA_VERSION = 1
+_SETTINGS = ("encoder", "text_format", "instances_per_expert")
+"""Facts of a library that no change alters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +149,8 @@ class ExpertLibrary:
                instances_per_expert: int) -> "ExpertLibrary":
         """Creates an empty library in memory; the first `add` writes it to disk."""
         path = storage.as_path(path)
-        _check_none(path)
+        if not library_changes.was_interrupted(path):  # else `add` sees whether it was this one
+            _check_none(path)
         facts = {"schema_version": SCHEMA_VERSION, "encoder": {"name": encoder.name,
                  "fingerprint": encoder.fingerprint}, "text_format": text_format,
                  "instances_per_expert": instances_per_expert, "keys": None, "revision": 0, "experts": []}
@@ -178,7 +184,7 @@ class ExpertLibrary:
         """Adds experts, with the training instances that become their keys.
 
         What other processes have added or removed since the library was read stays so: it is read again, and
-        kept from them while this writes.
+        kept from them while this writes. Nothing is done where a killed process had just added the same.
 
         Args:
             experts: from an expert's folder to its training instances, of which the caller has drawn at most
@@ -188,15 +194,20 @@ class ExpertLibrary:
             InputError: an expert is there already, or belongs to another base than the others.
         """
         cards = {folder: load_expert(folder).card for folder in experts}
+        ids = tuple(card.id for card in cards.values())
+        made = self._end_interrupted()
+        if made is not None and made.added == ids and all(self[one.id].card == one for one in cards.values()):
+            return
         vectors = {}
         for folder, instances in experts.items():
-            self._check_new(cards[folder], folder, list(cards.values()))
+            _check_new(self.entries, cards[folder], folder, list(cards.values()))
             if not instances:
                 raise InputError(describe("An expert needs instances for its keys", where=folder))
             vectors[folder] = self.encoder.embed([format_text(one, self.text_format) for one in instances])
         with self._changing():
             for folder, card in cards.items():
-                self._check_new(card, folder, list(cards.values()))
+                _check_new(self.entries, card, folder, list(cards.values()))
+            library_changes.begin_change(self.path, LibraryChange(self.facts["revision"] + 1, added=ids))
             index, rows, entries = self.index, list(self.instances), list(self.facts["experts"])
             for folder, instances in experts.items():
                 card = cards[folder]
@@ -209,9 +220,14 @@ class ExpertLibrary:
     def remove(self, expert_ids: Sequence[str]) -> None:
         """Removes experts and their keys, as `add` adds them; a string is one expert's id."""
         expert_ids = items_of(expert_ids)
+        made = self._end_interrupted()
+        if made is not None and made.removed == tuple(expert_ids):
+            return
         with self._changing():
             for expert_id in expert_ids:
                 self[expert_id]
+            change = LibraryChange(self.facts["revision"] + 1, removed=tuple(expert_ids))
+            library_changes.begin_change(self.path, change)
             index = self.index
             for expert_id in expert_ids:
                 index = index.remove(expert_id)
@@ -227,7 +243,21 @@ class ExpertLibrary:
                 _check_none(self.path)
             elif (facts := self._read_facts(self.path)) != self.facts:
                 self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
+            library_changes.end_change(self.path, self.facts)
             yield
+
+    def _end_interrupted(self) -> LibraryChange | None:
+        """Clears what a killed process left; returns its change if the library, one like this, has it."""
+        if not library_changes.was_interrupted(self.path):
+            return None
+        with locks.alone(self.path, locks.CHANGE_SECONDS):
+            there = (self.path / "library.json").exists()
+            facts = self._read_facts(self.path) if there else self.facts
+            made = library_changes.end_change(self.path, facts)
+            if made is None or any(facts[name] != self.facts[name] for name in _SETTINGS):
+                return None
+            self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
+            return made
 
     def verify(self) -> list[str]:
         """Reads every expert and key back; returns the faults in words, none for an intact library."""
@@ -246,33 +276,18 @@ class ExpertLibrary:
                 faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")
         return faults
 
-    def _check_new(self, card: ExpertCard, folder: Any, added: list[ExpertCard]) -> None:
-        if card.id in self.entries or sum(other.id == card.id for other in added) > 1:
-            raise InputError(describe("The library has an expert of this name already", where=folder,
-                                      got=card.id, cure="remove it first, or give another id"))
-        others = [entry.card for entry in self.entries.values()] + added
-        for other in others:
-            if other.base["fingerprint"] != card.base["fingerprint"]:
-                raise InputError(describe(
-                    "The expert belongs to another base than the library's experts", where=folder,
-                    got=card.base, expected=f"{other.base} as {other.id}"))
-
     def _write(self, index: KeyIndex, rows: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
-        before, revision = self.facts["keys"], self.facts["revision"] + 1
-        name = f"{revision:06d}"
+        revision = self.facts["revision"] + 1
+        name = library_changes.keys_name(revision)
         folder = storage.begin(self.path / "keys" / name)
         index.save(folder)
         storage.append_jsonl(folder / "instances.jsonl", rows)
         storage.commit(folder)
-        if before is None:
+        if self.facts["keys"] is None:
             save_encoder(self.encoder, self.path / "encoder")
         facts = {**self.facts, "keys": name, "revision": revision, "experts": entries}
         storage.write_json(self.path / "library.json", facts)
-        if before is not None:
-            storage.remove(self.path / "keys" / before)
-        gone = self.entries.keys() - {entry["card"]["id"] for entry in entries}
-        for expert_id in gone:
-            storage.remove(self.path / "experts" / expert_id)
+        library_changes.end_change(self.path, facts)
         self.__init__(self.path, facts, self.encoder, index, rows)
 
 
@@ -281,3 +296,16 @@ def _check_none(path: epath.Path) -> None:
     if (path / "library.json").exists():
         raise InputError(describe("There is a library here already", where=path,
                                   cure="use `elm library add`, or another folder"))
+
+
+def _check_new(entries: Mapping[str, LibraryEntry], card: ExpertCard, folder: Any,
+               added: list[ExpertCard]) -> None:
+    """Raises InputError for an expert that is there already, or of another base than the others."""
+    if card.id in entries or sum(other.id == card.id for other in added) > 1:
+        raise InputError(describe("The library has an expert of this name already", where=folder,
+                                  got=card.id, cure="remove it first, or give another id"))
+    for other in [entry.card for entry in entries.values()] + added:
+        if other.base["fingerprint"] != card.base["fingerprint"]:
+            raise InputError(describe(
+                "The expert belongs to another base than the library's experts", where=folder,
+                got=card.base, expected=f"{other.base} as {other.id}"))

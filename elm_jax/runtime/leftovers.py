@@ -1,22 +1,25 @@
 """Temporary files and folders beside their final names, and the removal of what dead processes left of them.
 
 A temporary name says which host made it, ``x.json.tmp-<host>-<process>-<word>``, and its maker keeps the
-file, or the folder, locked (flock) until it has its final name: the system releases the lock when the process
-ends in any way. What is locked is alive. What is not, and was made on this host, is dead. Another host's locks
-may not be seen here (some network disks keep them to one host): what it made is dead when it did not change for
-a day. Disks without locks tell nothing, and are judged in the same way.
+file, or the folder, locked (flock) until it has its final name: the system releases it when the process
+ends in any way. What is locked is alive. What is not, and was made on this host, is dead. Locks of another
+host may not be seen here (some network disks keep them to one host): what it made is dead when it did not
+change for a day. Disks without locks tell nothing, and are judged in the same way.
 """
 
+import atexit
 import fcntl
+import functools
 import hashlib
 import os
 import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO
 
 SILENT_SECONDS = 86_400.0
@@ -34,7 +37,7 @@ def new_file(path: str) -> Iterator[BinaryIO]:
 
     It is removed if the block ends with an error.
     """
-    file, name = None, ""
+    file, name, process = None, "", os.getpid()
     while file is None:
         name = _new_name(path)
         file = open(name, "xb")  # noqa: SIM115  closed below
@@ -44,26 +47,50 @@ def new_file(path: str) -> Iterator[BinaryIO]:
         with file:
             yield file
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.remove(name)
+        if os.getpid() == process:  # not what is forked from it, and ends
+            with suppress(FileNotFoundError):
+                os.remove(name)
         raise
 
 
 @contextmanager
-def new_folder(path: str) -> Iterator[str]:
+def new_folder(path: str, mode: int = 0o777) -> Iterator[str]:
     """Yields a new folder beside a path, locked; the block renames it, or else it is removed at the end."""
-    descriptor, name = None, ""
+    descriptor, name, process = None, "", os.getpid()
     while descriptor is None:
         name = _new_name(path) + PARTIAL
-        os.makedirs(name)
+        os.makedirs(name, mode)
         descriptor = os.open(name, os.O_RDONLY)
         if not _hold(descriptor, name):
             descriptor = os.close(descriptor)
     try:
         yield name
     finally:
-        shutil.rmtree(name, ignore_errors=True)
-        os.close(descriptor)
+        if os.getpid() == process:
+            shutil.rmtree(name, ignore_errors=True)
+            os.close(descriptor)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[str]:
+    """Yields a temporary folder of the system's, for this user alone; it is removed after the block."""
+    place = tempfile.gettempdir()
+    clear(place)
+    with new_folder(os.path.join(place, "elm"), 0o700) as folder:
+        yield folder
+
+
+def process_folder() -> str:
+    """A folder as `scratch_folder` makes it, which is there as long as this process."""
+    return _folder_of(os.getpid())
+
+
+@functools.cache
+def _folder_of(process: int) -> str:  # what is forked gets one of its own
+    del process
+    within = ExitStack()
+    atexit.register(within.close)
+    return within.enter_context(scratch_folder())
 
 
 def clear(folder: str) -> None:

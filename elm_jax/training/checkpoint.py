@@ -205,8 +205,10 @@ class Checkpoints:
                          "facts": _as_text(self.facts), "settings": self._settings,
                          **({} if note is None else {"note": note})},
             )
-            for step in self.steps()[: -self.keep_checkpoints]:
-                storage.remove(self.folder / str(step))
+            kept = [str(step) for step in self.steps()[-self.keep_checkpoints:]]
+            for path in list(self.folder.iterdir()):  # also what a killed run left half written
+                if path.name.isdecimal() and path.name not in kept:
+                    storage.remove(path)
 
 
 def _marker_of(checkpoint: epath.Path) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -25,7 +24,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import leftovers, storage
 from elm_jax.vocabularies import tokenizer_json
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -161,10 +160,9 @@ class Vocabulary(abc.ABC):
 
     def file(self) -> str:
         """Path of a temporary file that holds the vocabulary, for SeqIO; it lives as long as this process."""
-        if not hasattr(self, "_folder"):
-            self._folder = tempfile.TemporaryDirectory(prefix="elm_vocabulary_")
-        path = os.path.join(self._folder.name, self.FILE)
+        path = os.path.join(leftovers.process_folder(), self.fingerprint[-16:], self.FILE)
         if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "wb") as file:
                 file.write(self.contents)
         return path

@@ -1,6 +1,9 @@
 """What dead processes left under temporary names goes; what may be a living one's stays."""
 
 import os
+import subprocess
+import sys
+import tempfile
 
 import pytest
 
@@ -68,4 +71,23 @@ def test_what_fails_leaves_nothing(tmp_path):
         raise KeyError
     with pytest.raises(KeyError), leftovers.new_folder(str(tmp_path / "b")):
         raise KeyError
+    assert os.listdir(tmp_path) == []
+
+
+def test_temporary_folders_are_this_user_s_and_go(tmp_path, monkeypatch):
+    """Also those of a process that was killed, with the next one's."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make(tmp_path, ["mine", f"elm.tmp-{leftovers.HOST}-1-0123abcd.partial"])
+    with leftovers.scratch_folder() as folder:
+        assert os.stat(folder).st_mode & 0o777 == 0o700 and len(os.listdir(tmp_path)) == 2
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_a_process_s_folder_is_there_as_long_as_it(tmp_path):
+    program = ("from elm_jax.runtime import leftovers\nimport os\n"
+               "here = leftovers.process_folder()\nassert here == leftovers.process_folder()\n"
+               "if os.fork() == 0:\n    raise SystemExit(os.path.exists(here) - 1)\n"
+               "assert os.wait()[1] == 0 and os.path.exists(here)\n")
+    subprocess.run([sys.executable, "-S", "-c", program], check=True, timeout=60, env={
+        **os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)})
     assert os.listdir(tmp_path) == []

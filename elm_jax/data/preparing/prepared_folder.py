@@ -69,6 +69,7 @@ class PreparedFolder:
             return
         # Written beside it first: workers of a farm may prepare the same split, and the last one would empty
         # the folder that others read already.
+        leftovers.clear(str(place.parent))
         with storage.guard_writes(place), leftovers.new_folder(str(place)) as made:
             prepared.save(made)
             if place.exists() and not storage.is_committed(place):
@@ -81,11 +82,11 @@ class PreparedFolder:
                     raise
                 # Another process was faster: its arrays are equal, and these are removed.
 
-    def clear(self, task: str) -> None:
-        """Removes what killed processes left of arrays of a task that they had not finished."""
-        folder = self.place_of(task, "train", None).parent
-        if storage.is_local(folder):
-            leftovers.clear(str(folder))
+    def clear(self) -> None:
+        """Removes what killed processes left of arrays that they had not finished."""
+        if storage.is_local(self.path) and self.path.is_dir():
+            for folder in self.path.iterdir():
+                leftovers.clear(str(folder))
 
     def prepared_of(self, tasks: Sequence[str]) -> set[str]:
         """The given tasks that have arrays of any split."""

@@ -97,13 +97,10 @@ class TaskData:
         registry.import_tasks(self.modules)
         return registry.get_task(task).has_rows(split)
 
-    def clear_leftovers(self, task: str) -> None:
-        """Removes arrays of a task that killed processes had not finished from the folder of prepared arrays.
-
-        Those that a living process writes stay.
-        """
+    def clear_leftovers(self) -> None:
+        """Removes arrays that killed processes had not finished; those that a living one writes stay."""
         if self._folder is not None:
-            self._folder.clear(task)
+            self._folder.clear()
 
     def _with_exemplars(self, found: PreparedSplit) -> PreparedSplit:
         train = self._open(found.name, self.exemplar_split(found.name), None)
