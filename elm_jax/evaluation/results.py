@@ -124,7 +124,7 @@ class ResultsStore:
             if found not in READABLE_VERSIONS:
                 raise InputError(describe(
                     "A result row has a schema version that this program does not read",
-                    where=f"{self.path}, line {number}", got=found,
+                    where=f"{self.path}, line {number}: schema_version", got=in_short(found),
                     expected=" or ".join(map(str, READABLE_VERSIONS)),
                     cure="write the results into another folder"))
             where = f"{self.path}, line {number}"
@@ -243,7 +243,8 @@ class ResultsStore:
                   if row["metric"] in PRIMARY.values()}
         if not found or (counts and len(found) not in counts):
             raise InputError(describe(
-                "The file holds other predictions than its result is of", where=path,
+                "The file holds other predictions than its result is of",
+                where=f"{path}, and num_instances in {self.path}",
                 got=f"{len(found)} lines", cure="evaluate it again",
                 expected=" or ".join(map(str, sorted(counts))) or "at least one"))
         return found

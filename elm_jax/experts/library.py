@@ -24,6 +24,7 @@ from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import locks, records, storage
 from elm_jax.runtime.config_checks import items_of
+from elm_jax.runtime.differences import differences
 
 _KEYS = re.compile(r"\d{6,}")
 
@@ -240,7 +241,9 @@ class ExpertLibrary:
                 continue
             if card != entry.card:
                 path = self.path / "experts" / expert_id / EXPERT_FILE
-                faults.append(f"{expert_id}: its card, {path}, is not the one that library.json lists")
+                unlike = "; ".join(differences(card.to_dict(), entry.card.to_dict()))
+                faults.append(f"{expert_id}: its card, {path}, is not the one that library.json lists: "
+                              f"{unlike}")
             count = self.index.count(expert_id)
             if count != entry.num_keys:
                 faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")

@@ -256,6 +256,26 @@ def _run_of(folder: pathlib.Path) -> tuple[dict, object]:
     return {name: ast.literal_eval(fact) for name, fact in marker["facts"].items()}, state
 
 
+def make_zarr(folder: pathlib.Path) -> None:
+    """T5X's older layout: an array a folder, some in the msgpack file."""
+    import t5x_checkpoints as t5x
+
+    network = t5x.config("t5_1_0_tied")
+    leaves = t5x.as_t5x(t5x.random_leaves(network), network, "minimal")
+    t5x.write_zarr(folder / "model", leaves, inline=("decoder/decoder_norm/scale",))
+
+
+def read_note(folder: pathlib.Path) -> object:
+    """What a stack's checkpoint says of its slots."""
+    from elm_jax.training.checkpoint import Checkpoints
+    from elm_jax.training.stack import stacked_loop
+
+    with Checkpoints(folder / "stack", {}) as checkpoints:
+        note = checkpoints.note()
+        if note is not None:
+            stacked_loop.check_note(note, checkpoints)
+
+
 def make_stack(folder: pathlib.Path) -> None:
     from elm_jax.runtime import storage
     from elm_jax.workflows.train.train_stack import FAILED_FILE
@@ -684,7 +704,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("expert", _copy("runs/prompt/expert"), read_expert),
     Kind("library", _copy("library"), read_library),
     Kind("results", _copy("results"), read_results),
-    Kind("study", make_study, read_study, told=("where: task ",)),
+    Kind("study", make_study, read_study, told=("where: task ", "Rows were not scored")),
     Kind("records", make_records, read_records),
     Kind("arrays", make_arrays, read_arrays),
     Kind("farm", _copy("half_farm"), read_farm, left_out=("/state/", "/weights/", ".gin", "metrics.jsonl")),
@@ -696,6 +716,8 @@ KINDS = {kind.name: kind for kind in (
     Kind("llama", make_llama, read_model),
     Kind("hf_export", _copy("hf_export"), read_hf_export, left_out=("report.json",)),
     Kind("t5x_export", _copy("t5x_export"), read_t5x, left_out=("report.json",)),
+    Kind("t5x_zarr", make_zarr, read_t5x),
+    Kind("stack", _copy("half_stack/stack"), read_note, left_out=("/state/",)),
     Kind("peft", make_peft, read_peft, left_out=("/model/",)),
     Kind("encoder", make_encoder, read_encoder),
     Kind("recipe", make_recipe, read_recipe, left_out=("/two/model-",)),
