@@ -109,15 +109,16 @@ class ExpertLibrary:
         """
         path = storage.as_path(path)
         while True:
-            facts = cls._read_facts(path)
+            facts = cls.read_facts(path)
             try:
                 return cls._of_facts(path, facts, encoder)
             except InputError:
-                if cls._read_facts(path) == facts:
+                if cls.read_facts(path) == facts:
                     raise  # else another process has changed the library meanwhile
 
     @staticmethod
-    def _read_facts(path: epath.Path) -> dict[str, Any]:
+    def read_facts(path: epath.Path) -> dict[str, Any]:
+        """Reads ``library.json``; InputError if there is none, or a field of it is missing or wrong."""
         facts = records.read_record(path / "library.json", LibraryFacts, kind="library",
                                     schema_version=SCHEMA_VERSION)
         if not _KEYS.fullmatch(facts["keys"]):  # becomes a path
@@ -226,7 +227,7 @@ class ExpertLibrary:
         with locks.alone(self.path, locks.CHANGE_SECONDS):
             if self.facts["keys"] is None:
                 _check_none(self.path)
-            elif (facts := self._read_facts(self.path)) != self.facts:
+            elif (facts := self.read_facts(self.path)) != self.facts:
                 self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
             yield
 

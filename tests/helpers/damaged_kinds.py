@@ -88,18 +88,25 @@ def read_base(folder: pathlib.Path) -> object:
 def read_expert(folder: pathlib.Path) -> object:
     from elm_jax.experts.overlay import load_expert
     from elm_jax.formats import detect
+    from elm_jax.reporting import expert_cards
 
     with contextlib.suppress(detect.InputError):
         detect.open_model(folder / "expert")
+    expert_cards.cards_grid(found.card for found in expert_cards.find_experts(
+        {"tickets__which_team": None}, (), [folder]).values())
     return load_expert(folder / "expert")
 
 
 def read_library(folder: pathlib.Path) -> object:
     """Opens, lists, routes, and reads every expert back."""
     from elm_jax.experts.library import ExpertLibrary
+    from elm_jax.reporting import library_report
     from elm_jax.routing.text import RoutingInstance
     from elm_jax.workflows.route import explained_routes
 
+    opened = library_report.open_without_encoder(folder / "library")
+    library_report.check_cards(opened)
+    library_report.experts_grid(opened, library_report.key_neighbors(opened.index))
     library = ExpertLibrary.open(folder / "library")
     explained_routes(library, [RoutingInstance("Which team answers?", None, ("sales", "help"))])
     faults = library.verify()
@@ -161,8 +168,11 @@ def read_study(folder: pathlib.Path) -> object:
     facts = study_report.read_facts(folder / "results")
     matrix = study_report.read_matrix(study_report.ResultsStore(folder / "results"))
     table = study_table(facts, matrix)
-    return report.render(facts, table, study_report.oracle_ranks(facts, matrix), {
-        "heat_map": b"", "bars": b""})
+    store = study_report.ResultsStore(folder / "results")
+    extras = report.Extras(report.Made(), {"heat_map.png": b"", "bars.png": b""}, {},
+                           study_report.samples_grid(facts, matrix, store),
+                           study_report.matrix_grid(facts, matrix))
+    return report.render(facts, table, study_report.oracle_ranks(facts, matrix), extras)
 
 
 def make_records(folder: pathlib.Path) -> None:
@@ -701,7 +711,7 @@ def make_torch(folder: pathlib.Path) -> None:
 
 KINDS = {kind.name: kind for kind in (
     Kind("base", _copy("base/base"), read_base),
-    Kind("expert", _copy("runs/prompt/expert"), read_expert),
+    Kind("expert", _copy("runs/prompt/expert", "runs/prompt/metrics.jsonl"), read_expert),
     Kind("library", _copy("library"), read_library),
     Kind("results", _copy("results"), read_results),
     Kind("study", make_study, read_study, told=("where: task ", "Rows were not scored")),
