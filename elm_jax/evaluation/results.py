@@ -119,20 +119,10 @@ class ResultsStore:
         size = self.path.stat().length if self.path.exists() else 0
         if size == self._size:
             return
-        rows = storage.read_jsonl(self.path)
+        rows, name = storage.read_jsonl(self.path), str(self.path)
         known = self._count if self._count <= len(rows) else 0
         for number, row in enumerate(rows[known:], start=known + 1):
-            found = row.get("schema_version")
-            if found not in READABLE_VERSIONS:
-                raise InputError(describe(
-                    "A result row has a schema version that this program does not read",
-                    where=f"{self.path}, line {number}", got=found,
-                    expected=" or ".join(map(str, READABLE_VERSIONS)),
-                    cure="write the results into another folder"))
-            where = f"{self.path}, line {number}"
-            records.check_record(row, ResultRow, kind="result", where=where)
-            for what in ("expert", "task", "split"):  # predictions are kept by them
-                storage.require_name(row[what], where, f"{what} of a result")
+            _check_row(row, f"{name}, line {number}")
             self._remember(row)
         self._size, self._count = size, len(rows)
         self._added += rows[known:]
@@ -236,7 +226,8 @@ class ResultsStore:
                   if row["metric"] in PRIMARY.values()}
         if not found or (counts and len(found) not in counts):
             raise InputError(describe(
-                "The file holds other predictions than its result is of", where=path,
+                "The file holds other predictions than its result is of",
+                where=f"{path}, and num_instances in {self.path}",
                 got=f"{len(found)} lines", cure="evaluate it again",
                 expected=" or ".join(map(str, sorted(counts))) or "at least one"))
         return found
@@ -335,6 +326,19 @@ def _check_alike(row: dict[str, Any], other: dict[str, Any], where: epath.Path) 
                 cure="write these results into another folder"))
 
 
+def _check_row(row: Mapping[str, Any], where: str) -> None:
+    """Raises InputError unless a line of results is one of a version that is read."""
+    found = row.get("schema_version")
+    if found not in READABLE_VERSIONS:
+        raise InputError(describe(
+            "A result row has a schema version that this program does not read",
+            where=f"{where}: schema_version", got=in_short(found),
+            expected=" or ".join(map(str, READABLE_VERSIONS)), cure="write the results into another folder"))
+    records.check_record(row, ResultRow, kind="result", where=where)
+    for what in ("expert", "task", "split"):  # predictions are kept by them
+        storage.require_name(row[what], where, f"{what} of a result")
+
+
 def _check_prediction(row: Mapping[str, Any], first: Mapping[str, Any], where: str) -> None:
     """Raises InputError unless the fields of a prediction fit each other, and its file's first row."""
     value = "correct" if {"scores", "correct"} & first.keys() else "rouge_l"
@@ -342,13 +346,17 @@ def _check_prediction(row: Mapping[str, Any], first: Mapping[str, Any], where: s
     credits = row.get("credits", [1.0] * count)
     wrong = [name for name, fits in (
         ("index", row["index"] >= 0),
-        (value, type(row.get(value)) in (int, float) and 0 <= row[value] <= 1),
+        (value, _is_share(row.get(value))),
         ("scores", ("scores" in row) == ("scores" in first) and (count > 0 or "scores" not in row)),
         ("label", -1 <= row.get("label", -1) < max(count, 1)),
         ("place", 0 <= row.get("place", 0) < max(count, 1)),
-        ("credits", len(credits) == count and all(0 <= credit <= 1 for credit in credits)),
+        ("credits", len(credits) == count and all(map(_is_share, credits))),
         ("right", "credits" not in row or len(row.get("right", ())) == sum(map(bool, credits))),
     ) if not fits]
     if wrong:
         raise records.wrong_field("The prediction's fields do not fit each other", where, (wrong[0],),
                                   in_short(row.get(wrong[0])), "as `elm evaluate` writes it")
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1

@@ -117,12 +117,40 @@ class ExpertCard:
                 describe("The expert's card is not valid", where=where,
                          got=f"missing {missing}, unknown {unknown}", expected=sorted(known))
             )
-        records.check_record(value, cls, kind="expert's card", where=where)
+        for schema in (cls, StoredParts):
+            records.check_record(value, schema, kind="expert's card", where=where)
         try:
             return cls(**value)
         except InputError as error:
             raise InputError(describe("The expert's card is not valid", where=where,
                                       got=str(error))) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTraining:
+    """What is read again of a card's training, beside what else stands there."""
+
+    steps: int = 0
+    config_digest: str | None = None
+    settings: dict[str, Any] | None = None
+    rows: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    weight_search: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParent:
+    """What is read again of a merged expert's parents."""
+
+    id: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParts:
+    """The objects inside of a card."""
+
+    training: StoredTraining = dataclasses.field(default_factory=StoredTraining)
+    parents: list[StoredParent] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import locks, records, storage
 from elm_jax.runtime.config_checks import items_of
+from elm_jax.runtime.differences import differences
 
 _KEYS = re.compile(r"\d{6,}")
 
@@ -113,15 +114,16 @@ class ExpertLibrary:
         """
         path = storage.as_path(path)
         while True:
-            facts = cls._read_facts(path)
+            facts = cls.read_facts(path)
             try:
                 return cls._of_facts(path, facts, encoder)
             except InputError:
-                if cls._read_facts(path) == facts:
+                if cls.read_facts(path) == facts:
                     raise  # else another process has changed the library meanwhile
 
     @staticmethod
-    def _read_facts(path: epath.Path) -> dict[str, Any]:
+    def read_facts(path: epath.Path) -> dict[str, Any]:
+        """Reads ``library.json``; InputError if there is none, or a field of it is missing or wrong."""
         facts = records.read_record(path / "library.json", LibraryFacts, kind="library",
                                     schema_version=SCHEMA_VERSION)
         if not _KEYS.fullmatch(facts["keys"]):  # becomes a path
@@ -241,7 +243,7 @@ class ExpertLibrary:
         with locks.alone(self.path, locks.CHANGE_SECONDS):
             if self.facts["keys"] is None:
                 _check_none(self.path)
-            elif (facts := self._read_facts(self.path)) != self.facts:
+            elif (facts := self.read_facts(self.path)) != self.facts:
                 self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
             library_changes.end_change(self.path, self.facts)
             yield
@@ -270,7 +272,9 @@ class ExpertLibrary:
                 continue
             if card != entry.card:
                 path = self.path / "experts" / expert_id / EXPERT_FILE
-                faults.append(f"{expert_id}: its card, {path}, is not the one that library.json lists")
+                unlike = "; ".join(differences(card.to_dict(), entry.card.to_dict()))
+                faults.append(f"{expert_id}: its card, {path}, is not the one that library.json lists: "
+                              f"{unlike}")
             count = self.index.count(expert_id)
             if count != entry.num_keys:
                 faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")

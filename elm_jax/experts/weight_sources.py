@@ -129,7 +129,7 @@ def _of_another_kind(kind: str, folder: epath.Path) -> InputError:
     got = [*found, *("an adapter of PEFT" for _ in adapter)]
     return InputError(describe(
         f"The source is no {kind} folder", where=folder, got=" or ".join(got) or "none of any kind",
-        expected=_SIGNS[kind],
+        expected=None if got else _SIGNS[kind],
         cure=f"--from {(found + adapter)[0]}" if got else None))
 
 

@@ -11,7 +11,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import read_card
 from elm_jax.reporting.page_parts import fold
 from elm_jax.runtime import storage
-from elm_jax.runtime.config_checks import items_of
+from elm_jax.runtime.config_checks import items_of, misfit
 
 PLACES = ("expert.json", "expert/expert.json", "*/expert.json", "*/expert/expert.json", "*/*/expert.json",
           "*/*/expert/expert.json")
@@ -30,6 +30,14 @@ class FoundExpert:
 
     card: ExpertCard
     losses: tuple[tuple[int, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class LossRow:
+    """What is read of a line of a run's log."""
+
+    step: int
+    loss: float | None
 
 
 def find_experts(wanted: Mapping[str, str | None], near: Iterable[storage.PathLike],
@@ -80,9 +88,9 @@ def read_losses(path: storage.PathLike) -> tuple[tuple[int, float], ...]:
     Raises:
         InputError: the file is damaged.
     """
-    rows = [row for row in storage.read_jsonl(path) if isinstance(row, dict)]
+    rows = storage.read_jsonl(path)
     return tuple((row["step"], float(row["loss"])) for row in rows
-                 if type(row.get("step")) is int and type(row.get("loss")) in (int, float))
+                 if misfit(row, LossRow) is None and row["loss"] is not None)
 
 
 def cards_grid(cards: Iterable[ExpertCard]) -> dict[str, Any]:

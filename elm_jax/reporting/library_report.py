@@ -98,8 +98,7 @@ def _write(folder: epath.Path, page: epath.Path, results: Sequence[storage.PathL
 
 def open_without_encoder(folder: storage.PathLike) -> ExpertLibrary:
     """Opens a library whose keys are read but cannot be asked with texts."""
-    facts = storage.read_json(storage.as_path(folder) / "library.json", kind="library", schema_version=1)
-    encoder = facts["encoder"]
+    encoder = ExpertLibrary.read_facts(storage.as_path(folder))["encoder"]
     return ExpertLibrary.open(folder, StoredEncoder(encoder["name"], encoder["fingerprint"]))
 
 

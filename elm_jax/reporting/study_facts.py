@@ -62,7 +62,7 @@ class StudyExpert:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """The settings of a study that its report names."""
 
     num_queries: int
@@ -103,7 +103,7 @@ class StudyFacts:
     unseen_tasks: list[str]
     generative_tasks: list[str]
     decisions: dict[str, StudyDecision]
-    config: Settings
+    config: StudySettings
     routing_figures: list[Figure]
     stage_seconds: dict[str, float]
     programs: Programs

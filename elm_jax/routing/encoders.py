@@ -57,7 +57,7 @@ class MiniLMEncoder:
             raise InputError(
                 describe(
                     "The encoder's tokenizer has another vocabulary than its network",
-                    where=folder,
+                    where=f"{folder}: {TOKENIZER_FILE} and config.json: vocab_size",
                     got=self.tokenizer.get_vocab_size(),
                     expected=self.config.vocab_size,
                 )

@@ -42,9 +42,9 @@ def read_records(path: storage.PathLike, schema: type, *, kind: str) -> list[dic
     Raises:
         InputError: a line is not a JSON object, or a field is missing or of another type.
     """
-    rows = storage.read_jsonl(path)
+    rows, name = storage.read_jsonl(path), str(path)
     for number, row in enumerate(rows, start=1):
-        check_record(row, schema, kind=kind, where=f"{path}, line {number}")
+        check_record(row, schema, kind=kind, where=f"{name}, line {number}")
     return rows
 
 

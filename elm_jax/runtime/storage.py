@@ -259,12 +259,12 @@ def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
     path = as_path(path)
     if not path.exists() and not os.path.islink(path):
         return []
-    lines = read_text(path).split("\n")[:-1]
+    lines, name = read_text(path).split("\n")[:-1], str(path)
     while lines and not lines[-1].strip():
         lines.pop()
     rows = []
     for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
+        where = f"{name}, line {number}"
         row = parse_json(line, "line", where, constants=True)
         if not isinstance(row, dict):
             raise InputError(describe("The line is not a JSON object", where=where, got=in_short(row)))

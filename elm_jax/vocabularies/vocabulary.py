@@ -198,6 +198,9 @@ class SentencePieceVocabulary(Vocabulary):
                 describe("Not a SentencePiece model", where=where, got=error)) from error
         if not model.pieces:
             raise InputError(describe("Not a SentencePiece model", where=where, got="no pieces"))
+        if not all(isinstance(piece.piece, str) for piece in model.pieces):  # protobuf gives bytes for these
+            raise InputError(describe("Not a SentencePiece model", where=where,
+                                      got="a piece that is no UTF-8"))
         own = own_sentinels([piece.piece for piece in model.pieces])
         if extra_ids is None:
             extra_ids = 0 if own else EXTRA_IDS

@@ -88,18 +88,25 @@ def read_base(folder: pathlib.Path) -> object:
 def read_expert(folder: pathlib.Path) -> object:
     from elm_jax.experts.overlay import load_expert
     from elm_jax.formats import detect
+    from elm_jax.reporting import expert_cards
 
     with contextlib.suppress(detect.InputError):
         detect.open_model(folder / "expert")
+    expert_cards.cards_grid(found.card for found in expert_cards.find_experts(
+        {"tickets__which_team": None}, (), [folder]).values())
     return load_expert(folder / "expert")
 
 
 def read_library(folder: pathlib.Path) -> object:
     """Opens, lists, routes, and reads every expert back."""
     from elm_jax.experts.library import ExpertLibrary
+    from elm_jax.reporting import library_report
     from elm_jax.routing.text import RoutingInstance
     from elm_jax.workflows.route import explained_routes
 
+    opened = library_report.open_without_encoder(folder / "library")
+    library_report.check_cards(opened)
+    library_report.experts_grid(opened, library_report.key_neighbors(opened.index))
     library = ExpertLibrary.open(folder / "library")
     explained_routes(library, [RoutingInstance("Which team answers?", None, ("sales", "help"))])
     faults = library.verify()
@@ -161,8 +168,11 @@ def read_study(folder: pathlib.Path) -> object:
     facts = study_report.read_facts(folder / "results")
     matrix = study_report.read_matrix(study_report.ResultsStore(folder / "results"))
     table = study_table(facts, matrix)
-    return report.render(facts, table, study_report.oracle_ranks(facts, matrix), {
-        "heat_map": b"", "bars": b""})
+    store = study_report.ResultsStore(folder / "results")
+    extras = report.Extras(report.Made(), {"heat_map.png": b"", "bars.png": b""}, {},
+                           study_report.samples_grid(facts, matrix, store),
+                           study_report.matrix_grid(facts, matrix))
+    return report.render(facts, table, study_report.oracle_ranks(facts, matrix), extras)
 
 
 def make_records(folder: pathlib.Path) -> None:
@@ -254,6 +264,26 @@ def _run_of(folder: pathlib.Path) -> tuple[dict, object]:
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state)
     return {name: ast.literal_eval(fact) for name, fact in marker["facts"].items()}, state
+
+
+def make_zarr(folder: pathlib.Path) -> None:
+    """T5X's older layout: an array a folder, some in the msgpack file."""
+    import t5x_checkpoints as t5x
+
+    network = t5x.config("t5_1_0_tied")
+    leaves = t5x.as_t5x(t5x.random_leaves(network), network, "minimal")
+    t5x.write_zarr(folder / "model", leaves, inline=("decoder/decoder_norm/scale",))
+
+
+def read_note(folder: pathlib.Path) -> object:
+    """What a stack's checkpoint says of its slots."""
+    from elm_jax.training.checkpoint import Checkpoints
+    from elm_jax.training.stack import stacked_loop
+
+    with Checkpoints(folder / "stack", {}) as checkpoints:
+        note = checkpoints.note()
+        if note is not None:
+            stacked_loop.check_note(note, checkpoints)
 
 
 def make_stack(folder: pathlib.Path) -> None:
@@ -681,10 +711,10 @@ def make_torch(folder: pathlib.Path) -> None:
 
 KINDS = {kind.name: kind for kind in (
     Kind("base", _copy("base/base"), read_base),
-    Kind("expert", _copy("runs/prompt/expert"), read_expert),
+    Kind("expert", _copy("runs/prompt/expert", "runs/prompt/metrics.jsonl"), read_expert),
     Kind("library", _copy("library"), read_library),
     Kind("results", _copy("results"), read_results),
-    Kind("study", make_study, read_study, told=("where: task ",)),
+    Kind("study", make_study, read_study, told=("where: task ", "Rows were not scored")),
     Kind("records", make_records, read_records),
     Kind("arrays", make_arrays, read_arrays),
     Kind("farm", _copy("half_farm"), read_farm, left_out=("/state/", "/weights/", ".gin", "metrics.jsonl")),
@@ -696,6 +726,8 @@ KINDS = {kind.name: kind for kind in (
     Kind("llama", make_llama, read_model),
     Kind("hf_export", _copy("hf_export"), read_hf_export, left_out=("report.json",)),
     Kind("t5x_export", _copy("t5x_export"), read_t5x, left_out=("report.json",)),
+    Kind("t5x_zarr", make_zarr, read_t5x),
+    Kind("stack", _copy("half_stack/stack"), read_note, left_out=("/state/",)),
     Kind("peft", make_peft, read_peft, left_out=("/model/",)),
     Kind("encoder", make_encoder, read_encoder),
     Kind("recipe", make_recipe, read_recipe, left_out=("/two/model-",)),

@@ -113,7 +113,7 @@ def read_info(folder: epath.Path) -> dict[str, Any]:
                                   expected=", ".join(ARRAYS)))
     if (files and written is None) or written not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
         raise InputError(describe("The description of a prepared split is not the one that was written",
-                                  where=path, expected=f"the SHA-256 in {storage.MARKER}", cure=CURE))
+                                  where=path, expected=f"the {_DIGEST} in {storage.MARKER}", cure=CURE))
     return head
 
 

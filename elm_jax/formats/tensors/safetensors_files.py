@@ -144,7 +144,8 @@ def _tensor(path: epath.Path, name: str, entry: Any, start: int) -> StoredTensor
     if entry["dtype"] not in known:
         raise InputError(describe(
             "This program does not read tensors of this type", where=where,
-            got=f"dtype {entry['dtype']}"[:200], expected=f"one of {', '.join(known)}", cure="save the model in bfloat16 or float32"))
+            got=f"dtype {entry['dtype']}"[:200], expected=f"one of {', '.join(known)}",
+            cure="save the model in bfloat16 or float32"))
     dtype = known[entry["dtype"]]
     narrow = dtype if entry["dtype"] in _WIDENED else None
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
@@ -198,7 +199,7 @@ def read_index(path: storage.PathLike) -> dict[str, str]:
     if missing:
         held = next(name for name, file in table.items() if file == missing[0])
         raise InputError(describe("Shards are missing", where=path,
-                                  got=f"no {', no '.join(missing)}, where {held} should be",
+                                  got=f"no {', no '.join(missing)}"[:1000] + f", where {held} should be",
                                   expected=f"the {len(files)} files that {path.name} names",
                                   cure="fetch them again"))
     return dict(table)
@@ -210,7 +211,7 @@ def check_index(where: Any, table: Mapping[str, str], found: Mapping[str, str]) 
     wrong += [f"{name} in {file} is not in the index" for name, file in found.items() if name not in table]
     if wrong:
         raise InputError(describe("The shards and their index do not agree", where=where,
-                                  got="; ".join(wrong), cure="fetch the folder again"))
+                                  got="; ".join(wrong)[:2000], cure="fetch the folder again"))
 
 
 def open_tensors(folder: storage.PathLike) -> dict[str, StoredTensor]:

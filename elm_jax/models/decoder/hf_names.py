@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.errors import InputError, describe, in_short, unknown_name
 from elm_jax.models.decoder.config import DecoderConfig, RopeScaling
 from elm_jax.models.network import HfParameter
 from elm_jax.runtime.config_checks import check_dimension, in_their_words
@@ -214,6 +214,9 @@ def _ids(kind: str, told: Mapping[str, Any], generation: Mapping[str, Any]) -> d
         found = values.get("eos_token_id")
         named += found if isinstance(found, list) else [] if found is None else [found]
     named = named or [_TOKEN_IDS[kind]]
+    if not all(isinstance(number, int) for number in named):
+        raise InputError(describe("An id of EOS is no number", got=in_short(named),
+                                  where="eos_token_id, of config.json or generation_config.json"))
     padding = told.get("pad_token_id")
     unusable = padding is None or (type(padding) is int and padding < 0)  # Llama's first files have -1
     others = tuple(dict.fromkeys(number for number in named[1:] if number != named[0]))

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.network import Network
-from elm_jax.runtime import hosts, preemption, records, sharding, trees
+from elm_jax.runtime import hosts, preemption, records, sharding, storage, trees
 from elm_jax.runtime.differences import differences
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
@@ -52,6 +52,13 @@ class StackNote:
     size: int
     slots: list[SlotNote | None]
     failed: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class StackMarker:
+    """What is in the marker of a stack's checkpoint beside what every checkpoint has."""
+
+    note: StackNote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,8 +383,7 @@ class _StackLoop:
         note = saver.note()
         if note is None:
             return
-        records.check_record(note if isinstance(note, dict) else {}, StackNote, kind="note of a stack's "
-                             "checkpoint", where=saver.folder)
+        check_note(note, saver)
         spec = self.spec._replace(size=note["size"])
         whole = sharding.replicated(self.mesh)
         like = stacked_step.abstract_stack(spec)
@@ -428,6 +434,12 @@ class _StackLoop:
                 got=f"{self.config.size} slots", expected=f"at least {len(standing)}, as many experts are "
                 "under way", cure=f"go on with STACK_EXPERTS={note['size']}"))
         return standing
+
+
+def check_note(note: Any, saver: Checkpoints) -> None:
+    """Raises InputError unless the note of a checkpoint is what a stack wrote."""
+    records.check_record({"note": note}, StackMarker, kind="checkpoint of a stack",
+                         where=f"{storage.MARKER} in {saver.folder}")
 
 
 def _moved(source: Any, target: Any, moves: list[tuple[int, int]]) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elm_jax.data.sources import row_files
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.runtime import storage
 from elm_jax.workflows.train.stack_table import csv_rows
 
@@ -29,9 +29,10 @@ def read_table(path: storage.PathLike) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         where = f"{path}, row {number}"
         if not isinstance(row.get("task"), str) or not row["task"].strip():
-            raise InputError(describe("A row of the table has no task", where=where, got=row))
+            raise InputError(describe("A row of the table has no task", where=f"{where}: task",
+                                      got=in_short(row)))
         row.setdefault("expert_id", row["task"])
-        storage.require_name(row["expert_id"], where, "expert_id")
+        storage.require_name(row["expert_id"], f"{where}: expert_id, or else task", "expert_id")
         if ids.setdefault(row["expert_id"], number) != number:
             raise InputError(describe(
                 "Two rows of the table have one expert_id", where=where, got=row["expert_id"],

@@ -1,5 +1,6 @@
 """Merges folders: safetensors checkpoints of any network; models and experts with `merge_models`."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from elm_jax.formats.hf.config_json import CONFIG_FILE, main_dtype
 from elm_jax.formats.peft import adapter_files
 from elm_jax.merging.methods.method_table import settings_of, shares_of
 from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
-from elm_jax.runtime import staging, storage
+from elm_jax.runtime import records, staging, storage
 from elm_jax.runtime.storage import utc_now
 from elm_jax.workflows.merge import merge_inputs, output_files
 from elm_jax.workflows.merge.merge_inputs import CARD_FILE, StoredSource
@@ -144,6 +145,25 @@ def _num_entries(folder: storage.PathLike) -> int:
     return len(list(folder.iterdir())) if folder.is_dir() else -1
 
 
+@dataclasses.dataclass(frozen=True)
+class ParentFacts:
+    """A parent in the card of a merge; its weight is null if it differs by leaf."""
+
+    path: str
+    weight: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFacts:
+    """Fields of ``merge.json`` that are read again."""
+
+    method: str
+    parents: list[ParentFacts]
+    num_leaves: int
+    num_parameters: int
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
 def _finished_before(output: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of an output that a killed run had finished; removes that run's journal. None if there is none.
 
@@ -152,7 +172,8 @@ def _finished_before(output: epath.Path, wanted: Mapping[str, Any]) -> dict[str,
     """
     if not output_files.has_journal_of(output, wanted):
         staging.check_free(output)
-    facts = storage.read_json(output / CARD_FILE, kind="card of a merge", schema_version=SCHEMA_VERSION)
+    facts = records.read_record(output / CARD_FILE, StoredFacts, kind="card of a merge",
+                                schema_version=SCHEMA_VERSION)
     output_files.end_journal(output)
     return facts
 

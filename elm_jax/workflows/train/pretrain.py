@@ -23,9 +23,11 @@ from elm_jax.data.registry.registry import import_module
 from elm_jax.data.sources.row_files import DATA_DIR_VARIABLE
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
+from elm_jax.experts.card import StoredTraining
+from elm_jax.formats.elm import base_json
 from elm_jax.models import families
 from elm_jax.models.network import NetworkConfig
-from elm_jax.runtime import hosts, locks, sharding, storage, trees
+from elm_jax.runtime import hosts, locks, records, sharding, storage, trees
 from elm_jax.runtime.config_checks import check_positive, check_types, items_of
 from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.loop import fit
@@ -180,8 +182,9 @@ def _pretrain(config: PretrainConfig, mesh: Mesh | None, on_start: Callable[[], 
 
 def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:
     """Raises InputError if the finished base in `folder` was pretrained with another config."""
-    facts = storage.read_json(storage.as_path(folder) / "base.json", kind="base's description",
-                              schema_version=1)
+    facts = base_json.read(storage.as_path(folder))
+    records.check_record(facts["training"], StoredTraining, kind="base's training",
+                         where=f"{storage.as_path(folder) / base_json.FILE}: training")
     made_with = facts["training"].get("config_digest")
     if made_with != config.digest():
         saved = facts["training"].get("settings")
@@ -201,6 +204,15 @@ def check_fits(vocabulary: Vocabulary, network: NetworkConfig, where: storage.Pa
                                   f"{network.vocab_size}",
                                   cure="set a larger VOCAB_SIZE, or fewer pretrain.vocab_pieces where the "
                                   "vocabulary is trained"))
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyMarker:
+    """Fields of a vocabulary's marker; those with a default came with later versions."""
+
+    made_of: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str | None = None
 
 
 def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.PathLike:
@@ -234,7 +246,8 @@ def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.Path
         storage.begin(folder)
         storage.write_bytes(path, contents)
         storage.commit(folder, {"made_of": made_of, "settings": settings, "fingerprint": made.fingerprint})
-    found = storage.read_marker(folder, "vocabulary")
+    found = records.check_record(storage.read_marker(folder, "vocabulary"), VocabularyMarker,
+                                 kind="marker of a vocabulary", where=folder / storage.MARKER)
     if found.get("made_of") != made_of:
         raise InputError(describe("The run folder holds a vocabulary of other passages or settings",
                                   where=folder, got="; ".join(differences(

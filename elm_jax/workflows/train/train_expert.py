@@ -79,7 +79,7 @@ def train_in_kept_folder(
     if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
-        return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
+        return TrainOutcome(expert, expert.card.training.get("steps", 0), False, expert.card.metrics)
     data = framed(config, base, data or task_data(config, base))
     if data.few_shot != config.few_shot:
         raise InputError(describe("The task data have another number of exemplars than the run",
