@@ -8,6 +8,7 @@ folders return at once. `staging` renames finished folders; `tree_files` writes 
 """
 
 import datetime
+import errno
 import io
 import json
 import os
@@ -22,8 +23,27 @@ from elm_jax.errors import ElmError, InputError, RunError, describe, in_short, n
 from elm_jax.runtime import hosts, leftovers
 
 MARKER, MARKER_VERSION = "COMMITTED.json", 1
-_REFUSED_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted",
-                  "read-only file system", "permission denied")
+_AGAIN = "then start again: what was committed before is kept"
+_CURES = {
+    errno.ENOSPC: f"free space or choose another folder, {_AGAIN}",
+    errno.EDQUOT: f"free space within the quota, or choose another folder, {_AGAIN}",
+    errno.EFBIG: f"choose a disk that holds larger files, or raise the limit on them (`ulimit -f`), {_AGAIN}",
+    errno.EROFS: f"choose a folder on a disk that is not mounted read-only, {_AGAIN}",
+    errno.EACCES: f"choose a folder that you may write, or have its permissions changed, {_AGAIN}",
+    errno.EPERM: f"choose a folder that you may write, or have its permissions changed, {_AGAIN}",
+    errno.EMFILE: f"raise the limit on open files (`ulimit -n`), {_AGAIN}",
+    errno.ENFILE: f"close other programs, which hold too many files open, {_AGAIN}",
+    errno.EISDIR: "a folder has the name of a file that is written: choose another name, or move the folder",
+    errno.ENOTDIR: "a file has the name of a folder that is written: choose another name, or move the file",
+    errno.EEXIST: "a file, or a link that leads nowhere, has the name of a folder that is written: choose "
+    "another name, or move it",
+    errno.ELOOP: "links of the path lead in a circle: choose another path, or mend the links",
+    errno.ENAMETOOLONG: "give a shorter name: most disks take at most 255 bytes of one name, 4,095 of a path",
+}
+"""What to do about a write that the system refused, by its reason."""
+_REFUSED_WORDS = (*(os.strerror(reason).lower() for reason in (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)),
+    "resource_exhausted")
 PathLike = str | os.PathLike
 
 
@@ -42,21 +62,29 @@ def guard_writes(path: PathLike) -> Iterator[None]:
     """Turns errors of a full, read-only or unusable disk into one clear RunError that names the path.
 
     Orbax and TensorStore report such a disk as a ValueError or RuntimeError with the system's words in it.
+    A name that is too long is wrong input, and an InputError.
     """
     try:
         yield
     except Exception as error:
         if not _is_refused_write(error):
             raise
-        raise RunError(
-            describe(
-                "Cannot write",
-                where=path,
-                got=str(error)[:300],
-                cure="free space or choose another folder, then start again: "
-                "what was committed before is kept",
-            )
-        ) from error
+        reason = _reason_of(error)
+        raise (InputError if reason == errno.ENAMETOOLONG else RunError)(describe(
+            "Cannot write", where=path, got=str(error)[:300], cure=cure_of(error))) from error
+
+
+def cure_of(error: Exception) -> str:
+    """What to do about a write that the system refused, as an OSError or in a library's words."""
+    return _CURES.get(_reason_of(error), f"choose another folder, {_AGAIN}")
+
+
+def _reason_of(error: Exception) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    words = str(error).lower()
+    return next((reason for reason in _CURES if os.strerror(reason).lower() in words),
+                errno.ENOSPC if "resource_exhausted" in words else None)
 
 
 def _is_refused_write(error: Exception) -> bool:

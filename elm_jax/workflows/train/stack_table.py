@@ -69,17 +69,23 @@ def rows_of_table(path: storage.PathLike) -> list[Row]:
 
 
 def csv_rows(path: storage.PathLike) -> Iterator[tuple[dict[Any, Any], int]]:
-    """Reads a table with a heading: each row by column, and the number of its line.
+    """Reads a table with a heading: each row by column, and the number of the line on which it begins.
 
     Raises:
-        InputError: the file is missing, is no text, or has a cell of more than 131,072 characters.
+        InputError: the file is missing, is no text, names a column twice, or has a cell of more than 131,072
+            characters.
     """
-    reader = csv.DictReader(io.StringIO(storage.read_text(path)))
+    reader = csv.DictReader(io.StringIO(storage.read_text(path), newline=""))
     try:
+        names = [name for name in reader.fieldnames or () if name]
+        if len(set(names)) < len(names):
+            raise InputError(describe("A column of the table occurs twice", where=f"{path}, line 1",
+                                      got=next(name for name in names if names.count(name) > 1)))
         for row in reader:
-            yield row, reader.line_num
+            breaks = sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))
+            yield row, reader.line_num - breaks
     except csv.Error as error:
-        raise InputError(describe("The table cannot be read", where=f"{path}, line {reader.line_num}",
+        raise InputError(describe("The table cannot be read", where=f"{path}, line {reader.line_num + 1}",
                                   got=error)) from error
 
 
