@@ -163,11 +163,12 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
 
 
 def _takes_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", action="store_true",
-                        help="train nothing: compile the step for --topology and print what it needs")
-    parser.add_argument("--topology", metavar="CHIP:SHAPE",
-                        help="slice to plan for: v5e:4x4, v4:2x2x4, v5p:2x2x2, h200:8")
-    parser.add_argument("--json", action="store_true", help="the plan as one JSON object")
+    group = parser.add_argument_group("a plan in place of a run")
+    group.add_argument("--plan", action="store_true",
+                       help="train nothing: compile the step for --topology and print what it needs")
+    group.add_argument("--topology", metavar="CHIP:SHAPE",
+                       help="slice to plan for: v5e:4x4, v4:2x2x4, v5p:2x2x2, h200:8")
+    group.add_argument("--json", action="store_true", help="the plan as one JSON object")
 
 
 def _add_modules(parser: argparse.ArgumentParser) -> None:

@@ -180,7 +180,7 @@ def _no_macro(flag: RunFlag, files: Sequence[str]) -> InputError:
     cure = f"--kind {kinds.replace(', ', ' or ')}; or leave it out" if kinds else "leave it out"
     return InputError(describe(
         f"{flag.spelled} sets {flag.macro}, which the gin file does not have", where=", ".join(files),
-        expected=f"a macro {flag.macro}" + (f", as in the files of {kinds}" if kinds else ""), cure=cure))
+        expected=f"a macro {flag.macro}" + (f", as that of {kinds} has" if kinds else ""), cure=cure))
 
 
 def _kind_of_base(arguments: argparse.Namespace) -> str:

@@ -91,7 +91,7 @@ def _own(macros: Mapping[str, MacroLine], flag: RunFlag) -> str:
     if flag.macro == LENGTHS:
         _, _, rest = line.value.partition(f"'{flag.part}': ")
         return rest.split(",")[0].strip("} ")
-    return line.value
+    return line.value.strip("'")
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,6 +4,7 @@ A row of training holds as many examples as fit into its length, so lengths far 
 make a step of many examples and an epoch of few steps.
 """
 
+import collections
 import logging
 from collections.abc import Mapping
 
@@ -35,16 +36,17 @@ def needed(config: TrainConfig, fixed: Mapping[str, int]) -> tuple[dict[str, int
     """
     base = load_reader(config.initial_checkpoint_path)
     data = task_data(config, base)
-    rows = framed(config, base, data)
+    as_read = framed(config, base, data)
     form = form_of(families.network_of(base.config))
-    splits = [rows.split(task, "train") for task in tasks_of(config, rows)]
-    sizes = [split.lengths_of(row) for split in splits for row in range(len(split))]
-    tokens = {"inputs": [form.prompt_length(inputs) for inputs, _ in sizes],
-              "targets": [targets for _, targets in sizes]}
-    lengths = {name: min(most, -(-max(tokens[name], default=1) // MULTIPLE) * MULTIPLE)
+    splits = [as_read.split(task, "train") for task in tasks_of(config, data)]
+    sizes = collections.Counter(split.lengths_of(row) for split in splits for row in range(len(split)))
+    tokens = {"inputs": [(form.prompt_length(inputs), rows) for (inputs, _), rows in sizes.items()],
+              "targets": [(targets, rows) for (_, targets), rows in sizes.items()]}
+    longest = {name: max(found, default=(1, 0))[0] for name, found in tokens.items()}
+    lengths = {name: min(most, -(-longest[name] // MULTIPLE) * MULTIPLE)
                for name, most in config.task_feature_lengths.items()} | dict(fixed)
-    for name, flag in (("inputs", "--source_length"), ("targets", "--target_length")):
-        cut = sum(count > lengths[name] for count in tokens[name])
-        logger.info("%s: %d tokens (%s gives another length); %s", name, lengths[name], flag,
-                    f"{cut} of {len(sizes)} rows are longer and are cut" if cut else "no row is cut")
+    cut = {name: sum(rows for size, rows in found if size > lengths[name]) for name, found in tokens.items()}
+    logger.info("lengths: %d tokens of input, of which %d of %d rows have more and are cut, and %d of target "
+                "(%d); others by --source_length and --target_length", lengths["inputs"], cut["inputs"],
+                sizes.total(), lengths["targets"], cut["targets"])
     return lengths, data
