@@ -181,7 +181,7 @@ def test_every_block_as_written(tmp_path):
     run(str(work / ".venv/bin/elm"), "study", "--gin_file", str(HELPERS / "tiny_study.gin"),
         "--gin.WORKDIR='demo'", PYTHONPATH=os.pathsep.join((str(HELPERS), environment.get("PYTHONPATH", ""))))
     done = run("bash", "-c", whole_script())
-    assert done.stdout.count("largest difference of the logits") == 4
+    assert done.stdout.count("largest difference of the logits") == 2
     _check_the_walk(work, done.stdout)
     assert {row["expert"] for row in _rows(work / "results" / "t5.jsonl")} == {
         "tickets__which_team", load_expert(work / "merged" / "t5").card.id}
