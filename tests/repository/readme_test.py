@@ -32,6 +32,7 @@ from elm_jax.evaluation.intervals import wilson
 from elm_jax.experts.overlay import load_expert
 
 README = (ROOT / "README.md").read_text()
+FENCED = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS_DATA = "needs a data folder"
 MARKS = [
     "not run: both are in .ci/run", NEEDS_DATA,
@@ -51,7 +52,7 @@ class Block(NamedTuple):
 
 
 def blocks(readme: str) -> Iterator[Block]:
-    for found in re.finditer(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL):
+    for found in FENCED.finditer(readme):
         line = readme.count("\n", 0, found.start(3)) + 1
         yield Block(found[2], found[3], found[1] or "", line)
 
@@ -150,8 +151,8 @@ def whole_script() -> str:
     """All blocks that are run, as one shell script; a block of Python is a process of it."""
     parts = ["set -euo pipefail"]
     for block in blocks(README):
-        run = block.language and (not block.mark or (block.mark == NEEDS_DATA and (DATA / "index.json").exists()))
-        if run:
+        runs = not block.mark or (block.mark == NEEDS_DATA and (DATA / "index.json").exists())
+        if runs and block.language:
             parts.append(f"echo '== README.md, line {block.line}' >&2")
             parts.append(block.text if block.language == "bash" else f"python - <<'END'\n{block.text}END")
     return "\n".join(parts)

@@ -334,7 +334,7 @@ def test_polish(text, better):
 
 
 def test_tickets_are_letters_of_their_own():
-    """No two share an opening or many words, no line is a form that is filled in, no word gives a team away."""
+    """No two share an opening or many words, no line is a form, filled in, no word gives a team away."""
     with open(embedded.TICKETS) as lines:
         tickets = [json.loads(line) for line in lines]
     teams = collections.Counter(ticket["team"] for ticket in tickets)
@@ -342,7 +342,8 @@ def test_tickets_are_letters_of_their_own():
     words = [re.findall(r"[\w']+", ticket["text"].lower()) for ticket in tickets]
     runs = [run for each in words for run in set(zip(*(each[place:] for place in range(5)), strict=False))]
     assert len({tuple(each[:3]) for each in words}) == 240 and len(set(runs)) == len(runs)
-    shared = [len(one & other) / len(one | other) for one, other in itertools.combinations(map(set, words), 2)]
+    pairs = itertools.combinations(map(set, words), 2)
+    shared = [len(one & other) / len(one | other) for one, other in pairs]
     assert max(shared) < 0.3
     by_word = collections.defaultdict(collections.Counter)
     for ticket, each in zip(tickets, words, strict=True):
@@ -351,4 +352,5 @@ def test_tickets_are_letters_of_their_own():
     telling = {word: found for word, found in by_word.items()
                if max(found.values()) > 0.2 * 48 and max(found.values()) > 2 / 3 * sum(found.values())}
     assert telling == {}
-    assert all(len(by_word[word]) >= 3 for word in ("charge", "card", "label", "order", "address", "warranty"))
+    common = ("charge", "card", "label", "order", "address", "warranty")
+    assert all(len(by_word[word]) >= 3 for word in common)
