@@ -17,7 +17,7 @@ __all__ = ["TICKETS", "TRAIN_TASKS", "UNSEEN_TASKS", "passages", "rows"]
 TEMPLATE_FOLDER = os.path.join(os.path.dirname(__file__), "templates")
 TICKETS = os.path.join(os.path.dirname(__file__), "tickets.jsonl")
 """A file of rows for a first task of one's own: letters to a shop, each written by itself, not from the
-grammar; JSON lines of ``text`` and the ``team`` that answers: billing, shipping, repairs, returns, account."""
+grammar; JSON lines of ``text`` and the ``team`` to answer: billing, shipping, repairs, returns, account."""
 
 _KINDS = {"mini_data_to_text": "generation", "mini_headline": "generation",
           "mini_extraction": "generation", "mini_note": "generation"}
