@@ -12,7 +12,7 @@ from pathlib import Path
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import hosts
+from elm_jax.runtime import hosts, lifeline
 from elm_jax.runtime.storage import PathLike, as_path, guard_writes, is_local
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ class FolderTaken(InputError):
 
 _held: dict[tuple[int, int], tuple[int, int]] = {}
 """Process and thread that hold a folder here, by the folder's device and inode."""
+_made: dict[int, list[epath.Path]] = {}
+"""Folders that were made to be locked, by the descriptor."""
 
 
 @contextmanager
@@ -62,18 +64,26 @@ def alone(folder: PathLike, wait_seconds: float | None = None, *, again: bool = 
     descriptor, made = _take(folder, LEAVING_SECONDS if wait_seconds is None else wait_seconds)
     key = _key(os.fstat(descriptor))
     before = _held.get(key)
+    _made[descriptor] = made
     _held[key] = (os.getpid(), threading.get_ident())
     try:
         yield
     finally:
         if before is None:
             _held.pop(key, None)
-        with suppress(OSError):  # not empty: the usual case
-            for path in made:
-                os.rmdir(path)
+        _remove_empty(_made.pop(descriptor))
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may have the descriptor too
         os.close(descriptor)
+
+
+def _remove_empty(folders: list[epath.Path]) -> None:
+    with suppress(OSError):  # not empty: the usual case
+        for path in folders:
+            os.rmdir(path)
+
+
+lifeline.BEFORE_LEAVING.append(lambda: [_remove_empty(made) for made in list(_made.values())])
 
 
 def _key(facts: os.stat_result) -> tuple[int, int]:
