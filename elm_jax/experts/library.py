@@ -254,7 +254,7 @@ class ExpertLibrary:
             return None
         with locks.alone(self.path, locks.CHANGE_SECONDS):
             there = (self.path / "library.json").exists()
-            facts = self._read_facts(self.path) if there else self.facts
+            facts = self.read_facts(self.path) if there else self.facts
             made = library_changes.end_change(self.path, facts)
             if made is None or any(facts[name] != self.facts[name] for name in _SETTINGS):
                 return None
@@ -263,22 +263,7 @@ class ExpertLibrary:
 
     def verify(self) -> list[str]:
         """Reads every expert and key back; returns the faults in words, none for an intact library."""
-        faults = []
-        for expert_id, entry in self.entries.items():
-            try:
-                card = self.load(expert_id).card
-            except InputError as error:  # also of damaged files
-                faults.append(f"{expert_id}: {error}")
-                continue
-            if card != entry.card:
-                path = self.path / "experts" / expert_id / EXPERT_FILE
-                unlike = "; ".join(differences(card.to_dict(), entry.card.to_dict()))
-                faults.append(f"{expert_id}: its card, {path}, is not the one that library.json lists: "
-                              f"{unlike}")
-            count = self.index.count(expert_id)
-            if count != entry.num_keys:
-                faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")
-        return faults
+        return [fault for expert_id in self for fault in _faults(self, expert_id)]
 
     def _write(self, index: KeyIndex, rows: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
         revision = self.facts["revision"] + 1
@@ -293,6 +278,23 @@ class ExpertLibrary:
         storage.write_json(self.path / "library.json", facts)
         library_changes.end_change(self.path, facts)
         self.__init__(self.path, facts, self.encoder, index, rows)
+
+
+def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:
+    """What is wrong with one expert of a library, in words."""
+    entry = library[expert_id]
+    try:
+        card = library.load(expert_id).card
+    except InputError as error:  # also of damaged files
+        yield f"{expert_id}: {error}"
+        return
+    if card != entry.card:
+        path = library.path / "experts" / expert_id / EXPERT_FILE
+        unlike = "; ".join(differences(card.to_dict(), entry.card.to_dict()))
+        yield f"{expert_id}: its card, {path}, is not the one that library.json lists: {unlike}"
+    count = library.index.count(expert_id)
+    if count != entry.num_keys:
+        yield f"{expert_id}: {count} keys, expected {entry.num_keys}"
 
 
 def _check_none(path: epath.Path) -> None:

@@ -120,7 +120,8 @@ def _is_named(descriptor: int, name: str) -> bool:
 
 
 def _remove_dead(path: str, host: str | None) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    how = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR  # network disks lock what is open for writing
+    descriptor = os.open(path, how | os.O_NOFOLLOW)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
