@@ -67,7 +67,7 @@ def open_decoder(folder: epath.Path) -> Model:
     tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()
                                       if not name.endswith(_BUFFERS)})
     tensors, more = _leaves(stored, config, folder)
-    notes += more
+    notes += (*more, *folder_files.generation_notes(kept.get("generation_config", {})))
     if contents is None:
         notes += (f"The folder carries no {hf_tokenizer.TOKENIZER_FILE}, so the base has no vocabulary",)
     else:

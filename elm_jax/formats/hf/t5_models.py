@@ -12,6 +12,7 @@ from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES, mai
 from elm_jax.formats.hf.folder_files import (
     FACTS,
     GENERATION_FILE,
+    generation_notes,
     open_weights,
     read_config,
     read_json,
@@ -52,6 +53,7 @@ def open_hf(folder: storage.PathLike) -> Model:
         kept["tokenizer"] = hf_tokenizer.read_configs(folder)
     if (folder / GENERATION_FILE).exists():
         kept["generation_config"] = read_json(folder / GENERATION_FILE)
+        notes += generation_notes(kept["generation_config"], hf_names.FIXED_IDS)
     return Model("hf", str(folder), config, tensors, vocabulary, {FACTS: kept}, notes)
 
 

@@ -46,8 +46,8 @@ _ACTIVATIONS = {
     "gated-gelu_new": ("gelu", "linear"), "gated-relu": ("relu", "linear"),
 }
 _SWITCHES = ("tie_word_embeddings", "scale_decoder_outputs")
-_FIXED = {"layer_norm_epsilon": RMS_EPSILON, "pad_token_id": 0, "eos_token_id": 1,
-          "decoder_start_token_id": 0, "is_encoder_decoder": True}
+FIXED_IDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+_FIXED = {"layer_norm_epsilon": RMS_EPSILON, **FIXED_IDS, "is_encoder_decoder": True}
 """Values that the network assumes; a config may leave them out."""
 
 _ATTENTIONS = {"attention": (0, "SelfAttention"), "self_attention": (0, "SelfAttention"),
