@@ -46,7 +46,7 @@ def needed(config: TrainConfig, fixed: Mapping[str, int]) -> tuple[dict[str, int
     lengths = {name: min(most, -(-longest[name] // MULTIPLE) * MULTIPLE)
                for name, most in config.task_feature_lengths.items()} | dict(fixed)
     cut = {name: sum(rows for size, rows in found if size > lengths[name]) for name, found in tokens.items()}
-    logger.info("lengths: %d tokens of input, of which %d of %d rows have more and are cut, and %d of target "
-                "(%d); others by --source_length and --target_length", lengths["inputs"], cut["inputs"],
-                sizes.total(), lengths["targets"], cut["targets"])
+    logger.info("lengths: %d tokens of input (cut: %d of %d rows), %d of target (cut: %d); others by "
+                "--source_length and --target_length", lengths["inputs"], cut["inputs"], sizes.total(),
+                lengths["targets"], cut["targets"])
     return lengths, data
