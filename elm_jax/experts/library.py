@@ -254,7 +254,7 @@ class ExpertLibrary:
             return None
         with locks.alone(self.path, locks.CHANGE_SECONDS):
             there = (self.path / "library.json").exists()
-            facts = self._read_facts(self.path) if there else self.facts
+            facts = self.read_facts(self.path) if there else self.facts
             made = library_changes.end_change(self.path, facts)
             if made is None or any(facts[name] != self.facts[name] for name in _SETTINGS):
                 return None
