@@ -49,6 +49,7 @@ class ResultRow:
     num_cut: int | None = None
     interval: str = ""
     choice_score: str = ""
+    top_answer_share: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Prediction:
     credits: list[float] = dataclasses.field(default_factory=list)
     right: list[str] = dataclasses.field(default_factory=list)
     references: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptRow:
+    """Fields of a line of prompts."""
+
+    index: int
+    prompt: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,16 +249,9 @@ class ResultsStore:
         """Prompts of a task's first rows by their index; none in results of older versions.
 
         Raises:
-            InputError: a line holds no prompt.
+            InputError: the file is damaged.
         """
-        path = self._prompts_path(task, split)
-        rows = storage.read_jsonl(path)
-        for number, one in enumerate(rows, start=1):
-            if not isinstance(one, dict) or type(one.get("index")) is not int or not isinstance(
-                    one.get("prompt"), str):
-                raise InputError(describe("This line holds no prompt", where=f"{path}, line {number}",
-                                          got=str(one)[:80], expected='{"index": 0, "prompt": "..."}',
-                                          cure="remove the file: an evaluation writes it again"))
+        rows = records.read_records(self._prompts_path(task, split), PromptRow, kind="prompt")
         return {one["index"]: one["prompt"] for one in rows}
 
     def values(self, expert: str, task: str, split: str = "validation") -> np.ndarray:
@@ -263,15 +265,17 @@ class ResultsStore:
 
     def _predictions_path(self, expert: str, task: str, split: str) -> epath.Path:
         storage.require_name(expert, self.path, "name of the expert of a result")
-        return self.folder / PREDICTIONS / expert / self._task_file(task, split)
+        return self.folder / PREDICTIONS / expert / _task_file(task, split, self.path)
 
     def _prompts_path(self, task: str, split: str) -> epath.Path:
-        return self.folder / "prompts" / self._task_file(task, split)
+        return self.folder / "prompts" / _task_file(task, split, self.path)
 
-    def _task_file(self, task: str, split: str) -> str:
-        for what, name in (("task", task), ("split", split)):
-            storage.require_name(name, self.path, f"name of the {what} of a result")
-        return f"{task}.{split}.jsonl"
+
+def _task_file(task: str, split: str, where: epath.Path) -> str:
+    """Name of a file of one split of a task, each part of which must be a name alone."""
+    for what, name in (("task", task), ("split", split)):
+        storage.require_name(name, where, f"name of the {what} of a result")
+    return f"{task}.{split}.jsonl"
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> str:

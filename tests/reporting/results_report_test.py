@@ -134,7 +134,7 @@ def test_twice_it_writes_the_same_bytes_with_cards_curves_and_prompts(tmp_path):
         ["2", "e", "other | text", "no", "<b>said 0", "What is <2>?"]]
     assert page.open == [] and page.links == [f"#{name}" for name in page.ids] and len(page.links) == 5
     (tmp_path / "results" / "prompts" / "sums.validation.jsonl").write_text('{"index": 1}\n')
-    with pytest.raises(InputError, match=r"(?s)no prompt.*line 1"):
+    with pytest.raises(InputError, match=r"(?s)field of the prompt is missing.*line 1.*prompt"):
         results_report.write_results_report(tmp_path / "results")
 
 
