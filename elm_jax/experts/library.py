@@ -271,10 +271,8 @@ class ExpertLibrary:
                 faults.append(f"{expert_id}: {error}")
                 continue
             if card != entry.card:
-                path = self.path / "experts" / expert_id / EXPERT_FILE
                 unlike = "; ".join(differences(card.to_dict(), entry.card.to_dict()))
-                faults.append(f"{expert_id}: its card, {path}, is not the one that library.json lists: "
-                              f"{unlike}")
+                faults.append(f"{expert_id}: its {EXPERT_FILE} is not what library.json lists: {unlike}")
             count = self.index.count(expert_id)
             if count != entry.num_keys:
                 faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")

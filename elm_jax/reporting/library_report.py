@@ -179,7 +179,7 @@ def _size(folder: epath.Path) -> str:
     if not storage.is_local(folder) or not folder.exists():
         return "–"
     files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
-    return f"{sum(map(os.path.getsize, files)) / MEGABYTE:.2f}"
+    return f"{sum(os.lstat(file).st_size for file in files) / MEGABYTE:.2f}"
 
 
 def expert_scores_grid(library: ExpertLibrary, stores: Sequence[ResultsStore],
