@@ -271,8 +271,7 @@ class ExpertLibrary:
                 faults.append(f"{expert_id}: {error}")
                 continue
             if card != entry.card:
-                unlike = "; ".join(differences(card.to_dict(), entry.card.to_dict()))
-                faults.append(f"{expert_id}: its {EXPERT_FILE} is not what library.json lists: {unlike}")
+                faults.append(unlike_card(card, entry.card))
             count = self.index.count(expert_id)
             if count != entry.num_keys:
                 faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")
@@ -311,3 +310,9 @@ def _check_new(entries: Mapping[str, LibraryEntry], card: ExpertCard, folder: An
             raise InputError(describe(
                 "The expert belongs to another base than the library's experts", where=folder,
                 got=card.base, expected=f"{other.base} as {other.id}"))
+
+
+def unlike_card(card: ExpertCard, listed: ExpertCard) -> str:
+    """The fault, in words, of an expert whose card is not the one that its library lists."""
+    unlike = "; ".join(differences(card.to_dict(), listed.to_dict()))
+    return f"{listed.id}: its {EXPERT_FILE} is not what library.json lists: {unlike}"

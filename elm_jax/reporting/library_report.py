@@ -10,7 +10,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.evaluation.results import ResultsStore
-from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.library import ExpertLibrary, unlike_card
 from elm_jax.experts.overlay import read_card
 from elm_jax.reporting import plots
 from elm_jax.reporting.expert_cards import parents_of, settings_of
@@ -117,7 +117,7 @@ def check_cards(library: ExpertLibrary) -> tuple[dict[str, str | None], list[str
             faults.append(f"{name}: {error}")
             continue
         if card != entry.card:
-            faults.append(f"{name}: its card is not the one that the library lists")
+            faults.append(unlike_card(card, entry.card))
         if library.index.count(name) != entry.num_keys:
             faults.append(f"{name}: {library.index.count(name)} keys, expected {entry.num_keys}")
     return fingerprints, faults
