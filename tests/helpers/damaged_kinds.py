@@ -170,8 +170,8 @@ def read_study(folder: pathlib.Path) -> object:
     table = study_table(facts, matrix)
     store = study_report.ResultsStore(folder / "results")
     extras = report.Extras(report.Made(), {"heat_map.png": b"", "bars.png": b""}, {},
-                           study_report.samples_grid(facts, matrix, store),
-                           study_report.matrix_grid(facts, matrix))
+                           study_report.study_samples(facts, matrix, store),
+                           study_report.heat_map_grid(facts, matrix))
     return report.render(facts, table, study_report.oracle_ranks(facts, matrix), extras)
 
 
