@@ -53,7 +53,8 @@ class ExpertLibrary:
         self.encoder = encoder
         self.index = index
         self.instances = instances
-        cards = [(ExpertCard.from_dict(value["card"], where=self.path / library_files.LIBRARY), value["num_keys"])
+        where = self.path / library_files.LIBRARY
+        cards = [(ExpertCard.from_dict(value["card"], where=where), value["num_keys"])
                  for value in facts["experts"]]
         self.entries = {card.id: LibraryEntry(card, num_keys) for card, num_keys in cards}
 
