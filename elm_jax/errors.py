@@ -83,7 +83,7 @@ def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 def unknown_name(kind: str, name: str, names: Iterable[str], where: Any = None,
                  cure: str | None = None) -> InputError:
     """Makes the error for a name that does not exist, with the three nearest names that do."""
-    names = list(names)
+    names, name = list(names), name[:200]
     near = nearest_names(name, names)
     return InputError(
         describe(

@@ -8,7 +8,6 @@ what the one before has left.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,62 +15,19 @@ from typing import Any
 from etils import epath
 
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.experts import library_changes
+from elm_jax.experts import library_changes, library_files
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
-from elm_jax.formats.places import EXPERT_FILE
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
-from elm_jax.runtime import locks, records, storage
+from elm_jax.runtime import locks, storage
 from elm_jax.runtime.config_checks import items_of
-from elm_jax.runtime.differences import differences
 
-_KEYS = re.compile(r"\d{6,}")
-
-SCHEMA_VERSION = 1
 _SETTINGS = ("encoder", "text_format", "instances_per_expert")
 """Facts of a library that no change alters."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderFacts:
-    """The encoder that a library names."""
-
-    name: str
-    fingerprint: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ListedExpert:
-    """One expert as ``library.json`` lists it; `ExpertCard` checks the card."""
-
-    card: dict[str, Any]
-    num_keys: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LibraryFacts:
-    """Fields of ``library.json``."""
-
-    encoder: EncoderFacts
-    text_format: str
-    instances_per_expert: int
-    keys: str
-    revision: int
-    experts: list[ListedExpert]
-
-
-@dataclasses.dataclass(frozen=True)
-class Instance:
-    """Fields of a line of ``instances.jsonl``: a training instance behind a key."""
-
-    expert: str
-    source: str
-    choices_expression: str | None
-    labels: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +53,8 @@ class ExpertLibrary:
         self.encoder = encoder
         self.index = index
         self.instances = instances
-        cards = [(ExpertCard.from_dict(value["card"], where=self.path / "library.json"), value["num_keys"])
+        where = self.path / library_files.LIBRARY
+        cards = [(ExpertCard.from_dict(value["card"], where=where), value["num_keys"])
                  for value in facts["experts"]]
         self.entries = {card.id: LibraryEntry(card, num_keys) for card, num_keys in cards}
 
@@ -114,37 +71,20 @@ class ExpertLibrary:
         """
         path = storage.as_path(path)
         while True:
-            facts = cls.read_facts(path)
+            facts = library_files.read_library(path)
             try:
                 return cls._of_facts(path, facts, encoder)
             except InputError:
-                if cls.read_facts(path) == facts:
+                if library_files.read_library(path) == facts:
                     raise  # else another process has changed the library meanwhile
-
-    @staticmethod
-    def read_facts(path: epath.Path) -> dict[str, Any]:
-        """Reads ``library.json``; InputError if there is none, or a field of it is missing or wrong."""
-        facts = records.read_record(path / "library.json", LibraryFacts, kind="library",
-                                    schema_version=SCHEMA_VERSION)
-        if not _KEYS.fullmatch(facts["keys"]):  # becomes a path
-            raise InputError(describe("The library's keys have no valid name",
-                                      where=f"{path / 'library.json'}: keys",
-                                      got=repr(facts["keys"])[:100], expected="six digits"))
-        return facts
 
     @classmethod
     def _of_facts(cls, path: epath.Path, facts: dict[str, Any], encoder: TextEncoder | None
                   ) -> "ExpertLibrary":
         encoder = encoder or load_encoder(facts["encoder"], path / "encoder")
         index = KeyIndex.open(path / "keys" / facts["keys"], encoder)
-        place = path / "keys" / facts["keys"] / "instances.jsonl"
-        instances = records.read_records(place, Instance, kind="instance of a library")
-        library = cls(path, facts, encoder, index, instances)
-        if [row["expert"] for row in instances] != [index.experts[owner] for owner in index.owners]:
-            raise InputError(describe("The instances are not those of the library's keys", where=place,
-                                      got=f"{len(instances)} instances", expected=f"{len(index)}, one a key",
-                                      cure="build the library again"))
-        return library
+        place = path / "keys" / facts["keys"] / library_files.INSTANCES
+        return cls(path, facts, encoder, index, library_files.read_instances(place, index))
 
     @classmethod
     def create(cls, path: storage.PathLike, encoder: TextEncoder, text_format: str,
@@ -153,7 +93,7 @@ class ExpertLibrary:
         path = storage.as_path(path)
         if not library_changes.was_interrupted(path):  # else `add` sees whether it was this one
             _check_none(path)
-        facts = {"schema_version": SCHEMA_VERSION, "encoder": {"name": encoder.name,
+        facts = {"schema_version": library_files.SCHEMA_VERSION, "encoder": {"name": encoder.name,
                  "fingerprint": encoder.fingerprint}, "text_format": text_format,
                  "instances_per_expert": instances_per_expert, "keys": None, "revision": 0, "experts": []}
         return cls(path, facts, encoder, KeyIndex.empty(encoder, text_format), [])
@@ -243,7 +183,7 @@ class ExpertLibrary:
         with locks.alone(self.path, locks.CHANGE_SECONDS):
             if self.facts["keys"] is None:
                 _check_none(self.path)
-            elif (facts := self.read_facts(self.path)) != self.facts:
+            elif (facts := library_files.read_library(self.path)) != self.facts:
                 self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
             library_changes.end_change(self.path, self.facts)
             yield
@@ -253,8 +193,8 @@ class ExpertLibrary:
         if not library_changes.was_interrupted(self.path):
             return None
         with locks.alone(self.path, locks.CHANGE_SECONDS):
-            there = (self.path / "library.json").exists()
-            facts = self.read_facts(self.path) if there else self.facts
+            there = (self.path / library_files.LIBRARY).exists()
+            facts = library_files.read_library(self.path) if there else self.facts
             made = library_changes.end_change(self.path, facts)
             if made is None or any(facts[name] != self.facts[name] for name in _SETTINGS):
                 return None
@@ -270,12 +210,12 @@ class ExpertLibrary:
         name = library_changes.keys_name(revision)
         folder = storage.begin(self.path / "keys" / name)
         index.save(folder)
-        storage.append_jsonl(folder / "instances.jsonl", rows)
+        storage.append_jsonl(folder / library_files.INSTANCES, rows)
         storage.commit(folder)
         if self.facts["keys"] is None:
             save_encoder(self.encoder, self.path / "encoder")
         facts = {**self.facts, "keys": name, "revision": revision, "experts": entries}
-        storage.write_json(self.path / "library.json", facts)
+        storage.write_json(self.path / library_files.LIBRARY, facts)
         library_changes.end_change(self.path, facts)
         self.__init__(self.path, facts, self.encoder, index, rows)
 
@@ -289,9 +229,7 @@ def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:
         yield f"{expert_id}: {error}"
         return
     if card != entry.card:
-        path = library.path / "experts" / expert_id / EXPERT_FILE
-        unlike = "; ".join(differences(card.to_dict(), entry.card.to_dict()))
-        yield f"{expert_id}: its card, {path}, is not the one that library.json lists: {unlike}"
+        yield library_files.unlike_card(card, entry.card)
     count = library.index.count(expert_id)
     if count != entry.num_keys:
         yield f"{expert_id}: {count} keys, expected {entry.num_keys}"
@@ -299,7 +237,7 @@ def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:
 
 def _check_none(path: epath.Path) -> None:
     """Raises InputError if there is a library."""
-    if (path / "library.json").exists():
+    if (path / library_files.LIBRARY).exists():
         raise InputError(describe("There is a library here already", where=path,
                                   cure="use `elm library add`, or another folder"))
 

@@ -189,7 +189,8 @@ def load_expert(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Expert
     found = written if mesh is not None and hosts.count() > 1 else trees.fingerprint(overlay)
     if found != written:
         raise InputError(describe("The expert's weights are not those that were written",
-                                  where=folder, got=found, expected=written,
+                                  where=f"{folder}, overlay_fingerprint in {EXPERT_FILE}",
+                                  got=found, expected=written,
                                   cure="copy or train the expert again"))
     if mesh is None:
         for path, leaf in trees.flatten(overlay).items():

@@ -32,7 +32,8 @@ def check_tensors(found: Shapes, wanted: Shapes, modules: Modules, where: Any) -
             "rank_pattern, target_modules, layers_to_transform, modules_to_save, bias)", found, wanted,
             f"take {adapter_files.CONFIG_FILE} and {adapter_files.WEIGHTS_FILE} of one adapter, as it was "
             "saved; what the tensors are of is in this base")
-    tree_checks.check_leaves("The adapter does not fit the base", where, found, wanted,
+    place = f"{where}: {adapter_files.CONFIG_FILE}, {adapter_files.WEIGHTS_FILE}"
+    tree_checks.check_leaves("The adapter does not fit the base", place, found, wanted,
                              "give the base that it was trained on")
 
 

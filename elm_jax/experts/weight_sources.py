@@ -156,7 +156,8 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
     tensors = elm_folders.ElmTensors(folder / elm_folders.WEIGHTS)
     config = families.config_of(card.network, folder / places.EXPERT_FILE)
     elm_folders.check_fits(tensors, config, folder)
-    hashed = HashedTensors(tensors, str(written), folder,
+    place = f"{folder}, overlay_fingerprint in {places.EXPERT_FILE}"
+    hashed = HashedTensors(tensors, str(written), place,
                            "The expert's weights are not those that were written",
                            "copy or train the expert again", as_float32=False)
     model = dataclasses.replace(

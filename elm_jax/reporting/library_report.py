@@ -10,6 +10,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.evaluation.results import ResultsStore
+from elm_jax.experts import library_files
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import read_card
 from elm_jax.reporting import plots
@@ -98,7 +99,7 @@ def _write(folder: epath.Path, page: epath.Path, results: Sequence[storage.PathL
 
 def open_without_encoder(folder: storage.PathLike) -> ExpertLibrary:
     """Opens a library whose keys are read but cannot be asked with texts."""
-    encoder = ExpertLibrary.read_facts(storage.as_path(folder))["encoder"]
+    encoder = library_files.read_library(storage.as_path(folder))["encoder"]
     return ExpertLibrary.open(folder, StoredEncoder(encoder["name"], encoder["fingerprint"]))
 
 
@@ -117,7 +118,7 @@ def check_cards(library: ExpertLibrary) -> tuple[dict[str, str | None], list[str
             faults.append(f"{name}: {error}")
             continue
         if card != entry.card:
-            faults.append(f"{name}: its card is not the one that the library lists")
+            faults.append(library_files.unlike_card(card, entry.card))
         if library.index.count(name) != entry.num_keys:
             faults.append(f"{name}: {library.index.count(name)} keys, expected {entry.num_keys}")
     return fingerprints, faults
@@ -179,7 +180,7 @@ def _size(folder: epath.Path) -> str:
     if not storage.is_local(folder) or not folder.exists():
         return "–"
     files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
-    return f"{sum(map(os.path.getsize, files)) / MEGABYTE:.2f}"
+    return f"{sum(os.lstat(file).st_size for file in files) / MEGABYTE:.2f}"
 
 
 def expert_scores_grid(library: ExpertLibrary, stores: Sequence[ResultsStore],

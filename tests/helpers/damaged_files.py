@@ -170,6 +170,8 @@ class Case:
         if parts[-1].isdecimal() or (len(parts) > 2 and ("weights" in parts or "state" in parts
                                                           or "checkpoint_0" in parts)):
             names.append(str(self.folder / parts[0]))
+        if " leaf " in text:
+            names.append(str(self.folder / parts[0]))  # leaves may lie in any file
         names += self.kind.told
         if not any(name in text for name in names):
             return "the message does not name the file"

@@ -36,7 +36,7 @@ class Kind:
         name: of the kind.
         make: fills an empty folder.
         read: reads what is in the folder, as the verbs do.
-        quick: whether neither torch nor TensorFlow is needed.
+        quick: whether it is made fast, without torch and TensorFlow.
         left_out: parts of paths of files that are there for others, and stay whole.
         told: other words that name the place, such as those of a config that several files and flags make.
     """
@@ -170,8 +170,8 @@ def read_study(folder: pathlib.Path) -> object:
     table = study_table(facts, matrix)
     store = study_report.ResultsStore(folder / "results")
     extras = report.Extras(report.Made(), {"heat_map.png": b"", "bars.png": b""}, {},
-                           study_report.samples_grid(facts, matrix, store),
-                           study_report.matrix_grid(facts, matrix))
+                           study_report.study_samples(facts, matrix, store),
+                           study_report.heat_map_grid(facts, matrix))
     return report.render(facts, table, study_report.oracle_ranks(facts, matrix), extras)
 
 
@@ -726,7 +726,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("llama", make_llama, read_model),
     Kind("hf_export", _copy("hf_export"), read_hf_export, left_out=("report.json",)),
     Kind("t5x_export", _copy("t5x_export"), read_t5x, left_out=("report.json",)),
-    Kind("t5x_zarr", make_zarr, read_t5x),
+    Kind("t5x_zarr", make_zarr, read_t5x, quick=False),
     Kind("stack", _copy("half_stack/stack"), read_note, left_out=("/state/",)),
     Kind("peft", make_peft, read_peft, left_out=("/model/",)),
     Kind("encoder", make_encoder, read_encoder),

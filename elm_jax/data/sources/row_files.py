@@ -318,9 +318,9 @@ def read_passages(
         InputError: a row lacks a field, or holds something else than text in it.
     """
     seen, fields = set(), items_of(fields)
-    for number, row in enumerate(read_rows(dataset, config, split), start=1):
-        passage = "\n".join(_field_text(row, field, f"{dataset} {split}, row {number}")
-                            for field in fields).strip()
+    rows, found = read_rows(dataset, config, split), find_split(dataset, config, split)
+    for number, row in enumerate(rows):
+        passage = "\n".join(_field_text(row, field, found.place_of(number)) for field in fields).strip()
         if passage and passage not in seen:
             seen.add(passage)
             yield passage

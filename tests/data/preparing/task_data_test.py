@@ -113,7 +113,7 @@ def test_a_prepared_split_names_no_place_outside(key, name, tmp_path):
     place = tmp_path / "d__t" / "train"
     head = json.loads((place / "info.json").read_text())
     (place / "info.json").write_text(json.dumps({**head, key: name}))
-    with pytest.raises(InputError, match=f"split's {key} must be the name of a file"):
+    with pytest.raises(InputError, match=f"split's {key} must be the name of a file|info.json: {key}"):
         PreparedSplit.open(place)
     with pytest.raises(InputError, match="name of a task must be"):
         PreparedFolder(tmp_path, VOCABULARY).find("../x", "train", None)
