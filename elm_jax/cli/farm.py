@@ -41,7 +41,7 @@ def farm_init(arguments: argparse.Namespace) -> None:
         read = run_config.read_farm(arguments, rows)
         jobs = [_farm_job(one, row) for one, row in zip(read, rows, strict=True)]
     new = jobs_lib.create(arguments.dir, jobs)
-    print(f"{len(jobs)} experts, {new} of them new: elm farm work --dir {arguments.dir}")
+    print_lines(f"{len(jobs)} experts, {new} of them new: elm farm work --dir {arguments.dir}")
 
 
 def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> jobs_lib.Job:

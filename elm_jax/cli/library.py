@@ -72,7 +72,7 @@ def library_report_page(arguments: argparse.Namespace) -> None:
     page = library_report.write_library_report(
         arguments.library, arguments.output, results=arguments.results, verify=arguments.verify,
         made=Made(arguments.command))
-    print(f"report: {page}")
+    print_lines(f"report: {page}")
 
 
 def best_of_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:

@@ -20,7 +20,7 @@ PLACES = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "TASK", "WORKDIR")
 """Macros that a run requires and a plan does not: folders, and what is trained on."""
 NOT_GIVEN = "(not given)"
 GIGA = 1e9
-COLUMNS = (Column("what"), Column("figure", kind="text"), Column("remark", kind="text"))
+COLUMNS = (Column("what", kind="text"), Column("figure", kind="text"), Column("remark", kind="text"))
 """Of one run's plan."""
 
 

@@ -108,9 +108,9 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[Any]], width: int 
         return _blocks(columns, cells, width), []
     kept.sort()
     widths = natural if width is None else {number: least[number] for number in kept}
-    for number in kept if left else ():
-        more = min(left, natural[number] - widths[number])
-        widths[number], left = widths[number] + more, left - more
+    for _ in range(left or 0):  # what is left goes to the sentences that lack most
+        lacking = max(kept, key=lambda number: natural[number] - widths[number])
+        widths[lacking] += widths[lacking] < natural[lacking]
     lines = _lines([columns[number] for number in kept], [cells[number] for number in kept],
                    [widths[number] for number in kept])
     return lines, [columns[number].name for number in shown if number not in kept]
