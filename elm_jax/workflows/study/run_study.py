@@ -68,8 +68,7 @@ class Study:
         with self.clock.stage("pretrain the base"):
             self.base = self.make_base()
         with self.clock.stage("prepare tasks"):
-            self.data = TaskData(self.base.vocabulary, config.modules,
-                                 str(self.root / "prepared"))
+            self.data = TaskData(self.base.vocabulary, config.modules, str(self.root / "prepared"))
             dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
             mixed = [task for tasks in dataset_tasks.values() for task in tasks]
             study_runs.prepare(config, self.data, [*mixed, *self.multitask_tasks()])
@@ -103,8 +102,7 @@ class Study:
     def make_base(self) -> Base:
         """Runs the stage of the base: pretrains it unless one is given."""
         if self.config.initial_checkpoint_path is not None:
-            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh,
-                             rules=sharding.split_rules())
+            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh, rules=sharding.split_rules())
         base = pretrain(pretrain_config(self.config), mesh=self.mesh)
         if base is None:
             raise Stopped
