@@ -90,8 +90,7 @@ class Study:
         with self.clock.stage("evaluate"):
             store = self.evaluate(prompts + datasets, multitask, merged, routing, dataset_tasks)
         with self.clock.stage("report"):
-            hosts.by_first(lambda: self.report(
-                store, self.facts(prompts, datasets, routing, dataset_tasks)))
+            hosts.by_first(lambda: self.report(store, self.facts(prompts, datasets, routing, dataset_tasks)))
             return reporting.read_report(self.root / "results")
 
     def report(self, store: ResultsStore, facts: dict[str, Any]) -> None:
@@ -102,7 +101,8 @@ class Study:
     def make_base(self) -> Base:
         """Runs the stage of the base: pretrains it unless one is given."""
         if self.config.initial_checkpoint_path is not None:
-            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh, rules=sharding.split_rules())
+            return load_base(self.config.initial_checkpoint_path, mesh=self.mesh,
+                             rules=sharding.split_rules())
         base = pretrain(pretrain_config(self.config), mesh=self.mesh)
         if base is None:
             raise Stopped
