@@ -10,7 +10,7 @@ SENTIMENTS = ("negative", "positive")
 QUESTIONS = ("person", "place", "time", "number", "reason")
 EMOTIONS = ("joy", "sadness", "anger", "fear")
 PRODUCTS = ("cook", "gardener", "tailor", "clerk")
-"""Trades for which products are made. The passages hold each: a base says no word that it never read."""
+"""Trades for which products are made. The passages hold each: a base does not say words it never read."""
 
 _THINGS: dict[str, tuple[str, ...]] = {
     "cafe": words("coffee, service, menu, breakfast, waiter, cake"),
