@@ -45,7 +45,8 @@ def test_config_verb_and_objects_give_the_same_rows(world, tmp_path, capsys):
 
 def test_a_call_prints_its_own_rows_and_scores_by_what_is_asked(world, tmp_path, capsys):
     other = {"schema_version": 3, "expert": "of-another-call", "task": "t", "split": "validation",
-             "metric": "accuracy", "value": 1.0, "settings": "x", "interval": "wilson"}
+             "metric": "accuracy", "value": 1.0, "settings": "x", "interval": "wilson", "num_instances": 1,
+             "ci95_low": 0.2, "ci95_high": 1.0, "dataset": "d", "chance": 0.5}
     (tmp_path / "two.jsonl").write_text(json.dumps(other) + "\n")
     command = ["evaluate", "--base", world.base.path, "--output", str(tmp_path / "two.jsonl"), "--max_rows",
                str(ROWS), "--source_length", "64", "--mesh_data", "1", "--module", *tiny.MODULES,
