@@ -193,7 +193,7 @@ def test_kills_of_some_verbs_at_some_moments(world, tmp_path):
         folder.mkdir()
         bench = Bench(world, folder / "from", folder / "work")
         (folder / "states").mkdir()
-        assert kills.sweep(verb_of(words(bench)), bench.work, folder / "states", every=9) >= 3, name
+        assert kills.sweep(verb_of(words(bench)), bench.work, folder / "states", every=14) >= 2, name
 
 
 @pytest.mark.slow
@@ -213,14 +213,14 @@ def test_a_kill_at_every_change_of_every_short_verb(world, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_processes_that_are_really_killed(world, tmp_path):
-    """Each at every fifth change, with SIGKILL; the next process ends well, and nothing is left."""
+    """Each at every seventh change, with SIGKILL; the next process ends well, and nothing is left."""
     for name in CHEAP:
         folder = tmp_path / name
         folder.mkdir()
         bench = Bench(world, folder / "from", folder / "work")
         words = VERBS[name](bench)
         paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-        done = subprocess.run([sys.executable, HELPERS / "kills.py", bench.work, "5", *map(str, words)],
+        done = subprocess.run([sys.executable, HELPERS / "kills.py", bench.work, "7", *map(str, words)],
                               capture_output=True, text=True, timeout=500,
                               env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
         assert done.returncode == 0, (name, done.stdout[-2000:], done.stderr[-2000:])
