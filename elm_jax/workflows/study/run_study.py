@@ -16,7 +16,7 @@ from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.reporting import study_report as reporting
 from elm_jax.reporting.page_parts import Made
-from elm_jax.runtime import hosts, locks, sharding, storage
+from elm_jax.runtime import hosts, locks, sharding, staging, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.build_library import build_library
@@ -166,8 +166,7 @@ class Study:
                    **study_routing.library_settings_of(config)}
         if self.made_of.fits("library", made_of) and (path / "library.json").exists():
             return
-        if path.exists():
-            path.rmtree()
+        staging.empty(path)  # not removed: its lock is on the folder itself
         build_library(
             path, [self.expert_folder(model.id) for model in prompts], self.data, encoder=config.encoder,
             text_format=config.text_format, instances_per_expert=config.instances_per_expert,
