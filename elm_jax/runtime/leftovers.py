@@ -27,8 +27,7 @@ SILENT_SECONDS = 86_400.0
 PARTIAL = ".partial"
 """Last part of the names of folders that are being written."""
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-_TEMPORARY = re.compile(r".+\.tmp-(?:([0-9a-f]{8})-)?\d+-[0-9a-f]{8}(?:\.partial)?"
-                        r"|.+\.[0-9a-f]{8}\.partial")  # older versions' names have no host
+_TEMPORARY = re.compile(r".+\.tmp-(?:([0-9a-f]{8})-)?\d+-[0-9a-f]{8}(?:\.partial)?")  # older: no host
 
 
 @contextmanager
@@ -93,13 +92,22 @@ def _folder_of(process: int) -> str:  # what is forked gets one of its own
     return within.enter_context(scratch_folder())
 
 
-def clear(folder: str) -> None:
-    """Removes from a folder what dead processes left in it under temporary names."""
+def clear(folder: str, older: re.Pattern[str] | None = None) -> None:
+    """Removes from a folder what dead processes left in it under temporary names.
+
+    Args:
+        folder: to clear.
+        older: other names that older versions gave there, in a folder where no user gives such names.
+    """
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        found = [(entry.path, match) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
-        for path, match in found:
+        found = []
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match or (older is not None and older.fullmatch(entry.name)):
+                found.append((entry.path, match and match[1]))
+        for path, host in found:
             with suppress(OSError):  # another process was faster, or it is another user's
-                _remove_dead(path, match[1])
+                _remove_dead(path, host)
 
 
 def _new_name(path: str) -> str:

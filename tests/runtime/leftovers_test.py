@@ -6,13 +6,14 @@ import sys
 import tempfile
 
 import pytest
+from etils import epath
 
+from elm_jax.data.preparing.prepared_folder import PreparedFolder
 from elm_jax.runtime import leftovers, storage
 
 DEAD = [f"a.json.tmp-{leftovers.HOST}-1-0123abcd", f"validation.tmp-{leftovers.HOST}-1-0123abcd.partial"]
-OTHERS = ["a.json.tmp-ffffffff-1-0123abcd", "a.json.tmp-1-0123abcd", "train.tmp-ffffffff-1-0123abcd.partial",
-          "train.0123abcd.partial"]
-USERS = ["a.tmp", "a.tmp-1", "a.json.tmp-old-1-0123abcd", "mine.partial", "a.json"]
+OTHERS = ["a.json.tmp-ffffffff-1-0123abcd", "a.json.tmp-1-0123abcd", "train.tmp-ffffffff-1-0123abcd.partial"]
+USERS = ["a.tmp", "a.tmp-1", "a.json.tmp-old-1-0123abcd", "mine.partial", "a.json", "run.20261130.partial"]
 
 
 def make(folder, names):
@@ -40,6 +41,15 @@ def test_another_host_s_counts_as_dead_after_a_day(tmp_path):
         os.utime(tmp_path / name, (0, 0))
     leftovers.clear(str(tmp_path))
     assert sorted(os.listdir(tmp_path)) == sorted(USERS)
+
+
+def test_names_of_older_versions_are_theirs_among_prepared_arrays_alone(tmp_path):
+    (tmp_path / "task" / "train.0123abcd.partial").mkdir(parents=True)
+    os.utime(tmp_path / "task" / "train.0123abcd.partial", (0, 0))
+    leftovers.clear(str(tmp_path / "task"))
+    assert os.listdir(tmp_path / "task")
+    PreparedFolder(epath.Path(tmp_path), None).clear()
+    assert not os.listdir(tmp_path / "task")
 
 
 def test_what_a_disk_without_locks_holds_is_judged_as_another_host_s(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import re
 from collections.abc import Sequence
 
 from etils import epath
@@ -14,6 +15,9 @@ from elm_jax.errors import InputError, describe, in_short
 from elm_jax.runtime import hosts, leftovers, storage
 from elm_jax.runtime.differences import differences
 from elm_jax.vocabularies.vocabulary import Vocabulary
+
+_OLDER = re.compile(r".+\.[0-9a-f]{8}\.partial")
+"""Names of older versions for arrays that were being written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,7 @@ class PreparedFolder:
             return
         # Written beside it first: workers of a farm may prepare the same split, and the last one would empty
         # the folder that others read already.
-        leftovers.clear(str(place.parent))
+        leftovers.clear(str(place.parent), _OLDER)
         with storage.guard_writes(place), leftovers.new_folder(str(place)) as made:
             prepared.save(made)
             if place.exists() and not storage.is_committed(place):
@@ -86,7 +90,7 @@ class PreparedFolder:
         """Removes what killed processes left of arrays that they had not finished."""
         if storage.is_local(self.path) and self.path.is_dir():
             for folder in self.path.iterdir():
-                leftovers.clear(str(folder))
+                leftovers.clear(str(folder), _OLDER)
 
     def prepared_of(self, tasks: Sequence[str]) -> set[str]:
         """The given tasks that have arrays of any split."""
