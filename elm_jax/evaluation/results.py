@@ -114,7 +114,7 @@ class ResultsStore:
         self.path = self.folder / file_name
         self._rows: dict[tuple[str, str, str, str], dict[str, Any]] = {}
         self._metrics: set[str] = set()
-        self._size = self._count = 0
+        self._end = self._lines = 0  # of what was read of the file: bytes and lines, all whole
         self._added: list[dict[str, Any]] = []  # by other processes since
         self.refresh()
         self._added = []
@@ -126,15 +126,14 @@ class ResultsStore:
             InputError: a line is not a result row of this schema version.
         """
         size = self.path.stat().length if self.path.exists() else 0
-        if size == self._size:
+        if size == self._end:
             return
-        rows, name = storage.read_jsonl(self.path), str(self.path)
-        known = self._count if self._count <= len(rows) else 0
-        for number, row in enumerate(rows[known:], start=known + 1):
-            _check_row(row, f"{name}, line {number}")
+        known = (self._end, self._lines) if size > self._end else (0, 0)
+        rows, self._end, self._lines = storage.read_jsonl_behind(self.path, *known)
+        for number, row in enumerate(rows, start=known[1] + 1):
+            _check_row(row, f"{self.path}, line {number}")
             self._remember(row)
-        self._size, self._count = size, len(rows)
-        self._added += rows[known:]
+        self._added += rows
 
     def clear_leftovers(self) -> None:
         """Removes what killed processes left half written beside the predictions."""
@@ -211,7 +210,7 @@ class ResultsStore:
                 for one in rows:
                     self._remember(one)
                 if hosts.is_first():
-                    self._size, self._count = self.path.stat().length, self._count + len(rows)
+                    self._end, self._lines = self.path.stat().length, self._lines + len(rows)
 
     def _keep_prompts(self, task: str, split: str, prompts: Sequence[Mapping[str, Any]]) -> None:
         known = self.prompts(task, split)

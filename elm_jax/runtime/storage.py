@@ -120,11 +120,13 @@ def what_is_there(path: PathLike) -> str:
         f", nearest: {', '.join(nearest_names(path.name, names))}" if names else "")
 
 
-def read_bytes(path: PathLike) -> bytes:
-    """Reads a file; a missing or unreadable one, or a folder, is an InputError."""
+def read_bytes(path: PathLike, start: int = 0) -> bytes:
+    """Reads a file from a byte on; a missing or unreadable one, or a folder, is an InputError."""
     path = require_file(path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
     except OSError as error:
         raise InputError(describe("The file cannot be read", where=path, got=error.strerror or error,
                                   cure="look at its permissions and at the disk")) from error
@@ -132,12 +134,16 @@ def read_bytes(path: PathLike) -> bytes:
 
 def read_text(path: PathLike) -> str:
     """Reads a UTF-8 file, without a byte order mark; a missing one, or other bytes, is an InputError."""
-    content = io.BytesIO(read_bytes(path))
+    return _decode(read_bytes(path), path)
+
+
+def _decode(content: bytes, path: PathLike, start: int = 0) -> str:
+    """The text of a file's bytes, from the byte `start` on."""
     try:  # etils' own reader of texts leaves the mark in
-        return io.TextIOWrapper(content, encoding="utf-8-sig").read()
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise InputError(describe("The file is no text", where=path,
-                                  got=f"byte {error.start} is {error.object[error.start]:#04x}",
+                                  got=f"byte {start + error.start} is {error.object[error.start]:#04x}",
                                   expected="UTF-8", cure="save the file as UTF-8")) from error
 
 
@@ -279,25 +285,40 @@ def _cut_half_line(file: Any) -> None:
 def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
     """Reads JSON lines that this program appended; a half-written last line is dropped.
 
-    Empty lines at the end, which an editor may have left, say nothing.
+    Empty lines, which an editor may have left at the end before more was appended, say nothing.
 
     Raises:
         InputError: a line other than the last is not a JSON object, or the file is not UTF-8.
     """
+    return read_jsonl_behind(path, 0, 0)[0]
+
+
+def read_jsonl_behind(path: PathLike, start: int, lines: int) -> tuple[list[dict[str, Any]], int, int]:
+    """Reads JSON lines as `read_jsonl` does, but for what is known of the file: its first `start` bytes.
+
+    Args:
+        path: of the file; one that does not exist is empty.
+        start: where a line begins.
+        lines: that are before it.
+
+    Returns:
+        (rows behind it, where the next line begins, lines before that).
+    """
     path = as_path(path)
     if not path.exists() and not os.path.islink(path):
-        return []
-    lines, name = read_text(path).split("\n")[:-1], str(path)
-    while lines and not lines[-1].strip():
-        lines.pop()
-    rows = []
-    for number, line in enumerate(lines, start=1):
+        return [], 0, 0
+    content, name, rows = read_bytes(path, start), str(path), []
+    content = content[:content.rfind(b"\n") + 1]  # of a half-written line not even the letters are whole
+    found = _decode(content, path, start).split("\n")[:-1]
+    for number, line in enumerate(found, start=lines + 1):
+        if not line.strip():
+            continue
         where = f"{name}, line {number}"
         row = parse_json(line, "line", where, constants=True)
         if not isinstance(row, dict):
             raise InputError(describe("The line is not a JSON object", where=where, got=in_short(row)))
         rows.append(row)
-    return rows
+    return rows, start + len(content), lines + len(found)
 
 
 def begin(folder: PathLike) -> epath.Path:

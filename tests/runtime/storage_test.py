@@ -51,9 +51,11 @@ def test_missing_folder_is_named(tmp_path):
 def test_a_half_written_line_is_dropped_and_cut_off(tmp_path):
     path = tmp_path / "rows.jsonl"
     storage.append_jsonl(path, [{"a": 1}, {"a": 2}])
-    with open(path, "a") as file:
-        file.write('{"a": 3, "b')
+    end = path.stat().st_size
+    with open(path, "ab") as file:
+        file.write('{"a": 3, "ß'.encode()[:-1])  # in the middle of a letter
     assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    assert storage.read_jsonl_behind(path, 9, 1) == ([{"a": 2}], end, 2)
     storage.append_jsonl(path, [{"a": 4}])
     assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}, {"a": 4}]
 
@@ -234,6 +236,8 @@ def test_every_reader_passes_over_a_byte_order_mark_and_empty_last_lines(tmp_pat
     assert storage.read_json(path, kind="file", schema_version=None) == {"a": 1}
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\n\n \n')
     assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    storage.append_jsonl(path, [{"a": 3}])
+    assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}, {"a": 3}]
     path.write_bytes(b'{"a": "\xff"}\n')
     for read in (storage.read_text, storage.read_jsonl):
         with pytest.raises(InputError, match=r"(?s)no text.*byte 7 is 0xff"):
