@@ -180,7 +180,9 @@ class ExpertLibrary:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Keeps the library's folder for a change, and reads what others have changed before it."""
-        with locks.alone(self.path, locks.CHANGE_SECONDS):
+        with locks.alone(self.path, locks.CHANGE_SECONDS) as is_kept:
+            if not is_kept:
+                library_changes.refuse_recent(self.path)
             if self.facts["keys"] is None:
                 _check_none(self.path)
             elif (facts := library_files.read_library(self.path)) != self.facts:
@@ -192,7 +194,9 @@ class ExpertLibrary:
         """Clears what a killed process left; returns its change if the library, one like this, has it."""
         if not library_changes.was_interrupted(self.path):
             return None
-        with locks.alone(self.path, locks.CHANGE_SECONDS):
+        with locks.alone(self.path, locks.CHANGE_SECONDS) as is_kept:
+            if not is_kept:
+                library_changes.refuse_recent(self.path)
             there = (self.path / library_files.LIBRARY).exists()
             facts = library_files.read_library(self.path) if there else self.facts
             made = library_changes.end_change(self.path, facts)

@@ -4,11 +4,13 @@ Only what that file names is ever cleared: other folders in a library are not th
 """
 
 import dataclasses
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import locks, storage
 
 CHANGE_FILE = "change.json"
 _SCHEMA_VERSION = 1
@@ -43,6 +45,21 @@ def begin_change(path: storage.PathLike, change: LibraryChange) -> None:
 def was_interrupted(path: storage.PathLike) -> bool:
     """Whether a change has not ended: a process is making it, or was killed."""
     return (storage.as_path(path) / CHANGE_FILE).exists()
+
+
+def refuse_recent(path: storage.PathLike) -> None:
+    """Raises InputError if a change may still be under way; where no lock tells, as in a bucket or on NFS.
+
+    What it writes would be taken for the remains of a killed process.
+    """
+    file = storage.as_path(path) / CHANGE_FILE
+    age = time.time() - file.stat().mtime if file.exists() else math.inf
+    if age < locks.CHANGE_SECONDS:
+        raise InputError(describe(
+            "Another process may be changing this library, and this disk has no locks to tell",
+            where=file, got=f"a change that began {max(age, 0):.0f} s ago and has not ended",
+            cure=f"wait for its end, or {locks.CHANGE_SECONDS:.0f} s if it was killed; or remove this file, "
+            "if nothing else changes the library"))
 
 
 def end_change(path: storage.PathLike, facts: Mapping[str, Any]) -> LibraryChange | None:

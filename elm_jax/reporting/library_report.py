@@ -67,6 +67,7 @@ def write_library_report(
     if page.suffix != ".html" or page.is_dir():
         raise InputError(describe("The page needs a name that ends in .html", where=page,
                                   cure=f"--output {page.with_suffix('.html')}"))
+    storage.require_file(folder / library_files.LIBRARY)
     with locks.alone(folder, locks.CHANGE_SECONDS):
         return _write(folder, page, results, verify, made or Made())
 

@@ -3,10 +3,11 @@
 import fcntl
 import logging
 import os
+import resource
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from etils import epath
@@ -35,8 +36,10 @@ _made: dict[int, list[epath.Path]] = {}
 
 
 @contextmanager
-def alone(folder: PathLike, wait_seconds: float | None = None, *, again: bool = True) -> Iterator[None]:
+def alone(folder: PathLike, wait_seconds: float | None = None, *, again: bool = True) -> Iterator[bool]:
     """Keeps a folder for this block alone; other processes, and other threads of this one, are refused.
+
+    Yields whether the others are refused.
 
     The folder's own descriptor is locked (flock): nothing is written, and the system releases the lock when
     this process ends in any way. The folder is made first if there is none, and removed again if it is still
@@ -59,15 +62,15 @@ def alone(folder: PathLike, wait_seconds: float | None = None, *, again: bool = 
     """
     folder = as_path(folder)
     if not is_local(folder) or not hosts.is_first() or (again and _is_mine(folder)):
-        yield
+        yield is_local(folder)
         return
-    descriptor, made = _take(folder, LEAVING_SECONDS if wait_seconds is None else wait_seconds)
+    descriptor, made, is_locked = _take(folder, LEAVING_SECONDS if wait_seconds is None else wait_seconds)
     key = _key(os.fstat(descriptor))
     before = _held.get(key)
     _made[descriptor] = made
     _held[key] = (os.getpid(), threading.get_ident())
     try:
-        yield
+        yield is_locked
     finally:
         if before is None:
             _held.pop(key, None)
@@ -75,6 +78,27 @@ def alone(folder: PathLike, wait_seconds: float | None = None, *, again: bool = 
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may have the descriptor too
         os.close(descriptor)
+
+
+@contextmanager
+def alone_in_each(folders: Sequence[PathLike]) -> Iterator[None]:
+    """Keeps several folders for this block as `alone` does for long work.
+
+    Each holds a file open: the process's own limit on them rises by as many, as far as the system lets it.
+
+    Raises:
+        FolderTaken, InputError, RunError: as `alone`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + len(folders)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY:
+        with suppress(ValueError, OSError):  # the system has a limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    with ExitStack() as kept:
+        for folder in folders:
+            kept.enter_context(alone(folder))
+        yield
 
 
 def _remove_empty(folders: list[epath.Path]) -> None:
@@ -98,13 +122,13 @@ def _is_mine(folder: epath.Path) -> bool:
         return False
 
 
-def _take(folder: epath.Path, wait_seconds: float) -> tuple[int, list[epath.Path]]:
-    """Locks a folder; returns its descriptor, and the folders that were made for it."""
+def _take(folder: epath.Path, wait_seconds: float) -> tuple[int, list[epath.Path], bool]:
+    """Locks a folder; returns its descriptor, the folders that were made for it, and whether it is locked."""
     start, told, made = time.monotonic(), False, []
     while True:
-        descriptor = _try(folder, made)
-        if descriptor is not None:
-            return descriptor, made
+        taken = _try(folder, made)
+        if taken is not None:
+            return taken[0], made, taken[1]
         waited = time.monotonic() - start
         if waited >= wait_seconds:
             raise FolderTaken(describe(
@@ -118,8 +142,11 @@ def _take(folder: epath.Path, wait_seconds: float) -> tuple[int, list[epath.Path
         time.sleep(_POLL_SECONDS)
 
 
-def _try(folder: epath.Path, made: list[epath.Path]) -> int | None:
-    """Locks a folder without a wait; returns None if it is taken. Adds to `made` what it made."""
+def _try(folder: epath.Path, made: list[epath.Path]) -> tuple[int, bool] | None:
+    """Locks a folder without a wait; returns its descriptor, and whether it is locked; None if it is taken.
+
+    Adds to `made` what it made.
+    """
     while True:
         with guard_writes(folder):
             if folder.exists() and not folder.is_dir():
@@ -135,14 +162,14 @@ def _try(folder: epath.Path, made: list[epath.Path]) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.stat(folder), os.fstat(descriptor)):
-                return descriptor
+                return descriptor, True
         except FileNotFoundError:  # the one before has renamed or removed the folder at its end
             pass
         except BlockingIOError:
             os.close(descriptor)
             return None
         except OSError:  # a file system without locks: other processes cannot be detected
-            return descriptor
+            return descriptor, False
         os.close(descriptor)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import resource
 import threading
 import time
 
@@ -39,6 +40,18 @@ def test_what_each_adds_under_the_lock_is_there(tmp_path, count):
     assert many_processes.at_once(adders) == [""] * count
     assert sorted(path.read_text().splitlines()) == sorted(
         f"{number} {line}" for number in range(count) for line in range(20))
+
+
+def test_more_folders_are_kept_where_a_process_may_open_fewer_files(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = len(os.listdir("/proc/self/fd")) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        with locks.alone_in_each([tmp_path / str(number) for number in range(100)]):
+            assert len(os.listdir(tmp_path)) == 100
+        assert os.listdir(tmp_path) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_thread_enters_again_and_another_does_not(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -13,9 +14,11 @@ from report_page import Page
 from elm_jax.cli.main import main
 from elm_jax.errors import InputError
 from elm_jax.evaluation.results import ResultsStore, TaskResult
+from elm_jax.experts import library_changes
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.routing.embed import TfidfEncoder
-from elm_jax.runtime import storage
+from elm_jax.runtime import locks, storage
 from elm_jax.workflows.build_library import add_experts, training_instances
 from elm_jax.workflows.route import read_examples, route
 
@@ -47,6 +50,21 @@ def test_keys_of_a_dataset_expert_come_from_all_its_prompts(world):
     instances = training_instances(world.folder / "dataset", world.data, 11, seed=0)
     assert len(instances) == 11
     assert len({instance.choices_expression for instance in instances}) == 2
+
+
+def test_a_change_that_may_be_under_way_is_not_cleared_where_no_lock_tells(world, library, monkeypatch):
+    def refuse(*_):
+        raise OSError(9, "Bad file descriptor")  # as NFS does for a folder
+
+    library_changes.begin_change(library.path, LibraryChange(library.facts["revision"] + 1, ("other",)))
+    (library.path / "experts" / "other").mkdir()
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    with pytest.raises(InputError, match="may be changing this library"):
+        library.remove([tiny.TOPIC])
+    assert (library.path / "experts" / "other").exists()
+    os.utime(library.path / "change.json", (0, 0))
+    library.remove([tiny.TOPIC])
+    assert sorted(os.listdir(library.path / "experts")) == [tiny.REVIEW]
 
 
 def test_an_interrupted_add_leaves_the_library_as_it_was(world, library, monkeypatch):

@@ -4,7 +4,6 @@
 run would leave; ``<model_dir>/stack/`` holds the checkpoints of all experts that are not done.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -193,9 +192,7 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: StackSize, 
     Raises:
         InputError: as `train_stack`, or another process is writing the stack's folder or an expert's.
     """
-    with contextlib.ExitStack() as kept:
-        for path in (folder, *(config.model_dir for config in configs)):
-            kept.enter_context(locks.alone(path))
+    with locks.alone_in_each([folder, *(config.model_dir for config in configs)]):
         return _train_experts(configs, folder, size, base=base, data=data, mesh=mesh, on_start=on_start)
 
 
