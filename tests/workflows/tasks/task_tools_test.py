@@ -133,10 +133,12 @@ def test_check_finds_what_is_there_and_says_how_to_get_the_rest(data, capsys):
     assert status == 1 and f"{there} data sets are there" in err and "ag_news__recommend" in err
     assert "datasets.load_dataset('glue', 'qqp')" in out and len(out.splitlines()) == 1 + len(rows)
     asked = {("glue", "qnli"), ("glue", "qqp")} & set(rows)
-    for words, expected in ((["--has_data"], {name for name, row in rows.items() if row["splits"]}),
+    for words, expected in ((["--has_data"], {name for name, row in rows.items()
+                                                 if row["splits"] and row["roles"] != ["extra"]}),
                             (["--missing", "ag*", "glue/q*"], asked)):
         found = json.loads(run(capsys, "tasks", "check", "--json", *words, *TASKS)[1])["datasets"]
-        assert {(row["dataset"], row["config"]) for row in found} == expected
+        # Other files' tests may have registered tasks of their own ("extra") in this process.
+        assert {(row["dataset"], row["config"]) for row in found if row["roles"] != ["extra"]} == expected
     assert run(capsys, "tasks", "check", "no_such_*", *TASKS)[0] == 2
 
 
