@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from elm_jax.errors import nearest_names
+from elm_jax.errors import nearest_names, spelled_out
 
 WHOLE_LIST = 8
 """Choices up to so many are all named in an error."""
@@ -33,7 +33,7 @@ class NearParser(argparse.ArgumentParser):
         if self.more_help is None:
             return text
         flags, example = text.split("\nexample:\n", 1)
-        return f"{flags}\n{self.more_help(self._words)}\nexample:\n{example}"
+        return f"{flags}\n{spelled_out(self.more_help(self._words))}\nexample:\n{example}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

@@ -11,6 +11,13 @@ LENGTHS = "TASK_FEATURE_LENGTHS"
 """The macro of two flags: ``{'inputs': S, 'targets': T}``."""
 
 
+def written(text: str) -> str:
+    """Returns a text that is not empty: as a folder, "" would be the current one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("nothing is written here (a shell's variable that is not set?)")
+    return text
+
+
 class RunFlag(NamedTuple):
     """A flag of a run.
 
@@ -19,7 +26,7 @@ class RunFlag(NamedTuple):
         macro: that it sets.
         metavar: of its value.
         help: what it is.
-        type: of its value: `str`, `int`, or `number`.
+        type: of its value: `written`, `int`, or `number`.
         several: makes one value of several where it may be given again; None where it may not.
         unsets: a macro that it sets to None, where the gin file has it.
         part: the key that it sets where the macro is a dictionary.
@@ -29,7 +36,7 @@ class RunFlag(NamedTuple):
     macro: str
     metavar: str
     help: str
-    type: Any = str
+    type: Any = written
     several: Callable[[Iterable[str]], Any] | None = None
     unsets: str | None = None
     part: str | None = None
@@ -111,8 +118,9 @@ def add_run_flags(parser: argparse.ArgumentParser, flags: Sequence[RunFlag], *, 
         group.add_argument("--kind", choices=TRAIN_KINDS, help="the file of gin/experts/ to take (default: "
                            "lora for a decoder, prompt for a T5)")
     for flag in flags:
-        how = {"action": "append"} if flag.several else {"type": flag.type}
-        group.add_argument(flag.spelled, metavar=flag.metavar, help=flag.help, default=None, **how)
+        how = {"action": "append"} if flag.several else {}
+        group.add_argument(flag.spelled, metavar=flag.metavar, help=flag.help, default=None, type=flag.type,
+                           **how)
     parser.set_defaults(run_flags=flags)
 
 

@@ -10,6 +10,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
 from elm_jax.formats.places import EXPERT_FILE
 from elm_jax.routing.index import KeyIndex
+from elm_jax.routing.text import FORMATS
 from elm_jax.runtime import records
 from elm_jax.runtime.differences import differences
 
@@ -63,6 +64,14 @@ def read_library(folder: epath.Path) -> dict[str, Any]:
     if not _KEYS.fullmatch(facts["keys"]):  # becomes a path
         raise InputError(describe("The library's keys have no valid name", where=f"{path}: keys",
                                   got=repr(facts["keys"])[:100], expected="six digits"))
+    if facts["text_format"] not in FORMATS:
+        raise InputError(describe("The library's texts have no known format", where=f"{path}: text_format",
+                                  got=repr(facts["text_format"])[:100], expected=" or ".join(FORMATS)))
+    ids = [entry["card"].get("id") for entry in facts["experts"]]
+    twice = next((name for name in ids if ids.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(describe("The library lists an expert twice", where=f"{path}: experts",
+                                  got=repr(twice)[:100], cure="take one of them out"))
     return facts
 
 

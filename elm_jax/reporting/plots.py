@@ -207,8 +207,9 @@ def routing_map(experts: Sequence[str], shares: np.ndarray) -> bytes:
 
 
 def short_name(name: str, length: int = 38) -> str:
-    """A name for an axis or a title, cut at `length` characters."""
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """A name for an axis or a title, cut at `length` characters; a dollar in it begins no formula."""
+    short = name if len(name) <= length else name[: length - 1] + "…"
+    return short.replace("$", r"\$")
 
 
 def png_of(figure: Any) -> bytes:

@@ -207,8 +207,14 @@ class Checkpoints:
             )
             kept = [str(step) for step in self.steps()[-self.keep_checkpoints:]]
             for path in list(self.folder.iterdir()):  # also what a killed run left half written
-                if path.name.isdecimal() and path.name not in kept:
+                if path.name.isdecimal() and path.name not in kept and _is_of_a_run(path):
                     storage.remove(path)
+
+
+def _is_of_a_run(checkpoint: epath.Path) -> bool:
+    """Whether a folder is a checkpoint of this program, whole or half written, and not another program's."""
+    names = {path.name for path in checkpoint.iterdir()} if checkpoint.is_dir() else {checkpoint.name}
+    return storage.MARKER in names or all(name.startswith((_STATE, storage.MARKER)) for name in names)
 
 
 def _marker_of(checkpoint: epath.Path) -> dict[str, Any]:

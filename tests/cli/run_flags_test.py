@@ -124,10 +124,11 @@ def test_what_is_missing_or_has_no_effect_is_one_error(line, bindings, words):
     assert all(word in str(found.value) for word in words), str(found.value)
 
 
-@pytest.mark.parametrize("flag", ["--steps x", "--learning_rate nan", "--epochs inf", "--kind lroa"])
-def test_a_value_that_is_no_number_is_refused_by_its_flag(flag, capsys):
+@pytest.mark.parametrize("flag", ["--steps x", "--learning_rate nan", "--epochs inf", "--kind lroa",
+                                  "--output ", "--task "])
+def test_a_value_that_is_no_number_or_no_text_is_refused_by_its_flag(flag, capsys):
     with pytest.raises(SystemExit) as ended:
-        flags.make_parser().parse_args(["train", *flag.split()])
+        flags.make_parser().parse_args(["train", *flag.split(" ")])
     assert ended.value.code == 2 and flag.split()[0].strip("-") in capsys.readouterr().err
 
 
@@ -158,6 +159,13 @@ def test_help_lists_macros_in_80_columns(words, shown, capsys, monkeypatch):
         out = capsys.readouterr().out
         assert ended.value.code == 0 and all(word in out for word in shown)
         assert max(map(len, out.splitlines())) <= 80 and out.index(shown[0]) < out.index("example:\n")
+
+
+def test_help_writes_out_what_a_terminal_would_obey(tmp_path, capsys):
+    (tmp_path / "own.gin").write_text("TASK = 't'  # \x1b[31m\n")
+    with pytest.raises(SystemExit):
+        main.main(["train", "--help", "--gin_file", str(tmp_path / "own.gin")])
+    assert "\\x1b[31m" in (out := capsys.readouterr().out) and "\x1b" not in out
 
 
 def test_each_kind_is_a_file_of_experts():

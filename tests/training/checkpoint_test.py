@@ -58,11 +58,12 @@ def test_round_trip_onto_another_mesh(tmp_path, optimizer):
 
 def test_keeps_the_last_n_and_nothing_half_written(tmp_path):
     (tmp_path / "checkpoints" / "7" / "state").mkdir(parents=True)  # of a killed run
+    (tmp_path / "checkpoints" / "2024" / "photos").mkdir(parents=True)  # of somebody else
     with Checkpoints(tmp_path, FACTS, keep_checkpoints=2) as saver:
         for step in (1, 2, 10, 9):
             saver.save(make_state(step))
     assert saver.steps() == [9, 10]
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "9"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "2024", "9"]
 
 
 def test_half_written_steps_are_ignored_and_written_anew(tmp_path):

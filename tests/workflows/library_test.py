@@ -52,6 +52,17 @@ def test_keys_of_a_dataset_expert_come_from_all_its_prompts(world):
     assert len({instance.choices_expression for instance in instances}) == 2
 
 
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda facts: facts.update(text_format="x"), "text_format"),
+    (lambda facts: facts["experts"].append(facts["experts"][0]), "an expert twice")])
+def test_what_a_library_says_wrongly_is_named(library, spoil, words):
+    facts = json.loads((library.path / "library.json").read_text())
+    spoil(facts)
+    (library.path / "library.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=words):
+        ExpertLibrary.open(library.path)
+
+
 def test_a_change_that_may_be_under_way_is_not_cleared_where_no_lock_tells(world, library, monkeypatch):
     def refuse(*_):
         raise OSError(9, "Bad file descriptor")  # as NFS does for a folder
