@@ -188,8 +188,8 @@ class Study:
                      datasets: list[ScoredModel]) -> dict[str, ScoredModel]:
         """Runs the stage of merging: the mean of the top k of every decision, and of all dataset experts."""
         by_id = {model.id: model for model in prompts}
-        chosen = [decision["top_k"] for decision in routing["decisions"].values()]
-        sets = {study_routing.merged_id(members): [by_id[member] for member in members] for members in chosen}
+        sets = {name: [by_id[member] for member in members]
+                for name, members in study_routing.merged_sets(routing).items()}
         sets[ALL_DATASETS_ID], models = datasets, {}
         with StageLine("merging", len(sets), "set") as line:
             for name, members in sets.items():

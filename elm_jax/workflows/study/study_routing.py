@@ -154,3 +154,11 @@ def merged_id(members: Sequence[str]) -> str:
     """Id of the merged expert of a set of experts, in any order: the mean does not depend on it."""
     digest = hashlib.sha256("\n".join(sorted(members)).encode()).hexdigest()[:10]
     return f"roe{len(members)}-{digest}"
+
+
+def merged_sets(routing: dict[str, Any]) -> dict[str, list[str]]:
+    """Ids of the merged experts of all decisions; members are in the order of the first decision for them."""
+    sets: dict[str, list[str]] = {}
+    for decision in routing["decisions"].values():
+        sets.setdefault(merged_id(decision["top_k"]), decision["top_k"])
+    return sets
