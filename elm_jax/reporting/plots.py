@@ -2,12 +2,14 @@
 
 import io
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from elm_jax.reporting.study_table import chosen_on_the_test
+from elm_jax.runtime.terminal.text_tables import visible
 
 COLOURS = {"reference": "#9aa5b1", "choice of experts": "#3d6f9e", "chosen on these scores": "#d9a441"}
 LINES = ("--", ":")
@@ -208,6 +210,7 @@ def routing_map(experts: Sequence[str], shares: np.ndarray) -> bytes:
 
 def short_name(name: str, length: int = 38) -> str:
     """A name for an axis or a title, cut at `length` characters; a dollar in it begins no formula."""
+    name = visible(name)
     short = name if len(name) <= length else name[: length - 1] + "…"
     return short.replace("$", r"\$")
 
@@ -215,5 +218,7 @@ def short_name(name: str, length: int = 38) -> str:
 def png_of(figure: Any) -> bytes:
     """A Matplotlib figure as PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    with warnings.catch_warnings():  # of signs that no font here has, Chinese ones say: a box stands for them
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
     return buffer.getvalue()

@@ -147,6 +147,7 @@ def _try(folder: epath.Path, made: list[epath.Path]) -> tuple[int, bool] | None:
 
     Adds to `made` what it made.
     """
+    end = time.monotonic() + LEAVING_SECONDS
     while True:
         with guard_writes(folder):
             if folder.exists() and not folder.is_dir():
@@ -156,8 +157,9 @@ def _try(folder: epath.Path, made: list[epath.Path]) -> tuple[int, bool] | None:
                 made[:0] = _make(folder)
                 descriptor = os.open(folder, os.O_RDONLY)
             except FileNotFoundError:  # another process has removed it, or one above it, in between
-                if any(os.path.islink(path) and not path.exists() for path in (folder, *folder.parents)):
-                    raise
+                if time.monotonic() > end or any(
+                        os.path.islink(path) and not path.exists() for path in (folder, *folder.parents)):
+                    raise  # also where the system lets no folder be made, as in /proc
                 continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -54,10 +54,11 @@ def test_a_report_shows_every_score_interval_answer_and_picture(results, capsys)
         assert (results / name).read_bytes().startswith(b"\x89PNG") and name in markdown
 
 
+@pytest.mark.filterwarnings("error")
 def test_models_that_were_scored_on_unlike_tasks_are_reported(tmp_path):
     store = ResultsStore(tmp_path)
     store.append(result("a", "sums", [1, 1]))
-    store.append(result("b", r"no $\frac$ formula", [1, 0]))
+    store.append(result("b", r"no $\frac$ 漢字", [1, 0]))
     grid = results_report.write_results_report(tmp_path / "results.jsonl").grid
     assert [row[2] for row in grid["rows"]] == ["a", "b"] and {row[-1] for row in grid["rows"]} == {"–"}
     assert "| a | 100.0 † | – |" in (tmp_path / "report.md").read_text() or "| a | 100.0 | – |" in (

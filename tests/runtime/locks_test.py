@@ -9,7 +9,7 @@ import time
 import many_processes
 import pytest
 
-from elm_jax.errors import InputError
+from elm_jax.errors import InputError, RunError
 from elm_jax.runtime import locks
 from elm_jax.runtime.locks import alone
 
@@ -40,6 +40,12 @@ def test_what_each_adds_under_the_lock_is_there(tmp_path, count):
     assert many_processes.at_once(adders) == [""] * count
     assert sorted(path.read_text().splitlines()) == sorted(
         f"{number} {line}" for number in range(count) for line in range(20))
+
+
+def test_a_place_where_no_folder_can_be_made_is_one_error(monkeypatch):
+    monkeypatch.setattr(locks, "LEAVING_SECONDS", 0.05)
+    with pytest.raises(RunError, match="Cannot write"), alone("/proc/none/x"):
+        pass
 
 
 def test_more_folders_are_kept_where_a_process_may_open_fewer_files(tmp_path):
