@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from elm_jax.runtime import hosts
 from elm_jax.runtime.terminal.text_tables import Column, document, separated, visible, wrapped
 
 __all__ = ["Column", "print_document", "print_json", "print_lines", "print_sentences", "print_table", "say",
@@ -59,7 +60,9 @@ def print_lines(*lines: str) -> None:
 
 
 def say(*sentences: str) -> None:
-    """Prints sentences beside a table: on standard error where a script reads standard output."""
+    """Prints sentences beside a table, once a run: on standard error where a script reads standard output."""
+    if not hosts.is_first():
+        return
     with contextlib.redirect_stdout(sys.stdout if sys.stdout.isatty() else sys.stderr):
         print_sentences(*sentences)
 

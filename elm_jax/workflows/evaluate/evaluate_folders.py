@@ -10,6 +10,7 @@ from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluation_settings import KNOWN_METRICS
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
+from elm_jax.evaluation.results import kept_results
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.runtime import hosts, sharding, storage
@@ -166,8 +167,9 @@ def evaluate_rows(config: EvaluateConfig) -> tuple[ResultsStore, list[dict[str, 
     output = storage.as_path(config.output)
     store = ResultsStore(output.parent, output.name)
     _check_choice_score(store, config.choice_score)
-    if hosts.is_first():
-        store.clear_leftovers()
+    with kept_results(output.parent):  # a folder that cannot be written is told before anything is scored
+        if hosts.is_first():
+            store.clear_leftovers()
     mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts)
     base = load_base(config.base, mesh=mesh, rules=sharding.split_rules())
     prepared = config.prepared_dir or (str(output.parent / "prepared") if hosts.count() > 1 else None)

@@ -11,8 +11,9 @@ import tiny_study as tiny
 
 import elm_jax as elm
 from elm_jax.cli import main
-from elm_jax.errors import InputError
+from elm_jax.errors import InputError, RunError
 from elm_jax.evaluation.evaluator import EvaluationSettings
+from elm_jax.workflows.evaluate.evaluate_folders import EvaluateConfig, evaluate_rows
 
 ROWS = 8
 
@@ -41,6 +42,12 @@ def test_config_verb_and_objects_give_the_same_rows(world, tmp_path, capsys):
     assert [{**row, "seconds": 0} for row in told] == [{**row, "seconds": 0} for row in rows]
     assert [{**row, "seconds": 0, "model": told[0]["model"]} for row in objects] == [
         {**row, "seconds": 0} for row in rows]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="Cannot write"):
+        evaluate_rows(EvaluateConfig(base="nowhere", tasks=("x",), output=str(tmp_path / "file" / "r.jsonl")))
 
 
 def test_a_call_prints_its_own_rows_and_scores_by_what_is_asked(world, tmp_path, capsys):
