@@ -5,10 +5,12 @@ for a run that failed although its input was right. The command line prints both
 """
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
 
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 LOST_PROCESS = 75
 """Exit status of a run that lost one of its processes: sysexits.h's EX_TEMPFAIL, worth a restart."""
 
@@ -50,7 +52,16 @@ def describe(
     for label, value in (("where", where), ("got", got), ("expected", expected), ("cure", cure)):
         if value is not None:
             lines.append(f"  {label}: {value}")
-    return "\n".join(lines)
+    return spelled_out("\n".join(lines))
+
+
+def spelled_out(text: str) -> str:
+    """Returns a text with the signs that a terminal obeys, or that turn a line's direction, spelled out.
+
+    >>> spelled_out("a \x1b[31mred name")
+    'a \\\\x1b[31mred name'
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def in_short(value: Any) -> str:
@@ -72,7 +83,7 @@ def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 def unknown_name(kind: str, name: str, names: Iterable[str], where: Any = None,
                  cure: str | None = None) -> InputError:
     """Makes the error for a name that does not exist, with the three nearest names that do."""
-    names = list(names)
+    names, name = list(names), name[:200]
     near = nearest_names(name, names)
     return InputError(
         describe(

@@ -16,8 +16,7 @@
 # Environment: CUDA_VISIBLE_DEVICES (which GPUs), XLA_PYTHON_CLIENT_MEM_FRACTION (default here: 0.92),
 #   ELM_VENV (virtual environment), ELM_NO_INSTALL=1 (it is ready as it is), DRY_RUN=1 (as -n).
 # Examples:
-#   bash launch/gpu.sh expert --gin_file gin/experts/prompt.gin --gin.MODEL_DIR="'runs/ag'" \
-#     --gin.INITIAL_CHECKPOINT_PATH="'runs/base/base'" --gin.TASK="'ag_news__classify'"
+#   bash launch/gpu.sh expert --task ag_news__classify --base runs/base/base --output runs/ag
 #   bash launch/gpu.sh -w 8 farm farms/p3
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$ROOT/launch/jobs.sh"

@@ -21,8 +21,7 @@
 # Example:
 #   bash launch/jobset.sh -i registry/elm_jax -p 4 -a google.com/tpu=4 -v share \
 #     -s cloud.google.com/gke-tpu-accelerator=tpu-v5-lite-podslice -s cloud.google.com/gke-tpu-topology=4x4 \
-#     expert --gin_file experts/prompt.gin --gin.MODEL_DIR="'/share/runs/ag'" \
-#     --gin.INITIAL_CHECKPOINT_PATH="'/share/base'" --gin.TASK="'ag_news__classify'"
+#     expert --task ag_news__classify --base /share/base --output /share/runs/ag
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$ROOT/launch/jobs.sh"
 

@@ -19,9 +19,8 @@
 # ends with status 143, and -r starts it again. Environment: DRY_RUN=1 (as -n).
 # Examples:
 #   bash launch/tpu_pod.sh -t v5e-16 -z us-west4-a setup
-#   bash launch/tpu_pod.sh -t v5e-16 -z us-west4-a -r 10 expert --gin_file gin/experts/dataset.gin \
-#     --gin.MODEL_DIR="'gs://bucket/runs/ag'" --gin.INITIAL_CHECKPOINT_PATH="'gs://bucket/base'" \
-#     --gin.TASK="'ag_news'" --gin.PREPARED_DIR="'gs://bucket/prepared'"
+#   bash launch/tpu_pod.sh -t v5e-16 -z us-west4-a -r 10 expert --kind dataset --task ag_news \
+#     --base gs://bucket/base --output gs://bucket/runs/ag --prepared gs://bucket/prepared
 #   bash launch/tpu_pod.sh -t slice-a,slice-b -z us-west4-a -r 10 farm /mnt/share/farm
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$ROOT/launch/jobs.sh"

@@ -36,6 +36,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "helpers"))
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from elm_jax.runtime import locks  # noqa: E402
+
+locks.LEAVING_SECONDS = 0.0  # what is refused here is held by a process that does not leave
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.disable()  # until all is imported and collected: what the packages made stays, and is looked at in vain
 MOST_MEMORY, GROWTH = 2_000_000_000, 200_000_000

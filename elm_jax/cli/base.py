@@ -2,9 +2,7 @@
 
 import argparse
 
-from rich.table import Table
-
-from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.printing import Column, print_json, print_lines, print_table
 from elm_jax.workflows.convert import convert_model
 from elm_jax.workflows.get_base import get_base, list_bases
 
@@ -15,7 +13,7 @@ def base_get(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(report)
     else:
-        print("\n".join(convert_model.summary(report)))
+        print_lines(*convert_model.summary(report))
 
 
 def base_list(arguments: argparse.Namespace) -> None:
@@ -24,7 +22,7 @@ def base_list(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"bases": bases})
         return
-    table = Table("base", "what it is", "installed file, or how to install it")
-    for base in bases:
-        table.add_row(base["name"], base["about"], base["file"] or base["install"])
-    print_table(table)
+    columns = (Column("base"), Column("what it is", 1, "text"), Column("installed"),
+               Column("file, or how to install it", 2, "text"))
+    print_table(columns, [(base["name"], base["about"], base["file"] is not None,
+                           base["file"] or base["install"]) for base in bases], wide=arguments.wide)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from elm_jax.cli.printing import print_json
+from elm_jax.cli.printing import print_json, print_lines
 from elm_jax.cli.registries import modules_of
 from elm_jax.workflows.choices import parse_size
 from elm_jax.workflows.convert import convert_model as converting
@@ -20,5 +20,5 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report)
         return 0
-    print("\n".join(converting.summary(report)))
+    print_lines(*converting.summary(report))
     return 0

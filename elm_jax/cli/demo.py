@@ -7,4 +7,4 @@ from elm_jax.cli.study import run
 
 def demo(arguments: argparse.Namespace) -> int:
     """Runs `elm demo`; returns the exit status."""
-    return run(["studies/demo.gin"], [f"WORKDIR={arguments.workdir!r}"], [])
+    return run(["studies/demo.gin"], [f"WORKDIR={arguments.workdir!r}"], [], arguments.command)

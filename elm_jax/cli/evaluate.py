@@ -1,10 +1,9 @@
 """The verb `elm evaluate`: reads flags, calls one workflow, prints its result."""
 
 import argparse
+from typing import Any
 
-from rich.table import Table
-
-from elm_jax.cli.printing import print_table
+from elm_jax.cli.printing import Column, print_table
 from elm_jax.cli.registries import modules_of
 from elm_jax.workflows.evaluate.evaluate_folders import EvaluateConfig, evaluate_rows
 from elm_jax.workflows.train import run_record
@@ -13,6 +12,11 @@ FIELDS = ("base", "output", "split", "max_rows", "source_length", "max_new_token
           "choice_score", "stack_experts", "mesh_data", "mesh_model", "mesh_experts", "mixed", "library",
           "assignment", "trunk_cache", "trunk_cache_bytes")
 """Flags that are fields of the config."""
+COLUMNS = (
+    Column("expert"), Column("task"), Column("metric"), Column("scored by", 4),
+    Column("value", kind="number", show="{:.2f}".format), Column("95% from", 1, "number", "{:.1f}".format),
+    Column("to", 1, "number", "{:.1f}".format), Column("rows", 2, "number"),
+    Column("of at most", 5, "number"), Column("cut inputs", 3, "number"))
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -24,14 +28,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         tasks=tuple(arguments.task), experts=tuple(arguments.expert), modules=modules_of(arguments),
         prepared_dir=arguments.prepared, expert_id=arguments.id, metrics=tuple(arguments.metric),
         **{name: getattr(arguments, name) for name in FIELDS}))
-    table = Table("expert", "task", "metric", "value", "95% interval", "rows", "of at most", "cut inputs",
-                  caption="Intervals are Wilson's.")
-    for row in rows:
-        interval = f"{100 * row['ci95_low']:.1f} to {100 * row['ci95_high']:.1f}"
-        how = f"{row['choice_score']} of choices" if "choice_score" in row else (
-            f"tokens: {row['tokenizer']}" if "tokenizer" in row else "")
-        metric = f"{row['metric']} ({how})" if how else row["metric"]
-        table.add_row(row["expert"], row["task"], metric, f"{100 * row['value']:.2f}", interval,
-                      str(row["num_instances"]), str(row["max_rows"] or "all"), str(row.get("num_cut", "–")))
-    print_table(table)
+    print_table(COLUMNS, map(_cells, rows), wide=arguments.wide,
+                notes=["Values and their 95% intervals, Wilson's, are in percent."])
     counter.log()
+
+
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    how = f"{row['choice_score']} of choices" if "choice_score" in row else (
+        f"tokens: {row['tokenizer']}" if "tokenizer" in row else "")
+    return (row["expert"], row["task"], row["metric"], how, 100 * row["value"], 100 * row["ci95_low"],
+            100 * row["ci95_high"], row["num_instances"], row["max_rows"] or "all", row.get("num_cut"))

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import gc
+import io
 import logging
 import os
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 from elm_jax.errors import ElmError
 from elm_jax.runtime import hosts, lazy, preemption
+from elm_jax.runtime.terminal.progress import ClearingHandler
+from elm_jax.runtime.terminal.text_tables import visible
 
 LOSS_SECONDS = 3.0
 
@@ -23,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         See `main.main`.
     """
     atexit.register(gc.freeze)  # at exit, garbage collection would visit all objects of JAX
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
+    _set_up_streams()
     for noisy in ("jax", "orbax", "tensorflow", "tensorflow_datasets", "matplotlib", "seqio"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs an error's traceback, then raises it
@@ -51,6 +54,21 @@ def run(arguments: argparse.Namespace) -> int:
     return status
 
 
+def _set_up_streams() -> None:
+    """Logs on standard error; no text, whatever file it is from, acts on a terminal or cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    handler = ClearingHandler(sys.stderr)
+    handler.setFormatter(_VisibleFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), keep="\n\t")
+
+
 def _join_hosts(arguments: argparse.Namespace) -> None:
     """Joins the other processes of this run; only the first process logs and prints results."""
     if not hasattr(arguments, "coordinator_address"):
@@ -69,7 +87,7 @@ def _end(status: int, text: str) -> int:
     """Prints why the run ends, once for all processes, and ends all of them."""
     if hosts.count() > 1:
         hosts.fail(status, text)
-    print(text, file=sys.stderr)
+    print(visible(text, keep="\n\t"), file=sys.stderr)
     return status
 
 

@@ -4,10 +4,9 @@ import argparse
 import logging
 from typing import Any
 
-from rich.table import Table
-
 from elm_jax.cli import gin_config as config_lib
-from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli import run_config
+from elm_jax.cli.printing import Column, print_json, print_lines, print_table, say
 from elm_jax.runtime import storage
 from elm_jax.workflows.farm import (
     farm_status as farm_status_lib,
@@ -24,25 +23,31 @@ from elm_jax.workflows.farm import (
 from elm_jax.workflows.study import study_runs
 
 logger = logging.getLogger(__name__)
+COLUMNS = (
+    Column("expert"), Column("kind", 6), Column("state"),
+    Column("silent for", 2, "number", lambda value: "" if value is None else f"{value:.0f} s"),
+    Column("attempts", 3, "number"), Column("step", 1, "number"), Column("seconds", 5, "number"),
+    Column("worker", 7), Column("error", 4, "text"))
 
 
 def farm_init(arguments: argparse.Namespace) -> None:
     """Runs `elm farm init`: builds, and so checks, the config of every row before it writes anything."""
     if arguments.table is None:
-        config_lib.parse_flags(arguments)
+        run_config.read_study(arguments)
         config = config_lib.build("study")
         jobs = study_runs.farm_jobs(config, config_lib.operative())
     else:
-        jobs = [_farm_job(arguments, row) for row in farm_table.read_table(arguments.table)]
+        rows = farm_table.read_table(arguments.table)
+        read = run_config.read_farm(arguments, rows)
+        jobs = [_farm_job(one, row) for one, row in zip(read, rows, strict=True)]
     new = jobs_lib.create(arguments.dir, jobs)
-    print(f"{len(jobs)} experts, {new} of them new: elm farm work --dir {arguments.dir}")
+    print_lines(f"{len(jobs)} experts, {new} of them new: elm farm work --dir {arguments.dir}")
 
 
 def _farm_job(arguments: argparse.Namespace, row: dict[str, Any]) -> jobs_lib.Job:
     folder = storage.as_path(arguments.runs or "runs") / row["expert_id"]
-    files = [row["gin_file"]] if "gin_file" in row else arguments.gin_file
     bindings = [*arguments.gin_bindings, *farm_table.bindings_of(row), f"MODEL_DIR = {str(folder)!r}"]
-    config_lib.parse(files, bindings, config_lib.paths_of(arguments))
+    config_lib.parse(arguments.gin_file, bindings, config_lib.paths_of(arguments))
     return jobs_lib.Job(row["expert_id"], config_lib.build("train"), config_lib.operative())
 
 
@@ -68,15 +73,10 @@ def farm_status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"counts": counts, "experts": rows})
     else:
-        table = Table("expert", "kind", "state", "attempts", "step", "seconds", "worker", "error")
-        for row in rows:
-            state = row["state"]
-            if row["silent_seconds"] is not None:
-                state += f", {row['silent_seconds']:.0f} s ago"
-            table.add_row(row["expert"], row["kind"], state, str(row["attempts"]), str(row["step"]),
-                          str(row["seconds"] or ""), row["worker"] or "", _in_short(row["error"]))
-        print_table(table)
-        print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+        print_table(COLUMNS, [
+            (row["expert"], row["kind"], row["state"], row["silent_seconds"], row["attempts"], row["step"],
+             row["seconds"], row["worker"], _in_short(row["error"])) for row in rows], wide=arguments.wide)
+        say(", ".join(f"{count} {state}" for state, count in counts.items() if count))
     return 1 if counts["failed"] else 0
 
 
@@ -88,4 +88,5 @@ def _in_short(error: str | None) -> str:
 
 def farm_retry(arguments: argparse.Namespace) -> None:
     """Runs `elm farm retry`: lets experts that were given up be tried again."""
-    print("\n".join(farm_status_lib.forgive(arguments.dir, arguments.experts, arguments.attempts)))
+    forgiven = farm_status_lib.forgive(arguments.dir, arguments.experts, arguments.attempts)
+    print_lines(*forgiven)

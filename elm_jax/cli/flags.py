@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import elm_jax
-from elm_jax.cli import merge_search_flags
+from elm_jax.cli import merge_search_flags, run_flags, run_help
 from elm_jax.cli.near_words import NearParser
 from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
 from elm_jax.workflows.choices import (
@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: str,
-          run: str, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
+          run: str, aliases: Sequence[str] = ()) -> NearParser:
     """Adds a verb to the parser; `run` is ``module:function`` in `elm_jax.cli`, imported when it runs."""
     parser = verbs.add_parser(name, aliases=list(aliases), help=summary, description=summary,
                               epilog=f"example:\n  {example}",
@@ -48,13 +48,15 @@ def _verb(verbs: argparse._SubParsersAction, name: str, summary: str, example: s
     return parser
 
 
-def _takes_gin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gin_file", action="append", required=True, metavar="FILE",
-                        help="gin file; may be given again, later files win")
-    parser.add_argument("--gin_search_paths", default="", metavar="DIR,DIR",
-                        help="more folders in which gin files are looked up")
-    parser.add_argument("--gin.NAME", dest="_gin_help", metavar="VALUE",
-                        help="binds a macro or a parameter; strings need their own quotes")
+def _takes_gin(parser: NearParser, files: str) -> None:
+    """Adds the flags of gin; `files` says what happens without a gin file."""
+    group = parser.add_argument_group("gin", "what else a run can be told: `--gin_file FILE --help` lists it")
+    group.add_argument("--gin_file", action="append", metavar="FILE",
+                       help=f"gin file; may be given again, later files win ({files})")
+    group.add_argument("--gin_search_paths", default="", metavar="DIR,DIR",
+                       help="more folders in which gin files are looked up")
+    group.add_argument("--gin.NAME", dest="_gin_help", metavar="VALUE",
+                       help="binds a macro or a parameter; strings need their own quotes")
     parser.set_defaults(takes_gin=True)
 
 
@@ -69,30 +71,57 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
                        help="number of this one, from 0 (default: $ELM_PROCESS_ID)")
 
 
+def _prints_table(parser: argparse.ArgumentParser) -> None:
+    """Adds the forms of a verb that prints a table; tab-separated where no terminal reads it."""
+    forms = parser.add_mutually_exclusive_group()
+    _takes_wide(forms)
+    forms.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _takes_wide(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--wide", action="store_true",
+                        help="all columns, each row on one line, however wide the terminal is")
+
+
+def _chooses_rows(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    parser.add_argument("names", nargs="*", metavar=metavar,
+                        help=f"only {what} whose name fits: a glob such as 'ag_*', or a part of the name")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--has_data", action="store_true", default=None, help=f"only {what} that have data")
+    data.add_argument("--missing", dest="has_data", action="store_false", default=None,
+                      help=f"only {what} that have none")
+
+
 def _add_runs(verbs: argparse._SubParsersAction) -> None:
     demo = _verb(verbs, "demo", "The whole study on the embedded tasks, with report.",
                  "elm demo --workdir demo", "demo:demo")
     demo.add_argument("--workdir", required=True, metavar="DIR")
     train = _verb(
         verbs, "train", "Trains one expert, the multitask baseline, or a stack of experts.",
-        "elm train --gin_file gin/experts/prompt.gin --gin.MODEL_DIR=\"'runs/ag'\" "
-        "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\" --gin.TASK=\"'ag_news__classify'\"",
-        "train:train")
-    _takes_gin(train)
+        "elm train --task ag_news__classify --base runs/base/base --output runs/ag\n"
+        "  elm train --kind lora --task my_task --module my_tasks --base bases/smollm2 \\\n"
+        "    --output runs/mine --steps 100 --learning_rate 1e-3", "train:train")
+    run_flags.add_run_flags(train, run_flags.TRAIN, kind=True)
+    _takes_gin(train, "default: that of --kind, also where FILE binds no run")
+    train.more_help = run_help.of_train
     _add_hosts(train)
     _takes_plan(train)
     pretrain = _verb(
         verbs, "pretrain", "Trains a base from raw text: a T5, or the decoder of a file of gin/models/.",
-        "elm pretrain --gin_file gin/runs/pretrain.gin --gin.MODEL_DIR=\"'runs/base'\" "
-        "\\\n    --gin.PASSAGES=\"('corpus.txt',)\"",
-        "pretrain:pretrain")
-    _takes_gin(pretrain)
+        "elm pretrain --passages corpus.txt --output runs/base\n"
+        "  elm pretrain --gin_file gin/models/llama_tiny.gin --vocab_size 8192 \\\n"
+        "    --passages corpus.txt --output runs/decoder", "pretrain:pretrain")
+    run_flags.add_run_flags(pretrain, run_flags.PRETRAIN)
+    _takes_gin(pretrain, "default: gin/runs/pretrain.gin, also where FILE binds no run")
+    pretrain.more_help = run_help.of_pretrain
     _add_hosts(pretrain)
     study = _verb(
         verbs, "study", "Trains, builds, routes, merges, evaluates and reports; resumable.",
-        "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --gin.WORKDIR=\"'p3'\"",
+        "ELM_DATA_DIR=data elm study --gin_file gin/studies/p3_small.gin --output p3",
         "study:study")
-    _takes_gin(study)
+    run_flags.add_run_flags(study, run_flags.STUDY)
+    _takes_gin(study, "one of gin/studies/, or your own")
+    study.more_help = run_help.of_study
     _takes_plan(study)
     _add_hosts(study)
 
@@ -101,12 +130,13 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     farm = verbs.add_parser("farm", help="Experts trained by many workers: init, work, status, retry.")
     actions = farm.add_subparsers(dest="action", required=True, metavar="ACTION")
     init = _verb(actions, "init", "Makes a farm of a table of experts (JSON lines or CSV), or adds to one.",
-                 "elm farm init --dir farm --table experts.csv --gin_file gin/experts/prompt.gin "
-                 "\\\n    --gin.INITIAL_CHECKPOINT_PATH=\"'runs/base/base'\"", "farm:farm_init")
+                 "elm farm init --dir farm --table experts.csv --base runs/base/base", "farm:farm_init")
     init.add_argument("--table", metavar="FILE", help="columns: task, expert_id, gin_file, and gin macros or "
                       "parameters; without it the config is a study's, whose experts are farmed")
     init.add_argument("--runs", metavar="DIR", help="folder of their runs (default: runs/ in the farm)")
-    _takes_gin(init)
+    run_flags.add_run_flags(init, run_flags.FARM, kind=True)
+    _takes_gin(init, "default: that of --kind; with a study's, --table is left out")
+    init.more_help = run_help.of_train
     work = _verb(actions, "work", "One worker: trains experts that nobody works on until none is left.",
                  "elm farm work --dir farm", "farm:farm_work")
     work.add_argument("--lease_seconds", type=float, default=120.0, metavar="S",
@@ -121,7 +151,7 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
     status = _verb(actions, "status", "Where every expert stands; exit status 1 if one was given up.",
                    "elm farm status --dir farm", "farm:farm_status")
     status.add_argument("--lease_seconds", type=float, default=120.0, metavar="S")
-    status.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _prints_table(status)
     retry = _verb(actions, "retry", "Lets experts that were given up be tried again.",
                   "elm farm retry --dir farm ag_news__classify", "farm:farm_retry")
     retry.add_argument("experts", nargs="*", metavar="ID", help="default: all that were given up")
@@ -133,11 +163,12 @@ def _add_farm(verbs: argparse._SubParsersAction) -> None:
 
 
 def _takes_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", action="store_true",
-                        help="train nothing: compile the step for --topology and print what it needs")
-    parser.add_argument("--topology", metavar="CHIP:SHAPE",
-                        help="slice to plan for: v5e:4x4, v4:2x2x4, v5p:2x2x2, h200:8")
-    parser.add_argument("--json", action="store_true", help="the plan as one JSON object")
+    group = parser.add_argument_group("a plan in place of a run")
+    group.add_argument("--plan", action="store_true",
+                       help="train nothing: compile the step for --topology and print what it needs")
+    group.add_argument("--topology", metavar="CHIP:SHAPE",
+                       help="slice to plan for: v5e:4x4, v4:2x2x4, v5p:2x2x2, h200:8")
+    group.add_argument("--json", action="store_true", help="the plan as one JSON object")
 
 
 def _add_modules(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +183,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_library(verbs: argparse._SubParsersAction) -> None:
-    library = verbs.add_parser("library", help="The expert library: build, add, remove, list, verify.")
+    library = verbs.add_parser(
+        "library", help="The expert library: build, add, remove, list, verify, report.")
     actions = library.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = _verb(actions, "build", "Builds a library of finished experts.",
                   "elm library build --library lib --base runs/base/base runs/*/expert",
@@ -166,6 +198,7 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
                     "elm library list --library lib", "library:library_list")
     verify = _verb(actions, "verify", "Reads every expert and key back and checks them.",
                    "elm library verify --library lib", "library:library_verify")
+    _add_library_report(actions)
     for parser in (build, add, remove, listing, verify):
         parser.add_argument("--library", required=True, metavar="DIR")
     for parser in (build, add):
@@ -177,8 +210,24 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
     build.add_argument("--text_format", default="choice_instance")
     build.add_argument("--encoder", default="auto", help="auto, minilm or tfidf")
     remove.add_argument("experts", nargs="+", metavar="ID")
-    for parser in (listing, verify):
-        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _prints_table(listing)
+    listing.add_argument("experts", nargs="*", metavar="NAME",
+                         help="only those whose id fits: a glob such as 'ag_*', or a part of the id")
+    verify.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_library_report(actions: argparse._SubParsersAction) -> None:
+    report = _verb(actions, "report", "Writes a page about a library: experts, scores, routing between them.",
+                   "elm library report lib --results results/results.jsonl", "library:library_report_page")
+    report.add_argument("library", metavar="LIBRARY", help="its folder")
+    report.add_argument("--output", metavar="FILE",
+                        help="the page, FILE.html; Markdown and a picture go beside it (default: report.html "
+                             "in the library)")
+    report.add_argument("--results", action="append", default=[], metavar="FILE",
+                        help="results with the experts' scores; may be given again (default: those beside "
+                             "the library)")
+    report.add_argument("--verify", action="store_true",
+                        help="read every expert's weights and compare them with their fingerprints")
 
 
 def _add_merge(verbs: argparse._SubParsersAction) -> None:
@@ -211,7 +260,7 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
     merge.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core, at most 8)")
     merge.add_argument("--dry_run", "--dry-run", action="store_true",
                        help="print leaves, sizes, bytes and memory; write nothing")
-    merge.add_argument("--json", action="store_true", help="print one JSON object")
+    _prints_table(merge)
     merge.add_argument("--id", metavar="NAME", help="name of the merged expert")
     merge.add_argument("--library", metavar="DIR", help="merge the best experts of a library for --task")
     merge.add_argument("--task", metavar="NAME")
@@ -221,7 +270,7 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
     merge_search_flags.add_search_flags(merge)
     listing = _verb(verbs, "methods", "Lists the merging methods: what they compute, need and take.",
                     "elm methods", "methods:list_methods")
-    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    _prints_table(listing)
 
 
 def _add_tools(verbs: argparse._SubParsersAction) -> None:
@@ -237,7 +286,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route.add_argument("--top_k", type=int, default=3, metavar="K")
     route.add_argument("--encoder_dir", metavar="DIR", help="folder of the encoder's weights")
     route.add_argument("--seed", type=int, default=0)
-    route.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _prints_table(route)
     _add_data(route)
     _add_generate(verbs)
     evaluate = _verb(
@@ -271,6 +320,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           help="over so many parts of the mesh a stack of experts is split (default: 1)")
     evaluate.add_argument("--trunk_cache", metavar="DIR", help="keep the inputs' states below the experts' "
                           "lowest layer, and compute them once for all experts (see ADAPTER_LAYERS)")
+    _takes_wide(evaluate)
     evaluate.add_argument("--trunk_cache_bytes", type=int, metavar="N",
                           help="most bytes of that folder (default: 16 GiB)")
     _add_mixed(evaluate)
@@ -280,6 +330,9 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     report = _verb(verbs, "report", "Writes a report of any results of `elm evaluate`, or a study's again.",
                    "elm report results/results.jsonl\n  elm report demo/results", "report:report")
     report.add_argument("results", metavar="RESULTS", help="folder of results, or a file of them")
+    report.add_argument("--experts", action="append", default=[], metavar="DIR",
+                        help="folder of an expert, of a run, or of several, to show their cards and learning "
+                             "curves; may be given again (default: those near the results)")
 
 
 def _add_generate(verbs: argparse._SubParsersAction) -> None:
@@ -375,8 +428,8 @@ def _add_base(verbs: argparse._SubParsersAction) -> None:
                      help="folder to write; does not exist, or is empty (default: bases/NAME)")
     listing = _verb(actions, "list", "Lists these models, and how to install them.", "elm base list",
                     "base:base_list")
-    for parser in (get, listing):
-        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    get.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _prints_table(listing)
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:
@@ -400,6 +453,7 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
     cache = _verb(actions, "cache", "Renders and tokenises tasks once, into arrays.",
                   "elm tasks cache --base runs/base/base --prepared arrays --num_workers 8 trec",
                   "tasks:cache", aliases=["prepare"])
+    _takes_wide(cache)
     cache.add_argument("--num_workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     for parser in (stats, cache):
         parser.add_argument("names", nargs="*", metavar="NAME",
@@ -419,5 +473,8 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
                   "ELM_DATA_DIR=data elm tasks check", "tasks:check")
     for parser in (listing, show, check):
         _add_modules(parser)
-    for parser in (listing, show, stats, check):
-        parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _chooses_rows(listing, "NAME", "tasks")
+    _chooses_rows(check, "DATASET", "data sets")
+    for parser in (listing, stats, check):
+        _prints_table(parser)
+    show.add_argument("--json", action="store_true", help="one JSON object on standard output")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from elm_jax.cli.printing import print_json
+from elm_jax.cli.printing import print_json, print_lines, visible
 from elm_jax.cli.registries import modules_of
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.generation_settings import GenerationSettings
@@ -50,7 +50,7 @@ def _converse(panel: Panel) -> None:
         try:
             _stream(panel, [Question.free(text, f"line {number}")])
         except InputError as error:  # the next line may be better
-            print(error, file=sys.stderr)
+            print(visible(str(error), keep="\n\t"), file=sys.stderr)
 
 
 def _lines() -> Iterator[str]:
@@ -71,9 +71,9 @@ def _stream(panel: Panel, questions: Sequence[Question]) -> None:
     for number, (question, models) in enumerate(zip(questions, routes, strict=True)):
         for model, route in models:
             if heading := _heading(question, model, route, many):
-                print(heading)
+                print_lines(heading)
             for piece in panel.stream(question, model, route, number):
-                print(piece, end="", flush=True)
+                print(visible(piece, keep="\n\t"), end="", flush=True)
             print("\n" if many else "")
 
 
@@ -82,7 +82,7 @@ def _print(replies: Sequence[Reply], questions: Sequence[Question]) -> None:
     many = len(replies) > 1
     for reply in replies:
         if heading := _heading(questions[reply.question], reply.model, reply.route, many):
-            print(heading)
+            print_lines(heading)
         print(reply.answer.text + ("\n" if many else ""))
 
 

@@ -8,12 +8,15 @@ silently), and refuses unused bindings.
 import argparse
 import functools
 import os
-import pathlib
 import re
+import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gin
+from elm_jax.cli.gin_files import gin_folder as gin_folder
+from elm_jax.cli.gin_files import nearest_files, search_paths, strip_root
+from elm_jax.cli.run_flags import flag_hint
 from elm_jax.errors import InputError, describe, nearest_names, unknown_name
 from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig, settings_of_kinds
@@ -53,21 +56,6 @@ Binding = tuple[str, str, str]
 """Scope (``prompt``, or none), selector of the configurable, parameter; a macro is its own scope."""
 
 
-def search_paths(extra: Sequence[str] = ()) -> list[str]:
-    """Folders that are searched for gin files: the user's, the current one, the checkout's, the package's."""
-    package = pathlib.Path(__file__).resolve().parents[1]
-    return [*extra, "", str(package.parent / "gin"), str(package / "gin")]
-
-
-def gin_folder() -> pathlib.Path:
-    """Path of the gin files that come with the program."""
-    for folder in search_paths()[-2:]:
-        if (pathlib.Path(folder) / "runs").is_dir():
-            return pathlib.Path(folder)
-    raise InputError(describe("The gin files that come with elm_jax are missing",
-                              expected=search_paths()[-2:], cure="install the package again"))
-
-
 def parse(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str] = ()) -> None:
     """Reads gin files, then single bindings (``NAME=VALUE``); later ones win.
 
@@ -105,28 +93,19 @@ def _read(files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -
             [strip_root(file) for file in files], list(bindings), finalize_config=False)
     except OSError as error:
         raise InputError(describe(
-            "A gin file cannot be opened", where=", ".join(files), got=str(error).strip(),
-            cure=f"the nearest that come with elm_jax: {', '.join(_nearest_files(files))}")) from error
-    except (ValueError, SyntaxError, KeyError, ImportError, AttributeError, TypeError) as error:
+            "A gin file cannot be opened", where=", ".join(files), got=str(error).strip()[:1000],
+            cure=f"the nearest that come with elm_jax: {', '.join(nearest_files(files))}")) from error
+    except RecursionError as error:
         raise InputError(describe(
-            "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip(),
-            cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\"")) from error
-
-
-def _nearest_files(files: Sequence[str]) -> list[str]:
-    """Names of the gin files of the program that are most like those of `files` that are not found."""
-    folder = gin_folder()
-    known = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gin"))]
-    missing = [file for file in map(strip_root, files)
-               if not any(pathlib.Path(path, file).is_file() for path in search_paths())]
-    return nearest_names((missing or files)[0], known)
-
-
-def strip_root(file: str) -> str:
-    """Turns ``gin/runs/x.gin`` into ``runs/x.gin``, so that the path also works outside of a checkout."""
-    if not pathlib.Path(file).exists() and file.startswith("gin/"):
-        return file.removeprefix("gin/")
-    return file
+            "The gin config has no end", where=", ".join([*files, *bindings]),
+            got="a file that includes itself, through others perhaps, or a value nested without end",
+            cure="take the include out")) from error
+    except (ValueError, SyntaxError, KeyError, ImportError, AttributeError, TypeError,
+            tokenize.TokenError, MemoryError) as error:
+        raise InputError(describe(
+            "Gin refuses the config", where=", ".join([*files, *bindings]), got=str(error).strip()[:1000],
+            cure="strings need their own quotes: --gin.MODEL_DIR=\"'runs/a'\" (a flag's, --output runs/a, do "
+            "not)")) from error
 
 
 def missing_macros() -> list[str]:
@@ -139,17 +118,28 @@ def is_bound(name: str) -> bool:
     return any(_spelled(binding) == name for binding in _given())
 
 
+def parameter(name: str) -> Any:
+    """The value that the parsed config binds to a parameter."""
+    return gin.query_parameter(name)
+
+
+def macros() -> dict[str, Any]:
+    """The macros of the parsed config with their values; what is required has a value of gin's own."""
+    return {scope: values["value"] for (scope, selector), values in gin.config._CONFIG.items()
+            if selector == _MACRO}
+
+
 def build(name: str) -> Any:
     """Builds one config from the parsed files and bindings; refuses unused bindings.
 
     Raises:
         InputError: a required macro is missing, a value is out of range, a binding is not used.
     """
-    missing = missing_macros()
+    missing = sorted(missing_macros())
     if missing:
         raise InputError(describe("The config leaves out what it requires", where="gin config",
-                                  got=f"no {', no '.join(sorted(missing))}",
-                                  cure=f"add --gin.{sorted(missing)[0]}=..."))
+                                  got=f"no {', no '.join(missing)}",
+                                  cure=flag_hint(missing)))
     try:
         config = _BUILDERS[name]()
     except InputError:

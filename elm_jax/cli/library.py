@@ -3,14 +3,15 @@
 import argparse
 from typing import Any
 
-from rich.table import Table
-
-from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.printing import Column, print_json, print_lines, print_table
 from elm_jax.cli.registries import modules_of, task_data
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.reporting import library_report
+from elm_jax.reporting.page_parts import Made
 from elm_jax.workflows import build_library
 from elm_jax.workflows.merge import in_memory as merging
+from elm_jax.workflows.name_patterns import chosen
 from elm_jax.workflows.route import RouteConfig
 
 
@@ -19,37 +20,40 @@ def library_build(arguments: argparse.Namespace) -> None:
     library = build_library.build_library(
         arguments.library, arguments.experts, task_data(arguments), encoder=arguments.encoder,
         text_format=arguments.text_format, instances_per_expert=arguments.instances, seed=arguments.seed)
-    print(f"{len(library)} experts, {len(library.instances)} keys, encoder {library.encoder.name}")
+    print_lines(f"{len(library)} experts, {len(library.instances)} keys, encoder {library.encoder.name}")
 
 
 def library_add(arguments: argparse.Namespace) -> None:
     """Runs `elm library add`."""
     library = ExpertLibrary.open(arguments.library)
     build_library.add_experts(library, arguments.experts, task_data(arguments), arguments.seed)
-    print(f"{len(library)} experts, {len(library.instances)} keys")
+    print_lines(f"{len(library)} experts, {len(library.instances)} keys")
 
 
 def library_remove(arguments: argparse.Namespace) -> None:
     """Runs `elm library remove`."""
     library = ExpertLibrary.open(arguments.library)
     library.remove(arguments.experts)
-    print(f"{len(library)} experts, {len(library.instances)} keys")
+    print_lines(f"{len(library)} experts, {len(library.instances)} keys")
 
 
 def library_list(arguments: argparse.Namespace) -> None:
     """Runs `elm library list`."""
     library = ExpertLibrary.open(arguments.library)
+    names = chosen("expert", arguments.experts, library.entries)
     if arguments.json:
         print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
-                     "experts": library.facts["experts"]})
+                    "experts": [entry for entry in library.facts["experts"]
+                                if entry["card"]["id"] in names]})
         return
-    table = Table("expert", "kind", "dataset", "tasks", "keys", "steps",
-                  title=f"{library.encoder.name}, {library.text_format}")
-    for entry in library.entries.values():
-        card = entry.card
-        table.add_row(card.id, card.kind, card.dataset or "several", str(len(card.tasks)),
-                      str(entry.num_keys), str(card.training.get("steps", "")))
-    print_table(table)
+    columns = (Column("expert"), Column("kind", 2), Column("dataset", 4), Column("tasks", 1, "number"),
+               Column("keys", 1, "number"), Column("steps", 3, "number"))
+    cards = {name: entry.card for name, entry in library.entries.items()}
+    print_table(columns, [
+        (cards[name].id, cards[name].kind, cards[name].dataset or "several", len(cards[name].tasks),
+         library.entries[name].num_keys, cards[name].training.get("steps"))
+        for name in names],
+        wide=arguments.wide, title=f"{library.encoder.name}, {library.text_format}")
 
 
 def library_verify(arguments: argparse.Namespace) -> int:
@@ -59,8 +63,16 @@ def library_verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"experts": len(library), "faults": faults})
     else:
-        print("\n".join(faults) or f"{len(library)} experts are whole")
+        print_lines(*(faults or [f"{len(library)} experts are whole"]))
     return 1 if faults else 0
+
+
+def library_report_page(arguments: argparse.Namespace) -> None:
+    """Runs `elm library report`."""
+    page = library_report.write_library_report(
+        arguments.library, arguments.output, results=arguments.results, verify=arguments.verify,
+        made=Made(arguments.command))
+    print_lines(f"report: {page}")
 
 
 def best_of_library(arguments: argparse.Namespace) -> tuple[list[str], Any]:

@@ -1,5 +1,6 @@
 """The entry point of the `elm` command: parses flags, then runs the verb."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bindings and not getattr(arguments, "takes_gin", False):
         parser.error(f"`elm {arguments.verb}` takes no gin bindings: {bindings[0]}")
     arguments.gin_bindings = bindings
+    arguments.command = shlex.join(["elm", *argv])
     with lazy.without_collector():
         from elm_jax.cli import execution  # late: imports JAX, which help and wrong flags do not need
     return execution.run(arguments)

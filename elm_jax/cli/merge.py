@@ -5,10 +5,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
 from elm_jax.cli import merge_search_flags
-from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.printing import Column, print_json, print_lines, print_table, say
 from elm_jax.errors import InputError, describe
 from elm_jax.merging.methods.method_table import PARAMETERS, get_method
 from elm_jax.merging.recipes.mergekit_yaml import MergeConfig, read_config
@@ -34,8 +32,11 @@ def merge(arguments: argparse.Namespace) -> None:
         allow=tuple(arguments.allow), max_shard_bytes=parse_size(arguments.max_shard_size),
         workers=arguments.workers, quiet=arguments.json, target=arguments.target, expert_id=arguments.id,
         rank=arguments.lora_rank)
+    if arguments.wide and not arguments.dry_run:
+        raise InputError(describe("Only the plan of a merge is a table", got="--wide without --dry_run"))
     if arguments.dry_run:
-        _print_plan(merge_folders.plan_merge(config, options).summary(options.workers), arguments.json)
+        plan = merge_folders.plan_merge(config, options).summary(options.workers)
+        print_json(plan) if arguments.json else _print_plan(plan, arguments.wide)
         return
     if arguments.output is None:
         raise InputError(describe("There is no folder to write to", cure="give --output DIR, or --dry-run"))
@@ -44,13 +45,12 @@ def merge(arguments: argparse.Namespace) -> None:
         print_json(report)
         return
     for note in report.get("notes", ()):  # a card that an older version left has none
-        print(f"note: {note}")
+        print_lines(f"note: {note}")
     for parent in report["parents"]:
         share = "by leaf" if parent["weight"] is None else f"{parent['weight']:.4f}"
-        print(f"{share}  {parent.get('id', parent['path'])}")
-    print(f"{report['num_leaves']} leaves, {report['num_parameters']:,} parameters by {report['method']} "
-          f"in {report['seconds']:.1f} s")
-    print(report["output"])
+        print_lines(f"{share}  {parent.get('id', parent['path'])}")
+    print_lines(f"{report['num_leaves']} leaves, {report['num_parameters']:,} parameters by "
+                f"{report['method']} in {report['seconds']:.1f} s", report["output"])
 
 
 def _config(arguments: argparse.Namespace) -> MergeConfig:
@@ -106,7 +106,7 @@ def _search(arguments: argparse.Namespace) -> None:
 
 def _searched(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """The experts and the method's parameters of a weight search."""
-    refused = ("config", "weights", "pattern", "dtype", "target", "allow", "lora_rank", "dry_run")
+    refused = ("config", "weights", "pattern", "dtype", "target", "allow", "lora_rank", "dry_run", "wide")
     given = [flag for flag in refused if getattr(arguments, flag)]
     if given:
         raise InputError(describe("A search for weights has no use for these", got=", ".join(
@@ -167,17 +167,13 @@ def _value(name: str, text: str) -> Any:
     return numbers[0]
 
 
-def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(plan)
-        return
-    table = Table("leaf", "shape", "dtype", "MB", title=f"{plan['method']} of {len(plan['models'])}")
-    for leaf in plan["leaves"]:
-        table.add_row(leaf["leaf"], "x".join(map(str, leaf["shape"])), leaf["dtype"],
-                      f"{leaf['bytes'] / 1e6:.2f}")
-    print_table(table)
-    for note in plan["notes"]:
-        print(f"note: {note}")
-    print(f"{plan['num_leaves']} leaves, {plan['num_parameters']:,} parameters; reads "
+def _print_plan(plan: dict[str, Any], wide: bool) -> None:
+    columns = (Column("leaf"), Column("shape", 1), Column("dtype", 2),
+               Column("MB", 3, "number", "{:.2f}".format, "people"), Column("bytes", where="scripts"))
+    print_table(columns, [
+        (leaf["leaf"], "x".join(map(str, leaf["shape"])), leaf["dtype"], leaf["bytes"] / 1e6, leaf["bytes"])
+        for leaf in plan["leaves"]], wide=wide, title=f"{plan['method']} of {len(plan['models'])}")
+    say(*(f"note: {note}" for note in plan["notes"]))
+    say(f"{plan['num_leaves']} leaves, {plan['num_parameters']:,} parameters; reads "
           f"{plan['bytes_to_read'] / 1e9:.2f} GB, writes {plan['bytes_to_write'] / 1e9:.2f} GB; needs about "
           f"{plan['memory_bytes'] / 1e6:.0f} MB with {plan['workers']} workers")

@@ -4,10 +4,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from elm_jax.cli.merge_search_flags import FLAGS, given_flags
-from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.printing import Column, print_document, print_json, print_lines, print_sentences
 from elm_jax.cli.registries import modules_of
 from elm_jax.errors import InputError, describe
 from elm_jax.workflows.merge.search_config import SearchConfig
@@ -36,23 +34,25 @@ def merge_search(arguments: argparse.Namespace, models: Sequence[str], parameter
         print_json({**result.report, "output": str(arguments.output)})
         return
     _print(result.report)
-    print(arguments.output)
+    print_lines(str(arguments.output))
 
 
 def _print(report: Mapping[str, Any]) -> None:
     objective = report["objective"]
-    table = Table("expert", "weight", "alone", title=f"{objective['name']} on {len(report['rows'])} rows of "
-                  f"{report['task']} {report['split']}")
-    for expert, alone in zip(report["experts"], objective["alone"], strict=True):
-        table.add_row(expert["id"], f"{expert['weight']:.4f}", f"{alone:.4f}")
-    print_table(table)
-    print(f"uniform mean {objective['uniform_mean']:.4f}, found {objective['found']:.4f}")
+    columns = (Column("expert"), Column("weight", kind="number", show="{:.4f}".format),
+               Column("alone", 1, "number", "{:.4f}".format))
+    print_document(columns, [
+        (expert["id"], expert["weight"], alone)
+        for expert, alone in zip(report["experts"], objective["alone"], strict=True)],
+        title=f"{objective['name']} on {len(report['rows'])} rows of {report['task']} {report['split']}")
+    print_sentences(f"uniform mean {objective['uniform_mean']:.4f}, found {objective['found']:.4f}")
     held = report.get("held_back")
     if held is None:
-        print("not compared with the uniform mean on other rows")
+        print_sentences("not compared with the uniform mean on other rows")
         return
     shares = {name: f"{100 * held[name]['value']:.1f} [{100 * held[name]['ci95_low']:.1f}, "
               f"{100 * held[name]['ci95_high']:.1f}]" for name in ("uniform_mean", "found", "difference")}
-    print(f"{held['metric']} on {held['num_rows']} other rows ({held['split']}): uniform mean "
-          f"{shares['uniform_mean']}, found {shares['found']}, difference {shares['difference']} "
-          "(95% intervals: Wilson's, and the paired bootstrap's)")
+    print_sentences(
+        f"{held['metric']} on {held['num_rows']} other rows ({held['split']}): uniform mean "
+        f"{shares['uniform_mean']}, found {shares['found']}, difference {shares['difference']} "
+        "(95% intervals: Wilson's, and the paired bootstrap's)")

@@ -4,10 +4,10 @@ import argparse
 
 import jax
 from rich.console import Console
-from rich.table import Table
 
 from elm_jax.cli import gin_config as config_lib
-from elm_jax.cli.printing import print_json
+from elm_jax.cli import run_config
+from elm_jax.cli.printing import Column, print_document, print_json, print_sentences
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import detect
 from elm_jax.models.network import NetworkConfig
@@ -20,6 +20,8 @@ PLACES = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "TASK", "WORKDIR")
 """Macros that a run requires and a plan does not: folders, and what is trained on."""
 NOT_GIVEN = "(not given)"
 GIGA = 1e9
+COLUMNS = (Column("what", kind="text"), Column("figure", kind="text"), Column("remark", kind="text"))
+"""Of one run's plan."""
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -50,14 +52,15 @@ def plan(arguments: argparse.Namespace) -> int:
     else:
         _print(plans, topology)
         if found:
-            found.print_table(Console(width=110))
+            found.print_table(Console())
     return 0 if all(one.fits for one in plans) else 1
 
 
 def _parse(arguments: argparse.Namespace) -> None:
     paths = config_lib.paths_of(arguments)
+    read = run_config.read_study if arguments.verb == "study" else run_config.read_train
+    read(arguments)
     bindings = list(arguments.gin_bindings)
-    config_lib.parse(arguments.gin_file, bindings, paths)
     bindings += [f"{name}={NOT_GIVEN!r}" for name in config_lib.missing_macros() if name in PLACES]
     is_run = not config_lib.is_bound("study.workdir") and not config_lib.is_bound("pretrain.model_dir")
     sizes = config_lib.sized_networks()
@@ -72,23 +75,19 @@ def _network(config: TrainConfig) -> NetworkConfig:
         return config.network
     if config.initial_checkpoint_path == NOT_GIVEN:
         raise InputError(describe("A plan needs the dimensions of a network", where="gin config",
-                                  cure="add --gin_file gin/models/xl.gin, or give INITIAL_CHECKPOINT_PATH"))
+                                  cure="add --gin_file gin/models/xl.gin, or give --base"))
     return detect.open_model(config.initial_checkpoint_path).config
 
 
 def _print(plans: list[StepPlan], topology: chips.Topology) -> None:
-    console = Console(width=110)
     if not topology.is_compiled_for:
-        console.print(
+        print_sentences(
             f"No compiler for {topology.name} here. Parameters, overlay, optimiser state, operations and the "
             "bytes that the shardings need are exact; temporaries and collectives are those of the program "
             f"that XLA compiles for {topology.num_chips} CPU devices, which keeps many values in float32 "
             "that a GPU has in bfloat16: an estimate, mostly too high.")
     for one in plans:
-        table = Table("", "", "", title=_title(one), title_justify="left", show_header=False)
-        for row in rows_of(one):
-            table.add_row(*row)
-        console.print(table)
+        print_document(COLUMNS, rows_of(one), title=_title(one))
 
 
 def _title(one: StepPlan) -> str:

@@ -3,6 +3,7 @@
 import argparse
 
 from elm_jax.cli import gin_config as config_lib
+from elm_jax.cli import run_config
 from elm_jax.runtime import preemption, storage
 from elm_jax.workflows.train import pretrain as pretraining
 from elm_jax.workflows.train import run_record
@@ -10,7 +11,7 @@ from elm_jax.workflows.train import run_record
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Runs `elm pretrain`; returns the exit status."""
-    config_lib.parse_flags(arguments)
+    run_config.read_pretrain(arguments)
     return run()
 
 

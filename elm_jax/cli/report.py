@@ -4,14 +4,16 @@ import argparse
 
 from rich.console import Console
 
+from elm_jax.cli.printing import print_lines
 from elm_jax.reporting import results_report
 from elm_jax.reporting import study_report as reporting
+from elm_jax.reporting.page_parts import Made
 
 
 def report(arguments: argparse.Namespace) -> None:
     """Runs `elm report`: of a study's folder the study's report, of any other results one of their own."""
     write = (reporting.write_report if reporting.is_study(arguments.results)
              else results_report.write_results_report)
-    outcome = write(arguments.results)
+    outcome = write(arguments.results, made=Made(arguments.command), experts=arguments.experts)
     outcome.print_table(Console())
-    print(f"report: {outcome.report_path}")
+    print_lines(f"report: {outcome.report_path}")

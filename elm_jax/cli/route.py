@@ -2,9 +2,7 @@
 
 import argparse
 
-from rich.table import Table
-
-from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.printing import Column, print_json, print_table
 from elm_jax.cli.registries import modules_of
 from elm_jax.workflows.route import RouteConfig, route_task
 
@@ -18,9 +16,9 @@ def route(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(decision.to_dict())
         return
-    table = Table("rank", "expert", "votes", "similarity",
-                  title=f"{decision.num_queries} queries, {decision.text_format}, {decision.encoder}")
-    for rank, row in enumerate(decision.ranking, start=1):
-        style = "bold" if rank <= arguments.top_k else None
-        table.add_row(str(rank), row.expert, str(row.votes), f"{row.mean_similarity:.3f}", style=style)
-    print_table(table)
+    columns = (Column("rank", kind="number"), Column("expert"), Column("votes", 1, "number"),
+               Column("similarity", 2, "number", "{:.3f}".format), Column("chosen", 3))
+    print_table(
+        columns, [(rank, row.expert, row.votes, row.mean_similarity, rank <= arguments.top_k)
+                  for rank, row in enumerate(decision.ranking, start=1)], wide=arguments.wide,
+        title=f"{decision.num_queries} queries, {decision.text_format}, {decision.encoder}")

@@ -4,47 +4,47 @@ import argparse
 import collections
 import dataclasses
 import logging
-import sys
-import time
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
-from rich.table import Table
-
-from elm_jax.cli.printing import print_json, print_table
+from elm_jax.cli.printing import Column, print_json, print_table, say, visible
 from elm_jax.cli.registries import modules_of, task_data
 from elm_jax.data.registry.task_rows import describe_dropped
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import load_reading
 from elm_jax.runtime.config_checks import check_positive
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.tasks import show_tasks as task_tools
 from elm_jax.workflows.tasks import task_cache, task_check, task_stats
 
 logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
+LISTED = (Column("task or mixture"), Column("dataset", 3), Column("template", 6), Column("role", 4),
+          Column("category", 5), Column("kind", 2), Column("data"), Column("lacks", 1, "text"))
+CHECKED = (Column("dataset"), Column("config"), Column("role", 3), Column("tasks", 2, "number"),
+           Column("rows", kind="text"), Column("lacking, or where to get it", 1, "text"))
+COUNTED = (Column("task"), Column("split"), Column("instances", 4, "number"), Column("dropped", 3, "number"),
+           Column("rows", kind="number"), Column("choices", 5, "number"))
+CACHED = (Column("task"), Column("split"), Column("rows", kind="number"), Column("dropped", 1, "number"),
+          Column("why", 2, "text"))
 
 
 def list_tasks(arguments: argparse.Namespace) -> None:
     """Runs `elm tasks list`."""
     listing = task_tools.list_tasks(modules_of(arguments), role=arguments.role, dataset=arguments.dataset,
-                                    category=arguments.category, kind=arguments.kind)
+                                    category=arguments.category, kind=arguments.kind,
+                                    patterns=arguments.names, has_data=arguments.has_data)
     if arguments.json:
         print_json(listing)
         return
     lacks = {row["name"]: row["unavailable"] for row in listing["tasks"]}
-    table = Table("task or mixture", "dataset", "template", "role", "category", "kind", "lacks")
-    for row in listing["tasks"]:
-        table.add_row(row["name"], row["dataset"], repr(row["template"]), row["role"], row["category"] or "",
-                      row["kind"], row["unavailable"] or "")
+    rows = [(row["name"], row["dataset"], repr(row["template"]), row["role"], row["category"], row["kind"],
+             row["unavailable"] is None, row["unavailable"]) for row in listing["tasks"]]
     for name, members in listing["mixtures"].items():
         missing = sum(lacks[member] is not None for member in members)
-        table.add_row(name, f"mixture of {len(members)}", "", "", "", "",
-                      f"{missing} of its {len(members)} tasks" if missing else "")
-    print_table(table)
+        rows.append((name, f"mixture of {len(members)}", *[None] * 4,
+                     "no" if missing == len(members) else "some" if missing else "yes",
+                     f"{missing} of its {len(members)} tasks" if missing else None))
+    print_table(LISTED, rows, wide=arguments.wide)
     unserved = sum(reason is not None for reason in lacks.values())
     logger.info("%d tasks, %d of them cannot be prepared; %s is %s", len(lacks), unserved,
                 row_files.DATA_DIR_VARIABLE, row_files.data_dir() or "not set")
@@ -62,7 +62,8 @@ def show(arguments: argparse.Namespace) -> None:
         return
     print(f"cut_prompt: {shown['cut_prompt']}\n")
     for row in shown["rows"]:
-        print("\n".join(f"{name}: {value}" for name, value in task_tools.printable(row).items()) + "\n")
+        lines = (f"{name}: {value}" for name, value in task_tools.printable(row).items())
+        print(visible("\n".join(lines) + "\n", keep="\n\t"))
     if shown["dropped"]:
         print(f"of the rows before these, {describe_dropped(shown['dropped'])}")
 
@@ -72,53 +73,73 @@ def stats(arguments: argparse.Namespace) -> int:
     check_positive(source_length=arguments.source_length, target_length=arguments.target_length)
     data, (_, form) = task_data(arguments), load_reading(arguments.base)
     rows, faults = [], []
-    for job in _progress(task_cache.jobs_of(data, arguments.names, arguments.split), "reading"):
-        try:
-            prepared = dataclasses.replace(data).split(*job, arguments.max_rows)  # keeps one split in memory
-        except InputError as error:
-            faults.append(error)
-            continue
-        lengths = task_stats.lengths_of(job[0], arguments.source_length, arguments.target_length)
-        rows.append(task_stats.stats_of(prepared, lengths, form))
+    jobs = task_cache.jobs_of(data, arguments.names, arguments.split)
+    with StageLine("reading", len(jobs), "split") as line:
+        for job in jobs:
+            try:
+                prepared = dataclasses.replace(data).split(*job, arguments.max_rows)  # keeps one in memory
+            except InputError as error:
+                faults.append(error)
+                continue
+            lengths = task_stats.lengths_of(job[0], arguments.source_length, arguments.target_length)
+            rows.append(task_stats.stats_of(prepared, lengths, form))
+            line.step(len(prepared))
     if arguments.json:
         print_json({"splits": rows, "faults": [str(fault) for fault in faults]})
     else:
-        _print_stats(rows)
+        _print_stats(rows, arguments.wide)
     for fault in faults:
         logger.error("error: %s", fault)
     return InputError.exit_status if faults else 0
 
 
-def _print_stats(rows: list[dict[str, Any]]) -> None:
-    table = Table(*task_stats.COLUMNS)
+def _print_stats(rows: list[dict[str, Any]], wide: bool) -> None:
+    columns, shares = list(COUNTED), "/".join(map(str, task_stats.PERCENTILES))
+    for number, name in enumerate(("input", "target")):
+        parts = [*(f"tokens {share}%" for share in task_stats.PERCENTILES), "max", "length", "cut"]
+        columns += [Column(f"{name} tokens {shares}% max", 1 + 5 * number, "number", where="people"),
+                    Column(f"{name}s cut at", 2 + 5 * number, "number", where="people"),
+                    *(Column(f"{name} {part}", where="scripts") for part in parts)]
+    values = []
     for row in rows:
-        table.add_row(*task_stats.cells(row))
-    print_table(table)
-    for reason, count in task_stats.dropped_in_all(rows).items():
-        print(f"dropped, {reason}: {count}")
+        choices = "–".join(map(str, dict.fromkeys(row["choices"] or ())))
+        values.append((row["task"], row["split"], row["instances"], sum(row["dropped"].values()), row["rows"],
+                       choices, *_lengths(row["inputs"]), *_lengths(row["targets"])))
+    print_table(columns, values, wide=wide)
+    say(*(f"dropped, {reason}: {count}" for reason, count in task_stats.dropped_in_all(rows).items()))
+
+
+def _lengths(found: dict[str, Any]) -> tuple[Any, ...]:
+    """Cells on the lengths of inputs or targets: two for people, the others for scripts."""
+    shares = list(found["percentiles"].values())
+    return (f"{'/'.join(map(str, shares))} {found['max']}",
+            f"{found['length']}: {100 * found['cut_share']:.1f}%",
+            *shares, found["max"], found["length"], found["cut"])
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Runs `elm tasks check`; returns status 1 if data exist but are incomplete."""
-    rows = list(task_check.check_data(modules_of(arguments)))
+    rows = list(task_check.check_data(modules_of(arguments), arguments.names, arguments.has_data))
     faults = [fault for row in rows for fault in row["faults"]]
     if arguments.json:
         print_json({"datasets": rows, "data_dir": str(row_files.data_dir() or "")})
         return 1 if faults else 0
-    table = Table("dataset", "config", "role", "tasks", "rows", "lacking, or where to get it")
-    for row in sorted(rows, key=lambda row: not row["splits"]):
-        counts = ", ".join(f"{split} {count:,}" for split, count in row["splits"].items())
-        table.add_row(row["dataset"], row["config"] or "", ", ".join(row["roles"]), str(row["tasks"]),
-                      counts or ("damaged" if row["faults"] else "–"), escape(_remark(row)))
-    print_table(table)
+    print_table(CHECKED, [
+        (row["dataset"], row["config"], row["roles"], row["tasks"], _counts(row), _remark(row))
+        for row in sorted(rows, key=lambda row: not row["splits"])], wide=arguments.wide)
     present = [row for row in rows if row["splits"]]
-    print(f"{len(present)} data sets are there, {len(rows) - len(present)} are not; "
-          f"{row_files.DATA_DIR_VARIABLE} is {row_files.data_dir() or 'not set'}")
+    say(f"{len(present)} data sets are there, {len(rows) - len(present)} are not; "
+        f"{row_files.DATA_DIR_VARIABLE} is {row_files.data_dir() or 'not set'}")
     if len(present) < len(rows):
-        print(task_check.HOW_TO_GET)
+        say(task_check.HOW_TO_GET)
     for fault in faults:
         logger.error("%s", fault)
     return 1 if faults else 0
+
+
+def _counts(row: dict[str, Any]) -> str:
+    counts = ", ".join(f"{split} {count:,}" for split, count in row["splits"].items())
+    return counts or ("damaged" if row["faults"] else "–")
 
 
 def _remark(row: dict[str, Any]) -> str:
@@ -138,19 +159,13 @@ def cache(arguments: argparse.Namespace) -> None:
         raise InputError(describe("--num_workers is no number of processes", got=arguments.num_workers,
                                   expected="1 or more"))
     data = task_data(arguments)
-    start = time.monotonic()
     jobs = task_cache.jobs_of(data, arguments.names, arguments.split)
     made = task_cache.cache(data, jobs, arguments.max_rows, arguments.num_workers)
-    rows = 0
-    for prepared in _progress(made, "preparing", len(jobs)):
-        dropped = prepared.info.get("dropped", {"in rendering": prepared.info["num_dropped"]})
-        print(f"{prepared.name} {prepared.split}: {len(prepared)} rows, {describe_dropped(dropped)}",
-              flush=True)
-        rows += len(prepared)
-    seconds = time.monotonic() - start
-    logger.info("%d splits, %d rows in %.1f s (%.0f a second)", len(jobs), rows, seconds, rows / seconds)
-
-
-def _progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
-    """Shows a progress bar on standard error, if that is a terminal."""
-    return track(items, what, total=total, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    rows = []
+    with StageLine("preparing", len(jobs), "split") as line:
+        for prepared in made:
+            dropped = prepared.info.get("dropped", {"in rendering": prepared.info["num_dropped"]})
+            rows.append((prepared.name, prepared.split, len(prepared), sum(dropped.values()),
+                         [f"{reason}: {count}" for reason, count in dropped.items()]))
+            line.step(len(prepared))
+    print_table(CACHED, rows, wide=arguments.wide)

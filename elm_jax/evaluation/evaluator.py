@@ -14,9 +14,10 @@ from elm_jax.data.arrays.prompt_rows import count_cut, rendering_in
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import RunError, describe
 from elm_jax.evaluation import greedy_texts, rank, task_metrics
+from elm_jax.evaluation.answers import read_answers
 from elm_jax.evaluation.batch_plan import TaskInstances, plan_batches
 from elm_jax.evaluation.evaluation_settings import EvaluationSettings, wanted_metrics
-from elm_jax.evaluation.results import SCHEMA_VERSION, ResultsStore, TaskResult
+from elm_jax.evaluation.results import KEPT_PROMPTS, SCHEMA_VERSION, ResultsStore, TaskResult
 from elm_jax.models.network import Network
 from elm_jax.runtime import hosts, sharding
 from elm_jax.training.trunk.trunk_cache import TrunkCache
@@ -97,6 +98,7 @@ def task_result(instances: TaskInstances, predictions: list[dict[str, Any]], sco
         "settings": settings.digest(scoring.max_rows, cut_prompt=split.cut_prompt, rendering=rendering),
         "max_rows": scoring.max_rows, "source_length": settings.source_length,
         "num_cut": count_cut(split, instances.form, settings.source_length),
+        "top_answer_share": read_answers(predictions).top_share[0],
         **({"cut_prompt": LEFT} if split.cut_prompt == LEFT else {}),
         **({"rendering": rendering} if rendering != PLAIN else {}),
     }
@@ -108,7 +110,13 @@ def task_result(instances: TaskInstances, predictions: list[dict[str, Any]], sco
         rows.append({**facts, "metric": metric, "value": estimate.value, "num_instances": estimate.n,
                      "ci95_low": estimate.low, "ci95_high": estimate.high, "interval": INTERVAL, **how,
                      **own})
-    return TaskResult(rows, predictions)
+    return TaskResult(rows, predictions, _prompts(split))
+
+
+def _prompts(split: PreparedSplit) -> list[dict[str, Any]]:
+    """The prompts of the first rows as text, for whoever looks at the answers."""
+    texts = sorted((split.text(row) for row in range(len(split))), key=lambda text: text["index"])
+    return [{"index": text["index"], "prompt": text["inputs"]} for text in texts[:KEPT_PROMPTS]]
 
 
 def _chance(split: PreparedSplit) -> float:

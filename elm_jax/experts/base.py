@@ -122,6 +122,13 @@ def load_reading(folder: storage.PathLike) -> tuple[Vocabulary | None, BatchForm
     return _vocabulary(model)[0], form_of(families.network_of(model.config))
 
 
+def load_reader(folder: storage.PathLike) -> Base:
+    """Reads all of a base but its parameters, for what only reads and renders texts as it does."""
+    model = detect.open_model(folder)
+    vocabulary, path = _vocabulary(model)
+    return Base(model.name, {}, model.config, "", vocabulary, path, model.address, _chat_template(model))
+
+
 def base_of(model: Model, mesh: Mesh | None = None, rules: Rules = sharding.DEFAULT_RULES) -> Base:
     """Reads the base of an opened model (see `load_base`)."""
     tree_checks.check_base(model.config, model.where)
@@ -157,7 +164,8 @@ def _vocabulary(model: Model) -> tuple[Vocabulary | None, str | None]:
 def _chat_template(model: Model) -> ChatTemplate | None:
     """The template that a tokenizer of Hugging Face's form brought, wherever the model lies now."""
     tokenizer = model.facts.get(folder_files.FACTS, {}).get("tokenizer", {})
-    return ChatTemplate.of_tokenizer(tokenizer.get(hf_tokenizer.CONFIG_FILE, {}), model.where)
+    return ChatTemplate.of_tokenizer(tokenizer.get(hf_tokenizer.CONFIG_FILE, {}),
+                                     f"{hf_tokenizer.CONFIG_FILE} of {model.where}, chat_template")
 
 
 def read_onto(mesh: Mesh, model: Model, rules: Rules = sharding.DEFAULT_RULES) -> FlatParams:

@@ -6,6 +6,7 @@ from typing import Any
 
 from elm_jax.data.arrays.prepared import PLAIN, RENDERINGS
 from elm_jax.errors import InputError, describe
+from elm_jax.runtime import records, storage
 from elm_jax.runtime.storage import utc_now
 
 SCHEMA_VERSION = 1
@@ -116,8 +117,55 @@ class ExpertCard:
                 describe("The expert's card is not valid", where=where,
                          got=f"missing {missing}, unknown {unknown}", expected=sorted(known))
             )
+        for schema in (cls, StoredParts):
+            records.check_record(value, schema, kind="expert's card", where=where)
         try:
             return cls(**value)
         except InputError as error:
             raise InputError(describe("The expert's card is not valid", where=where,
                                       got=str(error))) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTraining:
+    """What is read again of a card's training, beside what else stands there."""
+
+    steps: int = 0
+    config_digest: str | None = None
+    settings: dict[str, Any] | None = None
+    rows: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    weight_search: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParent:
+    """What is read again of a merged expert's parents."""
+
+    id: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParts:
+    """The objects inside of a card."""
+
+    training: StoredTraining = dataclasses.field(default_factory=StoredTraining)
+    parents: list[StoredParent] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredCard:
+    """What stands in an expert's file beside the card."""
+
+    overlay_fingerprint: str | None = None
+
+
+def read_stored(path: storage.PathLike) -> tuple[ExpertCard, str | None]:
+    """Reads the card in an expert's folder, and the fingerprint of its weights.
+
+    Raises:
+        InputError: the file is missing, or a field of it is missing or wrong.
+    """
+    values = records.read_record(path, StoredCard, kind="expert's card", schema_version=SCHEMA_VERSION)
+    written = values.pop("overlay_fingerprint", None)
+    return ExpertCard.from_dict(values, where=path), written

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, leaves_to_train
 from elm_jax.formats import tree_checks
@@ -123,8 +123,10 @@ def read_hf_expert(folder: storage.PathLike) -> Expert:
     values = storage.read_json(folder / CONFIG_FILE, kind="adapters' description", schema_version=None)
     if (values.get("format"), values.get("schema_version")) != (_FORMAT, _SCHEMA_VERSION):
         raise InputError(describe(
-            "These adapters are of a form that this program does not read", where=folder / CONFIG_FILE,
-            got=values.get("format"), expected=f"{_FORMAT} {_SCHEMA_VERSION}",
+            "These adapters are of a form that this program does not read",
+            where=f"{folder / CONFIG_FILE}: format, schema_version",
+            got=f"{in_short(values.get('format'))} {in_short(values.get('schema_version'))}",
+            expected=f"{_FORMAT} {_SCHEMA_VERSION}",
             cure="remove the adapters' files to read the model alone"))
     card_values = values.get("card")
     card = ExpertCard.from_dict(card_values if isinstance(card_values, dict) else {}, folder / CONFIG_FILE)

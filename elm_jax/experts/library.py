@@ -2,27 +2,32 @@
 
 On disk: ``library.json`` names the newest ``keys/<revision>/`` and every expert under ``experts/<id>/``.
 A change writes new files beside the old ones, then ``library.json``, then removes files that are no longer
-referenced, so an interrupted change leaves the library as it was.
+referenced, so an interrupted change leaves the library as it was, or as it should be. What it leaves beside
+that the next change clears (`library_changes`). Changes of several processes come one after another, each to
+what the one before has left.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from etils import epath
+
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.experts import library_changes, library_files
 from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
-from elm_jax.runtime import storage
+from elm_jax.runtime import locks, storage
 from elm_jax.runtime.config_checks import items_of
 
-_KEYS = re.compile(r"\d{6,}")
-
-SCHEMA_VERSION = 1
+_SETTINGS = ("encoder", "text_format", "instances_per_expert")
+"""Facts of a library that no change alters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +53,10 @@ class ExpertLibrary:
         self.encoder = encoder
         self.index = index
         self.instances = instances
-        self.entries = {
-            value["card"]["id"]: LibraryEntry(ExpertCard.from_dict(value["card"], where=path),
-                                              value["num_keys"])
-            for value in facts["experts"]}
+        where = self.path / library_files.LIBRARY
+        cards = [(ExpertCard.from_dict(value["card"], where=where), value["num_keys"])
+                 for value in facts["experts"]]
+        self.entries = {card.id: LibraryEntry(card, num_keys) for card, num_keys in cards}
 
     @classmethod
     def open(cls, path: storage.PathLike, encoder: TextEncoder | None = None) -> "ExpertLibrary":
@@ -65,24 +70,30 @@ class ExpertLibrary:
             InputError: no library here, another schema, or keys made by another encoder.
         """
         path = storage.as_path(path)
-        facts = storage.read_json(path / "library.json", kind="library", schema_version=SCHEMA_VERSION)
-        if facts["keys"] is None or not _KEYS.fullmatch(str(facts["keys"])):  # becomes a path
-            raise InputError(describe("The library's keys have no valid name", where=path / "library.json",
-                                      got=repr(facts["keys"]), expected="six digits"))
+        while True:
+            facts = library_files.read_library(path)
+            try:
+                return cls._of_facts(path, facts, encoder)
+            except InputError:
+                if library_files.read_library(path) == facts:
+                    raise  # else another process has changed the library meanwhile
+
+    @classmethod
+    def _of_facts(cls, path: epath.Path, facts: dict[str, Any], encoder: TextEncoder | None
+                  ) -> "ExpertLibrary":
         encoder = encoder or load_encoder(facts["encoder"], path / "encoder")
         index = KeyIndex.open(path / "keys" / facts["keys"], encoder)
-        instances = storage.read_jsonl(path / "keys" / facts["keys"] / "instances.jsonl")
-        return cls(path, facts, encoder, index, instances)
+        place = path / "keys" / facts["keys"] / library_files.INSTANCES
+        return cls(path, facts, encoder, index, library_files.read_instances(place, index))
 
     @classmethod
     def create(cls, path: storage.PathLike, encoder: TextEncoder, text_format: str,
                instances_per_expert: int) -> "ExpertLibrary":
         """Creates an empty library in memory; the first `add` writes it to disk."""
         path = storage.as_path(path)
-        if (path / "library.json").exists():
-            raise InputError(describe("There is a library here already", where=path,
-                                      cure="use `elm library add`, or another folder"))
-        facts = {"schema_version": SCHEMA_VERSION, "encoder": {"name": encoder.name,
+        if not library_changes.was_interrupted(path):  # else `add` sees whether it was this one
+            _check_none(path)
+        facts = {"schema_version": library_files.SCHEMA_VERSION, "encoder": {"name": encoder.name,
                  "fingerprint": encoder.fingerprint}, "text_format": text_format,
                  "instances_per_expert": instances_per_expert, "keys": None, "revision": 0, "experts": []}
         return cls(path, facts, encoder, KeyIndex.empty(encoder, text_format), [])
@@ -114,6 +125,9 @@ class ExpertLibrary:
     def add(self, experts: Mapping[str, Sequence[RoutingInstance]]) -> None:
         """Adds experts, with the training instances that become their keys.
 
+        What other processes have added or removed since the library was read stays so: it is read again, and
+        kept from them while this writes. Nothing is done where a killed process had just added the same.
+
         Args:
             experts: from an expert's folder to its training instances, of which the caller has drawn at most
                 `instances_per_expert`.
@@ -122,73 +136,124 @@ class ExpertLibrary:
             InputError: an expert is there already, or belongs to another base than the others.
         """
         cards = {folder: load_expert(folder).card for folder in experts}
-        for folder, card in cards.items():
-            self._check_new(card, folder, list(cards.values()))
-        index, rows, entries = self.index, list(self.instances), list(self.facts["experts"])
+        ids = tuple(card.id for card in cards.values())
+        made = self._end_interrupted()
+        if made is not None and made.added == ids and all(self[one.id].card == one for one in cards.values()):
+            return
+        vectors = {}
         for folder, instances in experts.items():
-            card = cards[folder]
+            _check_new(self.entries, cards[folder], folder, list(cards.values()))
             if not instances:
                 raise InputError(describe("An expert needs instances for its keys", where=folder))
-            copy_expert(folder, self.path / "experts" / card.id)
-            texts = [format_text(instance, self.text_format) for instance in instances]
-            index = index.add(card.id, self.encoder.embed(texts))
-            rows += [{"expert": card.id, **dataclasses.asdict(instance)} for instance in instances]
-            entries.append({"card": card.to_dict(), "num_keys": len(instances)})
-        self._write(index, rows, entries)
+            vectors[folder] = self.encoder.embed([format_text(one, self.text_format) for one in instances])
+        with self._changing():
+            for folder, card in cards.items():
+                _check_new(self.entries, card, folder, list(cards.values()))
+            library_changes.begin_change(self.path, LibraryChange(self.facts["revision"] + 1, added=ids))
+            index, rows, entries = self.index, list(self.instances), list(self.facts["experts"])
+            for folder, instances in experts.items():
+                card = cards[folder]
+                copy_expert(folder, self.path / "experts" / card.id)
+                index = index.add(card.id, vectors[folder])
+                rows += [{"expert": card.id, **dataclasses.asdict(instance)} for instance in instances]
+                entries.append({"card": card.to_dict(), "num_keys": len(instances)})
+            self._write(index, rows, entries)
 
     def remove(self, expert_ids: Sequence[str]) -> None:
-        """Removes experts and their keys; a string is one expert's id."""
+        """Removes experts and their keys, as `add` adds them; a string is one expert's id."""
         expert_ids = items_of(expert_ids)
-        for expert_id in expert_ids:
-            self[expert_id]
-        index = self.index
-        for expert_id in expert_ids:
-            index = index.remove(expert_id)
-        rows = [row for row in self.instances if row["expert"] not in expert_ids]
-        entries = [entry for entry in self.facts["experts"] if entry["card"]["id"] not in expert_ids]
-        self._write(index, rows, entries)
+        made = self._end_interrupted()
+        if made is not None and made.removed == tuple(expert_ids):
+            return
+        with self._changing():
+            for expert_id in expert_ids:
+                self[expert_id]
+            change = LibraryChange(self.facts["revision"] + 1, removed=tuple(expert_ids))
+            library_changes.begin_change(self.path, change)
+            index = self.index
+            for expert_id in expert_ids:
+                index = index.remove(expert_id)
+            rows = [row for row in self.instances if row["expert"] not in expert_ids]
+            entries = [entry for entry in self.facts["experts"] if entry["card"]["id"] not in expert_ids]
+            self._write(index, rows, entries)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Keeps the library's folder for a change, and reads what others have changed before it."""
+        with locks.alone(self.path, locks.CHANGE_SECONDS) as is_kept:
+            if not is_kept:
+                library_changes.refuse_recent(self.path)
+            if self.facts["keys"] is None:
+                _check_none(self.path)
+            elif (facts := library_files.read_library(self.path)) != self.facts:
+                self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
+            library_changes.end_change(self.path, self.facts)
+            yield
+
+    def _end_interrupted(self) -> LibraryChange | None:
+        """Clears what a killed process left; returns its change if the library, one like this, has it."""
+        if not library_changes.was_interrupted(self.path):
+            return None
+        with locks.alone(self.path, locks.CHANGE_SECONDS) as is_kept:
+            if not is_kept:
+                library_changes.refuse_recent(self.path)
+            there = (self.path / library_files.LIBRARY).exists()
+            facts = library_files.read_library(self.path) if there else self.facts
+            made = library_changes.end_change(self.path, facts)
+            if made is None or any(facts[name] != self.facts[name] for name in _SETTINGS):
+                return None
+            self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
+            return made
 
     def verify(self) -> list[str]:
         """Reads every expert and key back; returns the faults in words, none for an intact library."""
-        faults = []
-        for expert_id, entry in self.entries.items():
-            try:
-                card = self.load(expert_id).card
-            except InputError as error:  # also of damaged files
-                faults.append(f"{expert_id}: {error}")
-                continue
-            if card != entry.card:
-                faults.append(f"{expert_id}: its card is not the one that the library lists")
-            count = self.index.count(expert_id)
-            if count != entry.num_keys:
-                faults.append(f"{expert_id}: {count} keys, expected {entry.num_keys}")
-        return faults
-
-    def _check_new(self, card: ExpertCard, folder: Any, added: list[ExpertCard]) -> None:
-        if card.id in self.entries or sum(other.id == card.id for other in added) > 1:
-            raise InputError(describe("The library has an expert of this name already", where=folder,
-                                      got=card.id, cure="remove it first, or give another id"))
-        others = [entry.card for entry in self.entries.values()] + added
-        for other in others:
-            if other.base["fingerprint"] != card.base["fingerprint"]:
-                raise InputError(describe(
-                    "The expert belongs to another base than the library's experts", where=folder,
-                    got=card.base, expected=f"{other.base} as {other.id}"))
+        return [fault for expert_id in self for fault in _faults(self, expert_id)]
 
     def _write(self, index: KeyIndex, rows: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
-        before, revision = self.facts["keys"], self.facts["revision"] + 1
-        name = f"{revision:06d}"
+        revision = self.facts["revision"] + 1
+        name = library_changes.keys_name(revision)
         folder = storage.begin(self.path / "keys" / name)
         index.save(folder)
-        storage.append_jsonl(folder / "instances.jsonl", rows)
+        storage.append_jsonl(folder / library_files.INSTANCES, rows)
         storage.commit(folder)
-        if before is None:
+        if self.facts["keys"] is None:
             save_encoder(self.encoder, self.path / "encoder")
         facts = {**self.facts, "keys": name, "revision": revision, "experts": entries}
-        storage.write_json(self.path / "library.json", facts)
-        if before is not None:
-            storage.remove(self.path / "keys" / before)
-        gone = self.entries.keys() - {entry["card"]["id"] for entry in entries}
-        for expert_id in gone:
-            storage.remove(self.path / "experts" / expert_id)
+        storage.write_json(self.path / library_files.LIBRARY, facts)
+        library_changes.end_change(self.path, facts)
         self.__init__(self.path, facts, self.encoder, index, rows)
+
+
+def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:
+    """What is wrong with one expert of a library, in words."""
+    entry = library[expert_id]
+    try:
+        card = library.load(expert_id).card
+    except InputError as error:  # also of damaged files
+        yield f"{expert_id}: {error}"
+        return
+    if card != entry.card:
+        yield library_files.unlike_card(card, entry.card)
+    count = library.index.count(expert_id)
+    if count != entry.num_keys:
+        yield f"{expert_id}: {count} keys, expected {entry.num_keys}"
+
+
+def _check_none(path: epath.Path) -> None:
+    """Raises InputError if there is a library."""
+    if (path / library_files.LIBRARY).exists():
+        raise InputError(describe("There is a library here already", where=path,
+                                  cure="use `elm library add`, or another folder"))
+
+
+def _check_new(entries: Mapping[str, LibraryEntry], card: ExpertCard, folder: Any,
+               added: list[ExpertCard]) -> None:
+    """Raises InputError for an expert that is there already, or of another base than the others."""
+    if card.id in entries or sum(other.id == card.id for other in added) > 1:
+        raise InputError(describe("The library has an expert of this name already", where=folder,
+                                  got=card.id, cure="remove it first, or give another id"))
+    for other in [entry.card for entry in entries.values()] + added:
+        if other.base["fingerprint"] != card.base["fingerprint"]:
+            raise InputError(describe(
+                "The expert belongs to another base than the library's experts", where=folder,
+                got=card.base, expected=f"{other.base} as {other.id}"))

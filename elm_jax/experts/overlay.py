@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
-from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
+from elm_jax.experts.card import ExpertCard, read_stored
 from elm_jax.formats.elm import elm_folders
 from elm_jax.formats.model import Tensors
 from elm_jax.formats.peft import adapter_files
+from elm_jax.formats.places import EXPERT_FILE
 from elm_jax.formats.tensors import leaf_values
 from elm_jax.models import families
 from elm_jax.models.adapters import carriers
@@ -164,7 +165,7 @@ def save_leaves_as_expert(
 
 
 def _write_card(folder: storage.PathLike, card: ExpertCard, fingerprint: str) -> None:
-    storage.write_json(storage.as_path(folder) / "expert.json",
+    storage.write_json(storage.as_path(folder) / EXPERT_FILE,
                        {**card.to_dict(), "overlay_fingerprint": fingerprint})
 
 
@@ -188,7 +189,8 @@ def load_expert(folder: storage.PathLike, *, mesh: Mesh | None = None) -> Expert
     found = written if mesh is not None and hosts.count() > 1 else trees.fingerprint(overlay)
     if found != written:
         raise InputError(describe("The expert's weights are not those that were written",
-                                  where=folder, got=found, expected=written,
+                                  where=f"{folder}, overlay_fingerprint in {EXPERT_FILE}",
+                                  got=found, expected=written,
                                   cure="copy or train the expert again"))
     if mesh is None:
         for path, leaf in trees.flatten(overlay).items():
@@ -203,17 +205,13 @@ def read_card(folder: storage.PathLike) -> tuple[epath.Path, ExpertCard, str | N
         InputError: the folder is not whole, or the card is not valid.
     """
     folder = storage.as_path(folder)
-    if not (folder / "expert.json").exists() and (folder / "expert").exists():
+    if not (folder / EXPERT_FILE).exists() and (folder / "expert").exists():
         folder = folder / "expert"
-    if not (folder / "expert.json").exists() and adapter_files.is_peft(folder):
+    if not (folder / EXPERT_FILE).exists() and adapter_files.is_peft(folder):
         raise InputError(describe("This is a PEFT adapter, which must become an expert first", where=folder,
                                   cure=f"elm convert --from peft --to elm --base BASE {folder} EXPERT"))
     folder = storage.require_committed(folder, "expert")
-    value = storage.read_json(folder / "expert.json", kind="expert's card",
-                              schema_version=SCHEMA_VERSION)
-    written = value.pop("overlay_fingerprint", None)
-    card = ExpertCard.from_dict(value, where=folder / "expert.json")
-    return folder, card, written
+    return folder, *read_stored(folder / EXPERT_FILE)
 
 
 def _on_mesh(weights: epath.Path, card: ExpertCard, mesh: Mesh) -> Params:

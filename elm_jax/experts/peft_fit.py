@@ -28,10 +28,12 @@ def check_tensors(found: Shapes, wanted: Shapes, modules: Modules, where: Any) -
     """
     if _are_of_base(found, modules) and _is_configs_fault(found, wanted):
         tree_checks.check_leaves(
-            "The adapter's config and its tensors disagree", where, found, wanted,
+            "The adapter's config and its tensors disagree", f"{where}: {adapter_files.CONFIG_FILE} (r, "
+            "rank_pattern, target_modules, layers_to_transform, modules_to_save, bias)", found, wanted,
             f"take {adapter_files.CONFIG_FILE} and {adapter_files.WEIGHTS_FILE} of one adapter, as it was "
             "saved; what the tensors are of is in this base")
-    tree_checks.check_leaves("The adapter does not fit the base", where, found, wanted,
+    place = f"{where}: {adapter_files.CONFIG_FILE}, {adapter_files.WEIGHTS_FILE}"
+    tree_checks.check_leaves("The adapter does not fit the base", place, found, wanted,
                              "give the base that it was trained on")
 
 
@@ -41,7 +43,8 @@ def none_of_config(found: Shapes, modules: Modules, where: Any, targets: str) ->
         return None
     has = sorted({module_of(name).rpartition(".")[2] for name in found})
     return InputError(describe(
-        "The adapter's config and its tensors disagree", where=where, got=f"target_modules {targets}",
+        "The adapter's config and its tensors disagree",
+        where=f"{where}: target_modules, layers_to_transform", got=f"target_modules {targets}",
         expected=f"the modules of the tensors: {', '.join(has)}",
         cure=f"take {adapter_files.CONFIG_FILE} and {adapter_files.WEIGHTS_FILE} of one adapter"))
 

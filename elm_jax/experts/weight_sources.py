@@ -8,7 +8,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.experts import hf_adapters, original_files, peft_adapters
-from elm_jax.experts.card import SCHEMA_VERSION, ExpertCard
+from elm_jax.experts.card import ExpertCard, read_stored
 from elm_jax.experts.overlay import Expert, load_expert
 from elm_jax.formats import detect, places, tree_checks
 from elm_jax.formats.elm import elm_folders
@@ -19,8 +19,6 @@ from elm_jax.formats.tensors import streaming
 from elm_jax.formats.tensors.hashed import HashedTensors
 from elm_jax.models import families
 from elm_jax.runtime import storage, trees
-
-CARD_FILE = detect.EXPERT_FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,7 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
 def expert_folder(folder: epath.Path) -> epath.Path | None:
     """Folder of an expert's card: this one, or the ``expert`` of a finished run; None if it has neither."""
     for place in (folder, folder / "expert"):
-        if (place / CARD_FILE).exists():
+        if (place / places.EXPERT_FILE).exists():
             return place
     return None
 
@@ -119,12 +117,19 @@ def _open_model(kind: str, folder: epath.Path, base: storage.PathLike | None,
     return Source(str(folder), open_kind(folder, **how))
 
 
+_SIGNS = {"elm": "base.json, or an expert's expert.json", "hf": "config.json beside weights",
+          "t5x": "a checkpoint, its folder or its file", "gguf": "a file that ends in .gguf",
+          adapter_files.KIND: adapter_files.CONFIG_FILE}
+"""What a source of each kind has."""
+
+
 def _of_another_kind(kind: str, folder: epath.Path) -> InputError:
     found = [name for name, (fits, _) in detect.KINDS.items() if fits(folder)]
     adapter = [adapter_files.KIND] if adapter_files.is_peft(folder) else []
     got = [*found, *("an adapter of PEFT" for _ in adapter)]
     return InputError(describe(
         f"The source is no {kind} folder", where=folder, got=" or ".join(got) or "none of any kind",
+        expected=None if got else _SIGNS[kind],
         cure=f"--from {(found + adapter)[0]}" if got else None))
 
 
@@ -141,9 +146,7 @@ def _open_peft(folder: epath.Path, base: storage.PathLike | None) -> Source:
 def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
     """Opens a prompt expert with its base, or a full expert as a model."""
     storage.require_committed(folder, "expert")
-    values = storage.read_json(folder / CARD_FILE, kind="expert's card", schema_version=SCHEMA_VERSION)
-    written = values.pop("overlay_fingerprint", None)
-    card = ExpertCard.from_dict(values, where=folder / CARD_FILE)
+    card, written = read_stored(folder / places.EXPERT_FILE)
     under = needed_base(folder, base, card.base.get("path"))
     _check_base(card, under)
     if card.form == "adapter":
@@ -151,9 +154,10 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
         return Source(str(folder), under, expert,
                       {path: Origin(path) for path in trees.flatten(expert.overlay)})
     tensors = elm_folders.ElmTensors(folder / elm_folders.WEIGHTS)
-    config = families.config_of(card.network, folder / CARD_FILE)
+    config = families.config_of(card.network, folder / places.EXPERT_FILE)
     elm_folders.check_fits(tensors, config, folder)
-    hashed = HashedTensors(tensors, str(written), folder,
+    place = f"{folder}, overlay_fingerprint in {places.EXPERT_FILE}"
+    hashed = HashedTensors(tensors, str(written), place,
                            "The expert's weights are not those that were written",
                            "copy or train the expert again", as_float32=False)
     model = dataclasses.replace(

@@ -14,9 +14,6 @@ from elm_jax.formats.peft import adapter_files
 from elm_jax.formats.t5x import t5x_checkpoints, t5x_folders
 from elm_jax.runtime import storage
 
-EXPERT_FILE = "expert.json"
-"""The card of an expert, which is no model."""
-
 
 def _open_alone(folder: epath.Path) -> Model:
     """Opens a Hugging Face folder that holds no adapter beside its model."""
@@ -59,11 +56,11 @@ def _check_is_model(folder: epath.Path) -> None:
     """Raises InputError for folders of this program and of PEFT that hold no model: says what they are."""
     if not folder.is_dir():
         return
-    if (folder / EXPERT_FILE).exists():
+    if (folder / places.EXPERT_FILE).exists():
         raise _is_expert(folder, folder)
     if folder_files.is_hf(folder) or (folder / base_json.FILE).exists():
         return  # a model, whatever lies beside it
-    if (folder / "expert" / EXPERT_FILE).exists():
+    if (folder / "expert" / places.EXPERT_FILE).exists():
         raise _is_expert(folder, folder / "expert")
     if adapter_files.is_peft(folder):
         raise _is_adapter(folder)
@@ -74,7 +71,7 @@ def _check_is_model(folder: epath.Path) -> None:
 
 
 def _is_expert(folder: epath.Path, expert: epath.Path) -> InputError:
-    card = storage.read_json(expert / EXPERT_FILE, kind="expert's card", schema_version=None)
+    card = storage.read_json(expert / places.EXPERT_FILE, kind="expert's card", schema_version=None)
     base = card.get("base") if isinstance(card.get("base"), dict) else {}
     known = base.get("path") or base.get("name") or "BASE"
     whole = (f"; `elm convert --from elm --to hf {folder} MODEL` makes a model of it"

@@ -8,6 +8,8 @@ from elm_jax.errors import InputError, describe
 from elm_jax.formats import leaf_names
 from elm_jax.runtime import storage
 
+EXPERT_FILE = "expert.json"
+"""The card of an expert, which is no model."""
 _FILES = (".gguf",)
 """Suffixes of models that are one file."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

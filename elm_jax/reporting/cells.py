@@ -31,7 +31,8 @@ class Cell:
         majority: f64[n], the values of always giving the most frequent right answer; None for ROUGE-L,
             and where that answer is not known.
         by_position: whether the majority answer is the position of a choice, not its text.
-        constant: whether the expert gave one and the same answer on all instances.
+        constant: whether one expert gave one and the same answer on all instances; False for a cell that is
+            put together of several experts' values.
         num_cut: instances whose input was cut; None where old results do not tell.
     """
 
@@ -179,6 +180,11 @@ def chance_of(row: Row) -> float:
     for cell in row.values():
         by_dataset.setdefault(cell.dataset, []).append(cell.chance or 0.0)
     return float(np.mean([np.mean(values) for values in by_dataset.values()])) if by_dataset else math.nan
+
+
+def always_constant(row: Row) -> bool:
+    """Whether a row has tasks, and on all instances of each of them one and the same answer."""
+    return bool(row) and all(cell.constant for cell in row.values())
 
 
 def select(row: Row, tasks: Sequence[str], metric: str) -> Row:

@@ -1,13 +1,14 @@
 """Groups of tasks in a study's table: seen tasks by category and by data set, benchmarks by data set.
 
-A group is ``{label, category, metric, num_datasets, values (row -> Estimate dict), chance, majority}``.
+A group is ``{label, category, metric, num_datasets, values (row -> Estimate dict), constant (row -> whether
+its answers are constant on each task), chance, majority}``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from elm_jax.reporting.cells import Row, chance_of, macro_mean, majority_of, select
+from elm_jax.reporting.cells import Row, always_constant, chance_of, macro_mean, majority_of, select
 
 METRICS = ("accuracy", "rouge_l")
 BENCHMARKS = {"BIG-bench": "bigbench_tasks", "BBH": "bbh_tasks"}
@@ -70,6 +71,7 @@ def _groups(rows: Mapping[str, Row], tasks: Sequence[str], label: str, category:
                 "num_datasets": len({cell.dataset for cell in base.values()}),
                 "values": {name: asdict(macro_mean(select(row, tasks, metric)))
                            for name, row in rows.items()},
+                "constant": {name: always_constant(select(row, tasks, metric)) for name, row in rows.items()},
                 "chance": chance_of(base) if ranked else None,
                 "majority": majority_of(base) if ranked else None})
     return found

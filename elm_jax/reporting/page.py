@@ -1,4 +1,7 @@
-"""Templates of reports' pages: Markdown, and self-contained HTML; of a study, and of any results."""
+"""Templates of reports: Markdown, and self-contained HTML; of a study, of any results, of a library."""
+
+CONTENTS = "<!--contents-->"
+"""Where the links to a page's headings stand."""
 
 ABOUT_TABLE = """\
 Accuracy by rank classification and ROUGE-L, in percent. A data set's value is the mean over its
@@ -38,17 +41,32 @@ from the validation split; random pick is the share that chance would send there
 ABOUT_MARKS = """\
 {% if legend %}{{ legend }}.{% endif %}"""
 
+ABOUT_SAMPLES = """\
+Of each task a right answer and a wrong one, as far as there are both, and what {{ sampled }} on these rows.
+{%- if samples.left %} {{ samples.left }} more tasks are left out.{% endif %}"""
+
+ABOUT_CURVES = """\
+Loss by step of training, one panel an expert, from the logs of the runs.
+{%- if curves_left %} {{ curves_left }} more experts are left out.{% endif %}"""
+
+NO_CARDS = """\
+No card was found near these results; `--experts DIR` says where the experts are."""
+
 MARKDOWN = """\
 # {{ title }}
 
 {% for line in summary %}{{ line }}
 
 {% endfor %}
+""" + CONTENTS + """
+
 ## Results
 
 """ + ABOUT_TABLE + """
 
 {{ table(results) }}
+
+""" + ABOUT_MARKS + """
 
 """ + ABOUT_ROWS + """
 
@@ -56,7 +74,7 @@ MARKDOWN = """\
 
 {{ table(intervals) }}
 
-![Unseen mean]({{ bars }})
+![Unseen mean]({{ picture("bars.png") }})
 
 {% if by_category.rows %}### By category
 
@@ -84,7 +102,7 @@ MARKDOWN = """\
 {% endif %}
 ## Experts by tasks
 
-![Experts by tasks]({{ heat_map }})
+![Experts by tasks]({{ picture("heat_map.png") }})
 
 ## Experts on their own tasks
 
@@ -98,7 +116,23 @@ Dataset experts on validation rows of all prompts of their data set:
 
 {{ table(own_datasets) }}
 
-## Routing
+## Sample answers
+
+""" + ABOUT_SAMPLES + """
+
+{{ table(samples) }}
+
+## Experts
+
+{% if cards.rows %}{{ table(cards) }}{% else %}""" + NO_CARDS + """{% endif %}
+
+{% if "learning_curves.png" in pictures %}## Learning curves
+
+""" + ABOUT_CURVES + """
+
+![Loss by step]({{ picture("learning_curves.png") }})
+
+{% endif %}## Routing
 
 """ + ABOUT_ROUTING + """
 
@@ -122,41 +156,79 @@ HEAD = """\
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1b2733; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #d7dee5; text-align: right;
+:root { color-scheme: light dark; --ink: #1b2733; --pale: #51606e; --line: #d7dee5; --page: #fff;
+  --row: #f3f6f9; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e3e8ec; --pale: #a3b0bc; --line: #38444f;
+  --page: #14191e; --row: #1d252c; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem;
+  color: var(--ink); background: var(--page); overflow-wrap: anywhere; }
+h1 { line-height: 1.2; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: 14px; overflow-wrap: normal; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
-th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); text-align: left; }
 th.label, td.label { text-align: left; }
-thead th { border-bottom: 2px solid #7c8b99; vertical-align: bottom; white-space: normal; }
-tbody tr:hover { background: #f3f6f9; }
-img { max-width: 100%; height: auto; }
-.note { color: #51606e; max-width: 60rem; }
+td.label { white-space: normal; overflow-wrap: break-word; max-width: 30rem; }
+td.wide { min-width: 13rem; }
+thead th { border-bottom: 2px solid var(--pale); vertical-align: bottom; white-space: normal; }
+tbody tr:hover td { background: var(--row); }
+details { max-width: 36rem; }
+details div { white-space: pre-wrap; margin: .3rem 0; }
+summary { cursor: pointer; }
+img { max-width: 100%; height: auto; background: #fff; }
+nav ul { padding-left: 1.2rem; columns: 14rem; }
+a { color: inherit; }
+.note { color: var(--pale); max-width: 60rem; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; padding: 0 .7rem; }
+  h1 { font-size: 1.5rem; }
+  th, td { padding: .3rem .45rem; }
+  th:first-child, td:first-child { max-width: 34vw; min-width: 20vw; white-space: normal;
+    overflow-wrap: break-word; }
+}
 </style></head><body>
 <h1>{{ title }}</h1>
 {% for line in summary %}<p>{{ line }}</p>
 {% endfor %}
+""" + CONTENTS + """
 {% macro label(grid, loop) %}{% if loop.index0 < grid.labels|default(1) %} class="label"{% endif %}
 {%- endmacro %}
 {% macro head(name) %}{{ name|replace("_", "_<wbr>"|safe)|replace("/", "/<wbr>"|safe) }}{% endmacro %}
-{% macro show(grid) %}<table><thead><tr>
+{% macro cell(value) %}{% if value.full is defined %}<details><summary>{{ value.short }}</summary><div>
+{{- value.full }}</div></details>{% else %}{{ head(value) }}{% endif %}{% endmacro %}
+{% macro kind(grid, loop, value) %}{% if loop.index0 < grid.labels|default(1) %} class="label
+{%- if value.full is defined %} wide{% endif %}"{% endif %}{% endmacro %}
+{% macro show(grid) %}<div class="table"><table><thead><tr>
 {%- for name in grid.columns %}<th{{ label(grid, loop) }}>{{ head(name) }}</th>
 {%- endfor %}</tr></thead>
 <tbody>{% for row in grid.rows %}<tr>
-{%- for value in row %}<td{{ label(grid, loop) }}>{{ value }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table>{% endmacro %}
+{%- for value in row %}<td{{ kind(grid, loop, value) }}>{{ cell(value) }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>{% endmacro %}
 """
-"""Style, title, summary and macros of an HTML page."""
+"""Style, title, summary, contents and macros of an HTML page."""
+
+EXPERTS = """\
+<h2 id="samples">Sample answers</h2>
+<p class="note">""" + ABOUT_SAMPLES + """</p>
+{{ show(samples) }}
+<h2 id="experts">Experts</h2>
+{% if cards.rows %}{{ show(cards) }}{% else %}<p class="note">""" + NO_CARDS + """</p>{% endif %}
+{% if "learning_curves.png" in pictures %}<h2 id="curves">Learning curves</h2>
+<p class="note">""" + ABOUT_CURVES + """</p>
+<p><img alt="Loss by step of every expert" src="{{ picture("learning_curves.png") }}"></p>
+{% endif %}"""
+"""What is shown of experts beside their scores."""
 
 HTML = HEAD + """\
-<h2>Results</h2>
+<h2 id="results">Results</h2>
 <p class="note">""" + ABOUT_TABLE + """</p>
 {{ show(results) }}
+<p class="note">""" + ABOUT_MARKS + """</p>
 <p class="note">""" + ABOUT_ROWS + """</p>
 <p class="note">""" + ABOUT_INTERVALS + """</p>
 {{ show(intervals) }}
-<p><img alt="Unseen mean of every row" src="{{ bars }}"></p>
+<p><img alt="Unseen mean of every row" src="{{ picture("bars.png") }}"></p>
 {% if by_category.rows %}<h3>By category</h3>
 <p class="note">""" + ABOUT_CATEGORIES + """</p>
 {{ show(by_category) }}{% endif %}
@@ -169,20 +241,23 @@ HTML = HEAD + """\
 <h3>What was scored</h3>
 <p>{{ inputs }}</p>
 {% if worst_cut.rows %}{{ show(worst_cut) }}{% endif %}
-<h2>Experts by tasks</h2>
-<p><img alt="Heat map of experts by tasks" src="{{ heat_map }}"></p>
-<h2>Experts on their own tasks</h2>
+<h2 id="heat-map">Experts by tasks</h2>
+<p><img alt="Heat map of experts by tasks" src="{{ picture("heat_map.png") }}"></p>
+{% if matrix.rows %}<details><summary>The same numbers as a table</summary>
+{{ show(matrix) }}</details>{% endif %}
+<h2 id="own">Experts on their own tasks</h2>
 <p>{{ beats }}{% if note %} {{ note }}{% endif %}</p>
 {{ show(own) }}
 <p class="note">""" + ABOUT_MARKS + """</p>
 <p class="note">Dataset experts on validation rows of all prompts of their data set:</p>
 {{ show(own_datasets) }}
-<h2>Routing</h2>
+""" + EXPERTS + """
+<h2 id="routing">Routing</h2>
 <p class="note">""" + ABOUT_ROUTING + """</p>
 {{ show(routing) }}
 <p class="note">Decisions for the unseen tasks.</p>
 {{ show(decisions) }}
-<h2>Time and programs</h2>
+<h2 id="time">Time and programs</h2>
 {{ show(stages) }}
 <p>{{ programs }}</p>
 <p class="note">{{ versions }}</p>
@@ -195,36 +270,122 @@ RESULTS_MARKDOWN = """\
 {% for line in summary %}{{ line }}
 
 {% endfor %}
+""" + CONTENTS + """
+
 ## Models by tasks
 
 {{ table(matrix) }}
 
-{% for name, picture in pictures %}![{{ name }}]({{ picture }})
+""" + ABOUT_MARKS + """
+
+{% for name, caption in plots %}![{{ caption }}]({{ picture(name) }})
 
 {% endfor %}
+{% if skipped %}{{ skipped }}
+
+{% endif %}
 ## Scores
 
 {{ about }}
 
 {{ table(scores) }}
-{% if legend %}
-{{ legend }}.
-{% endif %}
+
 ## Sample answers
 
+""" + ABOUT_SAMPLES + """
+
 {{ table(samples) }}
-"""
+
+## Experts
+
+{% if cards.rows %}{{ table(cards) }}{% else %}""" + NO_CARDS + """{% endif %}
+
+{% if "learning_curves.png" in pictures %}## Learning curves
+
+""" + ABOUT_CURVES + """
+
+![Loss by step]({{ picture("learning_curves.png") }})
+
+{% endif %}"""
 
 RESULTS_HTML = HEAD + """\
-<h2>Models by tasks</h2>
+<h2 id="models">Models by tasks</h2>
 {{ show(matrix) }}
-{% for name, picture in pictures %}<p><img alt="{{ name }}" src="{{ picture }}"></p>
+<p class="note">""" + ABOUT_MARKS + """</p>
+{% for name, caption in plots %}<p><img alt="{{ caption }}" src="{{ picture(name) }}"></p>
 {% endfor %}
-<h2>Scores</h2>
+{% if skipped %}<p class="note">{{ skipped }}</p>{% endif %}
+<h2 id="scores">Scores</h2>
 <p class="note">{{ about }}</p>
 {{ show(scores) }}
-{% if legend %}<p class="note">{{ legend }}.</p>{% endif %}
-<h2>Sample answers</h2>
-{{ show(samples) }}
+""" + EXPERTS + """
+</body></html>
+"""
+
+ABOUT_SHARES = """\
+Each key is asked without itself: the share of an expert's keys whose nearest other key is its own, and to
+whom the others go. A task is routed by such votes."""
+
+ABOUT_PAIRS = """\
+The experts whose keys are most alike, candidates for duplicates: the mean over the keys of both of the
+similarity with the nearest key of the other."""
+
+ABOUT_SCORES = """\
+{% if sources %}From {{ sources }}. Each expert on its own tasks, with the interval that the results hold, and
+the base there; last its mean accuracy over other tasks.
+{%- if scores.left %} Left out, as of other weights of the same name: {{ scores.left }}.{% endif %}
+{%- else %}No results were found beside the library; `--results FILE` names them.{% endif %}"""
+
+LIBRARY_MARKDOWN = """\
+# {{ title }}
+
+{% for line in summary %}{{ line }}
+
+{% endfor %}
+{% for line in verified %}{{ line }}
+
+{% endfor %}
+""" + CONTENTS + """
+
+## Experts
+
+{{ table(experts) }}
+
+## Scores
+
+""" + ABOUT_SCORES + """
+
+{% if scores.rows %}{{ table(scores) }}
+{% endif %}
+## Routing between experts
+
+""" + ABOUT_SHARES + """
+
+{{ table(shares) }}
+
+![Shares of keys by expert]({{ picture(routing_picture) }})
+
+## Nearest pairs
+
+""" + ABOUT_PAIRS + """
+
+{{ table(pairs) }}
+"""
+
+LIBRARY_HTML = HEAD + """\
+{% for line in verified %}<p>{{ line }}</p>
+{% endfor %}
+<h2 id="experts">Experts</h2>
+{{ show(experts) }}
+<h2 id="scores">Scores</h2>
+<p class="note">""" + ABOUT_SCORES + """</p>
+{% if scores.rows %}{{ show(scores) }}{% endif %}
+<h2 id="routing">Routing between experts</h2>
+<p class="note">""" + ABOUT_SHARES + """</p>
+{{ show(shares) }}
+<p><img alt="Shares of keys by expert" src="{{ picture(routing_picture) }}"></p>
+<h2 id="pairs">Nearest pairs</h2>
+<p class="note">""" + ABOUT_PAIRS + """</p>
+{{ show(pairs) }}
 </body></html>
 """

@@ -1,19 +1,22 @@
 """The report of a study: Markdown, self-contained HTML, and sentences that the numbers support."""
 
-import base64
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
+from elm_jax.reporting.curve_plots import MOST_PANELS
+from elm_jax.reporting.expert_cards import FoundExpert, cards_grid
+from elm_jax.reporting.markdown_text import Written, markdown_text
 from elm_jax.reporting.page import HTML, MARKDOWN
+from elm_jax.reporting.page_parts import Made, html_page, markdown_of
+from elm_jax.reporting.plots import CONSTANT
 from elm_jax.reporting.study_table import chosen_on_the_test, target_tasks
 
 SELECTED = "chosen on these very scores"
-CONSTANT, BY_POSITION = "†", "‡"
+BY_POSITION = "‡"
 MARKS = {
-    CONSTANT: "one and the same answer on all of the task's rows",
+    CONSTANT: "one and the same answer on all rows, of each task that the cell is made of",
     BY_POSITION: "the position of the right choice: the choices differ from row to row",
 }
 WORST_CUT = 5
@@ -45,7 +48,8 @@ def results_grid(table: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for row in table["rows"]:
         difference = "–" if row["name"] == "multitask" else with_interval(row["difference"], sign=True)
-        rows.append([row["name"], *(percent(row["values"][name]) for name in table["columns"]), difference])
+        rows.append([row["name"], *(marked(percent(row["values"][name]), row["constant"][name])
+                                    for name in table["columns"]), difference])
     references = [[name, *map(fraction, table[key].values()), ""]
                   for name, key in (("majority answer", "majority"), ("chance", "chance"))]
     return {"columns": columns, "rows": [*rows, *references]}
@@ -54,7 +58,8 @@ def results_grid(table: Mapping[str, Any]) -> dict[str, Any]:
 def intervals_grid(table: Mapping[str, Any]) -> dict[str, Any]:
     """The study's table as printable cells with 95% intervals."""
     return {"columns": ["", *table["columns"]],
-            "rows": [[row["name"], *(_interval(row["values"][name]) for name in table["columns"])]
+            "rows": [[row["name"], *(marked(_interval(row["values"][name]), row["constant"][name])
+                                     for name in table["columns"])]
                      for row in table["rows"]]}
 
 
@@ -67,11 +72,14 @@ def category_grid(table: Mapping[str, Any]) -> dict[str, Any]:
     groups = table["by_category"]
     heads = [f"{group['label'].replace('_', ' ')}{' ROUGE-L' if group['metric'] == 'rouge_l' else ''} "
              f"({group['num_datasets']})" for group in groups]
-    rows = [[row["name"], *(with_interval(group["values"][row["name"]]) for group in groups)]
-            for row in table["rows"]]
+    rows = [[row["name"], *(_of_group(group, row["name"]) for group in groups)] for row in table["rows"]]
     rows += [[name, *(fraction(group[key]) for group in groups)]
              for name, key in (("majority answer", "majority"), ("chance", "chance"))]
     return {"columns": ["", *heads], "rows": rows if groups else []}
+
+
+def _of_group(group: Mapping[str, Any], name: str) -> str:
+    return marked(with_interval(group["values"][name]), group["constant"][name])
 
 
 def groups_grid(table: Mapping[str, Any], key: str, category: str,
@@ -87,7 +95,7 @@ def groups_grid(table: Mapping[str, Any], key: str, category: str,
     names = [row["name"] for row in table["rows"]]
     columns = ["data set", category, "metric", *(name.split(" (")[0] for name in names), "majority", "chance"]
     rows = [[group["label"], group["category"].replace("_", " "), METRIC_NAMES[group["metric"]],
-             *(with_interval(group["values"][name]) for name in names), fraction(group["majority"]),
+             *(_of_group(group, name) for name in names), fraction(group["majority"]),
              fraction(group["chance"])] for group in table[key]]
     missing = [[row["dataset"], row["benchmark"], f"absent: {row['reason']}", *"–" * (len(names) + 2)]
                for row in absent]
@@ -139,14 +147,14 @@ def own_grids(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     datasets = [row for row in table["own"] if row["kind"] != "prompt"]
     return (
         {"columns": ["prompt expert", "metric", "expert", "base", "expert – base", "majority", "chance"],
-         "rows": [[row["expert"], row["metric"], _marked(percent(row["value"]), row["constant"]),
-                   _marked(percent(row["base"]), row["base_constant"]),
+         "rows": [[row["expert"], row["metric"], marked(percent(row["value"]), row["constant"]),
+                   marked(percent(row["base"]), row["base_constant"]),
                    with_interval(row["difference"], sign=True), _majority(row), fraction(row["chance"])]
-                  for row in prompts]},
+                  for row in prompts], "labels": 2},
         {"columns": ["dataset expert", "task", "metric", "value", "majority", "chance"],
          "rows": [[row["expert"], row["task"], row["metric"],
-                   _marked(with_interval(row["value"]), row["constant"]), _majority(row),
-                   fraction(row["chance"])] for row in datasets]},
+                   marked(with_interval(row["value"]), row["constant"]), _majority(row),
+                   fraction(row["chance"])] for row in datasets], "labels": 3},
         _wins(prompts))
 
 
@@ -164,7 +172,8 @@ def _wins(prompts: Sequence[Mapping[str, Any]]) -> str:
     return sentence
 
 
-def _marked(text: str, constant: bool) -> str:
+def marked(text: str, constant: bool) -> str:
+    """The text of a cell, with the mark of a constant answer if it is one."""
     return f"{text} {CONSTANT}" if constant else text
 
 
@@ -175,7 +184,7 @@ def _majority(row: Mapping[str, Any]) -> str:
 
 def legend(*grids: Mapping[str, Any]) -> str:
     """Explains the marks in the grids."""
-    cells = [cell for grid in grids for row in grid["rows"] for cell in row]
+    cells = [str(cell) for grid in grids for row in grid["rows"] for cell in row]
     return "; ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items()
                      if any(cell.endswith(mark) for cell in cells))
 
@@ -218,42 +227,66 @@ def inputs_grid(table: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[st
                                for row in cut[:WORST_CUT]]}
 
 
-def markdown_table(grid: Mapping[str, Any]) -> str:
-    """A grid as a Markdown table."""
+def markdown_table(grid: Mapping[str, Any]) -> Written:
+    """A grid as a Markdown table; every cell is shown as it is."""
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
     rule = "|" + "---|" * len(grid["columns"])
-    return "\n".join([line(grid["columns"]), rule, *(line(row) for row in grid["rows"])])
+    return Written("\n".join([line(grid["columns"]), rule, *(line(row) for row in grid["rows"])]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What a report shows beside its scores.
+
+    Attributes:
+        made: when and by which command.
+        pictures: PNG by the name of its file.
+        experts: that were found, by id.
+        samples: of `samples.samples_table`.
+        matrix: grid of experts by tasks, as the heat map draws it.
+    """
+
+    made: Made
+    pictures: Mapping[str, bytes]
+    experts: Mapping[str, FoundExpert]
+    samples: Mapping[str, Any]
+    matrix: Mapping[str, Any]
+
+    def content(self) -> dict[str, Any]:
+        """Values of the templates of `page`."""
+        curves = sum(bool(found.losses) for found in self.experts.values())
+        return {"samples": self.samples, "matrix": self.matrix, "curves_left": max(0, curves - MOST_PANELS),
+                "cards": cards_grid(found.card for found in self.experts.values())}
 
 
 def render(facts: Mapping[str, Any], table: Mapping[str, Any], ranks: Mapping[str, str],
-           pictures: Mapping[str, bytes]) -> dict[str, str]:
+           extras: Extras) -> dict[str, str]:
     """Renders the report's texts from a study's facts and its table.
 
     Args:
         facts: the facts that the study wrote beside the results.
         table: of `study_table`.
         ranks: unseen task -> words on the rank of the oracle's expert in the routing.
-        pictures: ``heat_map`` and ``bars`` as PNG.
+        extras: with the pictures ``heat_map.png``, ``bars.png`` and perhaps ``learning_curves.png``.
 
     Returns:
         ``markdown`` (with the pictures as files beside it) and ``html`` (with the pictures inside).
     """
     own, own_datasets, beats = own_grids(table)
+    results, by_category = results_grid(table), category_grid(table)
+    by_dataset = groups_grid(table, "by_dataset", "category")
+    benchmarks = groups_grid(table, "benchmarks", "benchmark", table["absent"])
     inputs, worst_cut = inputs_grid(table, facts["config"])
-    seconds = facts["stage_seconds"]
-    programs = facts["programs"]
     content = {
-        "title": facts["title"], "summary": summary(table), "results": results_grid(table),
-        "intervals": intervals_grid(table), "by_category": category_grid(table),
-        "by_dataset": groups_grid(table, "by_dataset", "category"),
-        "benchmarks": groups_grid(table, "benchmarks", "benchmark", table["absent"]),
-        "multitask": _multitask(facts),
+        "title": facts["title"], "summary": [*_run_of(facts), extras.made.sentence(), *summary(table)],
+        "results": results, "intervals": intervals_grid(table), "by_category": by_category,
+        "by_dataset": by_dataset, "benchmarks": benchmarks, "multitask": _multitask(facts),
         "num_experts": len(facts["experts"]), "own": own, "own_datasets": own_datasets, "beats": beats,
-        "legend": legend(own, own_datasets), "by_position": by_position(table),
-        "note": table["selection_note"], "inputs": inputs, "worst_cut": worst_cut,
-        "num_queries": facts["config"]["num_queries"],
+        "legend": legend(results, by_category, by_dataset, benchmarks, own, own_datasets, extras.matrix),
+        "by_position": by_position(table), "note": table["selection_note"], "inputs": inputs,
+        "worst_cut": worst_cut, "num_queries": facts["config"]["num_queries"],
         "routing": {"columns": ["keys", "text format", "queries from", "same data set", "tasks"],
                     "rows": [[row["encoder"], row["text_format"], row["queries"],
                               f"{100 * row['same_dataset']:.0f}%", str(row["num_tasks"])]
@@ -263,19 +296,25 @@ def render(facts: Mapping[str, Any], table: Mapping[str, Any], ranks: Mapping[st
                                 f"{facts['decisions'][task]['ranking'][0]['votes']} of "
                                 f"{facts['decisions'][task]['num_queries']}", ranks[task]]
                                for task in target_tasks(facts)]},
+        "sampled": "base, multitask baseline and routed experts say", **_times(facts), **extras.content(),
+    }
+    return {"markdown": markdown_of(MARKDOWN, extras.pictures, table=markdown_table, **content),
+            "html": html_page(HTML, extras.pictures, **content)}
+
+
+def _run_of(facts: Mapping[str, Any]) -> list[str]:
+    """A sentence on the command of the study; none if the study did not keep it, or Python code ran it."""
+    return [f"The study was run by: {facts['command']}"] if facts.get("command") else []
+
+
+def _times(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the templates say of a study's stages, programs and versions."""
+    seconds, programs = facts["stage_seconds"], facts["programs"]
+    return {
         "stages": {"columns": ["stage", "seconds"],
                    "rows": [*([name, f"{value:.0f}"] for name, value in seconds.items()),
                             ["all", f"{sum(seconds.values()):.0f}"]]},
         "programs": f"The last session of this study compiled {programs['count']} programs in "
                     f"{programs['seconds']:.0f} s.",
         "versions": "Versions: " + ", ".join(f"{name} {v}" for name, v in facts["versions"].items()) + ".",
-    }
-    plain = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)
-    safe = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    inline = {name: "data:image/png;base64," + base64.b64encode(picture).decode()
-              for name, picture in pictures.items()}
-    return {
-        "markdown": plain.from_string(MARKDOWN).render(
-            **content, table=markdown_table, bars="bars.png", heat_map="heat_map.png"),
-        "html": safe.from_string(HTML).render(**content, **inline),
     }

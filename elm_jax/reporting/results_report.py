@@ -1,31 +1,33 @@
 """The report of any results that `elm evaluate` wrote: models by tasks, intervals, answers, pictures."""
 
-import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from etils import epath
-from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.results import ResultsStore
-from elm_jax.reporting import plots
-from elm_jax.reporting.answers import Answers, read_answers
+from elm_jax.evaluation.answers import Answers, is_constant, read_answers
+from elm_jax.evaluation.results import ResultsStore, kept_results
+from elm_jax.reporting import plots, samples
 from elm_jax.reporting.cells import Cell, paired_difference
+from elm_jax.reporting.curve_plots import learning_curves
+from elm_jax.reporting.expert_cards import FoundExpert, find_experts
 from elm_jax.reporting.page import RESULTS_HTML, RESULTS_MARKDOWN
-from elm_jax.reporting.report import CONSTANT, fraction, legend, markdown_table, with_interval
+from elm_jax.reporting.page_parts import Made, html_page, markdown_of
+from elm_jax.reporting.report import Extras, fraction, legend, markdown_table, marked, with_interval
 from elm_jax.runtime import storage
+from elm_jax.runtime.terminal.text_tables import Column, document, visible, wrapped
 
 BASE = "base"
-SAMPLES, LONGEST_SAMPLE = 3, 300
-"""Answers that are shown of each model on each task, and characters of each."""
+INTERVALS = {"wilson": "Wilson's score interval"}
+OWN_ANSWERS = ("acc_norm", "acc_norm_tokens")
+"""Metrics by whose scores other choices may be chosen than the predictions hold."""
+RANKS = {"metric": 2, "rows": 3, "over the base": 1, "majority": 4, "chance": 5, "split": 6}
+"""Columns that a narrow terminal lacks, the highest first."""
 MOST_PICTURES = 20
 """Tasks of which bars are drawn; the heat map shows all."""
 ABOUT = ("Each value is over the scored rows, in percent, with the 95% interval that the results "
@@ -39,7 +41,7 @@ class Score:
 
     Attributes:
         row: of ``results.jsonl``.
-        predictions: of the model on the task.
+        predictions: of the model on the task; none where the results came without them.
         answers: their statistics; None without predictions.
     """
 
@@ -55,6 +57,15 @@ class Score:
         if not held or any(type(value) not in (int, float) for value in held):
             return None  # BLEU, for one, is no mean of values of rows
         return np.asarray(held, np.float64)
+
+    @property
+    def constant(self) -> bool:
+        """Whether the model gave one and the same answer on all rows; False where it is not known."""
+        if self.row["metric"] in OWN_ANSWERS:
+            return False
+        if self.answers is not None:
+            return self.answers.constant
+        return is_constant(self.row.get("top_answer_share"), self.row["num_instances"])
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -78,34 +89,44 @@ class ResultsReport:
 
     def print_table(self, console: Console) -> None:
         """Prints every score, one a line."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in self.grid["columns"]:
-            table.add_column(name, overflow="fold")
-        for row in self.grid["rows"]:
-            table.add_row(*map(escape, row))
-        natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-        console.width = max(console.width, natural)  # a narrower one would cut names and numbers
-        console.print(table)
+        columns = [Column(name, RANKS.get(name, 0)) for name in self.grid["columns"]]
+        width = console.width if console.is_terminal else None
+        lines = document(columns, self.grid["rows"], width, cure="the report has all")
+        if marks := legend(self.grid):
+            lines += wrapped(visible(f"{marks}."), width or max(map(cell_len, lines)))
+        console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def write_results_report(place: storage.PathLike) -> ResultsReport:
+def write_results_report(place: storage.PathLike, *, made: Made | None = None,
+                         experts: Sequence[storage.PathLike] = ()) -> ResultsReport:
     """Writes ``report.md``, ``report.html``, ``table.json`` and pictures beside results.
 
     Args:
         place: a folder with ``results.jsonl``, or with one other file of results; or such a file.
+        made: when and by which command; by default now, by Python code.
+        experts: folders of experts, beside those that lie near the results.
 
     Raises:
-        InputError: there are no results here, or they are damaged.
+        InputError: there are no results here, or they are damaged, or a given folder holds no expert.
     """
     path = find_results(place)
+    with kept_results(path.parent):
+        return _write(path, made or Made(), experts)
+
+
+def _write(path: epath.Path, made: Made, experts: Sequence[storage.PathLike]) -> ResultsReport:
+    """Does as `write_results_report`, in a folder that no other process writes."""
     store = ResultsStore(path.parent, path.name)
     scores = [_score(store, row) for row in store.rows()]
     if not scores:
         raise InputError(describe("The file holds no results", where=path,
                                   cure="write them by `elm evaluate --output`"))
-    grid = scores_grid(scores)
-    pictures = draw_scores(scores)
-    texts = _render(path, scores, grid, pictures)
+    folder = storage.absolute(path.parent)
+    wanted = {score.row["expert"]: score.row.get("model") for score in scores if score.row["expert"] != BASE}
+    found = find_experts(wanted, [folder, folder.parent], experts)
+    grid, pictures = scores_grid(scores), draw_scores(scores, found)
+    extras = Extras(made, pictures, found, samples_grid(scores, store), matrix_grid(scores))
+    texts = _render(path, scores, grid, extras)
     for name, picture in pictures.items():
         storage.write_bytes(path.parent / name, picture)
     storage.write_json(path.parent / "table.json", {
@@ -144,7 +165,8 @@ def find_results(place: storage.PathLike) -> epath.Path:
 
 
 def _score(store: ResultsStore, row: Mapping[str, Any]) -> Score:
-    predictions = store.predictions(row["expert"], row["task"], row["split"])
+    place = row["expert"], row["task"], row["split"]
+    predictions = store.predictions(*place) if store.has_predictions(*place) else []
     return Score(row, predictions, read_answers(predictions) if predictions else None)
 
 
@@ -159,7 +181,7 @@ def _interval(row: Mapping[str, Any]) -> str:
 
 
 def _marked(text: str, score: Score) -> str:
-    return f"{text} {CONSTANT}" if score.answers is not None and score.answers.constant else text
+    return marked(text, score.constant)
 
 
 def scores_grid(scores: Sequence[Score]) -> dict[str, Any]:
@@ -192,42 +214,34 @@ def matrix_grid(scores: Sequence[Score]) -> dict[str, Any]:
     """Models as rows, tasks (with split and metric where these differ) as columns, percent."""
     places = list(dict.fromkeys(score.place for score in scores))
     known = {(score.row["expert"], score.place): score for score in scores}
-    several = len({place[1] for place in places}) > 1
-    heads = [f"{task}{f' {split}' if several else ''}{'' if metric == 'accuracy' else f' ({metric})'}"
-             for task, split, metric in places]
     rows = [[model, *(_marked(fraction(known[model, place].row["value"]), known[model, place])
                       if (model, place) in known else "–" for place in places)]
             for model in _models(scores)]
-    return {"columns": ["model", *heads], "rows": rows}
+    return {"columns": ["model", *_heads(places)], "rows": rows}
 
 
-def samples_grid(scores: Sequence[Score]) -> dict[str, Any]:
-    """The first answers of each model on each task, beside what is right."""
-    seen, rows = set(), []
-    for score in scores:
-        key = (score.row["task"], score.row["split"], score.row["expert"])
-        if key in seen:
-            continue
-        seen.add(key)
-        rows += [[score.row["task"], str(found["index"]), score.row["expert"], _cut(found["prediction"]),
-                  _cut(found["target"]), _verdict(found)] for found in score.predictions[:SAMPLES]]
-    rows.sort(key=lambda row: row[0])
-    return {"columns": ["task", "row", "model", "answer", "right answer", "right"], "rows": rows, "labels": 6}
+def _heads(places: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Names of columns: of the task, and of split and metric where these differ."""
+    several = len({place[1] for place in places}) > 1
+    return [f"{task}{f' {split}' if several else ''}{'' if metric == 'accuracy' else f' ({metric})'}"
+            for task, split, metric in places]
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
-    if "correct" in found:
-        return "yes" if found["correct"] else "no"
-    return f"ROUGE-L {fraction(found['rouge_l'])}" if "rouge_l" in found else "–"
+def samples_grid(scores: Sequence[Score], store: ResultsStore) -> dict[str, Any]:
+    """Answers of all models on a right and a wrong row of each task, as the first expert's answers are."""
+    lines: list[list[Any]] = []
+    for task, split in dict.fromkeys(score.place[:2] for score in scores):
+        models = {score.row["expert"]: score.predictions for score in scores
+                  if score.place[:2] == (task, split) and score.predictions}
+        if models:
+            ordered = {name: models[name] for name in _models(scores) if name in models}
+            by = next((name for name in ordered if name != BASE), BASE)
+            lines += samples.samples_of_task(task, ordered, store.prompts(task, split), by)
+    return samples.samples_table(lines)
 
 
-def _cut(text: Any) -> str:
-    text = " ".join(str(text).split())
-    return text if len(text) <= LONGEST_SAMPLE else text[:LONGEST_SAMPLE - 1] + "…"
-
-
-def draw_scores(scores: Sequence[Score]) -> dict[str, bytes]:
-    """Draws bars of each task, and the heat map of models by tasks if the base was scored on all of them.
+def draw_scores(scores: Sequence[Score], experts: Mapping[str, FoundExpert]) -> dict[str, bytes]:
+    """Draws bars of each task, the heat map if all models were scored on all of them, and learning curves.
 
     Returns:
         PNG by the name of its file.
@@ -238,18 +252,20 @@ def draw_scores(scores: Sequence[Score]) -> dict[str, bytes]:
         own = sorted((score for score in scores if score.place == place),
                      key=lambda score: score.row["expert"] != BASE)
         pictures[f"scores_{number}.png"] = plots.score_bars(
-            f"{place[0]}, {place[2]}", [score.row["expert"] for score in own],
+            f"{place[0]}, {place[2]}", [_marked(score.row["expert"], score) for score in own],
             [(score.row["value"], score.row["ci95_low"], score.row["ci95_high"]) for score in own],
             own[0].row["chance"])
     models = [name for name in _models(scores) if name != BASE]
-    known = {(score.row["expert"], score.place): score.row["value"] for score in scores}
+    known = {(score.row["expert"], score.place): score for score in scores}
     if models and len(places) > 1 and len(known) == (len(models) + 1) * len(places) and (
             BASE, places[0]) in known:
+        cells = [[known[model, place] for place in places] for model in models]
         pictures["heat_map.png"] = plots.heat_map(
-            models, [place[0] for place in places],
-            np.asarray([[known[model, place] for place in places] for model in models]),
-            np.asarray([known[BASE, place] for place in places]), {})
-    return pictures
+            models, _heads(places), np.asarray([[score.row["value"] for score in row] for row in cells]),
+            np.asarray([known[BASE, place].row["value"] for place in places]), {},
+            constant=np.asarray([[score.constant for score in row] for row in cells]))
+    losses = {name: found.losses for name, found in experts.items() if found.losses}
+    return pictures | ({"learning_curves.png": learning_curves(losses)} if losses else {})
 
 
 def _summary(path: epath.Path, scores: Sequence[Score]) -> list[str]:
@@ -257,34 +273,27 @@ def _summary(path: epath.Path, scores: Sequence[Score]) -> list[str]:
     rows = sum(score.row["num_instances"] for score in scores)
     cut = sum(score.row.get("num_cut") or 0 for score in scores)
     lines = [f"{len(models)} model{'s' * (len(models) != 1)} on {len(tasks)} task{'s' * (len(tasks) != 1)}, "
-             f"{rows:,} scored rows in all, of {path.name}; written {storage.utc_now()}."]
+             f"{rows:,} scored rows in all, of {path.name}."]
     kinds = sorted({score.row["interval"] for score in scores if "interval" in score.row})
     if kinds:
-        lines.append(f"Kind of interval: {', '.join(kinds)}.")
+        words = ", ".join(INTERVALS.get(kind, kind) for kind in kinds)
+        lines.append(f"Kind of interval: {words}; of differences, paired bootstrap.")
     if cut:
         lines.append(f"{cut:,} inputs were longer than what was read of them, and lost their end.")
     return lines
 
 
-def _render(path: epath.Path, scores: Sequence[Score], grid: Mapping[str, Any],
-            pictures: Mapping[str, bytes]) -> dict[str, str]:
-    matrix, samples = matrix_grid(scores), samples_grid(scores)
-    content = {"title": "Results", "summary": _summary(path, scores), "matrix": matrix, "scores": grid,
-               "samples": samples, "about": ABOUT, "legend": legend(matrix)}
-    plain = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)
-    safe = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    inline = [(name, "data:image/png;base64," + base64.b64encode(picture).decode())
-              for name, picture in pictures.items()]
-    return {"markdown": plain.from_string(RESULTS_MARKDOWN).render(
-                **content, table=lambda shown: markdown_table(_without_tags(shown)),
-                pictures=[(name, name) for name in pictures]),
-            "html": safe.from_string(RESULTS_HTML).render(**content, pictures=inline)}
-
-
-def _without_tags(grid: Mapping[str, Any]) -> dict[str, Any]:
-    """The grid with the signs of HTML, which Markdown would take for tags, written out."""
-    def written(cell: Any) -> str:
-        return str(cell).replace("&", "&amp;").replace("<", "&lt;")
-
-    return {**grid, "columns": list(map(written, grid["columns"])),
-            "rows": [list(map(written, row)) for row in grid["rows"]]}
+def _render(path: epath.Path, scores: Sequence[Score], grid: Mapping[str, Any], extras: Extras
+            ) -> dict[str, str]:
+    everywhere = list(dict.fromkeys(score.place for score in scores))
+    places, skipped = everywhere[:MOST_PICTURES], len(everywhere) - MOST_PICTURES
+    plotted = {f"scores_{number}.png": f"{task}, {metric}"
+               for number, (task, _, metric) in enumerate(places, start=1)}
+    plotted |= {"heat_map.png": "Models by tasks"} if "heat_map.png" in extras.pictures else {}
+    content = {"title": "Results", "summary": [extras.made.sentence(), *_summary(path, scores)],
+               "scores": grid, "about": ABOUT, "legend": legend(extras.matrix, grid),
+               "plots": list(plotted.items()),
+               "skipped": f"{skipped} more tasks and metrics have no bars here." if skipped > 0 else "",
+               "sampled": "all models say", **extras.content()}
+    return {"markdown": markdown_of(RESULTS_MARKDOWN, extras.pictures, table=markdown_table, **content),
+            "html": html_page(RESULTS_HTML, extras.pictures, **content)}

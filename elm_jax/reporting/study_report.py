@@ -1,23 +1,33 @@
 """The report of a study: writes its results as table, Markdown, HTML and pictures."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
 from elm_jax.errors import InputError, describe
-from elm_jax.evaluation.evaluator import ResultsStore
-from elm_jax.reporting import plots, report
-from elm_jax.reporting.answers import read_answers
+from elm_jax.evaluation.answers import read_answers
+from elm_jax.evaluation.results import ResultsStore, kept_results
+from elm_jax.reporting import plots, report, samples
 from elm_jax.reporting.cells import Cell, Matrix, cell_of
+from elm_jax.reporting.curve_plots import learning_curves
+from elm_jax.reporting.expert_cards import find_experts
 from elm_jax.reporting.groups import BENCHMARKS, METRICS
+from elm_jax.reporting.page_parts import Made
+from elm_jax.reporting.plots import CONSTANT
+from elm_jax.reporting.study_facts import read_facts
 from elm_jax.reporting.study_table import study_table, target_tasks
 from elm_jax.runtime import storage
+from elm_jax.runtime.terminal.text_tables import Column, document, visible, wrapped
+
+TITLE = "percent; last column: paired difference, 95% interval (paired bootstrap)"
+
+MOST_CELLS = 5_000
+"""Cells of the heat map up to which HTML also has it as a table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +40,23 @@ class ReportOutcome:
     def print_table(self, console: Console) -> None:
         """Prints the study's table."""
         grid = report.results_grid(self.table)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False,
-                      title="percent; last column: paired difference, 95% interval (paired bootstrap)")
-        for number, name in enumerate(grid["columns"]):
-            outer = number in (0, len(grid["columns"]) - 1)
-            table.add_column(name, justify="right" if number else "left", no_wrap=outer,
-                             overflow="fold", width=None if outer else 6)
-        for name, *values in grid["rows"]:
-            table.add_row(name.split(" (")[0], *values)
-        natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-        console.width = max(console.width, natural)  # a narrower one would cut numbers
-        console.print(table)
-        for line in (*report.summary(self.table), report.own_grids(self.table)[2]):
-            console.print(line)
+        first, *others, last = grid["columns"]
+        columns = [Column(first), *(Column(name, _rank(name), "number") for name in others),
+                   Column(last, 3, "number")]
+        rows = [(name.split(" (")[0], *(value.replace(f" {CONSTANT}", CONSTANT) for value in values))
+                for name, *values in grid["rows"]]
+        width = console.width if console.is_terminal else None
+        lines = [*document(columns, rows, width, cure="the report has all", title=TITLE), ""]
+        marks = report.legend(grid)
+        for line in (*([f"{marks}."] if marks else ()), *report.summary(self.table),
+                     report.own_grids(self.table)[2]):
+            lines += wrapped(visible(line), width or max(map(cell_len, lines)))
+        console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _rank(column: str) -> int:
+    """When a narrow terminal loses a column of the study's table: data sets first, then other means."""
+    return {"unseen mean": 1, "seen mean": 2}.get(column, 4 if " " in column or column == "ROUGE-L" else 5)
 
 
 def is_study(folder: storage.PathLike) -> bool:
@@ -50,25 +64,46 @@ def is_study(folder: storage.PathLike) -> bool:
     return (storage.as_path(folder) / "study.json").exists()
 
 
-def write_report(folder: storage.PathLike, store: ResultsStore | None = None) -> ReportOutcome:
+def write_report(folder: storage.PathLike, store: ResultsStore | None = None, *, made: Made | None = None,
+                 experts: Sequence[storage.PathLike] = ()) -> ReportOutcome:
     """Writes ``report.md``, ``report.html``, ``table.json`` and the pictures into a results folder.
 
+    Args:
+        folder: of a study's results.
+        store: of these results, if it is open.
+        made: when and by which command; by default now, by Python code.
+        experts: folders of experts, beside those of the study's own folder.
+
     Raises:
-        InputError: no study was finished here, or a cell of the matrix is missing.
+        InputError: no study was finished here, a cell of the matrix is missing, or a given folder holds no
+            expert.
     """
     folder = storage.as_path(folder)
     if not is_study(folder):
         raise InputError(describe("There are no results of a study here", where=folder,
                                   expected="a folder with study.json and results.jsonl",
                                   cure="`elm report` of other results says what `elm evaluate` found"))
-    facts = storage.read_json(folder / "study.json", kind="study's facts", schema_version=1)
-    matrix = read_matrix(store or ResultsStore(folder))
+    with kept_results(folder):
+        return _write(folder, store or ResultsStore(folder), made or Made(), experts)
+
+
+def _write(folder: epath.Path, store: ResultsStore, made: Made, experts: Sequence[storage.PathLike]
+           ) -> ReportOutcome:
+    """Does as `write_report`, in a folder that no other process writes."""
+    facts = read_facts(folder)
+    matrix = read_matrix(store)
     table = study_table(facts, matrix)
+    wanted = {row["expert"]: row.get("model") for row in store.rows() if row["expert"] != facts["base"]}
+    found = find_experts(wanted, [storage.absolute(folder).parent], experts)
     pictures = draw(facts, matrix, table)
-    texts = report.render(facts, table, oracle_ranks(facts, matrix), pictures)
+    losses = {name: expert.losses for name, expert in found.items() if expert.losses}
+    if losses:
+        pictures["learning_curves.png"] = learning_curves(losses)
+    extras = report.Extras(made, pictures, found, study_samples(facts, matrix, store),
+                           heat_map_grid(facts, matrix))
+    texts = report.render(facts, table, oracle_ranks(facts, matrix), extras)
     for name, picture in pictures.items():
-        with storage.guard_writes(folder):
-            (folder / f"{name}.png").write_bytes(picture)
+        storage.write_bytes(folder / name, picture)
     storage.write_json(folder / "table.json", {"schema_version": 1, **table})
     storage.write_text(folder / "report.md", texts["markdown"])
     storage.write_text(folder / "report.html", texts["html"])
@@ -100,18 +135,62 @@ def read_matrix(store: ResultsStore) -> Matrix:
 
 
 def draw(facts: dict[str, Any], matrix: Matrix, table: dict[str, Any]) -> dict[str, bytes]:
-    """Draws the report's pictures; returns PNG by name."""
-    experts = [expert["id"] for expert in facts["experts"]]
-    groups = [facts[name] for name in ("seen_tasks", "unseen_tasks", "generative_tasks")]
-    groups += [facts.get(name, ()) for name in BENCHMARKS.values()]
+    """Draws the pictures of the scores; returns PNG by the name of its file."""
+    experts, groups = _experts_and_groups(facts)
     tasks = [task for group in groups for task in group]
-    values = np.asarray([[cell_of(matrix, expert, task).values.mean() for task in tasks]
-                         for expert in experts])
+    cells = [[cell_of(matrix, expert, task) for task in tasks] for expert in experts]
+    values, constant = (np.asarray([[get(cell) for cell in row] for row in cells])
+                        for get in (lambda cell: cell.values.mean(), lambda cell: cell.constant))
     base = np.asarray([cell_of(matrix, facts["base"], task).values.mean() for task in tasks])
     seen = {expert["id"]: expert["tasks"] for expert in facts["experts"]}
-    return {"heat_map": plots.heat_map(experts, tasks, values, base, seen, list(map(len, groups))),
-            "bars": plots.bars(table["rows"], "unseen mean", {
+    sizes = list(map(len, groups))
+    return {"heat_map.png": plots.heat_map(experts, tasks, values, base, seen, sizes, constant),
+            "bars.png": plots.bars(table["rows"], "unseen mean", {
                 name: table[name]["unseen mean"] for name in ("chance", "majority")})}
+
+
+def _experts_and_groups(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Rows of the heat map, and its columns in groups."""
+    groups = [facts[name] for name in ("seen_tasks", "unseen_tasks", "generative_tasks")]
+    groups += [facts.get(name, []) for name in BENCHMARKS.values()]
+    return [expert["id"] for expert in facts["experts"]], groups
+
+
+def heat_map_grid(facts: dict[str, Any], matrix: Matrix) -> dict[str, Any]:
+    """The heat map as a grid, the base first; no rows if it has more than `MOST_CELLS`."""
+    experts, groups = _experts_and_groups(facts)
+    tasks = [task for group in groups for task in group]
+    if len(tasks) * (1 + len(experts)) > MOST_CELLS:
+        return {"columns": [], "rows": []}
+    rows = []
+    for expert in (facts["base"], *experts):
+        cells = [cell_of(matrix, expert, task) for task in tasks]
+        rows.append([expert, *(report.marked(report.fraction(cell.values.mean()), cell.constant)
+                               for cell in cells)])
+    return {"columns": ["", *tasks], "rows": rows}
+
+
+def study_samples(facts: dict[str, Any], matrix: Matrix, store: ResultsStore) -> dict[str, Any]:
+    """Sample answers of the base, the baseline and the routed experts, on target tasks and then on seen ones.
+
+    The rows are chosen by the answers of the expert that the task is routed to.
+    """
+    lines: list[list[Any]] = []
+    for task in (*target_tasks(facts), *facts["seen_tasks"]):
+        decision = facts["decisions"].get(task)
+        routed = {} if decision is None else {
+            decision["top_k"][0]: "the task is routed to it", decision["merged"]: "merged"}
+        words = {facts["base"]: "", facts["multitask"]: "", **routed}
+        split = next(row["split"] for row in store.rows() if row["task"] == task)
+        names = {name: f"{name} ({word})" if word else name for name, word in words.items()
+                 if (name, task) in matrix and store.has_predictions(name, task, split)}
+        if not names:
+            continue
+        lines += samples.samples_of_task(
+            task, {shown: store.predictions(name, task, split) for name, shown in names.items()},
+            store.prompts(task, split), next((names[name] for name in routed if name in names),
+                                             next(iter(names.values()))))
+    return samples.samples_table(lines)
 
 
 def oracle_ranks(facts: dict[str, Any], matrix: Matrix) -> dict[str, str]:

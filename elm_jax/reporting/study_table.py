@@ -16,6 +16,7 @@ from elm_jax.evaluation.intervals import Estimate
 from elm_jax.reporting.cells import (
     Matrix,
     Row,
+    always_constant,
     cell_of,
     chance_of,
     macro_mean,
@@ -36,7 +37,8 @@ def oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> 
     for task in tasks:
         cell, values = stacked(matrix, experts, task)
         best = int(values.mean(axis=1).argmax())
-        row[task] = dataclasses.replace(cell, values=values[best])
+        row[task] = dataclasses.replace(cell, values=values[best],
+                                        constant=matrix[experts[best], task].constant)
     return row
 
 
@@ -58,7 +60,7 @@ def split_half_oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequenc
                 scored = values.mean(axis=0)
             elif half.any():
                 scored[half] = values[int(values[:, ~half].mean(axis=1).argmax())][half]
-        row[task] = dataclasses.replace(cell, values=scored)
+        row[task] = dataclasses.replace(cell, values=scored, constant=False)
     return row
 
 
@@ -67,7 +69,7 @@ def random_expert_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[st
     row = {}
     for task in tasks:
         cell, values = stacked(matrix, experts, task)
-        row[task] = dataclasses.replace(cell, values=values.mean(axis=0))
+        row[task] = dataclasses.replace(cell, values=values.mean(axis=0), constant=False)
     return row
 
 
@@ -99,7 +101,8 @@ def split_half_single_row(matrix: Matrix, experts: Sequence[str], chosen_on: Seq
         cell, values = stacked(matrix, chosen, task)
         mean = values.mean(axis=0)
         row[task] = dataclasses.replace(
-            cell, values=np.where(first[task], values[1], values[0]) if task in first else mean)
+            cell, values=np.where(first[task], values[1], values[0]) if task in first else mean,
+            constant=False)
     return row
 
 
@@ -175,7 +178,8 @@ def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
     """Computes the table of a study as JSON-ready data.
 
     Returns:
-        ``columns`` (names) and ``rows``: ``{name, values (column -> Estimate dict or None),
+        ``columns`` (names) and ``rows``: ``{name, values (column -> Estimate dict or None), constant (column
+        -> whether the row has one and the same answer on all rows of each task),
         difference (unseen mean minus the multitask baseline's, an Estimate dict), over_majority (the
         same against the majority answers, or None)}``; ``chance`` and ``majority`` by column;
         ``majority_by_position`` (data sets whose majority answer is a position); ``by_category``,
@@ -198,6 +202,8 @@ def study_table(facts: Mapping[str, Any], matrix: Matrix) -> dict[str, Any]:
             "name": name,
             "values": {column: asdict(macro_mean(select(row, tasks, metric)))
                        for column, (tasks, metric) in groups.items()},
+            "constant": {column: always_constant(select(row, tasks, metric))
+                         for column, (tasks, metric) in groups.items()},
             "difference": asdict(paired_difference(unseen, baseline)),
             "over_majority": _as_dict(over_majority(unseen)),
         })

@@ -1,21 +1,29 @@
 """Text encoders: routing texts -> unit vectors. Holds TF-IDF, the encoder that needs no weights."""
 
+import dataclasses
 import hashlib
 import io
 import json
 import logging
-import zipfile
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import npy_files, records, storage
 from elm_jax.runtime.config_checks import items_of
 
 logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TfidfFacts:
+    """Fields of ``tfidf.json``."""
+
+    vocabulary: dict[str, int]
+    fingerprint: str
 
 
 class TextEncoder(Protocol):
@@ -128,25 +136,24 @@ class TfidfEncoder:
             InputError: a file is missing, unreadable, of another schema, or not the one written.
         """
         folder = storage.as_path(folder)
-        facts = storage.read_json(
-            folder / "tfidf.json", kind="TF-IDF encoder", schema_version=SCHEMA_VERSION
+        facts = records.read_record(
+            folder / "tfidf.json", TfidfFacts, kind="TF-IDF encoder", schema_version=SCHEMA_VERSION
         )
+        arrays = npy_files.read_npz(folder / "tfidf.npz", ("idf", "components"))
+        both = f"{folder}: tfidf.json (vocabulary, fingerprint) and tfidf.npz"
         try:
-            data = io.BytesIO((folder / "tfidf.npz").read_bytes())
-            with np.load(data, allow_pickle=False) as arrays:
-                encoder = cls(facts["vocabulary"], arrays["idf"], arrays["components"])
-            written = facts["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            encoder = cls(facts["vocabulary"], arrays["idf"], arrays["components"])
+        except (ValueError, TypeError) as error:
             raise InputError(
-                describe("The TF-IDF encoder cannot be read", where=folder, got=str(error))
+                describe("The TF-IDF encoder cannot be read", where=both, got=str(error)[:200])
             ) from error
-        if encoder.fingerprint != written:
+        if encoder.fingerprint != facts["fingerprint"]:
             raise InputError(
                 describe(
                     "The TF-IDF encoder is not the one that was written",
-                    where=folder,
+                    where=both,
                     got=encoder.fingerprint,
-                    expected=written,
+                    expected=facts["fingerprint"],
                 )
             )
         return encoder

@@ -57,7 +57,7 @@ class MiniLMEncoder:
             raise InputError(
                 describe(
                     "The encoder's tokenizer has another vocabulary than its network",
-                    where=folder,
+                    where=f"{folder}: {TOKENIZER_FILE} and config.json: vocab_size",
                     got=self.tokenizer.get_vocab_size(),
                     expected=self.config.vocab_size,
                 )
@@ -121,7 +121,7 @@ class MiniLMEncoder:
             mask[line, : len(row)] = 1
         if tokens.shape not in self.programs:
             self.programs.add(tokens.shape)
-            logger.info("%s: program %d, batch %d x %d", self.name, len(self.programs), *mask.shape)
+            logger.debug("%s: program %d, batch %d x %d", self.name, len(self.programs), *mask.shape)
         pooled = None
         if self.unpooled:
             pooled = mask.copy()
@@ -218,5 +218,5 @@ def load_encoder(facts: dict[str, str], folder: storage.PathLike) -> TextEncoder
         encoder: TextEncoder = TfidfEncoder.load(folder)
     else:
         encoder = _minilm(())
-    check_encoder(encoder, facts["name"], facts["fingerprint"], folder)
+    check_encoder(encoder, facts["name"], facts["fingerprint"], f"{folder}, named in library.json: encoder")
     return encoder

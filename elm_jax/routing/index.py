@@ -2,16 +2,27 @@
 
 import dataclasses
 import io
-import zipfile
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.embed import TextEncoder, check_encoder
 from elm_jax.routing.text import FORMATS
-from elm_jax.runtime import storage, trees
+from elm_jax.runtime import npy_files, records, storage, trees
 
 SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexFacts:
+    """Fields of ``index.json``."""
+
+    experts: list[str]
+    encoder: str
+    encoder_fingerprint: str
+    text_format: str
+    digest: str
+    instances_per_expert: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,39 +163,38 @@ class KeyIndex:
                 made by another encoder.
         """
         folder = storage.require_committed(folder, "index of keys")
-        facts = storage.read_json(
-            folder / "index.json", kind="index of keys", schema_version=SCHEMA_VERSION
+        facts = records.read_record(
+            folder / "index.json", IndexFacts, kind="index of keys", schema_version=SCHEMA_VERSION
         )
+        where = f"{folder / 'index.json'}: encoder_fingerprint"
+        check_encoder(encoder, facts["encoder"], facts["encoder_fingerprint"], where)
+        arrays = npy_files.read_npz(folder / "keys.npz", ("keys", "owners"))
         try:
-            check_encoder(encoder, facts["encoder"], facts["encoder_fingerprint"], folder)
-            data = io.BytesIO((folder / "keys.npz").read_bytes())
-            with np.load(data, allow_pickle=False) as arrays:
-                index = cls(
-                    arrays["keys"],
-                    arrays["owners"],
-                    tuple(facts["experts"]),
-                    facts["encoder"],
-                    facts["encoder_fingerprint"],
-                    facts["text_format"],
-                    facts["instances_per_expert"],
-                )
-            written = facts["digest"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            index = cls(
+                arrays["keys"],
+                arrays["owners"],
+                tuple(facts["experts"]),
+                facts["encoder"],
+                facts["encoder_fingerprint"],
+                facts["text_format"],
+                facts.get("instances_per_expert"),
+            )
+        except InputError as error:
             raise InputError(
                 describe(
                     "The keys cannot be read",
-                    where=folder,
-                    got=repr(error),
+                    where=f"{folder}: index.json (experts, text_format) and keys.npz",
+                    got=error,
                     cure="build the library again",
                 )
             ) from error
-        if index.digest() != written:
+        if index.digest() != facts["digest"]:
             raise InputError(
                 describe(
                     "The keys are not those that were written",
-                    where=folder,
+                    where=f"{folder}: index.json (digest) and keys.npz",
                     got=index.digest(),
-                    expected=written,
+                    expected=facts["digest"],
                     cure="build the library again",
                 )
             )

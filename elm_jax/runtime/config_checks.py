@@ -1,13 +1,17 @@
 """Checks of config values, shared by all workflows."""
 
+import dataclasses
+import functools
 import math
 import os
+import re
+import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.errors import InputError, describe, in_short, unknown_name
 
 DEFAULT_MODULES = ("elm_jax.tasks", "elm_jax.tasks.embedded")
 """Registries that verbs and Python import where none is named; kept here, where flags find it quickly."""
@@ -42,7 +46,7 @@ def check_types(config: Any) -> None:
     A path object in a field that takes one is replaced by its text: digests and files stay those of a string.
     A text or path where several are asked for is replaced by a tuple of it (see `items_of`).
     """
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, hint in hints_of(type(config)).items():
         value = getattr(config, name)
         if _takes_several_texts(hint):
             value = items_of(value)
@@ -53,7 +57,7 @@ def check_types(config: Any) -> None:
         if not _fits(value, hint):
             raise InputError(describe(
                 "Config value has the wrong type", where=f"{type(config).__name__}.{name}",
-                got=repr(value), expected=_in_words(hint)))
+                got=repr(value), expected=in_words(hint)))
 
 
 def items_of(values: Any) -> Any:
@@ -93,33 +97,131 @@ def _as_text(value: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    return misfit(value, hint) is None
+
+
+ABSENT = "no such field"
+
+
+@dataclasses.dataclass(frozen=True)
+class Misfit:
+    """Where a value departs from a type.
+
+    Attributes:
+        place: names and numbers of what holds the part that is wrong, from the outside.
+        got: the part in words.
+        expected: its type in words.
+    """
+
+    place: tuple[str | int, ...]
+    got: str
+    expected: str
+
+    def inside(self, key: Any) -> "Misfit":
+        """The same, seen from one level further out."""
+        return dataclasses.replace(self, place=(key, *self.place))
+
+
+def misfit(value: Any, hint: Any) -> Misfit | None:
+    """Finds where a value first departs from a type; None if it fits.
+
+    A tuple fits a list and the other way round, as gin files and JSON write either. An object of JSON fits a
+    dataclass if it has its fields that have no default; others are passed over.
+    """
+    if hint is Any or (type(value) is hint and hint in (str, bool)):
+        return None
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, member) for member in arguments)
-    if origin is tuple:  # gin files write lists as well
-        return isinstance(value, tuple | list) and all(_fits(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in value.items())
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+        if type(value) in arguments and not isinstance(value, int | float):
+            return None
+        found = [misfit(value, member) for member in arguments]
+        if None in found:
+            return None
+        # Of `list[int] | None` it is the list's entry that is wrong in [1, "x"].
+        return next((each for each in found if each.place), _wrong(value, hint))
+    if arguments and origin in (tuple, list) and isinstance(value, tuple | list):
+        return _first(enumerate(value), arguments[0])
+    if arguments and origin is dict and isinstance(value, dict):
+        if all(_fits(key, arguments[0]) for key in value):
+            return _first(value.items(), arguments[1])
+        return _wrong(value, hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _record_misfit(value, hint)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return None if -sys.float_info.max <= value <= sys.float_info.max else _wrong(value, hint)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return None if -2**63 <= value < 2**63 else _wrong(value, hint)
+    fits = not arguments and hint not in (int, float) and isinstance(value, hint)
+    return None if fits else _wrong(value, hint)
+
+
+def _wrong(value: Any, hint: Any) -> Misfit:
+    return Misfit((), in_short(value), in_words(hint))
+
+
+def _first(items: Iterable[tuple[Any, Any]], hint: Any) -> Misfit | None:
+    for key, item in items:
+        found = misfit(item, hint)
+        if found is not None:
+            return found.inside(key)
+    return None
+
+
+def _record_misfit(value: dict[str, Any], record: type) -> Misfit | None:
+    for name, hint, required, plain in _fields_of(record):
+        if name in value:
+            part = value[name]
+            if type(part) in plain and _in_range(part):
+                continue  # as nearly always, in files of a hundred thousand lines
+            found = misfit(part, hint)
+            if found is not None:
+                return found.inside(name)
+        elif required:
+            return Misfit((name,), ABSENT, in_words(hint))
+    return None
+
+
+def _in_range(value: Any) -> bool:
+    """Whether a value of a plain type is no number, or one of 64 bits."""
+    return not isinstance(value, int | float) or (
+        -2**63 <= value < 2**63 if isinstance(value, int)
+        else -sys.float_info.max <= value <= sys.float_info.max)
+
+
+@functools.cache
+def _fields_of(record: type) -> tuple[tuple[str, Any, bool, frozenset[type]], ...]:
+    """Name and type of each field of a dataclass, whether it has no default, and plain types that fit."""
+    hints, found = hints_of(record), []
+    for field in dataclasses.fields(record):
+        hint = hints[field.name]
+        members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        plain = {member for member in members if member in (str, int, float, bool, types.NoneType)}
+        found.append((field.name, hint, field.default is field.default_factory is dataclasses.MISSING,
+                      frozenset(plain | ({int} if float in plain else set()))))
+    return tuple(found)
+
+
+@functools.cache
+def hints_of(record: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    return typing.get_type_hints(record)
 
 
 _WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string in quotes",
-          type(None): "None"}
+          type(None): "None", Any: "anything"}
 
 
-def _in_words(hint: Any) -> str:
+def in_words(hint: Any) -> str:
+    """Says a type in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_in_words(member) for member in arguments if member is not os.PathLike)
+        return " or ".join(in_words(member) for member in arguments if member is not os.PathLike)
     if origin is tuple:
-        return f"a tuple, each item {_in_words(arguments[0])}"
+        return f"a tuple, each item {in_words(arguments[0])}"
+    if origin is list:
+        return f"a list, each item {in_words(arguments[0])}"
     if origin is dict:
-        return f"a dictionary, each key {_in_words(arguments[0])}, each value {_in_words(arguments[1])}"
+        return f"a dictionary, each key {in_words(arguments[0])}, each value {in_words(arguments[1])}"
     return _WORDS.get(hint) or f"@{hint.__name__}()"
 
 
@@ -134,6 +236,17 @@ def check_dimension(where: str, value: object, largest: int = LARGEST_DIMENSION)
             describe("A dimension is wrong", where=where, got=repr(value)[:200],
                      expected=f"a whole number from 1 to {largest}")
         )
+
+
+def in_their_words(error: Exception, names: Mapping[str, str]) -> str:
+    """Says ``: FIELD`` as a foreign file calls the field of a config that an error names; else nothing.
+
+    Args:
+        error: whose text has ``...Config.<field>``.
+        names: in the file, by the config's fields.
+    """
+    found = re.search(r"Config\.(\w+)", str(error))
+    return f": {names[found[1]]}" if found and found[1] in names else ""
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

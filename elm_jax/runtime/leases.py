@@ -23,9 +23,28 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
 
 _CLAIM = re.compile(r"(\d+)\.claim\.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Fields of a claim; one that is being written has none yet."""
+
+    worker: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """Fields of an attempt's end: how it ended; a failure also has what is final of it, and its words."""
+
+    how: str
+    final: bool = False
+    error: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +89,11 @@ class Leases:
         self._lock = threading.Lock()
 
     def attempts(self, work: str) -> list[Attempt]:
-        """Returns all attempts at a piece of work, in order."""
+        """Returns all attempts at a piece of work, in order.
+
+        Raises:
+            InputError: a file of an attempt is damaged.
+        """
         try:
             names = os.listdir(self.folder / work)
         except FileNotFoundError:
@@ -79,14 +102,20 @@ class Leases:
         return [self._read(work, number) for number in numbers]
 
     def _read(self, work: str, number: int) -> Attempt:
-        with open(self.folder / work / f"{number}.claim.json", encoding="utf-8") as file:
+        path = storage.require_file(self.folder / work / f"{number}.claim.json")
+        with open(path, "rb") as file:
             # Opened, not only stat-ed: a network disk's client then asks the server again.
             facts = os.fstat(file.fileno())
-            worker = _parse(file.read()).get("worker", "")
-        end = None
-        with contextlib.suppress(FileNotFoundError):
-            end = _parse((self.folder / work / f"{number}.end.json").read_text(encoding="utf-8")) or None
-        return Attempt(number, worker, end, (facts.st_mtime_ns, facts.st_size))
+            claim = _parse(file.read())
+        records.check_record(claim, Claim, kind="claim of a worker", where=path)
+        return Attempt(number, claim.get("worker", ""), self._read_end(work, number),
+                       (facts.st_mtime_ns, facts.st_size))
+
+    def _read_end(self, work: str, number: int) -> dict[str, Any] | None:
+        path = storage.as_path(self.folder / work / f"{number}.end.json")
+        if not os.path.lexists(path):
+            return None
+        return records.read_record(path, End, kind="end of an attempt")
 
     def is_silent(self, work: str, attempt: Attempt) -> bool:
         """Whether an unfinished attempt has had no heartbeat for a lease, as far as this worker saw."""
@@ -144,7 +173,8 @@ class Lease:
 
     def _beat(self, on_lost: Callable[[], None], watched: Callable[[], Iterable[str]]) -> None:
         while not self._left.wait(self._leases.seconds / 6):
-            with contextlib.suppress(OSError):  # a network disk that is briefly unavailable
+            # A network disk may be unavailable briefly; a damaged file is told by who takes that work.
+            with contextlib.suppress(OSError, InputError):
                 if self.is_lost():
                     on_lost()
                     return
@@ -167,10 +197,10 @@ class Lease:
                            {"schema_version": 1, "how": how, "worker": self._leases.worker, **facts})
 
 
-def _parse(text: str) -> dict[str, Any]:
+def _parse(content: bytes) -> dict[str, Any]:
     """Parses a JSON object; an incomplete file gives an empty one."""
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

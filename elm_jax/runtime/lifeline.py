@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from elm_jax.errors import LOST_PROCESS, RunError, describe
@@ -232,10 +233,16 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+BEFORE_LEAVING: list[Callable[[], None]] = []
+"""Functions that `leave_process` calls, for what its sudden end would leave behind."""
+
+
 def leave_process(status: int, text: str | None = None) -> NoReturn:
     """Ends the process from any thread, even if the main thread is blocked."""
     if text is not None:
         _say(text)
+    for function in BEFORE_LEAVING:
+        function()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -1,6 +1,7 @@
 """Rows of numbers on disk under keys of their contents: bounded, written safely, shared by runs.
 
-A store is a folder of shards. A shard is one file, which appears when it is whole:
+A store is a folder of shards. A shard is one file, which appears when it is whole; its name begins with the
+checksum of its index:
 
 ```
 index   npy, one record a row: key, length, checksum
@@ -22,13 +23,13 @@ import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import leftovers, storage
 from elm_jax.runtime.differences import as_json, differences
+from elm_jax.runtime.npy_files import read_head
 
 logger = logging.getLogger(__name__)
 ABOUT, SUFFIX = "about.json", ".rows"
 SHARD_BYTES = 64 * 2**20
-_STALE_SECONDS = 3600
 _HEAD_BYTES = 1024  # more than a shard's head and, once, the store's description
 _INDEX = np.dtype([("key", "u1", (16,)), ("length", "<i8"), ("checksum", "<u4")])
 
@@ -141,14 +142,13 @@ class RowStore:
             found = storage.read_json(self.folder / ABOUT, kind="store's description", schema_version=1)
             if found != as_json(self._about):
                 raise InputError(describe("The store holds rows that were made of something else",
-                                          where=self.folder, got="; ".join(differences(found, self._about)),
-                                          cure="remove this folder"))
+                                          where=self.folder / ABOUT, cure="remove this folder",
+                                          got="; ".join(differences(found, self._about))))
         self.read_others()
-        if self.folder.exists():
-            for path in self.folder.iterdir():
-                with contextlib.suppress(FileNotFoundError):  # another process is writing it
-                    if ".tmp-" in path.name and time.time() - path.stat().mtime > _STALE_SECONDS:
-                        path.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        if self._read and not (self.folder / ABOUT).exists():  # which is written before the first shard
+            raise InputError(describe("The store lacks its description", where=self.folder, expected=ABOUT,
+                                      cure="remove this folder: its rows are computed again"))
+        leftovers.clear(str(self.folder))
         self._room = (self.most_bytes - self._bytes_used()) // self._writers
 
     def _read_shard(self, path: epath.Path) -> None:
@@ -156,12 +156,13 @@ class RowStore:
         self._read.add(path.name)
         try:
             with open(path, "rb") as file:
-                index = np.load(file, allow_pickle=False)
+                index = np.frombuffer(file.read(_INDEX.itemsize * read_head(file, _INDEX)), _INDEX)
                 offset = file.tell()
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise _damaged(path, str(error)) from error
-        size = offset + int(index["length"].sum()) * self._row_bytes if index.dtype == _INDEX else -1
-        if size != path.stat().length:
+        if not path.name.startswith(f"{zlib.crc32(index):08x}-"):
+            raise _damaged(path, "an index whose checksum is not that in the file's name")
+        if path.stat().length != offset + int(index["length"].sum()) * self._row_bytes:
             raise _damaged(path, f"{path.stat().length} bytes")
         values = np.memmap(path, np.uint8, "r", offset).view(np.ndarray).reshape(-1, self._row_bytes)
         ends = np.cumsum(index["length"]).tolist()

@@ -1,6 +1,5 @@
 """Staging: folders that are written beside their final name and renamed when they are whole."""
 
-import fcntl
 import os
 import shutil
 import time
@@ -10,10 +9,13 @@ from contextlib import contextmanager, suppress
 from etils import epath
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime.storage import PathLike, as_path, guard_writes, is_local
+from elm_jax.runtime.locks import alone
+from elm_jax.runtime.storage import PathLike, as_path, guard_writes, is_local, remove_contents
 
 QUIET_SECONDS = 0.5
 """So long a folder must stay away, after an error, before no late write is expected in it."""
+_yielded: set[str] = set()
+"""Folders within the blocks of `staged`."""
 
 
 def check_free(folder: PathLike) -> None:
@@ -31,7 +33,8 @@ def staged(folder: PathLike, late_writes: bool = True) -> Iterator[epath.Path]:
 
     On a local disk that is ``<folder>.partial``, renamed at the end; what an interrupted run left there
     is removed first. Buckets cannot rename: there it is the folder itself, and the caller must write the file
-    that readers look for last.
+    that readers look for last. A folder that another such block has yielded is yielded as it is: so a caller
+    adds files to what a writer makes, and all get the final name at once.
 
     Args:
         folder: does not exist, or is empty.
@@ -42,18 +45,23 @@ def staged(folder: PathLike, late_writes: bool = True) -> Iterator[epath.Path]:
         InputError: there is a folder of the final name already, and something in it; or another process
             is writing it.
     """
-    check_free(folder)
     folder = as_path(folder)
+    if str(folder) in _yielded:
+        yield folder
+        return
+    check_free(folder)
     if not is_local(folder):
         with guard_writes(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        with _noted(folder):
+            yield folder
         return
     with _renamed(folder) as target:
         try:
             with guard_writes(folder):
-                _empty(target)
-            yield target
+                remove_contents(target)
+            with _noted(target):
+                yield target
         except BaseException:
             _remove_for_good(target, quiet=QUIET_SECONDS if late_writes else 0.0)
             raise
@@ -101,15 +109,25 @@ def workspace(folder: PathLike, journal: str) -> Iterator[epath.Path]:
     if not is_local(folder):
         raise InputError(describe("This needs a local disk to work on", where=folder,
                                   cure="write it to a local disk, and copy it"))
-    with _alone(folder), _kept(folder, journal):
+    with alone(folder, again=False), _kept(folder, journal):
         yield folder
         _remove_with_journal(folder, journal)
+
+
+@contextmanager
+def _noted(folder: epath.Path) -> Iterator[None]:
+    """Within the block `staged` knows the folder for one that it has yielded."""
+    _yielded.add(str(folder))
+    try:
+        yield
+    finally:
+        _yielded.discard(str(folder))
 
 
 def empty(folder: PathLike, keep: Collection[str] = ()) -> None:
     """Removes the contents of a local folder except some names; keeps the folder."""
     with guard_writes(folder):
-        _empty(as_path(folder), keep)
+        remove_contents(folder, keep)
 
 
 def sync_names(folder: PathLike) -> None:
@@ -126,7 +144,7 @@ def sync_names(folder: PathLike) -> None:
 def _renamed(folder: epath.Path) -> Iterator[epath.Path]:
     """Yields ``<folder>.partial``, locked; renames it if the block ends without an error."""
     target = folder.parent / f"{folder.name}.partial"
-    with _alone(target):
+    with alone(target, again=False):
         check_free(folder)  # another process may have ended in the meantime
         yield target
         with guard_writes(folder):
@@ -157,38 +175,8 @@ def _remove_with_journal(folder: epath.Path, journal: str) -> None:
     Orbax does not write into such folders: no late write can create a file again.
     """
     with suppress(OSError):
-        _empty(folder, (journal,))
+        remove_contents(folder, (journal,))
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: epath.Path) -> Iterator[None]:
-    """Creates a folder and holds its lock, which the system releases when this process ends in any way."""
-    with guard_writes(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = not folder.exists() or not os.path.samestat(os.stat(folder), os.fstat(descriptor))
-        except BlockingIOError:
-            taken = True
-        except OSError:  # a file system without locks: other processes cannot be detected
-            taken = False
-        if taken:
-            raise InputError(describe("Another process is writing this folder", where=folder,
-                                      cure="wait for it, or give another name"))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _empty(folder: epath.Path, keep: Collection[str] = ()) -> None:
-    for path in [path for path in folder.iterdir() if path.name not in keep]:
-        if path.is_dir() and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.remove(path)
 
 
 def _remove_for_good(folder: epath.Path, quiet: float, limit: float = 10.0) -> None:

@@ -8,22 +8,42 @@ folders return at once. `staging` renames finished folders; `tree_files` writes 
 """
 
 import datetime
+import errno
 import io
 import json
 import os
-import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
 
-from elm_jax.errors import ElmError, InputError, RunError, describe, nearest_names
-from elm_jax.runtime import hosts
+from elm_jax.errors import ElmError, InputError, RunError, describe, in_short, nearest_names
+from elm_jax.runtime import hosts, leftovers
 
-MARKER = "COMMITTED.json"
-_REFUSED_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted",
-                  "read-only file system", "permission denied")
+MARKER, MARKER_VERSION = "COMMITTED.json", 1
+_AGAIN = "then start again: what was committed before is kept"
+_CURES = {
+    errno.ENOSPC: f"free space or choose another folder, {_AGAIN}",
+    errno.EDQUOT: f"free space within the quota, or choose another folder, {_AGAIN}",
+    errno.EFBIG: f"choose a disk that holds larger files, or raise the limit on them (`ulimit -f`), {_AGAIN}",
+    errno.EROFS: f"choose a folder on a disk that is not mounted read-only, {_AGAIN}",
+    errno.EACCES: f"choose a folder that you may write, or have its permissions changed, {_AGAIN}",
+    errno.EPERM: f"choose a folder that you may write, or have its permissions changed, {_AGAIN}",
+    errno.EMFILE: f"raise the limit on open files (`ulimit -n`), {_AGAIN}",
+    errno.ENFILE: f"close other programs, which hold too many files open, {_AGAIN}",
+    errno.EISDIR: "a folder has the name of a file that is written: choose another name, or move the folder",
+    errno.ENOTDIR: "a file has the name of a folder that is written: choose another name, or move the file",
+    errno.EEXIST: "a file, or a link that leads nowhere, has the name of a folder that is written: choose "
+    "another name, or move it",
+    errno.ELOOP: "links of the path lead in a circle: choose another path, or mend the links",
+    errno.ENAMETOOLONG: "give a shorter name: most disks take at most 255 bytes of one name, 4,095 of a path",
+}
+"""What to do about a write that the system refused, by its reason."""
+_REFUSED_WORDS = (*(os.strerror(reason).lower() for reason in (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)),
+    "resource_exhausted")
 PathLike = str | os.PathLike
 
 
@@ -42,21 +62,29 @@ def guard_writes(path: PathLike) -> Iterator[None]:
     """Turns errors of a full, read-only or unusable disk into one clear RunError that names the path.
 
     Orbax and TensorStore report such a disk as a ValueError or RuntimeError with the system's words in it.
+    A name that is too long is wrong input, and an InputError.
     """
     try:
         yield
     except Exception as error:
         if not _is_refused_write(error):
             raise
-        raise RunError(
-            describe(
-                "Cannot write",
-                where=path,
-                got=str(error)[:300],
-                cure="free space or choose another folder, then start again: "
-                "what was committed before is kept",
-            )
-        ) from error
+        reason = _reason_of(error)
+        raise (InputError if reason == errno.ENAMETOOLONG else RunError)(describe(
+            "Cannot write", where=path, got=str(error)[:300], cure=cure_of(error))) from error
+
+
+def cure_of(error: Exception) -> str:
+    """What to do about a write that the system refused, as an OSError or in a library's words."""
+    return _CURES.get(_reason_of(error), f"choose another folder, {_AGAIN}")
+
+
+def _reason_of(error: Exception) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    words = str(error).lower()
+    return next((reason for reason in _CURES if os.strerror(reason).lower() in words),
+                errno.ENOSPC if "resource_exhausted" in words else None)
 
 
 def _is_refused_write(error: Exception) -> bool:
@@ -69,7 +97,8 @@ def require_file(path: PathLike) -> epath.Path:
     """Returns the path if it is a file; else raises InputError."""
     path = as_path(path)
     if not path.exists():
-        raise InputError(describe("File does not exist", where=path, got=what_is_there(path)))
+        link = f"a link to {os.readlink(path)}, and that is not there" if os.path.islink(path) else None
+        raise InputError(describe("File does not exist", where=path, got=link or what_is_there(path)))
     if path.is_dir():
         raise InputError(describe("A file is expected here", where=path, got="a folder"))
     return path
@@ -91,19 +120,30 @@ def what_is_there(path: PathLike) -> str:
         f", nearest: {', '.join(nearest_names(path.name, names))}" if names else "")
 
 
-def read_bytes(path: PathLike) -> bytes:
-    """Reads a file; a missing one, or a folder, is an InputError."""
-    return require_file(path).read_bytes()
+def read_bytes(path: PathLike, start: int = 0) -> bytes:
+    """Reads a file from a byte on; a missing or unreadable one, or a folder, is an InputError."""
+    path = require_file(path)
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+    except OSError as error:
+        raise InputError(describe("The file cannot be read", where=path, got=error.strerror or error,
+                                  cure="look at its permissions and at the disk")) from error
 
 
 def read_text(path: PathLike) -> str:
     """Reads a UTF-8 file, without a byte order mark; a missing one, or other bytes, is an InputError."""
-    content = io.BytesIO(require_file(path).read_bytes())
+    return _decode(read_bytes(path), path)
+
+
+def _decode(content: bytes, path: PathLike, start: int = 0) -> str:
+    """The text of a file's bytes, from the byte `start` on."""
     try:  # etils' own reader of texts leaves the mark in
-        return io.TextIOWrapper(content, encoding="utf-8-sig").read()
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise InputError(describe("The file is no text", where=path,
-                                  got=f"byte {error.start} is {error.object[error.start]:#04x}",
+                                  got=f"byte {start + error.start} is {error.object[error.start]:#04x}",
                                   expected="UTF-8", cure="save the file as UTF-8")) from error
 
 
@@ -124,6 +164,8 @@ def write_text(path: PathLike, text: str, *, own: bool = False) -> None:
 def write_bytes(path: PathLike, content: bytes, *, own: bool = False) -> None:
     """Writes a file whole: on a local disk through a temporary file beside it.
 
+    Temporary files that killed processes left in its folder are removed.
+
     Args:
         path: of the file.
         content: its bytes.
@@ -137,18 +179,12 @@ def write_bytes(path: PathLike, content: bytes, *, own: bool = False) -> None:
         if not is_local(path):
             path.write_bytes(content)
             return
-        # Processes of two hosts that share the disk may have the same number.
-        temporary = f"{path}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            raise
+        leftovers.clear(str(path.parent))
+        with leftovers.new_file(str(path)) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
 
 
 def write_json(path: PathLike, value: Any, *, own: bool = False) -> None:
@@ -162,31 +198,47 @@ def read_json(path: PathLike, *, kind: str, schema_version: int | None) -> dict[
     Raises:
         InputError: the file is missing, is not a JSON object, or has another schema version.
     """
-    text = read_text(path)
-    try:
-        value = json.loads(text, parse_constant=_no_number)
-        if "\\ud" in text.lower():  # an unpaired surrogate is no character: it cannot be written
-            json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise InputError(
-            describe(f"The {kind} is not valid JSON", where=f"{path}, line {error.lineno}", got=error.msg)
-        ) from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, very deep nesting
-        raise InputError(describe(f"The {kind} cannot be read as JSON", where=path,
-                                  got=str(error)[:200])) from error
+    value = parse_json(read_text(path), kind, path)
     if not isinstance(value, dict):
         raise InputError(
-            describe(f"The {kind} is not a JSON object", where=path, got=type(value).__name__)
+            describe(f"The {kind} is not a JSON object", where=path, got=in_short(value))
         )
     found = value.get("schema_version")
     if schema_version is not None and found != schema_version:
         raise InputError(
             describe(
                 f"The {kind} has a schema version that this program does not read",
-                where=path, got=found, expected=schema_version,
+                where=f"{path}: schema_version", got=in_short(found), expected=schema_version,
                 cure="write it again with this version of elm_jax",
             )
         )
+    return value
+
+
+def parse_json(text: str, kind: str, where: Any, *, constants: bool = False) -> Any:
+    """Parses JSON from anyone.
+
+    Args:
+        text: to parse.
+        kind: what it is, for errors.
+        where: file, or file and line, for errors.
+        constants: whether NaN and Infinity, which are no JSON but which Python writes, are read.
+
+    Raises:
+        InputError: it is no JSON, or holds what cannot be handled: numbers of thousands of digits, very deep
+            nesting, half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text, parse_constant=None if constants else _no_number)
+        if "\\ud" in text.lower():  # an unpaired surrogate is no character: it cannot be written
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        inside = where if ", line " in str(where) else f"{where}, line {error.lineno}"
+        raise InputError(describe(f"The {kind} is not valid JSON", where=inside,
+                                  got=f"{error.msg}, at {text[error.pos:error.pos + 40]!r}")) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(describe(f"The {kind} cannot be read as JSON", where=where,
+                                  got=str(error)[:200])) from error
     return value
 
 
@@ -233,62 +285,123 @@ def _cut_half_line(file: Any) -> None:
 def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
     """Reads JSON lines that this program appended; a half-written last line is dropped.
 
-    Empty lines at the end, which an editor may have left, say nothing.
+    Empty lines, which an editor may have left at the end before more was appended, say nothing.
 
     Raises:
-        InputError: a line other than the last is not JSON, or the file is not UTF-8.
+        InputError: a line other than the last is not a JSON object, or the file is not UTF-8.
+    """
+    return read_jsonl_behind(path, 0, 0)[0]
+
+
+def read_jsonl_behind(path: PathLike, start: int, lines: int) -> tuple[list[dict[str, Any]], int, int]:
+    """Reads JSON lines as `read_jsonl` does, but for what is known of the file: its first `start` bytes.
+
+    Args:
+        path: of the file; one that does not exist is empty.
+        start: where a line begins.
+        lines: that are before it.
+
+    Returns:
+        (rows behind it, where the next line begins, lines before that).
     """
     path = as_path(path)
-    if not path.exists():
-        return []
-    lines = read_text(path).split("\n")[:-1]
-    while lines and not lines[-1].strip():
-        lines.pop()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                describe("Line is not valid JSON", where=f"{path}, line {number}", got=line[:80])
-            ) from error
-    return rows
+    if not path.exists() and not os.path.islink(path):
+        return [], 0, 0
+    content, name, rows = read_bytes(path, start), str(path), []
+    content = content[:content.rfind(b"\n") + 1]  # of a half-written line not even the letters are whole
+    found = _decode(content, path, start).split("\n")[:-1]
+    for number, line in enumerate(found, start=lines + 1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        row = parse_json(line, "line", where, constants=True)
+        if not isinstance(row, dict):
+            raise InputError(describe("The line is not a JSON object", where=where, got=in_short(row)))
+        rows.append(row)
+    return rows, start + len(content), lines + len(found)
 
 
 def begin(folder: PathLike) -> epath.Path:
-    """Starts to write a folder: removes the commit marker first, then all other contents."""
+    """Starts to write a folder: removes the commit marker first, then all other contents.
+
+    A local folder itself stays, with the lock that a process may have on it.
+    """
     folder = as_path(folder)
     if not hosts.is_first():
         return folder
     with guard_writes(folder):
         (folder / MARKER).unlink(missing_ok=True)
-        if folder.exists():
+        if is_local(folder) and folder.is_dir():
+            remove_contents(folder)
+        elif folder.exists():
             folder.rmtree()
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+def remove_contents(folder: PathLike, keep: Collection[str] = ()) -> None:
+    """Removes what is in a local folder except some names; keeps the folder."""
+    for path in [path for path in as_path(folder).iterdir() if path.name not in keep]:
+        if path.is_dir() and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)
+
+
 def commit(folder: PathLike, info: dict[str, Any] | None = None) -> None:
-    """Marks a folder as whole: writes the commit marker, last of all."""
-    write_json(as_path(folder) / MARKER, {"schema_version": 1, **(info or {})})
+    """Marks a folder as whole: writes the commit marker, last of all.
+
+    Args:
+        folder: whose other contents are written.
+        info: JSON values for the marker, which `read_marker` returns.
+    """
+    write_json(as_path(folder) / MARKER, {"schema_version": MARKER_VERSION, **(info or {})})
 
 
 def is_committed(folder: PathLike) -> bool:
-    """Whether the folder has its commit marker."""
-    return (as_path(folder) / MARKER).exists()
+    """Whether the folder has its commit marker.
+
+    Raises:
+        InputError: the marker is damaged.
+    """
+    path = as_path(folder) / MARKER
+    if not path.exists():
+        return False
+    try:
+        read_marker(folder, "folder")
+    except InputError:
+        if path.exists():  # else another process has just begun to write here
+            raise
+        return False
+    return True
+
+
+def read_marker(folder: PathLike, what: str) -> dict[str, Any]:
+    """Reads what a folder's commit marker holds.
+
+    Raises:
+        InputError: it is missing, damaged, or of another schema version.
+    """
+    path = as_path(folder) / MARKER
+    try:
+        return read_json(path, kind="commit marker", schema_version=MARKER_VERSION)
+    except InputError as error:
+        raise InputError(describe(f"The commit marker of this {what} is damaged", where=path,
+                                  got=str(error).replace("\n ", ";"),
+                                  cure=f"remove the {what}, and make it or copy it again")) from error
 
 
 def require_committed(folder: PathLike, what: str) -> epath.Path:
     """Returns the folder's path if the folder is whole.
 
     Raises:
-        InputError: the folder is missing, or was left half written.
+        InputError: the folder is missing, was left half written, or its marker is damaged.
     """
     folder = as_path(folder)
     if not folder.exists():
         raise InputError(describe(f"There is no {what} here", where=folder, got=what_is_there(folder),
                                   cure=f"check the path, or make the {what} first"))
-    if not is_committed(folder):
+    if not (folder / MARKER).exists():
         raise InputError(
             describe(
                 f"The {what} is not whole: its writing was interrupted, or this is another kind of folder",
@@ -296,6 +409,7 @@ def require_committed(folder: PathLike, what: str) -> epath.Path:
                 cure=f"write the {what} again",
             )
         )
+    read_marker(folder, what)
     return folder
 
 

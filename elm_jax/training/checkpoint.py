@@ -6,6 +6,7 @@ first process, says that the step is whole and holds the facts of the run. Each 
 its own devices, on any mesh of any number of processes. The frozen base is not part of a checkpoint.
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,14 +18,32 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from elm_jax.errors import InputError, RunError, describe
-from elm_jax.runtime import hosts, storage, trees
+from elm_jax.runtime import hosts, records, storage, trees
 from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
-_SCHEMA_VERSION = 1
 _STATE = "state"
 _DIGEST, _OF_ROWS = "config_digest", ("stream.num_examples", "stream.first_batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """Fields of a checkpoint's marker; those with a default came with later versions.
+
+    Attributes:
+        step: of the run.
+        leaves: dtype and shape of every leaf, by path.
+        facts: that a run must share to resume from it, as text.
+        settings: that decided them.
+        note: what the loop keeps in it.
+    """
+
+    step: int
+    leaves: dict[str, str]
+    facts: dict[str, str]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    note: Any = None
 
 
 class Checkpoints:
@@ -142,13 +161,10 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             return None
-        return storage.read_json(self.folder / str(steps[-1]) / storage.MARKER, kind="checkpoint",
-                                 schema_version=_SCHEMA_VERSION).get("note")
+        return _marker_of(self.folder / str(steps[-1])).get("note")
 
     def _check(self, source: epath.Path, like: TrainState) -> None:
-        marker = storage.read_json(
-            source / storage.MARKER, kind="checkpoint", schema_version=_SCHEMA_VERSION
-        )
+        marker = _marker_of(source)
         for kind, saved, wanted in (
             ("leaf", marker["leaves"], _leaf_facts(like)),
             ("setting", marker["facts"], _as_text(self.facts)),
@@ -159,7 +175,7 @@ class Checkpoints:
                     raise InputError(
                         describe(
                             f"The checkpoint is of another run: {kind} {name!r} differs",
-                            where=source, got=saved.get(name, "missing"),
+                            where=source / storage.MARKER, got=saved.get(name, "missing"),
                             expected=wanted.get(name, "missing"),
                             cure="choose an empty run folder, or go back to its first config",
                         )
@@ -185,12 +201,32 @@ class Checkpoints:
             if not hosts.is_first():
                 return
             storage.commit(
-                target, {"schema_version": _SCHEMA_VERSION, "step": int(target.name),
-                         "leaves": leaves, "facts": _as_text(self.facts), "settings": self._settings,
+                target, {"step": int(target.name), "leaves": leaves,
+                         "facts": _as_text(self.facts), "settings": self._settings,
                          **({} if note is None else {"note": note})},
             )
-            for step in self.steps()[: -self.keep_checkpoints]:
-                storage.remove(self.folder / str(step))
+            kept = [str(step) for step in self.steps()[-self.keep_checkpoints:]]
+            for path in list(self.folder.iterdir()):  # also what a killed run left half written
+                if path.name.isdecimal() and path.name not in kept and _is_of_a_run(path):
+                    storage.remove(path)
+
+
+def _is_of_a_run(checkpoint: epath.Path) -> bool:
+    """Whether a folder is a checkpoint of this program, whole or half written, and not another program's."""
+    names = {path.name for path in checkpoint.iterdir()} if checkpoint.is_dir() else {checkpoint.name}
+    return storage.MARKER in names or all(name.startswith((_STATE, storage.MARKER)) for name in names)
+
+
+def _marker_of(checkpoint: epath.Path) -> dict[str, Any]:
+    """What the marker of a whole checkpoint holds; InputError if it is not this checkpoint's."""
+    path = checkpoint / storage.MARKER
+    marker = records.check_record(storage.read_marker(checkpoint, "checkpoint"), Marker,
+                                  kind="marker of a checkpoint", where=path)
+    if str(marker["step"]) != checkpoint.name:
+        raise InputError(describe("The marker of a checkpoint is not the one that was written",
+                                  where=f"{path}: step", got=marker["step"], expected=checkpoint.name,
+                                  cure="remove this checkpoint: the run goes on from the one before it"))
+    return marker
 
 
 def _leaf_facts(state: TrainState) -> dict[str, str]:

@@ -1,17 +1,23 @@
 """Metrics of a run on disk and on screen: metrics.jsonl, TensorBoard, and a progress line."""
 
+import dataclasses
 import json
 import logging
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
+from elm_jax.runtime.terminal.progress import StatusLine
 
-_PLAIN_SECONDS = 15.0
-_TERMINAL_SECONDS = 0.2
+
+@dataclasses.dataclass(frozen=True)
+class MetricsRow:
+    """Fields of a line of ``metrics.jsonl``; the others are figures by name."""
+
+    step: int
+    loss: float = 0.0
+    tokens: float = 0.0
 
 
 class MetricsLog:
@@ -29,7 +35,7 @@ class MetricsLog:
 
     def __init__(self, model_dir: storage.PathLike, first_step: int, tensorboard: bool) -> None:
         self.path = storage.as_path(model_dir) / "metrics.jsonl"
-        self.rows = storage.read_jsonl(self.path)
+        self.rows = records.read_records(self.path, MetricsRow, kind="row of metrics")
         kept = [row for row in self.rows if row["step"] <= first_step]
         if len(kept) < len(self.rows):
             storage.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -78,37 +84,6 @@ def _summary_writer(model_dir: storage.PathLike, first_step: int) -> Any:
         logdir=str(storage.as_path(model_dir) / "tensorboard"), purge_step=first_step + 1,
         filename_suffix=f".from{first_step}",
     )
-
-
-class StatusLine:
-    """One line on standard error, rewritten in place on a terminal and written every 15 s elsewhere.
-
-    Args:
-        stream: defaults to standard error.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = sys.stderr if stream is None else stream
-        self._terminal = self._stream.isatty()
-        self._start = self._last = self._now = time.monotonic()
-
-    def tick(self) -> tuple[float, bool]:
-        """Seconds since the session began, above zero, and whether the last line is old enough."""
-        self._now = time.monotonic()
-        wait = _TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS
-        return max(self._now - self._start, 1e-9), self._now - self._last >= wait
-
-    def show(self, line: str) -> None:
-        """Writes the line, as of the newest tick."""
-        self._last = self._now
-        self._stream.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """Ends the line on a terminal."""
-        if self._terminal:
-            self._stream.write("\n")
-            self._stream.flush()
 
 
 class Progress(StatusLine):

@@ -78,6 +78,12 @@ class FoundVocabulary:
     is_sentencepiece: bool = True
 
 
+def file_of(folder: epath.Path) -> epath.Path:
+    """The file that holds the vocabulary of a Hugging Face folder; the folder itself if there is none."""
+    files = (folder / name for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE))
+    return next((file for file in files if file.exists()), folder)
+
+
 class AnotherKindError(InputError):
     """Raised for an intact ``tokenizer.json`` that no SentencePiece model can represent."""
 

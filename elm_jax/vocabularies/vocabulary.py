@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -25,7 +24,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import leftovers, storage
 from elm_jax.vocabularies import tokenizer_json
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -154,12 +153,16 @@ class Vocabulary(abc.ABC):
         """Id of a sentinel as T5 counts: sentinel 0 is the vocabulary's last id."""
         return self.size - 1 - number
 
+    def facts(self) -> dict[str, Any]:
+        """What a reader can tell vocabularies apart by, JSON-ready: kind, number of ids, special ids."""
+        return {"kind": type(self).__name__, "ids": self.size, "padding": self.pad_id, "EOS": self.eos_id,
+                "unknown": self.unk_id, "sentinels": self.extra_ids}
+
     def file(self) -> str:
         """Path of a temporary file that holds the vocabulary, for SeqIO; it lives as long as this process."""
-        if not hasattr(self, "_folder"):
-            self._folder = tempfile.TemporaryDirectory(prefix="elm_vocabulary_")
-        path = os.path.join(self._folder.name, self.FILE)
+        path = os.path.join(leftovers.process_folder(), self.fingerprint[-16:], self.FILE)
         if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "wb") as file:
                 file.write(self.contents)
         return path
@@ -195,6 +198,9 @@ class SentencePieceVocabulary(Vocabulary):
                 describe("Not a SentencePiece model", where=where, got=error)) from error
         if not model.pieces:
             raise InputError(describe("Not a SentencePiece model", where=where, got="no pieces"))
+        if not all(isinstance(piece.piece, str) for piece in model.pieces):  # protobuf gives bytes for these
+            raise InputError(describe("Not a SentencePiece model", where=where,
+                                      got="a piece that is no UTF-8"))
         own = own_sentinels([piece.piece for piece in model.pieces])
         if extra_ids is None:
             extra_ids = 0 if own else EXTRA_IDS

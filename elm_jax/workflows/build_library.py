@@ -11,6 +11,7 @@ from elm_jax.routing.encoders import make_encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import items_of
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.route import draw_instances
 
 
@@ -44,8 +45,12 @@ def add_experts(library: ExpertLibrary, expert_folders: Sequence[storage.PathLik
                 seed: int = 0) -> None:
     """Adds experts to a library, with its own encoder, text format and number of keys."""
     count = library.facts["instances_per_expert"]
-    library.add({str(folder): training_instances(folder, data, count, seed)
-                 for folder in items_of(expert_folders)})
+    folders, drawn = items_of(expert_folders), {}
+    with StageLine("adding", len(folders), "expert") as line:
+        for folder in folders:
+            drawn[str(folder)] = training_instances(folder, data, count, seed)
+            line.step(len(drawn[str(folder)]))
+        library.add(drawn)
 
 
 def training_instances(folder: storage.PathLike, data: TaskData, count: int,

@@ -14,6 +14,8 @@ WRITTEN_FOLDERS = (*WRITTEN_KINDS, "peft")
 """Those of them that it writes."""
 EXPERT_KINDS = ("prompt", "dataset", "multitask")
 """Kinds of experts that a T5X run trains."""
+TRAIN_KINDS = ("prompt", "lora", "dataset", "multitask", "prompt_stack")
+"""Files of gin/experts/, which `elm train --kind` names."""
 DTYPES = ("bfloat16", "float16", "float32")
 """Dtypes to which parameters may be cast."""
 LAYOUTS = ("orbax", "zarr")

@@ -7,13 +7,13 @@ from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.registry import registry
 from elm_jax.data.sources import row_files
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.encoders import MiniLMEncoder
 from elm_jax.routing.search import best_numpy, nearest_key
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide, decide_each
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range, check_types
 
 
@@ -148,6 +148,15 @@ def open_library(folder: storage.PathLike, encoder_dir: storage.PathLike | None 
     return ExpertLibrary.open(folder, encoder)
 
 
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Fields of a line of a file of instances."""
+
+    inputs: str
+    choices: list[str] | None = None
+    choices_expression: str | None = None
+
+
 def read_examples(path: storage.PathLike) -> list[RoutingInstance]:
     """Reads instances from JSON lines: ``{"inputs": str, "choices": [str], "choices_expression": str}``.
 
@@ -156,10 +165,13 @@ def read_examples(path: storage.PathLike) -> list[RoutingInstance]:
     """
     instances = []
     for number, row in enumerate(row_files.read_lines(path), start=1):
+        where = f"{path}, line {number}"
         if not isinstance(row.get("inputs"), str) or not row["inputs"].strip():
-            raise InputError(describe("An instance has no text", where=f"{path}, line {number}",
-                                      got=f"inputs={row['inputs']!r}" if "inputs" in row else sorted(row),
+            raise InputError(describe("An instance has no text", where=where,
+                                      got=f"inputs={in_short(row['inputs'])}" if "inputs" in row
+                                      else in_short(sorted(row)),
                                       expected='a field "inputs" with a string that is not empty'))
+        records.check_record(row, Example, kind="instance", where=where)
         instances.append(RoutingInstance(row["inputs"], row.get("choices_expression"),
                                          tuple(row.get("choices") or ())))
     return instances

@@ -12,9 +12,12 @@ from elm_jax.tasks.embedded.datasets import TRAIN, UNSEEN, passages, rows
 
 from elm_jax.data.registry import registry
 
-__all__ = ["TRAIN_TASKS", "UNSEEN_TASKS", "passages", "rows"]
+__all__ = ["TICKETS", "TRAIN_TASKS", "UNSEEN_TASKS", "passages", "rows"]
 
 TEMPLATE_FOLDER = os.path.join(os.path.dirname(__file__), "templates")
+TICKETS = os.path.join(os.path.dirname(__file__), "tickets.jsonl")
+"""A file of rows for a first task of one's own: letters to a shop, each written by itself, not from the
+grammar; JSON lines of ``text`` and the ``team`` to answer: billing, shipping, repairs, returns, account."""
 
 _KINDS = {"mini_data_to_text": "generation", "mini_headline": "generation",
           "mini_extraction": "generation", "mini_note": "generation"}

@@ -9,7 +9,8 @@ from elm_jax.tasks.embedded.lexicon import WORDS, words
 SENTIMENTS = ("negative", "positive")
 QUESTIONS = ("person", "place", "time", "number", "reason")
 EMOTIONS = ("joy", "sadness", "anger", "fear")
-PRODUCTS = ("kitchen", "garden", "clothing", "electronics")
+PRODUCTS = ("cook", "gardener", "tailor", "clerk")
+"""Trades for which products are made. The passages hold each: a base does not say words it never read."""
 
 _THINGS: dict[str, tuple[str, ...]] = {
     "cafe": words("coffee, service, menu, breakfast, waiter, cake"),
@@ -185,28 +186,28 @@ def emotion_row(draw: Draw, turn: int) -> dict[str, str]:
 
 
 _GOODS = {
-    "kitchen": words("frying pan, kettle, bread knife, mixing bowl, baking tray, pepper mill, whisk, "
-                     "soup ladle, cutting board, pot"),
-    "garden": words("watering can, rake, lawn mower, flower pot, hose, hedge trimmer, spade, "
-                    "bird table, seed tray, wheelbarrow"),
-    "clothing": words("sweater, raincoat, scarf, blouse, wool hat, skirt, shirt, jacket, "
-                      "cardigan, dress"),
-    "electronics": words("headset, keyboard, tablet, charger, speaker, monitor, router, webcam, "
-                         "phone, camera"),
+    "cook": words("frying pan, kettle, bread knife, mixing bowl, baking tray, pepper mill, whisk, "
+                  "soup ladle, cutting board, pot"),
+    "gardener": words("watering can, rake, lawn mower, flower pot, hose, hedge trimmer, spade, "
+                      "bird table, seed tray, wheelbarrow"),
+    "tailor": words("sweater, raincoat, scarf, blouse, wool hat, skirt, shirt, jacket, "
+                    "cardigan, dress"),
+    "clerk": words("headset, keyboard, tablet, charger, speaker, monitor, router, webcam, "
+                   "phone, camera"),
 }
 _USE = {
-    "kitchen": ("easy to wash after dinner.", "perfect for soups, sauces and cakes.",
-                "safe in the dishwasher.", "for cooks who love {food}.",
-                "the handle stays cool on the stove."),
-    "garden": ("for everybody who grows roses and tomatoes.", "for lawns, hedges and flower beds.",
-               "does not rust in wet soil.", "can be left out in the rain all {month}.",
-               "helps against weeds between the plants."),
-    "clothing": ("made to keep you warm in {month}.", "comes in sizes small to extra large.",
-                 "wash by hand, do not iron.", "the seams are sewn by hand.",
-                 "fits well and looks good with jeans."),
-    "electronics": ("works with every computer.", "connects to your network without wires.",
-                    "has a small screen and {number} settings.", "charges through any cable.",
-                    "the software is updated each {month}."),
+    "cook": ("easy to wash after dinner.", "perfect for soups, sauces and cakes.",
+             "safe in the dishwasher.", "for cooks who love {food}.",
+             "the handle stays cool on the stove."),
+    "gardener": ("for everybody who grows roses and tomatoes.", "for lawns, hedges and flower beds.",
+                 "does not rust in wet soil.", "can be left out in the rain all {month}.",
+                 "helps against weeds between the plants."),
+    "tailor": ("made to keep you warm in {month}.", "comes in sizes small to extra large.",
+               "wash by hand, do not iron.", "the seams are sewn by hand.",
+               "fits well and looks good with jeans."),
+    "clerk": ("works with every computer.", "connects to your network without wires.",
+              "has a small screen and {number} settings.", "charges through any cable.",
+              "the software is updated each {month}."),
 }
 _SELL = ("buy this {color} {goods} from {firm}.", "new from {firm}: a {goods} in {color}.",
          "our {goods} now comes in {color} and {color2}.", "a {goods} made in {town} by {firm}.",

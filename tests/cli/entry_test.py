@@ -94,7 +94,8 @@ def test_a_module_of_the_current_folder_is_a_registry(world, tmp_path):
                "mini_emotion__name_the_emotion", "--module", "own_tasks", *MODULE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "own__ask test: 6 rows, 0 dropped\nmini_emotion__name_the_emotion validation: 150 rows, 0 dropped\n")
+        "task\tsplit\trows\tdropped\twhy\nown__ask\ttest\t6\t0\t\n"
+        "mini_emotion__name_the_emotion\tvalidation\t150\t0\t\n")
     done = elm("tasks", "list", "--module", "own_taks", cwd=tmp_path)
     assert done.returncode == 2 and "own_taks cannot be imported" in done.stderr
     assert "in the current folder" in done.stderr

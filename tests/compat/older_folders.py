@@ -160,7 +160,7 @@ def without_newer(value: Any) -> Any:
         return value
     dropped = {"place"} if "prediction" in value else set()
     if "metric" in value:
-        dropped |= {"interval", "schema_version"}
+        dropped |= {"interval", "schema_version", "top_answer_share"}
         dropped |= {"ci95_low", "ci95_high"} if value["metric"] == "rouge_l" else set()
     return {name: without_newer(part) for name, part in value.items() if name not in dropped}
 

@@ -22,6 +22,7 @@ from elm_jax.data.arrays.batches import padded, trim
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.errors import InputError, RunError
 from elm_jax.evaluation import batch_plan, rank
+from elm_jax.evaluation.answers import read_answers
 from elm_jax.evaluation.batch_plan import TaskInstances
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, evaluate_task
 from elm_jax.evaluation.rank import score_choices
@@ -29,7 +30,6 @@ from elm_jax.evaluation.results import TaskResult
 from elm_jax.models.decode import greedy
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.network import DecoderNetwork
-from elm_jax.reporting.answers import read_answers
 from elm_jax.runtime import sharding, trees
 
 SETTINGS = EvaluationSettings(
@@ -89,6 +89,8 @@ def test_row_of_a_ranked_task(ranked: TaskResult) -> None:
     row = dict(ranked.rows[0])
     assert row.pop("seconds") > 0
     assert 0 <= row.pop("ci95_low") < row["value"] < row.pop("ci95_high") <= 1
+    places = collections.Counter(found["place"] for found in ranked.predictions)
+    assert row.pop("top_answer_share") == max(places.values()) / 30
     assert row == {
         "schema_version": 3, "expert": "mine", "base": "sha256:abc", "task": "toys_small__ask_it",
         "interval": "wilson",

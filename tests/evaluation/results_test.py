@@ -1,8 +1,11 @@
 """Results on disk: resumable, newest row first, predictions before the row."""
 
+import functools
 import json
 import pathlib
+import time
 
+import many_processes
 import numpy as np
 import pytest
 
@@ -14,7 +17,8 @@ from elm_jax.runtime import storage
 def result(expert: str = "one", task: str = "toys__ask", value: float = 0.5, digest: str = "aaa",
            metric: str = "accuracy", version: int = 3) -> TaskResult:
     row = {"schema_version": version, "expert": expert, "task": task, "split": "validation",
-           "metric": metric, "value": value, "settings": digest}
+           "metric": metric, "value": value, "num_instances": 2, "ci95_low": 0.0, "ci95_high": 1.0,
+           "dataset": "toys", "chance": None, "settings": digest}
     field = "correct" if metric == "accuracy" else "rouge_l"
     scores = [1, 0] if metric == "accuracy" else [value, 0.25]
     return TaskResult([row], [{"index": 4 * number, "prediction": f"line\nümlaut\u2028 {number}",
@@ -102,7 +106,7 @@ def test_rows_of_schema_2_hold_unless_their_value_changes(tmp_path: pathlib.Path
     store = ResultsStore(tmp_path)
     for one in (result(version=2), result("two", metric="rouge_l", version=2), result("plain", version=2)):
         store.append(one)
-    plain = [{"index": 0, "prediction": "a — “b”", "target": "c", "rouge_l": 0.0}]
+    plain = [{"index": number, "prediction": "a — “b”", "target": "c", "rouge_l": 0.0} for number in (0, 1)]
     store.append(TaskResult(result("latin", metric="rouge_l", version=2).rows, plain))
     for expert, holds in (("one", True), ("two", False), ("latin", True)):  # two has an umlaut
         assert store.done(expert, "toys__ask", "validation", "aaa") == holds
@@ -117,3 +121,44 @@ def test_foreign_rows_are_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "results.jsonl").write_text(json.dumps({"schema_version": 7}) + "\n")
     with pytest.raises(InputError, match=r"schema version(.|\n)*line 1(.|\n)*got: 7(.|\n)*1 or 2 or 3"):
         ResultsStore(tmp_path)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_that_append_at_once_lose_and_double_nothing(tmp_path: pathlib.Path, count: int) -> None:
+    """Each appends results of its own, and one pair that all have scored; stores were opened before."""
+    def evaluate(number: int) -> None:
+        store = ResultsStore(tmp_path)
+        time.sleep(0.1)  # all have read the empty file
+        for task in range(10):
+            store.append(result(f"own{number}", f"task{task}"))
+        store.append(result("shared"))
+
+    jobs = [functools.partial(evaluate, number) for number in range(count)]
+    assert many_processes.at_once(jobs) == [""] * count
+    store = ResultsStore(tmp_path)
+    assert len(store.path.read_text().splitlines()) == len(store.rows()) == 10 * count + 1
+    for number in range(count):
+        assert all(store.done(f"own{number}", f"task{task}", "validation", "aaa") for task in range(10))
+    assert store.done("shared", "toys__ask", "validation", "aaa")
+
+
+def test_what_another_process_has_added_meanwhile_stands_once(tmp_path, caplog) -> None:
+    """Other settings displace it as ever, another value is told, another model is refused."""
+    mine, other = ResultsStore(tmp_path), ResultsStore(tmp_path)
+    other.append(result(value=0.5))
+    mine.append(result(value=0.25))
+    assert ResultsStore(tmp_path).rows() == mine.rows() == result(value=0.5).rows
+    assert "accuracy 0.5, 0.25 here" in caplog.text
+    other.append(result(digest="other"))
+    mine.append(result())
+    assert [row["settings"] for row in storage.read_jsonl(mine.path)] == ["aaa", "other", "aaa"]
+    row = {**result("two").rows[0], "model": "sha256:b"}
+    other.append(TaskResult([row], []))
+    with pytest.raises(InputError, match=r"another model of the same id meanwhile(.|\n)*got: sha256:b"):
+        mine.append(TaskResult([{**row, "model": "sha256:a"}], []))
+    assert mine.rows_of("two", "toys__ask", "validation") == [row]
+    more = TaskResult([row, {**row, "metric": "acc_norm"}], [{"index": 0}])
+    other.append(TaskResult([{**row, "expert": "six"}], []))
+    mine.append(TaskResult([{**one, "expert": "six"} for one in more.rows], more.predictions))
+    assert [one["metric"] for one in ResultsStore(tmp_path).rows_of("six", "toys__ask", "validation")] == [
+        "accuracy", "acc_norm"]

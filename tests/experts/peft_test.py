@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import signal
 import warnings
 
 import numpy as np
@@ -21,7 +22,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, load_expert, resolve, save_expert
 from elm_jax.experts.peft_adapters import check_base_name, load_peft
 from elm_jax.experts.peft_export import save_peft
-from elm_jax.formats.peft import lora_settings
+from elm_jax.formats.peft import expressions, lora_settings
 from elm_jax.formats.peft.base_modules import modules_of
 from elm_jax.models import AdapterConfig, families
 from elm_jax.models.network import ADAPTER, NORM, TWO_SIDED
@@ -254,6 +255,19 @@ def test_targets_are_those_of_peft(place, settings):
     for name in modules.names:
         assert ours.targets(name, name in modules.projections) == bool(
             check_target_module_exists(config, name)), name
+
+
+@pytest.mark.parametrize("settings", [
+    {"target_modules": "(.|.)*x"}, {"target_modules": "q_proj", "exclude_modules": r"([\w.]+)+!"},
+    {"target_modules": ["q_proj"], "modules_to_save": [r"([\w.]+)+!"]},
+], ids=str)
+def test_an_expression_that_would_match_for_ever_is_refused(monkeypatch, settings):
+    monkeypatch.setattr(expressions, "MAX_SECONDS", 0.02)
+    before = signal.getsignal(signal.SIGVTALRM)
+    ours = lora_settings.parse({"peft_type": "LORA", **settings}, None)
+    with pytest.raises(InputError, match=r"takes longer than 0.02 seconds(.|\n)*self_attn.q_proj"):
+        ours.targets("base_model.model.model.layers.0.self_attn.q_proj", True)
+    assert signal.getsignal(signal.SIGVTALRM) is before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
 
 
 @pytest.mark.parametrize(("name", "settings"), [

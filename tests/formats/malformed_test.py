@@ -157,7 +157,9 @@ def test_fields_with_odd_values(spoilt, kind, name):
     ("hf", "tokenizer.json", {"added_tokens": [{"id": 400}]}, r"added tokens(.|\n)*tokenizer.json"),
     ("hf", "tokenizer.json", {"model": {"type": "Unigram", "vocab": [["<pad>", 0], ["\ud800", 0]]}},
      r"tokenizer(.|\n)*tokenizer.json(.|\n)*surrogates"),
-    ("expert", "expert.json", {"base": {"fingerprint": "x", "path": 7}}, r"names no base"),
+    ("expert", "expert.json", {"base": {"fingerprint": "x", "path": 7}},
+     r"expert.json: base/path(.|\n)*got: 7"),
+    ("expert", "expert.json", {"base": {"name": "x"}}, r"names no base"),
 ])
 def test_what_the_error_says(spoilt, kind, name, change, words):
     path = spoilt / kind / name

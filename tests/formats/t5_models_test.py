@@ -38,6 +38,12 @@ def there_and_back(source, tmp_path, **save):
 def test_there_and_back_keeps_every_bit_and_the_config(family, tmp_path):
     model = hf_folders.build(family, torch.bfloat16 if family in ("t0", "mt5") else torch.float32)
     hf_folders.publish(model, family, tmp_path / "source", shard_size="30KB")
+    settings = tmp_path / "source" / "generation_config.json"
+    assert not any("greedy" in note for note in t5_models.open_hf(tmp_path / "source").notes)
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "num_beams": 4, "top_k": 9,
+                                    "eos_token_id": [1, 7]}))
+    note, = (note for note in t5_models.open_hf(tmp_path / "source").notes if "greedy" in note)
+    assert note.endswith("does not apply: num_beams = 4, eos_token_id = [1, 7]")
     back = there_and_back(tmp_path / "source", tmp_path, max_shard_bytes=30_000)
     hf_folders.assert_same_bits(hf_folders.stored(tmp_path / "source"), hf_folders.stored(back))
     for file in ("config.json", "generation_config.json"):

@@ -146,7 +146,7 @@ def test_modules_that_are_not_computed_here_are_named(folder):
     modules = [{"idx": n, "type": f"sentence_transformers.models.{name}"}
                for n, name in enumerate(("Transformer", "Pooling", "Dense", "Normalize"))]
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(InputError, match=r"modules.json\n  got: Transformer, Pooling, Dense, Normalize"):
+    with pytest.raises(InputError, match=r"json: type\n  got: Transformer, Pooling, Dense, Normalize"):
         sentence_encoder.load_sentence_encoder(folder)
     for kept in (modules[:2], [*modules[:2], modules[3]]):
         (folder / "modules.json").write_text(json.dumps(kept))
@@ -154,8 +154,8 @@ def test_modules_that_are_not_computed_here_are_named(folder):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"default_prompt_name": "query"}, "default_prompt_name\n  got: 'query'\n  expected: one of no prompts"),
-    ({"default_prompt_name": "query", "prompts": {"doc": "d: "}}, "one of doc"),
+    ({"default_prompt_name": "query"}, "_prompt_name\n  got: 'query'\n  expected: one of prompts: none"),
+    ({"default_prompt_name": "query", "prompts": {"doc": "d: "}}, "one of prompts: doc"),
     ({"default_prompt_name": 1, "prompts": [1]}, "default_prompt_name"),
     ({"default_prompt_name": "query", "prompts": {"query": None}}, "default_prompt_name"),
 ])

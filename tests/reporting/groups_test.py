@@ -11,7 +11,9 @@ from synthetic_study import facts_and_matrix, with_groups
 
 from elm_jax.errors import InputError
 from elm_jax.reporting import plots, report
-from elm_jax.reporting.study_report import ReportOutcome, draw, oracle_ranks
+from elm_jax.reporting.page_parts import Made
+from elm_jax.reporting.samples import samples_table
+from elm_jax.reporting.study_report import ReportOutcome, draw, heat_map_grid, oracle_ranks
 from elm_jax.reporting.study_table import study_table
 
 COUNT = 40
@@ -123,7 +125,10 @@ def test_columns_hold_the_benchmarks_means(made: tuple[dict, dict, dict]) -> Non
 
 def render(facts: dict, matrix: dict) -> dict[str, str]:
     table = study_table(facts, matrix)
-    return report.render(facts, table, oracle_ranks(facts, matrix), {"bars": b"x", "heat_map": b"x"})
+    extras = report.Extras(Made(), {"bars.png": b"x", "heat_map.png": b"x"}, {}, samples_table([]),
+                           heat_map_grid(facts, matrix))
+    texts = report.render(facts, table, oracle_ranks(facts, matrix), extras)
+    return {kind: text.replace("<wbr>", "") for kind, text in texts.items()}  # where a name may break
 
 
 def test_pages_hold_every_group_with_its_interval(made: tuple[dict, dict, dict]) -> None:
@@ -142,8 +147,8 @@ def test_pages_hold_every_group_with_its_interval(made: tuple[dict, dict, dict])
 def test_absent_tasks_are_named_with_their_reason(made: tuple[dict, dict, dict]) -> None:
     facts, matrix, table = made
     texts = render(facts, matrix)
-    assert "Not scored: bigbench_strategyqa: no data <at all>." in texts["markdown"]
-    assert "| bigbench_strategyqa | BIG-bench | absent: no data <at all> | – |" in texts["markdown"]
+    assert "Not scored: bigbench_strategyqa: no data &lt;at all>." in texts["markdown"]
+    assert "| bigbench_strategyqa | BIG-bench | absent: no data &lt;at all> | – |" in texts["markdown"]
     assert "absent: no data &lt;at all&gt;" in texts["html"] and "<at all>" not in texts["html"]
     screen = io.StringIO()
     ReportOutcome(None, table).print_table(Console(file=screen, width=200))
@@ -155,7 +160,7 @@ def test_absent_tasks_are_named_with_their_reason(made: tuple[dict, dict, dict])
 def test_benchmarks_of_which_all_is_absent_are_still_listed() -> None:
     facts, matrix = with_groups(10)
     texts = render({**facts, "bigbench_tasks": [], "bbh_tasks": []}, matrix)
-    assert "absent: no data <at all>" in texts["markdown"] and "BBH mean" not in texts["markdown"]
+    assert "absent: no data &lt;at all>" in texts["markdown"] and "BBH mean" not in texts["markdown"]
 
 
 def test_older_studies_are_reported_without_what_they_did_not_keep() -> None:

@@ -1,7 +1,7 @@
 """The report holds the table's numbers, opens by itself, and says no more than the numbers do."""
 
 import base64
-import html.parser
+import dataclasses
 import io
 import json
 import pathlib
@@ -9,49 +9,41 @@ import pathlib
 import numpy as np
 import pytest
 from matplotlib import image
+from report_page import Page
+from rich.console import Console
 from synthetic_study import facts_and_matrix
 
 from elm_jax.evaluation.results import ResultsStore, TaskResult
-from elm_jax.reporting import report
-from elm_jax.reporting.study_report import draw, oracle_ranks, read_matrix
+from elm_jax.experts.card import ExpertCard
+from elm_jax.reporting import report, samples
+from elm_jax.reporting.curve_plots import learning_curves
+from elm_jax.reporting.expert_cards import FoundExpert
+from elm_jax.reporting.page_parts import Made
+from elm_jax.reporting.study_report import ReportOutcome, draw, heat_map_grid, oracle_ranks, read_matrix
 from elm_jax.reporting.study_table import study_table
 
-
-class Page(html.parser.HTMLParser):
-    """Collects the text of all cells, the pictures, and tags left open."""
-
-    VOID = ("meta", "img", "br", "wbr")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.cells: list[str] = []
-        self.sources: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.sources += [values[name] for name in ("src", "href") if name in values]
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "td":
-            self.cells.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.open and self.open[-1] == "td":
-            self.cells[-1] += data
+CONSTANT_TASKS = ("super_glue_cb__gpt_3_style", "super_glue_cb__mnli_crowdsource", "anli_r1__gpt_3_style")
+"""Tasks on which the multitask baseline gives one answer: both of the first data set, one of the second."""
 
 
 @pytest.fixture(scope="module")
 def made() -> tuple[dict, dict, dict]:
     facts, matrix = facts_and_matrix(60)
+    for task in CONSTANT_TASKS:
+        matrix["multitask", task] = dataclasses.replace(matrix["multitask", task], constant=True)
+    card = ExpertCard("trec__gpt_3_style", "prompt", "adapter", {"name": "<base>", "fingerprint": "f"}, {},
+                      tasks=("trec__gpt_3_style",), training={"steps": 1200, "examples": 4800, "seed": 3})
+    experts = {card.id: FoundExpert(card, ((10, 2.5), (20, 0.5)))}
     table = study_table(facts, matrix)
-    pictures = draw(facts, matrix, table)
-    return table, pictures, report.render(facts, table, oracle_ranks(facts, matrix), pictures)
+    losses = learning_curves({card.id: experts[card.id].losses})
+    pictures = {**draw(facts, matrix, table), "learning_curves.png": losses}
+    prompts = {0: "Is it <b>so</b>?\n" + "very " * 99}
+    sample = samples.samples_table(samples.samples_of_task("trec__gpt_3_style", {"base": [
+        {"index": 0, "prediction": "no", "target": "yes", "correct": 0}]}, prompts, "base"))
+    extras = report.Extras(Made("elm report 'my results'", "2026-01-02T03:04:05+00:00"), pictures, experts,
+                           sample, heat_map_grid(facts, matrix))
+    facts = {**facts, "command": "elm demo --workdir demo"}
+    return table, pictures, report.render(facts, table, oracle_ranks(facts, matrix), extras)
 
 
 def numbers(table: dict) -> list[str]:
@@ -71,17 +63,44 @@ def numbers(table: dict) -> list[str]:
 
 def test_html_opens_by_itself_and_holds_every_number(made: tuple[dict, dict, dict]) -> None:
     table, pictures, texts = made
-    page = Page()
-    page.feed(texts["html"])
-    page.close()
+    page = Page(texts["html"])
     assert page.open == []
     cells = " | ".join(page.cells)
     assert [number for number in numbers(table) if number not in cells] == []
     assert "The choices of winogrande_winogrande_xl differ from row to row" in page.text
     assert page.text.count("Chosen after a look at <these> rows.") == 2
-    assert len(page.sources) == 2 and all(s.startswith("data:image/png;base64,") for s in page.sources)
+    assert len(page.sources) == 3 and all(s.startswith("data:image/png;base64,") for s in page.sources)
     inside = {base64.b64decode(source.split(",")[1]) for source in page.sources}
     assert inside == set(pictures.values())
+    assert len(page.links) == 8 and page.links == [f"#{name}" for name in page.ids]
+
+
+def test_a_report_says_who_made_it_and_shows_cards_and_prompts(made: tuple[dict, dict, dict]) -> None:
+    page = Page(made[2]["html"])
+    for text in (page.text, made[2]["markdown"].replace("\\", "")):
+        assert "2026-01-02T03:04:05+00:00 by: elm report 'my results' (elm_jax 0.1.0, jax 0." in text
+        assert "The study was run by: elm demo --workdir demo" in text
+    card = page.table("expert", "kind")[0]
+    assert card[:6] == ["trec__gpt_3_style", "prompt", "<base>", "trec__gpt_3_style", "1,200", "4,800"]
+    sample = page.table("task", "row")[0]
+    assert sample[6].endswith("Is it <b>so</b>?\n" + "very " * 99)
+    assert sample[:6] == ["trec__gpt_3_style", "0", "base", "no", "no", "yes"]
+    assert "<details>" in made[2]["html"] and "<b>so" not in made[2]["html"] + made[2]["markdown"]
+    assert "- [Sample answers](#sample-answers)" in made[2]["markdown"]
+
+
+def test_a_constant_answerer_is_marked_in_every_table(made: tuple[dict, dict, dict]) -> None:
+    page = Page(made[2]["html"])
+    marked = {cell for cell in page.cells if cell.endswith("†")}
+    table = next(row for row in made[0]["rows"] if row["name"] == "multitask")
+    assert [column for column, constant in table["constant"].items() if constant] == ["super_glue_cb"]
+    estimate = table["values"]["super_glue_cb"]
+    assert {f"{report.percent(estimate)} †",
+            f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f} †"} == marked
+    assert f"| {report.percent(estimate)} † |" in made[2]["markdown"] and "† one and the same" in page.text
+    shown = io.StringIO()
+    ReportOutcome(None, made[0]).print_table(Console(file=shown, width=100))
+    assert f"{report.percent(estimate)}†" in shown.getvalue() and "† one and the same" in shown.getvalue()
 
 
 def test_markdown_holds_every_number_and_names_the_picture_files(made: tuple[dict, dict, dict]) -> None:
@@ -90,9 +109,10 @@ def test_markdown_holds_every_number_and_names_the_picture_files(made: tuple[dic
     assert "(bars.png)" in texts["markdown"] and "(heat_map.png)" in texts["markdown"]
 
 
-def test_what_comes_from_names_is_escaped_in_html(made: tuple[dict, dict, dict]) -> None:
+def test_what_comes_from_names_is_escaped(made: tuple[dict, dict, dict]) -> None:
     assert "Made-up &lt;study&gt;" in made[2]["html"] and "<study>" not in made[2]["html"]
-    assert "<these>" not in made[2]["html"] and "<these>" in made[2]["markdown"]
+    for text in (made[2]["html"], made[2]["markdown"]):
+        assert "<these>" not in text and "&lt;these>" in text.replace("&gt;", ">")
 
 
 def test_the_table_is_json(made: tuple[dict, dict, dict]) -> None:
@@ -102,7 +122,7 @@ def test_the_table_is_json(made: tuple[dict, dict, dict]) -> None:
 def test_pictures_are_pngs_that_are_not_blank(made: tuple[dict, dict, dict]) -> None:
     for picture in made[1].values():
         pixels = image.imread(io.BytesIO(picture))
-        assert min(pixels.shape[:2]) > 300
+        assert min(pixels.shape[:2]) > 200
         assert len(np.unique(np.round(255 * pixels[::7, ::7, 0]))) > 20
 
 
@@ -208,7 +228,8 @@ def test_matrix_reads_the_majority_and_cut_inputs_of_new_and_old_results(
 ) -> None:
     store = ResultsStore(tmp_path)
     row = {"schema_version": version, "expert": "lazy", "task": "a__ask", "split": "validation",
-           "metric": "accuracy", "dataset": "a", "chance": 0.5, "settings": "x", **num_cut}
+           "metric": "accuracy", "value": 0.5, "num_instances": 3, "ci95_low": 0.0, "ci95_high": 1.0,
+           "dataset": "a", "chance": 0.5, "settings": "x", **num_cut}
     store.append(TaskResult([row], [
         {"index": index, "prediction": "No", "target": target, "correct": int(target == "No"),
          "scores": [-2.0, -1.0]} for index, target in enumerate(("No", "Yes", "No"))]))

@@ -40,6 +40,20 @@ def test_of_equal_experts_the_oracle_takes_the_first() -> None:
         tables.oracle_row(matrix, EXPERTS[:3], ["a__1"])["a__1"].values, [0.0, 1.0])
 
 
+def test_only_what_one_expert_answered_counts_as_constant() -> None:
+    matrix = {name: dataclasses.replace(cell, constant=name[0] == "e1")
+              for name, cell in random_matrix(3, 31, seed=5).items()}
+    matrix["e1", "a__1"].values[:] = 1  # the best there, and nowhere else
+    for name in ("a__2", "b__1"):
+        matrix["e1", name].values[:] = 0
+    row = tables.oracle_row(matrix, EXPERTS[:3], TASKS)
+    assert [cell.constant for cell in row.values()] == [True, False, False]
+    assert not cells.always_constant(row) and not cells.always_constant({})
+    assert cells.always_constant({"a__1": row["a__1"]})
+    for mixed in (tables.split_half_oracle_row, tables.random_expert_row):
+        assert not any(cell.constant for cell in mixed(matrix, ["e1", "e0"], TASKS).values())
+
+
 def test_split_half_oracle_equals_a_loop_over_both_directions() -> None:
     matrix = random_matrix(6, 31, seed=4)
     row = tables.split_half_oracle_row(matrix, EXPERTS, TASKS)

@@ -42,6 +42,12 @@ def test_the_quickstart_installs_once_and_then_runs_the_demo(launch, tmp_path):
     assert calls == [f"elm demo --workdir {tmp_path / 'demo'}"] and "is up to date" in said
 
 
+def test_the_installation_alone_runs_nothing_and_is_the_quickstart_s(launch, tmp_path):
+    calls, _ = launch("install.sh")
+    assert len(calls) == len(installs(calls)) == 2 and launch("install.sh")[0] == []
+    assert launch("quickstart.sh", tmp_path / "demo")[0] == [f"elm demo --workdir {tmp_path / 'demo'}"]
+
+
 def test_the_tests_install_once_and_then_lint_and_test(launch):
     calls, _ = launch("test.sh")
     assert len(installs(calls)) == 4 and ".[test]" in installs(calls)[0]

@@ -54,7 +54,8 @@ def test_only_the_hub_s_door_downloads():
     found = {(path.name, name.split(".")[0]) for path in modules for name in imported(path)
              if name.split(".")[0] in clients}
     # Not downloads: processes of one run talk to each other, a host's name, the cloud host's own notices.
-    talk = {("lifeline.py", "socket"), ("leases.py", "socket"), ("preemption.py", "urllib")}
+    talk = {("lifeline.py", "socket"), ("leases.py", "socket"), ("leftovers.py", "socket"),
+            ("preemption.py", "urllib")}
     assert found == {("places.py", "huggingface_hub"), ("verify.py", "transformers"),
                      ("peft_peer.py", "transformers")} | talk
     program = (f"import elm_jax.cli.execution, {VERBS}, sys\n"
@@ -119,3 +120,15 @@ def test_setup_lists_every_package():
     found |= {".".join(("elm_jax", *path.parent.relative_to(ROOT).parts))
               for path in (ROOT / "tasks").rglob("__init__.py")}
     assert listed == found | {"elm_jax.gin"}
+
+
+def test_setup_packs_every_file_of_gin_and_tasks():
+    """So does a data file: from a checkout it is found, from the wheel only if a pattern names it."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    packed = {path for package, patterns in setup["options.package_data"].items()
+              for pattern in patterns.split(",")
+              for path in ROOT.joinpath(*package.split(".")[1:]).glob(pattern.strip())}
+    found = {path for folder in ("gin", "tasks") for path in (ROOT / folder).rglob("*.*")
+             if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert found == packed

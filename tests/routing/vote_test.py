@@ -8,6 +8,7 @@ import pytest
 
 from elm_jax.errors import InputError
 from elm_jax.routing.index import KeyIndex
+from elm_jax.routing.neighbors import ROWS, key_neighbors
 from elm_jax.routing.search import BEST, TIE
 from elm_jax.routing.vote import _by_similarity, decide, decide_each
 from tests.routing.index_test import FakeEncoder, make_index, unit_rows
@@ -234,3 +235,25 @@ def test_the_tie_band_is_wider_than_rounding_and_narrower_than_meaning():
     queries, keys = unit_rows(rng, 64, 384), unit_rows(rng, 256, 384)
     error = np.abs(queries @ keys.T - queries.astype(np.float64) @ keys.T.astype(np.float64)).max()
     assert 5 * error < TIE < 1e-4
+
+
+@pytest.mark.parametrize("rows", [5, ROWS])
+def test_keys_without_themselves_are_routed_as_queries_are(rows, monkeypatch):
+    monkeypatch.setattr("elm_jax.routing.neighbors.ROWS", rows)
+    rng = np.random.default_rng(2)
+    own = {name: unit_rows(rng, count, 4) for name, count in (("a", 7), ("b", 1), ("c", 6))}
+    own["c"][:3] = own["a"][:3]  # ties, which the earlier expert wins
+    own["a"][6] = 0  # a key that is near to nothing
+    index = make_index(own)
+    found = key_neighbors(index)
+    for expert, (name, keys) in enumerate(own.items()):
+        given = []
+        for place, key in enumerate(keys):
+            rest = {**own, name: np.delete(keys, place, axis=0)}
+            left = make_index({other: some for other, some in rest.items() if len(some)})
+            given += [decide_each(key[None], left)[0]] if key.any() else []
+        np.testing.assert_allclose(found.shares[expert], [given.count(other) / len(keys) for other in own])
+    both = [(keys.astype(np.float64) @ own["c"].T.astype(np.float64)).max(1).mean() for keys in own.values()]
+    np.testing.assert_allclose(found.similarity[:2, 2], both[:2], atol=1e-6)
+    assert np.isnan(found.similarity[1, 1]) and found.similarity[2, 2] < 1
+    assert [pair[:2] for pair in found.nearest_pairs(1)] == [(0, 2)]

@@ -85,7 +85,7 @@ def test_half_written_shards_are_never_read(tmp_path):
     filled(tmp_path, rows(3))
     shard, = (tmp_path / "a").glob("*.rows")
     part = shard.read_bytes()[:-5]
-    old = tmp_path / "a" / "x.rows.tmp-1-abcd"
+    old = tmp_path / "a" / "x.rows.tmp-1-0123abcd"
     old.write_bytes(part)
     os.utime(old, (0, 0))
     assert len(open_store(tmp_path)) == 3 and not old.exists(), "what a killed run left is removed"
@@ -105,6 +105,20 @@ def test_a_row_that_changed_on_disk_is_refused(tmp_path):
     assert np.array_equal(store.get(key(0)), made[key(0)])
     with pytest.raises(InputError, match="damaged"):
         store.get(key(2))
+
+
+def test_every_byte_of_a_shard_s_index_is_checked_and_its_description_is_needed(tmp_path):
+    filled(tmp_path, rows(3))
+    shard, = (tmp_path / "a").glob("*.rows")
+    content = shard.read_bytes()
+    for place in (*range(0, 60, 5), *range(128, 128 + 3 * 28)):
+        shard.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        with pytest.raises(InputError, match="damaged"):
+            open_store(tmp_path)
+    shard.write_bytes(content)
+    (tmp_path / "a" / "about.json").unlink()
+    with pytest.raises(InputError, match="lacks its description"):
+        open_store(tmp_path)
 
 
 def test_the_limit_counts_all_stores_of_the_folder(tmp_path, caplog):

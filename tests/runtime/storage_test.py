@@ -1,7 +1,9 @@
 """Storage: nothing half written is ever taken for whole."""
 
+import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -20,16 +22,22 @@ def test_a_folder_is_whole_only_with_its_marker(tmp_path):
         storage.require_committed(folder, "thing")
     storage.commit(folder)
     assert storage.require_committed(folder, "thing") == folder
+    for damaged in ("", "{", "[]", "{}", '{"schema_version": 2}'):
+        (folder / storage.MARKER).write_text(damaged)
+        for ask in (storage.is_committed, lambda place: storage.require_committed(place, "thing")):
+            with pytest.raises(InputError, match=rf"marker of this \w+ is damaged(.|\n)*{storage.MARKER}"):
+                ask(folder)
 
 
 def test_begin_takes_the_marker_away_before_anything_else(tmp_path, monkeypatch):
     folder = storage.begin(tmp_path / "x")
+    (folder / "part").mkdir()
     storage.commit(folder)
 
-    def power_cut(self):
+    def power_cut(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(folder), "rmtree", power_cut)
+    monkeypatch.setattr(shutil, "rmtree", power_cut)
     with pytest.raises(KeyboardInterrupt):
         storage.begin(folder)
     assert not storage.is_committed(folder)
@@ -43,9 +51,11 @@ def test_missing_folder_is_named(tmp_path):
 def test_a_half_written_line_is_dropped_and_cut_off(tmp_path):
     path = tmp_path / "rows.jsonl"
     storage.append_jsonl(path, [{"a": 1}, {"a": 2}])
-    with open(path, "a") as file:
-        file.write('{"a": 3, "b')
+    end = path.stat().st_size
+    with open(path, "ab") as file:
+        file.write('{"a": 3, "ß'.encode()[:-1])  # in the middle of a letter
     assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    assert storage.read_jsonl_behind(path, 9, 1) == ([{"a": 2}], end, 2)
     storage.append_jsonl(path, [{"a": 4}])
     assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}, {"a": 4}]
 
@@ -107,6 +117,36 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path):
     assert storage.read_json(path, kind="value", schema_version=1) == {"schema_version": 1}
     assert os.listdir(tmp_path) == ["value.json"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
+
+
+def make_loop(folder):
+    (folder / "loop").symlink_to(folder / "loop")
+    return folder / "loop" / "x.json"
+
+
+@pytest.mark.parametrize(("make", "cure", "kind"), [
+    (lambda folder: folder / ("n" * 300), "give a shorter name(.|\\n)*255 bytes", InputError),
+    (lambda folder: folder, "a folder has the name of a file", RunError),
+    (lambda folder: folder / "file" / "x.json", "a file, or a link", RunError),
+    (make_loop, "a file, or a link that leads nowhere", RunError),
+])
+def test_a_refused_write_says_what_to_do_about_its_own_reason(tmp_path, make, cure, kind):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(kind, match=f"Cannot write(.|\n)*cure: {cure}"):
+        storage.write_text(make(tmp_path), "x")
+
+
+@pytest.mark.parametrize(("error", "cure"), [
+    (OSError(errno.ENOSPC, "no"), "free space or choose"), (OSError(errno.EDQUOT, "no"), "within the quota"),
+    (OSError(errno.EROFS, "no"), "mounted read-only"), (OSError(errno.EACCES, "no"), "that you may write"),
+    (OSError(errno.ELOOP, "no"), "links of the path lead in a circle"),
+    (OSError(errno.EMFILE, "no"), "limit on open files"), (OSError(errno.EIO, "no"), "choose another folder"),
+    (ValueError("RESOURCE_EXHAUSTED: x"), "free space or choose"),
+    (RuntimeError("Error: Permission denied: [path]"), "that you may write"),
+])
+def test_what_libraries_say_of_a_refused_write_has_the_cure_of_its_reason(error, cure):
+    with pytest.raises(RunError, match=f"cure: .*{cure}"), storage.guard_writes("here"):
+        raise error
 
 
 def test_a_full_disk_under_orbax_is_one_clear_error_too(tmp_path):
@@ -196,6 +236,8 @@ def test_every_reader_passes_over_a_byte_order_mark_and_empty_last_lines(tmp_pat
     assert storage.read_json(path, kind="file", schema_version=None) == {"a": 1}
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\n\n \n')
     assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    storage.append_jsonl(path, [{"a": 3}])
+    assert storage.read_jsonl(path) == [{"a": 1}, {"a": 2}, {"a": 3}]
     path.write_bytes(b'{"a": "\xff"}\n')
     for read in (storage.read_text, storage.read_jsonl):
         with pytest.raises(InputError, match=r"(?s)no text.*byte 7 is 0xff"):

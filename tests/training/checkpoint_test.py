@@ -56,12 +56,14 @@ def test_round_trip_onto_another_mesh(tmp_path, optimizer):
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(32, 16)}
 
 
-def test_keeps_the_last_n(tmp_path):
+def test_keeps_the_last_n_and_nothing_half_written(tmp_path):
+    (tmp_path / "checkpoints" / "7" / "state").mkdir(parents=True)  # of a killed run
+    (tmp_path / "checkpoints" / "2024" / "photos").mkdir(parents=True)  # of somebody else
     with Checkpoints(tmp_path, FACTS, keep_checkpoints=2) as saver:
         for step in (1, 2, 10, 9):
             saver.save(make_state(step))
     assert saver.steps() == [9, 10]
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "9"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "2024", "9"]
 
 
 def test_half_written_steps_are_ignored_and_written_anew(tmp_path):
@@ -94,7 +96,15 @@ def test_marker_comes_after_the_last_byte_of_the_state(tmp_path, monkeypatch):
         saver.save(make_state(1))
         assert saver._saving is not None  # under way: save does not wait
     assert seen == [True]
-    assert json.loads((tmp_path / "checkpoints/1" / storage.MARKER).read_text())["step"] == 1
+    marker = tmp_path / "checkpoints/1" / storage.MARKER
+    written = json.loads(marker.read_text())
+    assert written["step"] == 1
+    for damaged, message in (({**written, "step": 2}, "not the one that was written(.|\n)*: step\n  got: 2"),
+                             ({"schema_version": 1}, "marker of a checkpoint is missing(.|\n)*: step\n"),
+                             ({}, "commit marker of this folder is damaged"), ([], "not a JSON object")):
+        marker.write_text(json.dumps(damaged))
+        with Checkpoints(tmp_path, FACTS) as saver, pytest.raises(InputError, match=message):
+            saver.restore(like())
 
 
 def test_checkpoint_of_another_run_names_the_first_difference(tmp_path):

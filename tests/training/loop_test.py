@@ -10,6 +10,7 @@ import tiny_run
 
 from elm_jax.errors import InputError, RunError
 from elm_jax.runtime import sharding, storage, trees
+from elm_jax.runtime.terminal import progress as progress_lines
 from elm_jax.training import metrics_log as metric_files
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.optimizers import OptimizerConfig
@@ -191,7 +192,7 @@ class Terminal(io.StringIO):
 
 def test_progress_line(monkeypatch):
     clock = iter([0.0, 2.0, 4.0, 6.0])
-    monkeypatch.setattr(metric_files.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: next(clock))
     stream = Terminal()
     progress = metric_files.Progress("cosmos_qa", 10, 110, stream)
     assert progress.update(11, 2.5, 500.0) == 250.0
@@ -204,7 +205,7 @@ def test_progress_line(monkeypatch):
 
 def test_progress_elsewhere_writes_plain_lines_now_and_then(monkeypatch):
     clock = iter([0.0, 1.0, 20.0, 21.0, 22.0])
-    monkeypatch.setattr(metric_files.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
     progress = metric_files.Progress("rte", 0, 4, stream)
     for step in range(1, 5):

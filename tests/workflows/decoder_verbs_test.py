@@ -5,6 +5,7 @@ Its padding is its EOS, id 0 is a real token, BOS stands in front of prompts, an
 
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import small_decoder
 import tiny_study as tiny
 import weights
 
+from elm_jax.cli import flags, gin_config, run_config
 from elm_jax.cli.main import main
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
@@ -25,16 +27,18 @@ from elm_jax.types import Padded
 from elm_jax.vocabularies import tokenizer_json
 
 TASK = tiny.TOPIC
-COMMON = ["--gin.MESH_DATA=1", "--gin.TASK_MODULES=('elm_jax.tasks.embedded',)",
-          "--gin.BATCH_SIZE=4", "--gin.EPOCHS=None", "--gin.TRAIN_STEPS=3", "--gin.LEARNING_RATE=1e-2",
-          "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}", "--gin.train.tensorboard=False"]
+COMMON = ["--module", "elm_jax.tasks.embedded", "--batch_size", "4", "--steps", "3",
+          "--learning_rate", "1e-2", "--source_length", "48", "--target_length", "16",
+          "--gin.MESH_DATA=1", "--gin.train.tensorboard=False"]
+
+
+def places(folder, name, task):
+    return ["--output", str(folder / name), "--base", str(folder / "base"), "--task", task,
+            "--prepared", str(folder / "prepared")]
 
 
 def train(folder, kind, name, task, *more):
-    words = ["train", "--gin_file", f"gin/experts/{kind}.gin", f"--gin.MODEL_DIR='{folder / name}'",
-             f"--gin.INITIAL_CHECKPOINT_PATH='{folder / 'base'}'", f"--gin.TASK='{task}'",
-             f"--gin.PREPARED_DIR='{folder / 'prepared'}'", *COMMON, *more]
-    assert main(words) == 0
+    assert main(["train", "--kind", kind, *places(folder, name, task), *COMMON, *more]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +63,31 @@ def test_a_stack_trains_what_a_run_alone_trains(folder):
 
 
 def test_a_dataset_expert_learns(folder):
-    train(folder, "dataset", "whole", "mini_topic", "--gin.TRAIN_STEPS=12", "--gin.train.log_period=1")
+    train(folder, "dataset", "whole", "mini_topic", "--steps", "12", "--gin.train.log_period=1")
     rows = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_where_nothing_is_said_a_decoder_gets_lora_and_the_lengths_of_its_rows(folder, caplog):
+    words = ["train", *places(folder, "lora", TASK), "--source_length", "90"]
+    arguments = flags.make_parser().parse_args(words)
+    arguments.gin_bindings = ["train.few_shot = 0"]  # exemplars take what room there is
+    assert not run_config.read_train(arguments)
+    arguments.gin_bindings, arguments.gin_file = ["BATCH_SIZE = 4"], None
+    assert run_config.read_train(arguments)
+    whole = gin_config.build("train")
+    assert (whole.lora_rank, whole.task_feature_lengths) == (8, {"inputs": 90, "targets": 128})
+    with caplog.at_level("INFO"):
+        config, data = run_config.fit_lengths(arguments, whole)
+    rows, vocabulary = data.split(TASK, "train"), load_base(folder / "base").vocabulary
+    texts = [rows.text(row) for row in range(len(rows))]
+    longest = max(len(vocabulary.encode(text["targets"])) + 1 for text in texts)  # EOS
+    assert config.task_feature_lengths == {"inputs": 90, "targets": math.ceil(longest / 8) * 8}
+    cut = sum(len(vocabulary.encode(text["inputs"])) + 1 > 90 for text in texts)  # BOS
+    assert f"90 tokens of input (cut: {cut} of {len(rows)} rows)" in caplog.text and cut > 0
+    gin_config.parse_flags(arguments)  # what the flags say now says all of it
+    assert gin_config.build("train") == config
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -2,17 +2,23 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
 import tiny_study as tiny
+from report_page import Page
 
+from elm_jax.cli.main import main
 from elm_jax.errors import InputError
+from elm_jax.evaluation.results import ResultsStore, TaskResult
+from elm_jax.experts import library_changes
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.routing.embed import TfidfEncoder
-from elm_jax.runtime import storage
+from elm_jax.runtime import locks, storage
 from elm_jax.workflows.build_library import add_experts, training_instances
 from elm_jax.workflows.route import read_examples, route
 
@@ -44,6 +50,32 @@ def test_keys_of_a_dataset_expert_come_from_all_its_prompts(world):
     instances = training_instances(world.folder / "dataset", world.data, 11, seed=0)
     assert len(instances) == 11
     assert len({instance.choices_expression for instance in instances}) == 2
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda facts: facts.update(text_format="x"), "text_format"),
+    (lambda facts: facts["experts"].append(facts["experts"][0]), "an expert twice")])
+def test_what_a_library_says_wrongly_is_named(library, spoil, words):
+    facts = json.loads((library.path / "library.json").read_text())
+    spoil(facts)
+    (library.path / "library.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=words):
+        ExpertLibrary.open(library.path)
+
+
+def test_a_change_that_may_be_under_way_is_not_cleared_where_no_lock_tells(world, library, monkeypatch):
+    def refuse(*_):
+        raise OSError(9, "Bad file descriptor")  # as NFS does for a folder
+
+    library_changes.begin_change(library.path, LibraryChange(library.facts["revision"] + 1, ("other",)))
+    (library.path / "experts" / "other").mkdir()
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    with pytest.raises(InputError, match="may be changing this library"):
+        library.remove([tiny.TOPIC])
+    assert (library.path / "experts" / "other").exists()
+    os.utime(library.path / "change.json", (0, 0))
+    library.remove([tiny.TOPIC])
+    assert sorted(os.listdir(library.path / "experts")) == [tiny.REVIEW]
 
 
 def test_an_interrupted_add_leaves_the_library_as_it_was(world, library, monkeypatch):
@@ -127,3 +159,38 @@ def test_examples_from_a_file(tmp_path):
         read_examples(path)
     path.write_text('{"inputs": "a b", "choices": ["x", "y"]}\n')
     assert read_examples(path)[0].labels == ("x", "y")
+
+
+def test_a_librarys_page_shows_experts_scores_routing_and_faults(library, tmp_path, capsys):
+    rows = [{"schema_version": 3, "expert": expert, "task": task, "split": "validation", "metric": "accuracy",
+             "value": value, "ci95_low": 0.25, "ci95_high": 0.75, "num_instances": 8, "chance": 0.5,
+             "settings": "s", "dataset": task, "model": model}
+            for expert, task, value, model in (
+                ("base", tiny.TOPIC, 0.25, "x"), (tiny.TOPIC, tiny.TOPIC, 0.5, None),
+                (tiny.TOPIC, tiny.REVIEW, 0.625, None), (tiny.REVIEW, tiny.REVIEW, 0.5, "of other weights"))]
+    store = ResultsStore(tmp_path / "results")
+    for row in rows:
+        store.append(TaskResult([row], []))
+    assert main(["library", "report", str(library.path)]) == 0
+    assert f"report: {library.path / 'report.html'}" in capsys.readouterr().out
+    page = Page((library.path / "report.html").read_text())
+    experts = page.table("expert", "kind")
+    assert [row[:5] for row in experts] == [
+        [name, "prompt", "base", name.split("__")[0], name] for name in (tiny.TOPIC, tiny.REVIEW)]
+    files = pathlib.Path(library.path / "experts" / tiny.TOPIC).rglob("*")
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    assert float(experts[0][8]) == pytest.approx(size / 1e6, abs=0.005) and experts[0][9] == "40"
+    assert page.table("expert", "own task") == [
+        [tiny.TOPIC, tiny.TOPIC, "validation", "accuracy", "50.0 [25.0, 75.0]", "25.0", "62.5 (1)"]]
+    shares = page.table("keys of", "go to others, %")
+    assert [float(row[2]) for row in shares] == [float(row[10]) for row in experts]
+    assert page.table("expert", "expert 2")[0][:2] == [tiny.TOPIC, tiny.REVIEW]
+    assert "2 experts are whole" in page.text and "other weights of the same name: 1." in page.text
+    assert page.open == [] and page.links == [f"#{name}" for name in page.ids]
+    assert "(report_routing.png)" in (library.path / "report.md").read_text()
+    shutil.rmtree(library.path / "experts" / tiny.TOPIC / "weights")
+    own = str(tmp_path / "own.html")
+    assert main(["library", "report", str(library.path), "--verify", "--output", own]) == 0
+    assert f"Faults:\n{tiny.TOPIC}: " in Page((tmp_path / "own.html").read_text()).text.replace("\n\n", "\n")
+    for wrong in (["--output", str(tmp_path / "own.md")], ["--results", str(tmp_path / "no")]):
+        assert main(["library", "report", str(library.path), *wrong]) == 2

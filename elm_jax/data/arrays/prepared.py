@@ -3,7 +3,7 @@
 Everything downstream of rendering and of SeqIO reads this form. A folder holds
 
 ```
-info.json      schema version, name, split, info
+info.json      schema version, name, split, number of rows, info; of each array bytes and SHA-256
 tokens.npy     i32[tokens]         all sequences of all rows, one after another
 sequences.npy  i64[sequences + 1]  where each one starts; per row inputs, targets, choices
 rows.npy       i64[rows + 1]       where each row starts in sequences
@@ -13,12 +13,11 @@ texts.npy      u8[bytes]           one JSON object per row: inputs, targets, cho
 text_ends.npy  i64[rows + 1]       where each row starts in texts
 ```
 
-and a commit marker, written last. On a local disk only the large arrays, tokens and texts, are memory-mapped:
-each mapping holds a file open, and a study opens hundreds of splits.
+and a commit marker, written last, which holds the SHA-256 of ``info.json``. `prepared_files` writes, reads
+and checks the folder.
 """
 
 import dataclasses
-import io
 import itertools
 import json
 from collections.abc import Iterable, Mapping
@@ -26,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from elm_jax.data.arrays import prepared_files
 from elm_jax.data.draw import draw_rows
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.runtime import storage
 
-SCHEMA_VERSION = 1
 KINDS = ("rank", "generation")
 PROMPT_CUTS = LEFT, RIGHT = ("left", "right")
 """Sides on which prompts that are too long are cut."""
@@ -38,11 +37,6 @@ RENDERINGS = PLAIN, CHAT = ("plain", "chat")
 """How inputs are rendered: as their template has them, or as a user's turn of a base's chat template."""
 TEXT_KEYS = ("inputs", "targets", "choices", "index")
 OPTIONAL_KEYS = ("scores", "references")
-_MAPPED = ("tokens", "texts")
-_ARRAYS = {
-    "tokens": np.int32, "sequences": np.int64, "rows": np.int64, "labels": np.int32,
-    "texts": np.uint8, "text_ends": np.int64,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +112,7 @@ class PreparedSplit:
             "rows": row_ends, "labels": labels, "texts": np.frombuffer(bytes(texts), np.uint8),
             "text_ends": text_ends,
         }
-        arrays = {key: np.asarray(value, _ARRAYS[key]) for key, value in arrays.items()}
+        arrays = {key: np.asarray(value, prepared_files.ARRAYS[key]) for key, value in arrays.items()}
         return cls(name, split, dict(info), arrays)
 
     def __len__(self) -> int:
@@ -175,9 +169,19 @@ class PreparedSplit:
 
     def text(self, index: int) -> dict[str, Any]:
         """Returns a row as text: ``inputs``, ``targets``, ``choices``, and ``index`` in the source."""
-        self._row(index)
+        first, behind = self._row(index)
         start, end = self.arrays["text_ends"][index:index + 2]
-        return json.loads(self.arrays["texts"][start:end].tobytes())
+        where = f"{self.name} {self.split}, row {index}"
+        try:
+            text = _check_text(json.loads(self.arrays["texts"][start:end].tobytes()), where)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(describe("The text of a prepared row is damaged", where=where,
+                                      got=str(error)[:200], cure=prepared_files.CURE)) from error
+        if len(text["choices"]) != behind - first - 2:
+            raise InputError(describe("The texts of a prepared row are not those of its tokens", where=where,
+                                      got=f"{len(text['choices'])} choices, tokens of {behind - first - 2}",
+                                      cure=prepared_files.CURE))
+        return text
 
     def subset(self, max_rows: int, seed: int = 0) -> "PreparedSplit":
         """Draws at most `max_rows` random rows by a fixed seed; keeps the source's order.
@@ -216,31 +220,25 @@ class PreparedSplit:
 
     def save(self, folder: storage.PathLike) -> None:
         """Writes the split into a folder; the commit marker comes last."""
-        folder = storage.begin(folder)
-        for key in _ARRAYS:
-            buffer = io.BytesIO()
-            np.save(buffer, self.arrays[key], allow_pickle=False)
-            with storage.guard_writes(folder):
-                (folder / f"{key}.npy").write_bytes(buffer.getvalue())
-        storage.write_json(folder / "info.json", {
-            "schema_version": SCHEMA_VERSION, "name": self.name, "split": self.split,
-            "num_rows": len(self), "info": self.info,
-        })
-        storage.commit(folder)
+        prepared_files.write(folder, self.name, self.split, self.info, self.arrays)
 
     @classmethod
-    def open(cls, folder: storage.PathLike) -> "PreparedSplit":
+    def open(cls, folder: storage.PathLike, *, contents: bool = True) -> "PreparedSplit":
         """Opens a split that `save` wrote; tokens and texts are memory-mapped on a local disk.
 
+        Args:
+            folder: of the split.
+            contents: whether all of it is read, and compared with its digests; False where that was done.
+
         Raises:
-            InputError: no prepared split, a half-written one, or arrays that do not fit each other.
+            InputError: no prepared split, a half-written one, arrays that do not fit each other, values
+                outside of their range, or contents that are not those that were written.
         """
-        folder = storage.require_committed(folder, "prepared split")
-        head = storage.read_json(folder / "info.json", kind="prepared split", schema_version=SCHEMA_VERSION)
-        for key in ("name", "split"):  # results are kept by them, in files of these names
-            storage.require_name(head.get(key), folder / "info.json", f"split's {key}")
-        arrays = {key: _load(folder / f"{key}.npy", dtype, key in _MAPPED) for key, dtype in _ARRAYS.items()}
-        _check_arrays(arrays, head["num_rows"], folder)
+        head, arrays = prepared_files.read(folder, contents)
+        if head["info"].get("kind") not in KINDS:
+            raise InputError(describe("A prepared split needs a kind", got=in_short(head["info"].get("kind")),
+                                      where=f"{storage.as_path(folder) / 'info.json'}: info/kind",
+                                      expected=" or ".join(KINDS), cure=prepared_files.CURE))
         return cls(head["name"], head["split"], head["info"], arrays)
 
 
@@ -252,7 +250,7 @@ def check_max_rows(max_rows: int | None, where: str) -> None:
 
 
 def _check_text(text: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if sorted(set(text) - set(OPTIONAL_KEYS)) != sorted(TEXT_KEYS):
+    if not isinstance(text, Mapping) or sorted(set(text) - set(OPTIONAL_KEYS)) != sorted(TEXT_KEYS):
         raise InputError(describe("A row's text has other fields", where=where, got=sorted(text),
                                   expected=sorted(TEXT_KEYS)))
     if "scores" in text and len(text["scores"]) != len(text["choices"]):
@@ -280,38 +278,3 @@ def _label(row: Mapping[str, Any], text: Mapping[str, Any], where: str) -> int:
         raise InputError(describe("A label is not the index of a choice", where=where, got=label,
                                   expected=f"-1 to {len(choices) - 1}"))
     return label
-
-
-def _load(path: Any, dtype: type, mapped: bool) -> np.ndarray:
-    try:
-        if storage.is_local(path):
-            array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-        else:
-            array = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(describe("An array of the prepared split cannot be read", where=path,
-                                  got=error, cure="prepare the split again")) from error
-    array = array.view(np.ndarray)  # a slice of numpy's memory map is itself one, and slow to make
-    if array.dtype != dtype or array.ndim != 1:
-        raise InputError(describe("An array of the prepared split has another type", where=path,
-                                  got=f"{array.dtype}{list(array.shape)}",
-                                  expected=f"flat {np.dtype(dtype)}"))
-    return array
-
-
-def _check_arrays(arrays: Mapping[str, np.ndarray], num_rows: int, folder: Any) -> None:
-    """Checks that the arrays' lengths and offsets fit each other."""
-    chain = (("sequences", "tokens", None), ("rows", "sequences", num_rows),
-             ("text_ends", "texts", num_rows))
-    for offsets, target, count in chain:
-        behind = len(arrays[target]) - (target == "sequences")
-        values = arrays[offsets]
-        whole = len(values) > 0 and values[0] == 0 and values[-1] == behind
-        if not whole or (np.diff(values) < 0).any() or count not in (None, len(values) - 1):
-            raise InputError(describe("The arrays of a prepared split do not fit each other",
-                                      where=f"{folder}: {offsets} against {target}",
-                                      cure="prepare the split again"))
-    if len(arrays["labels"]) != num_rows:
-        raise InputError(describe("The arrays of a prepared split do not fit each other",
-                                  where=f"{folder}: labels", got=len(arrays["labels"]),
-                                  expected=num_rows))

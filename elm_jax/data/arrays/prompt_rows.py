@@ -77,7 +77,8 @@ def examples_of(split: PreparedSplit, form: BatchForm, lengths: Lengths) -> Prep
         size, target = split.lengths_of(misfits[0])
         prompt = min(form.prompt_length(size), lengths["inputs"])
         raise too_long(split, misfits, f"{prompt} + {min(target, lengths['targets'])}", form.context,
-                       cure="give smaller TASK_FEATURE_LENGTHS")
+                       cure="give smaller lengths (--source_length and --target_length, "
+                       "or TASK_FEATURE_LENGTHS)")
     return _LastOfPrompts(split, form, lengths["inputs"]) if split.cut_prompt == LEFT else split
 
 

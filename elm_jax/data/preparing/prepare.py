@@ -89,7 +89,7 @@ def several_right(rendered: Rendered) -> dict[str, list]:
 
 def _info_of(task: PromptedTask, split: str, vocabulary: Vocabulary, kept: int, dropped: Mapping[str, int],
              seed: int) -> dict[str, Any]:
-    """The facts that prepared arrays keep; logs how many rows were dropped, and why.
+    """The facts that prepared arrays keep.
 
     Args:
         task: a registered task.
@@ -110,13 +110,13 @@ def _info_of(task: PromptedTask, split: str, vocabulary: Vocabulary, kept: int, 
     if version == UNKNOWN_VERSION:
         logger.warning("%s: the text of template %r is of no pinned version (digest %s)", task.name,
                        task.template, template.digest)
-    logger.info("prepared %s %s: %d rows, %s", task.name, split, kept, describe_dropped(dropped))
     return {
         "dataset": task.dataset, "config": task.config, "template": task.template,
         "kind": task.kind, "role": task.role, **({"metrics": list(task.metrics)} if task.metrics else {}),
         "template_digest": template.digest, "template_version": version or "",
         "choices_expression": template.answer_choices,
-        "vocabulary": vocabulary.fingerprint, "source": task.source_digest(split),
+        "vocabulary": vocabulary.fingerprint, "vocabulary_facts": vocabulary.facts(),
+        "source": task.source_digest(split),
         "num_source": kept + num_dropped, "num_dropped": num_dropped, "dropped": dict(dropped),
         "max_rows": None, "seed": seed,
         **({} if task.cut_prompt == RIGHT else {"cut_prompt": task.cut_prompt}),

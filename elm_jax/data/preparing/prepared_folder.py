@@ -3,18 +3,21 @@
 import dataclasses
 import errno
 import os
-import secrets
+import re
 from collections.abc import Sequence
 
 from etils import epath
 
+from elm_jax.data.arrays import prepared_files
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.registry import registry
-from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.errors import InputError, describe, in_short
+from elm_jax.runtime import hosts, leftovers, storage
+from elm_jax.runtime.differences import differences
+from elm_jax.vocabularies.vocabulary import Vocabulary
 
-PARTIAL = ".partial"
-"""Suffix of folders that are being written; the remains of a killed run are never read."""
+_OLDER = re.compile(r".+\.[0-9a-f]{8}\.partial")
+"""Names of older versions for arrays that were being written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +26,12 @@ class PreparedFolder:
 
     Attributes:
         path: of the folder.
-        vocabulary: fingerprint of the vocabulary that the arrays must be of.
+        vocabulary: that the arrays must be of.
     """
 
     path: epath.Path
-    vocabulary: str
+    vocabulary: Vocabulary
+    _checked: set[str] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
     def place_of(self, task: str, split: str, max_rows: int | None) -> epath.Path:
         """Path of the arrays of a split; each subset of its rows has its own folder."""
@@ -42,15 +46,22 @@ class PreparedFolder:
     def find(self, task: str, split: str, max_rows: int | None) -> PreparedSplit | None:
         """Opens the arrays of exactly this subset, or cuts it from those of the whole split.
 
+        The first process of a run reads all contents once, and compares them with their digests; the others
+        read what they need.
+
         Raises:
-            InputError: they are of another vocabulary, of other rows, or of another template.
+            InputError: they are of another vocabulary, of other rows, or of another template, or damaged.
         """
         for rows in dict.fromkeys((max_rows, None)):
             place = self.place_of(task, split, rows)
             if storage.is_committed(place):
-                prepared = PreparedSplit.open(place)
+                contents = hosts.is_first() and str(place) not in self._checked
+                prepared = PreparedSplit.open(place, contents=contents)
                 self._check_vocabulary(prepared, place)
                 _check_source(prepared, place)
+                if contents:
+                    prepared_files.check_tokens(prepared.arrays["tokens"], self.vocabulary.size, place)
+                    self._checked.add(str(place))
                 return prepared if rows == max_rows else prepared.subset(max_rows)
         return None
 
@@ -62,30 +73,41 @@ class PreparedFolder:
             return
         # Written beside it first: workers of a farm may prepare the same split, and the last one would empty
         # the folder that others read already.
-        made = place.parent / f"{place.name}.{secrets.token_hex(4)}{PARTIAL}"
-        prepared.save(made)
-        if place.exists() and not storage.is_committed(place):
-            storage.remove(place)  # what an older version left half written
-        try:
-            os.rename(made, place)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            storage.remove(made)  # another process was faster: its arrays are equal
+        leftovers.clear(str(place.parent), _OLDER)
+        with storage.guard_writes(place), leftovers.new_folder(str(place)) as made:
+            prepared.save(made)
+            if place.exists() and not storage.is_committed(place):
+                storage.remove(place)  # what an older version left half written
+            try:
+                os.rename(made, place)
+                self._checked.add(str(place))  # what was written just now
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                # Another process was faster: its arrays are equal, and these are removed.
+
+    def clear(self) -> None:
+        """Removes what killed processes left of arrays that they had not finished."""
+        if storage.is_local(self.path) and self.path.is_dir():
+            for folder in self.path.iterdir():
+                leftovers.clear(str(folder), _OLDER)
 
     def prepared_of(self, tasks: Sequence[str]) -> set[str]:
         """The given tasks that have arrays of any split."""
         folders = {task: self.path / task for task in tasks}
         return {task for task, folder in folders.items()
-                if folder.exists() and any(not split.name.endswith(PARTIAL) and storage.is_committed(split)
-                                           for split in folder.iterdir())}
+                if folder.exists() and any(storage.is_committed(split) for split in folder.iterdir()
+                                           if not split.name.endswith(leftovers.PARTIAL))}
 
     def _check_vocabulary(self, prepared: PreparedSplit, place: epath.Path) -> None:
         found = prepared.info.get("vocabulary")
-        if found != self.vocabulary:
+        if found != self.vocabulary.fingerprint:
+            about, here = prepared.info.get("vocabulary_facts"), self.vocabulary.facts()
+            unlike = "; ".join(differences(about, here)) if about else f"{in_short(here)} here"
             raise InputError(describe(
-                "Prepared arrays were made with another vocabulary", where=place, got=found,
-                expected=self.vocabulary,
+                "Prepared arrays were made with another vocabulary", where=place,
+                got=f"{unlike or 'other pieces of the same number'} ({found})",
+                expected=self.vocabulary.fingerprint,
                 cure="prepare them again, or use the base that they were made for"))
 
 

@@ -15,9 +15,11 @@ from elm_jax.data.preparing.few_shot import with_exemplars
 from elm_jax.data.preparing.prepare import prepare
 from elm_jax.data.preparing.prepared_folder import PreparedFolder
 from elm_jax.data.registry import registry
+from elm_jax.data.registry.task_rows import describe_dropped
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.runtime import hosts, storage
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range, items_of
+from elm_jax.runtime.terminal.progress import tell_item
 from elm_jax.vocabularies.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class TaskData:
         self._splits: collections.OrderedDict[tuple[str, str, int | None], PreparedSplit] = (
             collections.OrderedDict())
         self._folder = None if self.prepared_dir is None else PreparedFolder(
-            storage.as_path(self.prepared_dir), self.vocabulary.fingerprint)
+            storage.as_path(self.prepared_dir), self.vocabulary)
 
     def split(self, task: str, split: str, max_rows: int | None = None) -> PreparedSplit:
         """Returns one split of a task as prepared arrays; prepares and keeps it if it is missing.
@@ -95,12 +97,17 @@ class TaskData:
         registry.import_tasks(self.modules)
         return registry.get_task(task).has_rows(split)
 
+    def clear_leftovers(self) -> None:
+        """Removes arrays that killed processes had not finished; those that a living one writes stay."""
+        if self._folder is not None:
+            self._folder.clear()
+
     def _with_exemplars(self, found: PreparedSplit) -> PreparedSplit:
         train = self._open(found.name, self.exemplar_split(found.name), None)
         made = with_exemplars(found, train, self.vocabulary, few_shot=self.few_shot,
                               max_length=self.few_shot_length)
-        logger.info("%s %s: %.2f of %d exemplars a row fit into %d tokens", found.name, found.split,
-                    made.info["few_shot_taken"] / max(len(made), 1), self.few_shot, self.few_shot_length)
+        tell_item(logger, "%s %s: %.2f of %d exemplars a row fit into %d tokens", found.name, found.split,
+                  made.info["few_shot_taken"] / max(len(made), 1), self.few_shot, self.few_shot_length)
         return made
 
     def _open(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
@@ -122,8 +129,10 @@ class TaskData:
 
     def _prepare(self, task: str, split: str, max_rows: int | None) -> PreparedSplit:
         registry.import_tasks(self.modules)
-        logger.info("preparing %s %s", task, split)
-        return prepare(task, split, self.vocabulary, max_rows=max_rows)
+        made = prepare(task, split, self.vocabulary, max_rows=max_rows)
+        tell_item(logger, "prepared %s %s: %d rows, %s", task, split, len(made),
+                  describe_dropped(made.info["dropped"]))
+        return made
 
     def exemplar_split(self, task: str) -> str:
         """The split that few-shot exemplars come from: ``train``, else the one that is scored."""

@@ -74,7 +74,7 @@ class ChatTemplate:
             with sandbox.one_row(seed=0):
                 return sandbox.render(_compiled(self.text), fields)
         except (jinja2.TemplateError, sandbox.TemplateLimit, _Refused, TypeError, ValueError, KeyError,
-                AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+                AttributeError, IndexError, ArithmeticError, RecursionError, SyntaxError) as error:
             raise InputError(describe("The chat template cannot be rendered", where=self.where,
                                       got=f"{type(error).__name__}: {error}"[:300],
                                       cure="ask without it: --no-chat")) from error
@@ -92,6 +92,7 @@ def _text_of(token: Any) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(text: str) -> jinja2.Template:
+    sandbox.check_source(text)
     environment = sandbox.make_environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _now

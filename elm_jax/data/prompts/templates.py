@@ -25,13 +25,15 @@ from etils import epath
 
 from elm_jax.data.prompts import sandbox
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
 
 SEPARATOR = "|||"
 """Separates input from target, and answer choices from each other."""
 TRUNCATED_FIELD = 2048
 """Characters that promptsource leaves of each ``{{...}}`` in a prompt (not in the choices)."""
 FILE_NAME = "templates.yaml"
+MAX_FILE = 5_000_000
+"""Characters of a file of templates; promptsource's largest has 16,722."""
 SKIPPED, EMPTY_INPUT, EMPTY_TARGET = "skipped by the template", "input is empty", "target is empty"
 """Reasons why a row is dropped."""
 _GUARDS = ("defined", "undefined", "default", "d")
@@ -134,6 +136,7 @@ class PromptTemplate:
         Raises:
             InputError: the template is not valid Jinja.
         """
+        self.check_source()
         try:
             names = frozenset.union(*map(_variables_of, filter(None, (self.jinja, self.answer_choices))),
                                     frozenset())
@@ -144,6 +147,15 @@ class PromptTemplate:
         except RecursionError as error:
             raise InputError(describe(f"Template {self.name!r} is nested too deeply to be read")) from error
         return names - {"answer_choices"}
+
+    def check_source(self, where: str | None = None) -> None:
+        """Raises InputError if the template, or its choices' expression, is too large to be compiled."""
+        try:
+            for source in filter(None, (self.jinja, self.answer_choices)):
+                sandbox.check_source(source)
+        except sandbox.TemplateLimit as error:
+            raise InputError(describe(f"Template {self.name!r} is too large to be compiled", where=where,
+                                      got=error)) from error
 
     def required_fields(self) -> frozenset[str]:
         """Names of the row fields without which the template does not render: those that it does not guard.
@@ -230,6 +242,7 @@ class PromptTemplate:
         if "answer_choices" in row:
             raise InputError(describe("A row has a field with a name that templates reserve",
                                       where=where or f"template {self.name!r}", got="answer_choices"))
+        self.check_source(where)
         source = self.jinja
         if truncate:  # promptsource edits the template's source, so the cut depends on the position of }}
             source = source.replace("}}", f" | string | truncate({TRUNCATED_FIELD}) }}}}")
@@ -277,6 +290,13 @@ def _split(text: str) -> list[str]:
 class _TemplateLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """A safe YAML loader that reads promptsource's two tags as plain mappings."""
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuses merge keys (``<<``): with them a short file of aliases becomes a list of a billion keys."""
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, "templates have no merge keys (<<)", key.start_mark)
+
 
 for _tag in ("!Template", "!TemplateMetadata"):
     _TemplateLoader.add_constructor(
@@ -293,27 +313,52 @@ def read_templates(path: storage.PathLike) -> dict[str, PromptTemplate]:
         InputError: not YAML, another tag, not promptsource's layout, or one name twice.
     """
     text = storage.read_text(path)
+    if len(text) > MAX_FILE:
+        raise InputError(describe("The file of templates is too large", where=path,
+                                  got=f"{len(text):,} characters", expected=f"at most {MAX_FILE:,}"))
     try:
         value = yaml.load(text, Loader=_TemplateLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise InputError(
-            describe("The templates are not valid YAML", where=path, got=error)) from error
+            describe("The templates are not valid YAML", where=path, got=str(error)[:300])) from error
     if not isinstance(value, dict) or not isinstance(value.get("templates"), dict):
         raise InputError(describe("The file does not hold templates", where=path,
                                   expected="a mapping with the key 'templates'"))
     templates: dict[str, PromptTemplate] = {}
     for key, entry in value["templates"].items():
         template = _template(entry, f"{path}, template {key}")
+        template.check_source(f"{path}, template {key}")
         if template.name in templates:
             raise InputError(describe("Two templates have one name", where=path, got=template.name))
         templates[template.name] = template
     return templates
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredMetadata:
+    """What is read of a template's metadata."""
+
+    metrics: list[str] | None = None
+    original_task: bool | None = None
+    choices_in_prompt: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTemplate:
+    """What is read of a template in promptsource's file."""
+
+    name: str
+    jinja: str
+    answer_choices: str | None = None
+    metadata: StoredMetadata | None = None
+    reference: str | None = None
+
+
 def _template(entry: Any, where: str) -> PromptTemplate:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) \
             or not isinstance(entry.get("jinja"), str):
         raise InputError(describe("A template needs a name and a jinja text", where=where))
+    records.check_record(entry, StoredTemplate, kind="template", where=where)
     metadata = entry.get("metadata") or {}
     return PromptTemplate(
         name=entry["name"],

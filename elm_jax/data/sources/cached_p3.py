@@ -157,7 +157,7 @@ def read_examples(folder: storage.PathLike, split: str) -> Iterator[tuple[dict[s
         InputError: no such split, a shard is missing, or a file is damaged.
     """
     for path in _shards(storage.as_path(folder), split):
-        data, start, number = path.read_bytes(), 0, 0
+        data, start, number = storage.read_bytes(path), 0, 0
         while start < len(data):
             number += 1
             where = f"{path}, record {number}"
@@ -174,7 +174,7 @@ def _shards(folder: epath.Path, split: str) -> list[epath.Path]:
     if len(found) != wanted:
         raise InputError(describe(
             "A cached task lacks files of a split", where=folder, got=f"{len(found)} files of {split}",
-            expected=f"{split}.tfrecord-*-of-{wanted:05d}, {wanted} in all"))
+            expected=f"{split}.tfrecord-00000-of-{wanted:05d} and so on, {wanted} in all"))
     return found
 
 

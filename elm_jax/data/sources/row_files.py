@@ -26,8 +26,8 @@ from etils import epath
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.data.sources import tfds_rows
-from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.errors import InputError, describe, in_short
+from elm_jax.runtime import records, storage
 from elm_jax.runtime.config_checks import items_of
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ def read_lines(path: storage.PathLike) -> Iterator[dict[str, Any]]:
     path = storage.as_path(path)
     if not path.exists():
         raise InputError(describe("Data file does not exist", where=path, got=storage.what_is_there(path)))
-    raw = io.BytesIO(path.read_bytes())
+    raw = io.BytesIO(storage.read_bytes(path))
     stream = gzip.GzipFile(fileobj=raw) if str(path).endswith(".gz") else raw
     number, empty, has_rows = 0, "", False
     while True:
@@ -264,6 +264,15 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name}, which is no number of JSON")
 
 
+@dataclasses.dataclass(frozen=True)
+class IndexEntry:
+    """What ``index.json`` says of a data set: the number of rows of each split, among other facts."""
+
+    name: str
+    config: str | None
+    splits: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
 def read_index() -> dict[tuple[str, str | None], dict[str, Any]]:
     """Reads the facts of each data set below the data folder, by name and config; empty without an index.
 
@@ -274,20 +283,21 @@ def read_index() -> dict[tuple[str, str | None], dict[str, Any]]:
     if folder is None or not (folder / "index.json").exists():
         return {}
     path = folder / "index.json"
-    try:
-        entries = json.loads(storage.read_text(path))
-        return {(entry["name"], entry["config"]): entry for entry in entries}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(describe(
-            "The index of the data folder is damaged", where=path, got=error,
-            expected="a JSON list of objects with name and config")) from error
+    entries = storage.parse_json(storage.read_text(path), "index of the data folder", path)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(describe("The index of the data folder is damaged", where=path,
+                                  got=in_short(entries),
+                                  expected="a JSON list of objects with name and config"))
+    for number, entry in enumerate(entries):
+        records.check_record(entry, IndexEntry, kind="index of the data folder", where=f"{path}, [{number}]")
+    return {(entry["name"], entry["config"]): entry for entry in entries}
 
 
 def num_rows(dataset: str, config: str | None, split: str) -> int:
     """Number of rows of a split, from the index or by reading the file."""
     entry = read_index().get((dataset, config))
     if entry is not None and split in entry.get("splits", {}):
-        return int(entry["splits"][split])
+        return entry["splits"][split]
     found = find_split(dataset, config, split)
     return len(read_rows(dataset, config, split)) if found is None else found.num_rows()
 
@@ -308,9 +318,9 @@ def read_passages(
         InputError: a row lacks a field, or holds something else than text in it.
     """
     seen, fields = set(), items_of(fields)
-    for number, row in enumerate(read_rows(dataset, config, split), start=1):
-        passage = "\n".join(_field_text(row, field, f"{dataset} {split}, row {number}")
-                            for field in fields).strip()
+    rows, found = read_rows(dataset, config, split), find_split(dataset, config, split)
+    for number, row in enumerate(rows):
+        passage = "\n".join(_field_text(row, field, found.place_of(number)) for field in fields).strip()
         if passage and passage not in seen:
             seen.add(passage)
             yield passage

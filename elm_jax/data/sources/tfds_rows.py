@@ -20,7 +20,7 @@ from etils import epath
 
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
 
 TFDS_DIR_VARIABLE = "ELM_TFDS_DIR"
 _HEAD = "dataset_info.json"
@@ -101,18 +101,48 @@ def _versions(folder: epath.Path) -> list[epath.Path]:
     return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadSplit:
+    """A split in the head of a data set: rows of each of its files, which TFDS writes as texts."""
+
+    name: str
+    shardLengths: list[str | int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What is read of ``dataset_info.json``."""
+
+    splits: list[HeadSplit]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesDict:
+    """The fields of rows, by name."""
+
+    features: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What is read of ``features.json``."""
+
+    featuresDict: FeaturesDict
+
+
 def splits_of(folder: epath.Path) -> dict[str, int]:
     """Number of rows of each split of a prepared data set, read without TensorFlow.
 
     Raises:
         InputError: its head is damaged.
     """
-    head = storage.read_json(folder / _HEAD, kind="head of a TFDS data set", schema_version=None)
+    path = folder / _HEAD
+    head = records.read_record(path, Head, kind="head of a TFDS data set", schema_version=None)
     try:
         return {split["name"]: sum(map(int, split.get("shardLengths", ()))) for split in head["splits"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(describe("The head of a TFDS data set is damaged", where=folder / _HEAD,
-                                  got=repr(error), cure="prepare the data set again")) from error
+    except ValueError as error:
+        raise InputError(describe("The head of a TFDS data set is damaged", where=f"{path}: shardLengths",
+                                  got=str(error)[:200], cure="prepare the data set again")) from error
 
 
 def split_name(folder: epath.Path, name: TfdsName, split: str) -> str | None:
@@ -150,12 +180,8 @@ def _features(folder: str) -> tuple[str, ...] | None:
     path = storage.as_path(folder) / _FEATURES
     if not path.exists():
         return None
-    head = storage.read_json(path, kind="features of a TFDS data set", schema_version=None)
-    try:
-        return tuple(head["featuresDict"]["features"])
-    except (KeyError, TypeError) as error:
-        raise InputError(describe("The features of a TFDS data set are damaged", where=path,
-                                  got=repr(error), cure="prepare the data set again")) from error
+    head = records.read_record(path, Features, kind="features of a TFDS data set", schema_version=None)
+    return tuple(head["featuresDict"]["features"])
 
 
 @functools.lru_cache(maxsize=8)

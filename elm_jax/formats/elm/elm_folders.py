@@ -79,7 +79,7 @@ def open_elm(folder: storage.PathLike) -> Model:
     check_fits(tensors, config, folder)
     vocabulary = base_json.read_vocabulary(folder, facts["vocabulary"], config, facts.get("facts", {}))
     own = {"fingerprint": facts["fingerprint"], "training": facts["training"]}
-    hashed = HashedTensors(tensors, facts["fingerprint"], folder,
+    hashed = HashedTensors(tensors, facts["fingerprint"], f"{folder}, fingerprint in {base_json.FILE}",
                            "The base's weights are not those that were written",
                            "fetch or train the base again")
     return Model("elm", str(folder), config, hashed, vocabulary, {**facts.get("facts", {}), FACTS: own},

@@ -67,12 +67,12 @@ def open_decoder(folder: epath.Path) -> Model:
     tree_checks.check_dtypes(folder, {name: tensor.dtype for name, tensor in stored.items()
                                       if not name.endswith(_BUFFERS)})
     tensors, more = _leaves(stored, config, folder)
-    notes += more
+    notes += (*more, *folder_files.generation_notes(kept.get("generation_config", {})))
     if contents is None:
         notes += (f"The folder carries no {hf_tokenizer.TOKENIZER_FILE}, so the base has no vocabulary",)
     else:
         contents = tokenizer_json.with_ids(contents, config.pad_id, config.eos_id)
-        tree_checks.check_vocabulary(contents, config, folder)
+        tree_checks.check_vocabulary(contents, config, path)
     return Model("hf", str(folder), config, tensors, contents, {folder_files.FACTS: kept}, notes)
 
 

@@ -57,6 +57,30 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
     return {**values, **dict.fromkeys(narrow, "bfloat16")}  # as such weights are read
 
 
+_GREEDY = {
+    "num_beams": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "length_penalty": 1.0,
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "bad_words_ids": None, "suppress_tokens": None,
+    "begin_suppress_tokens": None, "sequence_bias": None, "do_sample": False,
+}
+"""Settings that make another text than the likeliest next token each time, and their values that do not."""
+
+
+def generation_notes(generation: Mapping[str, Any], ids: Mapping[str, int] | None = None) -> tuple[str, ...]:
+    """Names settings of a generation_config.json that `elm generate` does not apply; it keeps all of them.
+
+    Args:
+        generation: values of the file.
+        ids: special ids by their name there, where the network has these alone.
+    """
+    wanted = {**_GREEDY, **(ids or {})}
+    unlike = [f"{name} = {generation[name]!r}"[:100] for name, value in wanted.items()
+              if generation.get(name) not in (None, value, [value], [])]
+    if not unlike:
+        return ()
+    return (f"{GENERATION_FILE} is kept, but greedy decoding here does not apply: {', '.join(unlike)}",)
+
+
 def open_weights(folder: epath.Path) -> tuple[dict[str, streaming.Stored], tuple[str, ...]]:
     """Opens the stored tensors of a folder by name; returns them, and notes for the report.
 

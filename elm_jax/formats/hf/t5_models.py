@@ -12,6 +12,7 @@ from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES, mai
 from elm_jax.formats.hf.folder_files import (
     FACTS,
     GENERATION_FILE,
+    generation_notes,
     open_weights,
     read_config,
     read_json,
@@ -45,13 +46,14 @@ def open_hf(folder: storage.PathLike) -> Model:
     tensors = _leaves(stored, values, config, folder)
     found = hf_tokenizer.read_vocabulary(folder, values.get("tokenizer_class"))
     vocabulary = found.contents if found else None
-    tree_checks.check_vocabulary(vocabulary, config, folder)
+    tree_checks.check_vocabulary(vocabulary, config, hf_tokenizer.file_of(folder))
     notes += more + (found.notes if found else ("The folder carries no vocabulary",))
     kept = {"config": values}
     if found is None or not found.is_sentencepiece:
         kept["tokenizer"] = hf_tokenizer.read_configs(folder)
     if (folder / GENERATION_FILE).exists():
         kept["generation_config"] = read_json(folder / GENERATION_FILE)
+        notes += generation_notes(kept["generation_config"], hf_names.FIXED_IDS)
     return Model("hf", str(folder), config, tensors, vocabulary, {FACTS: kept}, notes)
 
 

@@ -1,11 +1,10 @@
 """Settings of a PEFT (IA)^3 adapter. Source of the rules: PEFT 0.21, `IA3Config`, `IA3Model`."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from elm_jax.formats.peft import lora_settings
+from elm_jax.formats.peft import expressions, lora_settings
 from elm_jax.formats.peft.lora_settings import LoraSettings
 
 IA3 = "IA3"
@@ -27,7 +26,7 @@ class Ia3Settings(LoraSettings):
         """Whether the input of a module is scaled, in place of its output."""
         wanted = self.feedforward_modules
         if isinstance(wanted, str):
-            return re.fullmatch(wanted, module) is not None
+            return expressions.fits(wanted, module)
         return any(module.endswith(name) for name in wanted)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from elm_jax.errors import InputError, describe
+from elm_jax.formats.peft import expressions
 
 LORA = "LORA"
 ALL_LINEAR = "all-linear"
@@ -80,7 +81,7 @@ class LoraSettings:
     def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
         """The value of the first pattern that fits; a name that is a key itself counts last, as in PEFT."""
         for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if expressions.match(rf"(.*\.)?({pattern})$", module):
                 return value
         return patterns.get(module, default)
 
@@ -99,7 +100,7 @@ class LoraSettings:
         if isinstance(wanted, str):
             if wanted.lower() == ALL_LINEAR:
                 return is_linear
-            return re.fullmatch(wanted, module) is not None
+            return expressions.fits(wanted, module)
         if module in wanted:
             return True
         return any(module.endswith(f".{name}") for name in wanted) and self._in_layers(module)
@@ -107,17 +108,17 @@ class LoraSettings:
     def _excludes(self, module: str) -> bool:
         without = self.exclude_modules
         if isinstance(without, str):
-            if re.fullmatch(without, module):
+            if expressions.fits(without, module):
                 return True
         elif any(module == name or module.endswith(f".{name}") for name in without or ()):
             return True
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save)
+        return any(expressions.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save)
 
     def _in_layers(self, module: str) -> bool:
         if not self.layers_to_transform:
             return True
         forms = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
-        found = next((match for form in forms if (match := re.match(form, module))), None)
+        found = next((match for form in forms if (match := expressions.match(form, module))), None)
         return found is not None and int(found[1]) in self.layers_to_transform
 
     def saves(self, parameter: str) -> bool:
@@ -195,7 +196,7 @@ def raise_unsupported(faults: Sequence[str], where: Any, expected: str) -> None:
 def _is_expression(text: str) -> bool:
     try:
         re.compile(text)
-    except re.error:
+    except (re.error, RecursionError, OverflowError):
         return False
     return True
 

@@ -125,8 +125,8 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
     notes = (*checkpoint.notes, *tree.notes, *_check_biases(tensors, stored, tree, where),
              *_left_out(contents.names()))
     _check_gin(tree.config, where)
-    vocabulary = _vocabulary(vocabulary_path, where)
-    tree_checks.check_vocabulary(vocabulary, tree.config, vocabulary_path or where)
+    vocabulary, vocabulary_path = _vocabulary(vocabulary_path, where)
+    tree_checks.check_vocabulary(vocabulary, tree.config, vocabulary_path)
     facts = {FACTS: {"step": _read_step(contents, checkpoint), **dataclasses.asdict(tree.form)}}
     return Model("t5x", str(where), tree.config, tensors, vocabulary, facts, notes)
 
@@ -222,15 +222,17 @@ def _read_step(contents: t5x_folders.Contents, checkpoint: t5x_folders.StepCheck
     return int(step)
 
 
-def _vocabulary(path: storage.PathLike | None, where: epath.Path) -> bytes | None:
+def _vocabulary(path: storage.PathLike | None, where: epath.Path) -> tuple[bytes | None, epath.Path]:
+    """The contents of a vocabulary's file, and where it lies."""
     if path is not None:
         path = storage.as_path(path)
         if not path.exists():
             raise InputError(describe("There is no such vocabulary", where=path,
                                       got=storage.what_is_there(path), cure="check the path"))
-        return storage.read_bytes(path)
+        return storage.read_bytes(path), path
     near = (folder / name for folder in (where, where.parent) for name in VOCABULARY_FILES)
-    return next((storage.read_bytes(file) for file in near if file.exists()), None)
+    file = next((file for file in near if file.exists()), None)
+    return (None, where) if file is None else (storage.read_bytes(file), file)
 
 
 def _check_gin(config: T5Config, where: epath.Path) -> None:

@@ -16,6 +16,7 @@ import tensorstore as ts
 from elm_jax.errors import RunError, describe
 from elm_jax.formats.model import Index
 from elm_jax.formats.tensors import boxes
+from elm_jax.runtime import storage
 
 BYTES = 1 << 26
 """Most bytes of chunks that are read, or written, at the same time."""
@@ -109,4 +110,4 @@ def writing(where: str) -> Iterator[None]:
         yield
     except FAULTS as error:
         raise RunError(describe("Cannot write a tensor", where=where, got=str(error)[:300],
-                                cure="free space or choose another folder, then start again")) from error
+                                cure=storage.cure_of(error))) from error

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.formats.model import TensorSpec
 from elm_jax.runtime import storage
 
@@ -136,14 +136,16 @@ def _tensor(path: epath.Path, name: str, entry: Any, start: int) -> StoredTensor
         raise _fault(where, json.dumps(entry)[:200], "dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        raise _fault(where, f"shape {shape}, data_offsets {offsets}", "whole numbers, none below 0")
+        raise _fault(where, f"shape {in_short(shape)}, data_offsets {in_short(offsets)}",
+                     "whole numbers, none below 0")
     known = {**_DTYPES, **_WIDENED}
     if not isinstance(entry["dtype"], str):
-        raise _fault(where, f"dtype {entry['dtype']}", f"one of {', '.join(known)}")
+        raise _fault(where, f"dtype {in_short(entry['dtype'])}", f"one of {', '.join(known)}")
     if entry["dtype"] not in known:
         raise InputError(describe(
-            "This program does not read tensors of this type", where=where, got=f"dtype {entry['dtype']}",
-            expected=f"one of {', '.join(known)}", cure="save the model in bfloat16 or float32"))
+            "This program does not read tensors of this type", where=where,
+            got=f"dtype {entry['dtype']}"[:200], expected=f"one of {', '.join(known)}",
+            cure="save the model in bfloat16 or float32"))
     dtype = known[entry["dtype"]]
     narrow = dtype if entry["dtype"] in _WIDENED else None
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
@@ -187,15 +189,17 @@ def read_index(path: storage.PathLike) -> dict[str, str]:
     path = storage.as_path(path)
     value = storage.read_json(path, kind="index of the shards", schema_version=None)
     table = value.get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
+    if not isinstance(table, dict) or not table:
         raise InputError(describe("The index of the shards has no weight_map", where=path,
-                                  expected="the name of a file for every tensor"))
+                                  got=in_short(table), expected="the name of a file for every tensor"))
+    for name, file in table.items():
+        storage.require_name(file, f"{path}: weight_map/{name}", "file that the index of the shards names")
     files = dict.fromkeys(table.values())
-    for file in files:
-        storage.require_name(file, path, "file that the index of the shards names")
     missing = [file for file in files if not (path.parent / file).exists()]
     if missing:
-        raise InputError(describe("Shards are missing", where=path.parent, got=f"no {', no '.join(missing)}",
+        held = next(name for name, file in table.items() if file == missing[0])
+        raise InputError(describe("Shards are missing", where=path,
+                                  got=f"no {', no '.join(missing)}"[:1000] + f", where {held} should be",
                                   expected=f"the {len(files)} files that {path.name} names",
                                   cure="fetch them again"))
     return dict(table)
@@ -207,7 +211,7 @@ def check_index(where: Any, table: Mapping[str, str], found: Mapping[str, str]) 
     wrong += [f"{name} in {file} is not in the index" for name, file in found.items() if name not in table]
     if wrong:
         raise InputError(describe("The shards and their index do not agree", where=where,
-                                  got="; ".join(wrong), cure="fetch the folder again"))
+                                  got="; ".join(wrong)[:2000], cure="fetch the folder again"))
 
 
 def open_tensors(folder: storage.PathLike) -> dict[str, StoredTensor]:
@@ -221,7 +225,7 @@ def open_tensors(folder: storage.PathLike) -> dict[str, StoredTensor]:
     for file in dict.fromkeys(table.values()):
         for name, tensor in read_header(folder / file).items():
             found[name], tensors[name] = file, tensor
-    check_index(folder, table, found)
+    check_index(folder / INDEX_FILE, table, found)
     return tensors
 
 

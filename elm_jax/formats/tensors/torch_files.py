@@ -143,7 +143,7 @@ def open_tensors(folder: storage.PathLike) -> tuple[dict[str, TorchTensor], tupl
     for name in dict.fromkeys(table.values()) if table else [SINGLE_FILE]:
         tensors |= files.stored(folder / name)
     if table is not None:
-        check_index(folder, table, {name: tensor.path.name for name, tensor in tensors.items()})
+        check_index(folder / INDEX_FILE, table, {name: tensor.path.name for name, tensor in tensors.items()})
     if not files.whole:
         return tensors, ()
     names = ", ".join(sorted(path.name for path in files.whole))

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1908.10084; https://huggingface.co/sentence-transformers/a
 
 import dataclasses
 import functools
-import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +19,8 @@ import safetensors
 import safetensors.numpy
 
 from elm_jax.errors import InputError, describe
-from elm_jax.runtime import storage, trees
+from elm_jax.runtime import records, storage, trees
+from elm_jax.runtime.config_checks import LARGEST_DIMENSION, check_dimension
 from elm_jax.types import Array, FlatParams, Params
 
 CONFIG_FILE = "config.json"
@@ -89,15 +90,19 @@ class SentenceEncoderConfig:
         """Raises InputError for sizes that no such network can have."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if type(value) is not field.type or not value > 0:
+            most = 1 if field.type is float else math.inf
+            if type(value) is not field.type or not 0 < value <= most:
                 raise InputError(
                     describe(
                         "Sentence encoder config value is out of range",
                         where=field.name,
                         got=repr(value),
-                        expected=f"a positive {field.type.__name__}",
+                        expected=f"a positive {field.type.__name__}" + (", at most 1" if most == 1 else ""),
                     )
                 )
+            if field.type is int:
+                check_dimension(field.name, value, 1000 if field.name == "num_hidden_layers"
+                                else LARGEST_DIMENSION)
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 describe(
@@ -220,7 +225,9 @@ def read_prompt(folder: storage.PathLike) -> Prompt:
                 "The encoder's default prompt is none of its prompts",
                 where=f"{path}: default_prompt_name",
                 got=repr(name)[:100],
-                expected=f"one of {', '.join(map(str, prompts)) or 'no prompts'}"[:200],
+                expected=f"one of prompts: {', '.join(prompts) or 'none'}"[:200]
+                if isinstance(prompts, dict)
+                else "a name, and prompts, an object with the text of each name",
             )
         )
     is_pooled = _read_json(folder / POOLING_FILE).get("include_prompt", True)
@@ -249,9 +256,10 @@ def load_sentence_encoder(folder: storage.PathLike) -> tuple[SentenceEncoderConf
     _check_modules(folder / MODULES_FILE)
     config = _config(files, folder)
     path = folder / WEIGHTS_FILE
+    content = storage.read_bytes(path)
     try:
-        tensors = safetensors.numpy.load(path.read_bytes())
-    except (safetensors.SafetensorError, OSError) as error:
+        tensors = safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             describe("The encoder's weights cannot be read", where=path, got=str(error))
         ) from error
@@ -354,23 +362,29 @@ def _config(files: Mapping[str, dict[str, Any]], folder: Any) -> SentenceEncoder
     missing = [name for name in fields if name not in values]
     if missing:
         raise InputError(
-            describe("The encoder's config lacks values", where=folder, got=f"no {missing}")
+            describe(
+                "The encoder's config lacks values",
+                where=f"{folder}: {CONFIG_FILE}, {LENGTH_FILE}",
+                got=f"no {', '.join(missing)}",
+            )
         )
-    return SentenceEncoderConfig(**{name: values[name] for name in fields})
+    return records.build(
+        SentenceEncoderConfig, {name: values[name] for name in fields},
+        f"{folder}: {CONFIG_FILE}, or for max_seq_length {LENGTH_FILE} or {TOKENIZER_CONFIG_FILE}")
 
 
 def _check_modules(path: Any) -> None:
     """Raises InputError if a folder's list of modules names others than are computed here."""
     if not path.exists():
         return
-    modules = _read_json_value(path)
+    modules = storage.parse_json(storage.read_text(path), "encoder's list of modules", path)
     names = [str(module.get("type")).rpartition(".")[2] if isinstance(module, dict) else str(module)
              for module in (modules if isinstance(modules, list) else [modules])]
     if tuple(names[1:]) not in (MODULES, MODULES[:1]):
         raise InputError(
             describe(
                 "The sentence encoder has modules that are not supported",
-                where=path,
+                where=f"{path}: type",
                 got=", ".join(names)[:200],
                 expected=f"the network, {', '.join(MODULES)}",
                 cure="use all-MiniLM-L6-v2",
@@ -380,18 +394,4 @@ def _check_modules(path: Any) -> None:
 
 def _read_json(path: storage.PathLike) -> dict[str, Any]:
     """Reads a JSON object of another program, which has no schema version."""
-    values = _read_json_value(path)
-    if not isinstance(values, dict):
-        raise InputError(
-            describe("The encoder's config is not a JSON object", where=path, got=values)
-        )
-    return values
-
-
-def _read_json_value(path: storage.PathLike) -> Any:
-    try:
-        return json.loads(storage.read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            describe("The encoder's config is not valid JSON", where=path, got=str(error))
-        ) from error
+    return storage.read_json(path, kind="encoder's config", schema_version=None)

@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.errors import InputError, describe, in_short, unknown_name
 from elm_jax.models.decoder.config import DecoderConfig, RopeScaling
 from elm_jax.models.network import HfParameter
-from elm_jax.runtime.config_checks import check_dimension
+from elm_jax.runtime.config_checks import check_dimension, in_their_words
 
 GPT2, LLAMA, MISTRAL, QWEN2, QWEN3 = MODEL_TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 EMBEDDING, POSITIONS, HEAD = "token_embedder/embedding", "position_embedder/embedding", "head/kernel"
@@ -46,6 +46,8 @@ _FIXED: dict[str, dict[str, Any]] = {
     QWEN3: {"attention_bias": False},
 }
 """Values that the network assumes; a config may leave them out."""
+_TOLD_IDS = {"eos_id": "eos_token_id", "extra_eos_ids": "eos_token_id, of generation_config.json too",
+             "pad_id": "pad_token_id", "bos_id": "bos_token_id", "tied_head": "tie_word_embeddings"}
 _SILU, _GELU_TANH = ("silu", "swish"), ("gelu_new", "gelu_pytorch_tanh")
 _TOKEN_IDS = {GPT2: 50256, LLAMA: 2, MISTRAL: 2, QWEN2: 151643, QWEN3: 151643}
 """EOS where neither file names one; Qwen's is ``<|endoftext|>``."""
@@ -143,11 +145,13 @@ def config_from_hf(values: Mapping[str, Any], where: Any = None, generation: Map
         return DecoderConfig(**fields, tied_head=told["tie_word_embeddings"], bos_id=bos_id,
                              **_ids(kind, told, generation or {}))
     except InputError as error:  # it names the field, but does not know the file
-        raise InputError(describe("The config is not a decoder's", where=where, got=str(error))) from error
+        raise InputError(describe("The config is not a decoder's",
+                                  where=f"{where}{in_their_words(error, names | _TOLD_IDS)}",
+                                  got=str(error))) from error
 
 
 def _gpt2_fields(told: Mapping[str, Any], where: Any) -> dict[str, Any]:
-    _check_activation(told["activation_function"], _GELU_TANH, where)
+    _check_activation(told["activation_function"], _GELU_TANH, f"{where}: activation_function")
     for name in ("n_embd", "n_head"):
         check_dimension(name, told[name])
     return {"num_kv_heads": told["n_head"], "head_dim": told["n_embd"] // told["n_head"],
@@ -156,7 +160,7 @@ def _gpt2_fields(told: Mapping[str, Any], where: Any) -> dict[str, Any]:
 
 
 def _llama_fields(told: Mapping[str, Any], where: Any) -> dict[str, Any]:
-    _check_activation(told["hidden_act"], _SILU, where)
+    _check_activation(told["hidden_act"], _SILU, f"{where}: hidden_act")
     for name in ("hidden_size", "num_attention_heads", "max_position_embeddings"):
         check_dimension(name, told[name])
     heads, kind = told["num_attention_heads"], told["model_type"]
@@ -210,6 +214,9 @@ def _ids(kind: str, told: Mapping[str, Any], generation: Mapping[str, Any]) -> d
         found = values.get("eos_token_id")
         named += found if isinstance(found, list) else [] if found is None else [found]
     named = named or [_TOKEN_IDS[kind]]
+    if not all(isinstance(number, int) for number in named):
+        raise InputError(describe("An id of EOS is no number", got=in_short(named),
+                                  where="eos_token_id, of config.json or generation_config.json"))
     padding = told.get("pad_token_id")
     unusable = padding is None or (type(padding) is int and padding < 0)  # Llama's first files have -1
     others = tuple(dict.fromkeys(number for number in named[1:] if number != named[0]))

@@ -103,7 +103,7 @@ class T5Config:
         if distance <= buckets // 2:
             raise _wrong(
                 "relative_attention_max_distance", distance,
-                f"more than {buckets // 2} (half the buckets)",
+                f"more than {buckets // 2} (half of relative_attention_num_buckets)",
             )
 
     @property

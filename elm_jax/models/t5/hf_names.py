@@ -15,6 +15,7 @@ from elm_jax.models.network import HfParameter
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import trees
+from elm_jax.runtime.config_checks import in_their_words
 
 EMBEDDING = "token_embedder/embedding"
 HEAD = "decoder/logits_dense/kernel"
@@ -45,8 +46,8 @@ _ACTIVATIONS = {
     "gated-gelu_new": ("gelu", "linear"), "gated-relu": ("relu", "linear"),
 }
 _SWITCHES = ("tie_word_embeddings", "scale_decoder_outputs")
-_FIXED = {"layer_norm_epsilon": RMS_EPSILON, "pad_token_id": 0, "eos_token_id": 1,
-          "decoder_start_token_id": 0, "is_encoder_decoder": True}
+FIXED_IDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+_FIXED = {"layer_norm_epsilon": RMS_EPSILON, **FIXED_IDS, "is_encoder_decoder": True}
 """Values that the network assumes; a config may leave them out."""
 
 _ATTENTIONS = {"attention": (0, "SelfAttention"), "self_attention": (0, "SelfAttention"),
@@ -162,7 +163,8 @@ def config_from_hf(values: Mapping[str, Any], where: Any = None) -> T5Config:
                         mlp_activations=_activations(values, where),
                         logits_via_embedding=scales_logits(values))
     except InputError as error:  # it names the field, but does not know the file
-        raise InputError(describe("The config is not a T5's", where=where, got=str(error))) from error
+        raise InputError(describe("The config is not a T5's", got=str(error),
+                                  where=f"{where}{in_their_words(error, _FIELDS)}")) from error
 
 
 def _value(values: Mapping[str, Any], name: str) -> Any:

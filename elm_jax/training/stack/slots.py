@@ -9,9 +9,10 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import hosts
+from elm_jax.runtime.terminal.progress import StatusLine
 from elm_jax.training.early_end import Patience
 from elm_jax.training.loop import Stream
-from elm_jax.training.metrics_log import MetricsLog, StatusLine
+from elm_jax.training.metrics_log import MetricsLog
 from elm_jax.training.run_settings import StackConfig
 from elm_jax.types import Batch, Params
 
@@ -161,11 +162,11 @@ class StackProgress(StatusLine):
     def update(self, tick: int, slots: Sequence[Slot], waiting: int, ended: int, failed: int) -> None:
         """Counts one step of the stack, and shows it if the last line is old enough."""
         rows = [slot.last for slot in slots if slot.last]
-        self._tokens += sum(row["tokens"] for row in rows)
+        self._tokens += sum(row.get("tokens", 0.0) for row in rows)
         elapsed, due = self.tick()
         if not rows or not due:
             return
-        loss = sum(row["loss"] for row in rows) / len(rows)
+        loss = sum(row.get("loss", 0.0) for row in rows) / len(rows)
         self.show(f"{self.name}  step {tick}  {len(slots)} experts under way, {waiting} waiting, {ended} done"
                   f"{f', {failed} failed' if failed else ''}  mean loss {loss:.4f}  "
                   f"{self._tokens / elapsed:,.0f} tokens/s")

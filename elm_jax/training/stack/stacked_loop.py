@@ -20,11 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.network import Network
-from elm_jax.runtime import hosts, preemption, sharding, trees
+from elm_jax.runtime import hosts, preemption, records, sharding, storage, trees
 from elm_jax.runtime.differences import differences
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
-from elm_jax.training.early_end import compile_loss, validation_loss
+from elm_jax.training.early_end import Patience, compile_loss, validation_loss
 from elm_jax.training.run_settings import StackConfig
 from elm_jax.training.stack import stacked_step
 from elm_jax.training.stack.slots import Opened, Slot, StackedRun, StackProgress
@@ -33,6 +33,32 @@ from elm_jax.training.step import make_spec
 from elm_jax.types import Array, Params
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotNote:
+    """What a stack's checkpoint says of an expert in a slot."""
+
+    id: str
+    digest: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    patience: Patience = dataclasses.field(default_factory=Patience)
+
+
+@dataclasses.dataclass(frozen=True)
+class StackNote:
+    """What a stack's checkpoint says of its slots, of which some may be empty."""
+
+    size: int
+    slots: list[SlotNote | None]
+    failed: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class StackMarker:
+    """What is in the marker of a stack's checkpoint beside what every checkpoint has."""
+
+    note: StackNote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +229,7 @@ class _StackLoop:
                     self.programs.enter(self.state, self._place(opened.overlay), np.int32(index)))
                 slot = self.slots[index] = Slot(run, opened, index, self.config, self._rows[index])
                 self._slots_on_mesh = None
-                _LOG.info("%s enters slot %d at step %d of %d", run.id, index, slot.step, slot.train_steps)
+                _LOG.debug("%s enters slot %d at step %d of %d", run.id, index, slot.step, slot.train_steps)
 
     def _open(self, run: StackedRun) -> Opened:
         opened = self._opened.pop(run.id, None) or run.open()
@@ -302,8 +328,8 @@ class _StackLoop:
             self._wait_for_saves(most=1)
             self._saving.append(self._saves.submit(self.callbacks.on_end, ended))
         self.ended.append(slot.run.id)
-        _LOG.info("%s ends at step %d of %d%s", slot.run.id, slot.step, slot.train_steps,
-                  "" if rule is None else f", with the weights of step {step}")
+        _LOG.debug("%s ends at step %d of %d%s", slot.run.id, slot.step, slot.train_steps,
+                   "" if rule is None else f", with the weights of step {step}")
 
     def _fail(self, slot: Slot, step: int, wrong: list[str], row: Mapping[str, float]) -> None:
         message = describe(
@@ -357,6 +383,7 @@ class _StackLoop:
         note = saver.note()
         if note is None:
             return
+        check_note(note, saver)
         spec = self.spec._replace(size=note["size"])
         whole = sharding.replicated(self.mesh)
         like = stacked_step.abstract_stack(spec)
@@ -384,7 +411,7 @@ class _StackLoop:
         for place, (_, run, entry) in zip(places, standing, strict=True):
             slot = Slot(run, self._open(run), place, self.config, self._rows[place], int(steps[place]), entry)
             self.slots[place] = slot
-            _LOG.info("%s goes on in slot %d at step %d of %d", run.id, place, slot.step, slot.train_steps)
+            _LOG.debug("%s goes on in slot %d at step %d of %d", run.id, place, slot.step, slot.train_steps)
         self.queue = deque(run for run in self.queue if run not in [one for _, one, _ in standing])
 
     def _standing(self, note: Mapping[str, Any]) -> list[tuple[int, StackedRun, dict[str, Any]]]:
@@ -407,6 +434,12 @@ class _StackLoop:
                 got=f"{self.config.size} slots", expected=f"at least {len(standing)}, as many experts are "
                 "under way", cure=f"go on with STACK_EXPERTS={note['size']}"))
         return standing
+
+
+def check_note(note: Any, saver: Checkpoints) -> None:
+    """Raises InputError unless the note of a checkpoint is what a stack wrote."""
+    records.check_record({"note": note}, StackMarker, kind="checkpoint of a stack",
+                         where=f"{storage.MARKER} in {saver.folder}")
 
 
 def _moved(source: Any, target: Any, moves: list[tuple[int, int]]) -> Any:

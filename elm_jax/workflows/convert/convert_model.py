@@ -98,27 +98,36 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     staging.check_free(config.target)
     if config.verify and storage.is_local(config.target):
         staging.check_free(unverified(config.target))
-    with_peft = adapter_files.KIND in (config.source_kind, config.target_kind)
-    if config.verify and with_peft:
+    if config.verify and _with_peft(config):
         peft_peer.require()
     found = open_named(config)
     check_dtype(found, config)
     # An expert's leaves are float32, as `elm train` saves them.
     source = cast(found, "float32" if writes_full_expert(found, config) else config.dtype)
-    start = time.monotonic()
-    origins = write(watch(source), config)
-    report = make_report(found, source, config, origins, time.monotonic() - start)
-    path = storage.as_path(config.target) / REPORT_FILE
-    storage.write_json(path, report)
-    if config.verify:
-        with set_aside_on_error(config.target):
-            report["verified"] = (
-                peft_peer.compare(source, config.source_kind, config.target, config.target_kind) if with_peft
-                else verify.compare(source, config.source_kind, config.target, config.target_kind,
-                                    as_it_lies=config.dtype is None))
-            storage.write_json(path, {**report, "verified": _finite(report["verified"])})
-            check_verified(report["verified"], config.target)
+    by_orbax = config.target_kind == "elm" and source.expert is not None
+    with staging.staged(config.target, late_writes=by_orbax) as folder:  # until the report is there too
+        start = time.monotonic()
+        origins = write(watch(source), dataclasses.replace(config, target=folder))
+        report = make_report(found, source, config, origins, time.monotonic() - start)
+        storage.write_json(folder / REPORT_FILE, report)
+        if config.verify:
+            with set_aside_on_error(folder, config.target):
+                report["verified"] = verified = compare(source, str(folder), config)
+                storage.write_json(folder / REPORT_FILE, {**report, "verified": _finite(verified)})
+                check_verified(verified, config.target)
     return report
+
+
+def compare(source: Source, folder: str, config: ConvertConfig) -> dict[str, Any]:
+    """Compares the logits of a conversion's source and of what was written, as `verify.compare`."""
+    if _with_peft(config):
+        return peft_peer.compare(source, config.source_kind, folder, config.target_kind)
+    return verify.compare(source, config.source_kind, folder, config.target_kind,
+                          as_it_lies=config.dtype is None)
+
+
+def _with_peft(config: ConvertConfig) -> bool:
+    return adapter_files.KIND in (config.source_kind, config.target_kind)
 
 
 def unverified(target: storage.PathLike) -> epath.Path:
@@ -128,8 +137,8 @@ def unverified(target: storage.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def set_aside_on_error(target: storage.PathLike) -> Iterator[None]:
-    """Moves a local folder to `unverified` if the block ends with any error.
+def set_aside_on_error(folder: storage.PathLike, target: storage.PathLike) -> Iterator[None]:
+    """Moves a local folder that would become `target` to `unverified` if the block ends with any error.
 
     Scripts do not find it there by mistake.
     """
@@ -137,7 +146,7 @@ def set_aside_on_error(target: storage.PathLike) -> Iterator[None]:
         yield
     except BaseException:
         if storage.is_local(target):
-            os.replace(storage.as_path(target), unverified(target))
+            os.replace(storage.as_path(folder), unverified(target))
         raise
 
 

@@ -1,7 +1,6 @@
 """Verifies a conversion from or to PEFT: PEFT itself, if it is installed, computes its side's logits."""
 
 import importlib.util
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from elm_jax.experts.weight_sources import Source, open_source
 from elm_jax.formats.hf import hf_models
 from elm_jax.formats.model import Model
 from elm_jax.formats.peft import adapter_files
-from elm_jax.runtime import trees
+from elm_jax.runtime import leftovers, trees
 from elm_jax.types import Batch
 from elm_jax.workflows.convert import verify
 
@@ -65,7 +64,7 @@ def _by_peft(base: Model, folder: str, batch: Batch) -> np.ndarray:
     """Logits of PEFT's own model; a base of another form is written as a Hugging Face folder for it."""
     if base.kind == "hf":
         return _logits(base.where, folder, batch)
-    with tempfile.TemporaryDirectory() as place:
+    with leftovers.scratch_folder() as place:
         hf_models.write_model_folder(f"{place}/base", base)
         return _logits(f"{place}/base", folder, batch)
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ from elm_jax.formats.tensors import leaf_values
 from elm_jax.models import families
 from elm_jax.models.network import JOINED, Network, NetworkConfig
 from elm_jax.models.t5.network import shift_right
-from elm_jax.runtime import storage, trees
+from elm_jax.runtime import leftovers, storage, trees
 from elm_jax.types import Batch, FlatParams
 from elm_jax.workflows.convert.float64_logits import in_float64
 from elm_jax.workflows.merge import merge_inputs
@@ -170,7 +169,7 @@ def with_metadata(folder: str) -> Iterator[str]:
     if not indices:
         yield str(folder)
         return
-    with tempfile.TemporaryDirectory() as place:
+    with leftovers.scratch_folder() as place:
         for path in storage.as_path(folder).iterdir():
             if path not in indices:
                 os.symlink(os.path.abspath(path), os.path.join(place, path.name))

@@ -166,6 +166,8 @@ def evaluate_rows(config: EvaluateConfig) -> tuple[ResultsStore, list[dict[str, 
     output = storage.as_path(config.output)
     store = ResultsStore(output.parent, output.name)
     _check_choice_score(store, config.choice_score)
+    if hosts.is_first():
+        store.clear_leftovers()
     mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts)
     base = load_base(config.base, mesh=mesh, rules=sharding.split_rules())
     prepared = config.prepared_dir or (str(output.parent / "prepared") if hosts.count() > 1 else None)

@@ -21,6 +21,7 @@ from elm_jax.models.network import Network
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import hosts, storage, trees
 from elm_jax.runtime.config_checks import items_of
+from elm_jax.runtime.terminal.progress import tell_item
 from elm_jax.workflows.evaluate.evaluate_models import (
     Scorable,
     ScoredModel,
@@ -80,7 +81,7 @@ class MixedExperts(Scorable):
                     network, params, instances, [places[name] for name in names], scoring, self.id)
                 expert_of = {instances.text(row)["index"]: name for row, name in enumerate(names)}
                 predictions = [{**one, "expert": expert_of[one["index"]]} for one in result.predictions]
-                logger.info("%s on %s: %s", self.id, task, ", ".join(
+                tell_item(logger, "%s on %s: %s", self.id, task, ", ".join(
                     f"{count} rows by {name}" for name, count in Counter(names).most_common()))
                 yield dataclasses.replace(result, predictions=predictions)
 

@@ -27,6 +27,7 @@ from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
 from elm_jax.models.network import Network, frozen_depth
 from elm_jax.runtime import hosts, preemption, sharding, storage, trees
 from elm_jax.runtime.config_checks import items_of
+from elm_jax.runtime.terminal.progress import StageLine, tell_item
 from elm_jax.training.trunk.trunk_cache import TrunkBase, TrunkCache, TrunkSettings
 from elm_jax.types import Params
 from elm_jax.workflows.merge.search_merge import warn_of_searched_rows
@@ -306,23 +307,28 @@ def evaluate_models(
         # Opened in every process: what only the first has open, the others would wait for it to share.
         digests = {task: setup.settings.digest(setup.max_rows, model.mixed, setup.cut_prompt(task),
                                                model.rendering) for task in tasks_of(model.id)}
-        return hosts.by_first(lambda: [task for task, digest in digests.items()
-                                       if not is_done(store, model, task, setup, digest)])
+        return hosts.by_first(lambda: not_done(model, digests))
+
+    def not_done(model: Scorable, digests: dict[str, str]) -> list[str]:
+        store.refresh()  # another evaluation may write the same file
+        return [task for task, digest in digests.items()
+                if not is_done(store, model, task, setup, digest)]
 
     if stack_experts > 1:
-        for group in _groups(models, pending_of, stack_experts):
-            _evaluate_group(group, pending_of(group[0]), setup, store)
-    for number, model in enumerate(models, start=1):
-        pending = pending_of(model)
-        if not pending:
-            continue
-        start = time.monotonic()
-        for result in model.score(pending, setup):  # its parameters leave the devices at the end
-            _keep(store, model, result)
-            if preemption.reached_sync_point():  # one process is ended by SIGTERM itself
-                raise preemption.Stopped
-        logger.info("evaluated %s (%d of %d) on %d tasks in %.1f s", model.id, number, len(models),
-                    len(pending), time.monotonic() - start)
+        groups = list(_groups(models, pending_of, stack_experts))
+        with StageLine("scoring", len(groups), "stack") as line:
+            for group in groups:
+                _evaluate_group(group, pending_of(group[0]), setup, store)
+                line.step()
+    with StageLine("scoring", len(models), "model") as line:
+        for model in models:
+            pending = pending_of(model)
+            for number, result in enumerate(model.score(pending, setup) if pending else (), start=1):
+                _keep(store, model, result)  # its parameters leave the devices at the end
+                line.detail(f"{model.id}: {number} of {len(pending)} tasks")
+                if preemption.reached_sync_point():  # one process is ended by SIGTERM itself
+                    raise preemption.Stopped
+            line.step()
 
 
 def _keep(store: ResultsStore, model: Scorable, result: TaskResult) -> None:
@@ -373,8 +379,8 @@ def _evaluate_group(models: Sequence[ScoredModel], tasks: Sequence[str], setup: 
                 _keep(store, model, result)
             if preemption.reached_sync_point():
                 raise preemption.Stopped
-    logger.info("evaluated %d experts together on %d tasks in %.1f s", len(models), len(tasks),
-                time.monotonic() - start)
+    tell_item(logger, "evaluated %d experts together on %d tasks in %.1f s", len(models), len(tasks),
+              time.monotonic() - start)
 
 
 def evaluate(base: Base, expert: Expert | None, tasks: Sequence[str], *, data: TaskData | None = None,

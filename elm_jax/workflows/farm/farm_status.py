@@ -23,7 +23,7 @@ def is_over(attempts: list[Attempt], limit: int) -> bool:
     if last is None or last.end is None:
         return False
     failed = last.end["how"] == "failed"
-    return last.end["how"] == "done" or (failed and (last.end["final"] or tries(attempts) >= limit))
+    return last.end["how"] == "done" or (failed and (last.end.get("final") or tries(attempts) >= limit))
 
 
 def status(folder: storage.PathLike, lease_seconds: float, limit: int) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def _status_row(leases: Leases, job: Job, folder: Any, now: float | None, limit:
         state = end["how"]
     steps = [path.name for path in _listing(model_dir_of(folder, job) / "checkpoints")
              if path.name.isdecimal() and storage.is_committed(path)]
-    failures = [one.end["error"] for one in attempts if one.end and one.end["how"] == "failed"]
+    failures = [one.end.get("error", "") for one in attempts if one.end and one.end["how"] == "failed"]
     return {"expert": job.id, "task": job.config.task, "kind": job.config.kind, "state": state,
             "attempts": len(attempts), "worker": last.worker if last else None,
             "step": end.get("steps") or max(map(int, steps), default=0), "seconds": end.get("seconds"),

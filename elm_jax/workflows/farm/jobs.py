@@ -1,6 +1,7 @@
 """Jobs of a farm: every expert's whole config, in ``farm.json``."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
-from elm_jax.runtime import storage
+from elm_jax.runtime import locks, records, storage
 from elm_jax.runtime.differences import differences
 from elm_jax.runtime.leases import Leases
 from elm_jax.training.early_end import EarlyEnd
@@ -33,6 +34,22 @@ class Job:
     gin: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredJob:
+    """One expert in ``farm.json``; `TrainConfig` checks its config."""
+
+    id: str
+    config: dict[str, Any]
+    gin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FarmRecord:
+    """Fields of ``farm.json``."""
+
+    experts: list[StoredJob]
+
+
 def create(folder: storage.PathLike, jobs: list[Job]) -> int:
     """Creates or extends a farm; returns the number of new experts.
 
@@ -41,6 +58,12 @@ def create(folder: storage.PathLike, jobs: list[Job]) -> int:
     """
     folder = storage.as_path(folder)
     Leases(folder / "attempts", 3)  # refuses a bucket
+    with locks.alone(folder, locks.CHANGE_SECONDS):
+        return _extend(folder, jobs)
+
+
+def _extend(folder: epath.Path, jobs: list[Job]) -> int:
+    """Does as `create`, in a folder whose table no other process changes."""
     known = {job.id: job for job in read(folder)} if (folder / "farm.json").exists() else {}
     for job in jobs:
         if job.id in known and known[job.id].config.digest() != job.config.digest():
@@ -62,9 +85,10 @@ def read(folder: storage.PathLike) -> list[Job]:
         InputError: an expert's id, or its run folder, leads out of the farm's folders.
     """
     path = storage.as_path(folder) / "farm.json"
-    value = storage.read_json(path, kind="farm", schema_version=SCHEMA_VERSION)
-    jobs = [Job(storage.require_name(entry["id"], path, "expert_id"), _config(entry["config"]), entry["gin"])
-            for entry in value["experts"]]
+    value = records.read_record(path, FarmRecord, kind="farm", schema_version=SCHEMA_VERSION)
+    jobs = [Job(storage.require_name(entry["id"], f"{path}: experts/{number}/id", "expert_id"),
+                _config(entry["config"], f"{path}: experts/{number}/config"), entry["gin"])
+            for number, entry in enumerate(value["experts"])]
     for job in jobs:
         _check_run_folder(job, path)
     return jobs
@@ -76,19 +100,20 @@ def _check_run_folder(job: Job, where: epath.Path) -> None:
     down = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
     if ".." in parts[down:]:
         raise InputError(describe("An expert's run folder leads out of the folder of the runs",
-                                  where=f"{where}, {job.id}", got=repr(job.config.model_dir)[:200],
+                                  where=f"{where}, {job.id}: model_dir", got=repr(job.config.model_dir)[:200],
                                   expected="a path without .. below its first folder"))
 
 
-def _config(facts: Mapping[str, Any]) -> TrainConfig:
+def _config(facts: Mapping[str, Any], where: str) -> TrainConfig:
     values = {name: _tuples(value) for name, value in facts.items()}
-    made = {name: make(facts[name]) for name, make in _NESTED.items() if facts.get(name) is not None}
-    return TrainConfig(**{**values, **made})
+    made = {name: make(facts[name], f"{where}/{name}") for name, make in _NESTED.items()
+            if facts.get(name) is not None}
+    return records.build(TrainConfig, {**values, **made}, where)
 
 
-_NESTED: dict[str, Callable[[Any], Any]] = {
-    "optimizer": lambda facts: OptimizerConfig(**facts), "early_end": lambda facts: EarlyEnd(**facts),
-    "network": families.config_of}
+_NESTED: dict[str, Callable[[Any, str], Any]] = {
+    "optimizer": functools.partial(records.build, OptimizerConfig),
+    "early_end": functools.partial(records.build, EarlyEnd), "network": families.config_of}
 """Fields of a `TrainConfig` that are configs themselves."""
 
 

@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import LOST_PROCESS, ElmError, InputError, RunError, describe
 from elm_jax.experts.base import Base, load_base
-from elm_jax.runtime import hosts, preemption, sharding, storage
+from elm_jax.runtime import hosts, locks, preemption, sharding, storage
 from elm_jax.runtime.leases import Attempt, Lease, Leases
 from elm_jax.workflows.farm.farm_status import is_over, tries
 from elm_jax.workflows.farm.jobs import Job, model_dir_of, read
 from elm_jax.workflows.train.train_config import TrainConfig
-from elm_jax.workflows.train.train_expert import task_data, train
+from elm_jax.workflows.train.train_expert import task_data, train, train_in_kept_folder
 
 logger = logging.getLogger(__name__)
 SICK_AFTER = 3
@@ -72,6 +72,7 @@ class Worker:
         self.jobs = {job.id: job for job in read(self.folder)}
         self.leases = Leases(self.folder / "attempts", settings.lease_seconds)
         self._held: Lease | None = None
+        self._takes_over = False  # from a silent worker
         self._base: tuple[tuple[str, Mesh], Base] | None = None
         self._data: dict[Any, TaskData] = {}
 
@@ -117,6 +118,10 @@ class Worker:
             if last is not None and last.end is None and tries(attempts) >= self.settings.attempts:
                 self._give_up(name, last)
                 continue
+            self._takes_over = last is not None and last.end is None
+            if not self._takes_over and locks.holder_of(model_dir_of(self.folder, self.jobs[name])):
+                busy = True  # `elm train` by hand
+                continue
             lease = self.leases.claim(name, last.number + 1 if last else 1)
             if lease is None:  # another worker was faster
                 busy = True
@@ -157,12 +162,12 @@ class Worker:
         try:
             outcome = self._train(job)
         except (ElmError, Exception) as error:
+            final = isinstance(error, InputError) and not isinstance(error, locks.FolderTaken)
+            self._end("failed", final=final, error=_words(error))
             if hosts.count() > 1:  # the processes may disagree on it: all end and leave the claim to others
-                self._end("failed", final=isinstance(error, InputError), error=_words(error))
                 raise
-            self._end("failed", final=isinstance(error, InputError), error=_words(error))
             logger.error("%s failed: %s", job.id, _words(error))
-            return "refused" if isinstance(error, InputError) else "failed"
+            return "refused" if final else "failed"
         if outcome.stopped:
             self._end("stopped", step=outcome.step)
             raise preemption.Stopped
@@ -175,17 +180,30 @@ class Worker:
             self._held.end(how, **facts)
             self._held = None
 
-    def _train(self, job: Job) -> Any:
-        config = dataclasses.replace(
+    def _config_of(self, job: Job) -> TrainConfig:
+        """An expert's config with its folders where this farm lies."""
+        return dataclasses.replace(
             job.config, model_dir=str(model_dir_of(self.folder, job)),
             prepared_dir=job.config.prepared_dir or str(self.folder / "prepared"))
+
+    def _train(self, job: Job) -> Any:
+        config = self._config_of(job)
         mesh = self._mesh_of(config)
         base = self._base_of(config, mesh)
         key = (config.modules, config.prepared_dir, base.fingerprint)
         data = self._data.setdefault(key, task_data(config, base))
         logger.info("training %s, attempt %d", job.id, self._held.number if self._held else 0)
-        return train(config, base=base, data=data, mesh=mesh, on_start=lambda: storage.write_text(
-            storage.as_path(config.model_dir) / "config.gin", job.gin))
+
+        def on_start() -> None:
+            storage.write_text(storage.as_path(config.model_dir) / "config.gin", job.gin)
+
+        try:
+            return train(config, base=base, data=data, mesh=mesh, on_start=on_start)
+        except locks.FolderTaken:
+            if not self._takes_over:
+                raise
+            # By a silent worker that is paused: it ends as soon as it wakes (`_on_lost`).
+            return train_in_kept_folder(config, base=base, data=data, mesh=mesh, on_start=on_start)
 
     def _mesh_of(self, config: TrainConfig) -> Mesh:
         """The mesh for an expert: as many devices as divide its batch, unless the settings give it."""

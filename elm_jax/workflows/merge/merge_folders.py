@@ -1,5 +1,6 @@
 """Merges folders: safetensors checkpoints of any network; models and experts with `merge_models`."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from elm_jax.formats.hf.config_json import CONFIG_FILE, main_dtype
 from elm_jax.formats.peft import adapter_files
 from elm_jax.merging.methods.method_table import settings_of, shares_of
 from elm_jax.merging.recipes.mergekit_yaml import MergeConfig
-from elm_jax.runtime import staging, storage
+from elm_jax.runtime import records, staging, storage
 from elm_jax.runtime.storage import utc_now
 from elm_jax.workflows.merge import merge_inputs, output_files
 from elm_jax.workflows.merge.merge_inputs import CARD_FILE, StoredSource
@@ -79,7 +80,7 @@ def _is_expert(name: str) -> bool:
     if places.is_on_hub(name):
         return False
     folder = storage.as_path(name)
-    return any((folder / place / "expert.json").exists() for place in ("", "expert")) or is_adapter(name)
+    return any((folder / place / places.EXPERT_FILE).exists() for place in ("", "expert")) or is_adapter(name)
 
 
 def is_adapter(name: str) -> bool:
@@ -114,22 +115,53 @@ def merge_folders(config: MergeConfig, output: storage.PathLike,
     """
     start = time.monotonic()
     whole = (storage.as_path(output) / output_files.JOURNAL).exists()  # killed when only its journal was left
-    if not whole:
+    work = storage.as_path(f"{str(output).rstrip('/')}.merging")
+    emptied = not whole and _num_entries(output) > 0 == _num_entries(work)  # or when this folder was left
+    if not whole and not emptied:
         staging.check_free(output)
     plan = plan_merge(config, options)
     facts = make_facts(plan)
     if whole:
         facts = _finished_before(storage.as_path(output), identity(plan, options))
+    elif emptied:
+        if plan.donor is not None or not _models().is_result(plan, storage.as_path(output), facts, options):
+            staging.check_free(output)
+        work.rmdir()
     elif plan.donor is not None:
         with staging.resumable(output, output_files.JOURNAL) as folder:
             _write_leaves(folder, plan, options)
             _write_rest(folder, plan, facts)
         output_files.end_journal(storage.as_path(output))
     else:
-        with staging.workspace(f"{str(output).rstrip('/')}.merging", output_files.JOURNAL) as folder:
+        with staging.workspace(work, output_files.JOURNAL) as folder:
             _write_leaves(folder, plan, options)
             _models().write_model(plan, output, folder, facts, options)
     return {**facts, "output": str(output), "seconds": round(time.monotonic() - start, 3)}
+
+
+def _num_entries(folder: storage.PathLike) -> int:
+    """Number of entries in a folder; -1 if there is no folder."""
+    folder = storage.as_path(folder)
+    return len(list(folder.iterdir())) if folder.is_dir() else -1
+
+
+@dataclasses.dataclass(frozen=True)
+class ParentFacts:
+    """A parent in the card of a merge; its weight is null if it differs by leaf."""
+
+    path: str
+    weight: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFacts:
+    """Fields of ``merge.json`` that are read again."""
+
+    method: str
+    parents: list[ParentFacts]
+    num_leaves: int
+    num_parameters: int
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def _finished_before(output: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +172,8 @@ def _finished_before(output: epath.Path, wanted: Mapping[str, Any]) -> dict[str,
     """
     if not output_files.has_journal_of(output, wanted):
         staging.check_free(output)
-    facts = storage.read_json(output / CARD_FILE, kind="card of a merge", schema_version=SCHEMA_VERSION)
+    facts = records.read_record(output / CARD_FILE, StoredFacts, kind="card of a merge",
+                                schema_version=SCHEMA_VERSION)
     output_files.end_journal(output)
     return facts
 

@@ -305,7 +305,7 @@ def unlike_vocabularies(where: object, got: str | None = None) -> InputError:
 
 
 def _digest(path: epath.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(storage.read_bytes(path)).hexdigest()
 
 
 def _without_copies(models: Sequence[Checkpoint]) -> list[Checkpoint]:

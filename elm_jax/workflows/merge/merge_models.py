@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -148,6 +149,21 @@ def _merged_tensors(folder: epath.Path) -> streaming.StoredTensors:
     """The merged tensors in a workspace, by this program's leaf names."""
     stored = dict(sorted(safetensors_files.open_tensors(folder).items()))
     return streaming.StoredTensors(stored, {path: Origin(path) for path in stored})
+
+
+def is_result(plan: Plan, output: epath.Path, facts: Mapping[str, Any], options: MergeOptions) -> bool:
+    """Whether a folder holds what this very merge writes; its time and measured figures do not count."""
+    try:
+        if plan.card is not None:
+            card = read_card(output)[1]
+            wanted = dataclasses.replace(plan.card, metrics=card.metrics, created=card.created)
+            return card.to_dict() == json.loads(json.dumps(wanted.to_dict()))
+        found = storage.read_json(output / CARD_FILE, kind="card of a merge", schema_version=None)
+        kind = detect.open_model(output).kind
+    except InputError:
+        return False
+    told = json.loads(json.dumps(facts))
+    return kind == (options.target or plan.model.kind) and {**found, "created": told["created"]} == told
 
 
 def write_model(plan: Plan, output: storage.PathLike, work: epath.Path, facts: Mapping[str, Any],

@@ -190,7 +190,13 @@ class UpdateMerge:
         total = sum(shape[1] for shape in shapes[0])
         self._exact = self._row.is_weighted_sum and rank is None
         self.rank = total if self._exact else min(rank or total, *self.size)
-        self.error: float | None = None
+        self._error = 0.0
+
+    def measured_error(self) -> float:
+        """Relative error of the factors: 0 where they hold the whole sum."""
+        if not self._exact:
+            self.factors  # noqa: B018  measures it
+        return self._error
 
     def leaves(self) -> list["FactorLeaf"]:
         """The two factors of the merged update, as leaves to write."""
@@ -209,7 +215,6 @@ class UpdateMerge:
             [self._whole(source, self._prefix + end, name)
              for source, name in zip(self.sources, self._names, strict=True)] for end in (DOWN, UP)))
         if self._exact:
-            self.error = 0.0
             return low_rank_products.stack_factors(downs, ups, np.multiply(self._shares(),
                                                                            self._scales).tolist())
         products = [scale * (down @ up) for scale, down, up in zip(self._scales, downs, ups, strict=True)]
@@ -217,7 +222,7 @@ class UpdateMerge:
         keys = (compose.leaf_keys(self._settings["seed"], self._prefix, self._marks)
                 if self._row.sparsify == "random" else None)
         update = np.asarray(_merge_products(self._row.name, products, keys, self._weights, settings))
-        down, up, self.error = low_rank_products.factorise(update, self.rank)
+        down, up, self._error = low_rank_products.factorise(update, self.rank)
         return down, up
 
     def _shares(self) -> np.ndarray:
@@ -312,9 +317,12 @@ class FactorLeaf:
 
 
 def factorisation_error(leaves: Sequence[Any]) -> float | None:
-    """Largest relative error of merged low-rank updates that were factorised; None if there are none."""
-    errors = [leaf.update.error for leaf in leaves if isinstance(leaf, FactorLeaf)]
-    return max((error for error in errors if error is not None), default=None)
+    """Largest relative error of merged low-rank updates that were factorised; None if there are none.
+
+    Updates that an interrupted run has merged are computed again for it.
+    """
+    updates = [leaf.update for leaf in leaves if isinstance(leaf, FactorLeaf)]
+    return max((update.measured_error() for update in updates), default=None)
 
 
 def make_card(cards: Sequence[ExpertCard], fingerprints: Sequence[str | None], network: Mapping[str, Any],

@@ -33,7 +33,7 @@ from elm_jax.merging.weight_search import Evolution, Found
 from elm_jax.models import families
 from elm_jax.models.adapters.low_rank import DOWN, UP, merged_config, place_of
 from elm_jax.models.network import Network
-from elm_jax.runtime import hosts, sharding, staging, storage, trees
+from elm_jax.runtime import hosts, locks, sharding, staging, storage, trees
 from elm_jax.types import Params
 from elm_jax.workflows.merge import absent_layers, search_objective
 from elm_jax.workflows.merge.in_memory import merge
@@ -276,9 +276,18 @@ def search_and_merge(config: SearchConfig, output: storage.PathLike, *, base: Ba
         base, experts, data, mesh: as for `search_weights`.
 
     Raises:
-        InputError: as for `search_weights`, or the output exists; nothing is written then.
+        InputError: as for `search_weights`, or the output exists, or another process is writing it; nothing
+            is written then.
         RunError: an objective that is not finite.
     """
+    with locks.alone(output):  # also while it searches: a second one is refused before its work
+        return _search_and_merge(config, output, base, experts, data, mesh)
+
+
+def _search_and_merge(config: SearchConfig, output: storage.PathLike, base: Base | None,
+                      experts: Sequence[Expert] | None, data: TaskData | None, mesh: Mesh | None
+                      ) -> tuple[Expert, SearchResult]:
+    """Does as `search_and_merge`, in a folder that no other process writes."""
     staging.check_free(output)
     base = base or load_base(config.base)
     experts = list(experts or map(load_expert, config.experts))

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from rich.console import Console
-from rich.table import Table
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
 from elm_jax.planning import traffic
 from elm_jax.planning.chips import Topology
 from elm_jax.runtime import trees
+from elm_jax.runtime.terminal.text_tables import Column, document
 from elm_jax.training import state as states
 from elm_jax.types import Padded
 from elm_jax.workflows.plan.step_plan import StepPlan, most_steps, plan_run, split_leaves
@@ -68,19 +68,21 @@ class StudyPlan:
 
     def print_table(self, console: Console) -> None:
         """Prints stages and disk use as tables."""
-        table = Table("stage", "runs", "steps of one", "chip-hours", "", title="The whole study")
-        for stage in self.stages:
-            low, high = stage.chip_hours
-            table.add_row(stage.name, str(stage.runs), "" if stage.steps is None else f"{stage.steps:,}",
-                          f"{low:,.0f} to {high:,.0f}", stage.remark)
-        low, high = self.chip_hours
-        table.add_row("in all", "", "", f"{low:,.0f} to {high:,.0f}", "", style="bold")
-        console.print(table)
-        table = Table("on disk", "GB")
-        for name, size in self.disk.items():
-            table.add_row(name, f"{size / GIGA:,.1f}")
-        table.add_row("in all", f"{sum(self.disk.values()) / GIGA:,.1f}", style="bold")
-        console.print(table)
+        columns = (Column("stage"), Column("runs", kind="number"), Column("steps of one", kind="number"),
+                   Column("chip-hours", kind="number"), Column("remark", kind="text"))
+        rows = [(stage.name, stage.runs, "" if stage.steps is None else f"{stage.steps:,}",
+                 _hours(stage.chip_hours), stage.remark) for stage in self.stages]
+        rows.append(("in all", None, None, _hours(self.chip_hours), None))
+        disk = [*self.disk.items(), ("in all", sum(self.disk.values()))]
+        sizes = Column("GB", kind="number", show=lambda size: f"{size / GIGA:,.1f}")
+        width = console.width if console.is_terminal else None
+        for lines in (document(columns, rows, width, title="The whole study"),
+                      document((Column("on disk"), sizes), disk, width)):
+            console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _hours(found: tuple[float, float]) -> str:
+    return f"{found[0]:,.0f} to {found[1]:,.0f}"
 
 
 def plan_study(config: StudyConfig, topology: Topology) -> StudyPlan:

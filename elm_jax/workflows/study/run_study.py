@@ -15,8 +15,10 @@ from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
 from elm_jax.reporting import study_report as reporting
-from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.reporting.page_parts import Made
+from elm_jax.runtime import hosts, locks, sharding, staging, storage
 from elm_jax.runtime.preemption import Stopped
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.build_library import build_library
 from elm_jax.workflows.evaluate.evaluate_models import (
     ScoredModel,
@@ -40,7 +42,8 @@ from elm_jax.workflows.train.train_stack import StackSize, train_experts
 class Study:
     """The stages of one study in one work folder."""
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: StudyConfig, command: str | None = None) -> None:
+        self.command = command
         config = study_checks.expanded(config)
         study_checks.check(config)
         self.absent = hosts.by_first(lambda: study_checks.absent_tasks(config))
@@ -65,19 +68,19 @@ class Study:
         with self.clock.stage("pretrain the base"):
             self.base = self.make_base()
         with self.clock.stage("prepare tasks"):
-            self.data = TaskData(self.base.vocabulary, config.modules,
-                                 str(self.root / "prepared"))
+            self.data = TaskData(self.base.vocabulary, config.modules, str(self.root / "prepared"))
             dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
             mixed = [task for tasks in dataset_tasks.values() for task in tasks]
             study_runs.prepare(config, self.data, [*mixed, *self.multitask_tasks()])
         with self.clock.stage("train prompt experts"):
             prompts = self.train_prompts()
         with self.clock.stage("train dataset experts"):
-            datasets = [self.train_one(expert_config(config, "dataset", f"{name}-de", name, config.dataset))
-                        for name in config.datasets]
+            datasets = self.train_each("dataset expert", [
+                expert_config(config, "dataset", f"{name}-de", name, config.dataset)
+                for name in config.datasets])
         with self.clock.stage("train the multitask baseline"):
-            multitask = self.train_one(expert_config(
-                config, "multitask", MULTITASK_ID, ",".join(config.multitask_names), config.multitask))
+            multitask, = self.train_each("multitask baseline", [expert_config(
+                config, "multitask", MULTITASK_ID, ",".join(config.multitask_names), config.multitask)])
         with self.clock.stage("build the library"):
             library = self.make_library(prompts)
         with self.clock.stage("route"):
@@ -87,14 +90,13 @@ class Study:
         with self.clock.stage("evaluate"):
             store = self.evaluate(prompts + datasets, multitask, merged, routing, dataset_tasks)
         with self.clock.stage("report"):
-            hosts.by_first(lambda: self.report(
-                store, self.facts(prompts, datasets, routing, dataset_tasks)))
+            hosts.by_first(lambda: self.report(store, self.facts(prompts, datasets, routing, dataset_tasks)))
             return reporting.read_report(self.root / "results")
 
     def report(self, store: ResultsStore, facts: dict[str, Any]) -> None:
         """Runs the stage of the report."""
         storage.write_json(self.root / "results" / "study.json", facts)
-        reporting.write_report(self.root / "results", store)
+        reporting.write_report(self.root / "results", store, made=Made(self.command))
 
     def make_base(self) -> Base:
         """Runs the stage of the base: pretrains it unless one is given."""
@@ -116,7 +118,7 @@ class Study:
         config = self.config
         configs = [expert_config(config, "prompt", task, task, config.prompt) for task in config.prompt_tasks]
         if config.stack_experts == 1:
-            return [self.train_one(one) for one in configs]
+            return self.train_each("prompt expert", configs)
         size = StackSize(config.stack_experts, config.stack_at_once)
         outcome = train_experts(configs, str(self.root / "experts"), size, base=self.base, data=self.data,
                                 mesh=self.mesh)
@@ -124,6 +126,15 @@ class Study:
             raise Stopped
         outcome.check()
         return [self.model(expert_id, folder) for expert_id, folder in outcome.done.items()]
+
+    def train_each(self, kind: str, configs: list[TrainConfig]) -> list[ScoredModel]:
+        """Trains experts one after another, those that are not finished."""
+        models = []
+        with StageLine("training", len(configs), kind) as line:
+            for config in configs:
+                models.append(self.train_one(config))
+                line.step()
+        return models
 
     def train_one(self, config: TrainConfig) -> ScoredModel:
         """Runs the stage of one expert: trains it unless it is finished."""
@@ -146,13 +157,16 @@ class Study:
         return ExpertLibrary.open(self.root / "library")
 
     def _ensure_library(self, prompts: list[ScoredModel]) -> None:
+        with locks.alone(self.root / "library", locks.CHANGE_SECONDS):  # `elm library add` may change it
+            self._make_library(prompts)
+
+    def _make_library(self, prompts: list[ScoredModel]) -> None:
         path, config = self.root / "library", self.config
         made_of = {"experts": {model.id: model.fingerprint for model in prompts},
                    **study_routing.library_settings_of(config)}
         if self.made_of.fits("library", made_of) and (path / "library.json").exists():
             return
-        if path.exists():
-            path.rmtree()
+        staging.empty(path)  # not removed: its lock is on the folder itself
         build_library(
             path, [self.expert_folder(model.id) for model in prompts], self.data, encoder=config.encoder,
             text_format=config.text_format, instances_per_expert=config.instances_per_expert,
@@ -173,13 +187,14 @@ class Study:
     def merge_routed(self, prompts: list[ScoredModel], routing: dict[str, Any],
                      datasets: list[ScoredModel]) -> dict[str, ScoredModel]:
         """Runs the stage of merging: the mean of the top k of every decision, and of all dataset experts."""
-        models, by_id = {}, {model.id: model for model in prompts}
-        for decision in routing["decisions"].values():
-            members = decision["top_k"]
-            name = study_routing.merged_id(members)
-            if name not in models:
-                models[name] = self.merge_once(name, [by_id[member] for member in members])
-        models[ALL_DATASETS_ID] = self.merge_once(ALL_DATASETS_ID, datasets)
+        by_id = {model.id: model for model in prompts}
+        sets = {name: [by_id[member] for member in members]
+                for name, members in study_routing.merged_sets(routing).items()}
+        sets[ALL_DATASETS_ID], models = datasets, {}
+        with StageLine("merging", len(sets), "set") as line:
+            for name, members in sets.items():
+                models[name] = self.merge_once(name, members)
+                line.step()
         return models
 
     def merge_once(self, name: str, members: list[ScoredModel]) -> ScoredModel:
@@ -216,7 +231,7 @@ class Study:
         config = self.config
         cards = [load_expert(self.expert_folder(model.id)).card for model in (*prompts, *datasets)]
         return {
-            "schema_version": 1, "title": config.title,
+            "schema_version": 1, "title": config.title, "command": self.command,
             **study_results.facts_of_models(cards, [model.id for model in prompts]),
             **study_results.facts_of_tasks(config, self.absent, dataset_tasks, self.multitask_tasks()),
             **study_results.facts_of_routing(routing), "stage_seconds": dict(self.clock.seconds),
@@ -226,20 +241,24 @@ class Study:
 
 
 def run_study(config: StudyConfig, *,
-              on_start: Callable[[], None] | None = None) -> reporting.ReportOutcome | None:
+              on_start: Callable[[], None] | None = None,
+              command: str | None = None) -> reporting.ReportOutcome | None:
     """Runs a study to its end; returns None if SIGTERM stopped it (the same call resumes it).
 
     Args:
         config: the study.
         on_start: called once the config is checked, before anything is written.
+        command: that runs it, for the report; None for Python code.
 
     Raises:
-        InputError: before anything is trained, for names, sizes and a work folder that do not fit.
+        InputError: before anything is trained, for names, sizes and a work folder that do not fit, or that
+            another process is writing.
     """
     try:
-        study = Study(config)
-        if on_start is not None:
-            on_start()
-        return study.run()
+        with locks.alone(config.workdir):
+            study = Study(config, command)
+            if on_start is not None:
+                on_start()
+            return study.run()
     except Stopped:
         return None

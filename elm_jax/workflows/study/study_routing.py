@@ -9,12 +9,14 @@ import numpy as np
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.reporting.study_facts import RoutingRecord
 from elm_jax.routing.embed import TextEncoder, TfidfEncoder
 from elm_jax.routing.encoders import find_minilm, make_encoder
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.route import draw_instances, route
 from elm_jax.workflows.study.study_checks import BENCHMARK_FIELDS
 from elm_jax.workflows.study.study_config import StudyConfig
@@ -31,15 +33,19 @@ def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,
     """
     path = storage.as_path(path)
     if path.exists():
-        return storage.read_json(path, kind="routing record", schema_version=1)
+        return records.read_record(path, RoutingRecord, kind="routing record")
     targets = [*config.prompt_tasks, *config.target_tasks]
-    decisions = {task: route(library, queries(config, data, task), num_queries=config.num_queries)
-                 for task in targets}
+    decisions = {}
+    with StageLine("routing", len(targets), "task") as line:
+        for task in targets:
+            decisions[task] = route(library, queries(config, data, task), num_queries=config.num_queries)
+            line.step()
+        figures = routing_figures(config, library, data)
     record = {
         "schema_version": 1,
         "decisions": {task: {"top_k": decision.top(config.top_k), **decision.to_dict()}
                       for task, decision in decisions.items()},
-        "figures": routing_figures(config, library, data),
+        "figures": figures,
     }
     storage.write_json(path, record)
     return record
@@ -148,3 +154,11 @@ def merged_id(members: Sequence[str]) -> str:
     """Id of the merged expert of a set of experts, in any order: the mean does not depend on it."""
     digest = hashlib.sha256("\n".join(sorted(members)).encode()).hexdigest()[:10]
     return f"roe{len(members)}-{digest}"
+
+
+def merged_sets(routing: dict[str, Any]) -> dict[str, list[str]]:
+    """Ids of the merged experts of all decisions; members are in the order of the first decision for them."""
+    sets: dict[str, list[str]] = {}
+    for decision in routing["decisions"].values():
+        sets.setdefault(merged_id(decision["top_k"]), decision["top_k"])
+    return sets

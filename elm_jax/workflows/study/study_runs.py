@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import storage
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.farm.jobs import Job
 from elm_jax.workflows.study import study_checks
 from elm_jax.workflows.study.study_config import StageSettings, StudyConfig
@@ -22,13 +23,13 @@ def prepare(config: StudyConfig, data: TaskData, mixed: Sequence[str]) -> None:
         data: that makes and keeps them.
         mixed: tasks of the dataset experts and of the baseline.
     """
-    trained = dict.fromkeys((*config.prompt_tasks, *mixed))
-    for task in trained:
-        data.split(task, "train")
-    for task in dict.fromkeys((*trained, *config.heldout_prompts)):
-        data.split(task, "validation", config.max_eval_rows)
-    for task in config.target_tasks:
-        data.split(task, data.evaluation_split(task), config.max_eval_rows)
+    trained, most = dict.fromkeys((*config.prompt_tasks, *mixed)), config.max_eval_rows
+    splits = [(task, "train", None) for task in trained]
+    splits += [(task, "validation", most) for task in dict.fromkeys((*trained, *config.heldout_prompts))]
+    splits += [(task, data.evaluation_split(task), most) for task in config.target_tasks]
+    with StageLine("preparing", len(splits), "split") as line:
+        for task, split, rows in splits:
+            line.step(len(data.split(task, split, rows)))
 
 
 def pretrain_config(config: StudyConfig) -> PretrainConfig:

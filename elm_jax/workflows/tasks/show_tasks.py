@@ -11,20 +11,25 @@ from elm_jax.data.preparing.prepare import several_right
 from elm_jax.data.registry import registry
 from elm_jax.errors import unknown_name
 from elm_jax.experts.base import load_reading
+from elm_jax.runtime.config_checks import items_of
 from elm_jax.runtime.storage import PathLike
 from elm_jax.vocabularies.vocabulary import Vocabulary
+from elm_jax.workflows.name_patterns import chosen
 from elm_jax.workflows.tasks import task_stats
 
 
-def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
+def list_tasks(modules: Sequence[str], patterns: Sequence[str] = (), has_data: bool | None = None,
+               **wanted: str | None) -> dict[str, Any]:
     """Facts of registered tasks, and of mixtures that consist of them alone.
 
     Args:
         modules: registries to import.
+        patterns: only tasks and mixtures whose name fits one (`name_patterns.chosen`).
+        has_data: only tasks that can be prepared, or that cannot; None for all.
         **wanted: ``role``, ``dataset``, ``category``, ``kind``: only tasks of this one; None for any.
 
     Raises:
-        InputError: no task is of that role, data set, category or kind.
+        InputError: no task is of that role, data set, category or kind, or a pattern fits no name.
     """
     registry.import_tasks(modules)
     tasks = []
@@ -38,10 +43,13 @@ def list_tasks(modules: Sequence[str], **wanted: str | None) -> dict[str, Any]:
         if value is not None and value not in known:
             raise unknown_name(fact, value, known)
     tasks = [row for row in tasks if all(value in (None, row[fact]) for fact, value in wanted.items())]
-    names = {row["name"] for row in tasks}
     mixtures = {name: list(registry.get_mixture(name).tasks) for name in registry.mixture_names()}
-    return {"tasks": tasks,
-            "mixtures": {name: members for name, members in mixtures.items() if names.issuperset(members)}}
+    fitting = set(chosen("task or mixture", items_of(patterns), [*(row["name"] for row in tasks), *mixtures]))
+    tasks = [row for row in tasks if has_data in (None, row["unavailable"] is None)]
+    names = {row["name"] for row in tasks}
+    return {"tasks": [row for row in tasks if row["name"] in fitting],
+            "mixtures": {name: members for name, members in mixtures.items()
+                         if name in fitting and names.issuperset(members)}}
 
 
 def show_task(name: str, split: str | None, count: int, *, modules: Sequence[str],

@@ -69,6 +69,7 @@ def cache(data: TaskData, jobs: Sequence[Job], max_rows: int | None = None,
         InputError: of the first split that cannot be prepared; those before it are kept.
         RunError: a process died.
     """
+    data.clear_leftovers()
     if num_workers < 2:
         yield from (data.split(task, split, max_rows) for task, split in jobs)
         return

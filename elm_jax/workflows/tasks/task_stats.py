@@ -61,23 +61,6 @@ def _lengths(tokens: np.ndarray, length: int) -> dict[str, Any]:
     }
 
 
-def cells(row: Mapping[str, Any]) -> Sequence[str]:
-    """Formats a row of `stats_of` as cells, in the order of `COLUMNS`."""
-    lengths = [cell for name in ("inputs", "targets") for cell in _length_cells(row[name])]
-    choices = "" if row["choices"] is None else "–".join(map(str, dict.fromkeys(row["choices"])))
-    return [row["task"], row["split"], str(row["instances"]), str(sum(row["dropped"].values())),
-            str(row["rows"]), choices, *lengths]
-
-
-COLUMNS = ("task", "split", "instances", "dropped", "rows", "choices",
-           "input tokens 50/90/99% max", "cut at", "target tokens 50/90/99% max", "cut at")
-
-
-def _length_cells(found: Mapping[str, Any]) -> list[str]:
-    shares = "/".join(str(found["percentiles"][str(share)]) for share in PERCENTILES)
-    return [f"{shares} {found['max']}", f"{found['length']}: {100 * found['cut_share']:.1f}%"]
-
-
 def dropped_in_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Dropped rows of several splits together, by reason."""
     total: collections.Counter[str] = collections.Counter()

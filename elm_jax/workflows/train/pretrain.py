@@ -23,9 +23,11 @@ from elm_jax.data.registry.registry import import_module
 from elm_jax.data.sources.row_files import DATA_DIR_VARIABLE
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
+from elm_jax.experts.card import StoredTraining
+from elm_jax.formats.elm import base_json
 from elm_jax.models import families
 from elm_jax.models.network import NetworkConfig
-from elm_jax.runtime import hosts, sharding, storage, trees
+from elm_jax.runtime import hosts, locks, records, sharding, storage, trees
 from elm_jax.runtime.config_checks import check_positive, check_types, items_of
 from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.loop import fit
@@ -140,8 +142,15 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
         The base, or None if SIGTERM stopped the run before its end.
 
     Raises:
-        InputError: no passages, a vocabulary that does not fit, or a run folder of another config.
+        InputError: no passages, a vocabulary that does not fit, a run folder of another config, or one that
+            another process is writing.
     """
+    with locks.alone(config.model_dir):
+        return _pretrain(config, mesh, on_start)
+
+
+def _pretrain(config: PretrainConfig, mesh: Mesh | None, on_start: Callable[[], None] | None) -> Base | None:
+    """Does as `pretrain`, in a folder that no other process writes."""
     folder = storage.as_path(config.model_dir) / "base"
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     if hosts.by_first(lambda: storage.is_committed(folder)):
@@ -173,8 +182,9 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
 
 def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:
     """Raises InputError if the finished base in `folder` was pretrained with another config."""
-    facts = storage.read_json(storage.as_path(folder) / "base.json", kind="base's description",
-                              schema_version=1)
+    facts = base_json.read(storage.as_path(folder))
+    records.check_record(facts["training"], StoredTraining, kind="base's training",
+                         where=f"{storage.as_path(folder) / base_json.FILE}: training")
     made_with = facts["training"].get("config_digest")
     if made_with != config.digest():
         saved = facts["training"].get("settings")
@@ -194,6 +204,15 @@ def check_fits(vocabulary: Vocabulary, network: NetworkConfig, where: storage.Pa
                                   f"{network.vocab_size}",
                                   cure="set a larger VOCAB_SIZE, or fewer pretrain.vocab_pieces where the "
                                   "vocabulary is trained"))
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyMarker:
+    """Fields of a vocabulary's marker; those with a default came with later versions."""
+
+    made_of: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str | None = None
 
 
 def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.PathLike:
@@ -222,17 +241,23 @@ def make_vocabulary(config: PretrainConfig, passages: list[str]) -> storage.Path
         contents = given.contents if given is not None else trained_contents(
             passages, path, config.vocab_pieces, config.random_seed,
             character_coverage=config.character_coverage)
-        check_fits(Vocabulary.from_bytes(contents, path), config.network, path)
+        made = Vocabulary.from_bytes(contents, path)
+        check_fits(made, config.network, path)
         storage.begin(folder)
         storage.write_bytes(path, contents)
-        storage.commit(folder, {"made_of": made_of, "settings": settings})
-    found = storage.read_json(folder / storage.MARKER, kind="vocabulary's marker", schema_version=1)
+        storage.commit(folder, {"made_of": made_of, "settings": settings, "fingerprint": made.fingerprint})
+    found = records.check_record(storage.read_marker(folder, "vocabulary"), VocabularyMarker,
+                                 kind="marker of a vocabulary", where=folder / storage.MARKER)
     if found.get("made_of") != made_of:
         raise InputError(describe("The run folder holds a vocabulary of other passages or settings",
                                   where=folder, got="; ".join(differences(
                                       found.get("settings", {"made_of": found.get("made_of")}),
                                       settings if "settings" in found else {"made_of": made_of})),
                                   cure="choose an empty folder, or go back to what it was made of"))
+    if found.get("fingerprint") not in (None, Vocabulary.load(path).fingerprint):  # older markers have none
+        raise InputError(describe("The vocabulary is not the one that was written", where=path,
+                                  expected=found["fingerprint"],
+                                  cure="remove its folder: the same vocabulary is made again"))
     return path
 
 

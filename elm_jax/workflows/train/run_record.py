@@ -1,5 +1,6 @@
 """Records of a run: package versions, stage times, compiled programs, inputs of derived files."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 import jax
 
-from elm_jax.runtime import storage
+from elm_jax.runtime import records, storage
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("elm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqio",
@@ -36,6 +37,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclasses.dataclass(frozen=True)
+class MadeOfRecord:
+    """Fields of ``made_of.json``: by derived file the hash of what it was made of."""
+
+    made_of: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClockRecord:
+    """Fields of ``stages.json``: seconds by stage."""
+
+    seconds: dict[str, float]
+
+
 class MadeOf:
     """Records of what each derived file was made, so that it is made again if that has changed.
 
@@ -46,8 +61,8 @@ class MadeOf:
         self.path = storage.as_path(path)
         self.known: dict[str, str] = {}
         if self.path.exists():
-            self.known = dict(storage.read_json(self.path, kind="record of artefacts",
-                                                schema_version=1)["made_of"])
+            found = records.read_record(self.path, MadeOfRecord, kind="record of artefacts")
+            self.known = dict(found["made_of"])
 
     def fits(self, name: str, value: Any) -> bool:
         """Whether the recorded value of a file equals this one."""
@@ -89,8 +104,7 @@ class StageClock:
         self.path = storage.as_path(path)
         self.seconds: dict[str, float] = {}
         if self.path.exists():
-            value = storage.read_json(self.path, kind="stage clock", schema_version=1)
-            self.seconds = dict(value["seconds"])
+            self.seconds = dict(records.read_record(self.path, ClockRecord, kind="stage clock")["seconds"])
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

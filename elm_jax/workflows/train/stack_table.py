@@ -8,7 +8,7 @@ separated by commas), ``expert_id``, ``learning_rate``, ``train_steps``, ``epoch
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from elm_jax.data.sources import row_files
@@ -57,7 +57,7 @@ def rows_of_table(path: storage.PathLike) -> list[Row]:
     """
     name = str(path)
     if name.endswith(".csv"):
-        rows = _read_csv(storage.read_text(path), name)
+        rows = _read_csv(path, name)
     elif name.endswith(".jsonl"):
         rows = [_row(value, f"{name}, line {number}", _typed)
                 for number, value in enumerate(row_files.read_lines(path), start=1)]
@@ -68,14 +68,34 @@ def rows_of_table(path: storage.PathLike) -> list[Row]:
     return rows
 
 
-def _read_csv(text: str, name: str) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(text))
+def csv_rows(path: storage.PathLike) -> Iterator[tuple[dict[Any, Any], int]]:
+    """Reads a table with a heading: each row by column, and the number of the line on which it begins.
+
+    Raises:
+        InputError: the file is missing, is no text, names a column twice, or has a cell of more than 131,072
+            characters.
+    """
+    reader = csv.DictReader(io.StringIO(storage.read_text(path), newline=""))
+    try:
+        names = [name for name in reader.fieldnames or () if name]
+        if len(set(names)) < len(names):
+            raise InputError(describe("A column of the table occurs twice", where=f"{path}, line 1",
+                                      got=next(name for name in names if names.count(name) > 1)))
+        for row in reader:
+            breaks = sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))
+            yield row, reader.line_num - breaks
+    except csv.Error as error:
+        raise InputError(describe("The table cannot be read", where=f"{path}, line {reader.line_num + 1}",
+                                  got=error)) from error
+
+
+def _read_csv(path: storage.PathLike, name: str) -> list[Row]:
     found = []
-    for value in reader:
-        where = f"{name}, line {reader.line_num}"
+    for value, line in csv_rows(path):
+        where = f"{name}, line {line}"
         if None in value or None in value.values():
             raise InputError(describe("A row of the table has not as many cells as the heading", where=where,
-                                      expected=", ".join(reader.fieldnames or ())))
+                                      expected=", ".join(filter(None, value))[:300]))
         cells = {key.strip(): cell.strip() for key, cell in value.items()}
         found.append(_row({key: cell for key, cell in cells.items() if cell or key not in _KINDS}, where,
                           _parsed))

@@ -1,7 +1,7 @@
 """Trains one expert (`elm train`): a prompt expert, a dataset expert, or the multitask baseline."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -22,8 +22,9 @@ from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_e
 from elm_jax.experts.rendering import frame_of
 from elm_jax.models import families
 from elm_jax.models.network import Network, NetworkConfig
-from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.runtime import hosts, locks, sharding, storage
 from elm_jax.runtime.differences import differences
+from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.training.loop import FitResult, fit
 from elm_jax.training.run_settings import RunConfig, StackConfig
 from elm_jax.training.stack.slots import Opened, StackedRun
@@ -55,9 +56,19 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
         on_start: called once everything is checked, before the run writes anything.
 
     Raises:
-        InputError: the task is unknown, the base does not fit, or the run folder is of another config.
+        InputError: the task is unknown, the base does not fit, the run folder is of another config, or
+            another process is writing it.
         RunError: the loss is not finite, or the disk is full.
     """
+    with locks.alone(config.model_dir):
+        return train_in_kept_folder(config, base=base, data=data, mesh=mesh, on_start=on_start)
+
+
+def train_in_kept_folder(
+    config: TrainConfig, *, base: Base | None = None, data: TaskData | None = None, mesh: Mesh | None = None,
+    on_start: Callable[[], None] | None = None,
+) -> TrainOutcome:
+    """Trains one expert as `train` does, where the caller keeps other processes from the run's folder."""
     finished = storage.as_path(config.model_dir) / "expert"
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     own_base = base is None
@@ -68,7 +79,7 @@ def train(config: TrainConfig, *, base: Base | None = None, data: TaskData | Non
     if hosts.by_first(lambda: storage.is_committed(finished)):
         expert = load_expert(finished)
         check_same_run(expert.card, config, base)
-        return TrainOutcome(expert, expert.card.training["steps"], False, expert.card.metrics)
+        return TrainOutcome(expert, expert.card.training.get("steps", 0), False, expert.card.metrics)
     data = framed(config, base, data or task_data(config, base))
     if data.few_shot != config.few_shot:
         raise InputError(describe("The task data have another number of exemplars than the run",
@@ -242,7 +253,7 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: Bat
         InputError: a task is for evaluation only, there are no data, or rows that the network's context does
             not hold.
     """
-    splits = [data.split(task, "train") for task in tasks]
+    splits = _train_splits(data, tasks)
     refused = {prepared.name: prepared.info["role"] for prepared in splits
                if prepared.info.get("role") in registry.EVALUATION_ONLY}
     if refused:  # arrays of tasks that are not registered here
@@ -267,6 +278,17 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: Bat
     stream = TrainStream(source, form=form, batch_size=config.batch_size, lengths=lengths,
                          seed=config.random_seed, pack=config.pack)
     return stream, sum(len(prepared) for prepared in splits)
+
+
+def _train_splits(data: TaskData, tasks: Sequence[str]) -> list[PreparedSplit]:
+    if len(tasks) == 1:
+        return [data.split(tasks[0], "train")]
+    splits = []
+    with StageLine("reading", len(tasks), "task") as line:
+        for task in tasks:
+            splits.append(data.split(task, "train"))
+            line.step(len(splits[-1]))
+    return splits
 
 
 def dataset_of(prepared: Any) -> str:
@@ -305,7 +327,7 @@ def make_card(config: TrainConfig, base: Base, network: NetworkConfig, data: Tas
 def check_same_run(card: ExpertCard, config: TrainConfig, base: Base) -> None:
     """Raises InputError, which names what differs, if the run folder's finished expert is another run's."""
     found, wanted = card.training.get("config_digest"), config.digest()
-    cure = "give another MODEL_DIR, or remove this one"
+    cure = "give another run folder (--output), or remove this one"
     if card.base["fingerprint"] != base.fingerprint:
         raise InputError(describe(
             "The run folder holds a finished expert of another base", where=config.model_dir,

@@ -20,7 +20,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, initial_overlay, read_card, save_expert
 from elm_jax.models import families
 from elm_jax.models.network import Network
-from elm_jax.runtime import hosts, sharding, storage
+from elm_jax.runtime import hosts, locks, records, sharding, storage
 from elm_jax.runtime.config_checks import check_positive, check_types
 from elm_jax.training.run_settings import StackConfig
 from elm_jax.training.stack.slots import Opened, StackedRun
@@ -188,7 +188,17 @@ def train_experts(configs: Sequence[TrainConfig], folder: str, size: StackSize, 
         data: the task data.
         mesh: the mesh.
         on_start: called once everything is checked, before anything is written.
+
+    Raises:
+        InputError: as `train_stack`, or another process is writing the stack's folder or an expert's.
     """
+    with locks.alone_in_each([folder, *(config.model_dir for config in configs)]):
+        return _train_experts(configs, folder, size, base=base, data=data, mesh=mesh, on_start=on_start)
+
+
+def _train_experts(configs: Sequence[TrainConfig], folder: str, size: StackSize, *, base: Base,
+                   data: TaskData, mesh: Mesh, on_start: Callable[[], None] | None) -> StackOutcome:
+    """Does as `train_experts`, in folders that no other process writes."""
     _check_ids(configs, base)
     done, failed, waiting = {}, {}, []
     earlier = hosts.by_first(lambda: [_earlier_end(config, base) for config in configs])
@@ -269,6 +279,15 @@ def _save(ended: Ended, config: TrainConfig, network: Network, base: Base, data:
     save_expert(storage.as_path(config.model_dir) / "expert", Expert(card, ended.overlay))
 
 
+@dataclasses.dataclass(frozen=True)
+class FailureMark:
+    """Fields of the file that says that an expert failed, under which config and on which base."""
+
+    config_digest: str
+    base: str
+    message: str
+
+
 def _mark_failed(config: TrainConfig, base: Base, message: str) -> None:
     storage.write_json(storage.as_path(config.model_dir) / FAILED_FILE, {
         "schema_version": _SCHEMA_VERSION, "config_digest": config.digest(), "base": base.fingerprint,
@@ -293,7 +312,7 @@ def _earlier_failure(config: TrainConfig, base: Base) -> str | None:
     path = storage.as_path(config.model_dir) / FAILED_FILE
     if not path.exists():
         return None
-    mark = storage.read_json(path, kind="mark of a failure", schema_version=_SCHEMA_VERSION)
+    mark = records.read_record(path, FailureMark, kind="mark of a failure", schema_version=_SCHEMA_VERSION)
     if (mark["config_digest"], mark["base"]) != (config.digest(), base.fingerprint):
         return None
     return mark["message"]

@@ -118,22 +118,81 @@ def rewrite(path, change) -> None:
     np.save(path, change(np.load(path)))
 
 
+def old(folder) -> None:
+    """Makes a folder as older versions wrote it, without digests."""
+    info = json.loads((folder / "info.json").read_text())
+    del info["arrays"]
+    (folder / "info.json").write_text(json.dumps(info))
+    (folder / storage.MARKER).write_text('{"schema_version": 1}')
+
+
+def edit(folder, name: str, **changes) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda folder: (folder / "tokens.npy").write_bytes(b"short"), "cannot be read.*tokens"),
+    (lambda folder: (folder / "tokens.npy").write_bytes(b"PK\x03\x04" * 40), "cannot be read.*tokens"),
     (lambda folder: (folder / "labels.npy").unlink(), "cannot be read.*labels"),
     (lambda folder: np.save(folder / "labels.npy", np.array([None] * 4), allow_pickle=True),
-     "cannot be read.*labels"),
+     "another type.*labels"),
+    (lambda folder: huge(folder / "rows.npy"), "cannot be read.*rows.*1000000000"),
     (lambda folder: rewrite(folder / "tokens.npy", lambda a: a.astype(np.int64)), "another type"),
     (lambda folder: rewrite(folder / "tokens.npy", lambda a: a[:-1]), "sequences against tokens"),
     (lambda folder: rewrite(folder / "rows.npy", lambda a: a[:-1]), "rows against sequences"),
     (lambda folder: rewrite(folder / "text_ends.npy", lambda a: a[::-1]), "text_ends against texts"),
+    (lambda folder: rewrite(folder / "sequences.npy", lambda a: a.clip(max=a[2])),
+     "sequences against tokens"),
     (lambda folder: rewrite(folder / "labels.npy", lambda a: a[:-1]), "do not fit.*labels"),
+    (lambda folder: rewrite(folder / "labels.npy", lambda a: a * 0 + 255),
+     "index of a choice.*row 0.*255.*-1 to 1"),
+    (lambda folder: rewrite(folder / "labels.npy", lambda a: a - 3), "index of a choice.*row 0.*-2"),
+    (lambda folder: rewrite(folder / "tokens.npy", lambda a: -a), "no such id.*at least 0"),
     (lambda folder: (folder / "info.json").write_text(json.dumps({"schema_version": 99})),
      "schema version"),
+    (lambda folder: edit(folder, "info.json", num_rows="4"), "split is wrong.*json: num_rows"),
+    (lambda folder: edit(folder, "info.json", info=[]), "split is wrong.*json: info"),
+    (lambda folder: edit(folder, "info.json", arrays={"tokens": {}}), "missing.*arrays/tokens/bytes"),
+    (lambda folder: edit(folder, storage.MARKER, schema_version=7), "marker.*damaged.*schema version"),
+    (lambda folder: (folder / storage.MARKER).write_bytes(b""), "marker of this prepared split is damaged"),
 ])
 def test_damaged_folders_are_refused(tmp_path, damage, message):
     folder = tmp_path / "split"
     make_split().save(folder)
+    old(folder)
     damage(folder)
     with pytest.raises(InputError, match=rf"(?s){message}"):
         PreparedSplit.open(folder)
+
+
+def huge(path) -> None:
+    """Lets an array's head tell a thousand million values."""
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(5,), }" + b" " * 9, b"(1000000000,), }"))
+
+
+def test_every_byte_of_a_split_is_checked(tmp_path):
+    folder = tmp_path / "split"
+    split = make_split()
+    split.save(folder)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for place in range(0, len(content), 37 if path.suffix == ".npy" else 11):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1:])
+            with pytest.raises(InputError):
+                PreparedSplit.open(folder)
+        path.write_bytes(content)
+    assert_equal(PreparedSplit.open(folder), split)
+
+
+@pytest.mark.parametrize("text", [b"{]", b"[1]", b"\xff", b'{"inputs": 1}', b"[" * 60])
+def test_a_damaged_text_of_an_older_folder_names_its_row(tmp_path, text):
+    make_split().save(tmp_path)
+    old(tmp_path)
+    rewrite(tmp_path / "texts.npy", lambda a: np.frombuffer(
+        bytes(a[:len(a) // 4]) + text.ljust(len(a) // 4) + bytes(a[len(a) // 2:]), np.uint8))
+    split = PreparedSplit.open(tmp_path)
+    assert split.text(0) == make_row(0)["text"]
+    with pytest.raises(InputError, match="toys__ask train, row 1"):
+        split.text(1)

@@ -84,7 +84,8 @@ def test_info_tells_what_was_prepared(names, model):
         "dataset": "pipeline toys", "config": None, "template": "Which", "kind": "rank",
         "role": "train", "choices_expression": RANK.answer_choices,
         "template_digest": RANK.digest, "template_version": "",
-        "vocabulary": Vocabulary.load(model).fingerprint, "num_source": 10, "num_dropped": 0, "dropped": {},
+        "vocabulary": Vocabulary.load(model).fingerprint,
+        "vocabulary_facts": Vocabulary.load(model).facts(), "num_source": 10, "num_dropped": 0, "dropped": {},
         "max_rows": None, "seed": 0}
     info = seqio_tasks.prepare(names["Write"], "validation", model).info
     assert info["num_dropped"] == 5 and info["dropped"] == {"skipped by the template": 5}

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import types
 
 import numpy as np
 import pytest
@@ -14,15 +13,17 @@ from elm_jax.data.preparing import task_data
 from elm_jax.data.preparing.prepared_folder import PreparedFolder
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError
+from elm_jax.vocabularies.vocabulary import ByteVocabulary
 
-VOCABULARY = types.SimpleNamespace(fingerprint="v")
+VOCABULARY = ByteVocabulary()
 
 
 def save_split(folder, task, split):
     text = {"inputs": "a", "targets": "b", "choices": [], "index": 0}
     row = {"inputs": np.array([5, 1]), "targets": np.array([6, 1]), "text": text}
-    PreparedSplit.from_rows(task, split, {"kind": "generation", "vocabulary": "v"}, [row]).save(
-        folder / task / split)
+    info = {"kind": "generation", "vocabulary": VOCABULARY.fingerprint,
+            "vocabulary_facts": VOCABULARY.facts()}
+    PreparedSplit.from_rows(task, split, info, [row]).save(folder / task / split)
 
 
 @pytest.fixture
@@ -112,7 +113,35 @@ def test_a_prepared_split_names_no_place_outside(key, name, tmp_path):
     place = tmp_path / "d__t" / "train"
     head = json.loads((place / "info.json").read_text())
     (place / "info.json").write_text(json.dumps({**head, key: name}))
-    with pytest.raises(InputError, match=f"split's {key} must be the name of a file"):
+    with pytest.raises(InputError, match=f"split's {key} must be the name of a file|info.json: {key}"):
         PreparedSplit.open(place)
     with pytest.raises(InputError, match="name of a task must be"):
-        PreparedFolder(tmp_path, "v").find("../x", "train", None)
+        PreparedFolder(tmp_path, VOCABULARY).find("../x", "train", None)
+
+
+def test_arrays_of_another_vocabulary_say_what_differs(tmp_path, no_data):
+    save_split(tmp_path, "d__t", "train")
+    other = TaskData(ByteVocabulary(7), prepared_dir=str(tmp_path))
+    with pytest.raises(InputError, match=r"another voc(.|\n)*ids: 384 there, 266 here; sentinels: 125"):
+        other.split("d__t", "train")
+
+
+def test_contents_are_compared_with_digests_once_a_run_and_ids_with_the_vocabulary(tmp_path, no_data):
+    save_split(tmp_path, "d__t", "train")
+    path = tmp_path / "d__t" / "train" / "tokens.npy"
+    written = path.read_bytes()
+    data = TaskData(VOCABULARY, prepared_dir=str(tmp_path))
+    data.split("d__t", "train")
+    path.write_bytes(written[:-4] + b"\x02\0\0\0")
+    assert len(data.split("d__t", "train", 1)) == 1, "read again, not hashed again"
+    with pytest.raises(InputError, match=r"not the one that was written(.|\n)*tokens\.npy"):
+        TaskData(VOCABULARY, prepared_dir=str(tmp_path)).split("d__t", "train")
+    path.write_bytes(written)
+    info = json.loads((path.parent / "info.json").read_text())
+    del info["arrays"]  # as older versions wrote it
+    (path.parent / "info.json").write_text(json.dumps(info))
+    (path.parent / "COMMITTED.json").write_text('{"schema_version": 1}')
+    assert len(TaskData(VOCABULARY, prepared_dir=str(tmp_path)).split("d__t", "train")) == 1
+    path.write_bytes(written[:-4] + b"\x00\x02\0\0")
+    with pytest.raises(InputError, match=r"no such id(.|\n)*1 to 512(.|\n)*0 to 383"):
+        TaskData(VOCABULARY, prepared_dir=str(tmp_path)).split("d__t", "train")

@@ -69,6 +69,8 @@ def test_a_tokenizer_may_have_no_template_or_several():
     ("{{ messages[0].nothing.more }}", "UndefinedError"),
     ("{{ messages.__class__.__mro__ }}", "Security|unsafe"),
     ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "steps|seconds"),
+    ("{{ a }}" * 2_001, "TemplateLimit.*2,001 parts"),
+    ("{% if a %}" * 100 + "{% endif %}" * 100, "IndentationError"),
 ])
 def test_a_template_that_fails_is_one_clear_error(template, reason, monkeypatch):
     monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.1)

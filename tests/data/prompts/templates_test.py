@@ -170,6 +170,14 @@ def test_unsafe_and_failing_templates_are_refused(jinja, message):
         template(jinja).parts(ROW, seed=0, truncate=False)
 
 
+def test_a_source_that_would_compile_for_minutes_is_refused_at_once():
+    large = template("{{text}}" * 200_000)
+    for use in (large.fields, lambda: large.parts(ROW, seed=0)):
+        with pytest.raises(InputError, match=r"too large to be compiled(.|\n)*200,000 parts(.|\n)*2,000"):
+            use()
+    assert template("{{label}}" * 2_000 + " ||| b").parts(ROW, seed=0, truncate=False)[0] == "1" * 2_000
+
+
 def test_reserved_field_is_refused():
     with pytest.raises(InputError, match="answer_choices"):
         template("a ||| b").parts({"answer_choices": []}, seed=0)
@@ -207,6 +215,10 @@ def test_yaml_keeps_the_name_and_the_facts(tmp_path):
     ("dataset: toys\n", "does not hold templates"),
     ("templates:\n  a: !Template {name: a}\n", "needs a name and a jinja"),
     (YAML + YAML.split("templates:\n")[1].replace("first:", "second:"), "one name"),
+    (YAML.replace("{{text}}", "{{a}}" * 2001), "'First one ' is too large(?=.*template first.*2,002 parts)"),
+    (YAML.replace("no |||", "n" * 100_001), "'First one ' is too large(?=.*template first.*100,0)"),
+    ("a: &a {b: 1}\ntemplates:\n  <<: [*a, *a]\n", "not valid YAML(?=.*no merge keys)"),
+    ("#" * 5_000_001, "too large"),
 ])
 def test_bad_yaml_is_refused_with_its_file(tmp_path, text, message):
     with pytest.raises(InputError, match=rf"(?s){message}.*templates.yaml"):

@@ -2,8 +2,10 @@
 
 import collections
 import hashlib
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -278,6 +280,14 @@ def test_passages_tell_good_from_bad_and_know_every_section():
         assert sum(word in text for text in passages) >= 10, word
 
 
+def test_passages_hold_every_answer_that_unseen_rows_choose_from():
+    words = collections.Counter(re.findall(r"\w+", " ".join(embedded.passages()).lower()))
+    for name in embedded.UNSEEN_TASKS:
+        choices = [set(row.choices or ()) for _, row in registry.get_task(name).render_rows("validation")]
+        if choices[0] and all(own == choices[0] for own in choices):  # not the endings, which are sentences
+            assert all(words[choice.lower()] >= 10 for choice in choices[0]), (name, choices[0])
+
+
 def test_passages_have_the_characters_of_the_prompts():
     known = set("".join(embedded.passages()))
     for name in (*embedded.TRAIN_TASKS, *embedded.UNSEEN_TASKS):
@@ -321,3 +331,26 @@ def test_draws_depend_on_the_key_alone_and_cover_their_range():
 ])
 def test_polish(text, better):
     assert polish(text) == better
+
+
+def test_tickets_are_letters_of_their_own():
+    """No two share an opening or many words, no line is a form, filled in, no word gives a team away."""
+    with open(embedded.TICKETS) as lines:
+        tickets = [json.loads(line) for line in lines]
+    teams = collections.Counter(ticket["team"] for ticket in tickets)
+    assert len(tickets) == 240 and set(teams.values()) == {48} and len(teams) == 5
+    words = [re.findall(r"[\w']+", ticket["text"].lower()) for ticket in tickets]
+    runs = [run for each in words for run in set(zip(*(each[place:] for place in range(5)), strict=False))]
+    assert len({tuple(each[:3]) for each in words}) == 240 and len(set(runs)) == len(runs)
+    pairs = itertools.combinations(map(set, words), 2)
+    shared = [len(one & other) / len(one | other) for one, other in pairs]
+    assert max(shared) < 0.3
+    by_word = collections.defaultdict(collections.Counter)
+    for ticket, each in zip(tickets, words, strict=True):
+        for word in set(each):
+            by_word[word][ticket["team"]] += 1
+    telling = {word: found for word, found in by_word.items()
+               if max(found.values()) > 0.2 * 48 and max(found.values()) > 2 / 3 * sum(found.values())}
+    assert telling == {}
+    common = ("charge", "card", "label", "order", "address", "warranty")
+    assert all(len(by_word[word]) >= 3 for word in common)

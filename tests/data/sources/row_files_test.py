@@ -83,7 +83,7 @@ def test_index(folder):
     assert row_files.num_rows("toys", None, "train") == 9
     for damaged in ("[{", '[{"name": "toys"}]', '{"toys": 1}'):
         (folder / "index.json").write_text(damaged)
-        with pytest.raises(InputError, match="index of the data folder is damaged"):
+        with pytest.raises(InputError, match=r"index of the data folder is(.|\n)*index.json"):
             row_files.read_index()
 
 

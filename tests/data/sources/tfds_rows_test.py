@@ -155,7 +155,7 @@ def test_missing_and_damaged_data_sets_are_clear_errors(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"(?s)TFDS data set cannot be read.*toys/1.0.0, split train"):
         row_files.read_rows("toys", None, "train")
     (tmp_path / "toys" / "1.0.0" / "dataset_info.json").write_text('{"splits": 3}')
-    with pytest.raises(InputError, match=r"(?s)head of a TFDS data set is damaged.*dataset_info.json"):
+    with pytest.raises(InputError, match=r"(?s)head of a TFDS data set is wrong.*dataset_info.json: splits"):
         row_files.read_rows("toys", None, "train")
 
 
@@ -201,7 +201,7 @@ def test_versions_that_differ_are_made_like_the_hub_s(tmp_path, monkeypatch):
     assert fields == {"sentence", "label", "answer"}
     (tmp_path / "broken" / "1.0.0").mkdir(parents=True)
     (tmp_path / "broken" / "1.0.0" / "features.json").write_text('{"featuresDict": 3}')
-    with pytest.raises(InputError, match=r"(?s)features of a TFDS data set are damaged.*features.json"):
+    with pytest.raises(InputError, match=r"(?s)features of a TFDS.* is wrong.*features.json: featuresDict"):
         tfds_rows.fields_of(tmp_path / "broken" / "1.0.0", tfds_rows.TfdsName("broken"))
 
 

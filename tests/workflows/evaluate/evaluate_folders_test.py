@@ -1,6 +1,8 @@
 """Python and the command line walk one road: the same rows from folders and from objects."""
 
+import csv
 import dataclasses
+import io
 import json
 import pathlib
 
@@ -27,8 +29,10 @@ def test_config_verb_and_objects_give_the_same_rows(world, tmp_path, capsys):
         "evaluate", "--base", world.base.path, "--task", tiny.TOPIC, "--output", str(tmp_path / "two.jsonl"),
         "--expert", str(world.folder / "topic"), "--max_rows", str(ROWS), "--source_length", "64",
         "--mesh_data", "1", "--module", *tiny.MODULES, "--prepared", prepared]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count(tiny.TOPIC) == 2 and "Wilson" in printed  # the expert has the task's name
+    printed = capsys.readouterr()
+    row, = csv.DictReader(io.StringIO(printed.out), delimiter="\t")
+    assert row["expert"] == row["task"] == tiny.TOPIC and float(row["value"]) == 100 * rows[0]["value"]
+    assert "Wilson" in printed.err
     objects = elm.evaluate(world.base, world.topic, [tiny.TOPIC], data=world.data, max_rows=ROWS,
                            settings=EvaluationSettings(source_length=64), mesh=tiny.one_device())
     with pytest.raises(InputError, match=r"scored in another way(.|\n)*their sum(.|\n)*another folder"):
@@ -41,7 +45,8 @@ def test_config_verb_and_objects_give_the_same_rows(world, tmp_path, capsys):
 
 def test_a_call_prints_its_own_rows_and_scores_by_what_is_asked(world, tmp_path, capsys):
     other = {"schema_version": 3, "expert": "of-another-call", "task": "t", "split": "validation",
-             "metric": "accuracy", "value": 1.0, "settings": "x", "interval": "wilson"}
+             "metric": "accuracy", "value": 1.0, "settings": "x", "interval": "wilson", "num_instances": 1,
+             "ci95_low": 0.2, "ci95_high": 1.0, "dataset": "t", "chance": 0.5}
     (tmp_path / "two.jsonl").write_text(json.dumps(other) + "\n")
     command = ["evaluate", "--base", world.base.path, "--output", str(tmp_path / "two.jsonl"), "--max_rows",
                str(ROWS), "--source_length", "64", "--mesh_data", "1", "--module", *tiny.MODULES,
@@ -51,7 +56,7 @@ def test_a_call_prints_its_own_rows_and_scores_by_what_is_asked(world, tmp_path,
         printed = capsys.readouterr().out
         assert "another-call" not in printed and printed.count(tiny.TOPIC) == metrics
     rows = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
-    assert [row["metric"] for row in rows[1:]] == ["accuracy", "accuracy", "acc_norm"]  # none a third time
+    assert [row["metric"] for row in rows[1:]] == ["accuracy", "acc_norm"]  # each once
     assert main.main([*command, "--metric", "squad_f1"]) == 2
     assert "fits none of the tasks" in capsys.readouterr().err
 

@@ -35,8 +35,10 @@ def filled(folder, fingerprint):
     """A store with one result of the id ``mine``."""
     store = ResultsStore(folder)
     row = {"schema_version": 2, "expert": "mine", "task": "toys__ask", "split": "validation",
-           "metric": "accuracy", "settings": EvaluationSettings().digest(None), "model": fingerprint}
-    store.append(TaskResult([row], [{"index": 0, "correct": 1}]))
+           "metric": "accuracy", "settings": EvaluationSettings().digest(None), "model": fingerprint,
+           "value": 1.0, "num_instances": 1, "ci95_low": 0.2, "ci95_high": 1.0, "dataset": "toys",
+           "chance": 0.5}
+    store.append(TaskResult([row], [{"index": 0, "prediction": "a", "target": "a", "correct": 1}]))
     return store
 
 

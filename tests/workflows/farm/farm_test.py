@@ -261,6 +261,18 @@ def test_a_wrong_table_names_the_row(tmp_path, text, words):
         farm_table.read_table(tmp_path / "t.jsonl")
 
 
+@pytest.mark.parametrize(("text", "words"), [
+    ("task,note\na,'x'\n\n,y\n", "no task(.|\\n)*line 4"),
+    ('task,NOTE\na,"two\nlines"\nb,\na,"three\n\nlines"\n', "one expert_id(.|\\n)*line 5(.|\\n)*than line 2"),
+    ("task,task\na,b\n", "occurs twice(.|\\n)*line 1"),
+    ("task\na\nb,{'inputs': 8, 'x': 1}\n", "more cells(.|\\n)*line 3"),
+    ("task\n" + "a" * 200_000, "cannot be read(.|\\n)*line 2"), ("task\n", "no rows")])
+def test_a_wrong_csv_table_names_the_line_of_the_file(tmp_path, text, words):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        farm_table.read_table(tmp_path / "t.csv")
+
+
 def test_a_table_with_a_byte_order_mark_is_read(tmp_path):
     for name, text in (("t.csv", "task,EPOCHS\nt__a,2\n"), ("t.jsonl", '{"task": "t__a", "EPOCHS": 2}\n')):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())

@@ -373,8 +373,8 @@ def tensor_bytes(folder: pathlib.Path) -> int:
 
 def test_a_dry_run_in_words(capsys, experts, models, tmp_path):
     for folders in (experts["lora"], models["t5x"]):
-        status, out, _ = made.run(capsys, "--dry-run", *folders)
-        assert status == 0 and "parameters; reads" in out and "needs about" in out
+        status, _, err = made.run(capsys, "--dry-run", *folders)
+        assert status == 0 and "parameters; reads" in err and "needs about" in err
     assert not list(tmp_path.iterdir())
 
 

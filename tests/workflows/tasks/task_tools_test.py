@@ -1,6 +1,8 @@
 """`elm tasks stats`, `check` and `show`, compared with counts of their own over real and broken rows."""
 
+import csv
 import gzip
+import io
 import json
 import math
 import subprocess
@@ -74,9 +76,11 @@ def test_stats_count_what_is_there(world, data, capsys):
         assert row[name]["cut_share"] == np.mean([count > length for count in counts])
         assert row[name]["percentiles"] == {
             str(percent): smallest_length(counts, percent) for percent in (50, 90, 99)}
-    _, out, _ = run(capsys, "tasks", "stats", "--base", world.base.path, "--split", "train", *TASKS,
-                    "ag_news__classify")
-    assert "dropped, target is empty: 1" in out and "256: 25.0%" in out, "the recipe's length"
+    _, out, err = run(capsys, "tasks", "stats", "--base", world.base.path, "--split", "train", *TASKS,
+                      "ag_news__classify")
+    printed, = csv.DictReader(io.StringIO(out), delimiter="\t")
+    assert "dropped, target is empty: 1" in err and printed["input length"] == "256", "the recipe's"
+    assert printed["rows"] == "4" and printed["input cut"] == "1" and printed["input max"] == str(max(inputs))
 
 
 def test_lengths_are_the_recipe_s_or_those_of_evaluation():
@@ -126,8 +130,16 @@ def test_check_finds_what_is_there_and_says_how_to_get_the_rest(data, capsys):
     assert "google/BIG-bench" in rows["bigbench", "winowhy"]["origin"]
     there = sum(bool(row["splits"]) for row in rows.values())
     status, out, err = run(capsys, "tasks", "check", *TASKS)
-    assert status == 1 and f"{there} data sets are there" in out and "ag_news__recommend" in err
-    assert "datasets.load_dataset('glue', 'qqp')" in out
+    assert status == 1 and f"{there} data sets are there" in err and "ag_news__recommend" in err
+    assert "datasets.load_dataset('glue', 'qqp')" in out and len(out.splitlines()) == 1 + len(rows)
+    asked = {("glue", "qnli"), ("glue", "qqp")} & set(rows)
+    for words, expected in ((["--has_data"], {name for name, row in rows.items()
+                                                 if row["splits"] and row["roles"] != ["extra"]}),
+                            (["--missing", "ag*", "glue/q*"], asked)):
+        found = json.loads(run(capsys, "tasks", "check", "--json", *words, *TASKS)[1])["datasets"]
+        # Other files' tests may have registered tasks of their own ("extra") in this process.
+        assert {(row["dataset"], row["config"]) for row in found if row["roles"] != ["extra"]} == expected
+    assert run(capsys, "tasks", "check", "no_such_*", *TASKS)[0] == 2
 
 
 def test_a_data_set_of_one_split_is_counted_and_cached(world, data, capsys, tmp_path):
@@ -138,8 +150,10 @@ def test_a_data_set_of_one_split_is_counted_and_cached(world, data, capsys, tmp_
     assert status == 0 and splits == {("ag_news__classify", "train")}
     assert "ag_news__classify: there are no rows of validation" in err
     status, out, err = run(capsys, "tasks", "cache", "--prepared", tmp_path / "arrays", *words)
-    line, = out.splitlines()
-    assert status == 0 and line.startswith("ag_news__classify train: 4 rows, 2 dropped (")
+    row, = csv.DictReader(io.StringIO(out), delimiter="\t")
+    assert status == 0 and (row["task"], row["split"]) == ("ag_news__classify", "train")
+    assert (row["rows"], row["dropped"]) == ("4", "2") and "skipped by the template: 1" in row["why"]
+    assert "preparing 1 split: 1 of 1, 4 rows, " in err and err.count("prepar") == 1
     assert "ag_news__classify: there are no rows of validation" in err
     rows = {row["dataset"]: row for row in json.loads(
         run(capsys, "tasks", "check", "--json", *TASKS)[1])["datasets"]}

@@ -23,24 +23,34 @@ class Answers:
         majority: f64[n], the credit of the most frequent right answer of these very rows; None for
             generations, and where old results do not tell the position of the right choice.
         by_position: whether an answer is the position of a choice, not its text.
-        constant: whether the model gave one and the same answer on all rows, of which there are several.
+        top_share: share of the rows on which the model gave its most frequent answer, and how many rows.
     """
 
     majority: np.ndarray | None
     by_position: bool
-    constant: bool
+    top_share: tuple[float, int]
+
+    @property
+    def constant(self) -> bool:
+        """Whether the model gave one and the same answer on all rows, of which there are several."""
+        return is_constant(*self.top_share)
+
+
+def is_constant(top_share: float | None, num_rows: int) -> bool:
+    """Whether this share of the rows with the most frequent answer is all of them; None is not known."""
+    return top_share == 1 and num_rows > 1
 
 
 def read_answers(predictions: Sequence[Mapping[str, Any]]) -> Answers:
     """Computes the statistics from the stored predictions of one model on one task, at least one."""
     if "scores" not in predictions[0]:
-        return Answers(None, False, _all_equal([found["prediction"] for found in predictions]))
+        return Answers(None, False, _top_share([found["prediction"] for found in predictions]))
     # Choices that all rows share give no more unlike right answers than there are choices.
     by_position = (len({found["target"] for found in predictions if found["target"]})
                    > max(len(found["scores"]) for found in predictions))
     given = [_choice(found) if by_position else found["prediction"] for found in predictions]
     return Answers(_majority([_right(found, by_position) for found in predictions]), by_position,
-                   _all_equal(given))
+                   _top_share(given))
 
 
 def _right(found: Mapping[str, Any], by_position: bool) -> dict[Hashable, float] | None:
@@ -62,8 +72,8 @@ def _majority(right: Sequence[Mapping[Hashable, float] | None]) -> np.ndarray | 
     return np.asarray([row.get(answer, 0.0) for row in right], np.float64)
 
 
-def _all_equal(answers: Sequence[Hashable]) -> bool:
-    return len(answers) > 1 and len(set(answers)) == 1
+def _top_share(answers: Sequence[Hashable]) -> tuple[float, int]:
+    return collections.Counter(answers).most_common(1)[0][1] / len(answers), len(answers)
 
 
 def _choice(found: Mapping[str, Any]) -> int:

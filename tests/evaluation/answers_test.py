@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elm_jax.reporting.answers import read_answers
+from elm_jax.evaluation.answers import read_answers
 
 
 def ranked(choices: list[list[str]], labels: list[int], given: list[int], old: bool = False) -> list[dict]:
@@ -28,7 +28,7 @@ def test_of_choices_that_all_rows_share_the_majority_is_a_text(old: bool) -> Non
     answers = read_answers(ranked(choices, [1, 0, 0, 0, 1], [0, 1, 1, 0, 1], old))
     assert not answers.by_position
     np.testing.assert_array_equal(answers.majority, [1, 1, 1, 0, 0])  # No, No, No, Yes, Yes
-    assert answers.constant  # Yes on every row, at unlike positions
+    assert answers.constant and answers.top_share == (1.0, 5)  # Yes on every row, at unlike positions
 
 
 def test_of_choices_of_each_row_the_majority_is_a_position() -> None:

@@ -1,0 +1,1 @@
+"""What people and scripts see: tables as text, progress lines; nothing in a name acts on a terminal."""
