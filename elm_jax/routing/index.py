@@ -1,29 +1,16 @@
-"""The index of a library: its keys, and nearest-key search in NumPy and in JAX with equal results.
-
-Two similarities within `TIE` of each other are a tie, and a tie goes to the lowest key. `TIE` is larger than
-the rounding of a float32 dot product of unit vectors, so equal keys tie at any position and on any backend;
-it is far smaller than any meaningful difference.
-"""
+"""The index of a library: its keys, and the experts that own them."""
 
 import dataclasses
 import io
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.embed import TextEncoder, check_encoder
 from elm_jax.routing.text import FORMATS
 from elm_jax.runtime import npy_files, records, storage, trees
-from elm_jax.types import Array
 
 SCHEMA_VERSION = 1
-TIE = 1e-5
-"""Similarities (cosines) that differ by no more are equal."""
-CHUNK = 16_384
-"""Keys compared at once: Q x CHUNK similarities are in memory, never Q x N."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,85 +223,3 @@ def check_rows(rows: np.ndarray, dimension: int, where: str) -> None:
                 expected="1, or 0 for a text of which nothing is known",
             )
         )
-
-
-def best_per_expert(queries: np.ndarray, index: KeyIndex, *, chunk: int = CHUNK) -> np.ndarray:
-    """Similarities f32[Q, E] of each query f32[Q, K] to the nearest key of each expert."""
-    best = np.full((len(queries), len(index.experts)), -np.inf, np.float32)
-    for start in range(0, len(index.keys), chunk):
-        block = queries @ index.keys[start : start + chunk].T
-        owners = index.owners[start : start + chunk]
-        for expert in np.unique(owners):
-            own = block[:, owners == expert].max(axis=1)
-            best[:, expert] = np.maximum(best[:, expert], own)
-    return best
-
-
-def nearest_numpy(
-    queries: np.ndarray, keys: np.ndarray, *, chunk: int = CHUNK
-) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the nearest key of each query by dot product; of tied keys the first.
-
-    Args:
-        queries: f32[Q, K].
-        keys: f32[N, K], N of 1 or more.
-        chunk: keys compared at once.
-
-    Returns:
-        (i32[Q] positions, f32[Q] largest similarities).
-    """
-    best = np.full(len(queries), -np.inf, np.float32)
-    for start in range(0, len(keys), chunk):
-        best = np.maximum(best, (queries @ keys[start : start + chunk].T).max(axis=1))
-    # A second pass, because which keys tie with the best is known only after the first.
-    position = np.full(len(queries), -1, np.int32)
-    for start in range(0, len(keys), chunk):
-        ties = queries @ keys[start : start + chunk].T >= (best - np.float32(TIE))[:, None]
-        found = (position < 0) & ties.any(axis=1)
-        position[found] = start + ties[found].argmax(axis=1)
-    return position, best
-
-
-def nearest_jax(
-    queries: np.ndarray, keys: np.ndarray, *, chunk: int = CHUNK
-) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the nearest keys as `nearest_numpy` does, with JAX: f32[Q, K], f32[N, K] -> i32[Q], f32[Q]."""
-    count = len(keys)
-    chunk = min(chunk, count)
-    padded = jnp.pad(jnp.asarray(keys), ((0, -count % chunk), (0, 0)))
-    groups = padded.reshape(-1, chunk, padded.shape[1])
-    position, best = jax.device_get(_nearest(jnp.asarray(queries), groups, jnp.int32(count)))
-    return position, best
-
-
-@jax.jit
-def _nearest(queries: Array, groups: Array, count: Array) -> tuple[Array, Array]:
-    """Nearest of the first `count` keys in G groups f32[G, P, K], for f32[Q, K] -> i32[Q], f32[Q]."""
-    places = jnp.arange(groups.shape[0] * groups.shape[1], dtype=jnp.int32)
-    places = places.reshape(groups.shape[:2])
-
-    def similarities(group: Array, place: Array) -> Array:
-        block = jnp.dot(queries, group.T, precision=jax.lax.Precision.HIGHEST)
-        return jnp.where((place < count)[None], block, -jnp.inf)
-
-    def best_step(best: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
-        return jnp.maximum(best, similarities(*group).max(axis=1)), None
-
-    start = jnp.full(len(queries), -jnp.inf, jnp.float32)
-    best, _ = jax.lax.scan(best_step, start, (groups, places))
-
-    def position_step(position: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
-        ties = similarities(*group) >= (best - jnp.float32(TIE))[:, None]
-        found = (position < 0) & ties.any(axis=1)
-        return jnp.where(found, group[1][ties.argmax(axis=1)], position), None
-
-    start = jnp.full(len(queries), -1, jnp.int32)
-    position, _ = jax.lax.scan(position_step, start, (groups, places))
-    return position, best
-
-
-NEAREST: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
-    "numpy": nearest_numpy,
-    "jax": nearest_jax,
-}
-"""Functions that find the nearest key, by backend; all give the same results."""

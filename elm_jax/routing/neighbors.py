@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from elm_jax.routing.index import TIE, KeyIndex
+from elm_jax.routing.index import KeyIndex
+from elm_jax.routing.search import TIE
 
 ROWS = 512
 """Keys that are queries at once: ROWS x N similarities are in memory."""

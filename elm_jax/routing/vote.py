@@ -6,13 +6,15 @@ Source: Jang et al., https://arxiv.org/abs/2302.03202, section 3.2 (Retrieval of
 """
 
 import dataclasses
+import heapq
 import logging
 from typing import Any
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.routing.index import NEAREST, TIE, KeyIndex, best_per_expert, check_rows
+from elm_jax.routing.index import KeyIndex, check_rows
+from elm_jax.routing.search import BEST, TIE, winners_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +95,9 @@ def decide(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> R
         InputError: no keys, no queries, queries that are not unit rows of K, or no such backend.
     """
     queries, voting = _checked(queries, index, backend)
-    winners = index.owners[NEAREST[backend](queries, index.keys)[0]][voting]
+    similarities = BEST[backend](queries, index)
+    winners = winners_of(similarities)[voting]
     votes = np.bincount(winners, minlength=len(index.experts))
-    similarities = best_per_expert(queries, index)
     best, mean = similarities.max(axis=0), similarities.mean(axis=0, dtype=np.float64)
     ranking = tuple(
         ExpertVotes(index.experts[e], int(votes[e]), float(best[e]), float(mean[e]))
@@ -116,14 +118,14 @@ def decide_each(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy")
         InputError: as `decide`.
     """
     queries, voting = _checked(queries, index, backend)
-    owners = index.owners[NEAREST[backend](queries, index.keys)[0]]
-    return [index.experts[owner] for owner in np.where(voting, owners, 0)]  # a zero query: the oldest expert
+    winners = winners_of(BEST[backend](queries, index))
+    return [index.experts[winner] for winner in np.where(voting, winners, 0)]  # zero: the oldest
 
 
 def _checked(queries: np.ndarray, index: KeyIndex, backend: str) -> tuple[np.ndarray, np.ndarray]:
     """The queries as f32[Q, K], and a mask bool[Q] of those that vote."""
-    if backend not in NEAREST:
-        raise unknown_name("routing backend", backend, NEAREST)
+    if backend not in BEST:
+        raise unknown_name("routing backend", backend, BEST)
     if not len(index):
         raise InputError(describe("The library has no keys", cure="add experts to it first"))
     queries = np.asarray(queries, np.float32)
@@ -142,10 +144,25 @@ def _ranked(winners: np.ndarray, votes: np.ndarray, mean: np.ndarray) -> list[in
     """Positions i64[E] of the experts, best first, from i32[voting queries], i64[E] votes, f64[E] means."""
     seen = list(dict.fromkeys(winners.tolist()))  # in the order of each one's first won query
     order = sorted(seen, key=lambda expert: -votes[expert])  # stable
-    left = [expert for expert in range(len(votes)) if votes[expert] == 0]
-    while left:
-        largest = max(mean[expert] for expert in left)
-        following = next(expert for expert in left if mean[expert] >= largest - TIE)
-        order.append(following)
-        left.remove(following)
+    return order + _by_similarity(mean, np.flatnonzero(votes == 0))
+
+
+def _by_similarity(mean: np.ndarray, experts: np.ndarray) -> list[int]:
+    """Orders experts i64[n] by f64[E] means: of those within `TIE` of the largest left, the oldest first.
+
+    A heap holds the experts that tie with the largest mean left, as they come within `TIE` of it.
+    """
+    falling = experts[np.lexsort((experts, -mean[experts]))]
+    order: list[int] = []
+    tied: list[int] = []
+    taken = np.zeros(len(mean), bool)
+    largest, following = 0, 0
+    while len(order) < len(falling):
+        while largest < len(falling) and taken[falling[largest]]:
+            largest += 1
+        while following < len(falling) and mean[falling[following]] >= mean[falling[largest]] - TIE:
+            heapq.heappush(tied, int(falling[following]))
+            following += 1
+        order.append(heapq.heappop(tied))
+        taken[order[-1]] = True
     return order

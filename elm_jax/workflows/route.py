@@ -10,7 +10,7 @@ from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe, in_short
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.encoders import MiniLMEncoder
-from elm_jax.routing.index import best_per_expert, nearest_numpy
+from elm_jax.routing.search import best_numpy, nearest_key
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision, decide, decide_each
 from elm_jax.runtime import records, storage
@@ -129,10 +129,10 @@ class RowRoute:
 def explained_routes(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> list[RowRoute]:
     """Routes each instance alone, as `route_rows` does, and says why."""
     queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
-    nearest = nearest_numpy(queries, library.index.keys)[0]
-    best, experts = best_per_expert(queries, library.index), library.index.experts
+    best, experts = best_numpy(queries, library.index), library.index.experts
     routes = []
-    for chosen, own, key in zip(decide_each(queries, library.index), best, nearest, strict=True):
+    for query, chosen, own in zip(queries, decide_each(queries, library.index), best, strict=True):
+        key = nearest_key(query, library.index, experts.index(chosen))
         others = [number for number, expert in enumerate(experts) if expert != chosen]
         second = max(others, key=own.__getitem__, default=None)
         routes.append(RowRoute(

@@ -1,4 +1,4 @@
-"""Key index and nearest keys: NumPy and JAX against plain float64 loops."""
+"""The index of a library's keys: adding, removing, files."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.routing.index import NEAREST, TIE, KeyIndex, best_per_expert
+from elm_jax.routing.index import KeyIndex
 from elm_jax.runtime import storage
 
 
@@ -32,83 +32,6 @@ def make_index(keys_by_expert: dict[str, np.ndarray]) -> KeyIndex:
     for name, keys in keys_by_expert.items():
         index = index.add(name, keys)
     return index
-
-
-def plain_nearest(queries: np.ndarray, keys: np.ndarray) -> list[int]:
-    """By loops, in float64."""
-    result = []
-    for query in queries.astype(np.float64):
-        similarities = [sum(a * b for a, b in zip(query, key, strict=True))
-                        for key in keys.astype(np.float64)]  # fmt: skip
-        best = max(similarities)
-        result.append(next(n for n, s in enumerate(similarities) if s >= best - TIE))
-    return result
-
-
-@pytest.mark.parametrize("backend", sorted(NEAREST))
-@pytest.mark.parametrize("chunk", [7, 16, 1000])
-def test_nearest_equals_plain_loops(backend, chunk):
-    rng = np.random.default_rng(0)
-    queries, keys = unit_rows(rng, 20), unit_rows(rng, 48)
-    position, similarity = NEAREST[backend](queries, keys, chunk=chunk)
-    assert position.tolist() == plain_nearest(queries, keys)
-    np.testing.assert_allclose(similarity, (queries.astype(np.float64) @ keys.T).max(1), atol=1e-6)
-
-
-@pytest.mark.parametrize("backend", sorted(NEAREST))
-@pytest.mark.parametrize("dimension", [8, 384])
-def test_ties_go_to_the_lowest_key_wherever_copies_stand(backend, dimension):
-    rng = np.random.default_rng(1)
-    different = unit_rows(rng, 30, dimension)
-    copies = rng.permutation(np.repeat(np.arange(30), 5))
-    keys = different[copies]
-    queries = unit_rows(rng, 40, dimension)
-    expected = [int(np.flatnonzero(copies == winner)[0])
-                for winner in plain_nearest(queries, different)]  # fmt: skip
-    for chunk in (11, 64, 150):
-        assert NEAREST[backend](queries, keys, chunk=chunk)[0].tolist() == expected
-
-
-@pytest.mark.parametrize("backend", sorted(NEAREST))
-def test_shuffled_keys_give_the_same_key(backend):
-    rng = np.random.default_rng(2)
-    queries, keys = unit_rows(rng, 32), unit_rows(rng, 200)
-    position, _ = NEAREST[backend](queries, keys, chunk=64)
-    order = rng.permutation(len(keys))
-    shuffled, _ = NEAREST[backend](queries, keys[order], chunk=64)
-    np.testing.assert_array_equal(order[shuffled], position)
-
-
-@pytest.mark.parametrize("backend", sorted(NEAREST))
-def test_all_similarities_below_zero(backend):
-    """A padding key of zeros would be nearer than any true one."""
-    key = np.eye(4, dtype=np.float32)[:1]
-    position, similarity = NEAREST[backend](key, np.repeat(-key, 3, axis=0), chunk=2)
-    assert position.tolist() == [0] and similarity.tolist() == [-1]
-
-
-@pytest.mark.parametrize("backend", sorted(NEAREST))
-def test_what_differs_by_rounding_alone_is_a_tie(backend):
-    """The later key is nearer by 3e-6, below `TIE`, or by 3e-5, above it."""
-    query = np.array([[1, 0]], np.float32)
-    for difference, expected in ((3e-6, 0), (3e-5, 1)):
-        cosines = np.array([0.5, 0.5 + difference])
-        keys = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float32)
-        for chunk in (1, 2):
-            assert NEAREST[backend](query, keys, chunk=chunk)[0].tolist() == [expected]
-
-
-@pytest.mark.parametrize("chunk", [3, 10, 100])
-def test_best_per_expert(chunk):
-    rng = np.random.default_rng(3)
-    index = make_index({name: unit_rows(rng, n) for name, n in (("a", 4), ("b", 1), ("c", 9))})
-    order = rng.permutation(len(index))
-    mixed = dataclasses.replace(index, keys=index.keys[order], owners=index.owners[order])
-    queries = unit_rows(rng, 6)
-    expected = [[max(float(q @ k) for k, o in zip(index.keys, index.owners, strict=True) if o == e)
-                 for e in range(3)] for q in queries]  # fmt: skip
-    for each in (index, mixed):
-        np.testing.assert_allclose(best_per_expert(queries, each, chunk=chunk), expected, atol=1e-6)
 
 
 def test_add_and_remove_give_new_indices():

@@ -7,12 +7,42 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.routing.index import NEAREST, TIE, KeyIndex
+from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.neighbors import ROWS, key_neighbors
-from elm_jax.routing.vote import decide, decide_each
-from tests.routing.index_test import FakeEncoder, make_index, plain_nearest, unit_rows
+from elm_jax.routing.search import BEST, TIE
+from elm_jax.routing.vote import _by_similarity, decide, decide_each
+from tests.routing.index_test import FakeEncoder, make_index, unit_rows
 
-BACKENDS = sorted(NEAREST)
+BACKENDS = sorted(BEST)
+
+
+def plain_nearest(queries: np.ndarray, keys: np.ndarray) -> list[int]:
+    """Position of the nearest key of each query, by loops, in float64."""
+    result = []
+    for query in queries.astype(np.float64):
+        similarities = [sum(a * b for a, b in zip(query, key, strict=True))
+                        for key in keys.astype(np.float64)]  # fmt: skip
+        best = max(similarities)
+        result.append(next(n for n, s in enumerate(similarities) if s >= best - TIE))
+    return result
+
+
+def plain_order(mean: np.ndarray, experts: list[int]) -> list[int]:
+    """The rule for experts without votes, word by word."""
+    left, order = list(experts), []
+    while left:
+        largest = max(mean[expert] for expert in left)
+        order.append(next(expert for expert in left if mean[expert] >= largest - TIE))
+        left.remove(order[-1])
+    return order
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_experts_without_votes_are_ordered_by_the_rule_word_by_word(seed):
+    rng = np.random.default_rng(seed)
+    mean = rng.integers(0, 60, 80) * TIE * 0.4  # chains of ties that reach over several
+    experts = np.flatnonzero(rng.random(80) < 0.8)
+    assert _by_similarity(mean, experts) == plain_order(mean, experts.tolist())
 
 
 def plain_decision(queries: np.ndarray, index: KeyIndex) -> list[tuple[str, int, float, float]]:
@@ -73,8 +103,11 @@ def test_backends_decide_alike_with_duplicates_everywhere():
     pool = unit_rows(rng, 12, 384)
     index = make_index({f"e{n}": pool[rng.integers(0, 12, 20)] for n in range(30)})
     queries = pool[rng.integers(0, 12, 32)]
-    decisions = [decide(queries, index, backend=backend) for backend in BACKENDS]
-    assert decisions[0] == decisions[1]
+    one, other = (decide(queries, index, backend=backend).ranking for backend in BACKENDS)
+    assert [(line.expert, line.votes) for line in one] == [(line.expert, line.votes) for line in other]
+    for field in ("best_similarity", "mean_similarity"):
+        values = [[getattr(line, field) for line in ranking] for ranking in (one, other)]
+        np.testing.assert_allclose(*values, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
