@@ -172,7 +172,7 @@ def test_a_stacked_study_gives_the_results_of_one_after_another(whole, tmp_path)
     process = start(workdir, log, stacked)
     kill_when(process, lambda: list((workdir / "experts" / "stack").glob("checkpoints/*/COMMITTED.json")))
     finish(workdir, log, stacked)
-    assert "2 train at once" in log.read_text() and "experts together" in log.read_text()
+    assert "2 train at once" in log.read_text() and "scoring 2 stacks" in log.read_text()
     one, other = results_of(whole[0]), results_of(workdir)
     assert one.keys() == other.keys()
     for key, (value, count) in one.items():
