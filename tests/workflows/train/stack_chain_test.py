@@ -129,7 +129,7 @@ def test_two_processes_score_a_stack_as_one_does_one_after_another(base, referen
         "--max_rows", 16, "--mesh_experts", 4, "--mesh_data", 2, "--stack_experts", 4,
         "--prepared", tmp_path / "prepared", "--module", "elm_jax.tasks.embedded"])
     assert run.wait() == [0, 0], run.said()
-    assert "evaluated 4 experts together" in run.said()
+    assert "scoring 1 stack: 1 of 1" in run.said()
     found = ResultsStore(tmp_path / "two")
     key = lambda row: (row["expert"], row["task"])  # noqa: E731
     facts = [sorted(({**row, "seconds": None} for row in rows), key=key)
