@@ -21,6 +21,8 @@ LEAVING_SECONDS = 2.0
 """So long a process that was killed may hold its locks while the system takes its memory back."""
 CHANGE_SECONDS = 600.0
 """So long one short change of a folder, such as an expert more in a library, waits for those before it."""
+_REMOVED_SECONDS = 2.0
+"""So long a folder that others remove as fast as it is made is made again."""
 _POLL_SECONDS = 0.05
 _SAY_AFTER_SECONDS = 1.0
 
@@ -147,7 +149,7 @@ def _try(folder: epath.Path, made: list[epath.Path]) -> tuple[int, bool] | None:
 
     Adds to `made` what it made.
     """
-    end = time.monotonic() + LEAVING_SECONDS
+    end = time.monotonic() + _REMOVED_SECONDS
     while True:
         with guard_writes(folder):
             if folder.exists() and not folder.is_dir():
