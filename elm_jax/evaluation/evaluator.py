@@ -87,7 +87,8 @@ def task_result(instances: TaskInstances, predictions: list[dict[str, Any]], sco
     split, settings = instances.split, scoring.settings
     rendering = rendering_in(split)
     ranked = split.kind == "rank"
-    chance = _chance(split) if ranked else None
+    in_order = sorted(((split.text(row), row) for row in range(len(split))), key=lambda one: one[0]["index"])
+    chance = _chance(split, [row for _, row in in_order]) if ranked else None
     facts = {
         "schema_version": SCHEMA_VERSION, "expert": expert, "base": scoring.base, "task": split.name,
         "dataset": dataset_path(split.info["dataset"], split.info.get("config")),
@@ -110,20 +111,14 @@ def task_result(instances: TaskInstances, predictions: list[dict[str, Any]], sco
         rows.append({**facts, "metric": metric, "value": estimate.value, "num_instances": estimate.n,
                      "ci95_low": estimate.low, "ci95_high": estimate.high, "interval": INTERVAL, **how,
                      **own})
-    return TaskResult(rows, predictions, _prompts(split))
+    # For whoever looks at the answers.
+    prompts = [{"index": text["index"], "prompt": text["inputs"]} for text, _ in in_order[:KEPT_PROMPTS]]
+    return TaskResult(rows, predictions, prompts)
 
 
-def _prompts(split: PreparedSplit) -> list[dict[str, Any]]:
-    """The prompts of the first rows as text, for whoever looks at the answers."""
-    texts = sorted((split.text(row) for row in range(len(split))), key=lambda text: text["index"])
-    return [{"index": text["index"], "prompt": text["inputs"]} for text in texts[:KEPT_PROMPTS]]
-
-
-def _chance(split: PreparedSplit) -> float:
-    """Expected accuracy of guessing: the mean credit of a choice, averaged over the rows."""
-    guesses = sorted((split.text(row)["index"], float(np.mean(split.credits(row))))
-                     for row in range(len(split)))
-    return float(np.mean([guess for _, guess in guesses]))
+def _chance(split: PreparedSplit, rows: list[int]) -> float:
+    """Expected accuracy of guessing: the mean credit of a choice, averaged over the rows in this order."""
+    return float(np.mean([float(np.mean(split.credits(row))) for row in rows]))
 
 
 def metrics_of(split: PreparedSplit, settings: EvaluationSettings) -> tuple[str, ...]:

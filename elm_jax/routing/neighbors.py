@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from elm_jax.routing.index import KeyIndex
-from elm_jax.routing.search import TIE
+from elm_jax.routing.search import winners_of
 
 ROWS = 512
 """Keys that are queries at once: ROWS x N similarities are in memory."""
@@ -49,10 +49,8 @@ def key_neighbors(index: KeyIndex) -> KeyNeighbors:
         products = queries @ keys.T
         products[np.arange(len(queries)), start + np.arange(len(queries))] = -np.inf  # itself
         best = np.maximum.reduceat(products, starts, axis=1)
-        top = best.max(axis=1)
-        winners = (best >= (top - np.float32(TIE))[:, None]).argmax(axis=1)
-        votes = queries.any(axis=1) & np.isfinite(top)
-        np.add.at(shares, (own[votes], winners[votes]), 1)
+        votes = queries.any(axis=1) & np.isfinite(best.max(axis=1))
+        np.add.at(shares, (own[votes], winners_of(best[votes])), 1)
         np.add.at(similarity, own, best)
     counts = np.bincount(owners, minlength=experts)[:, None]
     similarity = np.where(np.isfinite(similarity), similarity / np.maximum(counts, 1), np.nan)

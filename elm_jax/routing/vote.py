@@ -117,9 +117,27 @@ def decide_each(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy")
     Raises:
         InputError: as `decide`.
     """
+    return [index.experts[winner] for winner in nearest_experts(queries, index, backend=backend)[0]]
+
+
+def nearest_experts(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy"
+                    ) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the expert nearest to each query, and says how near every expert is.
+
+    Args:
+        queries: f32[Q, K], unit rows.
+        index: keys of the library.
+        backend: ``numpy`` or ``jax``.
+
+    Returns:
+        (positions i64[Q] of the experts, the oldest for a zero query; similarities f32[Q, E]).
+
+    Raises:
+        InputError: as `decide`.
+    """
     queries, voting = _checked(queries, index, backend)
-    winners = winners_of(BEST[backend](queries, index))
-    return [index.experts[winner] for winner in np.where(voting, winners, 0)]  # zero: the oldest
+    similarities = BEST[backend](queries, index)
+    return np.where(voting, winners_of(similarities), 0), similarities
 
 
 def _checked(queries: np.ndarray, index: KeyIndex, backend: str) -> tuple[np.ndarray, np.ndarray]:

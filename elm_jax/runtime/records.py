@@ -101,4 +101,3 @@ def in_json_words(words: str) -> str:
     for ours, theirs in _JSON_WORDS.items():
         words = words.replace(ours, theirs)
     return words
-

@@ -10,9 +10,9 @@ from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe, in_short
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.encoders import MiniLMEncoder
-from elm_jax.routing.search import best_numpy, nearest_key
+from elm_jax.routing.search import nearest_key
 from elm_jax.routing.text import RoutingInstance, format_text
-from elm_jax.routing.vote import RoutingDecision, decide, decide_each
+from elm_jax.routing.vote import RoutingDecision, decide, decide_each, nearest_experts
 from elm_jax.runtime import records, storage
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range, check_types
 
@@ -129,14 +129,13 @@ class RowRoute:
 def explained_routes(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> list[RowRoute]:
     """Routes each instance alone, as `route_rows` does, and says why."""
     queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
-    best, experts = best_numpy(queries, library.index), library.index.experts
-    routes = []
-    for query, chosen, own in zip(queries, decide_each(queries, library.index), best, strict=True):
-        key = nearest_key(query, library.index, experts.index(chosen))
-        others = [number for number, expert in enumerate(experts) if expert != chosen]
+    experts, routes = library.index.experts, []
+    for query, chosen, own in zip(queries, *nearest_experts(queries, library.index), strict=True):
+        key = nearest_key(query, library.index, chosen)
+        others = [number for number in range(len(experts)) if number != chosen]
         second = max(others, key=own.__getitem__, default=None)
         routes.append(RowRoute(
-            chosen, round(float(own[experts.index(chosen)]), 4), library.instances[key]["source"],
+            experts[chosen], round(float(own[chosen]), 4), library.instances[key]["source"],
             None if second is None else experts[second],
             None if second is None else round(float(own[second]), 4)))
     return routes

@@ -239,4 +239,3 @@ _CHECKS: dict[str, Any] = {
     "bias": lambda value: value if value in BIASES else None,
 }
 """For each setting a function that gives its value here, or None for a wrong one."""
-
