@@ -102,6 +102,12 @@ def test_row_of_a_ranked_task(ranked: TaskResult) -> None:
     assert 0 < ranked.rows[0]["num_cut"] < 30
 
 
+def test_the_prompts_of_the_first_rows_are_kept_in_the_order_of_their_indices() -> None:
+    rows = [{**row, "text": {**row["text"], "index": 29 - place}} for place, row in enumerate(rank_rows())]
+    wanted = [{"index": row["text"]["index"], "prompt": row["text"]["inputs"]} for row in reversed(rows)]
+    assert evaluate(split_of(rows, "rank"), ONE_SHAPE).prompts == wanted
+
+
 def test_the_mean_of_a_choice_divides_its_sum_by_its_tokens(ranked: TaskResult) -> None:
     settings = dataclasses.replace(ONE_SHAPE, choice_score="mean")
     found = evaluate(split_of(rank_rows(), "rank"), settings)
