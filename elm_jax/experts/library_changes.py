@@ -53,7 +53,10 @@ def refuse_recent(path: storage.PathLike) -> None:
     What it writes would be taken for the remains of a killed process.
     """
     file = storage.as_path(path) / CHANGE_FILE
-    age = time.time() - file.stat().mtime if file.exists() else math.inf
+    try:
+        age = time.time() - file.stat().mtime
+    except FileNotFoundError:
+        age = math.inf
     if age < locks.CHANGE_SECONDS:
         raise InputError(describe(
             "Another process may be changing this library, and this disk has no locks to tell",

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import resource
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -152,7 +153,7 @@ def _try(folder: epath.Path, made: list[epath.Path]) -> tuple[int, bool] | None:
     end = time.monotonic() + _REMOVED_SECONDS
     while True:
         with guard_writes(folder):
-            if folder.exists() and not folder.is_dir():
+            if _is_file(folder):
                 raise InputError(describe("A folder is expected here", where=folder, got="a file",
                                           cure="give another name"))
             try:
@@ -175,6 +176,14 @@ def _try(folder: epath.Path, made: list[epath.Path]) -> tuple[int, bool] | None:
         except OSError:  # a file system without locks: other processes cannot be detected
             return descriptor, False
         os.close(descriptor)
+
+
+def _is_file(path: epath.Path) -> bool:
+    """Whether there is something else than a folder; one look, for others may remove the folder meanwhile."""
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _make(folder: epath.Path) -> list[epath.Path]:

@@ -15,6 +15,7 @@ is there twice, with equal values.
 import contextlib
 import io
 import logging
+import os
 import time
 import zlib
 from typing import Any, NamedTuple
@@ -176,10 +177,10 @@ class RowStore:
 
     def _bytes_used(self) -> int:
         used = 0
-        for folder in self.root.iterdir() if self.root.exists() else ():
-            for path in folder.iterdir() if folder.is_dir() else ():
+        for folder, _, names in os.walk(self.root):
+            for name in names:
                 with contextlib.suppress(FileNotFoundError):  # another process has renamed it
-                    used += path.stat().length
+                    used += os.stat(os.path.join(folder, name)).st_size
         return used
 
     def _say_full(self) -> None:

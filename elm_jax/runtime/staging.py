@@ -21,7 +21,13 @@ _yielded: set[str] = set()
 def check_free(folder: PathLike) -> None:
     """Raises InputError if the path exists and is not an empty folder."""
     folder = as_path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        is_free = not any(folder.iterdir())
+    except FileNotFoundError:  # also where another process removes it just now
+        is_free = True
+    except NotADirectoryError:  # a file, or a name below one
+        is_free = not folder.exists()
+    if not is_free:
         raise InputError(describe("The target exists already", where=folder,
                                   expected="a name that is free, or an empty folder",
                                   cure="give another name, or remove it"))

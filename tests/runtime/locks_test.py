@@ -1,5 +1,6 @@
 """Locks of folders: between processes, threads, and the blocks of one thread."""
 
+import contextlib
 import functools
 import os
 import resource
@@ -12,6 +13,7 @@ import pytest
 from elm_jax.errors import InputError, RunError
 from elm_jax.runtime import locks
 from elm_jax.runtime.locks import alone
+from elm_jax.runtime.staging import check_free
 
 
 def test_another_process_is_refused_and_named(tmp_path):
@@ -100,6 +102,26 @@ def test_what_stayed_empty_is_removed_and_its_waiters_go_on(tmp_path):
 
     assert many_processes.at_once([wait] * 3) == [""] * 3
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_others_make_and_remove_is_never_taken_for_a_file(tmp_path):
+    """One look says what stands there: two looks would see a folder, and then none."""
+    def make_and_remove() -> None:
+        while not (tmp_path / "end").exists():
+            for change in (os.mkdir, os.rmdir):
+                with contextlib.suppress(OSError):
+                    change(tmp_path / "x")
+
+    def enter() -> None:
+        try:
+            for _ in range(1_000):
+                check_free(tmp_path / "x")
+                with alone(tmp_path / "x", wait_seconds=30):
+                    pass
+        finally:
+            (tmp_path / "end").write_text("")
+
+    assert many_processes.at_once([make_and_remove, enter]) == ["", ""]
 
 
 def test_a_place_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
