@@ -6,34 +6,43 @@ Source: Jang et al., https://arxiv.org/abs/2302.03202, section 3.2 (Retrieval of
 """
 
 import dataclasses
-import heapq
 import logging
 from typing import Any
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.routing.evidence import observe
 from elm_jax.routing.index import KeyIndex, check_rows
-from elm_jax.routing.search import BEST, TIE, winners_of
+from elm_jax.routing.ranking import ranked_by_votes
+from elm_jax.routing.search import BEST, winners_of
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertVotes:
-    """One entry of a ranking: an expert with its votes and similarities.
+    """One entry of a ranking: an expert with its votes, similarities and score.
 
     Attributes:
         expert: id.
         votes: number of queries whose nearest key is the expert's.
-        best_similarity: of any query with any of its keys.
-        mean_similarity: mean over queries of the similarity with its nearest key.
+        best_similarity: of any query with any of its keys; 0 without queries.
+        mean_similarity: mean over queries of the similarity with its nearest key; 0 without queries.
+        score: what the router ranks by; None for an expert that it does not score.
+        centroid_similarity: mean over queries of the similarity with its nearest centroid.
+        prior: how well it does on other data sets; None if that is not known.
+        copy_of: the older expert that it is equal to; it stands behind all that are no copies.
     """
 
     expert: str
     votes: int
     best_similarity: float
     mean_similarity: float
+    score: float | None = None
+    centroid_similarity: float | None = None
+    prior: float | None = None
+    copy_of: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +54,17 @@ class RoutingDecision:
         num_queries: Q, the number of queries; a task with fewer rows has fewer.
         text_format: of keys and queries.
         encoder: its name.
+        router: name of the router that ranked them.
+        is_sure: whether the first expert fits; False means that none of these should answer, but the base.
+            None where no threshold was asked for.
     """
 
     ranking: tuple[ExpertVotes, ...]
     num_queries: int
     text_format: str
     encoder: str
+    router: str = "vote"
+    is_sure: bool | None = None
 
     def top(self, count: int) -> list[str]:
         """Ids of the `count` best experts; experts without votes count too.
@@ -74,7 +88,10 @@ class RoutingDecision:
             "num_queries": self.num_queries,
             "text_format": self.text_format,
             "encoder": self.encoder,
-            "ranking": [dataclasses.asdict(line) for line in self.ranking],
+            "router": self.router,
+            **({} if self.is_sure is None else {"is_sure": self.is_sure}),
+            "ranking": [{name: value for name, value in dataclasses.asdict(line).items() if value is not None}
+                        for line in self.ranking],
         }
 
 
@@ -94,14 +111,12 @@ def decide(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> R
     Raises:
         InputError: no keys, no queries, queries that are not unit rows of K, or no such backend.
     """
-    queries, voting = _checked(queries, index, backend)
-    similarities = BEST[backend](queries, index)
-    winners = winners_of(similarities)[voting]
-    votes = np.bincount(winners, minlength=len(index.experts))
-    best, mean = similarities.max(axis=0), similarities.mean(axis=0, dtype=np.float64)
+    queries = checked_queries(queries, index, backend)
+    evidence = observe(queries, index, backend=backend).pooled()
+    votes, best, mean = evidence.votes[0], evidence.best[0], evidence.mean_nearest[0]
     ranking = tuple(
         ExpertVotes(index.experts[e], int(votes[e]), float(best[e]), float(mean[e]))
-        for e in _ranked(winners, votes, mean)
+        for e in ranked_by_votes(evidence)
     )
     return RoutingDecision(ranking, len(queries), index.text_format, index.encoder)
 
@@ -135,13 +150,13 @@ def nearest_experts(queries: np.ndarray, index: KeyIndex, *, backend: str = "num
     Raises:
         InputError: as `decide`.
     """
-    queries, voting = _checked(queries, index, backend)
+    queries = checked_queries(queries, index, backend)
     similarities = BEST[backend](queries, index)
-    return np.where(voting, winners_of(similarities), 0), similarities
+    return np.where(queries.any(axis=1), winners_of(similarities), 0), similarities
 
 
-def _checked(queries: np.ndarray, index: KeyIndex, backend: str) -> tuple[np.ndarray, np.ndarray]:
-    """The queries as f32[Q, K], and a mask bool[Q] of those that vote."""
+def checked_queries(queries: np.ndarray, index: KeyIndex, backend: str = "numpy") -> np.ndarray:
+    """The queries as f32[Q, K], at least one; raises InputError as `decide`."""
     if backend not in BEST:
         raise unknown_name("routing backend", backend, BEST)
     if not len(index):
@@ -155,32 +170,4 @@ def _checked(queries: np.ndarray, index: KeyIndex, backend: str) -> tuple[np.nda
         logger.warning(
             "%d of %d queries are near to nothing: no vote", (~voting).sum(), len(voting)
         )
-    return queries, voting
-
-
-def _ranked(winners: np.ndarray, votes: np.ndarray, mean: np.ndarray) -> list[int]:
-    """Positions i64[E] of the experts, best first, from i32[voting queries], i64[E] votes, f64[E] means."""
-    seen = list(dict.fromkeys(winners.tolist()))  # in the order of each one's first won query
-    order = sorted(seen, key=lambda expert: -votes[expert])  # stable
-    return order + _by_similarity(mean, np.flatnonzero(votes == 0))
-
-
-def _by_similarity(mean: np.ndarray, experts: np.ndarray) -> list[int]:
-    """Orders experts i64[n] by f64[E] means: of those within `TIE` of the largest left, the oldest first.
-
-    A heap holds the experts that tie with the largest mean left, as they come within `TIE` of it.
-    """
-    falling = experts[np.lexsort((experts, -mean[experts]))]
-    order: list[int] = []
-    tied: list[int] = []
-    taken = np.zeros(len(mean), bool)
-    largest, following = 0, 0
-    while len(order) < len(falling):
-        while largest < len(falling) and taken[falling[largest]]:
-            largest += 1
-        while following < len(falling) and mean[falling[following]] >= mean[falling[largest]] - TIE:
-            heapq.heappush(tied, int(falling[following]))
-            following += 1
-        order.append(heapq.heappop(tied))
-        taken[order[-1]] = True
-    return order
+    return queries

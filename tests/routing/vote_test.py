@@ -9,8 +9,9 @@ import pytest
 from elm_jax.errors import InputError
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.neighbors import ROWS, key_neighbors
+from elm_jax.routing.ranking import ranked_by_score
 from elm_jax.routing.search import BEST, TIE
-from elm_jax.routing.vote import _by_similarity, decide, decide_each
+from elm_jax.routing.vote import decide, decide_each
 from tests.routing.index_test import FakeEncoder, make_index, unit_rows
 
 BACKENDS = sorted(BEST)
@@ -42,7 +43,7 @@ def test_experts_without_votes_are_ordered_by_the_rule_word_by_word(seed):
     rng = np.random.default_rng(seed)
     mean = rng.integers(0, 60, 80) * TIE * 0.4  # chains of ties that reach over several
     experts = np.flatnonzero(rng.random(80) < 0.8)
-    assert _by_similarity(mean, experts) == plain_order(mean, experts.tolist())
+    assert ranked_by_score(mean, experts) == plain_order(mean, experts.tolist())
 
 
 def plain_decision(queries: np.ndarray, index: KeyIndex) -> list[tuple[str, int, float, float]]:
@@ -207,7 +208,7 @@ def test_to_dict_is_json_with_the_whole_ranking():
     index = make_index({"a": axis(0), "b": axis(1)})
     facts = json.loads(json.dumps(decide(axis(1), index).to_dict()))
     assert facts == {
-        "num_queries": 1, "text_format": "instance", "encoder": "fake",
+        "num_queries": 1, "text_format": "instance", "encoder": "fake", "router": "vote",
         "ranking": [
             {"expert": "b", "votes": 1, "best_similarity": 1.0, "mean_similarity": 1.0},
             {"expert": "a", "votes": 0, "best_similarity": 0.0, "mean_similarity": 0.0},

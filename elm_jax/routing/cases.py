@@ -1,0 +1,123 @@
+"""What a router is given: a task's queries, a library as arrays, and the evidence that they make."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from elm_jax.errors import InputError, describe
+from elm_jax.routing.evidence import Evidence
+from elm_jax.routing.index import KeyIndex
+from elm_jax.routing.priors import Priors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoutedTask:
+    """One task to route, as arrays.
+
+    Attributes:
+        queries: f32[Q, K], unit rows in the task's own order; Q may be 0.
+        text: f32[K], the embedded instruction or template text; it stands in for queries where Q is 0.
+        dataset: of the task; priors leave it out.
+        family: kind of the task; priors leave out all data sets of it.
+    """
+
+    queries: np.ndarray
+    text: np.ndarray | None = None
+    dataset: str | None = None
+    family: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoutedLibrary:
+    """A library as routers see it: arrays, no experts.
+
+    Attributes:
+        index: keys of E experts.
+        priors: of the same experts in the same order; None if they are not known.
+        copies: i64[E], position of the oldest expert that is equal to each; None if there are no copies.
+    """
+
+    index: KeyIndex
+    priors: Priors | None = None
+    copies: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError if priors or copies are not of the index's experts."""
+        for name, rows in (("priors", self.priors and self.priors.generality), ("copies", self.copies)):
+            if rows is not None and len(rows) != len(self.index.experts):
+                raise InputError(describe(f"The {name} are not those of the library's experts",
+                                          got=len(rows), expected=len(self.index.experts)))
+
+    @property
+    def different(self) -> np.ndarray:
+        """bool[E], the experts that are no copies of older ones."""
+        number = len(self.index.experts)
+        return np.ones(number, bool) if self.copies is None else self.copies == np.arange(number)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowScores:
+    """What experts did on rows of a task.
+
+    Attributes:
+        correct: f64[n, rows], 1 for a right answer (or any score, larger is better); NaN without labels.
+        predictions: i64[n, rows], number of the choice that each picked.
+        margins: f64[n, rows], by how much the pick was better than the next choice.
+    """
+
+    correct: np.ndarray
+    predictions: np.ndarray
+    margins: np.ndarray
+
+
+class RowScorer(Protocol):
+    """Scores experts on rows of the target task: what a workflow passes to routers that need it."""
+
+    num_rows: int
+
+    def __call__(self, experts: np.ndarray, start: int, end: int) -> RowScores:
+        """Scores experts i64[n], positions in the library, on the rows from `start` to `end`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterSettings:
+    """Constants of the routers; each is used by those that name it.
+
+    Attributes:
+        num_centroids: means that stand for an expert's keys.
+        shortlist: how many most voted experts `shortlist` and the routers that score experts look at.
+        centroid_weight: standard deviations of similarity that count like one of the prior.
+        budget: rows that `labelled` scores in all, over experts; None for all rows of the whole shortlist.
+    """
+
+    num_centroids: int = 1
+    shortlist: int = 10
+    centroid_weight: float = 0.3
+    budget: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoutingCase:
+    """What a router scores: R groups of queries on E experts.
+
+    Attributes:
+        evidence: of the queries.
+        prior: f64[E]; None if not known.
+        different: bool[E], the experts that are no copies.
+        settings: constants.
+        scorer: None for routers that score no expert.
+    """
+
+    evidence: Evidence
+    prior: np.ndarray | None
+    different: np.ndarray
+    settings: RouterSettings
+    scorer: RowScorer | None = None
+
+    def standardised(self, values: np.ndarray) -> np.ndarray:
+        """f64[R, E] of mean 0 and deviation 1 over the experts that are no copies; 0 where all are equal."""
+        own = values[:, self.different]
+        deviation = own.std(axis=1, keepdims=True)
+        return (values - own.mean(axis=1, keepdims=True)) / np.where(deviation > 1e-9, deviation, np.inf)

@@ -1,0 +1,176 @@
+"""Routers: from a task's queries and a library as arrays to scores of its experts, and a decision.
+
+`ROUTERS` is the table of them. A new router is one file in ``routers/`` and one row here. A decision for a
+task pools the evidence of its queries; a decision for each row scores each query alone; a stream adds
+evidence as inputs come. Copies count once: an expert and its copies have one score, and copies stand last.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RoutingCase, RowScorer
+from elm_jax.routing.evidence import Evidence, no_evidence, observe
+from elm_jax.routing.ranking import firsts, ranking
+from elm_jax.routing.routers.by_centroid import centroid_scores
+from elm_jax.routing.routers.by_prior import prior_and_centroid_scores, prior_scores
+from elm_jax.routing.routers.by_shortlist import shortlist_scores
+from elm_jax.routing.routers.by_votes import vote_scores
+from elm_jax.routing.vote import ExpertVotes, RoutingDecision, checked_queries
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+    """One row of the table of routers.
+
+    Attributes:
+        score: gives f64[R, E] for R groups of queries; -inf for experts that it does not score.
+        about: what it ranks by, in a few words.
+        needs_queries: whether it cannot decide at Q = 0.
+        needs_priors: whether the library must have priors.
+        needs_rows: which rows it scores experts on: ``labelled``, ``unlabelled``, or none.
+    """
+
+    score: Callable[[RoutingCase], np.ndarray]
+    about: str
+    needs_queries: bool = True
+    needs_priors: bool = False
+    needs_rows: str | None = None
+
+
+ROUTERS: dict[str, Router] = {
+    "vote": Router(vote_scores, "votes of the queries for their nearest keys' experts"),
+    "centroid": Router(centroid_scores, "similarity of the queries with the mean of each expert's keys",
+                       needs_queries=False),
+    "prior": Router(prior_scores, "how well each expert does on other data sets",
+                    needs_queries=False, needs_priors=True),
+    "prior+centroid": Router(prior_and_centroid_scores, "prior plus similarity with the mean of the keys",
+                             needs_queries=False, needs_priors=True),
+    "shortlist": Router(shortlist_scores, "the most voted experts, ranked by their priors",
+                        needs_priors=True),
+}
+"""Routers by name."""
+
+
+def default_router(library: RoutedLibrary) -> str:
+    """Name of the router of a library: with priors if it has them, else by votes."""
+    return "vote" if library.priors is None else "prior+centroid"
+
+
+def decide_task(task: RoutedTask, library: RoutedLibrary, router: str | None = None, *,
+                settings: RouterSettings | None = None, scorer: RowScorer | None = None,
+                backend: str = "numpy") -> RoutingDecision:
+    """Ranks all experts of a library for one task.
+
+    Ties go to the expert that votes rank first, then to the oldest.
+
+    Args:
+        task: its queries, or its text, or both.
+        library: as arrays.
+        router: one of `ROUTERS`; by default that of the library.
+        settings: constants of the routers.
+        scorer: scores experts on rows, for routers that need it.
+        backend: ``numpy`` or ``jax``; both decide the same.
+
+    Raises:
+        InputError: no such router; it needs queries, priors or rows that are not there; or the queries are
+            not unit rows of K.
+    """
+    evidence = task_evidence(task, library, settings or RouterSettings(), backend)
+    return decide_evidence(evidence.pooled(), task, library, router, settings=settings, scorer=scorer)
+
+
+def decide_rows(task: RoutedTask, library: RoutedLibrary, router: str | None = None, *,
+                settings: RouterSettings | None = None, backend: str = "numpy") -> np.ndarray:
+    """Picks an expert for each query alone; returns positions i64[Q]. Arguments and errors: `decide_task`."""
+    evidence = task_evidence(task, library, settings or RouterSettings(), backend)
+    case = _case(evidence, task, library, router, settings, None)
+    return firsts(_scores(case, library, router), evidence, case.different)
+
+
+def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: str | None = None,
+                    *, settings: RouterSettings | None = None, scorer: RowScorer | None = None
+                    ) -> RoutingDecision:
+    """Ranks all experts by evidence of one group that was gathered before, as `decide_task` does."""
+    name = router or default_router(library)
+    case = _case(evidence, task, library, name, settings, scorer)
+    scores = _scores(case, library, name)[0]
+    experts, votes = library.index.experts, evidence.votes[0]
+    best = np.where(np.isfinite(evidence.best[0]), evidence.best[0], 0.0)
+    nearest, centroid = evidence.mean_nearest[0], evidence.mean_centroid[0]
+    copies = library.copies
+    lines = tuple(
+        ExpertVotes(
+            experts[e], int(votes[e]), float(best[e]), float(nearest[e]),
+            float(scores[e]) if np.isfinite(scores[e]) else None, float(centroid[e]),
+            None if case.prior is None else float(case.prior[e]),
+            None if case.different[e] or copies is None else experts[copies[e]])
+        for e in ranking(scores, evidence, case.different))
+    return RoutingDecision(lines, int(evidence.num_queries[0]), library.index.text_format,
+                           library.index.encoder, name)
+
+
+def task_evidence(task: RoutedTask, library: RoutedLibrary, settings: RouterSettings,
+                  backend: str = "numpy") -> Evidence:
+    """Evidence of a task's queries, a group each; without any, those of its text, which has no vote."""
+    none = no_evidence(len(library.index.experts))
+    if not len(task.queries) and task.text is None:
+        return none
+    given = task.queries if len(task.queries) else task.text[None]
+    queries = checked_queries(given, library.index, backend)
+    evidence = observe(queries, library.index, library.copies, num_centroids=settings.num_centroids,
+                       backend=backend)
+    if len(task.queries):
+        return evidence
+    return dataclasses.replace(none, nearest=evidence.nearest, best=evidence.best, centroid=evidence.centroid)
+
+
+class RouterStream:
+    """Decisions that sharpen as a task's inputs come.
+
+    After any number of updates the decision is that of `decide_task` for all queries at once.
+
+    Attributes:
+        evidence: of all queries so far, as one group; None before the first.
+    """
+
+    def __init__(self, library: RoutedLibrary, router: str | None = None, *, dataset: str | None = None,
+                 family: str | None = None, settings: RouterSettings | None = None) -> None:
+        self.library, self.router = library, router or default_router(library)
+        self.settings = settings or RouterSettings()
+        self.task = RoutedTask(np.zeros((0, library.index.keys.shape[1]), np.float32), None, dataset, family)
+        self.evidence: Evidence | None = None
+
+    def update(self, queries: np.ndarray) -> RoutingDecision:
+        """Adds queries f32[n, K] and returns the decision by all so far; errors as `decide_task`."""
+        task = dataclasses.replace(self.task, queries=np.asarray(queries, np.float32))
+        new = task_evidence(task, self.library, self.settings).pooled()
+        self.evidence = new if self.evidence is None else self.evidence.joined(new).pooled()
+        return decide_evidence(self.evidence, task, self.library, self.router, settings=self.settings)
+
+
+def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: str | None,
+          settings: RouterSettings | None, scorer: RowScorer | None) -> RoutingCase:
+    """What the router is given; raises InputError if it needs something that is not there."""
+    name = router or default_router(library)
+    if name not in ROUTERS:
+        raise unknown_name("router", name, ROUTERS)
+    row = ROUTERS[name]
+    if row.needs_queries and not len(task.queries):
+        able = [other for other, one in ROUTERS.items() if not one.needs_queries]
+        raise InputError(describe(f"The router {name} needs queries", got="no instance of the task",
+                                  cure=f"give some, or take --router {', '.join(able)}"))
+    if row.needs_priors and library.priors is None:
+        raise InputError(describe(f"The router {name} needs priors, and the library has none",
+                                  cure="run `elm library calibrate`, or take --router vote or centroid"))
+    if row.needs_rows and scorer is None:
+        raise InputError(describe(f"The router {name} scores experts on {row.needs_rows} rows",
+                                  got="no such rows", cure="give them: --labelled rows.jsonl"))
+    prior = None if library.priors is None else library.priors.for_task(task.dataset, task.family)
+    return RoutingCase(evidence, prior, library.different, settings or RouterSettings(), scorer)
+
+
+def _scores(case: RoutingCase, library: RoutedLibrary, router: str | None) -> np.ndarray:
+    return np.asarray(ROUTERS[router or default_router(library)].score(case), np.float64)

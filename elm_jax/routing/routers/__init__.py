@@ -1,0 +1,1 @@
+"""Routers, one a file: each gives scores of experts from evidence and priors."""

@@ -1,0 +1,190 @@
+"""Routers against float64 loops of their definitions, and properties that hold for every router."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from elm_jax.errors import InputError
+from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
+from elm_jax.routing.evidence import centroids_of
+from elm_jax.routing.priors import Priors, priors_of_scores
+from elm_jax.routing.router import ROUTERS, RouterStream, decide_rows, decide_task, default_router
+from elm_jax.routing.vote import decide, decide_each
+from tests.routing.index_test import make_index, unit_rows
+
+WITHOUT_SCORING = [name for name, row in ROUTERS.items() if row.needs_rows is None]
+DATASETS, FAMILIES = ("a", "b", "c"), ("x", "x", "y")
+
+
+def library_of(seed: int, experts: int = 9) -> RoutedLibrary:
+    rng = np.random.default_rng(seed)
+    index = make_index({f"e{n}": unit_rows(rng, rng.integers(2, 7)) for n in range(experts)})
+    return RoutedLibrary(index, Priors(rng.normal(size=(experts, 3)), DATASETS, FAMILIES))
+
+
+def task_of(seed: int, count: int = 12) -> RoutedTask:
+    return RoutedTask(unit_rows(np.random.default_rng(100 + seed), count), dataset="a", family="x")
+
+
+def order(decision) -> list[str]:
+    return [line.expert for line in decision.ranking]
+
+
+def permuted(library: RoutedLibrary, places: np.ndarray) -> RoutedLibrary:
+    index = library.index
+    keys = {index.experts[e]: index.keys[index.owners == e] for e in places}
+    priors = Priors(library.priors.generality[places], DATASETS, FAMILIES)
+    return RoutedLibrary(make_index(keys), priors)
+
+
+def plain_scores(name: str, library: RoutedLibrary, task: RoutedTask) -> list[float]:
+    """What a router ranks by, by loops in float64; minus infinity for experts that it does not score."""
+    keys, owners = library.index.keys.astype(np.float64), library.index.owners
+    queries, experts = task.queries.astype(np.float64), range(len(library.index.experts))
+    prior = [library.priors.generality[e, 2] for e in experts]  # c alone is of another family than a
+    own = [[key for key, owner in zip(keys, owners, strict=True) if owner == e] for e in experts]
+    nearest = [[max(query @ key for key in own[e]) for e in experts] for query in queries]
+    votes = [sum(row.index(max(row)) == e for row in nearest) for e in experts]
+    means = [sum(own[e]) / len(own[e]) for e in experts]
+    near = [sum(query @ mean / np.linalg.norm(mean) for query in queries) / len(queries) for mean in means]
+    if name == "vote":
+        return [vote / len(queries) if vote else -np.inf for vote in votes]
+    if name == "centroid":
+        return near
+    if name == "prior":
+        return prior
+    if name == "prior+centroid":
+        middle, deviation = np.mean(near), np.std(near)
+        return [p + RouterSettings().centroid_weight * (n - middle) / deviation
+                for p, n in zip(prior, near, strict=True)]
+    first = {e: next(q for q, row in enumerate(nearest) if row.index(max(row)) == e)
+             for e in experts if votes[e]}
+    mean = np.mean(nearest, axis=0)
+    listed = sorted(experts, key=lambda e: (-votes[e], first.get(e, 0), 0 if votes[e] else -mean[e]))
+    return [prior[e] if e in listed[:4] else -np.inf for e in experts]
+
+
+@pytest.mark.parametrize("name", ["vote", "centroid", "prior", "prior+centroid", "shortlist"])
+@pytest.mark.parametrize("backend", ["numpy", "jax"])
+def test_a_router_scores_what_plain_loops_score(name, backend):
+    """The best comes first, and every expert has the score of the definition."""
+    for seed in range(3):
+        library, task = library_of(seed), task_of(seed)
+        settings = RouterSettings(shortlist=4)
+        decision = decide_task(task, library, name, settings=settings, backend=backend)
+        plain = dict(zip(library.index.experts, plain_scores(name, library, task), strict=True))
+        for line in decision.ranking:
+            expected = plain[line.expert]
+            assert line.score == (None if expected == -np.inf else pytest.approx(expected, abs=1e-5))
+        assert [plain[line] for line in order(decision)] == sorted(plain.values(), reverse=True)
+
+
+@pytest.mark.parametrize("name", WITHOUT_SCORING)
+def test_order_of_experts_keys_and_queries_changes_nothing(name):
+    """Without ties; the first won query decides among equal votes, so those queries keep their order."""
+    library, task, rng = library_of(5), task_of(5, 40), np.random.default_rng(0)
+    decision = decide_task(task, library, name)
+    moved = permuted(library, rng.permutation(9))
+    assert order(decide_task(task, moved, name)) == order(decision)
+    votes = decide_task(task, library, "vote")
+    if len({line.votes for line in votes.ranking if line.votes}) == sum(
+            line.votes > 0 for line in votes.ranking) or name != "vote":
+        mixed = RoutedTask(task.queries[rng.permutation(40)], dataset="a", family="x")
+        assert order(decide_task(mixed, library, name))[0] == order(decision)[0]
+
+
+@pytest.mark.parametrize("name", WITHOUT_SCORING)
+def test_copies_change_nothing(name):
+    """They share the score of the oldest, and stand behind all experts that are no copies."""
+    library, task = library_of(3), task_of(3)
+    before = decide_task(task, library, name)
+    index, generality = library.index, library.priors.generality
+    for number, copied in ((0, 2), (1, 2), (2, 5)):
+        index = index.add(f"copy{number}", index.keys[index.owners == copied])
+        generality = np.concatenate([generality, generality[[copied]]])
+    copied = RoutedLibrary(index, Priors(generality, DATASETS, FAMILIES), np.array([*range(9), 2, 2, 5]))
+    after = decide_task(task, copied, name)
+    assert [(line.expert, line.votes) for line in after.ranking[:9]] == [
+        (line.expert, line.votes) for line in before.ranking]
+    for one, other in zip(after.ranking, before.ranking, strict=False):
+        assert one.score == (None if other.score is None else pytest.approx(other.score, abs=1e-6))
+    assert [(line.copy_of, line.votes) for line in after.ranking[9:]] == [
+        (f"e{copied.copies[index.experts.index(line.expert)]}", 0) for line in after.ranking[9:]]
+    np.testing.assert_array_equal(decide_rows(task, copied, name), decide_rows(task, library, name))
+
+
+@pytest.mark.parametrize("name", WITHOUT_SCORING)
+def test_rows_are_tasks_of_one_query_and_streams_are_tasks(name):
+    """A row's expert is the first of a decision for it alone; a stream decides as for all queries at once."""
+    library, task = library_of(7), task_of(7, 9)
+    alone = [decide_task(RoutedTask(task.queries[[n]], dataset="a", family="x"), library, name)
+             for n in range(9)]
+    picked = decide_rows(task, library, name)
+    assert [library.index.experts[e] for e in picked] == [one.ranking[0].expert for one in alone]
+    stream = RouterStream(library, name, dataset="a", family="x")
+    decisions = [stream.update(part) for part in np.split(task.queries, [1, 3, 8])]
+    assert decisions[0].num_queries == 1 and decisions[-1].num_queries == 9
+    at_once = decide_task(task, library, name)
+    assert order(decisions[-1]) == order(at_once)
+    for one, other in zip(decisions[-1].ranking, at_once.ranking, strict=True):
+        assert one.votes == other.votes and one.mean_similarity == pytest.approx(other.mean_similarity)
+
+
+def test_votes_are_those_of_the_published_rule():
+    library, task = library_of(1), task_of(1)
+    ours, published = decide_task(task, library, "vote"), decide(task.queries, library.index)
+    assert order(ours) == order(published)
+    assert [line.votes for line in ours.ranking] == [line.votes for line in published.ranking]
+    assert [library.index.experts[e] for e in decide_rows(task, library, "vote")] == decide_each(
+        task.queries, library.index)
+
+
+def test_a_library_without_priors_routes_by_votes_and_says_what_it_lacks():
+    library, task = library_of(0), task_of(0)
+    assert default_router(library) == "prior+centroid"
+    old = RoutedLibrary(library.index)
+    assert decide_task(task, old).router == "vote"
+    with pytest.raises(InputError, match="elm library calibrate"):
+        decide_task(task, old, "prior")
+    with pytest.raises(InputError, match=r'nearest: (.*)shortlist|did you mean(.*)shortlist'):
+        decide_task(task, library, "shortlits")
+
+
+def test_a_text_stands_in_for_queries():
+    """Q = 0: the prior and the text alone decide; routers by votes say that they need queries."""
+    library = library_of(2)
+    none = np.zeros((0, library.index.keys.shape[1]), np.float32)
+    text = unit_rows(np.random.default_rng(0), 1)[0]
+    with_text = decide_task(RoutedTask(none, text), library, "centroid")
+    assert order(with_text) == order(decide_task(RoutedTask(text[None]), library, "centroid"))
+    assert with_text.num_queries == 0 and not any(line.votes for line in with_text.ranking)
+    assert order(decide_task(RoutedTask(none), library, "prior+centroid")) == order(
+        decide_task(RoutedTask(none), library, "prior"))
+    with pytest.raises(InputError, match="needs queries"):
+        decide_task(RoutedTask(none, text), library, "vote")
+
+
+def test_priors_leave_out_the_target_and_rank_ties_in_the_middle():
+    """Normal scores of mid-ranks, the mean over a data set's tasks, then over the data sets that count."""
+    scores = np.array([[3, 1, 1, 0], [2, 1, 3, 0], [1, 5, 2, 0], [1, 5, 2, 0.0]])  # the last is a copy
+    priors = priors_of_scores(scores, ["a", "a", "b", "c"], ["x", "x", "x", "y"], np.array([0, 1, 2, 2]))
+    rank = {place: stats.norm.ppf((place - 0.5) / 3) for place in (1, 1.5, 2, 3)}
+    expected = [[(rank[3] + rank[1.5]) / 2, rank[1], 0], [(rank[2] + rank[1.5]) / 2, rank[3], 0],
+                [(rank[1] + rank[3]) / 2, rank[2], 0]]
+    np.testing.assert_allclose(priors.generality, [*expected, expected[2]], atol=1e-12)
+    np.testing.assert_allclose(priors.for_task("a", None), priors.generality[:, 1:].mean(axis=1))
+    np.testing.assert_allclose(priors.for_task("a", "x"), priors.generality[:, 2])
+    assert not Priors(priors.generality, priors.datasets, ("x",) * 3).for_task("a", "x").any()
+
+
+def test_centroids_are_means_and_k_means():
+    """One is the mean; many of separate groups are the groups' means; few keys stand for themselves."""
+    rng = np.random.default_rng(0)
+    groups = [unit_rows(rng, 1) + 0.01 * rng.normal(size=(8, 8)).astype(np.float32) for _ in range(3)]
+    keys = np.concatenate([rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in groups])
+    mean = keys.astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(centroids_of(keys, 1), [mean / np.linalg.norm(mean)], atol=1e-6)
+    found = centroids_of(keys, 3)
+    assert ((found @ keys.T).max(axis=0) > 0.99).all()
+    np.testing.assert_array_equal(centroids_of(keys[:2], 3), keys[:2])
+    assert not centroids_of(0 * keys, 2).any()
