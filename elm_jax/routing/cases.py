@@ -17,7 +17,7 @@ class RoutedTask:
 
     Attributes:
         queries: f32[Q, K], unit rows in the task's own order; Q may be 0.
-        text: f32[K], the embedded instruction or template text; it stands in for queries where Q is 0.
+        text: f32[K], the embedded instruction or template text, beside the queries or in their place.
         dataset: of the task; priors leave it out.
         family: kind of the task; priors leave out all data sets of it.
     """
@@ -88,13 +88,14 @@ class RouterSettings:
     Attributes:
         num_centroids: means that stand for an expert's keys.
         shortlist: how many most voted experts `shortlist` and the routers that score experts look at.
-        centroid_weight: standard deviations of similarity that count like one of the prior.
+        match_weight: of the match beside the prior, see `routers.by_prior.match_share`. It was chosen on a
+            published ranking (docs/routing.md); between 0.2 and 0.5 little changes.
         budget: rows that `labelled` scores in all, over experts; None for all rows of the whole shortlist.
     """
 
     num_centroids: int = 1
     shortlist: int = 10
-    centroid_weight: float = 0.3
+    match_weight: float = 0.3
     budget: int | None = None
 
 
@@ -104,6 +105,7 @@ class RoutingCase:
 
     Attributes:
         evidence: of the queries.
+        text: of the task's text, R = 1; None without one.
         prior: f64[E]; None if not known.
         different: bool[E], the experts that are no copies.
         settings: constants.
@@ -111,6 +113,7 @@ class RoutingCase:
     """
 
     evidence: Evidence
+    text: Evidence | None
     prior: np.ndarray | None
     different: np.ndarray
     settings: RouterSettings

@@ -15,7 +15,11 @@ from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, Rou
 from elm_jax.routing.evidence import Evidence, no_evidence, observe
 from elm_jax.routing.ranking import firsts, ranking
 from elm_jax.routing.routers.by_centroid import centroid_scores
-from elm_jax.routing.routers.by_prior import prior_and_centroid_scores, prior_scores
+from elm_jax.routing.routers.by_prior import (
+    prior_and_centroid_scores,
+    prior_and_nearest_scores,
+    prior_scores,
+)
 from elm_jax.routing.routers.by_shortlist import shortlist_scores
 from elm_jax.routing.routers.by_votes import vote_scores
 from elm_jax.routing.vote import ExpertVotes, RoutingDecision, checked_queries
@@ -28,7 +32,8 @@ class Router:
     Attributes:
         score: gives f64[R, E] for R groups of queries; -inf for experts that it does not score.
         about: what it ranks by, in a few words.
-        needs_queries: whether it cannot decide at Q = 0.
+        needs_queries: whether it cannot decide without queries, or a text where it takes one.
+        takes_text: whether the task's text counts.
         needs_priors: whether the library must have priors.
         needs_rows: which rows it scores experts on: ``labelled``, ``unlabelled``, or none.
     """
@@ -36,6 +41,7 @@ class Router:
     score: Callable[[RoutingCase], np.ndarray]
     about: str
     needs_queries: bool = True
+    takes_text: bool = False
     needs_priors: bool = False
     needs_rows: str | None = None
 
@@ -43,11 +49,13 @@ class Router:
 ROUTERS: dict[str, Router] = {
     "vote": Router(vote_scores, "votes of the queries for their nearest keys' experts"),
     "centroid": Router(centroid_scores, "similarity of the queries with the mean of each expert's keys",
-                       needs_queries=False),
+                       takes_text=True),
     "prior": Router(prior_scores, "how well each expert does on other data sets",
                     needs_queries=False, needs_priors=True),
-    "prior+centroid": Router(prior_and_centroid_scores, "prior plus similarity with the mean of the keys",
-                             needs_queries=False, needs_priors=True),
+    "prior+nearest": Router(prior_and_nearest_scores, "prior, less for experts whose keys are far",
+                            needs_queries=False, takes_text=True, needs_priors=True),
+    "prior+centroid": Router(prior_and_centroid_scores, "prior, less for experts whose keys' mean is far",
+                             needs_queries=False, takes_text=True, needs_priors=True),
     "shortlist": Router(shortlist_scores, "the most voted experts, ranked by their priors",
                         needs_priors=True),
 }
@@ -56,7 +64,7 @@ ROUTERS: dict[str, Router] = {
 
 def default_router(library: RoutedLibrary) -> str:
     """Name of the router of a library: with priors if it has them, else by votes."""
-    return "vote" if library.priors is None else "prior+centroid"
+    return "vote" if library.priors is None else "prior+nearest"
 
 
 def decide_task(task: RoutedTask, library: RoutedLibrary, router: str | None = None, *,
@@ -67,7 +75,7 @@ def decide_task(task: RoutedTask, library: RoutedLibrary, router: str | None = N
     Ties go to the expert that votes rank first, then to the oldest.
 
     Args:
-        task: its queries, or its text, or both.
+        task: its queries, its text, both, or (for a router by priors alone) neither.
         library: as arrays.
         router: one of `ROUTERS`; by default that of the library.
         settings: constants of the routers.
@@ -114,17 +122,12 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
 
 def task_evidence(task: RoutedTask, library: RoutedLibrary, settings: RouterSettings,
                   backend: str = "numpy") -> Evidence:
-    """Evidence of a task's queries, a group each; without any, those of its text, which has no vote."""
-    none = no_evidence(len(library.index.experts))
-    if not len(task.queries) and task.text is None:
-        return none
-    given = task.queries if len(task.queries) else task.text[None]
-    queries = checked_queries(given, library.index, backend)
-    evidence = observe(queries, library.index, library.copies, num_centroids=settings.num_centroids,
-                       backend=backend)
-    if len(task.queries):
-        return evidence
-    return dataclasses.replace(none, nearest=evidence.nearest, best=evidence.best, centroid=evidence.centroid)
+    """Evidence of a task's queries, a group each; of one group without queries where it has none."""
+    if not len(task.queries):
+        return no_evidence(len(library.index.experts))
+    queries = checked_queries(task.queries, library.index, backend)
+    return observe(queries, library.index, library.copies, num_centroids=settings.num_centroids,
+                   backend=backend)
 
 
 class RouterStream:
@@ -136,11 +139,12 @@ class RouterStream:
         evidence: of all queries so far, as one group; None before the first.
     """
 
-    def __init__(self, library: RoutedLibrary, router: str | None = None, *, dataset: str | None = None,
-                 family: str | None = None, settings: RouterSettings | None = None) -> None:
+    def __init__(self, library: RoutedLibrary, router: str | None = None, *, text: np.ndarray | None = None,
+                 dataset: str | None = None, family: str | None = None,
+                 settings: RouterSettings | None = None) -> None:
         self.library, self.router = library, router or default_router(library)
         self.settings = settings or RouterSettings()
-        self.task = RoutedTask(np.zeros((0, library.index.keys.shape[1]), np.float32), None, dataset, family)
+        self.task = RoutedTask(np.zeros((0, library.index.keys.shape[1]), np.float32), text, dataset, family)
         self.evidence: Evidence | None = None
 
     def update(self, queries: np.ndarray) -> RoutingDecision:
@@ -158,9 +162,11 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
     if name not in ROUTERS:
         raise unknown_name("router", name, ROUTERS)
     row = ROUTERS[name]
-    if row.needs_queries and not len(task.queries):
+    has_text = row.takes_text and task.text is not None
+    if row.needs_queries and not has_text and not evidence.num_queries.any():
         able = [other for other, one in ROUTERS.items() if not one.needs_queries]
-        raise InputError(describe(f"The router {name} needs queries", got="no instance of the task",
+        kinds = "queries or a text of the task" if row.takes_text else "queries"
+        raise InputError(describe(f"The router {name} needs {kinds}", got="no instance of the task",
                                   cure=f"give some, or take --router {', '.join(able)}"))
     if row.needs_priors and library.priors is None:
         raise InputError(describe(f"The router {name} needs priors, and the library has none",
@@ -168,8 +174,11 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
     if row.needs_rows and scorer is None:
         raise InputError(describe(f"The router {name} scores experts on {row.needs_rows} rows",
                                   got="no such rows", cure="give them: --labelled rows.jsonl"))
+    settings = settings or RouterSettings()
+    text = None if task.text is None else task_evidence(
+        RoutedTask(np.asarray(task.text)[None]), library, settings)
     prior = None if library.priors is None else library.priors.for_task(task.dataset, task.family)
-    return RoutingCase(evidence, prior, library.different, settings or RouterSettings(), scorer)
+    return RoutingCase(evidence, text, prior, library.different, settings, scorer)
 
 
 def _scores(case: RoutingCase, library: RoutedLibrary, router: str | None) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Routers against float64 loops of their definitions, and properties that hold for every router."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -23,7 +25,8 @@ def library_of(seed: int, experts: int = 9) -> RoutedLibrary:
 
 
 def task_of(seed: int, count: int = 12) -> RoutedTask:
-    return RoutedTask(unit_rows(np.random.default_rng(100 + seed), count), dataset="a", family="x")
+    rng = np.random.default_rng(100 + seed)
+    return RoutedTask(unit_rows(rng, count), unit_rows(rng, 1)[0], dataset="a", family="x")
 
 
 def order(decision) -> list[str]:
@@ -45,18 +48,22 @@ def plain_scores(name: str, library: RoutedLibrary, task: RoutedTask) -> list[fl
     own = [[key for key, owner in zip(keys, owners, strict=True) if owner == e] for e in experts]
     nearest = [[max(query @ key for key in own[e]) for e in experts] for query in queries]
     votes = [sum(row.index(max(row)) == e for row in nearest) for e in experts]
-    means = [sum(own[e]) / len(own[e]) for e in experts]
-    near = [sum(query @ mean / np.linalg.norm(mean) for query in queries) / len(queries) for mean in means]
+    means = [sum(own[e]) / np.linalg.norm(sum(own[e])) for e in experts]
+    near = [sum(query @ mean for query in queries) / len(queries) for mean in means]
     if name == "vote":
         return [vote / len(queries) if vote else -np.inf for vote in votes]
     if name == "centroid":
         return near
     if name == "prior":
         return prior
-    if name == "prior+centroid":
-        middle, deviation = np.mean(near), np.std(near)
-        return [p + RouterSettings().centroid_weight * (n - middle) / deviation
-                for p, n in zip(prior, near, strict=True)]
+    if name.startswith("prior+"):
+        text = task.text.astype(np.float64)
+        keys_of_text = [max(text @ key for key in own[e]) for e in experts]
+        parts = {"prior+nearest": (np.mean(nearest, axis=0), keys_of_text),
+                 "prior+centroid": (near, [text @ mean for mean in means])}[name]
+        match = sum((np.array(part) - np.mean(part)) / np.std(part) for part in parts)
+        share = [sum(other <= one for other in match) / len(match) for one in match]
+        return [p + RouterSettings().match_weight * np.log(s) for p, s in zip(prior, share, strict=True)]
     first = {e: next(q for q, row in enumerate(nearest) if row.index(max(row)) == e)
              for e in experts if votes[e]}
     mean = np.mean(nearest, axis=0)
@@ -64,7 +71,8 @@ def plain_scores(name: str, library: RoutedLibrary, task: RoutedTask) -> list[fl
     return [prior[e] if e in listed[:4] else -np.inf for e in experts]
 
 
-@pytest.mark.parametrize("name", ["vote", "centroid", "prior", "prior+centroid", "shortlist"])
+@pytest.mark.parametrize(
+    "name", ["vote", "centroid", "prior", "prior+nearest", "prior+centroid", "shortlist"])
 @pytest.mark.parametrize("backend", ["numpy", "jax"])
 def test_a_router_scores_what_plain_loops_score(name, backend):
     """The best comes first, and every expert has the score of the definition."""
@@ -89,7 +97,7 @@ def test_order_of_experts_keys_and_queries_changes_nothing(name):
     votes = decide_task(task, library, "vote")
     if len({line.votes for line in votes.ranking if line.votes}) == sum(
             line.votes > 0 for line in votes.ranking) or name != "vote":
-        mixed = RoutedTask(task.queries[rng.permutation(40)], dataset="a", family="x")
+        mixed = dataclasses.replace(task, queries=task.queries[rng.permutation(40)])
         assert order(decide_task(mixed, library, name))[0] == order(decision)[0]
 
 
@@ -117,11 +125,11 @@ def test_copies_change_nothing(name):
 def test_rows_are_tasks_of_one_query_and_streams_are_tasks(name):
     """A row's expert is the first of a decision for it alone; a stream decides as for all queries at once."""
     library, task = library_of(7), task_of(7, 9)
-    alone = [decide_task(RoutedTask(task.queries[[n]], dataset="a", family="x"), library, name)
+    alone = [decide_task(dataclasses.replace(task, queries=task.queries[[n]]), library, name)
              for n in range(9)]
     picked = decide_rows(task, library, name)
     assert [library.index.experts[e] for e in picked] == [one.ranking[0].expert for one in alone]
-    stream = RouterStream(library, name, dataset="a", family="x")
+    stream = RouterStream(library, name, text=task.text, dataset="a", family="x")
     decisions = [stream.update(part) for part in np.split(task.queries, [1, 3, 8])]
     assert decisions[0].num_queries == 1 and decisions[-1].num_queries == 9
     at_once = decide_task(task, library, name)
@@ -141,7 +149,7 @@ def test_votes_are_those_of_the_published_rule():
 
 def test_a_library_without_priors_routes_by_votes_and_says_what_it_lacks():
     library, task = library_of(0), task_of(0)
-    assert default_router(library) == "prior+centroid"
+    assert default_router(library) == "prior+nearest"
     old = RoutedLibrary(library.index)
     assert decide_task(task, old).router == "vote"
     with pytest.raises(InputError, match="elm library calibrate"):
@@ -158,10 +166,12 @@ def test_a_text_stands_in_for_queries():
     with_text = decide_task(RoutedTask(none, text), library, "centroid")
     assert order(with_text) == order(decide_task(RoutedTask(text[None]), library, "centroid"))
     assert with_text.num_queries == 0 and not any(line.votes for line in with_text.ranking)
-    assert order(decide_task(RoutedTask(none), library, "prior+centroid")) == order(
-        decide_task(RoutedTask(none), library, "prior"))
+    nothing = RoutedTask(none)
+    assert order(decide_task(nothing, library)) == order(decide_task(nothing, library, "prior"))
     with pytest.raises(InputError, match="needs queries"):
         decide_task(RoutedTask(none, text), library, "vote")
+    with pytest.raises(InputError, match="queries or a text"):
+        decide_task(RoutedTask(none), library, "centroid")
 
 
 def test_priors_leave_out_the_target_and_rank_ties_in_the_middle():

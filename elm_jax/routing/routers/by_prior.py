@@ -1,8 +1,9 @@
-"""Routers `prior` and `prior+centroid`: how an expert does on other data sets, and how near it is."""
+"""Routers of priors: how an expert does on other data sets, alone and with how well it matches the task."""
 
 import numpy as np
 
 from elm_jax.routing.cases import RoutingCase
+from elm_jax.routing.search import TIE
 
 
 def prior_scores(case: RoutingCase) -> np.ndarray:
@@ -10,7 +11,33 @@ def prior_scores(case: RoutingCase) -> np.ndarray:
     return np.broadcast_to(case.prior, case.evidence.votes.shape)
 
 
+def prior_and_nearest_scores(case: RoutingCase) -> np.ndarray:
+    """Priors plus the logarithm of the share of experts whose nearest keys match no better, f64[R, E]."""
+    return case.prior + case.settings.match_weight * np.log(match_share(case, "mean_nearest"))
+
+
 def prior_and_centroid_scores(case: RoutingCase) -> np.ndarray:
-    """Priors plus weighted standardised similarities with centroids, f64[R, E]."""
-    near = case.standardised(case.evidence.mean_centroid)
-    return case.prior + case.settings.centroid_weight * near
+    """Priors plus the logarithm of the share of experts whose centroids match no better, f64[R, E]."""
+    return case.prior + case.settings.match_weight * np.log(match_share(case, "mean_centroid"))
+
+
+def match_share(case: RoutingCase, similarity: str) -> np.ndarray:
+    """Shares f64[R, E] in (0, 1] of the experts that match a task no better than each one.
+
+    The match is the standardised similarity of the queries plus that of the task's text, of what there is of
+    the two; without either every share is 1. A similarity tells the experts that are far, not which of the
+    near ones is best: the logarithm of the share takes little from the near ones and much from the far ones.
+
+    Args:
+        case: to score.
+        similarity: ``mean_nearest`` or ``mean_centroid``.
+    """
+    match = np.zeros(case.evidence.votes.shape)
+    if case.evidence.num_queries.any():
+        match = match + case.standardised(getattr(case.evidence, similarity))
+    if case.text is not None:
+        match = match + case.standardised(getattr(case.text, similarity))
+    own = np.sort(match[:, case.different], axis=1)
+    places = [np.searchsorted(row, values + TIE, side="right")
+              for row, values in zip(own, match, strict=True)]
+    return np.array(places) / own.shape[1]
