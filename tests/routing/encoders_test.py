@@ -30,12 +30,12 @@ def real_texts() -> list[str]:
     path = DATA / "ag_news" / "train.jsonl.gz"
     if path.exists():
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(next(file))["text"] for _ in range(30)]
+            rows = [json.loads(next(file))["text"] for _ in range(8)]
     prose = [inspect.getdoc(module) for module in (argparse, logging, subprocess, json)]
     whole = " ".join(prose).replace("\n", " ")
     sentences = [part.strip() for part in whole.split(". ") if part.strip()]
     odd = ["", "a", "Ünïcode: naïve café 東京", "word " * 400, "UPPER lower", "\n tab\tand  gaps "]
-    return [*rows, prose[0], *sentences[: 52 - len(rows)], *odd]
+    return [*rows, prose[0], *sentences[: 24 - len(rows)], *odd]
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,12 @@ def test_minilm_agrees_with_sentence_transformers(minilm, embedded):
     from sentence_transformers import SentenceTransformer
 
     texts, ours = embedded
-    assert len(texts) >= 50
+    assert len(texts) > 24
     reference = SentenceTransformer(str(encoders.find_minilm()), device="cpu")
     assert reference.max_seq_length == minilm.config.max_seq_length == 256
     theirs = reference.encode(texts, batch_size=16, show_progress_bar=False).astype(np.float64)
     lengths = [len(tokens) for tokens in minilm.tokenize(texts)]
-    assert min(lengths) == 2 and max(lengths) == 256 and len(set(lengths)) > 20
+    assert min(lengths) == 2 and max(lengths) == 256 and len(set(lengths)) > 15
     cosine = (ours * theirs).sum(1) / np.linalg.norm(theirs, axis=1) / np.linalg.norm(ours, axis=1)
     assert cosine.min() > 0.9999
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
@@ -99,17 +99,15 @@ def test_a_default_prompt_is_applied_as_sentence_transformers_does(small, name, 
 
 
 def test_minilm_does_not_depend_on_the_batch(minilm, embedded):
+    """Alone in a row, and packed with other texts in another order."""
     texts, together = embedded
-    picked = [0, len(texts) - 1, len(texts) - 3]
-    for row in picked:
-        np.testing.assert_allclose(minilm.embed([texts[row]])[0], together[row], atol=1e-6)
-    short = [row for row, text in enumerate(texts) if len(text) < 400]  # long ones take seconds
-    order = np.random.default_rng(0).permutation(short)[:20]
+    np.testing.assert_allclose(minilm.embed(texts[:1])[0], together[0], atol=1e-6)
+    order = np.random.default_rng(0).permutation(len(texts))[:18]
     np.testing.assert_allclose(minilm.embed([texts[i] for i in order]), together[order], atol=1e-6)
 
 
-def test_minilm_uses_few_programs(minilm, embedded):
-    assert len(minilm.programs) <= 7
+def test_minilm_uses_one_program_a_call(minilm, embedded):
+    assert len(minilm.programs) <= 3, "one for each call of the two tests above"
     assert minilm.embed([]).shape == (0, 384)
     assert minilm.dimension == 384 and minilm.name == "all-MiniLM-L6-v2"
 

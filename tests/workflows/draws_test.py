@@ -6,11 +6,15 @@ import pytest
 import tiny_study as tiny
 
 from elm_jax.cli import main
+from elm_jax.data.preparing.prepare import prepare
 from elm_jax.data.preparing.task_data import TaskData
+from elm_jax.data.prompts.templates import PromptTemplate
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings
-from elm_jax.workflows.route import RouteConfig, task_instances
+from elm_jax.routing.text import RoutingInstance
+from elm_jax.workflows import build_library
+from elm_jax.workflows.route import RouteConfig, draw_instances, drawn_instances, task_instances
 
 
 def few_shot_data(world, count: int, length: int = 64) -> TaskData:
@@ -75,6 +79,45 @@ def test_queries_from_a_train_split_are_no_keys(world):
         assert 0 < len(found) < len(train) and not keys & {instance.source for instance in found}
         config = RouteConfig("lib", task=tiny.TOPIC, modules=tiny.MODULES)
         assert len(task_instances(config)) == 32 and task_instances(config, keys) == task_instances(config)
+
+
+@pytest.fixture
+def half(monkeypatch):
+    """A task whose template skips every other of its 400 rows; and the rows that were read, as they come."""
+    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
+    template = PromptTemplate("Half", "{% if number % 2 %}row {{number}} ||| {{number}}{% endif %}", None)
+    seen = []
+    name = registry.add_prompted_task(
+        "halves", None, template, kind="generation", role="train", adapt=lambda row: seen.append(row) or row,
+        rows=lambda split: [{"number": number} for number in range(400)])
+    return registry.get_task(name), seen
+
+
+def test_drawing_renders_only_what_is_drawn_and_arrays_give_the_same(world, half):
+    task, seen = half
+    drawn = drawn_instances(task, "train", 8, 3)
+    assert len(set(drawn)) == 8 and len(seen) < 40
+    keys = {drawn[0].source, drawn[5].source}
+    free = drawn_instances(task, "train", 6, 3, keys)
+    assert free == [instance for instance in drawn if instance.source not in keys]
+    assert drawn_instances(task, "validation", 8, 3, keys) == drawn, "only train splits hold keys"
+    prepared = prepare(task.name, "train", world.base.vocabulary)
+    assert len(prepared) == prepared.info["num_source"] / 2 == 200
+    assert draw_instances(prepared, 8, 3) == drawn and draw_instances(prepared, 6, 3, keys) == free
+    every = draw_instances(prepared, 1000, 3)
+    assert every == drawn_instances(task, "train", 1000, 3) and len(set(every)) == 200
+    part = prepared.subset(20)
+    own = {RoutingInstance(part.text(row)["inputs"]) for row in range(20)}
+    assert set(draw_instances(part, 1000, 3)) == own
+
+
+def test_keys_without_kept_arrays_are_those_of_arrays(world, monkeypatch):
+    from elm_jax.data.preparing import task_data
+
+    bare = TaskData(world.base.vocabulary, tiny.MODULES)
+    expected = build_library.training_instances(world.folder / "dataset", world.data, 11, 0)
+    monkeypatch.delattr(task_data, "prepare")  # nothing is prepared for them
+    assert build_library.training_instances(world.folder / "dataset", bare, 11, 0) == expected
 
 
 def test_mixtures_say_how_many_rows_are_scored(world):

@@ -82,6 +82,11 @@ class TaskData:
         self._splits.move_to_end(key)
         return self._splits[key]
 
+    @property
+    def needs_arrays(self) -> bool:
+        """Whether a split is more than its rendered rows: kept in a folder, with exemplars or in a frame."""
+        return self._folder is not None or bool(self.few_shot) or self.frame is not None
+
     def with_frame(self, frame: ChatFrame | None) -> "TaskData":
         """The same data with inputs in another frame; the same object each time."""
         if frame == self.frame:

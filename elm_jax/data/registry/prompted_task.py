@@ -12,7 +12,7 @@ from elm_jax.data.arrays.prepared import RIGHT
 from elm_jax.data.prompts import templates
 from elm_jax.data.prompts.templates import PromptTemplate, Rendered
 from elm_jax.data.registry import task_rows
-from elm_jax.data.registry.task_rows import NO_LISTS, Places, RowAdapter, RowLists
+from elm_jax.data.registry.task_rows import NO_LISTS, Places, RowAdapter, RowLists, RowOrder
 from elm_jax.data.sources import cached_p3, row_files
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime.storage import PathLike
@@ -148,18 +148,18 @@ class PromptedTask:
 
     def read_rows(self, split: str) -> Sequence[Mapping[str, Any]]:
         """Reads all rows of a split, before rendering."""
+        rows = self._source_rows(split)
+        return rows if self.adapt is None else [
+            row for _, row in task_rows.in_order(rows, range, self.adapt, self.name, self.places(split))]
+
+    def _source_rows(self, split: str) -> Sequence[Mapping[str, Any]]:
+        """Reads all rows of a split as the source has them."""
         self.check_split(split)
         if self.rows is not None:
-            rows = self.rows(split)
-        elif self.own_files is not None:
-            rows = self._own_file(split).read()
-        else:
-            rows = row_files.read_rows(*self.row_source, split)
-        if self.adapt is None:
-            return rows
-        places = self.places(split)
-        return [task_rows.adapted(row, index, self.adapt, self.name, places)
-                for index, row in enumerate(rows)]
+            return self.rows(split)
+        if self.own_files is not None:
+            return self._own_file(split).read()
+        return row_files.read_rows(*self.row_source, split)
 
     def places(self, split: str) -> Places:
         """Returns a function from a row's index to its place: file and line, or split and number."""
@@ -216,9 +216,9 @@ class PromptedTask:
             digest.update("".join(files).encode())
         return digest.hexdigest()[:16]
 
-    def render_rows(self, split: str,
-                    dropped: collections.Counter[str] | None = None) -> Iterator[tuple[int, Rendered]]:
-        """Renders a split row by row, and drops the rows that T0 drops.
+    def render_rows(self, split: str, dropped: collections.Counter[str] | None = None, *,
+                    order: RowOrder = range) -> Iterator[tuple[int, Rendered]]:
+        """Renders a split row by row, as rows are asked for, and drops the rows that T0 drops.
 
         A row is dropped if its template skips it, if its input or target is empty, or, in a task of
         kind ``rank``, if its target is none of its choices (to train on, also if all have a score of 0).
@@ -226,6 +226,7 @@ class PromptedTask:
         Args:
             split: one of the task's.
             dropped: counts the rows that are left out, by the reason.
+            order: gives the places of the rows to render, in order; all as they come.
 
         Yields:
             The row's place in the source, and the row as a prompt.
@@ -233,15 +234,15 @@ class PromptedTask:
         Raises:
             InputError: a row lacks a field that the template reads, or the template fails on it.
         """
-        template, rows = self.load_template(), self.read_rows(split)
+        template, rows, places = self.load_template(), self._source_rows(split), self.places(split)
         if not rows:
             raise InputError(describe(f"Task {self.name} has no rows", where=f"split {split}"))
         dropped = collections.Counter() if dropped is None else dropped
-        places = self.places(split)
-        rendered = task_rows.rendered(rows, template, places, truncate=self.truncate, ready=self.ready)
-        for index, row in enumerate(rendered):
+        made = task_rows.in_order(rows, order, self.adapt, self.name, places)
+        rendered = task_rows.rendered(made, template, places, truncate=self.truncate, ready=self.ready)
+        for index, fields, row in rendered:
             if not isinstance(row, str):
-                row = task_rows.with_lists(row, self.lists.of(rows[index]), places, index)
+                row = task_rows.with_lists(row, self.lists.of(fields), places, index)
                 row = _kept(row, self.kind, split)
             if isinstance(row, str):
                 dropped[row] += 1

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from elm_jax.data.prompts.row_checks import RowChecks, ready_prompt
@@ -17,6 +17,8 @@ RowAdapter = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """From a source's row to the fields that the template reads."""
 Places = Callable[[int], str]
 """From a row's index to its file and line, for errors."""
+RowOrder = Callable[[int], Iterable[int]]
+"""From the number of a source's rows to the places of some of them, in an order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +76,31 @@ def adapted(row: Mapping[str, Any], index: int, adapt: RowAdapter, task: str, pl
     return made
 
 
-def rendered(rows: Sequence[Mapping[str, Any]], template: PromptTemplate, places: Places, *,
-             truncate: bool, ready: bool) -> Iterator[Rendered | str]:
-    """Renders each row as a prompt, or gives the reason why it is dropped.
+def in_order(rows: Sequence[Mapping[str, Any]], order: RowOrder, adapt: RowAdapter | None, task: str,
+             places: Places) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yields the template's fields of a source's rows behind their places, made as they are asked for.
 
     Args:
-        rows: of a split.
+        rows: of the source.
+        order: says which rows, and in which order.
+        adapt: makes the fields of a row; None if they are the row's own.
+        task: its name, for errors.
+        places: file and line of each row, for errors.
+
+    Raises:
+        InputError: see `adapted`.
+    """
+    for index in map(int, order(len(rows))):
+        row = rows[index]
+        yield index, row if adapt is None else adapted(row, index, adapt, task, places)
+
+
+def rendered(rows: Iterable[tuple[int, Mapping[str, Any]]], template: PromptTemplate, places: Places, *,
+             truncate: bool, ready: bool) -> Iterator[tuple[int, Mapping[str, Any], Rendered | str]]:
+    """Renders each row as a prompt, or gives the reason why it is dropped, behind its place and the row.
+
+    Args:
+        rows: of a split, each with its place there, in any order.
         template: that renders them.
         places: file and line of each row, for errors.
         truncate: see `PromptTemplate.parts`.
@@ -90,13 +111,13 @@ def rendered(rows: Sequence[Mapping[str, Any]], template: PromptTemplate, places
             holds what is no character.
     """
     checks = RowChecks(template, places)
-    for index, row in enumerate(rows):
+    for index, row in rows:
         checks.check(row, index)
         made = ready_prompt(row, places(index)) if ready else template.render_or_drop(
             row, seed=index, truncate=truncate, where=places(index))
         if isinstance(made, Rendered):
             check_characters("\0".join((made.inputs, made.targets, *(made.choices or ()))), places(index))
-        yield made
+        yield index, row, made
 
 
 def with_lists(row: Rendered, lists: Mapping[str, Sequence[Any]], places: Places, index: int) -> Rendered:

@@ -8,6 +8,7 @@ https://arxiv.org/abs/1908.10084; https://huggingface.co/sentence-transformers/a
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,24 +132,46 @@ class SentenceEncoder(nn.Module):
 
     config: SentenceEncoderConfig
 
-    @nn.compact
     def __call__(self, tokens: Array, mask: Array, pooled: Array | None = None) -> Array:
         """Encodes padded rows i32[B, S] to f32[B, D]; tokens where the mask is 0 have no effect.
 
         Only tokens where the mask `pooled` [B, S] is 1 count in the mean; None takes the mask itself.
         """
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        hidden = self.hidden_states(tokens, mask, positions)
+        return unit_means(hidden, mask if pooled is None else pooled, 1)[:, 0]
+
+    @nn.compact
+    def hidden_states(self, tokens: Array, numbers: Array, positions: Array) -> Array:
+        """The last layer's states f32[B, S, D] of rows that hold several texts, none of which sees another.
+
+        Args:
+            tokens: i32[B, S].
+            numbers: i32[B, S], each token's text in its row, 1, 2 ...; 0 for padding.
+            positions: i32[B, S], each token's place in its text.
+        """
         config = self.config
         embed = functools.partial(nn.Embed, features=config.hidden_size)
-        positions = jnp.arange(tokens.shape[1])
         x = embed(config.vocab_size, name="word_embeddings")(tokens)
-        x = x + embed(config.max_position_embeddings, name="position_embeddings")(positions)[None]
+        x = x + embed(config.max_position_embeddings, name="position_embeddings")(positions)
         x = x + embed(config.type_vocab_size, name="token_type_embeddings")(jnp.zeros_like(tokens))
-        x = _norm(config, "embeddings_norm")(x)
+        # One row a token: a processor multiplies matrices faster so, and compiles half as long.
+        x = _norm(config, "embeddings_norm")(x.reshape(-1, config.hidden_size))
+        visible = numbers[:, None, :, None] == numbers[:, None, None, :]
         for number in range(config.num_hidden_layers):
-            x = BertLayer(config, name=f"layers_{number}")(x, mask)
-        weights = (mask if pooled is None else pooled).astype(jnp.float32)[..., None]
-        mean = (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1e-9)
-        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+            x = BertLayer(config, name=f"layers_{number}")(x, visible)
+        return x.reshape(*tokens.shape, config.hidden_size)
+
+
+def unit_means(hidden: Array, numbers: Array, texts: int) -> Array:
+    """Means of texts' states at unit length: f32[B, S, D] and each token's text [B, S] -> f32[B, texts, D].
+
+    Texts count from 1; one without any token is a row of zeros.
+    """
+    own = (numbers[:, None] == jnp.arange(1, texts + 1)[None, :, None]).astype(jnp.float32)
+    mean = jnp.einsum("bts,bsd->btd", own, hidden, precision=HIGHEST)
+    mean = mean / jnp.maximum(own.sum(axis=-1, keepdims=True), 1e-9)
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
 class BertLayer(nn.Module):
@@ -157,22 +180,25 @@ class BertLayer(nn.Module):
     config: SentenceEncoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array) -> Array:
-        """Applies the layer: f32[B, S, D] and mask [B, S] -> f32[B, S, D]."""
+    def __call__(self, x: Array, visible: Array) -> Array:
+        """Applies the layer: f32[B S, D] and bool[B, 1, S, S], who sees whom -> f32[B S, D]."""
         config = self.config
-        head_size = config.hidden_size // config.num_attention_heads
+        rows, _, length, _ = visible.shape
+        heads = (rows, length, config.num_attention_heads, -1)
 
         def split_heads(name: str) -> Array:
-            flat = _dense(config.hidden_size, name)(x)
-            return flat.reshape(*x.shape[:2], config.num_attention_heads, head_size)
+            return _dense(config.hidden_size, name)(x).reshape(heads).transpose(0, 2, 1, 3)
 
         query, key, value = (split_heads(name) for name in ("query", "key", "value"))
-        logits = jnp.einsum("bqhk,bshk->bhqs", query * head_size**-0.5, key, precision=HIGHEST)
-        visible = mask.astype(bool)[:, None, None, :]
-        weights = jax.nn.softmax(jnp.where(visible, logits, MASKED), axis=-1)
-        attended = jnp.einsum("bhqs,bshk->bqhk", weights, value, precision=HIGHEST)
-        attended = _dense(config.hidden_size, "attention_output")(attended.reshape(x.shape))
-        x = _norm(config, "attention_norm")(x + attended)
+        query = query * query.shape[-1] ** -0.5
+        logits = jnp.einsum("bhqk,bhsk->bhqs", query, key, precision=HIGHEST)
+        logits = jnp.where(visible, logits, MASKED)
+        # Softmax, divided last: there are fewer attended values than weights.
+        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+        attended = jnp.einsum("bhqs,bhsk->bhqk", weights, value, precision=HIGHEST)
+        attended = attended / weights.sum(axis=-1, keepdims=True)
+        attended = attended.transpose(0, 2, 1, 3).reshape(x.shape)
+        x = _norm(config, "attention_norm")(x + _dense(config.hidden_size, "attention_output")(attended))
         hidden = _dense(config.intermediate_size, "intermediate")(x)
         hidden = _dense(config.hidden_size, "output")(jax.nn.gelu(hidden, approximate=False))
         return _norm(config, "output_norm")(x + hidden)
@@ -191,6 +217,24 @@ def encode(config: SentenceEncoderConfig, params: Params, tokens: Array, mask: A
            pooled: Array | None = None) -> Array:
     """Runs a `SentenceEncoder` under jit, one program a shape: i32[B, S], masks [B, S] -> f32[B, D]."""
     return SentenceEncoder(config).apply({"params": params}, tokens, mask, pooled)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_packed(config: SentenceEncoderConfig, params: Params, tokens: Array, numbers: Array,
+                  positions: Array, unpooled: int) -> Array:
+    """Encodes rows that hold several texts each: f32[B, S, D], of which [b, n - 1] is row b's text n.
+
+    Args:
+        config: sizes of the encoder.
+        params: its parameters.
+        tokens: i32[B, S].
+        numbers: i32[B, S], each token's text in its row, 1, 2 ...; 0 for padding.
+        positions: i32[B, S], each token's place in its text.
+        unpooled: number of tokens at a text's front that do not count in its mean.
+    """
+    hidden = SentenceEncoder(config).apply({"params": params}, tokens, numbers, positions,
+                                           method=SentenceEncoder.hidden_states)
+    return unit_means(hidden, jnp.where(positions < unpooled, 0, numbers), tokens.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,10 +350,12 @@ def params_from_tensors(
 
 
 def _shapes(config: SentenceEncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of each leaf by path, as `SentenceEncoder` initialises it."""
-    row = jnp.zeros((1, 2), jnp.int32)
-    shaped = jax.eval_shape(SentenceEncoder(config).init, jax.random.key(0), row, row)
-    return {path: leaf.shape for path, leaf in trees.flatten(shaped["params"]).items()}
+    """Shape of each leaf by path, as `SentenceEncoder` initialises it; all layers are like the first."""
+    one = SentenceEncoder(dataclasses.replace(config, num_hidden_layers=1))
+    row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    shaped = jax.eval_shape(lambda tokens: one.init(jax.random.key(0), tokens, tokens), row)
+    flat = trees.flatten(shaped["params"])
+    return {path: flat[re.sub(r"^layers_\d+", "layers_0", path)].shape for path in tensor_names(config)}
 
 
 def tensor_names(config: SentenceEncoderConfig) -> dict[str, str]:
