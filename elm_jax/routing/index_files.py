@@ -171,5 +171,5 @@ def _digest_of(keys: np.ndarray) -> str:
 def _unlike(folder: epath.Path, got: str, expected: str, whose: str = "") -> InputError:
     return InputError(describe(
         f"The keys{whose} are not those that were written",
-        where=f"{folder}: {FACTS} (digest) or {LISTED}, and {KEYS} or {OLDER_KEYS}", got=got,
-        expected=expected, cure="build the library again"))
+        where=f"{folder}: {FACTS} (digest, dimension), {LISTED} (num_keys, digest), {KEYS} or {OLDER_KEYS}",
+        got=got, expected=expected, cure="build the library again"))

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from older_library import save_index
 
 from elm_jax.errors import InputError
 from elm_jax.routing import index_files
@@ -94,24 +95,13 @@ def saved(folder, index: KeyIndex) -> None:
     storage.commit(folder)
 
 
-def saved_older(folder, index: KeyIndex) -> None:
-    """Writes an index as an older version did."""
-    storage.begin(folder)
-    np.savez(folder / "keys.npz", keys=index.keys, owners=index.owners)
-    facts = {name: getattr(index, name) for name in ("encoder", "encoder_fingerprint", "text_format")}
-    storage.write_json(folder / "index.json", {
-        "schema_version": 1, "experts": index.experts, "digest": index.digest(),
-        "instances_per_expert": index.instances_per_expert, **facts})
-    storage.commit(folder)
-
-
 def test_what_is_opened_is_what_was_saved_mapped_or_in_memory_or_by_an_older_version(tmp_path):
     rng = np.random.default_rng(6)
     index = dataclasses.replace(
         make_index({"a": unit_rows(rng, 3), "b": unit_rows(rng, 2)}), instances_per_expert=3
     )
     saved(tmp_path / "keys", index)
-    saved_older(tmp_path / "older", index)
+    save_index(tmp_path / "older", index)
     mixed = dataclasses.replace(index, keys=index.keys[::-1], owners=index.owners[::-1])
     saved(tmp_path / "mixed", mixed)
     queries = unit_rows(rng, 9)
@@ -183,7 +173,7 @@ def test_damaged_folders_of_an_older_version_are_refused(tmp_path):
     rng = np.random.default_rng(8)
     index = make_index({"a": unit_rows(rng, 3)})
     folder = tmp_path / "keys"
-    saved_older(folder, index)
+    save_index(folder, index)
     np.savez(folder / "keys.npz", keys=unit_rows(rng, 3), owners=index.owners)
     with pytest.raises(InputError, match="not those that were written"):
         KeyIndex.open(folder, FakeEncoder())
