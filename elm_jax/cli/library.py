@@ -43,8 +43,8 @@ def library_list(arguments: argparse.Namespace) -> None:
     names = chosen("expert", arguments.experts, library.entries)
     if arguments.json:
         print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
-                    "experts": [entry for entry in library.facts["experts"]
-                                if entry["card"]["id"] in names]})
+                    "experts": [{"card": entry.card.to_dict(), "num_keys": entry.num_keys}
+                                for name, entry in library.entries.items() if name in names]})
         return
     columns = (Column("expert"), Column("kind", 2), Column("dataset", 4), Column("tasks", 1, "number"),
                Column("keys", 1, "number"), Column("steps", 3, "number"))

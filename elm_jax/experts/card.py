@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from elm_jax.data.arrays.prepared import PLAIN, RENDERINGS
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.runtime import records, storage
 from elm_jax.runtime.storage import utc_now
 
@@ -76,9 +76,10 @@ class ExpertCard:
                                       expected="letters, digits and _ . + - only, the first a letter, "
                                                "a digit or _, at most 200"))
         if self.kind not in KINDS:
-            raise InputError(describe("Unknown kind of expert", where=self.id, got=self.kind, expected=KINDS))
+            raise InputError(describe("Unknown kind of expert", where=self.id, got=in_short(self.kind),
+                                      expected=KINDS))
         if self.form not in FORMS:
-            raise InputError(describe("Unknown form of overlay", where=self.id, got=self.form,
+            raise InputError(describe("Unknown form of overlay", where=self.id, got=in_short(self.form),
                                       expected=FORMS))
         if self.rendering not in RENDERINGS:
             raise InputError(describe("Unknown rendering of inputs", where=self.id, got=self.rendering,

@@ -1,17 +1,19 @@
 """Expert libraries: experts, embedded training instances of each (the keys), and one text format.
 
-On disk: ``library.json`` names the newest ``keys/<revision>/`` and every expert under ``experts/<id>/``.
-A change writes new files beside the old ones, then ``library.json``, then removes files that are no longer
-referenced, so an interrupted change leaves the library as it was, or as it should be. What it leaves beside
-that the next change clears (`library_changes`). Changes of several processes come one after another, each to
-what the one before has left.
+On disk: experts under ``experts/<id>/``, and `library_files` of cards, keys and instances. An expert more is
+written behind what counts in them, at the cost of that expert; a removal writes new ones beside the old. Then
+follows ``library.json``, and what it does not name any longer is removed, so an interrupted change leaves the
+library as it was, or as it should be. What it leaves beside that the next change clears (`library_changes`).
+Changes of several processes come one after another, each to what the one before has left.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe, unknown_name
@@ -47,16 +49,14 @@ class ExpertLibrary:
                 f"encoder={self.encoder.name!r})")
 
     def __init__(self, path: storage.PathLike, facts: dict[str, Any], encoder: TextEncoder,
-                 index: KeyIndex, instances: list[dict[str, Any]]) -> None:
+                 index: KeyIndex, instances: list[dict[str, Any]],
+                 listed: Mapping[str, tuple[ExpertCard, int]]) -> None:
         self.path = storage.as_path(path)
         self.facts = facts
         self.encoder = encoder
         self.index = index
         self.instances = instances
-        where = self.path / library_files.LIBRARY
-        cards = [(ExpertCard.from_dict(value["card"], where=where), value["num_keys"])
-                 for value in facts["experts"]]
-        self.entries = {card.id: LibraryEntry(card, num_keys) for card, num_keys in cards}
+        self.entries = {name: LibraryEntry(*entry) for name, entry in listed.items()}
 
     @classmethod
     def open(cls, path: storage.PathLike, encoder: TextEncoder | None = None) -> "ExpertLibrary":
@@ -82,9 +82,10 @@ class ExpertLibrary:
     def _of_facts(cls, path: epath.Path, facts: dict[str, Any], encoder: TextEncoder | None
                   ) -> "ExpertLibrary":
         encoder = encoder or load_encoder(facts["encoder"], path / "encoder")
-        index = KeyIndex.open(path / "keys" / facts["keys"], encoder)
-        place = path / "keys" / facts["keys"] / library_files.INSTANCES
-        return cls(path, facts, encoder, index, library_files.read_instances(place, index))
+        place, sizes = path / "keys" / facts["keys"], facts.get("sizes")
+        index = KeyIndex.open(place, encoder, sizes=sizes)
+        instances = library_files.read_instances(place, index, (sizes or {}).get(library_files.INSTANCES))
+        return cls(path, facts, encoder, index, instances, library_files.read_listed(path, facts))
 
     @classmethod
     def create(cls, path: storage.PathLike, encoder: TextEncoder, text_format: str,
@@ -95,8 +96,8 @@ class ExpertLibrary:
             _check_none(path)
         facts = {"schema_version": library_files.SCHEMA_VERSION, "encoder": {"name": encoder.name,
                  "fingerprint": encoder.fingerprint}, "text_format": text_format,
-                 "instances_per_expert": instances_per_expert, "keys": None, "revision": 0, "experts": []}
-        return cls(path, facts, encoder, KeyIndex.empty(encoder, text_format), [])
+                 "instances_per_expert": instances_per_expert, "keys": None, "revision": 0}
+        return cls(path, facts, encoder, KeyIndex.empty(encoder, text_format), [], {})
 
     @property
     def text_format(self) -> str:
@@ -140,24 +141,31 @@ class ExpertLibrary:
         made = self._end_interrupted()
         if made is not None and made.added == ids and all(self[one.id].card == one for one in cards.values()):
             return
-        vectors = {}
+        _check_new(self.entries, cards)
+        vectors: dict[str, np.ndarray] = {}
         for folder, instances in experts.items():
-            _check_new(self.entries, cards[folder], folder, list(cards.values()))
             if not instances:
                 raise InputError(describe("An expert needs instances for its keys", where=folder))
-            vectors[folder] = self.encoder.embed([format_text(one, self.text_format) for one in instances])
+            texts = [format_text(one, self.text_format) for one in instances]
+            vectors[cards[folder].id] = self.encoder.embed(texts)
+        added = library_files.Listing(
+            vectors, [{"expert": cards[folder].id, **dataclasses.asdict(one), "labels": [*one.labels]}
+                      for folder, instances in experts.items() for one in instances],
+            [(cards[folder], len(instances)) for folder, instances in experts.items()])
         with self._changing():
+            _check_new(self.entries, cards)
+            index, adds = self.index.add_all(vectors), "sizes" in self.facts
+            self._begin(added=ids, replaced=None if adds else self.facts["keys"])
             for folder, card in cards.items():
-                _check_new(self.entries, card, folder, list(cards.values()))
-            library_changes.begin_change(self.path, LibraryChange(self.facts["revision"] + 1, added=ids))
-            index, rows, entries = self.index, list(self.instances), list(self.facts["experts"])
-            for folder, instances in experts.items():
-                card = cards[folder]
                 copy_expert(folder, self.path / "experts" / card.id)
-                index = index.add(card.id, vectors[folder])
-                rows += [{"expert": card.id, **dataclasses.asdict(instance)} for instance in instances]
-                entries.append({"card": card.to_dict(), "num_keys": len(instances)})
-            self._write(index, rows, entries)
+            if not adds:
+                self._write_anew(index, [*self.instances, *added.instances], [*self._listed(), *added.cards])
+                return
+            self._commit(added.write(self.path, self.facts))
+            self.index = index
+            self.instances += added.instances
+            self.entries |= {card.id: LibraryEntry(card, count) for card, count in added.cards}
+            library_changes.end_change(self.path, self.facts, self.entries)
 
     def remove(self, expert_ids: Sequence[str]) -> None:
         """Removes experts and their keys, as `add` adds them; a string is one expert's id."""
@@ -168,14 +176,11 @@ class ExpertLibrary:
         with self._changing():
             for expert_id in expert_ids:
                 self[expert_id]
-            change = LibraryChange(self.facts["revision"] + 1, removed=tuple(expert_ids))
-            library_changes.begin_change(self.path, change)
-            index = self.index
-            for expert_id in expert_ids:
-                index = index.remove(expert_id)
-            rows = [row for row in self.instances if row["expert"] not in expert_ids]
-            entries = [entry for entry in self.facts["experts"] if entry["card"]["id"] not in expert_ids]
-            self._write(index, rows, entries)
+            index = self.index.remove_all(expert_ids)
+            self._begin(removed=tuple(expert_ids), replaced=self.facts["keys"])
+            out = set(expert_ids)
+            self._write_anew(index, [row for row in self.instances if row["expert"] not in out],
+                             [entry for entry in self._listed() if entry[0].id not in out])
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -187,7 +192,7 @@ class ExpertLibrary:
                 _check_none(self.path)
             elif (facts := library_files.read_library(self.path)) != self.facts:
                 self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
-            library_changes.end_change(self.path, self.facts)
+            library_changes.end_change(self.path, self.facts, self.entries)
             yield
 
     def _end_interrupted(self) -> LibraryChange | None:
@@ -199,7 +204,8 @@ class ExpertLibrary:
                 library_changes.refuse_recent(self.path)
             there = (self.path / library_files.LIBRARY).exists()
             facts = library_files.read_library(self.path) if there else self.facts
-            made = library_changes.end_change(self.path, facts)
+            listed = library_files.read_listed(self.path, facts) if there else self.entries
+            made = library_changes.end_change(self.path, facts, listed)
             if made is None or any(facts[name] != self.facts[name] for name in _SETTINGS):
                 return None
             self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
@@ -209,19 +215,31 @@ class ExpertLibrary:
         """Reads every expert and key back; returns the faults in words, none for an intact library."""
         return [fault for expert_id in self for fault in _faults(self, expert_id)]
 
-    def _write(self, index: KeyIndex, rows: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
-        revision = self.facts["revision"] + 1
-        name = library_changes.keys_name(revision)
-        folder = storage.begin(self.path / "keys" / name)
-        index.save(folder)
-        storage.append_jsonl(folder / library_files.INSTANCES, rows)
-        storage.commit(folder)
+    def _begin(self, **change: Any) -> None:
+        """Names a change of the next revision, before anything is written."""
+        library_changes.begin_change(self.path, LibraryChange(self.facts["revision"] + 1, **change))
+
+    def _listed(self) -> list[tuple[ExpertCard, int]]:
+        return [(entry.card, entry.num_keys) for entry in self.entries.values()]
+
+    def _write_anew(self, index: KeyIndex, rows: Sequence[dict[str, Any]],
+                    listed: Sequence[tuple[ExpertCard, int]]) -> None:
+        """Writes all files of the library beside those that are there, and reads them."""
+        order = np.argsort(index.owners, kind="stable")  # as the keys are written
+        whole = library_files.Listing(index.by_expert(), [rows[row] for row in order], listed)
+        name = library_changes.keys_name(self.facts["revision"] + 1)
+        facts = whole.write_anew(self.path, self.facts, index.facts(), name)
         if self.facts["keys"] is None:
             save_encoder(self.encoder, self.path / "encoder")
-        facts = {**self.facts, "keys": name, "revision": revision, "experts": entries}
+        self._commit(facts)
+        self.__dict__.update(self._of_facts(self.path, self.facts, self.encoder).__dict__)
+        library_changes.end_change(self.path, self.facts, self.entries)
+
+    def _commit(self, facts: dict[str, Any]) -> None:
+        """Makes facts of files that are written those of the library, of the next revision."""
+        facts = {**facts, "revision": self.facts["revision"] + 1}
         storage.write_json(self.path / library_files.LIBRARY, facts)
-        library_changes.end_change(self.path, facts)
-        self.__init__(self.path, facts, self.encoder, index, rows)
+        self.facts = facts
 
 
 def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:
@@ -246,14 +264,16 @@ def _check_none(path: epath.Path) -> None:
                                   cure="use `elm library add`, or another folder"))
 
 
-def _check_new(entries: Mapping[str, LibraryEntry], card: ExpertCard, folder: Any,
-               added: list[ExpertCard]) -> None:
-    """Raises InputError for an expert that is there already, or of another base than the others."""
-    if card.id in entries or sum(other.id == card.id for other in added) > 1:
-        raise InputError(describe("The library has an expert of this name already", where=folder,
-                                  got=card.id, cure="remove it first, or give another id"))
-    for other in [entry.card for entry in entries.values()] + added:
-        if other.base["fingerprint"] != card.base["fingerprint"]:
+def _check_new(entries: Mapping[str, LibraryEntry], cards: Mapping[Any, ExpertCard]) -> None:
+    """Raises InputError for an expert, by folder, that is there already or is of another base."""
+    seen: set[str] = set()
+    others = [entry.card for entry in itertools.islice(entries.values(), 1)] + [*cards.values()]
+    for folder, card in cards.items():
+        if card.id in entries or card.id in seen:
+            raise InputError(describe("The library has an expert of this name already", where=folder,
+                                      got=card.id, cure="remove it first, or give another id"))
+        seen.add(card.id)
+        if others[0].base["fingerprint"] != card.base["fingerprint"]:
             raise InputError(describe(
                 "The expert belongs to another base than the library's experts", where=folder,
-                got=card.base, expected=f"{other.base} as {other.id}"))
+                got=card.base, expected=f"{others[0].base} as {others[0].id}"))

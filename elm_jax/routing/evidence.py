@@ -86,7 +86,8 @@ def observe(queries: np.ndarray, index: KeyIndex, copies: np.ndarray | None = No
         backend: one of `BEST`.
     """
     nearest = BEST[backend](queries, index).astype(np.float32)
-    centroid = BEST[backend](queries, centroid_index(index, num_centroids))
+    centroids = centroid_index(index, num_centroids)
+    centroid = nearest if centroids is index else BEST[backend](queries, centroids)
     if copies is not None:
         nearest, centroid = _shared(nearest, copies), _shared(centroid, copies)
     votes = np.zeros(nearest.shape, np.int64)

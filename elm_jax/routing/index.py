@@ -1,28 +1,20 @@
 """The index of a library: its keys, and the experts that own them."""
 
 import dataclasses
-import io
+import functools
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.routing import index_files
 from elm_jax.routing.embed import TextEncoder, check_encoder
+from elm_jax.routing.key_room import KeyRoom, read_only
 from elm_jax.routing.text import FORMATS
-from elm_jax.runtime import npy_files, records, storage, trees
+from elm_jax.runtime import storage, trees
 
-SCHEMA_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class IndexFacts:
-    """Fields of ``index.json``."""
-
-    experts: list[str]
-    encoder: str
-    encoder_fingerprint: str
-    text_format: str
-    digest: str
-    instances_per_expert: int | None = None
+CHECKED = 4_096
+"""Rows that are checked at once: checks take no memory beside the keys."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +38,7 @@ class KeyIndex:
     encoder_fingerprint: str
     text_format: str
     instances_per_expert: int | None = None
+    _room: KeyRoom = dataclasses.field(init=False, repr=False)
 
     def __repr__(self) -> str:
         """Says what it is, without its keys."""
@@ -59,7 +52,7 @@ class KeyIndex:
         check_rows(self.keys, self.keys.shape[-1], "keys")
         number = len(self.experts)
         fits = self.owners.shape == self.keys.shape[:1] and self.owners.dtype == np.int32
-        if not fits or not np.array_equal(np.unique(self.owners), np.arange(number)):
+        if not fits or not _has_all(self.owners, number):
             raise InputError(
                 describe(
                     "Keys and experts do not fit each other",
@@ -70,6 +63,13 @@ class KeyIndex:
             )
         if len(set(self.experts)) != number:
             raise InputError(describe("The index has an expert twice", got=self.experts))
+        self._fill(_room=KeyRoom(self.keys, self.owners, self.experts))
+
+    def _fill(self, **fields: object) -> "KeyIndex":
+        """Sets fields of an index that is being made: what others see of one never changes."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        return self
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -95,109 +95,122 @@ class KeyIndex:
         Raises:
             InputError: the expert is in the index already, or has no keys, or they are not unit rows of K.
         """
-        if expert in self.experts:
-            raise InputError(describe("The index has this expert already", got=expert))
-        keys = np.asarray(keys, np.float32)
-        check_rows(keys, self.keys.shape[1], expert)
-        if not len(keys):
-            raise InputError(describe("An expert needs instances for its keys", where=expert))
-        owners = np.full(len(keys), len(self.experts), np.int32)
-        return dataclasses.replace(
-            self,
-            keys=np.concatenate([self.keys, keys]),
-            owners=np.concatenate([self.owners, owners]),
-            experts=(*self.experts, expert),
-        )
+        return self.add_all({expert: keys})
+
+    def add_all(self, experts: Mapping[str, np.ndarray]) -> "KeyIndex":
+        """Returns an index with more experts, each with its keys f32[S, K], in the given order.
+
+        It costs what is added: the keys that are there are shared with the new index.
+
+        Raises:
+            InputError: as `add`.
+        """
+        added = {expert: np.asarray(keys, np.float32) for expert, keys in experts.items()}
+        for expert, keys in added.items():
+            if expert in self:
+                raise InputError(describe("The index has this expert already", got=expert))
+            check_rows(keys, self.keys.shape[1], expert)
+            if not len(keys):
+                raise InputError(describe("An expert needs instances for its keys", where=expert))
+        room, keys, owners = self._room.add(len(self.keys), self.experts, added)
+        new = object.__new__(KeyIndex)._fill(  # only what is new needs a check
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        return new._fill(keys=keys, owners=owners, experts=(*self.experts, *added), _room=room)
 
     def remove(self, expert: str) -> "KeyIndex":
         """Returns an index without one expert and its keys. Inverse of `add` of the last expert."""
-        if expert not in self.experts:
-            raise unknown_name("expert", expert, self.experts)
-        position = self.experts.index(expert)
-        kept = self.owners != position
-        owners = self.owners[kept]
+        return self.remove_all((expert,))
+
+    def remove_all(self, experts: Collection[str]) -> "KeyIndex":
+        """Returns an index without some experts and their keys, in one pass.
+
+        Raises:
+            InputError: one of them is not in the index.
+        """
+        stays = np.ones(len(self.experts), bool)
+        for expert in experts:
+            place = self._room.place(expert, self.experts)
+            if place is None:
+                raise unknown_name("expert", expert, self.experts)
+            stays[place] = False
+        kept = stays[self.owners]
+        places = np.cumsum(stays, dtype=np.int32) - 1
         return dataclasses.replace(
-            self,
-            keys=self.keys[kept],
-            owners=owners - (owners > position).astype(np.int32),
-            experts=self.experts[:position] + self.experts[position + 1 :],
-        )
+            self, keys=self.keys[kept], owners=places[self.owners[kept]],
+            experts=tuple(expert for expert, stay in zip(self.experts, stays, strict=True) if stay))
+
+    def __contains__(self, expert: str) -> bool:
+        return self._room.place(expert, self.experts) is not None
 
     def count(self, expert: str) -> int:
         """Number of keys of an expert; 0 if it is not in the index."""
-        if expert not in self.experts:
-            return 0
-        return int((self.owners == self.experts.index(expert)).sum())
+        place = self._room.place(expert, self.experts)
+        return 0 if place is None else int(self.counts[place])
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """Number of keys i64[E] of each expert."""
+        return read_only(np.bincount(self.owners, minlength=len(self.experts)))
 
     def digest(self) -> str:
         """Hash of the keys and their owners."""
         return trees.fingerprint({"keys": self.keys, "owners": self.owners})
 
     def save(self, folder: storage.PathLike) -> None:
-        """Writes ``keys.npz`` and ``index.json``; the caller writes the folder's commit marker."""
-        folder = storage.as_path(folder)
-        buffer = io.BytesIO()
-        np.savez(buffer, keys=self.keys, owners=self.owners)
-        with storage.guard_writes(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "keys.npz").write_bytes(buffer.getvalue())
-        storage.write_json(
-            folder / "index.json",
-            {
-                "schema_version": SCHEMA_VERSION,
-                "experts": list(self.experts),
-                "encoder": self.encoder,
-                "encoder_fingerprint": self.encoder_fingerprint,
-                "text_format": self.text_format,
-                "instances_per_expert": self.instances_per_expert,
-                "digest": self.digest(),
-            },
-        )
+        """Writes the index's files (`index_files`); the caller writes the folder's commit marker.
+
+        Keys of one expert are written together, in their order.
+        """
+        index_files.write_index(folder, self.facts(), self.by_expert())
+
+    def facts(self) -> dict[str, str | int | None]:
+        """What an index says of its keys, JSON-ready."""
+        return {"dimension": self.keys.shape[1], "encoder": self.encoder,
+                "encoder_fingerprint": self.encoder_fingerprint, "text_format": self.text_format,
+                "instances_per_expert": self.instances_per_expert}
+
+    def by_expert(self) -> dict[str, np.ndarray]:
+        """Each expert's keys f32[S, K], in the order of the experts; views where they stand together."""
+        order = np.argsort(self.owners, kind="stable") if (np.diff(self.owners) < 0).any() else None
+        ends = np.cumsum(self.counts)
+        parts = ((end - count, end) for count, end in zip(self.counts, ends, strict=True))
+        return {expert: self.keys[start:end] if order is None else self.keys[order[start:end]]
+                for expert, (start, end) in zip(self.experts, parts, strict=True)}
 
     @classmethod
-    def open(cls, folder: storage.PathLike, encoder: TextEncoder) -> "KeyIndex":
-        """Reads an index that `save` wrote, for queries made by `encoder`.
+    def open(cls, folder: storage.PathLike, encoder: TextEncoder, *, mapped: bool = True,
+             sizes: Mapping[str, int] | None = None) -> "KeyIndex":
+        """Reads an index that `save` wrote, now or in an older version, for queries made by `encoder`.
+
+        Args:
+            folder: of the index.
+            encoder: of queries.
+            mapped: whether keys on a local disk are mapped into memory, and read from there as they are used.
+            sizes: bytes of each file that count, where others are being added; by default all.
 
         Raises:
             InputError: the folder is not whole, its files do not belong together, or its keys were
                 made by another encoder.
         """
         folder = storage.require_committed(folder, "index of keys")
-        facts = records.read_record(
-            folder / "index.json", IndexFacts, kind="index of keys", schema_version=SCHEMA_VERSION
-        )
-        where = f"{folder / 'index.json'}: encoder_fingerprint"
+        facts = index_files.read_facts(folder)
+        where = f"{folder / index_files.FACTS}: encoder_fingerprint"
         check_encoder(encoder, facts["encoder"], facts["encoder_fingerprint"], where)
-        arrays = npy_files.read_npz(folder / "keys.npz", ("keys", "owners"))
+        stored = index_files.read_keys(folder, facts, mapped, sizes)
         try:
-            index = cls(
-                arrays["keys"],
-                arrays["owners"],
-                tuple(facts["experts"]),
-                facts["encoder"],
-                facts["encoder_fingerprint"],
-                facts["text_format"],
-                facts.get("instances_per_expert"),
-            )
+            index = cls(stored.keys, stored.owners, stored.experts, facts["encoder"],
+                        facts["encoder_fingerprint"], facts["text_format"], facts.get("instances_per_expert"))
         except InputError as error:
             raise InputError(
                 describe(
                     "The keys cannot be read",
-                    where=f"{folder}: index.json (experts, text_format) and keys.npz",
+                    where=f"{folder}: {index_files.FACTS} (experts, text_format) and its keys",
                     got=error,
                     cure="build the library again",
                 )
             ) from error
-        if index.digest() != facts["digest"]:
-            raise InputError(
-                describe(
-                    "The keys are not those that were written",
-                    where=f"{folder}: index.json (digest) and keys.npz",
-                    got=index.digest(),
-                    expected=facts["digest"],
-                    cure="build the library again",
-                )
-            )
+        if "digest" in facts:  # of an older version: one for all keys
+            index_files.require_digest(folder, index.digest(), facts["digest"])
         return index
 
 
@@ -212,14 +225,23 @@ def check_rows(rows: np.ndarray, dimension: int, where: str) -> None:
                 expected=f"float32[n, {dimension}]",
             )
         )
-    norms = np.linalg.norm(rows, axis=1)
-    wrong = np.flatnonzero(~((np.abs(norms - 1) < 1e-3) | (norms == 0)))
-    if len(wrong):
-        raise InputError(
-            describe(
-                "An embedding is not of unit length",
-                where=f"{where}, row {wrong[0]}",
-                got=f"length {norms[wrong[0]]}",
-                expected="1, or 0 for a text of which nothing is known",
+    for start in range(0, len(rows), CHECKED):
+        part = rows[start : start + CHECKED]
+        norms = np.sqrt(np.einsum("nk,nk->n", part, part))
+        wrong = np.flatnonzero(~((np.abs(norms - 1) < 1e-3) | (norms == 0)))
+        if len(wrong):
+            raise InputError(
+                describe(
+                    "An embedding is not of unit length",
+                    where=f"{where}, row {start + wrong[0]}",
+                    got=f"length {norms[wrong[0]]}",
+                    expected="1, or 0 for a text of which nothing is known",
+                )
             )
-        )
+
+
+def _has_all(owners: np.ndarray, number: int) -> bool:
+    """Whether owners i32[N] are positions below a number, each of which owns something."""
+    if not len(owners) or owners.min() < 0 or owners.max() >= number:
+        return not len(owners) and not number
+    return bool(np.bincount(owners, minlength=number).all())

@@ -23,7 +23,7 @@ def ranked_by_votes(evidence: Evidence, group: int = 0) -> list[int]:
 def ranked_by_score(scores: np.ndarray, experts: np.ndarray, places: np.ndarray | None = None) -> list[int]:
     """Orders experts i64[n] by f64[E]: of those within `TIE` of the largest left, the first in place.
 
-    A heap holds the experts that tie with the largest score left, as they come within `TIE` of it.
+    What is further apart than `TIE` never ties: each chain of nearer ones is ordered by itself.
 
     Args:
         scores: f64[E].
@@ -32,18 +32,33 @@ def ranked_by_score(scores: np.ndarray, experts: np.ndarray, places: np.ndarray 
     """
     places = np.arange(len(scores)) if places is None else places
     falling = experts[np.lexsort((places[experts], -scores[experts]))]
+    near = scores[falling[1:]] >= scores[falling[:-1]] - TIE  # the next one is of the same chain
+    order = falling.tolist()
+    edges = np.flatnonzero(np.diff(near, prepend=False, append=False))  # where chains begin and end, in turn
+    for start, end in edges.reshape(-1, 2).tolist():
+        order[start:end + 1] = _chain(scores, order[start:end + 1], places)
+    return order
+
+
+def _chain(scores: np.ndarray, falling: list[int], places: np.ndarray) -> list[int]:
+    """Orders experts of falling scores by the rule of `ranked_by_score`.
+
+    A heap holds the experts that tie with the largest score left, as they come within `TIE` of it.
+    """
+    values, ranks = scores[falling].tolist(), places[falling].tolist()
     order: list[int] = []
     tied: list[tuple[int, int]] = []
-    taken = np.zeros(len(scores), bool)
+    taken = [False] * len(falling)
     largest, following = 0, 0
     while len(order) < len(falling):
-        while largest < len(falling) and taken[falling[largest]]:
+        while taken[largest]:
             largest += 1
-        while following < len(falling) and scores[falling[following]] >= scores[falling[largest]] - TIE:
-            heapq.heappush(tied, (int(places[falling[following]]), int(falling[following])))
+        while following < len(falling) and values[following] >= values[largest] - TIE:
+            heapq.heappush(tied, (ranks[following], following))
             following += 1
-        order.append(heapq.heappop(tied)[1])
-        taken[order[-1]] = True
+        first = heapq.heappop(tied)[1]
+        order.append(falling[first])
+        taken[first] = True
     return order
 
 

@@ -12,14 +12,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.routing.index import KeyIndex
 from elm_jax.types import Array
 
 TIE = 1e-5
 """Similarities (cosines) that differ by no more are equal."""
-CHUNK = 4_096
+CHUNK = 16_384
 """Keys compared at once: Q x CHUNK similarities are in memory, never Q x N."""
+QUERIES = 512
+"""Queries that JAX compares with a block of keys at once."""
 
 
 def best_numpy(queries: np.ndarray, index: KeyIndex, *, chunk: int = CHUNK) -> np.ndarray:
@@ -30,17 +33,26 @@ def best_numpy(queries: np.ndarray, index: KeyIndex, *, chunk: int = CHUNK) -> n
         index: of E experts; keys of one expert that stand together are fastest, any order is right.
         chunk: keys compared at once.
     """
-    best = np.full((len(index.experts), len(queries)), -np.inf, np.float32)
+    best = np.full((len(queries), len(index.experts)), -np.inf, np.float32)
     for start in range(0, len(index.keys), chunk):
         similarities = queries @ index.keys[start : start + chunk].T
         owners = index.owners[start : start + chunk]
         runs = np.flatnonzero(np.diff(owners, prepend=-1))  # where a run of one expert's keys begins
-        np.maximum.at(best, owners[runs], np.maximum.reduceat(similarities, runs, axis=1).T)
-    return best.T
+        if len(runs) < len(owners):
+            similarities = np.maximum.reduceat(similarities, runs, axis=1)
+        found = owners[runs]
+        if (np.diff(found) > 0).all():
+            best[:, found] = np.maximum(best[:, found], similarities)
+        else:  # an expert has several runs
+            np.maximum.at(best, (slice(None), found), similarities)
+    return best
 
 
-def best_jax(queries: np.ndarray, index: KeyIndex, *, chunk: int = CHUNK) -> np.ndarray:
-    """Finds what `best_numpy` finds, with JAX; the keys stay on the device while the index lives."""
+def best_jax(queries: np.ndarray, index: KeyIndex, *, chunk: int = 2 * CHUNK) -> np.ndarray:
+    """Finds what `best_numpy` finds, with JAX; the keys stay on the devices while the index lives.
+
+    Every device of this process holds a part of them.
+    """
     resident = _RESIDENT.get(index)
     if resident is None or resident.chunk != chunk:
         resident = _RESIDENT[index] = _ResidentKeys(index, chunk)
@@ -64,37 +76,52 @@ def nearest_key(query: np.ndarray, index: KeyIndex, expert: int) -> int:
 
 
 class _ResidentKeys:
-    """The keys of an index on JAX's default device, in groups of experts with equally many keys.
+    """The keys of an index on JAX's local devices, in blocks of experts with equally many keys.
 
     A number of keys between two steps is filled up by repeating the expert's first key, which changes no
     maximum. Steps are a quarter of a power of two apart, so that few shapes are compiled; while an index has
-    few different numbers, each is a group of its own and nothing is filled up.
+    few different numbers, each is a group of its own and nothing is filled up. The blocks of a group are of
+    one size, but for the last, and every device holds a part of each.
     """
 
     def __init__(self, index: KeyIndex, chunk: int) -> None:
         self.chunk, self.number = chunk, len(index.experts)
-        counts = np.bincount(index.owners, minlength=self.number)
-        order = np.argsort(index.owners, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        counts = index.counts
+        order = None if (np.diff(index.owners) >= 0).all() else np.argsort(index.owners, kind="stable")
+        starts = np.cumsum(counts) - counts
         sizes = counts if len(np.unique(counts)) <= 4 else _steps(counts)
-        self.groups = []
-        for size in np.unique(sizes):
+        devices = np.array(jax.local_devices())
+        mesh = Mesh(devices, ("experts",))
+        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        split = NamedSharding(mesh, PartitionSpec("experts"))
+        self.blocks = []
+        for size in map(int, np.unique(sizes)):
             experts = np.flatnonzero(sizes == size)
-            offsets = np.arange(size)[None, :]
-            offsets = np.where(offsets < counts[experts][:, None], offsets, 0)
-            positions = order[starts[experts][:, None] + offsets]
-            block = max(1, chunk // int(size))
-            filled = -(-len(experts) // block) * block
-            positions = np.concatenate([positions, np.repeat(positions[:1], filled - len(experts), axis=0)])
-            keys = index.keys[positions.reshape(-1)].reshape(-1, block * int(size), index.keys.shape[1])
-            self.groups.append((experts, int(size), jnp.asarray(keys)))
+            most = max(1, chunk // size) * len(devices)
+            for first in range(0, len(experts), most):
+                own = experts[first : first + most]
+                filled = np.concatenate([own, np.repeat(own[:1], -len(own) % len(devices))])
+                keys = _keys_of(index.keys, order, starts[filled], counts[filled], size)
+                self.blocks.append((own, size, jax.device_put(keys, split)))
 
     def best(self, queries: np.ndarray) -> np.ndarray:
         best = np.empty((len(queries), self.number), np.float32)
-        for experts, size, keys in self.groups:
-            found = np.asarray(_best_of_group(jnp.asarray(queries), keys, size))
-            best[:, experts] = found[:, : len(experts)]
+        for start in range(0, len(queries), QUERIES):
+            part = jax.device_put(queries[start : start + QUERIES], self.everywhere)
+            found = [_best_of_block(part, keys, size) for _, size, keys in self.blocks]  # all are under way
+            for (experts, _, _), similarities in zip(self.blocks, found, strict=True):
+                best[start : start + QUERIES, experts] = np.asarray(similarities)[:, : len(experts)]
         return best
+
+
+def _keys_of(keys: np.ndarray, order: np.ndarray | None, starts: np.ndarray, counts: np.ndarray, size: int
+             ) -> np.ndarray:
+    """Keys f32[X * size, K] of X experts, whose S keys begin at `starts` i64[X] of an order of all keys."""
+    if order is None and counts[-1] == size and (np.diff(starts) == size).all():
+        return keys[starts[0] : starts[-1] + size]  # they stand together, and none is filled up
+    offsets = np.arange(size)[None, :]
+    positions = (starts[:, None] + np.where(offsets < counts[:, None], offsets, 0)).reshape(-1)
+    return keys[positions if order is None else order[positions]]
 
 
 _RESIDENT: "weakref.WeakKeyDictionary[KeyIndex, _ResidentKeys]" = weakref.WeakKeyDictionary()
@@ -107,12 +134,7 @@ def _steps(counts: np.ndarray) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnames="size")
-def _best_of_group(queries: Array, keys: Array, size: int) -> Array:
-    """Best similarities f32[Q, B * X] of queries f32[Q, K] with keys f32[B, X * size, K] of B * X experts."""
-
-    def step(carry: None, block: Array) -> tuple[None, Array]:
-        similarities = jnp.dot(queries, block.T, precision=jax.lax.Precision.HIGHEST)
-        return carry, similarities.reshape(len(queries), -1, size).max(axis=2)
-
-    _, found = jax.lax.scan(step, None, keys)
-    return jnp.moveaxis(found, 0, 1).reshape(len(queries), -1)
+def _best_of_block(queries: Array, keys: Array, size: int) -> Array:
+    """Best similarities f32[Q, X] of queries f32[Q, K] with keys f32[X * size, K] of X experts."""
+    similarities = jnp.dot(keys, queries.T, precision=jax.lax.Precision.HIGHEST)
+    return similarities.reshape(-1, size, len(queries)).max(axis=1).T

@@ -36,13 +36,14 @@ def read_record(path: storage.PathLike, schema: type, *, kind: str, schema_versi
     return check_record(value, schema, kind=kind, where=path)
 
 
-def read_records(path: storage.PathLike, schema: type, *, kind: str) -> list[dict[str, Any]]:
-    """Reads JSON lines as `storage.read_jsonl` does, and checks each by a dataclass.
+def read_records(path: storage.PathLike, schema: type, *, kind: str, size: int | None = None
+                 ) -> list[dict[str, Any]]:
+    """Reads JSON lines, or `size` bytes of them, as `storage.read_jsonl` does; checks each by a dataclass.
 
     Raises:
         InputError: a line is not a JSON object, or a field is missing or of another type.
     """
-    rows, name = storage.read_jsonl(path), str(path)
+    rows, name = storage.read_jsonl(path, size), str(path)
     for number, row in enumerate(rows, start=1):
         check_record(row, schema, kind=kind, where=f"{name}, line {number}")
     return rows

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -120,16 +120,25 @@ def what_is_there(path: PathLike) -> str:
         f", nearest: {', '.join(nearest_names(path.name, names))}" if names else "")
 
 
-def read_bytes(path: PathLike, start: int = 0) -> bytes:
-    """Reads a file from a byte on; a missing or unreadable one, or a folder, is an InputError."""
+def read_bytes(path: PathLike, start: int = 0, end: int | None = None) -> bytes:
+    """Reads a file from a byte on, to its end or to another byte.
+
+    Raises:
+        InputError: a missing or unreadable file, or a folder, or one that ends before `end`.
+    """
     path = require_file(path)
     try:
         with path.open("rb") as file:
             file.seek(start)
-            return file.read()
+            content = file.read() if end is None else file.read(end - start)
     except OSError as error:
         raise InputError(describe("The file cannot be read", where=path, got=error.strerror or error,
                                   cure="look at its permissions and at the disk")) from error
+    if end is not None and len(content) < end - start:
+        raise InputError(describe("The file is shorter than it was written", where=path,
+                                  got=f"{start + len(content)} bytes", expected=f"{end} bytes",
+                                  cure="the file is damaged: fetch or write it again"))
+    return content
 
 
 def read_text(path: PathLike) -> str:
@@ -265,6 +274,38 @@ def append_jsonl(path: PathLike, rows: list[dict[str, Any]]) -> None:
             os.fsync(file.fileno())
 
 
+def append_bytes(path: PathLike, start: int, pieces: Iterable[Any]) -> int:
+    """Writes a file on from a byte, and cuts off what a killed process left behind it; returns its length.
+
+    What is before that byte stays as it is, also for those who read it meanwhile.
+
+    Args:
+        path: of the file; it is made if `start` is 0.
+        start: bytes of it that count.
+        pieces: to write, each a buffer of bytes.
+    """
+    path = as_path(path)
+    if not hosts.is_first():
+        return start + sum(memoryview(piece).nbytes for piece in pieces)
+    with guard_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_local(path):
+            before = read_bytes(path, end=start) if start else b""
+            content = b"".join((before, *pieces))
+            path.write_bytes(content)
+            return len(content)
+        with open(path, "rb+" if start else "wb") as file:
+            if file.seek(0, os.SEEK_END) < start:
+                read_bytes(path, end=start)  # says how much is missing
+            file.truncate(start)
+            file.seek(start)
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+
+
 def _cut_half_line(file: Any) -> None:
     """Truncates an open local file after its last line end."""
     end = file.seek(0, os.SEEK_END)
@@ -282,24 +323,27 @@ def _cut_half_line(file: Any) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def read_jsonl(path: PathLike) -> list[dict[str, Any]]:
+def read_jsonl(path: PathLike, size: int | None = None) -> list[dict[str, Any]]:
     """Reads JSON lines that this program appended; a half-written last line is dropped.
 
-    Empty lines, which an editor may have left at the end before more was appended, say nothing.
+    Empty lines, which an editor may have left at the end before more was appended, say nothing. If `size` is
+    given, so many bytes of the file are read.
 
     Raises:
         InputError: a line other than the last is not a JSON object, or the file is not UTF-8.
     """
-    return read_jsonl_behind(path, 0, 0)[0]
+    return read_jsonl_behind(path, 0, 0, size)[0]
 
 
-def read_jsonl_behind(path: PathLike, start: int, lines: int) -> tuple[list[dict[str, Any]], int, int]:
+def read_jsonl_behind(path: PathLike, start: int, lines: int, end: int | None = None
+                      ) -> tuple[list[dict[str, Any]], int, int]:
     """Reads JSON lines as `read_jsonl` does, but for what is known of the file: its first `start` bytes.
 
     Args:
         path: of the file; one that does not exist is empty.
         start: where a line begins.
         lines: that are before it.
+        end: the byte up to which it is read; None for the file's end.
 
     Returns:
         (rows behind it, where the next line begins, lines before that).
@@ -307,7 +351,7 @@ def read_jsonl_behind(path: PathLike, start: int, lines: int) -> tuple[list[dict
     path = as_path(path)
     if not path.exists() and not os.path.islink(path):
         return [], 0, 0
-    content, name, rows = read_bytes(path, start), str(path), []
+    content, name, rows = read_bytes(path, start, end), str(path), []
     content = content[:content.rfind(b"\n") + 1]  # of a half-written line not even the letters are whole
     found = _decode(content, path, start).split("\n")[:-1]
     for number, line in enumerate(found, start=lines + 1):

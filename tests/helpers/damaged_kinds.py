@@ -97,6 +97,15 @@ def read_expert(folder: pathlib.Path) -> object:
     return load_expert(folder / "expert")
 
 
+def make_library(folder: pathlib.Path) -> None:
+    """A library as it is written now: a change writes one of an older version anew."""
+    from elm_jax.experts.library import ExpertLibrary
+
+    _copy("library")(folder)
+    library = ExpertLibrary.open(folder / "library")
+    library.remove(list(library)[1:])
+
+
 def read_library(folder: pathlib.Path) -> object:
     """Opens, lists, routes, and reads every expert back."""
     from elm_jax.experts.library import ExpertLibrary
@@ -712,7 +721,8 @@ def make_torch(folder: pathlib.Path) -> None:
 KINDS = {kind.name: kind for kind in (
     Kind("base", _copy("base/base"), read_base),
     Kind("expert", _copy("runs/prompt/expert", "runs/prompt/metrics.jsonl"), read_expert),
-    Kind("library", _copy("library"), read_library),
+    Kind("library", make_library, read_library),
+    Kind("older library", _copy("library"), read_library),
     Kind("results", _copy("results"), read_results),
     Kind("study", make_study, read_study, told=("where: task ", "Rows were not scored")),
     Kind("records", make_records, read_records),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def test_best_of_each_expert_equals_plain_loops_in_any_order_of_the_keys(backend
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ties_go_to_the_oldest_expert_wherever_copies_stand(backend):
+def test_ties_go_to_the_oldest_expert_wherever_copies_stand(backend, monkeypatch):
     rng = np.random.default_rng(1)
     different = unit_rows(rng, 30, 384)
     copies = rng.permutation(np.repeat(np.arange(30), 5))
@@ -45,6 +46,9 @@ def test_ties_go_to_the_oldest_expert_wherever_copies_stand(backend):
     expected = [int(np.flatnonzero(copies == winner)[0]) for winner in nearest]
     for chunk in (11, 64, 150):
         assert winners_of(BEST[backend](queries, index, chunk=chunk)).tolist() == expected
+    assert len(jax.local_devices()) == 8
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert winners_of(BEST[backend](queries, index, chunk=50)).tolist() == expected
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

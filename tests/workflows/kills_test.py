@@ -13,6 +13,7 @@ import kills
 import pytest
 import tiny_study as tiny
 from checkout import HELPERS, ROOT
+from older_library import make_older
 
 from elm_jax.cli import main
 from elm_jax.workflows import get_base
@@ -87,6 +88,12 @@ def library_add(bench):
             *MODULE, bench.experts["dataset"]]
 
 
+def library_add_older(bench):
+    words = library_add(bench)
+    make_older(bench.work)
+    return words
+
+
 def library_remove(bench):
     shutil.copytree(bench.world.folder / "library", bench.work)
     return ["library", "remove", "--library", bench.work, tiny.TOPIC]
@@ -151,7 +158,7 @@ CHEAP = {
     "convert expert": lambda bench: convert(bench, bench.experts["topic"], "elm", "elm"),
 }
 VERBS = CHEAP | {
-    "library build": library_build,
+    "library build": library_build, "library add older": library_add_older,
     "convert elm hf": lambda bench: convert(bench, bench.models["elm"][0], "elm", "hf", "--max_shard_size",
                                             "20KB"),
     "convert hf elm": lambda bench: convert(bench, bench.models["hf"][0], "hf", "elm"),
