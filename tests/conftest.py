@@ -41,7 +41,22 @@ from elm_jax.runtime import locks  # noqa: E402
 locks.LEAVING_SECONDS = 0.0  # what is refused here is held by a process that does not leave
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.disable()  # until all is imported and collected: what the packages made stays, and is looked at in vain
-MOST_MEMORY, GROWTH = 2_000_000_000, 200_000_000
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, or of the container around this process; 0 where the system does not say it."""
+    limits = [pathlib.Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    found = [path.read_text().strip() for path in limits if path.exists()]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(str(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    return min((int(size) for size in found if size.isdigit()), default=0)
+
+
+# To let go costs a twelfth of the tests' time where it happens at every third file: what several files use
+# is traced and compiled again. Two thirds are left to the system, to files in memory and other processes.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+MOST_MEMORY = max(2_000_000_000, machine_bytes() // (3 * WORKERS))
+GROWTH = 200_000_000
 """Bytes from which on a process lets go of what earlier files compiled, and gained since it did."""
 held = 0
 """Bytes that this process kept when it last let go."""
