@@ -4,7 +4,6 @@ Evidence is sums over queries, so that of two streams joined is that of all quer
 """
 
 import dataclasses
-import itertools
 import weakref
 
 import numpy as np
@@ -26,7 +25,8 @@ class Evidence:
         first_won: i64[R, E], place of the first such query, or `NEVER`.
         nearest: f64[R, E], sum over queries of the similarity with the expert's nearest key.
         best: f32[R, E], the largest of them; -inf without queries.
-        centroid: f64[R, E], sum over queries of the similarity with the expert's nearest centroid.
+        centroid: f64[R, E], sum over queries of the similarity with the expert's nearest centroid; NaN where
+            centroids were not asked for.
     """
 
     num_queries: np.ndarray
@@ -72,7 +72,7 @@ def no_evidence(experts: int) -> Evidence:
 
 
 def observe(queries: np.ndarray, index: KeyIndex, copies: np.ndarray | None = None, *,
-            num_centroids: int = 1, backend: str = "numpy") -> Evidence:
+            num_centroids: int = 0, backend: str = "numpy") -> Evidence:
     """Compares queries with a library; each query is a group, R = Q.
 
     A query that is near to nothing (a zero row) has no vote. An expert and its copies share their keys:
@@ -82,12 +82,13 @@ def observe(queries: np.ndarray, index: KeyIndex, copies: np.ndarray | None = No
         queries: f32[Q, K], unit or zero rows.
         index: of E experts.
         copies: i64[E], position of the oldest expert that is equal to each; itself for one that has no equal.
-        num_centroids: means that stand for an expert's keys.
+        num_centroids: means that stand for an expert's keys; 0 for none.
         backend: one of `BEST`.
     """
     nearest = BEST[backend](queries, index).astype(np.float32)
-    centroids = centroid_index(index, num_centroids)
-    centroid = nearest if centroids is index else BEST[backend](queries, centroids)
+    centroids = centroid_index(index, num_centroids) if num_centroids else None
+    centroid = np.full_like(nearest, np.nan) if centroids is None else (
+        nearest if centroids is index else BEST[backend](queries, centroids))
     if copies is not None:
         nearest, centroid = _shared(nearest, copies), _shared(centroid, copies)
     votes = np.zeros(nearest.shape, np.int64)
@@ -117,10 +118,7 @@ def centroid_index(index: KeyIndex, count: int = 1) -> KeyIndex:
     if count not in made:
         if np.bincount(index.owners).max(initial=0) <= count:
             return index
-        order = np.argsort(index.owners, kind="stable")
-        starts = np.searchsorted(index.owners[order], np.arange(len(index.experts) + 1))
-        means = [centroids_of(index.keys[order[start:end]], count)
-                 for start, end in itertools.pairwise(starts)]
+        means = [centroids_of(keys, count) for keys in index.by_expert().values()]
         owners = np.repeat(np.arange(len(means), dtype=np.int32), [len(rows) for rows in means])
         made[count] = dataclasses.replace(index, keys=np.concatenate(means), owners=owners)
     return made[count]

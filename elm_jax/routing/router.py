@@ -35,6 +35,7 @@ class Router:
         needs_queries: whether it cannot decide without queries, or a text where it takes one.
         takes_text: whether the task's text counts.
         needs_priors: whether the library must have priors.
+        uses_centroids: whether it compares queries with means of keys.
         needs_rows: which rows it scores experts on: ``labelled``, ``unlabelled``, or none.
     """
 
@@ -43,19 +44,20 @@ class Router:
     needs_queries: bool = True
     takes_text: bool = False
     needs_priors: bool = False
+    uses_centroids: bool = False
     needs_rows: str | None = None
 
 
 ROUTERS: dict[str, Router] = {
     "vote": Router(vote_scores, "votes of the queries for their nearest keys' experts"),
     "centroid": Router(centroid_scores, "similarity of the queries with the mean of each expert's keys",
-                       takes_text=True),
+                       takes_text=True, uses_centroids=True),
     "prior": Router(prior_scores, "how well each expert does on other data sets",
                     needs_queries=False, needs_priors=True),
     "prior+nearest": Router(prior_and_nearest_scores, "prior, less for experts whose keys are far",
                             needs_queries=False, takes_text=True, needs_priors=True),
     "prior+centroid": Router(prior_and_centroid_scores, "prior, less for experts whose keys' mean is far",
-                             needs_queries=False, takes_text=True, needs_priors=True),
+                             needs_queries=False, takes_text=True, needs_priors=True, uses_centroids=True),
     "shortlist": Router(shortlist_scores, "the most voted experts, ranked by their priors",
                         needs_priors=True),
 }
@@ -86,14 +88,14 @@ def decide_task(task: RoutedTask, library: RoutedLibrary, router: str | None = N
         InputError: no such router; it needs queries, priors or rows that are not there; or the queries are
             not unit rows of K.
     """
-    evidence = task_evidence(task, library, settings or RouterSettings(), backend)
+    evidence = task_evidence(task, library, router, settings, backend)
     return decide_evidence(evidence.pooled(), task, library, router, settings=settings, scorer=scorer)
 
 
 def decide_rows(task: RoutedTask, library: RoutedLibrary, router: str | None = None, *,
                 settings: RouterSettings | None = None, backend: str = "numpy") -> np.ndarray:
     """Picks an expert for each query alone; returns positions i64[Q]. Arguments and errors: `decide_task`."""
-    evidence = task_evidence(task, library, settings or RouterSettings(), backend)
+    evidence = task_evidence(task, library, router, settings, backend)
     case = _case(evidence, task, library, router, settings, None)
     return firsts(_scores(case, library, router), evidence, case.different)
 
@@ -112,7 +114,7 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
     lines = tuple(
         ExpertVotes(
             experts[e], int(votes[e]), float(best[e]), float(nearest[e]),
-            float(scores[e]) if np.isfinite(scores[e]) else None, float(centroid[e]),
+            _known(scores[e]), _known(centroid[e]),
             None if case.prior is None else float(case.prior[e]),
             None if case.different[e] or copies is None else experts[copies[e]])
         for e in ranking(scores, evidence, case.different))
@@ -120,14 +122,15 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
                            library.index.encoder, name)
 
 
-def task_evidence(task: RoutedTask, library: RoutedLibrary, settings: RouterSettings,
-                  backend: str = "numpy") -> Evidence:
-    """Evidence of a task's queries, a group each; of one group without queries where it has none."""
+def task_evidence(task: RoutedTask, library: RoutedLibrary, router: str | None = None,
+                  settings: RouterSettings | None = None, backend: str = "numpy") -> Evidence:
+    """Evidence of a task's queries for a router, a group each; of one group without queries if it has none."""
     if not len(task.queries):
         return no_evidence(len(library.index.experts))
     queries = checked_queries(task.queries, library.index, backend)
-    return observe(queries, library.index, library.copies, num_centroids=settings.num_centroids,
-                   backend=backend)
+    row, settings = _row_of(router or default_router(library)), settings or RouterSettings()
+    return observe(queries, library.index, library.copies, backend=backend,
+                   num_centroids=settings.num_centroids if row.uses_centroids else 0)
 
 
 class RouterStream:
@@ -150,18 +153,20 @@ class RouterStream:
     def update(self, queries: np.ndarray) -> RoutingDecision:
         """Adds queries f32[n, K] and returns the decision by all so far; errors as `decide_task`."""
         task = dataclasses.replace(self.task, queries=np.asarray(queries, np.float32))
-        new = task_evidence(task, self.library, self.settings).pooled()
+        new = task_evidence(task, self.library, self.router, self.settings).pooled()
         self.evidence = new if self.evidence is None else self.evidence.joined(new).pooled()
         return decide_evidence(self.evidence, task, self.library, self.router, settings=self.settings)
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: str | None,
           settings: RouterSettings | None, scorer: RowScorer | None) -> RoutingCase:
     """What the router is given; raises InputError if it needs something that is not there."""
     name = router or default_router(library)
-    if name not in ROUTERS:
-        raise unknown_name("router", name, ROUTERS)
-    row = ROUTERS[name]
+    row = _row_of(name)
     has_text = row.takes_text and task.text is not None
     if row.needs_queries and not has_text and not evidence.num_queries.any():
         able = [other for other, one in ROUTERS.items() if not one.needs_queries]
@@ -176,9 +181,15 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
                                   got="no such rows", cure="give them: --labelled rows.jsonl"))
     settings = settings or RouterSettings()
     text = None if task.text is None else task_evidence(
-        RoutedTask(np.asarray(task.text)[None]), library, settings)
+        RoutedTask(np.asarray(task.text)[None]), library, name, settings)
     prior = None if library.priors is None else library.priors.for_task(task.dataset, task.family)
     return RoutingCase(evidence, text, prior, library.different, settings, scorer)
+
+
+def _row_of(router: str) -> Router:
+    if router not in ROUTERS:
+        raise unknown_name("router", router, ROUTERS)
+    return ROUTERS[router]
 
 
 def _scores(case: RoutingCase, library: RoutedLibrary, router: str | None) -> np.ndarray:
