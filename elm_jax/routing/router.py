@@ -124,7 +124,7 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
 
 def task_evidence(task: RoutedTask, library: RoutedLibrary, router: str | None = None,
                   settings: RouterSettings | None = None, backend: str = "numpy") -> Evidence:
-    """Evidence of a task's queries for a router, a group each; of one group without queries if it has none."""
+    """Evidence of a task's queries for a router, a group each; one without queries where it has none."""
     if not len(task.queries):
         return no_evidence(len(library.index.experts))
     queries = checked_queries(task.queries, library.index, backend)
