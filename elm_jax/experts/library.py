@@ -19,8 +19,11 @@ from etils import epath
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts import library_changes, library_files
 from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.copies import copies_among, fingerprint_in
+from elm_jax.experts.generality import ExpertGenerality, forget_experts, priors_of, read_generality
 from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
+from elm_jax.routing.cases import RoutedLibrary
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
 from elm_jax.routing.index import KeyIndex
@@ -123,6 +126,20 @@ class ExpertLibrary:
         self[expert_id]
         return load_expert(self.path / "experts" / expert_id)
 
+    def generality(self) -> dict[str, ExpertGenerality]:
+        """What is known of how general experts are, by id; read anew, for others may have calibrated."""
+        return read_generality(self.path, {name: entry.card for name, entry in self.entries.items()})
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """Fingerprints of the experts' weights: those of calibrated experts, the others from their files."""
+        known = {name: one.fingerprint for name, one in self.generality().items()}
+        return {name: known.get(name) or fingerprint_in(self.path / "experts" / name) for name in self}
+
+    def routed(self) -> RoutedLibrary:
+        """The library as routers see it: its keys, and priors and copies if there are any."""
+        return RoutedLibrary(self.index, priors_of(list(self), self.generality()),
+                             copies_among(list(self), self.fingerprints(), self.instances))
+
     def add(self, experts: Mapping[str, Sequence[RoutingInstance]]) -> None:
         """Adds experts, with the training instances that become their keys.
 
@@ -176,11 +193,12 @@ class ExpertLibrary:
         with self._changing():
             for expert_id in expert_ids:
                 self[expert_id]
-            index = self.index.remove_all(expert_ids)
+            index, known = self.index.remove_all(expert_ids), self.generality()
             self._begin(removed=tuple(expert_ids), replaced=self.facts["keys"])
             out = set(expert_ids)
             self._write_anew(index, [row for row in self.instances if row["expert"] not in out],
                              [entry for entry in self._listed() if entry[0].id not in out])
+            forget_experts(self.path, known, expert_ids)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

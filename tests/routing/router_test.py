@@ -187,6 +187,32 @@ def test_priors_leave_out_the_target_and_rank_ties_in_the_middle():
     assert not Priors(priors.generality, priors.datasets, ("x",) * 3).for_task("a", "x").any()
 
 
+def test_own_tasks_and_copies_do_not_count_in_ranks():
+    """A plain loop: on a task those are ranked that neither saw its data set nor are copies of older ones."""
+    rng = np.random.default_rng(0)
+    scores, own = rng.integers(0, 6, (8, 9)) / 6, rng.random((8, 9)) < 0.3
+    copies, datasets = np.array([0, 1, 2, 1, 4, 5, 2, 7]), [*"aabbbcdde"]
+    own[[0, 1, 2, 4, 5], 8] = True  # the seventh alone is left
+    scores[own | (copies != np.arange(8))[:, None]] = np.nan
+    priors = priors_of_scores(scores, datasets, datasets, copies, own)
+    for expert, oldest in enumerate(copies):
+        for place, name in enumerate(priors.datasets):
+            found = []
+            for task in [task for task, dataset in enumerate(datasets) if dataset == name]:
+                seen = {copies[e] for e in range(8) if own[e, task]}
+                rivals = [scores[e, task] for e in sorted(set(copies.tolist())) if e not in seen]
+                if oldest not in seen and len(rivals) > 1:
+                    below, equal = (sum(map(compare, rivals)) for compare in (
+                        scores[oldest, task].__gt__, scores[oldest, task].__eq__))
+                    found.append(stats.norm.ppf((below + equal / 2) / len(rivals)))
+            expected = np.mean(found) if found else np.nan
+            np.testing.assert_allclose(priors.generality[expert, place], expected, atol=1e-12)
+    assert np.isnan(priors.generality[:, 4]).all() and not np.isnan(priors.generality).all()
+    scores[0, 0] = scores[1, 1] = np.nan
+    with pytest.raises(InputError, match="scores missing"):
+        priors_of_scores(scores, datasets, datasets, copies, own & False)
+
+
 def test_centroids_are_means_and_k_means():
     """One is the mean; many of separate groups are the groups' means; few keys stand for themselves."""
     rng = np.random.default_rng(0)

@@ -1,0 +1,70 @@
+"""Copies in a library: experts of equal weights, or of equal training rows, which count once."""
+
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from elm_jax.experts.card import read_stored
+from elm_jax.formats.places import EXPERT_FILE
+
+
+def fingerprint_in(folder: epath.Path) -> str | None:
+    """Fingerprint of the weights of an expert of a library, as its file says; None where there is no file."""
+    path = folder / EXPERT_FILE
+    return read_stored(path)[1] if path.exists() else None
+
+
+def copies_among(experts: Sequence[str], fingerprints: Mapping[str, str | None],
+                 instances: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
+    """Finds experts that are equal to an older one: in weights, or in the instances behind their keys.
+
+    Instances are equal in any order. The oldest of all that are equal, also by way of others, stands for
+    them.
+
+    Args:
+        experts: E ids, the oldest first.
+        fingerprints: of their weights; None where it is not known.
+        instances: behind the keys: ``expert``, ``source``, ``choices_expression`` and ``labels`` of each.
+
+    Returns:
+        i64[E], position of the oldest equal of each expert, its own for one that has none; None if all
+        experts are different.
+    """
+    oldest = list(range(len(experts)))
+
+    def first_of(expert: int) -> int:
+        while oldest[expert] != expert:
+            expert = oldest[expert]
+        return expert
+
+    for facts in (fingerprints, _row_sets(experts, instances)):
+        seen: dict[Any, int] = {}
+        for number, name in enumerate(experts):
+            fact = facts.get(name)
+            if fact is not None:
+                pair = first_of(seen.setdefault(fact, number)), first_of(number)
+                oldest[max(pair)] = min(pair)
+    copies = np.array([first_of(expert) for expert in oldest], np.int64)
+    return None if np.array_equal(copies, np.arange(len(copies))) else copies
+
+
+def _row_sets(experts: Sequence[str], instances: Iterable[Mapping[str, Any]]) -> dict[str, frozenset]:
+    """Of each expert that may be a copy its instances, with how often each is there.
+
+    First only numbers and lengths of texts are compared, which is little for a library of many experts.
+    """
+    of: dict[str, list[Mapping[str, Any]]] = {name: [] for name in experts}
+    for row in instances:
+        of[row["expert"]].append(row)
+    sizes = {name: (len(rows), sum(len(row["source"]) for row in rows)) for name, rows in of.items() if rows}
+    common = collections.Counter(sizes.values())
+    return {name: _counted(of[name]) for name, size in sizes.items() if common[size] > 1}
+
+
+def _counted(rows: Iterable[Mapping[str, Any]]) -> frozenset:
+    found = collections.Counter(
+        (row["source"], row["choices_expression"], tuple(row["labels"])) for row in rows)
+    return frozenset(found.items())

@@ -1,0 +1,1 @@
+"""Calibration of libraries: how general their experts are, from tables of scores."""

@@ -1,0 +1,59 @@
+"""What a library knows of its experts beside their cards: which are copies, and how general each is."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from elm_jax.errors import InputError
+from elm_jax.experts import generality
+from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.copies import copies_among
+from elm_jax.experts.generality import DatasetScore, ExpertGenerality
+
+NAMES = [f"e{number}" for number in range(6)]
+
+
+def instance(expert: str, text: str, labels: tuple[str, ...] = ()) -> dict:
+    return {"expert": expert, "source": text, "choices_expression": None, "labels": list(labels)}
+
+
+def test_equal_weights_and_equal_rows_are_copies_of_the_oldest():
+    """Rows in any order; an expert may be a copy by way of another; equal lengths alone are no copies."""
+    rows = {"e0": ["a", "bc"], "e1": ["x"], "e2": ["bc", "a"], "e3": ["y"], "e4": ["ab", "c"],
+            "e5": ["x", "x"]}
+    instances = [instance(name, text) for name, texts in rows.items() for text in texts]
+    of = dict(zip(NAMES, "pqrstu", strict=True))
+    assert copies_among(NAMES, of, instances).tolist() == [0, 1, 0, 3, 4, 5]
+    assert copies_among(NAMES, {**of, "e3": "r", "e5": "q"}, instances).tolist() == [0, 1, 0, 0, 4, 1]
+    assert copies_among(NAMES[:2], {"e0": None, "e1": None}, instances[:3]) is None
+    labelled = [instance("e0", "a", ("yes",)), instance("e1", "a", ("no",))]
+    assert copies_among(NAMES[:2], {}, labelled) is None
+
+
+def card_of(name: str, created: str = "then") -> ExpertCard:
+    return ExpertCard(name, "prompt", "adapter", {"name": "b", "fingerprint": "f"}, {}, created=created)
+
+
+def test_generality_is_read_for_the_experts_that_it_is_of(tmp_path):
+    """Not for one that has taken an id since; experts without have NaN; a library without has no priors."""
+    folder, cards = epath.Path(tmp_path), {name: card_of(name) for name in NAMES[:3]}
+    assert generality.read_generality(folder, cards) == {} and generality.priors_of(NAMES, {}) is None
+    known = {name: ExpertGenerality("then", name, {"a": DatasetScore(number / 8, "x", 2)})
+             for number, name in enumerate(NAMES[:3])}
+    known["e1"].generality["b"] = DatasetScore(-1.5, "y", 1)
+    generality.write_generality(folder, known)
+    assert generality.read_generality(folder, cards) == known
+    cards["e2"] = card_of("e2", "later")
+    found = generality.read_generality(folder, cards)
+    priors = generality.priors_of(["e2", "e1", "e0"], found)
+    np.testing.assert_array_equal(priors.generality, [[np.nan] * 2, [0.125, -1.5], [0, np.nan]])
+    assert (priors.datasets, priors.families) == (("a", "b"), ("x", "y"))
+    generality.forget_experts(folder, found, ["e0"])
+    assert list(generality.read_generality(folder, cards)) == ["e1"]
+    path = generality.generality_file(folder)
+    path.write_text(path.read_text().replace("-1.5", '"much"'))
+    with pytest.raises(InputError, match=r"generality\.json: experts/e1/generality/b/score"):
+        generality.read_generality(folder, cards)
+    assert json.loads(path.read_text())["schema_version"] == 1
