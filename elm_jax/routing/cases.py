@@ -72,7 +72,10 @@ class RowScores:
 
 
 class RowScorer(Protocol):
-    """Scores experts on rows of the target task: what a workflow passes to routers that need it."""
+    """Scores experts on rows of the target task: what a workflow passes to routers that need it.
+
+    Rows keep their order, so that rows from `start` to `end` are the same for every expert and call.
+    """
 
     num_rows: int
 
@@ -81,22 +84,58 @@ class RowScorer(Protocol):
         ...
 
 
+class RowLedger:
+    """A scorer that keeps account: on how many rows it scored each expert, and how they did.
+
+    Attributes:
+        num_rows: that there are.
+        rows: i64[E], that each expert was scored on.
+        correct: f64[E], sum over them of `RowScores.correct`; NaN without labels.
+    """
+
+    def __init__(self, scorer: RowScorer, experts: int) -> None:
+        self.scorer, self.num_rows = scorer, scorer.num_rows
+        self.rows, self.correct = np.zeros(experts, np.int64), np.zeros(experts)
+
+    def __call__(self, experts: np.ndarray, start: int, end: int) -> RowScores:
+        """Scores experts as the scorer does; each pair of an expert and a row counts every time."""
+        scores = self.scorer(experts, start, end)
+        self.rows[experts] += end - start
+        self.correct[experts] += scores.correct.sum(axis=1)
+        return scores
+
+    def reasons(self, expert: int) -> tuple[int | None, float | None]:
+        """Rows that an expert was scored on, and its mean score on them; None where it has none."""
+        rows, correct = int(self.rows[expert]), float(self.correct[expert])
+        return rows or None, None if not rows or np.isnan(correct) else correct / rows
+
+
 @dataclasses.dataclass(frozen=True)
 class RouterSettings:
     """Constants of the routers; each is used by those that name it.
 
     Attributes:
         num_centroids: means that stand for an expert's keys.
-        shortlist: how many most voted experts `shortlist` and the routers that score experts look at.
+        shortlist: how many most voted experts `shortlist` looks at.
+        candidates: how many experts the routers that score experts on rows look at: the best by the router
+            that a library has without rows.
         match_weight: of the match beside the prior, see `routers.by_prior.match_share`. It was chosen on a
             published ranking (docs/routing.md); between 0.2 and 0.5 little changes.
-        budget: rows that `labelled` scores in all, over experts; None for all rows of the whole shortlist.
+        budget: rows that they score in all, over experts; None for all rows of all candidates.
     """
 
     num_centroids: int = 1
     shortlist: int = 10
+    candidates: int = 20
     match_weight: float = 0.3
     budget: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a number below one."""
+        for name in ("num_centroids", "shortlist", "candidates", "budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(describe("A router counts from one", where=name, got=value))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

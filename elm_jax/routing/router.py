@@ -11,15 +11,17 @@ from collections.abc import Callable
 import numpy as np
 
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RoutingCase, RowScorer
+from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RoutingCase, RowLedger, RowScorer
 from elm_jax.routing.evidence import Evidence, no_evidence, observe
 from elm_jax.routing.ranking import firsts, ranking
 from elm_jax.routing.routers.by_centroid import centroid_scores
+from elm_jax.routing.routers.by_labels import labelled_scores
 from elm_jax.routing.routers.by_prior import (
     prior_and_centroid_scores,
     prior_and_nearest_scores,
     prior_scores,
 )
+from elm_jax.routing.routers.by_rows import agreement_scores, confidence_scores
 from elm_jax.routing.routers.by_shortlist import shortlist_scores
 from elm_jax.routing.routers.by_votes import vote_scores
 from elm_jax.routing.vote import ExpertVotes, RoutingDecision, checked_queries
@@ -60,8 +62,17 @@ ROUTERS: dict[str, Router] = {
                              needs_queries=False, takes_text=True, needs_priors=True, uses_centroids=True),
     "shortlist": Router(shortlist_scores, "the most voted experts, ranked by their priors",
                         needs_priors=True),
+    "labelled": Router(labelled_scores, "the likely experts, scored on labelled rows by successive halving",
+                       needs_queries=False, takes_text=True, needs_rows="labelled"),
+    "confidence": Router(confidence_scores, "by how much the likely experts prefer their own answers",
+                         needs_queries=False, takes_text=True, needs_rows="unlabelled"),
+    "agreement": Router(agreement_scores, "how often a likely expert answers as most of the others do",
+                        needs_queries=False, takes_text=True, needs_rows="unlabelled"),
 }
 """Routers by name."""
+ROWS = {"labelled": "give them: --labelled rows.jsonl",
+        "unlabelled": "give the task's rows, on which experts are scored"}
+"""What to do where a router's rows are missing, by `Router.needs_rows`."""
 
 
 def default_router(library: RoutedLibrary) -> str:
@@ -105,7 +116,8 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
                     ) -> RoutingDecision:
     """Ranks all experts by evidence of one group that was gathered before, as `decide_task` does."""
     name = router or default_router(library)
-    case = _case(evidence, task, library, name, settings, scorer)
+    ledger = None if scorer is None else RowLedger(scorer, len(library.index.experts))
+    case = _case(evidence, task, library, name, settings, ledger)
     scores = _scores(case, library, name)[0]
     experts, votes = library.index.experts, evidence.votes[0]
     best = np.where(np.isfinite(evidence.best[0]), evidence.best[0], 0.0)
@@ -116,7 +128,8 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
             experts[e], int(votes[e]), float(best[e]), float(nearest[e]),
             _known(scores[e]), _known(centroid[e]),
             None if case.prior is None else float(case.prior[e]),
-            None if case.different[e] or copies is None else experts[copies[e]])
+            None if case.different[e] or copies is None else experts[copies[e]],
+            *((None, None) if ledger is None else ledger.reasons(e)))
         for e in ranking(scores, evidence, case.different))
     return RoutingDecision(lines, int(evidence.num_queries[0]), library.index.text_format,
                            library.index.encoder, name)
@@ -176,9 +189,9 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
     if row.needs_priors and library.priors is None:
         raise InputError(describe(f"The router {name} needs priors, and the library has none",
                                   cure="run `elm library calibrate`, or take --router vote or centroid"))
-    if row.needs_rows and scorer is None:
+    if row.needs_rows and (scorer is None or not scorer.num_rows):
         raise InputError(describe(f"The router {name} scores experts on {row.needs_rows} rows",
-                                  got="no such rows", cure="give them: --labelled rows.jsonl"))
+                                  got="no such rows", cure=ROWS[row.needs_rows]))
     settings = settings or RouterSettings()
     text = None if task.text is None else task_evidence(
         RoutedTask(np.asarray(task.text)[None]), library, name, settings)

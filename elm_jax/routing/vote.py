@@ -33,6 +33,8 @@ class ExpertVotes:
         centroid_similarity: mean over queries of the similarity with its nearest centroid.
         prior: how well it does on other data sets; None if that is not known.
         copy_of: the older expert that it is equal to; it stands behind all that are no copies.
+        rows: of the task that it was scored on; None for none.
+        accuracy: its mean score on them; None without labels.
     """
 
     expert: str
@@ -43,6 +45,8 @@ class ExpertVotes:
     centroid_similarity: float | None = None
     prior: float | None = None
     copy_of: str | None = None
+    rows: int | None = None
+    accuracy: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
