@@ -36,9 +36,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "helpers"))
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from elm_jax.merging import stream  # noqa: E402
 from elm_jax.runtime import locks  # noqa: E402
 
 locks.LEAVING_SECONDS = 0.0  # what is refused here is held by a process that does not leave
+stream._LEAST >>= 3  # leaves are small here: most of their slices would be padding
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.disable()  # until all is imported and collected: what the packages made stays, and is looked at in vain
 

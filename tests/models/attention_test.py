@@ -41,10 +41,9 @@ def test_value_and_gradients_equal_plain_attention(keep: np.ndarray | None) -> N
         return lambda *arguments: (function(*arguments, keep) * weights).sum()
 
     arguments = (QUERIES, KEYS, VALUES, BIASES)
-    value, gradients = jax.value_and_grad(total(attend), argnums=(0, 1, 2, 3))(*arguments)
-    expected_value, expected = jax.value_and_grad(total(plain_attention), argnums=(0, 1, 2, 3))(
-        *arguments
-    )
+    (value, gradients), (expected_value, expected) = (
+        jax.jit(jax.value_and_grad(total(function), argnums=(0, 1, 2, 3)))(*arguments)
+        for function in (attend, plain_attention))
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     for found, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
@@ -106,6 +105,7 @@ def test_gradients_of_stacked_queries() -> None:
     """vmap over a leading axis of experts."""
     stacked = np.stack([QUERIES, 2 * QUERIES, -QUERIES])
 
+    @jax.jit
     def gradient(queries: jax.Array) -> jax.Array:
         return jax.grad(lambda queries: attend(queries, KEYS, VALUES, BIASES, None).sum())(queries)
 

@@ -76,8 +76,8 @@ def test_a_stack_leaves_out_the_parts_in_which_no_expert_has_weight(given, monke
         return jax.value_and_grad(lambda states: token_cross_entropy(
             states @ head.T, targets, weights, LossConfig()).loss)(states)
 
-    mapped = jax.vmap(gradient, in_axes=(None, 0))
-    expected = jax.vmap(whole, in_axes=(None, 0))(states, each)
+    mapped, whole_mapped = (jax.jit(jax.vmap(one, in_axes=(None, 0))) for one in (gradient, whole))
+    expected = whole_mapped(states, each)
     for one, other in zip(mapped(states, each), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
     assert " cond[" in str(jax.make_jaxpr(mapped)(states, each)), "no branch that all experts pass"

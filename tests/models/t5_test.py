@@ -7,6 +7,7 @@ import pytest
 import scipy.special
 import torch
 import transformers
+import weights
 from hf_weights import (
     GENERATIONS,
     hf_config,
@@ -140,7 +141,7 @@ def test_whole_tree_of_a_tiny_network() -> None:
         "decoder": {"relpos_bias": {"rel_embedding": (3, 32)}, "layers_0": decoder_layer,
                     "decoder_norm": norm, "logits_dense": {"kernel": (64, 50)}},
     })
-    found = trees.flatten(init_of(T5Network(config), jax.random.key(0)))
+    found = trees.flatten(jax.eval_shape(T5Network(config).init, jax.random.key(0)))
     assert {path: leaf.shape for path, leaf in found.items()} == expected
     assert {str(leaf.dtype) for leaf in found.values()} == {"float32"}
 
@@ -301,8 +302,8 @@ def test_bfloat16_activations_are_finite_and_close(params: dict) -> None:
     exact = logits_of(T5Network(config), params, batch)
     half = T5Network(T5Config.from_dict({**config.to_dict(), "dtype": "bfloat16"}))
     rounded = logits_of(half, params, batch)
-    assert half.start(params, rows(batch["encoder_input_tokens"]),
-                      3).cache["layers"]["layers_0"]["cross_key"].dtype == jnp.bfloat16
+    start = jax.jit(half.start, static_argnums=2)(params, rows(batch["encoder_input_tokens"]), 3)
+    assert start.cache["layers"]["layers_0"]["cross_key"].dtype == jnp.bfloat16
     assert rounded.dtype == jnp.float32
     assert np.all(np.isfinite(rounded))
     error = np.sqrt(np.mean((rounded - exact) ** 2)) / np.std(exact)
@@ -336,7 +337,7 @@ def test_split_parameters_give_the_same_logits(data: int, model: int) -> None:
         num_decoder_layers=1, adapter=AdapterConfig(8),
     )
     network = T5Network(config)
-    params = jax.jit(network.init)(jax.random.key(0))
+    params = weights.drawn(network)
     batch = {name: np.concatenate([rows, rows]) for name, rows in make_batch().items()}
     mesh = sharding.make_mesh(data, model)
     shardings = sharding.tree_shardings(network.logical_axes(), network.abstract_params(), mesh)

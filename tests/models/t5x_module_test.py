@@ -60,7 +60,8 @@ def call(config: T5Config, params: dict, batch: dict, **changes) -> jax.Array:
 
 def test_the_parameters_are_the_networks(config: T5Config) -> None:
     ones = jnp.ones((2, 3), jnp.float32)  # T5X makes them of floats
-    variables = T5XTransformer(config).init(jax.random.key(0), ones, ones, ones, enable_dropout=False)
+    variables = jax.eval_shape(lambda key: T5XTransformer(config).init(
+        key, ones, ones, ones, enable_dropout=False), jax.random.key(0))
     network = T5Network(config)
     assert trees.first_difference(variables["params"], network.abstract_params()) is None
     axes = trees.flatten(nn.unbox(variables["params_axes"]))
@@ -94,11 +95,12 @@ def test_one_token_after_the_other_gives_the_same_logits(config: T5Config) -> No
     expected = logits_of(
         T5Network(config), params, {"encoder_input_tokens": inputs, "decoder_input_tokens": tokens})
     module = T5XTransformer(config)
-    encoded = module.apply({"params": params}, inputs, enable_dropout=False, method=module.encode)
+    encoded = jax.jit(lambda params: module.apply(
+        {"params": params}, inputs, enable_dropout=False, method=module.encode))(params)
     ones = np.ones_like(tokens)
-    _, variables = module.apply(
+    _, variables = jax.jit(lambda params: module.apply(
         {"params": params}, encoder_input_tokens=np.ones_like(inputs), decoder_input_tokens=ones,
-        decoder_target_tokens=ones, mutable=["cache"], decode=True, enable_dropout=False)
+        decoder_target_tokens=ones, mutable=["cache"], decode=True, enable_dropout=False))(params)
     cache = variables["cache"]
     assert all(leaf.shape[:1] == inputs.shape[:1] for path, leaf in trees.flatten(cache).items()
                if path != "cache_index")  # what T5X's beams are made of

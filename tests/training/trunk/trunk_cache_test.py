@@ -104,6 +104,8 @@ def test_scores_are_those_of_all_layers(name, tmp_path, computed):
 def test_a_text_is_generated_from_kept_states_of_an_encoder(tmp_path):
     network, params = made.network_and_params("t5")
     batch = {name: rows for name, rows in made.instances(network).items() if name.startswith("input")}
+
+    @functools.partial(jax.jit, static_argnums=0)
     def first_logits(network, batch):
         start = network.start(params, padded(batch, "inputs"), 4)
         return network.step(params, *start)[0]

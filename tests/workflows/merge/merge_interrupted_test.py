@@ -337,10 +337,19 @@ def test_two_processes_at_once_are_one_clear_error(what, llama, models, monkeypa
         merge(folders, tmp_path / "merged")
 
 
+AT_ONCE = """
+import sys
+from elm_jax.cli import main as cli
+from elm_jax.runtime import locks
+locks.LEAVING_SECONDS = 0.0
+sys.exit(cli.main(["merge", *sys.argv[1:]]))
+"""
+
+
 def test_two_processes_at_once_on_the_command_line(llama, tmp_path):
     with staging.resumable(tmp_path / "merged", JOURNAL) as folder:
         (folder / "part").write_text("first")
-        second = run("-m", "elm_jax.cli", "merge", "--output", tmp_path / "merged", *made.experts_of(llama))
+        second = run("-c", AT_ONCE, "--output", tmp_path / "merged", *made.experts_of(llama))
         assert second.returncode == 2 and "Another process is writing this folder" in second.stderr
         assert "Traceback" not in second.stderr and (folder / "part").read_text() == "first"
 
