@@ -172,11 +172,11 @@ class ExpertLibrary:
         with self._changing():
             _check_new(self.entries, cards)
             index, adds = self.index.add_all(vectors), "sizes" in self.facts
-            self._begin(added=ids, replaced=None if adds else self.facts["keys"])
+            _begin(self, added=ids, replaced=None if adds else self.facts["keys"])
             for folder, card in cards.items():
                 copy_expert(folder, self.path / "experts" / card.id)
             if not adds:
-                self._write_anew(index, [*self.instances, *added.instances], [*self._listed(), *added.cards])
+                _write_anew(self, index, [*self.instances, *added.instances], [*self._listed(), *added.cards])
                 return
             self._commit(added.write(self.path, self.facts))
             self.index = index
@@ -194,9 +194,9 @@ class ExpertLibrary:
             for expert_id in expert_ids:
                 self[expert_id]
             index, known = self.index.remove_all(expert_ids), self.generality()
-            self._begin(removed=tuple(expert_ids), replaced=self.facts["keys"])
+            _begin(self, removed=tuple(expert_ids), replaced=self.facts["keys"])
             out = set(expert_ids)
-            self._write_anew(index, [row for row in self.instances if row["expert"] not in out],
+            _write_anew(self, index, [row for row in self.instances if row["expert"] not in out],
                              [entry for entry in self._listed() if entry[0].id not in out])
             forget_experts(self.path, known, expert_ids)
 
@@ -233,31 +233,33 @@ class ExpertLibrary:
         """Reads every expert and key back; returns the faults in words, none for an intact library."""
         return [fault for expert_id in self for fault in _faults(self, expert_id)]
 
-    def _begin(self, **change: Any) -> None:
-        """Names a change of the next revision, before anything is written."""
-        library_changes.begin_change(self.path, LibraryChange(self.facts["revision"] + 1, **change))
-
     def _listed(self) -> list[tuple[ExpertCard, int]]:
         return [(entry.card, entry.num_keys) for entry in self.entries.values()]
-
-    def _write_anew(self, index: KeyIndex, rows: Sequence[dict[str, Any]],
-                    listed: Sequence[tuple[ExpertCard, int]]) -> None:
-        """Writes all files of the library beside those that are there, and reads them."""
-        order = np.argsort(index.owners, kind="stable")  # as the keys are written
-        whole = library_files.Listing(index.by_expert(), [rows[row] for row in order], listed)
-        name = library_changes.keys_name(self.facts["revision"] + 1)
-        facts = whole.write_anew(self.path, self.facts, index.facts(), name)
-        if self.facts["keys"] is None:
-            save_encoder(self.encoder, self.path / "encoder")
-        self._commit(facts)
-        self.__dict__.update(self._of_facts(self.path, self.facts, self.encoder).__dict__)
-        library_changes.end_change(self.path, self.facts, self.entries)
 
     def _commit(self, facts: dict[str, Any]) -> None:
         """Makes facts of files that are written those of the library, of the next revision."""
         facts = {**facts, "revision": self.facts["revision"] + 1}
         storage.write_json(self.path / library_files.LIBRARY, facts)
         self.facts = facts
+
+
+def _begin(library: ExpertLibrary, **change: Any) -> None:
+    """Names a change of the next revision, before anything is written."""
+    library_changes.begin_change(library.path, LibraryChange(library.facts["revision"] + 1, **change))
+
+
+def _write_anew(library: ExpertLibrary, index: KeyIndex, rows: Sequence[dict[str, Any]],
+                listed: Sequence[tuple[ExpertCard, int]]) -> None:
+    """Writes all files of the library beside those that are there, and reads them."""
+    order = np.argsort(index.owners, kind="stable")  # as the keys are written
+    whole = library_files.Listing(index.by_expert(), [rows[row] for row in order], listed)
+    name = library_changes.keys_name(library.facts["revision"] + 1)
+    facts = whole.write_anew(library.path, library.facts, index.facts(), name)
+    if library.facts["keys"] is None:
+        save_encoder(library.encoder, library.path / "encoder")
+    library._commit(facts)
+    library.__dict__.update(library._of_facts(library.path, library.facts, library.encoder).__dict__)
+    library_changes.end_change(library.path, library.facts, library.entries)
 
 
 def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:

@@ -120,7 +120,7 @@ class RouterSettings:
         candidates: how many experts the routers that score experts on rows look at: the best by the router
             that a library has without rows.
         match_weight: of the match beside the prior, see `routers.by_prior.match_share`. It was chosen on a
-            published ranking (docs/routing.md); between 0.2 and 0.5 little changes.
+            published ranking (`benchmarks/router_reference.py`); from 0.2 to 0.5 little changes.
         budget: rows that they score in all, over experts; None for all rows of all candidates.
     """
 

@@ -16,7 +16,7 @@ SCORING = [name for name, row in ROUTERS.items() if row.needs_rows]
 
 
 class TableScorer:
-    """Scores that are known beforehand, and a list of the pairs of an expert and a row that were asked for."""
+    """Scores that are known beforehand, and a list of the pairs of expert and row that were asked for."""
 
     def __init__(self, correct: np.ndarray, predictions: np.ndarray | None = None) -> None:
         self.correct, self.num_rows = np.asarray(correct, np.float64), correct.shape[1]
