@@ -33,6 +33,7 @@ echo "== import layers" >&2
 "$VENV/bin/lint-imports"
 echo "== tests" >&2
 export HF_HUB_OFFLINE=1 TF_CPP_MIN_LOG_LEVEL=3
+unset PYTHONDONTWRITEBYTECODE  # each worker and each program of the tests would compile all modules anew
 echo "== tests with T5X (tests/t5x): $("$VENV/bin/python" tests/t5x/available.py 2>/dev/null)" >&2
 if [ "$#" -eq 0 ]; then
   set -- -m "not slow" -n 2 --dist loadfile -q  # a file's tests share what they make

@@ -36,6 +36,9 @@ UNIQUE = {name for name in NAMES if not name.islower()}
 FAMILIES = tuple(f"models/{path.parent.name}/" for path in (PACKAGE / "models").glob("*/network.py"))
 
 
+T5_QUOTED = re.compile(r"""['"]t5['"]""")
+
+
 def is_of_t5(module: str) -> bool:
     return module.startswith(("elm_jax.models.t5.", *KEPT)) or module == "elm_jax.models.t5"
 
@@ -56,6 +59,7 @@ def uses_of_t5(tree: ast.AST) -> Iterator[str]:
         if is_of_t5(module) or is_of_t5(f"{module}.{name}") or offered:
             yield f"{module} {name}"
     sentences = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    quotes = T5_QUOTED.search(ast.unparse(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.Name | ast.Attribute):
             name = node.id if isinstance(node, ast.Name) else node.attr
@@ -64,9 +68,9 @@ def uses_of_t5(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in sentences:
             if is_of_t5(node.value) or UNIQUE & set(re.findall(r"\w+", node.value)):
                 yield repr(node.value)
-        elif isinstance(node, ast.Subscript | ast.Call | ast.Compare):
+        elif quotes and isinstance(node, ast.Subscript | ast.Call | ast.Compare):
             words = ast.unparse(node)
-            if re.search(r"FAMILIES|family", words) and re.search(r"""['"]t5['"]""", words):
+            if re.search(r"FAMILIES|family", words) and T5_QUOTED.search(words):
                 yield words
 
 

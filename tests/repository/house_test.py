@@ -60,8 +60,17 @@ def folder_of(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def definitions(files: Files) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef, bool]]:
-    """Each class and function with its place, ``training/step.py:train_step``, and whether it is public."""
+Definition = tuple[str, ast.ClassDef | ast.FunctionDef, bool]
+"""A class or function with its place, ``training/step.py:train_step``, and whether it is public."""
+
+
+def definitions(files: Files) -> Iterator[Definition]:
+    for path, tree in modules(files).items():
+        yield from definitions_of(tree, path.removeprefix("elm_jax/") + ":")
+
+
+@functools.cache
+def definitions_of(tree: ast.Module, file: str) -> list[Definition]:
     def inside(node: ast.AST, name: str, public: bool) -> Iterator:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -71,8 +80,7 @@ def definitions(files: Files) -> Iterator[tuple[str, ast.ClassDef | ast.Function
             else:
                 yield from inside(child, name, public)
 
-    for path, tree in modules(files).items():
-        yield from inside(tree, path.removeprefix("elm_jax/") + ":", True)
+    return list(inside(tree, file, True))
 
 
 def top(files: Files) -> list[str]:

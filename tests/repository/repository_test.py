@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import re
 import subprocess
 import sys
@@ -20,13 +21,15 @@ VERBS = ", ".join(f"elm_jax.cli.{path.stem}" for path in SOURCES
 GIN_FILES = sorted((ROOT / "gin").rglob("*.gin"))
 
 
+@functools.cache
 def imported(path):
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def test_elm_jax_never_imports_the_task_registries():

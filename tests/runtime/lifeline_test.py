@@ -91,7 +91,7 @@ def test_an_error_ends_all_with_its_status_and_is_said_by_the_first(wrong, tmp_p
 
 ALONE = """
 from elm_jax.runtime import hosts
-hosts.START_SECONDS = 2
+hosts.START_SECONDS = 1
 hosts.start("127.0.0.1:9", 2, 1)
 """
 

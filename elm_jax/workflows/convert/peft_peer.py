@@ -4,7 +4,6 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from elm_jax.errors import InputError, describe
@@ -13,7 +12,7 @@ from elm_jax.experts.weight_sources import Source, open_source
 from elm_jax.formats.hf import hf_models
 from elm_jax.formats.model import Model
 from elm_jax.formats.peft import adapter_files
-from elm_jax.runtime import leftovers, trees
+from elm_jax.runtime import leftovers
 from elm_jax.types import Batch
 from elm_jax.workflows.convert import verify
 
@@ -56,8 +55,7 @@ def compare(source: Source, source_kind: str, target: str, target_kind: str) -> 
 
 
 def _by_us(base: Model, expert: Expert, batch: Batch) -> np.ndarray:
-    network, params = verify.resolved(base, expert)
-    return np.asarray(jax.jit(network.logits)(trees.unflatten(params), batch))
+    return verify.network_logits(*verify.resolved(base, expert), batch)
 
 
 def _by_peft(base: Model, folder: str, batch: Batch) -> np.ndarray:

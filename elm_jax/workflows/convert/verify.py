@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from elm_jax.models import families
 from elm_jax.models.network import JOINED, Network, NetworkConfig
 from elm_jax.models.t5.network import shift_right
 from elm_jax.runtime import leftovers, storage, trees
-from elm_jax.types import Batch, FlatParams
+from elm_jax.types import Array, Batch, FlatParams, Params
 from elm_jax.workflows.convert.float64_logits import in_float64
 from elm_jax.workflows.merge import merge_inputs
 
@@ -123,6 +124,16 @@ def resolved(model: Model, expert: Expert | None) -> tuple[Network, FlatParams]:
     return network, params
 
 
+def network_logits(network: Network, params: FlatParams, batch: Batch) -> np.ndarray:
+    """This program's logits f32[B, T, V]; both sides of a conversion, if of one config, share a program."""
+    return np.asarray(_compiled_logits(network, trees.unflatten(params), batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled_logits(network: Network, params: Params, batch: Batch) -> Array:
+    return network.logits(params, batch)
+
+
 def tokens(config: NetworkConfig) -> dict[str, np.ndarray]:
     """Random tokens, the same every time, in rows of unequal lengths: a batch of the network's form."""
     draw, joined = np.random.default_rng(_SEED), families.network_of(config).batches == JOINED
@@ -142,7 +153,7 @@ def tokens(config: NetworkConfig) -> dict[str, np.ndarray]:
 def _ours(model: Model, expert: Expert | None) -> Logits:
     def logits(batch: Batch) -> np.ndarray:
         network, params = resolved(model, expert)
-        return np.asarray(jax.jit(network.logits)(trees.unflatten(params), batch))
+        return network_logits(network, params, batch)
 
     return logits
 
