@@ -7,14 +7,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax.experts.card import read_stored
+from elm_jax.experts.card import SCHEMA_VERSION, StoredCard
 from elm_jax.formats.places import EXPERT_FILE
+from elm_jax.runtime import records
 
 
 def fingerprint_in(folder: epath.Path) -> str | None:
     """Fingerprint of the weights of an expert of a library, as its file says; None where there is no file."""
     path = folder / EXPERT_FILE
-    return read_stored(path)[1] if path.exists() else None
+    if not path.exists():
+        return None
+    facts = records.read_record(path, StoredCard, kind="expert's card", schema_version=SCHEMA_VERSION)
+    return facts.get("overlay_fingerprint")
 
 
 def copies_among(experts: Sequence[str], fingerprints: Mapping[str, str | None],

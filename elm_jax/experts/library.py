@@ -19,10 +19,10 @@ from etils import epath
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts import library_changes, library_files
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.copies import copies_among, fingerprint_in
-from elm_jax.experts.generality import ExpertGenerality, forget_experts, priors_of, read_generality
+from elm_jax.experts.generality import forget_experts
 from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
+from elm_jax.experts.routed_library import generality_in, routed_of
 from elm_jax.routing.cases import RoutedLibrary
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
@@ -126,19 +126,9 @@ class ExpertLibrary:
         self[expert_id]
         return load_expert(self.path / "experts" / expert_id)
 
-    def generality(self) -> dict[str, ExpertGenerality]:
-        """What is known of how general experts are, by id; read anew, for others may have calibrated."""
-        return read_generality(self.path, {name: entry.card for name, entry in self.entries.items()})
-
-    def fingerprints(self) -> dict[str, str | None]:
-        """Fingerprints of the experts' weights: those of calibrated experts, the others from their files."""
-        known = {name: one.fingerprint for name, one in self.generality().items()}
-        return {name: known.get(name) or fingerprint_in(self.path / "experts" / name) for name in self}
-
     def routed(self) -> RoutedLibrary:
         """The library as routers see it: its keys, and priors and copies if there are any."""
-        return RoutedLibrary(self.index, priors_of(list(self), self.generality()),
-                             copies_among(list(self), self.fingerprints(), self.instances))
+        return routed_of(self)
 
     def add(self, experts: Mapping[str, Sequence[RoutingInstance]]) -> None:
         """Adds experts, with the training instances that become their keys.
@@ -172,11 +162,11 @@ class ExpertLibrary:
         with self._changing():
             _check_new(self.entries, cards)
             index, adds = self.index.add_all(vectors), "sizes" in self.facts
-            self._begin(added=ids, replaced=None if adds else self.facts["keys"])
+            _begin(self, added=ids, replaced=None if adds else self.facts["keys"])
             for folder, card in cards.items():
                 copy_expert(folder, self.path / "experts" / card.id)
             if not adds:
-                self._write_anew(index, [*self.instances, *added.instances], [*self._listed(), *added.cards])
+                self._write_anew(index, [*self.instances, *added.instances], [*_listed(self), *added.cards])
                 return
             self._commit(added.write(self.path, self.facts))
             self.index = index
@@ -193,12 +183,12 @@ class ExpertLibrary:
         with self._changing():
             for expert_id in expert_ids:
                 self[expert_id]
-            index, known = self.index.remove_all(expert_ids), self.generality()
-            self._begin(removed=tuple(expert_ids), replaced=self.facts["keys"])
+            index, known = self.index.remove_all(expert_ids), generality_in(self)
+            _begin(self, removed=tuple(expert_ids), replaced=self.facts["keys"])
             out = set(expert_ids)
-            self._write_anew(index, [row for row in self.instances if row["expert"] not in out],
-                             [entry for entry in self._listed() if entry[0].id not in out])
             forget_experts(self.path, known, expert_ids)
+            self._write_anew(index, [row for row in self.instances if row["expert"] not in out],
+                             [entry for entry in _listed(self) if entry[0].id not in out])
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -233,13 +223,6 @@ class ExpertLibrary:
         """Reads every expert and key back; returns the faults in words, none for an intact library."""
         return [fault for expert_id in self for fault in _faults(self, expert_id)]
 
-    def _begin(self, **change: Any) -> None:
-        """Names a change of the next revision, before anything is written."""
-        library_changes.begin_change(self.path, LibraryChange(self.facts["revision"] + 1, **change))
-
-    def _listed(self) -> list[tuple[ExpertCard, int]]:
-        return [(entry.card, entry.num_keys) for entry in self.entries.values()]
-
     def _write_anew(self, index: KeyIndex, rows: Sequence[dict[str, Any]],
                     listed: Sequence[tuple[ExpertCard, int]]) -> None:
         """Writes all files of the library beside those that are there, and reads them."""
@@ -258,6 +241,15 @@ class ExpertLibrary:
         facts = {**facts, "revision": self.facts["revision"] + 1}
         storage.write_json(self.path / library_files.LIBRARY, facts)
         self.facts = facts
+
+
+def _begin(library: ExpertLibrary, **change: Any) -> None:
+    """Names a change of a library's next revision, before anything is written."""
+    library_changes.begin_change(library.path, LibraryChange(library.facts["revision"] + 1, **change))
+
+
+def _listed(library: ExpertLibrary) -> list[tuple[ExpertCard, int]]:
+    return [(entry.card, entry.num_keys) for entry in library.entries.values()]
 
 
 def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:

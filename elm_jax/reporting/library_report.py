@@ -78,7 +78,7 @@ def _write(folder: epath.Path, page: epath.Path, results: Sequence[storage.PathL
     opened = open_without_encoder(folder)
     neighbors = key_neighbors(opened.index)
     fingerprints, faults = check_cards(opened)
-    stores = [_results_in(place) for place in items_of(results)] or _results_beside(folder)
+    stores = [results_in(place) for place in items_of(results)] or _results_beside(folder)
     picture = f"{page.stem}_routing.png"
     pictures = {picture: plots.routing_map(opened.index.experts, neighbors.shares)}
     content = {
@@ -134,9 +134,12 @@ def _verified(library: ExpertLibrary, faults: Sequence[str], weights: bool) -> l
             + ("" if weights else " The weights were not read; --verify reads them too.")]
 
 
-def _results_in(place: storage.PathLike) -> ResultsStore:
+def results_in(place: storage.PathLike) -> ResultsStore:
+    """Opens results: a file of them, their folder, or a study's; InputError if there are none."""
     path = storage.as_path(place)
-    path = path / "results.jsonl" if path.is_dir() else path
+    if path.is_dir():
+        of_study = path / "results" / "results.jsonl"
+        path = of_study if of_study.exists() else path / "results.jsonl"
     if not path.exists():
         raise InputError(describe("There are no results here", where=path,
                                   expected="results.jsonl, as `elm evaluate` writes it"))
@@ -146,7 +149,7 @@ def _results_in(place: storage.PathLike) -> ResultsStore:
 def _results_beside(library: epath.Path) -> list[ResultsStore]:
     parent = storage.absolute(library).parent
     places = (parent / "results" / "results.jsonl", parent / "results.jsonl", library / "results.jsonl")
-    return [_results_in(place) for place in places if place.exists()]
+    return [results_in(place) for place in places if place.exists()]
 
 
 def _summary(library: ExpertLibrary, neighbors: KeyNeighbors) -> list[str]:
