@@ -58,14 +58,14 @@ def copies_among(experts: Sequence[str], fingerprints: Mapping[str, str | None],
 def _row_sets(experts: Sequence[str], instances: Iterable[Mapping[str, Any]]) -> dict[str, frozenset]:
     """Of each expert that may be a copy its instances, with how often each is there.
 
-    First only numbers and lengths of texts are compared, which is little for a library of many experts.
+    First only their number and one text of each are compared, which is little for a library of many experts.
     """
     of: dict[str, list[Mapping[str, Any]]] = {name: [] for name in experts}
     for row in instances:
         of[row["expert"]].append(row)
-    sizes = {name: (len(rows), sum(len(row["source"]) for row in rows)) for name, rows in of.items() if rows}
-    common = collections.Counter(sizes.values())
-    return {name: _counted(of[name]) for name, size in sizes.items() if common[size] > 1}
+    signs = {name: (len(rows), min(row["source"] for row in rows)) for name, rows in of.items() if rows}
+    common = collections.Counter(signs.values())
+    return {name: _counted(of[name]) for name, sign in signs.items() if common[sign] > 1}
 
 
 def _counted(rows: Iterable[Mapping[str, Any]]) -> frozenset:

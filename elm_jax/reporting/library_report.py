@@ -13,6 +13,7 @@ from elm_jax.evaluation.results import ResultsStore
 from elm_jax.experts import library_files
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import read_card
+from elm_jax.experts.routed_library import generality_in
 from elm_jax.reporting import plots
 from elm_jax.reporting.expert_cards import parents_of, settings_of
 from elm_jax.reporting.page import LIBRARY_HTML, LIBRARY_MARKDOWN
@@ -167,16 +168,17 @@ def _summary(library: ExpertLibrary, neighbors: KeyNeighbors) -> list[str]:
 def experts_grid(library: ExpertLibrary, neighbors: KeyNeighbors) -> dict[str, Any]:
     """The experts of a library, one a line, from their cards."""
     places = {name: place for place, name in enumerate(library.index.experts)}
-    rows = []
+    rows, priors = [], generality_in(library).prior_means()
     for name, entry in library.entries.items():
-        card = entry.card
+        card, prior = entry.card, priors.get(name)
         home = neighbors.shares[places[name], places[name]] if name in places else None
         rows.append([name, card.kind, card.base.get("name", "–"), card.dataset or "–",
                      fold(", ".join(card.tasks) or "–"), fold(parents_of(card) or "–"),
                      fold(settings_of(card) or "–"), card.created[:10],
-                     _size(library.path / "experts" / name), str(entry.num_keys), fraction(home)])
+                     _size(library.path / "experts" / name), str(entry.num_keys), fraction(home),
+                     "–" if prior is None else f"{prior:+.3f}"])
     return {"columns": ["expert", "kind", "base", "data set", "tasks", "parents", "settings", "made", "MB",
-                        "keys", "stay, %"], "rows": rows, "labels": 8}
+                        "keys", "stay, %", "prior"], "rows": rows, "labels": 8}
 
 
 def _size(folder: epath.Path) -> str:

@@ -51,17 +51,19 @@ class CalibrationSetup(ScoringSetup):
         """The rows of a task that are scored; InputError for train rows that are all keys."""
         if self.split_of(task) != TRAIN:
             return super().drawn(task, data)
-        if (task, id(data)) not in self._kept:
+        place = task, id(data)
+        if place not in self._kept:
             whole = data.split(task, TRAIN)
             plain = whole if data is self.data else self.data.split(task, TRAIN)
-            self._kept[task, id(data)] = whole.take(self._numbers(task, plain), max_rows=self.max_rows, seed=0)
-        return self._kept[task, id(data)]
+            self._kept[place] = whole.take(self._numbers(task, plain), max_rows=self.max_rows, seed=0)
+        return self._kept[place]
 
     def _numbers(self, task: str, plain: PreparedSplit) -> list[int]:
         """Numbers of the train rows to score: as they were scored before, or new ones, no keys."""
         texts = [plain.text(number) for number in range(len(plain))]
+        wanted = (task, TRAIN, self.max_rows)
         scored = [row["expert"] for row in self.store.rows()
-                  if (row["task"], row["split"], row["max_rows"]) == (task, TRAIN, self.max_rows)
+                  if (row["task"], row["split"], row["max_rows"]) == wanted
                   and self.store.has_predictions(row["expert"], task, TRAIN)]
         if scored:
             places = {text["index"]: number for number, text in enumerate(texts)}
