@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
 
     # Operations on them.
     from elm_jax.workflows.build_library import build_library
+    from elm_jax.workflows.calibrate.calibrate_library import CalibrateConfig, calibrate_library
     from elm_jax.workflows.convert.convert_model import ConvertConfig, convert
     from elm_jax.workflows.evaluate.evaluate_folders import EvaluateConfig, evaluate_folders
     from elm_jax.workflows.evaluate.evaluate_mixed import evaluate_mixed
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
 _MODULES = {
     "AdapterConfig": "elm_jax.models.adapters.config",
     "Base": "elm_jax.experts.base",
+    "CalibrateConfig": "elm_jax.workflows.calibrate.calibrate_library",
     "ConvertConfig": "elm_jax.workflows.convert.convert_model",
     "ElmError": "elm_jax.errors",
     "EvaluateConfig": "elm_jax.workflows.evaluate.evaluate_folders",
@@ -78,6 +80,7 @@ _MODULES = {
     "Vocabulary": "elm_jax.vocabularies.vocabulary",
     "add_task": "elm_jax.data.registry.own_task",
     "build_library": "elm_jax.workflows.build_library",
+    "calibrate_library": "elm_jax.workflows.calibrate.calibrate_library",
     "convert": "elm_jax.workflows.convert.convert_model",
     "evaluate": "elm_jax.workflows.evaluate.evaluate_models",
     "evaluate_folders": "elm_jax.workflows.evaluate.evaluate_folders",
@@ -102,11 +105,11 @@ _MODULES = {
 __getattr__, __dir__ = lazy.exports(__name__, _MODULES)
 
 __all__ = [
-    "AdapterConfig", "Base", "ConvertConfig", "ElmError", "EvaluateConfig", "Expert", "ExpertCard",
-    "ExpertLibrary", "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig", "RouteConfig",
-    "RoutingDecision", "RoutingInstance", "RunError", "SearchConfig", "T5Config", "T5Network", "TaskData",
-    "TrainConfig", "Vocabulary", "add_task", "build_library", "convert", "evaluate", "evaluate_folders",
-    "evaluate_mixed", "generate", "load_base", "load_expert", "load_peft", "merge", "pretrain", "resolve",
-    "route", "route_task", "save_base", "save_expert", "save_peft", "search_and_merge", "search_weights",
-    "train",
+    "AdapterConfig", "Base", "CalibrateConfig", "ConvertConfig", "ElmError", "EvaluateConfig", "Expert",
+    "ExpertCard", "ExpertLibrary", "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig",
+    "RouteConfig", "RoutingDecision", "RoutingInstance", "RunError", "SearchConfig", "T5Config",
+    "T5Network", "TaskData", "TrainConfig", "Vocabulary", "add_task", "build_library",
+    "calibrate_library", "convert", "evaluate", "evaluate_folders", "evaluate_mixed", "generate",
+    "load_base", "load_expert", "load_peft", "merge", "pretrain", "resolve", "route", "route_task",
+    "save_base", "save_expert", "save_peft", "search_and_merge", "search_weights", "train",
 ]

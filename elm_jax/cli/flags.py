@@ -184,7 +184,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_library(verbs: argparse._SubParsersAction) -> None:
     library = verbs.add_parser(
-        "library", help="The expert library: build, add, remove, list, verify, report.")
+        "library", help="The expert library: build, add, remove, list, calibrate, verify, report.")
     actions = library.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = _verb(actions, "build", "Builds a library of finished experts.",
                   "elm library build --library lib --base runs/base/base runs/*/expert",
@@ -198,8 +198,9 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
                     "elm library list --library lib", "library:library_list")
     verify = _verb(actions, "verify", "Reads every expert and key back and checks them.",
                    "elm library verify --library lib", "library:library_verify")
+    calibrate = _add_calibrate(actions)
     _add_library_report(actions)
-    for parser in (build, add, remove, listing, verify):
+    for parser in (build, add, remove, listing, verify, calibrate):
         parser.add_argument("--library", required=True, metavar="DIR")
     for parser in (build, add):
         parser.add_argument("--base", required=True, metavar="DIR", help="base of the experts")
@@ -214,6 +215,38 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
     listing.add_argument("experts", nargs="*", metavar="NAME",
                          help="only those whose id fits: a glob such as 'ag_*', or a part of the id")
     verify.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def _add_calibrate(actions: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    calibrate = _verb(
+        actions, "calibrate", "Says how general experts are, for routers with priors (elm route --router).",
+        "elm library calibrate --library lib --base runs/base/base\n"
+        "  elm library calibrate --library lib --results results/results.jsonl",
+        "library:library_calibrate")
+    source = calibrate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--results", metavar="FILE", help="scores of all experts on all tasks: results of "
+                        "`elm evaluate`, their folder, or a study's")
+    source.add_argument("--base", metavar="DIR", help="base of the experts: scores them on it, on tasks that "
+                        "they were trained on, into LIBRARY/calibration; what is there is not scored again")
+    calibrate.add_argument("--task", action="append", default=[], metavar="NAME",
+                           help="task or mixture that counts; may be given again (default: all of the "
+                           "results; with --base one task of each data set that experts were trained on)")
+    scoring = calibrate.add_argument_group("scoring, with --base")
+    scoring.add_argument("--rows", type=int, default=32, metavar="N",
+                         help="a seeded random subset of at most N rows a task (default: 32)")
+    scoring.add_argument("--tasks_per_dataset", type=int, default=1, metavar="N",
+                         help="so many tasks of each data set (default: 1)")
+    scoring.add_argument("--source_length", type=int, default=512)
+    scoring.add_argument("--max_new_tokens", type=int, default=128)
+    scoring.add_argument("--stack_experts", type=int, default=16, metavar="E",
+                         help="score so many experts of one shape in one program (default: 16)")
+    scoring.add_argument("--mesh_data", type=int, default=-1)
+    scoring.add_argument("--mesh_model", type=int, default=1)
+    scoring.add_argument("--mesh_experts", type=int, default=1,
+                         help="over so many parts of the mesh a stack of experts is split (default: 1)")
+    _add_data(calibrate)
+    _prints_table(calibrate)
+    return calibrate
 
 
 def _add_library_report(actions: argparse._SubParsersAction) -> None:

@@ -7,14 +7,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from elm_jax.experts.card import read_stored
+from elm_jax.experts.card import SCHEMA_VERSION, StoredCard
 from elm_jax.formats.places import EXPERT_FILE
+from elm_jax.runtime import records
 
 
 def fingerprint_in(folder: epath.Path) -> str | None:
     """Fingerprint of the weights of an expert of a library, as its file says; None where there is no file."""
     path = folder / EXPERT_FILE
-    return read_stored(path)[1] if path.exists() else None
+    if not path.exists():
+        return None
+    facts = records.read_record(path, StoredCard, kind="expert's card", schema_version=SCHEMA_VERSION)
+    return facts.get("overlay_fingerprint")
 
 
 def copies_among(experts: Sequence[str], fingerprints: Mapping[str, str | None],
@@ -54,14 +58,14 @@ def copies_among(experts: Sequence[str], fingerprints: Mapping[str, str | None],
 def _row_sets(experts: Sequence[str], instances: Iterable[Mapping[str, Any]]) -> dict[str, frozenset]:
     """Of each expert that may be a copy its instances, with how often each is there.
 
-    First only numbers and lengths of texts are compared, which is little for a library of many experts.
+    First only their number and one text of each are compared, which is little for a library of many experts.
     """
     of: dict[str, list[Mapping[str, Any]]] = {name: [] for name in experts}
     for row in instances:
         of[row["expert"]].append(row)
-    sizes = {name: (len(rows), sum(len(row["source"]) for row in rows)) for name, rows in of.items() if rows}
-    common = collections.Counter(sizes.values())
-    return {name: _counted(of[name]) for name, size in sizes.items() if common[size] > 1}
+    signs = {name: (len(rows), min(row["source"] for row in rows)) for name, rows in of.items() if rows}
+    common = collections.Counter(signs.values())
+    return {name: _counted(of[name]) for name, sign in signs.items() if common[sign] > 1}
 
 
 def _counted(rows: Iterable[Mapping[str, Any]]) -> frozenset:

@@ -8,11 +8,11 @@ one. An expert that was added since has no generality, nor has one that took the
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from elm_jax.errors import InputError, describe
 from elm_jax.experts.card import ExpertCard
 from elm_jax.routing.priors import Priors
 from elm_jax.runtime import records, storage
@@ -22,40 +22,66 @@ _SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetScore:
-    """Generality of an expert on one data set.
+class CalibratedDataset:
+    """A data set on which experts were scored: its family, and how many of its tasks were scored."""
 
-    Attributes:
-        score: mean normal score over the data set's tasks.
-        family: that the data set belongs to.
-        tasks: how many were scored.
-    """
-
-    score: float
+    dataset: str
     family: str
     tasks: int
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertGenerality:
+class CalibratedExpert:
     """What is known of one expert.
 
     Attributes:
         created: time on its card, which tells it from another expert of its id.
         fingerprint: of its weights.
-        generality: by data set; none of those that it was trained on.
+        scores: mean normal score on each data set; None for those that it was trained on.
     """
 
     created: str
     fingerprint: str | None
-    generality: dict[str, DatasetScore]
+    scores: list[float | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneralityFacts:
-    """Fields of ``generality.json``."""
+class Generality:
+    """Fields of ``generality.json``: how general the experts of a library are.
 
-    experts: dict[str, ExpertGenerality]
+    Attributes:
+        datasets: on which they were scored.
+        experts: by id.
+    """
+
+    datasets: list[CalibratedDataset]
+    experts: dict[str, CalibratedExpert]
+
+    def priors(self, experts: Sequence[str]) -> Priors | None:
+        """Priors of experts in their order, NaN where nothing is known; None if nothing is known of any."""
+        nothing = [None] * len(self.datasets)
+        scores = np.array([self.experts[name].scores if name in self.experts else nothing
+                           for name in experts], np.float64).reshape(len(experts), len(self.datasets))
+        if np.isnan(scores).all():
+            return None
+        return Priors(scores, tuple(one.dataset for one in self.datasets),
+                      tuple(one.family for one in self.datasets))
+
+    def prior_means(self) -> dict[str, float | None]:
+        """Prior of each expert over all data sets, by id; None for one that was scored on none."""
+        return {name: float(np.mean([score for score in one.scores if score is not None]))
+                if any(score is not None for score in one.scores) else None
+                for name, one in self.experts.items()}
+
+    def only(self, experts: Collection[str]) -> "Generality":
+        """What is known of some of the experts."""
+        return Generality(self.datasets, {name: one for name, one in self.experts.items() if name in experts})
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Returns family, score and number of tasks by expert and data set, JSON-ready."""
+        return {name: {dataset.dataset: {"score": score, "family": dataset.family, "tasks": dataset.tasks}
+                       for dataset, score in zip(self.datasets, one.scores, strict=True) if score is not None}
+                for name, one in self.experts.items()}
 
 
 def generality_file(library: epath.Path) -> epath.Path:
@@ -63,8 +89,8 @@ def generality_file(library: epath.Path) -> epath.Path:
     return library / CALIBRATION / GENERALITY
 
 
-def read_generality(library: epath.Path, cards: Mapping[str, ExpertCard]) -> dict[str, ExpertGenerality]:
-    """Reads what is known of the experts of a library; none where it was never calibrated.
+def read_generality(library: epath.Path, cards: Mapping[str, ExpertCard]) -> Generality:
+    """Reads what is known of the experts of a library; nothing where it was never calibrated.
 
     Args:
         library: its folder.
@@ -75,31 +101,30 @@ def read_generality(library: epath.Path, cards: Mapping[str, ExpertCard]) -> dic
     """
     path = generality_file(library)
     if not path.exists():
-        return {}
-    facts = records.read_record(path, GeneralityFacts, kind="generality of experts",
+        return Generality([], {})
+    facts = records.read_record(path, Generality, kind="generality of experts",
                                 schema_version=_SCHEMA_VERSION)
     found = {}
     for name, value in facts["experts"].items():
-        scores = {dataset: DatasetScore(*(score[field.name] for field in dataclasses.fields(DatasetScore)))
-                  for dataset, score in value["generality"].items()}
-        wrong = next((one for one, score in scores.items() if not math.isfinite(score.score)), None)
-        if wrong is not None:
-            raise records.wrong_field("A score is not a number", path, ("experts", name, "generality", wrong),
-                                      str(scores[wrong].score), "a finite number")
+        scores = value["scores"]
+        if len(scores) != len(facts["datasets"]) or not all(
+                score is None or math.isfinite(score) for score in scores):
+            raise records.wrong_field(
+                "The expert's scores are not those of the data sets", path, ("experts", name, "scores"),
+                str(scores)[:100], f"{len(facts['datasets'])} numbers or null")
         if name in cards and cards[name].created == value["created"]:
-            found[name] = ExpertGenerality(value["created"], value["fingerprint"], scores)
-    return found
+            found[name] = CalibratedExpert(value["created"], value["fingerprint"], scores)
+    datasets = [CalibratedDataset(one["dataset"], one["family"], one["tasks"]) for one in facts["datasets"]]
+    return Generality(datasets, found)
 
 
-def write_generality(library: epath.Path, known: Mapping[str, ExpertGenerality]) -> None:
+def write_generality(library: epath.Path, known: Generality) -> None:
     """Writes what is known of the experts of a library, in place of what was; the caller keeps its lock."""
-    storage.write_json(generality_file(library), {
-        "schema_version": _SCHEMA_VERSION,
-        "experts": {name: dataclasses.asdict(one) for name, one in known.items()}})
+    storage.write_json(generality_file(library), {"schema_version": _SCHEMA_VERSION,
+                                                  **dataclasses.asdict(known)})
 
 
-def forget_experts(library: epath.Path, known: Mapping[str, ExpertGenerality], removed: Collection[str]
-                   ) -> None:
+def forget_experts(library: epath.Path, known: Generality, removed: Collection[str]) -> None:
     """Drops what is known of experts that leave a library, and their predictions; the caller keeps its lock.
 
     Args:
@@ -107,52 +132,9 @@ def forget_experts(library: epath.Path, known: Mapping[str, ExpertGenerality], r
         known: of its experts.
         removed: ids of those that leave.
     """
-    if known:
-        write_generality(library, {name: one for name, one in known.items() if name not in removed})
+    if known.experts:
+        write_generality(library, known.only(known.experts.keys() - set(removed)))
     for name in removed:
-        storage.remove(library / CALIBRATION / "predictions" / name)
-
-
-def priors_of(experts: Sequence[str], known: Mapping[str, ExpertGenerality]) -> Priors | None:
-    """Priors of experts in their order; None if nothing is known of any.
-
-    An expert that was not scored on a data set, or was trained on it, has NaN.
-    """
-    families: dict[str, str] = {}
-    for name in experts:
-        if name in known:
-            for dataset, score in known[name].generality.items():
-                families.setdefault(dataset, score.family)
-    if not families:
-        return None
-    generality = np.full((len(experts), len(families)), np.nan)
-    for number, name in enumerate(experts):
-        for place, dataset in enumerate(families):
-            if name in known and dataset in known[name].generality:
-                generality[number, place] = known[name].generality[dataset].score
-    return Priors(generality, tuple(families), tuple(families.values()))
-
-
-def generality_of(priors: Priors, experts: Sequence[str], cards: Mapping[str, ExpertCard],
-                  fingerprints: Mapping[str, str | None], tasks: Mapping[str, int]
-                  ) -> dict[str, ExpertGenerality]:
-    """Generality of each expert, to be written, from priors of them in this order.
-
-    Args:
-        priors: of `experts`.
-        experts: ids.
-        cards: of them.
-        fingerprints: of their weights.
-        tasks: number of tasks by data set.
-
-    Raises:
-        InputError: no data set has two experts that were not trained on it.
-    """
-    if np.isnan(priors.generality).all():
-        raise InputError(describe(
-            "Nothing tells which experts are general", got="no data set with two experts that were not "
-            "trained on it", cure="calibrate on other tasks, or add experts of other data sets"))
-    return {name: ExpertGenerality(cards[name].created, fingerprints.get(name), {
-        dataset: DatasetScore(float(score), family, tasks[dataset])
-        for dataset, family, score in zip(priors.datasets, priors.families, row, strict=True)
-        if not np.isnan(score)}) for name, row in zip(experts, priors.generality, strict=True)}
+        predictions = library / CALIBRATION / "predictions" / name
+        if predictions.exists():
+            storage.remove(predictions)

@@ -19,10 +19,10 @@ from etils import epath
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.experts import library_changes, library_files
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.copies import copies_among, fingerprint_in
-from elm_jax.experts.generality import ExpertGenerality, forget_experts, priors_of, read_generality
+from elm_jax.experts.generality import forget_experts
 from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
+from elm_jax.experts.routed_library import generality_in, routed_of
 from elm_jax.routing.cases import RoutedLibrary
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
@@ -126,19 +126,9 @@ class ExpertLibrary:
         self[expert_id]
         return load_expert(self.path / "experts" / expert_id)
 
-    def generality(self) -> dict[str, ExpertGenerality]:
-        """What is known of how general experts are, by id; read anew, for others may have calibrated."""
-        return read_generality(self.path, {name: entry.card for name, entry in self.entries.items()})
-
-    def fingerprints(self) -> dict[str, str | None]:
-        """Fingerprints of the experts' weights: those of calibrated experts, the others from their files."""
-        known = {name: one.fingerprint for name, one in self.generality().items()}
-        return {name: known.get(name) or fingerprint_in(self.path / "experts" / name) for name in self}
-
     def routed(self) -> RoutedLibrary:
         """The library as routers see it: its keys, and priors and copies if there are any."""
-        return RoutedLibrary(self.index, priors_of(list(self), self.generality()),
-                             copies_among(list(self), self.fingerprints(), self.instances))
+        return routed_of(self)
 
     def add(self, experts: Mapping[str, Sequence[RoutingInstance]]) -> None:
         """Adds experts, with the training instances that become their keys.
@@ -176,7 +166,7 @@ class ExpertLibrary:
             for folder, card in cards.items():
                 copy_expert(folder, self.path / "experts" / card.id)
             if not adds:
-                _write_anew(self, index, [*self.instances, *added.instances], [*self._listed(), *added.cards])
+                self._write_anew(index, [*self.instances, *added.instances], [*_listed(self), *added.cards])
                 return
             self._commit(added.write(self.path, self.facts))
             self.index = index
@@ -193,12 +183,12 @@ class ExpertLibrary:
         with self._changing():
             for expert_id in expert_ids:
                 self[expert_id]
-            index, known = self.index.remove_all(expert_ids), self.generality()
+            index, known = self.index.remove_all(expert_ids), generality_in(self)
             _begin(self, removed=tuple(expert_ids), replaced=self.facts["keys"])
             out = set(expert_ids)
-            _write_anew(self, index, [row for row in self.instances if row["expert"] not in out],
-                             [entry for entry in self._listed() if entry[0].id not in out])
             forget_experts(self.path, known, expert_ids)
+            self._write_anew(index, [row for row in self.instances if row["expert"] not in out],
+                             [entry for entry in _listed(self) if entry[0].id not in out])
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -233,8 +223,18 @@ class ExpertLibrary:
         """Reads every expert and key back; returns the faults in words, none for an intact library."""
         return [fault for expert_id in self for fault in _faults(self, expert_id)]
 
-    def _listed(self) -> list[tuple[ExpertCard, int]]:
-        return [(entry.card, entry.num_keys) for entry in self.entries.values()]
+    def _write_anew(self, index: KeyIndex, rows: Sequence[dict[str, Any]],
+                    listed: Sequence[tuple[ExpertCard, int]]) -> None:
+        """Writes all files of the library beside those that are there, and reads them."""
+        order = np.argsort(index.owners, kind="stable")  # as the keys are written
+        whole = library_files.Listing(index.by_expert(), [rows[row] for row in order], listed)
+        name = library_changes.keys_name(self.facts["revision"] + 1)
+        facts = whole.write_anew(self.path, self.facts, index.facts(), name)
+        if self.facts["keys"] is None:
+            save_encoder(self.encoder, self.path / "encoder")
+        self._commit(facts)
+        self.__dict__.update(self._of_facts(self.path, self.facts, self.encoder).__dict__)
+        library_changes.end_change(self.path, self.facts, self.entries)
 
     def _commit(self, facts: dict[str, Any]) -> None:
         """Makes facts of files that are written those of the library, of the next revision."""
@@ -244,22 +244,12 @@ class ExpertLibrary:
 
 
 def _begin(library: ExpertLibrary, **change: Any) -> None:
-    """Names a change of the next revision, before anything is written."""
+    """Names a change of a library's next revision, before anything is written."""
     library_changes.begin_change(library.path, LibraryChange(library.facts["revision"] + 1, **change))
 
 
-def _write_anew(library: ExpertLibrary, index: KeyIndex, rows: Sequence[dict[str, Any]],
-                listed: Sequence[tuple[ExpertCard, int]]) -> None:
-    """Writes all files of the library beside those that are there, and reads them."""
-    order = np.argsort(index.owners, kind="stable")  # as the keys are written
-    whole = library_files.Listing(index.by_expert(), [rows[row] for row in order], listed)
-    name = library_changes.keys_name(library.facts["revision"] + 1)
-    facts = whole.write_anew(library.path, library.facts, index.facts(), name)
-    if library.facts["keys"] is None:
-        save_encoder(library.encoder, library.path / "encoder")
-    library._commit(facts)
-    library.__dict__.update(library._of_facts(library.path, library.facts, library.encoder).__dict__)
-    library_changes.end_change(library.path, library.facts, library.entries)
+def _listed(library: ExpertLibrary) -> list[tuple[ExpertCard, int]]:
+    return [(entry.card, entry.num_keys) for entry in library.entries.values()]
 
 
 def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from elm_jax.evaluation.results import ResultsStore
 from elm_jax.experts import library_files
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import read_card
+from elm_jax.experts.routed_library import generality_in
 from elm_jax.reporting import plots
 from elm_jax.reporting.expert_cards import parents_of, settings_of
 from elm_jax.reporting.page import LIBRARY_HTML, LIBRARY_MARKDOWN
@@ -78,7 +79,7 @@ def _write(folder: epath.Path, page: epath.Path, results: Sequence[storage.PathL
     opened = open_without_encoder(folder)
     neighbors = key_neighbors(opened.index)
     fingerprints, faults = check_cards(opened)
-    stores = [_results_in(place) for place in items_of(results)] or _results_beside(folder)
+    stores = [results_in(place) for place in items_of(results)] or _results_beside(folder)
     picture = f"{page.stem}_routing.png"
     pictures = {picture: plots.routing_map(opened.index.experts, neighbors.shares)}
     content = {
@@ -134,9 +135,12 @@ def _verified(library: ExpertLibrary, faults: Sequence[str], weights: bool) -> l
             + ("" if weights else " The weights were not read; --verify reads them too.")]
 
 
-def _results_in(place: storage.PathLike) -> ResultsStore:
+def results_in(place: storage.PathLike) -> ResultsStore:
+    """Opens results: a file of them, their folder, or a study's; InputError if there are none."""
     path = storage.as_path(place)
-    path = path / "results.jsonl" if path.is_dir() else path
+    if path.is_dir():
+        of_study = path / "results" / "results.jsonl"
+        path = of_study if of_study.exists() else path / "results.jsonl"
     if not path.exists():
         raise InputError(describe("There are no results here", where=path,
                                   expected="results.jsonl, as `elm evaluate` writes it"))
@@ -146,7 +150,7 @@ def _results_in(place: storage.PathLike) -> ResultsStore:
 def _results_beside(library: epath.Path) -> list[ResultsStore]:
     parent = storage.absolute(library).parent
     places = (parent / "results" / "results.jsonl", parent / "results.jsonl", library / "results.jsonl")
-    return [_results_in(place) for place in places if place.exists()]
+    return [results_in(place) for place in places if place.exists()]
 
 
 def _summary(library: ExpertLibrary, neighbors: KeyNeighbors) -> list[str]:
@@ -164,16 +168,17 @@ def _summary(library: ExpertLibrary, neighbors: KeyNeighbors) -> list[str]:
 def experts_grid(library: ExpertLibrary, neighbors: KeyNeighbors) -> dict[str, Any]:
     """The experts of a library, one a line, from their cards."""
     places = {name: place for place, name in enumerate(library.index.experts)}
-    rows = []
+    rows, priors = [], generality_in(library).prior_means()
     for name, entry in library.entries.items():
-        card = entry.card
+        card, prior = entry.card, priors.get(name)
         home = neighbors.shares[places[name], places[name]] if name in places else None
         rows.append([name, card.kind, card.base.get("name", "–"), card.dataset or "–",
                      fold(", ".join(card.tasks) or "–"), fold(parents_of(card) or "–"),
                      fold(settings_of(card) or "–"), card.created[:10],
-                     _size(library.path / "experts" / name), str(entry.num_keys), fraction(home)])
+                     _size(library.path / "experts" / name), str(entry.num_keys), fraction(home),
+                     "–" if prior is None else f"{prior:+.3f}"])
     return {"columns": ["expert", "kind", "base", "data set", "tasks", "parents", "settings", "made", "MB",
-                        "keys", "stay, %"], "rows": rows, "labels": 8}
+                        "keys", "stay, %", "prior"], "rows": rows, "labels": 8}
 
 
 def _size(folder: epath.Path) -> str:

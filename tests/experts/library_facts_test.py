@@ -1,7 +1,5 @@
 """What a library knows of its experts beside their cards: which are copies, and how general each is."""
 
-import json
-
 import numpy as np
 import pytest
 from etils import epath
@@ -10,7 +8,7 @@ from elm_jax.errors import InputError
 from elm_jax.experts import generality
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.copies import copies_among
-from elm_jax.experts.generality import DatasetScore, ExpertGenerality
+from elm_jax.experts.generality import CalibratedDataset, CalibratedExpert, Generality
 
 NAMES = [f"e{number}" for number in range(6)]
 
@@ -39,21 +37,24 @@ def card_of(name: str, created: str = "then") -> ExpertCard:
 def test_generality_is_read_for_the_experts_that_it_is_of(tmp_path):
     """Not for one that has taken an id since; experts without have NaN; a library without has no priors."""
     folder, cards = epath.Path(tmp_path), {name: card_of(name) for name in NAMES[:3]}
-    assert generality.read_generality(folder, cards) == {} and generality.priors_of(NAMES, {}) is None
-    known = {name: ExpertGenerality("then", name, {"a": DatasetScore(number / 8, "x", 2)})
-             for number, name in enumerate(NAMES[:3])}
-    known["e1"].generality["b"] = DatasetScore(-1.5, "y", 1)
+    assert generality.read_generality(folder, cards).priors(NAMES) is None
+    known = Generality([CalibratedDataset("a", "x", 2), CalibratedDataset("b", "y", 1)], {
+        name: CalibratedExpert("then", name, [number / 8, -1.5 if name == "e1" else None])
+        for number, name in enumerate(NAMES[:3])})
     generality.write_generality(folder, known)
     assert generality.read_generality(folder, cards) == known
     cards["e2"] = card_of("e2", "later")
     found = generality.read_generality(folder, cards)
-    priors = generality.priors_of(["e2", "e1", "e0"], found)
+    priors = found.priors(["e2", "e1", "e0"])
     np.testing.assert_array_equal(priors.generality, [[np.nan] * 2, [0.125, -1.5], [0, np.nan]])
     assert (priors.datasets, priors.families) == (("a", "b"), ("x", "y"))
+    assert found.prior_means() == {"e0": 0.0, "e1": -0.6875}
+    assert found.to_dict()["e0"] == {"a": {"score": 0.0, "family": "x", "tasks": 2}}
     generality.forget_experts(folder, found, ["e0"])
-    assert list(generality.read_generality(folder, cards)) == ["e1"]
+    assert list(generality.read_generality(folder, cards).experts) == ["e1"]
     path = generality.generality_file(folder)
-    path.write_text(path.read_text().replace("-1.5", '"much"'))
-    with pytest.raises(InputError, match=r"generality\.json: experts/e1/generality/b/score"):
-        generality.read_generality(folder, cards)
-    assert json.loads(path.read_text())["schema_version"] == 1
+    for spoilt, place in (('"much"', "scores/1"), ("0, 0", "scores"), ("1e999", "scores")):
+        path.write_text(path.read_text().replace("-1.5", spoilt))
+        with pytest.raises(InputError, match=rf"generality\.json: experts/e1/{place}"):
+            generality.read_generality(folder, cards)
+        path.write_text(path.read_text().replace(spoilt, "-1.5"))

@@ -98,12 +98,17 @@ def read_expert(folder: pathlib.Path) -> object:
 
 
 def make_library(folder: pathlib.Path) -> None:
-    """A library as it is written now: a change writes one of an older version anew."""
+    """A library as it is written now, calibrated: a change writes one of an older version anew."""
+    from elm_jax.experts import generality
     from elm_jax.experts.library import ExpertLibrary
 
     _copy("library")(folder)
     library = ExpertLibrary.open(folder / "library")
     library.remove(list(library)[1:])
+    generality.write_generality(library.path, generality.Generality(
+        [generality.CalibratedDataset("mini_note", "notes", 2)],
+        {name: generality.CalibratedExpert(entry.card.created, "sha256:0", [-0.25])
+         for name, entry in library.entries.items()}))
 
 
 def read_library(folder: pathlib.Path) -> object:
@@ -117,6 +122,7 @@ def read_library(folder: pathlib.Path) -> object:
     library_report.check_cards(opened)
     library_report.experts_grid(opened, library_report.key_neighbors(opened.index))
     library = ExpertLibrary.open(folder / "library")
+    library.routed()
     explained_routes(library, [RoutingInstance("Which team answers?", None, ("sales", "help"))])
     faults = library.verify()
     if faults:

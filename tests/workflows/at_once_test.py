@@ -12,6 +12,7 @@ import sys
 import time
 
 import many_processes
+import numpy as np
 import processes
 import pytest
 import tiny_study as tiny
@@ -78,15 +79,18 @@ def test_one_of_two_conversions_at_once_is_written_and_the_other_says_so(world, 
 
 @pytest.mark.slow
 def test_verbs_that_make_a_library_and_arrays_at_once(world, server, tmp_path):
-    """Four adders; two builders of one library; two that prepare the same tasks."""
+    """Four adders, and one that calibrates; two builders of one library; two that prepare the same tasks."""
     base = ["--base", world.folder / "base" / "base", "--module", *tiny.MODULES]
     of_library = [*base, "--prepared", world.folder / "prepared"]
     shutil.copytree(world.folder / "library", tmp_path / "library")
     experts = [expert_named(world, tmp_path, f"own{number}") for number in range(4)]
     ended = server.run(*(["library", "add", "--library", tmp_path / "library", *of_library, each]
-                         for each in experts))
+                         for each in experts),
+                       ["library", "calibrate", "--library", tmp_path / "library", *base, "--rows", 4,
+                        "--task", "mini_question__asks_for", "--source_length", 64, "--mesh_data", 1])
     assert [each.errors for each in ended if each.status] == []
     opened = ExpertLibrary.open(tmp_path / "library")
+    assert not np.isnan(opened.routed().priors.generality[:2]).any()
     assert set(opened) == {tiny.TOPIC, tiny.REVIEW, "own0", "own1", "own2", "own3"} and opened.verify() == []
     built = server.run(*(["library", "build", "--library", tmp_path / "new", *of_library, each]
                          for each in experts[:2]))

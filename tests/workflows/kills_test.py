@@ -99,6 +99,12 @@ def library_remove(bench):
     return ["library", "remove", "--library", bench.work, tiny.TOPIC]
 
 
+def library_calibrate(bench):
+    shutil.copytree(bench.world.folder / "library", bench.work)
+    return ["library", "calibrate", "--library", bench.work, "--base", bench.base, "--rows", 4, "--task",
+            "mini_question__asks_for", "--source_length", 64, "--mesh_data", 1, *MODULE]
+
+
 def convert(bench, source, source_kind, target_kind, *words):
     return ["convert", "--from", source_kind, "--to", target_kind, source, bench.work / "out", *words]
 

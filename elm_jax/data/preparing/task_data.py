@@ -96,11 +96,12 @@ class TaskData:
         return self._framed[frame]
 
     def has_rows(self, task: str, split: str, max_rows: int | None = None) -> bool:
-        """Whether a split has rows, as prepared arrays or in the data folder."""
+        """Whether a split has rows, as prepared arrays or, of a registered task, in the data folder."""
         if self._folder is not None and self._folder.has(task, split, max_rows):
             return True
         registry.import_tasks(self.modules)
-        return registry.get_task(task).has_rows(split)
+        known = registry.find_task(task)
+        return known is not None and known.has_rows(split)
 
     def clear_leftovers(self) -> None:
         """Removes arrays that killed processes had not finished; those that a living one writes stay."""

@@ -13,8 +13,9 @@ from elm_jax.evaluation.evaluation_settings import PRIMARY
 from elm_jax.evaluation.results import ResultsStore
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.copies import copies_among
-from elm_jax.experts.generality import ExpertGenerality, generality_of
+from elm_jax.experts.generality import CalibratedDataset, CalibratedExpert, Generality
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.routed_library import fingerprints_of, generality_in
 from elm_jax.routing.priors import Priors, priors_of_scores
 
 SHOWN = 5
@@ -42,6 +43,11 @@ class ScoreTable:
         """Data set and family of each task."""
         return [kin_of(task) for task in self.tasks]
 
+    @property
+    def num_copies(self) -> int:
+        """How many experts are copies of older ones."""
+        return 0 if self.copies is None else int((self.copies != np.arange(len(self.copies))).sum())
+
     def own(self) -> np.ndarray:
         """bool[E, T], tasks of data sets that an expert was trained on."""
         of = [own_datasets(entry.card) for entry in self.library.entries.values()]
@@ -53,12 +59,23 @@ class ScoreTable:
             return ~self.own()
         return ~self.own() & (self.copies == np.arange(len(self.copies)))[:, None]
 
+    def check_tells(self) -> None:
+        """Raises InputError if no data set has two experts that were not trained on it."""
+        if not (self.needed().sum(axis=0) > 1).any():
+            raise InputError(describe(
+                "Nothing can tell which experts of the library are general", where=self.library.path,
+                got=f"{len(self.library)} experts, {len(self.tasks)} tasks", expected="a task, of whose data "
+                "set at least two experts have seen nothing",
+                cure="give --task NAME of other data sets, or add experts of other data sets"))
+
     def priors(self) -> Priors:
         """Priors of the library's experts.
 
         Raises:
-            InputError: a score that is needed is missing; the first few are named, and counted.
+            InputError: a score that is needed is missing; the first few are named, and counted. Or no data
+                set tells anything.
         """
+        self.check_tells()
         missing = np.argwhere(self.needed() & np.isnan(self.scores))
         if len(missing):
             names = list(self.library)
@@ -68,16 +85,21 @@ class ScoreTable:
                 got=f"{len(missing)} of {int(self.needed().sum())} scores missing: {shown}"
                 + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""),
                 expected="every expert of the library scored on every task, by weights that it has now",
-                cure="score them with `elm evaluate`, give --tasks that all are scored on, or give --base "
-                "in place of --results"))
+                cure="score them with `elm evaluate`, give --task NAME for those that all are scored on, "
+                "or --base in place of --results"))
         return priors_of_scores(self.scores, [kin.dataset for kin in self.kin],
                                 [kin.family for kin in self.kin], self.copies, self.own())
 
-    def generality(self) -> dict[str, ExpertGenerality]:
-        """Generality of the library's experts, to be written; errors as `priors`, or that nothing is told."""
-        cards = {name: entry.card for name, entry in self.library.entries.items()}
+    def generality(self) -> Generality:
+        """Generality of the library's experts, to be written; errors as `priors`."""
+        priors, fingerprints = self.priors(), fingerprints_of(self.library, generality_in(self.library))
         counts = collections.Counter(kin.dataset for kin in self.kin)
-        return generality_of(self.priors(), list(self.library), cards, self.library.fingerprints(), counts)
+        experts = {
+            name: CalibratedExpert(entry.card.created, fingerprints[name],
+                                   [None if np.isnan(score) else float(score) for score in row])
+            for (name, entry), row in zip(self.library.entries.items(), priors.generality, strict=True)}
+        return Generality([CalibratedDataset(dataset, family, counts[dataset]) for dataset, family in zip(
+            priors.datasets, priors.families, strict=True)], experts)
 
 
 def own_datasets(card: ExpertCard) -> set[str]:
@@ -96,7 +118,8 @@ def read_table(library: ExpertLibrary, store: ResultsStore, tasks: Sequence[str]
     Raises:
         InputError: no expert was scored, a task is not in the results, or one was scored on unlike rows.
     """
-    fingerprints, experts = library.fingerprints(), {name: place for place, name in enumerate(library)}
+    fingerprints = fingerprints_of(library, generality_in(library))
+    experts = {name: place for place, name in enumerate(library)}
     rows = [row for row in store.rows() if row["expert"] in experts and row["metric"] in PRIMARY.values()
             and row.get("model") in (None, fingerprints[row["expert"]])]
     by_task: dict[str, list[dict[str, Any]]] = {}

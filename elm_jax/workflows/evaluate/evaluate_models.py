@@ -116,10 +116,14 @@ class ScoringSetup:
         Raises:
             InputError: the model was trained in a chat template, and the base has none.
         """
-        split = self.data_in(rendering, model).split(task, self.split_of(task), self.max_rows)
+        split = self.drawn(task, self.data_in(rendering, model))
         known = registry.find_task(task)
         return split if known is None else dataclasses.replace(
             split, info={**split.info, "metrics": list(known.metrics)})
+
+    def drawn(self, task: str, data: TaskData) -> PreparedSplit:
+        """The rows of a task that are scored, from the task data in some rendering."""
+        return data.split(task, self.split_of(task), self.max_rows)
 
     def data_in(self, rendering: str, model: str) -> TaskData:
         """The task data in the rendering of a model; reads no rows.

@@ -1,0 +1,28 @@
+"""A library as routers see it, and what is known of its experts beside their cards."""
+
+from typing import TYPE_CHECKING
+
+from elm_jax.experts.copies import copies_among, fingerprint_in
+from elm_jax.experts.generality import Generality, read_generality
+from elm_jax.routing.cases import RoutedLibrary
+
+if TYPE_CHECKING:  # a library gives itself, and imports this
+    from elm_jax.experts.library import ExpertLibrary
+
+
+def generality_in(library: "ExpertLibrary") -> Generality:
+    """What is known of how general a library's experts are; read anew, for others may have calibrated."""
+    return read_generality(library.path, {name: entry.card for name, entry in library.entries.items()})
+
+
+def fingerprints_of(library: "ExpertLibrary", known: Generality) -> dict[str, str | None]:
+    """Fingerprints of the experts' weights, as the calibration or the experts' files say."""
+    own = {name: one.fingerprint for name, one in known.experts.items()}
+    return {name: own.get(name) or fingerprint_in(library.path / "experts" / name) for name in library}
+
+
+def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
+    """Keys of a library, and priors and copies if there are any."""
+    known = generality_in(library)
+    copies = copies_among(list(library), fingerprints_of(library, known), library.instances)
+    return RoutedLibrary(library.index, known.priors(list(library)), copies)
