@@ -1,11 +1,61 @@
 """Orders of experts: by votes, and by scores with a stated rule for ties."""
 
 import heapq
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from elm_jax.routing.evidence import Evidence
 from elm_jax.routing.search import TIE
+
+
+class Ranking(Sequence):
+    """Lines about all experts, best first; lines, and the order behind `first`, are made when looked at.
+
+    Equal to a tuple of the same lines.
+
+    Args:
+        first: positions of the experts that stand first.
+        order: gives the positions of all experts, best first.
+        line: makes the line about an expert from its position.
+        length: E.
+    """
+
+    def __init__(self, first: list[int], order: Callable[[], list[int]], line: Callable[[int], Any],
+                 length: int) -> None:
+        self._known, self._order, self._line, self._length = first, order, line, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, place: int | slice) -> Any:
+        places = range(self._length)[place]
+        last = places if isinstance(places, int) else max(places, default=0)
+        if last >= len(self._known):
+            self._known = self._order()
+        if isinstance(places, int):
+            return self._line(self._known[places])
+        return tuple(self._line(self._known[each]) for each in places)
+
+    def __iter__(self) -> Any:
+        return iter(self[:])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, tuple | Ranking) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+def voted_experts(evidence: Evidence, group: int = 0) -> list[int]:
+    """Positions of the experts with votes, best first: those that `ranked_by_votes` begins with."""
+    votes, first = evidence.votes[group], evidence.first_won[group]
+    voted = np.flatnonzero(votes)
+    return voted[np.lexsort((first[voted], -votes[voted]))].tolist()
 
 
 def ranked_by_votes(evidence: Evidence, group: int = 0) -> list[int]:
@@ -14,10 +64,8 @@ def ranked_by_votes(evidence: Evidence, group: int = 0) -> list[int]:
     More votes first; among equal votes (above zero) the expert whose first won query comes first, which no
     two experts share; then the experts without votes, the larger mean similarity first.
     """
-    votes, first = evidence.votes[group], evidence.first_won[group]
-    voted = np.flatnonzero(votes)
-    order = voted[np.lexsort((first[voted], -votes[voted]))].tolist()
-    return order + ranked_by_score(evidence.mean_nearest[group], np.flatnonzero(votes == 0))
+    others = np.flatnonzero(evidence.votes[group] == 0)
+    return voted_experts(evidence, group) + ranked_by_score(evidence.mean_nearest[group], others)
 
 
 def ranked_by_score(scores: np.ndarray, experts: np.ndarray, places: np.ndarray | None = None) -> list[int]:

@@ -107,7 +107,9 @@ class _ResidentKeys:
     def best(self, queries: np.ndarray) -> np.ndarray:
         best = np.empty((len(queries), self.number), np.float32)
         for start in range(0, len(queries), QUERIES):
-            part = jax.device_put(queries[start : start + QUERIES], self.everywhere)
+            part = queries[start : start + QUERIES]
+            if len(self.blocks) > 1:  # one block takes them with its own call
+                part = jax.device_put(part, self.everywhere)
             found = [_best_of_block(part, keys, size) for _, size, keys in self.blocks]  # all are under way
             for (experts, _, _), similarities in zip(self.blocks, found, strict=True):
                 best[start : start + QUERIES, experts] = np.asarray(similarities)[:, : len(experts)]

@@ -7,6 +7,7 @@ Source: Jang et al., https://arxiv.org/abs/2302.03202, section 3.2 (Retrieval of
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.evidence import observe
 from elm_jax.routing.index import KeyIndex, check_rows
-from elm_jax.routing.ranking import ranked_by_votes
+from elm_jax.routing.ranking import Ranking, ranked_by_votes, voted_experts
 from elm_jax.routing.search import BEST, winners_of
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class RoutingDecision:
             None where no threshold was asked for.
     """
 
-    ranking: tuple[ExpertVotes, ...]
+    ranking: Sequence[ExpertVotes]
     num_queries: int
     text_format: str
     encoder: str
@@ -118,10 +119,9 @@ def decide(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy") -> R
     queries = checked_queries(queries, index, backend)
     evidence = observe(queries, index, backend=backend).pooled()
     votes, best, mean = evidence.votes[0], evidence.best[0], evidence.mean_nearest[0]
-    ranking = tuple(
-        ExpertVotes(index.experts[e], int(votes[e]), float(best[e]), float(mean[e]))
-        for e in ranked_by_votes(evidence)
-    )
+    ranking = Ranking(
+        voted_experts(evidence), lambda: ranked_by_votes(evidence),
+        lambda e: ExpertVotes(index.experts[e], int(votes[e]), float(best[e]), float(mean[e])), len(votes))
     return RoutingDecision(ranking, len(queries), index.text_format, index.encoder)
 
 

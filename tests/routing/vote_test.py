@@ -9,7 +9,7 @@ import pytest
 from elm_jax.errors import InputError
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.neighbors import ROWS, key_neighbors
-from elm_jax.routing.ranking import ranked_by_score
+from elm_jax.routing.ranking import Ranking, ranked_by_score
 from elm_jax.routing.search import BEST, TIE
 from elm_jax.routing.vote import decide, decide_each
 from tests.routing.index_test import FakeEncoder, make_index, unit_rows
@@ -44,6 +44,16 @@ def test_experts_without_votes_are_ordered_by_the_rule_word_by_word(seed):
     mean = rng.integers(0, 60, 80) * TIE * 0.4  # chains of ties that reach over several
     experts = np.flatnonzero(rng.random(80) < 0.8)
     assert ranked_by_score(mean, experts) == plain_order(mean, experts.tolist())
+
+
+def test_a_ranking_is_looked_at_as_a_tuple_is_and_ordered_when_it_must_be():
+    calls = []
+    ranked = Ranking([3, 1], lambda: calls.append(1) or [3, 1, 0, 2], "e{}".format, 4)
+    assert (ranked[0], ranked[:2], len(ranked), calls) == ("e3", ("e3", "e1"), 4, [])
+    assert ranked[-1] == "e2" and ranked == ("e3", "e1", "e0", "e2") == tuple(ranked) and calls == [1]
+    assert ranked[::2] == ("e3", "e0") and "e2" in ranked and ranked != ["e3", "e1", "e0", "e2"]
+    with pytest.raises(IndexError):
+        ranked[4]
 
 
 def plain_decision(queries: np.ndarray, index: KeyIndex) -> list[tuple[str, int, float, float]]:

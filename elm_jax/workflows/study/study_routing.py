@@ -125,12 +125,11 @@ def index_of(library: ExpertLibrary, texts: Sequence[RoutingInstance], encoder: 
     """A library's index, or its instances embedded by another encoder or in another format."""
     if (encoder.fingerprint, text_format) == (library.encoder.fingerprint, library.text_format):
         return library.index
-    index = KeyIndex.empty(encoder, text_format)
-    for name in library:
-        own = [instance for instance, row in zip(texts, library.instances, strict=True)
-               if row["expert"] == name]
-        index = index.add(name, encoder.embed([format_text(i, text_format) for i in own]))
-    return index
+    own: dict[str, list[str]] = {name: [] for name in library}
+    for instance, row in zip(texts, library.instances, strict=True):
+        own[row["expert"]].append(format_text(instance, text_format))
+    empty = KeyIndex.empty(encoder, text_format)
+    return empty.add_all({name: encoder.embed(rows) for name, rows in own.items()})
 
 
 def _figure(config: StudyConfig, data: TaskData, encoder: TextEncoder, index: KeyIndex,
