@@ -10,7 +10,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from elm_jax.data.arrays.prepared import RIGHT, PreparedSplit, check_max_rows
+from elm_jax.data.draw import draw_rows
 from elm_jax.data.prompts.templates import Rendered
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.prompted_task import UNKNOWN_VERSION, PromptedTask
@@ -40,7 +43,7 @@ def prepare(task: str, split: str, vocabulary: Vocabulary, *, max_rows: int | No
         rows_of: renders and tokenises; None for `tokenised_rows`.
 
     Returns:
-        The rows in the source's order, untrimmed.
+        The rows in the source's order, untrimmed. Of a subset no other rows are tokenised.
 
     Raises:
         InputError: no such task or split, no data, a template that does not fit the rows, or no row
@@ -50,6 +53,11 @@ def prepare(task: str, split: str, vocabulary: Vocabulary, *, max_rows: int | No
     facts.check_split(split)
     check_max_rows(max_rows, task)
     dropped: collections.Counter[str] = collections.Counter()
+    if max_rows is not None and rows_of is None:
+        rendered = list(facts.render_rows(split, dropped))
+        drawn = [rendered[place] for place in np.sort(draw_rows(len(rendered), max_rows, seed))]
+        info = _info_of(facts, split, vocabulary, len(rendered), dropped, seed) | {"max_rows": max_rows}
+        return PreparedSplit.from_rows(task, split, info, _tokenised(facts, drawn, vocabulary))
     rows = (rows_of or tokenised_rows)(facts, split, vocabulary, dropped)
     prepared = PreparedSplit.from_rows(task, split, {"kind": facts.kind}, rows)
     prepared.info.update(_info_of(facts, split, vocabulary, len(prepared), dropped, seed))
@@ -66,11 +74,17 @@ def tokenised_rows(task: PromptedTask, split: str, vocabulary: Vocabulary,
         vocabulary: of the tokens.
         dropped: counts the rows that are left out, by the reason.
     """
+    return _tokenised(task, task.render_rows(split, dropped), vocabulary)
+
+
+def _tokenised(task: PromptedTask, rows: Iterable[tuple[int, Rendered]], vocabulary: Vocabulary
+               ) -> Iterator[dict[str, Any]]:
+    """Tokenises rendered rows, which come behind their places in the source."""
     @functools.lru_cache(REMEMBERED)
     def tokens_of(text: str) -> Sequence[int]:
         return [*vocabulary.encode_target(text), vocabulary.eos_id]
 
-    for index, rendered in task.render_rows(split, dropped):
+    for index, rendered in rows:
         choices = list(rendered.choices or ()) if task.kind == "rank" else []
         yield {
             "inputs": [*vocabulary.encode(rendered.inputs), vocabulary.eos_id],
