@@ -23,6 +23,8 @@ from elm_jax.routing.router import ROUTERS, task_evidence
 DATASETS = tuple(T5_LM)
 DRAWS = {0: 1, 1: 16, 4: 8, 16: 4, 32: 2}
 """How many draws of Q rows of a task are averaged."""
+EVERYTHING = "prior+centroid"
+"""A router for which evidence has all that any router takes."""
 ROWS = 64
 """Rows of a task of which queries are drawn."""
 Accuracies = dict[str, float]
@@ -40,6 +42,14 @@ def library_index(table: Table, vectors: TaskVectors, num_keys: int) -> KeyIndex
         keys = vectors.rows(name, "train", num_keys)
         if keys is not None:
             index = index.add(name, keys)
+    return index
+
+
+def template_index(table: Table, vectors: TaskVectors) -> KeyIndex:
+    """An index of all experts, of each of which the text of its template is the one key."""
+    index = KeyIndex.empty(vectors.encoder, FORMAT, 1)
+    for name, key in zip(table.experts, vectors.templates(table.experts), strict=True):
+        index = index.add(name, key[None])
     return index
 
 
@@ -61,13 +71,13 @@ class Groups:
     """
 
     evidence: Evidence
-    text: Evidence
+    text: Evidence | None
     rows: np.ndarray
 
     def one(self, group: int) -> "Groups":
         """One of the groups alone."""
-        evidence, text = (Evidence(*(getattr(part, field.name)[group:group + 1]
-                                     for field in dataclasses.fields(part)))
+        evidence, text = (part and Evidence(*(getattr(part, field.name)[group:group + 1]
+                                              for field in dataclasses.fields(part)))
                           for part in (self.evidence, self.text))
         return Groups(evidence, text, self.rows[group:group + 1])
 
@@ -118,6 +128,14 @@ class Judge:
         other = copy.copy(self)
         other.library = dataclasses.replace(self.library, index=index)
         other._forget()
+        return other
+
+    def without_texts(self) -> "Judge":
+        """The same for tasks of which only queries are known."""
+        other = copy.copy(self)
+        other._forget()
+        with_texts = self.groups
+        other.groups = lambda *facts: dataclasses.replace(with_texts(*facts), text=None)
         return other
 
     def _forget(self) -> None:
@@ -174,11 +192,11 @@ class Judge:
         for row in self.table.rows_of(dataset):
             name = self.table.prompts[row]
             given = self.queries[name] if num_queries else None
-            text = task_evidence(RoutedTask(self.texts[name][None]), self.library, settings)
+            text = task_evidence(RoutedTask(self.texts[name][None]), self.library, EVERYTHING, settings)
             for draw in range(1 if given is None else DRAWS[num_queries]):
                 places = np.arange(draw * num_queries, (draw + 1) * num_queries)
                 task = RoutedTask(none if given is None else given[places % len(given)])
-                evidence.append(task_evidence(task, self.library, settings).pooled())
+                evidence.append(task_evidence(task, self.library, EVERYTHING, settings).pooled())
                 texts.append(text)
                 rows.append(row)
         return Groups(functools.reduce(Evidence.joined, evidence), functools.reduce(Evidence.joined, texts),

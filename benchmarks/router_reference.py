@@ -22,14 +22,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from router_judge import DRAWS, Accuracies, Judge, first_keys, library_index
+from router_judge import DRAWS, Accuracies, Judge, first_keys, library_index, template_index
 from router_table import COSMOS, LEFT_OUT, T5_LM, Table, dataset_of, read_table
 from router_vectors import TaskVectors
 
 from elm_jax.routing.cases import RouterSettings
 from elm_jax.routing.evidence import centroid_index
-from elm_jax.routing.router import ROUTERS, default_router
+from elm_jax.routing.router import ROUTERS
 
+DEFAULT = "prior+nearest"
 GRIDS: dict[str, tuple[str, Sequence[float]]] = {
     "prior+nearest": ("match_weight", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)),
     "prior+centroid": ("match_weight", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)),
@@ -96,58 +97,62 @@ def show(title: str, found: Mapping[str, Accuracies]) -> None:
 
 
 def show_routers(title: str, found: Mapping[str, Mapping[str, Accuracies]], votes: Accuracies) -> None:
-    """Prints for each router and each way of leaving out the mean, and points above votes."""
+    """Prints for each router and each way of leaving out the mean, and how much it is above votes."""
     print(f"\n{title}\n\n| router | {' | '.join(f'{way} left out' for way in LEFT_OUT)} | data sets |")
     print("|---|" + "---|" * (len(LEFT_OUT) + 1))
     for name, ways in found.items():
-        cells = []
-        for by_dataset in ways.values():
-            common = [dataset for dataset in by_dataset if dataset in votes]
-            more = np.array([by_dataset[dataset] - votes[dataset] for dataset in common])
-            low, high = interval(more)
-            mean = np.mean(list(by_dataset.values()))
-            cells.append(f"{mean:.2f} ({more.mean():+.1f} [{low:+.1f}, {high:+.1f}])")
-        print(f"| {name} | {' | '.join(cells)} | {len(by_dataset)} |")
+        cells = [_cell(by_dataset, votes) for by_dataset in ways.values()]
+        cells = cells[:1] + ["the same"] * (len(cells) - 1) if len(set(cells)) == 1 else cells
+        print(f"| {name} | {' | '.join(cells)} | {len(next(iter(ways.values())))} |")
 
 
-def show_all_routers(judge: Judge) -> None:
-    """Prints elm_jax's routers at 32, 1 and 0 queries, above votes of as many (at 0 of 32)."""
-    settings = RouterSettings()
-    for num_queries in (32, 1, 0):
-        found = {}
-        for router, row in ROUTERS.items():
-            if row.needs_rows or (row.needs_queries and not row.takes_text and not num_queries):
-                continue
-            found[router] = {way: judge.fixed(router, settings, num_queries, way) for way in LEFT_OUT}
-            if router in GRIDS:
-                field, values = GRIDS[router]
-                grid = [dataclasses.replace(settings, **{field: value}) for value in values]
-                found[f"{router}, `{field}` chosen by the others"] = {
-                    way: judge.chosen(router, grid, num_queries, way) for way in LEFT_OUT}
-        if num_queries == 32 and "labelled" in ROUTERS:
-            for num_rows, of_prompt in itertools.product((32, 128), (True, False)):
-                chances = "the prompt" if of_prompt else "the other prompts"
-                found[f"labelled, {num_rows} rows by {chances}"] = {
-                    way: judge.labelled(num_rows, way, of_prompt=of_prompt) for way in LEFT_OUT}
-        votes = judge.fixed("vote", settings, num_queries or 32, "data set")
-        show_routers(f"Q = {num_queries}, S = {judge.library.index.instances_per_expert}", found, votes)
+def _cell(by_dataset: Accuracies, votes: Accuracies) -> str:
+    """A mean, and the mean difference to votes, where both are judged, with its interval."""
+    mean = f"{np.mean(list(by_dataset.values())):.2f}"
+    more = np.array([value - votes[dataset] for dataset, value in by_dataset.items() if dataset in votes])
+    low, high = interval(more)
+    return f"{mean} ({more.mean():+.1f} [{low:+.1f}, {high:+.1f}])" if more.any() else mean
+
+
+def show_all_routers(judge: Judge, num_queries: int, votes: Accuracies) -> None:
+    """Prints elm_jax's routers at Q queries, with their own constants and with those chosen by the others."""
+    settings, found = RouterSettings(), {}
+    for router, row in ROUTERS.items():
+        if row.needs_rows or (row.needs_queries and not row.takes_text and not num_queries):
+            continue
+        found[router] = {way: judge.fixed(router, settings, num_queries, way) for way in LEFT_OUT}
+        if router in GRIDS:
+            field, values = GRIDS[router]
+            grid = [dataclasses.replace(settings, **{field: value}) for value in values]
+            found[f"{router}, `{field}` chosen by the others"] = {
+                way: judge.chosen(router, grid, num_queries, way) for way in LEFT_OUT}
+    if num_queries:
+        found[f"{DEFAULT}, without the template's text"] = {
+            way: judge.without_texts().fixed(DEFAULT, settings, num_queries, way) for way in LEFT_OUT}
+    for num_rows, of_prompt in itertools.product((32, 128), (True, False)) if num_queries == 32 else ():
+        chances = "the prompt itself" if of_prompt else "the other prompts"
+        found[f"labelled, {num_rows} simulated rows, by {chances}"] = {
+            way: judge.labelled(num_rows, way, of_prompt=of_prompt) for way in LEFT_OUT}
+    title = f"Q = {num_queries}, S = {judge.library.index.instances_per_expert}, and how much above votes"
+    show_routers(title, found, votes)
 
 
 def show_curves(judge: Judge) -> None:
-    """Prints the default router and votes against Q and S."""
+    """Prints votes and the default router, with the data set and with the family left out, against S and Q."""
     index, settings = judge.library.index, RouterSettings()
-    default = default_router(dataclasses.replace(judge.library, priors=judge.priors(frozenset())))
-    kept = {f"{count} rows": first_keys(index, count) for count in (1, 10, 100)}
+    kept = {f"{count} of its rows": first_keys(index, count) for count in (1, 10, 100)}
     kept |= {f"{count} means": centroid_index(index, count) for count in (1, 2, 5, 10)}
-    print(f"\n| keys of an expert | Q | votes | {default}, data set left out | family left out |")
-    print("|---|---|---|---|---|")
+    print(f"\nvotes / {DEFAULT}, data set left out / family left out\n")
+    print(f"| keys of an expert | {' | '.join(f'Q = {num_queries}' for num_queries in DRAWS)} |")
+    print("|---|" + "---|" * len(DRAWS))
     for name, keys in kept.items():
-        one = judge.with_index(keys)
+        one, cells = judge.with_index(keys), []
         for num_queries in DRAWS:
-            cells = [] if not num_queries else [one.fixed("vote", settings, num_queries, "data set")]
-            cells += [one.fixed(default, settings, num_queries, way) for way in ("data set", "family")]
-            means = [f"{np.mean(list(cell.values())):.2f}" for cell in cells]
-            print(f"| {name} | {num_queries} | {' | '.join(['–'] * (3 - len(means)) + means)} |")
+            found = [one.fixed("vote", settings, num_queries, "data set")] if num_queries else []
+            found += [one.fixed(DEFAULT, settings, num_queries, way) for way in ("data set", "family")]
+            means = [f"{np.mean(list(by_dataset.values())):.1f}" for by_dataset in found]
+            cells.append(" / ".join(["–"] * (3 - len(means)) + means))
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -172,7 +177,11 @@ def main() -> None:
         judge = Judge(table, vectors, library_index(table, vectors, arguments.keys))
         title = f"({len(judge.posed)}, {judge.library.different.sum()} different)"
         show(f"experts that ELM_DATA_DIR can pose {title}", lines_without_rows(table, judge.posed))
-        show_all_routers(judge)
+        for num_queries in (32, 1, 0):
+            votes = judge.fixed("vote", RouterSettings(), num_queries or 32, "data set")
+            show_all_routers(judge, num_queries, votes)
+        print("\nall experts, by the texts of their templates alone; against the same votes at Q = 32")
+        show_all_routers(Judge(table, vectors, template_index(table, vectors)), 0, votes)
         print("\nno rows: " + (", ".join(name for name in T5_LM if not judge.has_rows(name)) or "none"))
         if arguments.curves:
             show_curves(judge)
