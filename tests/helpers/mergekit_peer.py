@@ -109,10 +109,8 @@ def run_mergekit(config: pathlib.Path, output: pathlib.Path, seed: int | None = 
 OURS = """
 import json, sys
 from elm_jax.errors import ElmError
-from elm_jax.merging import stream
 from elm_jax.merging.recipes import mergekit_yaml
 from elm_jax.workflows.merge import merge_folders
-stream._LEAST >>= 3  # as in tests/conftest.py
 for line in sys.stdin:
     config, output = json.loads(line)
     try:
