@@ -22,7 +22,7 @@ def test_the_benchmarks_of_tiny_shapes_run():
 
 
 def test_a_ranking_without_its_ties_gives_the_scores_of_ties(tmp_path, monkeypatch):
-    """A stable sort hid which experts are equal: they have one score, better ones no lower; copies are found."""
+    """A stable sort hid which experts are equal: they have one score, better ones no less; copies too."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("router_table")
     rng = np.random.default_rng(0)
