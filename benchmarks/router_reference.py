@@ -138,7 +138,7 @@ def show_all_routers(judge: Judge, num_queries: int, votes: Accuracies) -> None:
 
 
 def show_curves(judge: Judge) -> None:
-    """Prints votes and the default router, with data set and with family left out, against S and Q."""
+    """Prints votes and the default router, the data set and the family left out, against S and Q."""
     index, settings = judge.library.index, RouterSettings()
     kept = {f"{count} of its rows": first_keys(index, count) for count in (1, 10, 100)}
     kept |= {f"{count} means": centroid_index(index, count) for count in (1, 2, 5, 10)}
