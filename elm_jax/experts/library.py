@@ -22,7 +22,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.generality import forget_experts
 from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.experts.overlay import Expert, copy_expert, load_expert
-from elm_jax.experts.routed_library import generality_in, routed_of
+from elm_jax.experts.routed_library import faults_of_generality, generality_in, routed_of
 from elm_jax.routing.cases import RoutedLibrary
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
@@ -221,7 +221,8 @@ class ExpertLibrary:
 
     def verify(self) -> list[str]:
         """Reads every expert and key back; returns the faults in words, none for an intact library."""
-        return [fault for expert_id in self for fault in _faults(self, expert_id)]
+        return [*faults_of_generality(self),
+                *(fault for expert_id in self for fault in _faults(self, expert_id))]
 
     def _write_anew(self, index: KeyIndex, rows: Sequence[dict[str, Any]],
                     listed: Sequence[tuple[ExpertCard, int]]) -> None:

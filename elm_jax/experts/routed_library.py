@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from elm_jax.errors import InputError
 from elm_jax.experts.copies import copies_among, fingerprint_in
 from elm_jax.experts.generality import Generality, read_generality
 from elm_jax.routing.cases import RoutedLibrary
@@ -21,8 +22,18 @@ def fingerprints_of(library: "ExpertLibrary", known: Generality) -> dict[str, st
     return {name: own.get(name) or fingerprint_in(library.path / "experts" / name) for name in library}
 
 
+def faults_of_generality(library: "ExpertLibrary") -> list[str]:
+    """What is wrong with what is known of how general a library's experts are, in words."""
+    try:
+        generality_in(library)
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
 def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
-    """Keys of a library, and priors and copies if there are any."""
-    known = generality_in(library)
-    copies = copies_among(list(library), fingerprints_of(library, known), library.instances)
-    return RoutedLibrary(library.index, known.priors(list(library)), copies)
+    """Keys of a library, and priors and copies if there are any; copies have the prior of the oldest."""
+    known, experts = generality_in(library), list(library)
+    copies = copies_among(experts, fingerprints_of(library, known), library.instances)
+    oldest = experts if copies is None else [experts[place] for place in copies]
+    return RoutedLibrary(library.index, known.priors(oldest), copies)

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -342,12 +343,13 @@ def _keep(store: ResultsStore, model: Scorable, result: TaskResult) -> None:
 
 def _groups(models: Sequence[Scorable], pending_of: Callable[[Scorable], list[str]], most: int
             ) -> Iterator[list[ScoredModel]]:
-    """Groups models to score together: adapter experts with the same tasks, in groups of about equal size."""
-    by_tasks: dict[tuple[str, ...], list[ScoredModel]] = {}  # and by rendering
+    """Groups models to score together: adapter experts of one network with the same tasks, evenly."""
+    by_tasks: dict[tuple[str, ...], list[ScoredModel]] = {}  # by rendering and network too
     for model in models:
         pending = tuple(pending_of(model))
         if isinstance(model, ScoredModel) and model.expert is not None and pending:
-            by_tasks.setdefault((model.rendering, *pending), []).append(model)
+            network = json.dumps(model.card.network, sort_keys=True)
+            by_tasks.setdefault((model.rendering, network, *pending), []).append(model)
     for members in by_tasks.values():
         count = -(-len(members) // most)
         for number in range(count):
