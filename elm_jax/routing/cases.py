@@ -1,12 +1,14 @@
 """What a router is given: a task's queries, a library as arrays, and the evidence that they make."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.routing.evidence import Evidence
+from elm_jax.routing.fitted import FittedRouter, Threshold
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.priors import Priors
 
@@ -36,15 +38,22 @@ class RoutedLibrary:
         index: keys of E experts.
         priors: of the same experts in the same order; None if they are not known.
         copies: i64[E], position of the oldest expert that is equal to each; None if there are no copies.
+        datasets: E sets of names, what each expert was trained on; None if that is not known.
+        fitted: weights of the router `fitted`, by `by_fit.fit_router`; None if there are none.
+        thresholds: by router, from which similarity on it is sure, by `threshold.fit_thresholds`.
     """
 
     index: KeyIndex
     priors: Priors | None = None
     copies: np.ndarray | None = None
+    datasets: tuple[frozenset[str], ...] | None = None
+    fitted: FittedRouter | None = None
+    thresholds: Mapping[str, Threshold] | None = None
 
     def __post_init__(self) -> None:
-        """Raises InputError if priors or copies are not of the index's experts."""
-        for name, rows in (("priors", self.priors and self.priors.generality), ("copies", self.copies)):
+        """Raises InputError if priors, copies or data sets are not of the index's experts."""
+        for name, rows in (("priors", self.priors and self.priors.generality), ("copies", self.copies),
+                           ("data sets", self.datasets)):
             if rows is not None and len(rows) != len(self.index.experts):
                 raise InputError(describe(f"The {name} are not those of the library's experts",
                                           got=len(rows), expected=len(self.index.experts)))
@@ -54,6 +63,12 @@ class RoutedLibrary:
         """bool[E], the experts that are no copies of older ones."""
         number = len(self.index.experts)
         return np.ones(number, bool) if self.copies is None else self.copies == np.arange(number)
+
+    def family_of(self, dataset: str | None, family: str | None = None) -> str | None:
+        """A task's family: as given, or that of its data set, or None."""
+        known = {} if self.priors is None else dict(
+            zip(self.priors.datasets, self.priors.families, strict=True))
+        return family or known.get(dataset)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,6 +137,7 @@ class RouterSettings:
         match_weight: of the match beside the prior, see `routers.by_prior.match_share`. It was chosen on a
             published ranking (`benchmarks/router_reference.py`); from 0.2 to 0.5 little changes.
         budget: rows that they score in all, over experts; None for all rows of all candidates.
+        none_of_these: whether a decision says if it is sure.
     """
 
     num_centroids: int = 1
@@ -129,6 +145,7 @@ class RouterSettings:
     candidates: int = 20
     match_weight: float = 0.3
     budget: int | None = None
+    none_of_these: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError for a number below one."""
@@ -149,6 +166,7 @@ class RoutingCase:
         different: bool[E], the experts that are no copies.
         settings: constants.
         scorer: None for routers that score no expert.
+        weights: of the router `fitted`, by feature; None for others.
     """
 
     evidence: Evidence
@@ -157,6 +175,7 @@ class RoutingCase:
     different: np.ndarray
     settings: RouterSettings
     scorer: RowScorer | None = None
+    weights: Mapping[str, float] | None = None
 
     def standardised(self, values: np.ndarray) -> np.ndarray:
         """f64[R, E] of mean 0 and deviation 1 over the experts that are no copies; 0 where all are equal."""

@@ -90,15 +90,26 @@ def observe(queries: np.ndarray, index: KeyIndex, copies: np.ndarray | None = No
     centroid = np.full_like(nearest, np.nan) if centroids is None else (
         nearest if centroids is index else BEST[backend](queries, centroids))
     if copies is not None:
-        nearest, centroid = _shared(nearest, copies), _shared(centroid, copies)
+        nearest, centroid = shared(nearest, copies), shared(centroid, copies)
+    return evidence_of(nearest, centroid, queries.any(axis=1))
+
+
+def evidence_of(nearest: np.ndarray, centroid: np.ndarray, voting: np.ndarray) -> Evidence:
+    """Evidence of queries, a group each, from what they are compared with.
+
+    Args:
+        nearest: f32[Q, E], similarities with each expert's nearest key; copies have those of the oldest.
+        centroid: f32[Q, E], likewise with its nearest centroid.
+        voting: bool[Q], the queries that are near to something.
+    """
     votes = np.zeros(nearest.shape, np.int64)
-    voting = np.flatnonzero(queries.any(axis=1))
-    votes[voting, winners_of(nearest[voting])] = 1
-    return Evidence(np.ones(len(queries), np.int64), votes, np.where(votes > 0, 0, NEVER),
+    voters = np.flatnonzero(voting)
+    votes[voters, winners_of(nearest[voters])] = 1
+    return Evidence(np.ones(len(nearest), np.int64), votes, np.where(votes > 0, 0, NEVER),
                     nearest.astype(np.float64), nearest, centroid.astype(np.float64))
 
 
-def _shared(similarities: np.ndarray, copies: np.ndarray) -> np.ndarray:
+def shared(similarities: np.ndarray, copies: np.ndarray) -> np.ndarray:
     """f32[Q, E] with the largest of an expert and its copies for each of them."""
     largest = similarities.copy()
     for expert in np.flatnonzero(copies != np.arange(len(copies))):

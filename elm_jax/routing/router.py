@@ -15,6 +15,7 @@ from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, Rou
 from elm_jax.routing.evidence import Evidence, no_evidence, observe
 from elm_jax.routing.ranking import firsts, ranking
 from elm_jax.routing.routers.by_centroid import centroid_scores
+from elm_jax.routing.routers.by_fit import fitted_scores
 from elm_jax.routing.routers.by_labels import labelled_scores
 from elm_jax.routing.routers.by_prior import (
     prior_and_centroid_scores,
@@ -38,6 +39,7 @@ class Router:
         takes_text: whether the task's text counts.
         needs_priors: whether the library must have priors.
         uses_centroids: whether it compares queries with means of keys.
+        needs_fit: whether weights must have been fitted on the library.
         needs_rows: which rows it scores experts on: ``labelled``, ``unlabelled``, or none.
     """
 
@@ -47,6 +49,7 @@ class Router:
     takes_text: bool = False
     needs_priors: bool = False
     uses_centroids: bool = False
+    needs_fit: bool = False
     needs_rows: str | None = None
 
 
@@ -62,6 +65,9 @@ ROUTERS: dict[str, Router] = {
                              needs_queries=False, takes_text=True, needs_priors=True, uses_centroids=True),
     "shortlist": Router(shortlist_scores, "the most voted experts, ranked by their priors",
                         needs_priors=True),
+    "fitted": Router(fitted_scores, "prior and match, weighed as the library's own tasks tell",
+                     needs_queries=False, takes_text=True, needs_priors=True, uses_centroids=True,
+                     needs_fit=True),
     "labelled": Router(labelled_scores, "the likely experts, scored on labelled rows by successive halving",
                        needs_queries=False, takes_text=True, needs_rows="labelled"),
     "confidence": Router(confidence_scores, "by how much the likely experts prefer their own answers",
@@ -115,14 +121,14 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
                     *, settings: RouterSettings | None = None, scorer: RowScorer | None = None
                     ) -> RoutingDecision:
     """Ranks all experts by evidence of one group that was gathered before, as `decide_task` does."""
-    name = router or default_router(library)
+    name, settings = router or default_router(library), settings or RouterSettings()
     ledger = None if scorer is None else RowLedger(scorer, len(library.index.experts))
     case = _case(evidence, task, library, name, settings, ledger)
     scores = _scores(case, library, name)[0]
     experts, votes = library.index.experts, evidence.votes[0]
     best = np.where(np.isfinite(evidence.best[0]), evidence.best[0], 0.0)
     nearest, centroid = evidence.mean_nearest[0], evidence.mean_centroid[0]
-    copies = library.copies
+    copies, order = library.copies, ranking(scores, evidence, case.different)
     lines = tuple(
         ExpertVotes(
             experts[e], int(votes[e]), float(best[e]), float(nearest[e]),
@@ -130,9 +136,41 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
             None if case.prior is None else float(case.prior[e]),
             None if case.different[e] or copies is None else experts[copies[e]],
             *((None, None) if ledger is None else ledger.reasons(e)))
-        for e in ranking(scores, evidence, case.different))
+        for e in order)
+    is_sure = None
+    if settings.none_of_these:
+        is_sure = bool(are_sure(evidence, np.array(order[:1]), library, name)[0])
     return RoutingDecision(lines, int(evidence.num_queries[0]), library.index.text_format,
-                           library.index.encoder, name)
+                           library.index.encoder, name, is_sure)
+
+
+def are_sure(evidence: Evidence, first: np.ndarray, library: RoutedLibrary, router: str) -> np.ndarray:
+    """Says for each group of queries whether its first expert fits, or none of the library's does.
+
+    An expert fits if the queries are as near to its keys as those of tasks that the library has.
+
+    Args:
+        evidence: of R groups of queries.
+        first: i64[R], positions of the experts that the router puts first.
+        library: with thresholds.
+        router: its name.
+
+    Returns:
+        bool[R].
+
+    Raises:
+        InputError: a group has no queries, or the library has no threshold for the router.
+    """
+    if not evidence.num_queries.all():
+        raise InputError(describe("Whether none of the experts fits is told by queries",
+                                  got="no instance of the task", cure="give some, or do not ask for it"))
+    known = library.thresholds or {}
+    if router not in known:
+        raise InputError(describe(f"The library has no threshold from which the router {router} is sure",
+                                  expected=f"one of {', '.join(known)}" if known else None,
+                                  cure="run `elm library calibrate`, or do not ask for it"))
+    values = np.array([known[router].at(int(count)) for count in evidence.num_queries])
+    return evidence.mean_nearest[np.arange(len(first)), first] >= values
 
 
 def task_evidence(task: RoutedTask, library: RoutedLibrary, router: str | None = None,
@@ -196,7 +234,12 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
     text = None if task.text is None else task_evidence(
         RoutedTask(np.asarray(task.text)[None]), library, name, settings)
     prior = None if library.priors is None else library.priors.for_task(task.dataset, task.family)
-    return RoutingCase(evidence, text, prior, library.different, settings, scorer)
+    if row.needs_fit and library.fitted is None:
+        raise InputError(describe(f"The router {name} needs weights that are fitted on the library",
+                                  cure="run `elm library calibrate`, or take --router prior+nearest"))
+    weights = None if not row.needs_fit else library.fitted.by_feature(
+        library.family_of(task.dataset, task.family))
+    return RoutingCase(evidence, text, prior, library.different, settings, scorer, weights)
 
 
 def _row_of(router: str) -> Router:

@@ -9,6 +9,7 @@ from scipy import stats
 from elm_jax.errors import InputError
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
 from elm_jax.routing.evidence import centroids_of
+from elm_jax.routing.fitted import FittedRouter
 from elm_jax.routing.priors import Priors, priors_of_scores
 from elm_jax.routing.router import ROUTERS, RouterStream, decide_rows, decide_task, default_router
 from elm_jax.routing.vote import decide, decide_each
@@ -16,12 +17,14 @@ from tests.routing.index_test import make_index, unit_rows
 
 WITHOUT_SCORING = [name for name, row in ROUTERS.items() if row.needs_rows is None]
 DATASETS, FAMILIES = ("a", "b", "c"), ("x", "x", "y")
+FITTED = FittedRouter(("prior", "nearest", "centroid"), ("x", "y"), np.tile(np.eye(3), (3, 2, 1, 1)),
+                      np.tile([1.0, 0.3, 0.2], (3, 2, 1)), np.ones((3, 2)))
 
 
 def library_of(seed: int, experts: int = 9) -> RoutedLibrary:
     rng = np.random.default_rng(seed)
     index = make_index({f"e{n}": unit_rows(rng, rng.integers(2, 7)) for n in range(experts)})
-    return RoutedLibrary(index, Priors(rng.normal(size=(experts, 3)), DATASETS, FAMILIES))
+    return RoutedLibrary(index, Priors(rng.normal(size=(experts, 3)), DATASETS, FAMILIES), fitted=FITTED)
 
 
 def task_of(seed: int, count: int = 12) -> RoutedTask:
@@ -37,7 +40,7 @@ def permuted(library: RoutedLibrary, places: np.ndarray) -> RoutedLibrary:
     index = library.index
     keys = {index.experts[e]: index.keys[index.owners == e] for e in places}
     priors = Priors(library.priors.generality[places], DATASETS, FAMILIES)
-    return RoutedLibrary(make_index(keys), priors)
+    return RoutedLibrary(make_index(keys), priors, fitted=library.fitted)
 
 
 def plain_scores(name: str, library: RoutedLibrary, task: RoutedTask) -> list[float]:
@@ -110,7 +113,8 @@ def test_copies_change_nothing(name):
     for number, copied in ((0, 2), (1, 2), (2, 5)):
         index = index.add(f"copy{number}", index.keys[index.owners == copied])
         generality = np.concatenate([generality, generality[[copied]]])
-    copied = RoutedLibrary(index, Priors(generality, DATASETS, FAMILIES), np.array([*range(9), 2, 2, 5]))
+    copied = RoutedLibrary(index, Priors(generality, DATASETS, FAMILIES), np.array([*range(9), 2, 2, 5]),
+                           fitted=library.fitted)
     after = decide_task(task, copied, name)
     assert [(line.expert, line.votes) for line in after.ranking[:9]] == [
         (line.expert, line.votes) for line in before.ranking]

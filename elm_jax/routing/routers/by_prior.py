@@ -40,4 +40,4 @@ def match_share(case: RoutingCase, similarity: str) -> np.ndarray:
     own = np.sort(match[:, case.different], axis=1)
     places = [np.searchsorted(row, values + TIE, side="right")
               for row, values in zip(own, match, strict=True)]
-    return np.array(places) / own.shape[1]
+    return np.maximum(places, 1) / own.shape[1]
