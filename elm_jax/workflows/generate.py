@@ -16,7 +16,7 @@ from elm_jax.evaluation.answer_text import Answer
 from elm_jax.evaluation.generation_settings import GenerationSettings
 from elm_jax.evaluation.text_generator import TextGenerator
 from elm_jax.experts.base import Base, load_base
-from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.card import ExpertCard, base_folder
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.experts.rendering import check_chat
 from elm_jax.routing.text import RoutingInstance
@@ -172,7 +172,8 @@ class Panel:
         self._config = config
         self._library = None if config.library is None else open_library(config.library, config.encoder_dir)
         self._cards = self._read_cards()
-        self.base = load_base(self._base_folder(), mesh=_one_device())
+        self.base = load_base(base_folder((card for _, card in self._cards.values()), config.base),
+                              mesh=_one_device())
         for name, (folder, card) in self._cards.items():
             check_base(self.base, card, folder)
             check_chat(self.base, card.rendering == CHAT and config.chat is None, where=f"the card of {name}")
@@ -247,14 +248,6 @@ class Panel:
         ids = [card.id for card in cards]
         return {(card.id if ids.count(card.id) == 1 else folder): (folder, card)
                 for folder, card in zip(folders, cards, strict=True)}
-
-    def _base_folder(self) -> storage.PathLike:
-        named = next((card.base.get("path") for _, card in self._cards.values()), None)
-        folder = self._config.base or named
-        if folder is None:
-            raise InputError(describe("The base of the experts is not known", expected="a base",
-                                      got="cards that name no folder of one", cure="give it: --base DIR"))
-        return folder
 
 
 def read_questions(config: GenerateConfig) -> list[Question]:
