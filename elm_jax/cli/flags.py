@@ -398,7 +398,8 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     generate.add_argument("--base", metavar="DIR", help="default: the one that the experts' cards name")
     generate.add_argument("--expert", action="append", default=[], metavar="DIR",
                           help="expert; may be given again, each answers; none asks the base itself")
-    generate.add_argument("--library", metavar="DIR", help="the expert whose key is nearest answers")
+    generate.add_argument("--library", metavar="DIR", help="the expert to which it is routed answers")
+    generate.add_argument("--router", metavar="NAME", help="of the library (default: as `elm route`'s)")
     generate.add_argument("--encoder_dir", metavar="DIR", help="folder of the weights of its encoder")
     generate.add_argument("--max_new_tokens", type=int, default=128, metavar="N",
                           help="most tokens of an answer (default: 128)")
@@ -423,7 +424,8 @@ def _add_mixed(evaluate: argparse.ArgumentParser) -> None:
     group.add_argument("--mixed", action="store_true",
                        help="score each row by one of many experts, which have adapters of one shape")
     group.add_argument("--library", metavar="DIR",
-                       help="each row is routed by itself: its nearest key's expert")
+                       help="each row is routed by itself")
+    group.add_argument("--router", metavar="NAME", help="of the library (default: as `elm route`'s)")
     group.add_argument("--assignment", metavar="FILE",
                        help='or as JSON lines say, {"index": row, "expert": id}: by one of the --expert '
                        'folders; with several tasks a line names its "task"')

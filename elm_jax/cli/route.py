@@ -51,10 +51,12 @@ def route(arguments: argparse.Namespace) -> None:
 
 def _print_one(report: RouteReport, arguments: argparse.Namespace) -> None:
     """Prints one router's ranking with all reasons, and what matched its first experts best."""
-    lines = report.decision.ranking
+    lines, asked = report.decision.ranking, report.decision.num_queries
     nearest = {match.expert: match.nearest for match in report.matches}
     facts = (("score", 1, "{:.3f}", [line.score for line in lines]),
-             ("votes", 1, "{}", [line.votes for line in lines]),
+             ("accuracy", 1, "{:.3f}", [line.accuracy for line in lines]),
+             ("on rows", 2, "{}", [line.rows for line in lines]),
+             ("votes", 1, "{}", [line.votes if asked else None for line in lines]),
              ("similarity", 2, "{:.3f}", [line.mean_similarity for line in lines]),
              ("to centroid", 4, "{:.3f}", [line.centroid_similarity for line in lines]),
              ("prior", 3, "{:.2f}", [line.prior for line in lines]))

@@ -226,3 +226,12 @@ def template_text(task: str) -> RoutingInstance | None:
     choices = template.answer_choices or ""
     fixed = [] if "{{" in choices or "{%" in choices else map(str.strip, choices.split(SEPARATOR))
     return RoutingInstance(template.instruction, template.answer_choices, tuple(filter(None, fixed)))
+
+
+def target_options(task: str, routed: RoutedLibrary, router: str) -> RouteOptions:
+    """What a router of rows is told of the registered task that they are of: its kin and its text."""
+    if routed.priors is None:
+        return {}
+    kin, known = kin_of(task), registry.find_task(task)
+    counts = known is not None and counts_text(router, routed, queries=True)
+    return {"dataset": kin.dataset, "family": kin.family, "instruction": template_text(task) if counts else None}
