@@ -3,7 +3,7 @@
     import elm_jax as elm
     base = elm.load_base("runs/base/base")
     library = elm.ExpertLibrary.open("library")
-    decision = elm.route(library, texts, num_queries=32)
+    decision = elm.route(library, texts)
     merged = elm.merge(library, decision=decision, top_k=3)
     rows = elm.evaluate(base, merged, tasks=["super_glue_rte__can_we_infer"])
     answers = elm.generate(base, merged, ["Is it good? I liked every minute."])
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.experts.peft_export import save_peft
     from elm_jax.models.adapters.config import AdapterConfig
     from elm_jax.models.families import FAMILIES
+    from elm_jax.routing.cases import RouterSettings
     from elm_jax.routing.text import RoutingInstance
     from elm_jax.routing.vote import RoutingDecision
     from elm_jax.training.optimizers import OptimizerConfig
@@ -44,10 +45,12 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.workflows.evaluate.evaluate_folders import EvaluateConfig, evaluate_folders
     from elm_jax.workflows.evaluate.evaluate_mixed import evaluate_mixed
     from elm_jax.workflows.evaluate.evaluate_models import evaluate
+    from elm_jax.workflows.expert_scorer import LibraryScorer, ScoredRow
     from elm_jax.workflows.generate import generate
     from elm_jax.workflows.merge.in_memory import merge
     from elm_jax.workflows.merge.search_merge import SearchConfig, search_and_merge, search_weights
-    from elm_jax.workflows.route import RouteConfig, route, route_task
+    from elm_jax.workflows.route import RouteConfig, RouteStream, route
+    from elm_jax.workflows.target_task import route_task
     from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
     from elm_jax.workflows.train.train_config import TrainConfig
     from elm_jax.workflows.train.train_expert import train
@@ -65,13 +68,17 @@ _MODULES = {
     "ExpertCard": "elm_jax.experts.card",
     "ExpertLibrary": "elm_jax.experts.library",
     "InputError": "elm_jax.errors",
+    "LibraryScorer": "elm_jax.workflows.expert_scorer",
     "OptimizerConfig": "elm_jax.training.optimizers",
     "PreparedSplit": "elm_jax.data.arrays.prepared",
     "PretrainConfig": "elm_jax.workflows.train.pretrain",
     "RouteConfig": "elm_jax.workflows.route",
+    "RouteStream": "elm_jax.workflows.route",
+    "RouterSettings": "elm_jax.routing.cases",
     "RoutingDecision": "elm_jax.routing.vote",
     "RoutingInstance": "elm_jax.routing.text",
     "RunError": "elm_jax.errors",
+    "ScoredRow": "elm_jax.workflows.expert_scorer",
     "SearchConfig": "elm_jax.workflows.merge.search_merge",
     "T5Config": "elm_jax.models.t5.config",
     "T5Network": "elm_jax.models.t5.network",
@@ -93,7 +100,7 @@ _MODULES = {
     "pretrain": "elm_jax.workflows.train.pretrain",
     "resolve": "elm_jax.experts.overlay",
     "route": "elm_jax.workflows.route",
-    "route_task": "elm_jax.workflows.route",
+    "route_task": "elm_jax.workflows.target_task",
     "save_base": "elm_jax.experts.base",
     "save_expert": "elm_jax.experts.overlay",
     "save_peft": "elm_jax.experts.peft_export",
@@ -106,10 +113,11 @@ __getattr__, __dir__ = lazy.exports(__name__, _MODULES)
 
 __all__ = [
     "AdapterConfig", "Base", "CalibrateConfig", "ConvertConfig", "ElmError", "EvaluateConfig", "Expert",
-    "ExpertCard", "ExpertLibrary", "InputError", "OptimizerConfig", "PreparedSplit", "PretrainConfig",
-    "RouteConfig", "RoutingDecision", "RoutingInstance", "RunError", "SearchConfig", "T5Config",
-    "T5Network", "TaskData", "TrainConfig", "Vocabulary", "add_task", "build_library",
-    "calibrate_library", "convert", "evaluate", "evaluate_folders", "evaluate_mixed", "generate",
-    "load_base", "load_expert", "load_peft", "merge", "pretrain", "resolve", "route", "route_task",
-    "save_base", "save_expert", "save_peft", "search_and_merge", "search_weights", "train",
+    "ExpertCard", "ExpertLibrary", "InputError", "LibraryScorer", "OptimizerConfig", "PreparedSplit",
+    "PretrainConfig", "RouteConfig", "RouteStream", "RouterSettings", "RoutingDecision",
+    "RoutingInstance", "RunError", "ScoredRow", "SearchConfig", "T5Config", "T5Network", "TaskData",
+    "TrainConfig", "Vocabulary", "add_task", "build_library", "calibrate_library", "convert", "evaluate",
+    "evaluate_folders", "evaluate_mixed", "generate", "load_base", "load_expert", "load_peft", "merge",
+    "pretrain", "resolve", "route", "route_task", "save_base", "save_expert", "save_peft",
+    "search_and_merge", "search_weights", "train",
 ]

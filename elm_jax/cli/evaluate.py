@@ -10,7 +10,7 @@ from elm_jax.workflows.train import run_record
 
 FIELDS = ("base", "output", "split", "max_rows", "source_length", "max_new_tokens", "few_shot",
           "choice_score", "stack_experts", "mesh_data", "mesh_model", "mesh_experts", "mixed", "library",
-          "assignment", "trunk_cache", "trunk_cache_bytes")
+          "router", "assignment", "trunk_cache", "trunk_cache_bytes")
 """Flags that are fields of the config."""
 COLUMNS = (
     Column("expert"), Column("task"), Column("metric"), Column("scored by", 4),

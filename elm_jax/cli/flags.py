@@ -298,7 +298,8 @@ def _add_merge(verbs: argparse._SubParsersAction) -> None:
     merge.add_argument("--library", metavar="DIR", help="merge the best experts of a library for --task")
     merge.add_argument("--task", metavar="NAME")
     merge.add_argument("--top_k", type=int, default=3, metavar="K")
-    merge.add_argument("--queries", type=int, default=32, metavar="Q")
+    merge.add_argument("--queries", type=int, metavar="Q",
+                       help="of --task (default: 32, or as many as there are)")
     _add_data(merge)
     merge_search_flags.add_search_flags(merge)
     listing = _verb(verbs, "methods", "Lists the merging methods: what they compute, need and take.",
@@ -311,12 +312,25 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                   "elm route --library lib --task super_glue_rte__can_we_infer --queries 32 --top_k 3",
                   "route:route")
     route.add_argument("--library", required=True, metavar="DIR")
-    target = route.add_mutually_exclusive_group(required=True)
+    target = route.add_mutually_exclusive_group()
     target.add_argument("--task", metavar="NAME", help="registered task")
     target.add_argument("--examples", metavar="FILE", help='JSON lines with a field "inputs"')
-    route.add_argument("--split", default="validation")
-    route.add_argument("--queries", type=int, default=32, metavar="Q")
-    route.add_argument("--top_k", type=int, default=3, metavar="K")
+    route.add_argument("--instruction", metavar="TEXT", help="what the task is, in place of queries")
+    route.add_argument("--split", default="validation", help="of the task (default: validation)")
+    route.add_argument("--queries", type=int, metavar="Q", help="instances of the task that are used; 0: "
+                       "its template alone (default: 32, or as many as there are)")
+    route.add_argument("--router", metavar="NAME", help="vote, centroid, prior, ...; all compares them "
+                       "(default: prior+centroid if the library has priors, else vote)")
+    route.add_argument("--per_row", action="store_true", help="a decision for each query by itself")
+    route.add_argument("--labelled", metavar="FILE", help='JSON lines with "inputs", "choices", "targets": '
+                       "on them the router `labelled` scores the likely experts")
+    route.add_argument("--base", metavar="DIR", help="of the experts, to score them (default: the one that "
+                       "their cards name)")
+    route.add_argument("--dataset", metavar="NAME", help="that priors leave out, of a task that is not "
+                       "registered")
+    route.add_argument("--family", metavar="NAME", help="whose data sets they leave out")
+    route.add_argument("--top_k", type=int, default=3, metavar="K",
+                       help="experts that are chosen (default: 3)")
     route.add_argument("--encoder_dir", metavar="DIR", help="folder of the encoder's weights")
     route.add_argument("--seed", type=int, default=0)
     _prints_table(route)
@@ -384,7 +398,8 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     generate.add_argument("--base", metavar="DIR", help="default: the one that the experts' cards name")
     generate.add_argument("--expert", action="append", default=[], metavar="DIR",
                           help="expert; may be given again, each answers; none asks the base itself")
-    generate.add_argument("--library", metavar="DIR", help="the expert whose key is nearest answers")
+    generate.add_argument("--library", metavar="DIR", help="the expert to which it is routed answers")
+    generate.add_argument("--router", metavar="NAME", help="of the library (default: as `elm route`'s)")
     generate.add_argument("--encoder_dir", metavar="DIR", help="folder of the weights of its encoder")
     generate.add_argument("--max_new_tokens", type=int, default=128, metavar="N",
                           help="most tokens of an answer (default: 128)")
@@ -409,7 +424,8 @@ def _add_mixed(evaluate: argparse.ArgumentParser) -> None:
     group.add_argument("--mixed", action="store_true",
                        help="score each row by one of many experts, which have adapters of one shape")
     group.add_argument("--library", metavar="DIR",
-                       help="each row is routed by itself: its nearest key's expert")
+                       help="each row is routed by itself")
+    group.add_argument("--router", metavar="NAME", help="of the library (default: as `elm route`'s)")
     group.add_argument("--assignment", metavar="FILE",
                        help='or as JSON lines say, {"index": row, "expert": id}: by one of the --expert '
                        'folders; with several tasks a line names its "task"')

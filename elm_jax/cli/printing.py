@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from elm_jax.runtime import hosts
-from elm_jax.runtime.terminal.text_tables import Column, document, separated, visible, wrapped
+from elm_jax.runtime.terminal.text_tables import Column, document, separated, shortened, visible, wrapped
 
 __all__ = ["Column", "print_document", "print_json", "print_lines", "print_sentences", "print_table", "say",
-           "visible"]
+           "shortened", "terminal_width", "visible"]
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[Any]], *, wide: bool = False,

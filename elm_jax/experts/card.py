@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from elm_jax.data.arrays.prepared import PLAIN, RENDERINGS
@@ -159,6 +160,19 @@ class StoredCard:
     """What stands in an expert's file beside the card."""
 
     overlay_fingerprint: str | None = None
+
+
+def base_folder(cards: Iterable[ExpertCard], given: storage.PathLike | None = None) -> storage.PathLike:
+    """The folder of the base of some experts: the given one, or the one that their cards name.
+
+    Raises:
+        InputError: none is given, and the cards name none.
+    """
+    folder = given or next((card.base.get("path") for card in cards), None)
+    if folder is None:
+        raise InputError(describe("The base of the experts is not known", expected="a base",
+                                  got="cards that name no folder of one", cure="give it: --base DIR"))
+    return folder
 
 
 def read_stored(path: storage.PathLike) -> tuple[ExpertCard, str | None]:

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from elm_jax.errors import InputError, describe
 
@@ -96,5 +95,7 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
 
 def normal_scores(scores: np.ndarray) -> np.ndarray:
     """Normal scores f64[E] of the ranks of f64[E], the best the largest; ties at their middle rank."""
+    from scipy import stats  # late: half a second of start-up
+
     ranks = stats.rankdata(scores)
     return stats.norm.ppf((ranks - 0.5) / len(scores))

@@ -86,6 +86,48 @@ def default_router(library: RoutedLibrary) -> str:
     return "vote" if library.priors is None else "prior+nearest"
 
 
+def check_router(name: str, library: RoutedLibrary, *, queries: bool, text: bool) -> None:
+    """Raises InputError if there is no such router, or it needs what is not there.
+
+    Args:
+        name: of the router.
+        library: that it has to rank.
+        queries: whether the task has some.
+        text: whether it has a text.
+    """
+    row = _row_of(name)
+    if row.needs_queries and not queries and not (row.takes_text and text):
+        able = [other for other, one in ROUTERS.items() if not one.needs_queries]
+        kinds = "queries or a text of the task" if row.takes_text else "queries"
+        raise InputError(describe(f"The router {name} needs {kinds}", got="no instance of the task",
+                                  cure=f"give some, or take --router {', '.join(able)}"))
+    if row.needs_priors and library.priors is None:
+        raise InputError(describe(f"The router {name} needs priors, and the library has none",
+                                  cure="run `elm library calibrate`, or take --router vote or centroid"))
+
+
+def counts_text(name: str, library: RoutedLibrary, *, queries: bool) -> bool:
+    """Whether a task's text changes what a router decides; beside queries it does so with priors alone."""
+    row = ROUTERS[name]
+    beside = library.priors is not None and (row.needs_priors or row.needs_rows is not None)
+    return row.takes_text and (beside or not queries)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowDecisions:
+    """Decisions for Q queries, each alone.
+
+    Attributes:
+        experts: i64[Q], positions of the first experts.
+        next_experts: i64[Q], of those that would be first without them; None if there is no other.
+        similarities: f64[Q, E] of each query with the nearest key of every expert.
+    """
+
+    experts: np.ndarray
+    next_experts: np.ndarray | None
+    similarities: np.ndarray
+
+
 def decide_task(task: RoutedTask, library: RoutedLibrary, router: str | None = None, *,
                 settings: RouterSettings | None = None, scorer: RowScorer | None = None,
                 backend: str = "numpy") -> RoutingDecision:
@@ -109,12 +151,22 @@ def decide_task(task: RoutedTask, library: RoutedLibrary, router: str | None = N
     return decide_evidence(evidence.pooled(), task, library, router, settings=settings, scorer=scorer)
 
 
+def explain_rows(task: RoutedTask, library: RoutedLibrary, router: str | None = None, *,
+                 settings: RouterSettings | None = None, backend: str = "numpy") -> RowDecisions:
+    """Decides for each query alone, and says how near all experts are. Arguments, errors: `decide_task`."""
+    evidence = task_evidence(task, library, router, settings, backend)
+    case = _case(evidence, task, library, router, settings, None)
+    scores = _scores(case, library, router)
+    first = firsts(scores, evidence, case.different)
+    others = case.different & (np.arange(scores.shape[1]) != first[:, None])
+    following = firsts(scores, evidence, others) if others.any(axis=1).all() else None
+    return RowDecisions(first, following, evidence.nearest)
+
+
 def decide_rows(task: RoutedTask, library: RoutedLibrary, router: str | None = None, *,
                 settings: RouterSettings | None = None, backend: str = "numpy") -> np.ndarray:
     """Picks an expert for each query alone; returns positions i64[Q]. Arguments and errors: `decide_task`."""
-    evidence = task_evidence(task, library, router, settings, backend)
-    case = _case(evidence, task, library, router, settings, None)
-    return firsts(_scores(case, library, router), evidence, case.different)
+    return explain_rows(task, library, router, settings=settings, backend=backend).experts
 
 
 def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: str | None = None,
@@ -218,15 +270,7 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
     """What the router is given; raises InputError if it needs something that is not there."""
     name = router or default_router(library)
     row = _row_of(name)
-    has_text = row.takes_text and task.text is not None
-    if row.needs_queries and not has_text and not evidence.num_queries.any():
-        able = [other for other, one in ROUTERS.items() if not one.needs_queries]
-        kinds = "queries or a text of the task" if row.takes_text else "queries"
-        raise InputError(describe(f"The router {name} needs {kinds}", got="no instance of the task",
-                                  cure=f"give some, or take --router {', '.join(able)}"))
-    if row.needs_priors and library.priors is None:
-        raise InputError(describe(f"The router {name} needs priors, and the library has none",
-                                  cure="run `elm library calibrate`, or take --router vote or centroid"))
+    check_router(name, library, queries=bool(evidence.num_queries.any()), text=task.text is not None)
     if row.needs_rows and (scorer is None or not scorer.num_rows):
         raise InputError(describe(f"The router {name} scores experts on {row.needs_rows} rows",
                                   got="no such rows", cure=ROWS[row.needs_rows]))

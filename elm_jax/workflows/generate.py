@@ -16,9 +16,10 @@ from elm_jax.evaluation.answer_text import Answer
 from elm_jax.evaluation.generation_settings import GenerationSettings
 from elm_jax.evaluation.text_generator import TextGenerator
 from elm_jax.experts.base import Base, load_base
-from elm_jax.experts.card import ExpertCard
+from elm_jax.experts.card import ExpertCard, base_folder
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.experts.rendering import check_chat
+from elm_jax.routing.router import default_router
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import sharding, storage
 from elm_jax.runtime.config_checks import (
@@ -28,7 +29,8 @@ from elm_jax.runtime.config_checks import (
     check_types,
     items_of,
 )
-from elm_jax.workflows.route import RowRoute, explained_routes, open_library, read_examples
+from elm_jax.workflows.route import RowRoute, check_row_router, explained_routes, open_library, read_examples
+from elm_jax.workflows.target_task import target_options
 from elm_jax.workflows.tasks.show_tasks import right_answers, show_task
 
 BASE_ID = "base"
@@ -47,7 +49,8 @@ class GenerateConfig:
         base: folder of the base; None for the one that the experts' cards name.
         experts: folders of experts of that base: each answers every question; none and no library asks the
             base itself.
-        library: folder of a library, whose nearest expert answers each question.
+        library: folder of a library, which routes each question to one of its experts.
+        router: of the library; None for its own.
         texts: questions.
         examples: file of questions in JSON lines (see `route.read_examples`).
         task: registered task, whose rows are asked as its template renders them.
@@ -72,6 +75,7 @@ class GenerateConfig:
     encoder_dir: storage.PathLike | None = None
     modules: tuple[str, ...] = DEFAULT_MODULES
     settings: GenerationSettings = dataclasses.field(default_factory=GenerationSettings)
+    router: str | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for settings that are wrong, exclude each other or have no effect."""
@@ -80,7 +84,8 @@ class GenerateConfig:
         self._at_most_one("Questions come from one place", "texts", "examples", "task")
         self._at_most_one("Experts come from one place", "experts", "library")
         self._needs("task", "split", "rows")
-        self._needs("library", "encoder_dir")
+        self._needs("library", "encoder_dir", "router")
+        check_row_router(self.router)
         if not (self.base or self.experts or self.library):
             raise InputError(describe("There is no model to ask", expected="a base, experts or a library"))
 
@@ -172,7 +177,8 @@ class Panel:
         self._config = config
         self._library = None if config.library is None else open_library(config.library, config.encoder_dir)
         self._cards = self._read_cards()
-        self.base = load_base(self._base_folder(), mesh=_one_device())
+        self.base = load_base(base_folder((card for _, card in self._cards.values()), config.base),
+                              mesh=_one_device())
         for name, (folder, card) in self._cards.items():
             check_base(self.base, card, folder)
             check_chat(self.base, card.rendering == CHAT and config.chat is None, where=f"the card of {name}")
@@ -185,7 +191,10 @@ class Panel:
         """Says which models answer each question, and why if a library chose them."""
         if self._library is None:
             return [[(name, None) for name in self.names] for _ in questions]
-        found = explained_routes(self._library, [question.instance for question in questions])
+        routed, task = self._library.routed(), self._config.task
+        router = self._config.router or default_router(routed)
+        found = explained_routes(self._library, [question.instance for question in questions], router,
+                                 **(target_options(task, routed, router) if task else {}))
         return [[(route.expert, route)] for route in found]
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
@@ -247,14 +256,6 @@ class Panel:
         ids = [card.id for card in cards]
         return {(card.id if ids.count(card.id) == 1 else folder): (folder, card)
                 for folder, card in zip(folders, cards, strict=True)}
-
-    def _base_folder(self) -> storage.PathLike:
-        named = next((card.base.get("path") for _, card in self._cards.values()), None)
-        folder = self._config.base or named
-        if folder is None:
-            raise InputError(describe("The base of the experts is not known", expected="a base",
-                                      got="cards that name no folder of one", cure="give it: --base DIR"))
-        return folder
 
 
 def read_questions(config: GenerateConfig) -> list[Question]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -11,99 +12,247 @@ from elm_jax.data.draw import draw_rows
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.prompted_task import PromptedTask
 from elm_jax.data.sources import row_files
-from elm_jax.errors import InputError, describe, in_short
+from elm_jax.errors import InputError, describe, in_short, unknown_name
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RowScorer
 from elm_jax.routing.encoders import MiniLMEncoder
+from elm_jax.routing.router import (
+    ROUTERS,
+    RouterStream,
+    RowDecisions,
+    counts_text,
+    decide_task,
+    default_router,
+    explain_rows,
+)
 from elm_jax.routing.search import nearest_key
 from elm_jax.routing.text import RoutingInstance, format_text
-from elm_jax.routing.vote import RoutingDecision, decide, decide_each, nearest_experts
+from elm_jax.routing.vote import RoutingDecision
 from elm_jax.runtime import records, storage
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range, check_types
+
+QUERIES = 32
+"""Q, where nothing else is said: at most so many instances of a task."""
+AT_ONCE = 512
+"""Rows that are decided at once: so many times the experts are in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RouteConfig:
-    """Settings of routing one task over a library; either `task` or `examples` is given.
+    """Settings of routing one task over a library.
+
+    The task is registered, or a file of examples; an instruction alone, or labelled rows alone, will do too.
 
     Attributes:
         library: its folder.
         task: registered task, instances of which are the queries.
         examples: file of instances, see `read_examples`.
         split: of the task.
-        num_queries: Q, the largest number of instances that are used.
+        num_queries: Q, number of instances that are used, an error if there are fewer; 0 routes by the task's
+            text alone; None for at most `QUERIES`.
         encoder_dir: folder of the encoder's weights; None for the encoder that the library names.
         seed: of the draw of the task's instances.
         modules: registries to import by name.
         prepared_dir: folder of prepared arrays, which are read in place of the task's data.
+        router: one of `router.ROUTERS`; None for `labelled` where there are labelled rows, else that of the
+            library: ``prior+nearest`` with priors; without, votes, and the centroid at Q = 0.
+        instruction: text that says what the task is, in place of a registered task's template; beside queries
+            it counts with priors alone.
+        labelled: file of rows with answers, on which the router `labelled` scores experts (see
+            `labelled_rows.read_labelled`); without a task and examples their inputs are the queries, too.
+        base: of the experts, for routers that score them; None for the one that their cards name.
+        dataset: of a task that is not registered; priors leave it out.
+        family: kind of such a task; priors leave out all data sets of it.
     """
 
     library: storage.PathLike
     task: str | None = None
     examples: storage.PathLike | None = None
     split: str = "validation"
-    num_queries: int = 32
+    num_queries: int | None = None
     encoder_dir: storage.PathLike | None = None
     seed: int = 0
     modules: tuple[str, ...] = DEFAULT_MODULES
     prepared_dir: storage.PathLike | None = None
+    router: str | None = None
+    instruction: str | None = None
+    labelled: storage.PathLike | None = None
+    base: storage.PathLike | None = None
+    dataset: str | None = None
+    family: str | None = None
 
     def __post_init__(self) -> None:
+        """Raises InputError for settings that are wrong, exclude each other or have no effect."""
         check_types(self)
-        check_range("num_queries", self.num_queries, 1)
+        check_range("num_queries", self.num_queries, 0)
         check_range("seed", self.seed, 0)
-        if (self.task is None) == (self.examples is None):
+        if (self.task is not None and self.examples is not None) or not any(
+                (self.task, self.examples, self.instruction, self.labelled)):
             raise InputError(describe("Routing needs a task, or a file of examples of one",
                                       got=f"task {self.task}, examples {self.examples}",
-                                      expected="one of the two"))
+                                      expected="one of the two; or an instruction, or labelled rows"))
+        if self.router is not None and self.router not in ROUTERS:
+            raise unknown_name("router", self.router, ROUTERS)
+        self._check_text()
+        self._check_used()
+
+    def _check_text(self) -> None:
+        """Raises InputError where Q = 0 and nothing says what the task is, or what says so is empty."""
+        if self.instruction is not None and not self.instruction.strip():
+            raise InputError(describe("The instruction is empty", where="instruction"))
+        if self.num_queries == 0 and (self.examples or not (self.task or self.instruction)):
+            raise InputError(describe("Without queries a task is known by its text alone",
+                                      where="num_queries = 0",
+                                      got="examples" if self.examples else "no text of a task",
+                                      expected="a registered task, or an instruction and no examples",
+                                      cure="give --instruction TEXT"))
+        if self.num_queries and not (self.task or self.examples or self.labelled):
+            raise InputError(describe("Queries come from a task, or from examples", where="num_queries",
+                                      got=self.num_queries, expected="0 for an instruction alone"))
+
+    def _check_used(self) -> None:
+        """Raises InputError for a setting that has no effect on the router."""
+        rows = None if self.router is None else ROUTERS[self.router].needs_rows
+        if self.labelled is not None and self.router is not None and rows != "labelled":
+            able = [name for name, row in ROUTERS.items() if row.needs_rows == "labelled"]
+            raise InputError(describe(f"The router {self.router} has no use for labelled rows",
+                                      where="labelled", got=self.labelled,
+                                      cure=f"leave them out, or take --router {', '.join(able)}"))
+        if self.base is not None and self.labelled is None and rows is None:
+            raise InputError(describe("Only routers that score experts need a base", where="base",
+                                      got=self.base, cure="leave it out"))
+        if self.task is not None and (self.dataset, self.family) != (None, None):
+            raise InputError(describe("A task itself says its data set and family", where="dataset, family",
+                                      got=f"{self.dataset}, {self.family}", cure="leave them out"))
+
+    @property
+    def most_queries(self) -> int:
+        """At most so many instances are used."""
+        if self.num_queries is not None:
+            return self.num_queries
+        return QUERIES if self.task or self.examples or self.labelled else 0
 
 
-def route_task(config: RouteConfig) -> RoutingDecision:
-    """Opens a library, reads the task's queries, and routes the task (see `route`).
+class RouteOptions(TypedDict, total=False):
+    """What else a router is told.
 
-    Raises:
-        InputError: no such library, task or file, or no instance.
+    Attributes:
+        instruction: text that says what the task is; beside queries it counts with priors alone.
+        dataset: of the task; priors leave it out.
+        family: kind of the task; priors leave out all data sets of it.
+        settings: constants of the routers.
+        scorer: scores experts on rows, for routers that need it (`LibraryScorer`).
     """
-    library = open_library(config.library, config.encoder_dir)
-    if config.examples is not None:
-        instances = read_examples(config.examples)
-    else:
-        instances = task_instances(config, keys={row["source"] for row in library.instances})
-    return route(library, instances, num_queries=config.num_queries)
+
+    instruction: str | RoutingInstance | None
+    dataset: str | None
+    family: str | None
+    settings: RouterSettings | None
+    scorer: RowScorer | None
 
 
-def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], *, num_queries: int = 32,
-          ) -> RoutingDecision:
-    """Routes one task: each of its first `num_queries` instances votes for its nearest key's expert.
+def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance] = (), *, num_queries: int = QUERIES,
+          router: str | None = None, **options: Unpack[RouteOptions]) -> RoutingDecision:
+    """Routes one task over a library by the first `num_queries` of its instances.
 
     Args:
         library: an open library.
         texts: instances of ONE task; plain strings are taken as inputs without answer choices. A string or an
-            instance alone is one of them.
+            instance alone is one of them. Without any an instruction says what the task is.
         num_queries: Q, at most this many instances are used; fewer instances mean fewer votes.
+        router: one of `router.ROUTERS`; None for the library's own: ``prior+nearest`` with priors; without,
+            votes, and the centroid where there is an instruction alone.
+        **options: see `RouteOptions`.
 
     Returns:
-        The ranking of all experts, with votes and similarities.
+        The ranking of all experts, with votes, similarities and the router's scores.
+
+    Raises:
+        InputError: neither an instance nor an instruction, or an instruction that has no effect; no such
+            router, or one that needs what is not there.
     """
     texts = [texts] if isinstance(texts, str | RoutingInstance) else texts
-    if not texts:
-        raise InputError(describe("Routing needs at least one instance of the task"))
-    if num_queries < 1:
-        raise InputError(describe("Config value is out of range", where="num_queries", got=num_queries,
-                                  expected="1 or more"))
-    instances = [RoutingInstance(text) if isinstance(text, str) else text for text in texts[:num_queries]]
-    queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
-    return decide(queries, library.index)
+    check_range("num_queries", num_queries, 1)
+    if not texts and options.get("instruction") is None:
+        raise InputError(describe("Routing needs at least one instance of the task, or an instruction"))
+    task, routed = routed_task(library, texts[:num_queries], options), library.routed()
+    name = router or usual_router(routed, queries=len(texts) > 0)
+    check_instruction(name, routed, task.text, queries=len(texts) > 0)
+    return decide_task(task, routed, name, settings=options.get("settings"), scorer=options.get("scorer"))
 
 
-def route_rows(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> list[str]:
+class RouteStream:
+    """Decisions for one task that sharpen as its instances come.
+
+    After any number of updates the decision is that of `route` for all instances at once.
+
+    Example:
+        >>> stream = elm.RouteStream(library)
+        >>> for text in texts: print(stream.update(text).top(1))
+    """
+
+    def __init__(self, library: ExpertLibrary, router: str | None = None,
+                 **options: Unpack[RouteOptions]) -> None:
+        """Takes what `route` takes, but for a scorer."""
+        check_row_router(router, options.get("scorer"))
+        self.library, task, routed = library, routed_task(library, (), options), library.routed()
+        check_instruction(router or default_router(routed), routed, task.text, queries=True)
+        self._stream = RouterStream(routed, router, text=task.text, dataset=task.dataset,
+                                    family=task.family, settings=options.get("settings"))
+
+    def update(self, texts: Sequence[str | RoutingInstance]) -> RoutingDecision:
+        """Adds instances, at least one, and returns the decision by all so far."""
+        if not texts:
+            raise InputError(describe("A stream goes on with at least one instance of the task"))
+        return self._stream.update(embedded(self.library, texts))
+
+
+def usual_router(routed: RoutedLibrary, *, queries: bool) -> str:
+    """Name of the router where none is asked for: the library's; ``centroid`` if that needs queries."""
+    name = default_router(routed)
+    return name if queries or not ROUTERS[name].needs_queries else "centroid"
+
+
+def check_instruction(router: str, routed: RoutedLibrary, text: np.ndarray | None, *, queries: bool) -> None:
+    """Raises InputError if a task has a text f32[K] that changes nothing."""
+    if text is None or router not in ROUTERS or counts_text(router, routed, queries=queries):
+        return
+    raise InputError(describe(
+        f"The router {router} has no use for an instruction"
+        + (" beside queries" if ROUTERS[router].takes_text else ""), where="instruction",
+        cure="leave it out, or route by it alone: --queries 0"))
+
+
+def routed_task(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], options: RouteOptions
+                ) -> RoutedTask:
+    """The task of some instances, perhaps none, as routers see it."""
+    instruction = options.get("instruction")
+    queries = embedded(library, texts) if texts else np.zeros((0, library.index.keys.shape[1]), np.float32)
+    text = None if instruction is None else embedded(library, [instruction])[0]
+    return RoutedTask(queries, text, options.get("dataset"), options.get("family"))
+
+
+def embedded(library: ExpertLibrary, texts: Sequence[str | RoutingInstance]) -> np.ndarray:
+    """Embeds instances in a library's format: unit rows f32[Q, K]."""
+    texts = [texts] if isinstance(texts, str | RoutingInstance) else texts
+    instances = [RoutingInstance(text) if isinstance(text, str) else text for text in texts]
+    return library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
+
+
+def route_rows(library: ExpertLibrary, instances: Sequence[RoutingInstance], router: str | None = None,
+               **options: Unpack[RouteOptions]) -> list[str]:
     """Routes each instance alone; returns the best expert's id for each instance.
 
     Args:
         library: an open library.
         instances: of any tasks.
+        router: one that scores no experts; None for the library's own.
+        **options: see `RouteOptions`; what they say of the task counts for all instances.
     """
-    queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
-    return decide_each(queries, library.index)
+    check_row_router(router, options.get("scorer"))
+    experts, task = library.index.experts, routed_task(library, instances, options)
+    return [experts[chosen] for _, found in _decided_rows(library.routed(), task, router, options)
+            for chosen in found.experts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,19 +279,47 @@ class RowRoute:
         return dataclasses.asdict(self)
 
 
-def explained_routes(library: ExpertLibrary, instances: Sequence[RoutingInstance]) -> list[RowRoute]:
+def explained_routes(library: ExpertLibrary, instances: Sequence[RoutingInstance], router: str | None = None,
+                     **options: Unpack[RouteOptions]) -> list[RowRoute]:
     """Routes each instance alone, as `route_rows` does, and says why."""
-    queries = library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
-    experts, routes = library.index.experts, []
-    for query, chosen, own in zip(queries, *nearest_experts(queries, library.index), strict=True):
-        key = nearest_key(query, library.index, chosen)
-        others = [number for number in range(len(experts)) if number != chosen]
-        second = max(others, key=own.__getitem__, default=None)
-        routes.append(RowRoute(
-            experts[chosen], round(float(own[chosen]), 4), library.instances[key]["source"],
-            None if second is None else experts[second],
-            None if second is None else round(float(own[second]), 4)))
+    check_row_router(router, options.get("scorer"))
+    task = routed_task(library, instances, options)
+    return row_reasons(library, library.routed(), task, router, options.get("settings"))
+
+
+def row_reasons(library: ExpertLibrary, routed: RoutedLibrary, task: RoutedTask, router: str | None = None,
+                settings: RouterSettings | None = None) -> list[RowRoute]:
+    """Routes each query of a task alone, and says why; `library` has the texts of the keys."""
+    experts, routes = routed.index.experts, []
+    for queries, found in _decided_rows(routed, task, router, {"settings": settings}):
+        for row, (query, chosen) in enumerate(zip(queries, found.experts, strict=True)):
+            second = None if found.next_experts is None else found.next_experts[row]
+            own = found.similarities[row]
+            routes.append(RowRoute(
+                experts[chosen], round(float(own[chosen]), 4),
+                library.instances[nearest_key(query, routed.index, chosen)]["source"],
+                None if second is None else experts[second],
+                None if second is None else round(float(own[second]), 4)))
     return routes
+
+
+def _decided_rows(routed: RoutedLibrary, task: RoutedTask, router: str | None, options: RouteOptions
+                  ) -> Iterator[tuple[np.ndarray, RowDecisions]]:
+    """At most `AT_ONCE` queries of a task, and the decision for each of them."""
+    for start in range(0, len(task.queries), AT_ONCE):
+        part = task.queries[start:start + AT_ONCE]
+        yield part, explain_rows(dataclasses.replace(task, queries=part), routed, router,
+                                 settings=options.get("settings"))
+
+
+def check_row_router(router: str | None, scorer: RowScorer | None = None) -> None:
+    """Raises InputError for a router that is unknown, or that scores experts: it decides for whole tasks."""
+    if router is not None and router not in ROUTERS:
+        raise unknown_name("router", router, ROUTERS)
+    if scorer is not None or (router is not None and ROUTERS[router].needs_rows is not None):
+        able = [name for name, row in ROUTERS.items() if row.needs_rows is None]
+        raise InputError(describe("A router that scores experts on rows decides for a task, not for each row",
+                                  got=router, expected=f"one of {', '.join(able)}"))
 
 
 def open_library(folder: storage.PathLike, encoder_dir: storage.PathLike | None = None) -> ExpertLibrary:
@@ -195,9 +372,9 @@ def task_instances(config: RouteConfig, keys: Collection[str] = ()) -> list[Rout
         folder = storage.as_path(config.prepared_dir) / name / split
         if not storage.is_committed(folder):
             raise InputError(describe("The task is not among the prepared arrays", where=folder))
-        return draw_instances(PreparedSplit.open(folder), config.num_queries, config.seed, keys)
+        return draw_instances(PreparedSplit.open(folder), config.most_queries, config.seed, keys)
     registry.import_tasks(config.modules)
-    return drawn_instances(registry.get_task(name), split, config.num_queries, config.seed, keys)
+    return drawn_instances(registry.get_task(name), split, config.most_queries, config.seed, keys)
 
 
 def drawn_instances(task: PromptedTask, split: str, count: int, seed: int,

@@ -2,14 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny_study as tiny
 
 import elm_jax as elm
 from elm_jax.cli import main
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
+from elm_jax.evaluation.evaluator import EvaluationSettings
+from elm_jax.routing.text import format_text
+from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, model_of
 from elm_jax.workflows.merge.in_memory import best_of_library
 from elm_jax.workflows.route import task_instances
+from elm_jax.workflows.target_task import read_labelled
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -24,7 +30,15 @@ def test_config_and_verb_decide_as_route_does_on_the_drawn_instances(world, caps
     words = ["--module", *tiny.MODULES, *(["--prepared", folder] if folder else [])]
     assert main.main(["route", "--library", config.library, "--task", tiny.REVIEW, "--queries", "9", "--seed",
                       "4", "--json", *words]) == 0
-    assert json.loads(capsys.readouterr().out) == decision.to_dict()
+    printed = json.loads(capsys.readouterr().out)
+    matches = printed.pop("matches")
+    assert printed == decision.to_dict()
+    assert [one["expert"] for one in matches] == [line.expert for line in decision.ranking]
+    for one, line in zip(matches, decision.ranking, strict=True):
+        assert one["similarity"] == pytest.approx(line.best_similarity, abs=1e-4)
+        assert one["query"] in [instance.source for instance in task_instances(config)]
+        assert one["nearest"] in [row["source"] for row in world.library.instances
+                                  if row["expert"] == one["expert"]]
 
 
 def test_the_best_experts_of_a_library_and_their_weights(world):
@@ -36,7 +50,94 @@ def test_the_best_experts_of_a_library_and_their_weights(world):
     assert best_of_library(config, 1, "0.5")[1] == "0.5", "numbers are the caller's to read"
 
 
-@pytest.mark.parametrize("given", [{}, {"task": "a", "examples": "b"}])
-def test_queries_come_from_one_place(given):
-    with pytest.raises(InputError, match="one of the two"):
+def test_without_queries_a_task_is_its_template_or_an_instruction(world):
+    """At Q = 0 a text is compared with the means of the experts' keys, in the library's format."""
+    folder, library = world.folder / "library", world.library
+    template = registry.get_task(tiny.REVIEW).load_template()
+    given = elm.RoutingInstance(template.jinja.split("|||")[0].strip(), template.answer_choices)
+    decision = elm.route_task(elm.RouteConfig(folder, task=tiny.REVIEW, num_queries=0, modules=tiny.MODULES))
+    assert decision == elm.route(library, instruction=given)
+    assert (decision.num_queries, decision.router) == (0, "centroid")
+    vector = library.encoder.embed([format_text(given, library.text_format)])[0].astype(np.float64)
+    for line in decision.ranking:
+        mean = library.index.keys[library.index.owners == library.index.experts.index(line.expert)].mean(0)
+        assert line.score == pytest.approx(mean @ vector / np.linalg.norm(mean), abs=1e-5)
+    told = elm.route_task(elm.RouteConfig(folder, instruction="Was the meal good or bad?"))
+    assert told == elm.route(library, instruction="Was the meal good or bad?")
+
+
+def test_a_stream_of_texts_decides_as_all_at_once_and_rows_each_by_itself(world, capsys, tmp_path):
+    texts = ["The meal was cold.", "The court rejected the appeal.", "A dull film."]
+    stream = elm.RouteStream(world.library)
+    assert stream.update(texts[0]).num_queries == 1
+    at_once, last = elm.route(world.library, texts), stream.update(texts[1:])
+    for one, other in zip(last.ranking, at_once.ranking, strict=True):
+        assert (one.expert, one.votes) == (other.expert, other.votes)
+        assert one.mean_similarity == pytest.approx(other.mean_similarity)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"inputs": text}) + "\n" for text in texts))
+    words = ["route", "--library", str(world.folder / "library"), "--examples", str(file)]
+    for router in ("vote", "centroid"):
+        assert main.main([*words, "--per_row", "--router", router, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        alone = [elm.route(world.library, text, router=router).top(2) for text in texts]
+        assert [[row["expert"], row["next_expert"]] for row in rows] == alone
+        assert [row["inputs"] for row in rows] == texts
+    assert main.main([*words, "--router", "all"]) == 0
+    head, *lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert head[:3] == ["expert", "vote", "centroid"] and [line[1] for line in lines] == ["1", "2"]
+
+
+def test_a_library_s_experts_are_scored_on_rows_as_evaluation_scores_them(world):
+    split = world.data.split(tiny.REVIEW, "validation", 8)
+    texts = [split.text(row) for row in range(8)]
+    rows = [elm.ScoredRow(one["inputs"], tuple(one["choices"]), one["targets"]) for one in texts[:7]]
+    rows.append(elm.ScoredRow(texts[7]["inputs"], tuple(texts[7]["choices"])))
+    mesh, settings = tiny.one_device(), EvaluationSettings(source_length=64)
+    scorer = elm.LibraryScorer(world.library, world.base, rows, settings=settings, mesh=mesh)
+    found = scorer(np.array([1, 0]), 2, 8)
+    for line, expert in enumerate((world.review, world.topic)):
+        setup = ScoringSetup(world.base, world.data, settings, mesh, max_rows=8)
+        (result,) = model_of(world.base, expert).score([tiny.REVIEW], setup)
+        own = result.predictions[2:]
+        np.testing.assert_array_equal(found.correct[line], [*[one["correct"] for one in own[:5]], np.nan])
+        np.testing.assert_array_equal(found.predictions[line], [one["place"] for one in own])
+        margins = [abs(one["scores"][0] - one["scores"][1]) for one in own]
+        np.testing.assert_allclose(found.margins[line], margins, atol=1e-4)
+
+
+@pytest.mark.parametrize(("given", "fault"), [
+    ({}, "one of the two"), ({"task": "a", "examples": "b"}, "one of the two"),
+    ({"task": "a", "router": "centroids"}, "Unknown router 'centroids'(.|\n)*nearest: centroid"),
+    ({"instruction": "Sort it.", "num_queries": 32}, "Queries come from a task"),
+    ({"instruction": "Sort it.", "examples": "b", "num_queries": 0}, "and no examples"),
+    ({"instruction": " "}, "empty"), ({"examples": "b", "num_queries": 0}, "--instruction TEXT"),
+    ({"examples": "b", "router": "vote", "labelled": "c"}, "no use for labelled rows"),
+    ({"examples": "b", "router": "vote", "base": "c"}, "need a base"),
+    ({"task": "a", "dataset": "b"}, "itself says")])
+def test_settings_that_exclude_each_other_or_have_no_effect_are_refused(given, fault):
+    with pytest.raises(InputError, match=fault):
         elm.RouteConfig("library", **given)
+
+
+@pytest.mark.parametrize(("words", "fault"), [
+    (["--router", "prior"], "elm library calibrate"), (["--router", "centroyd"], "nearest: centroid"),
+    (["--instruction", "Sort it."], "no use for an instruction"),
+    (["--queries", "3"], "fewer rows than queries"), (["--dataset", "b"], "the library has none"),
+    (["--per_row", "--router", "all"], "One router decides")])
+def test_what_a_library_or_the_rows_lack_is_one_error(world, words, fault, capsys, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"inputs": "a"}\n{"inputs": "b", "choices": ["c", "d"]}\n')
+    assert main.main(["route", "--library", str(world.folder / "library"), "--examples",
+                      str(tmp_path / "rows.jsonl"), *words]) == 2
+    printed = capsys.readouterr()
+    assert fault in printed.err and not printed.out
+
+
+def test_labelled_rows_have_labels(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    for targets, fault in (("", "has no label"), (', "targets": 3', "targets=3")):
+        file.write_text('{"inputs": "b", "choices": ["c", "d"]' + targets + "}\n")
+        with pytest.raises(InputError, match=f"line 1(.|\n)*{fault}|{fault}(.|\n)*line 1"):
+            read_labelled(file)
+    with pytest.raises(InputError, match="none of a row's choices"):
+        elm.ScoredRow("b", ("c", "d"), "e").check("line 1")

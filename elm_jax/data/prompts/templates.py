@@ -126,6 +126,11 @@ class PromptTemplate:
         return "rank" if self.answer_choices and "Accuracy" in self.metrics else "generation"
 
     @property
+    def instruction(self) -> str:
+        """The prompt as it is written, with the names of fields; empty where the rows are prompts."""
+        return self.jinja.split(SEPARATOR)[0].strip()
+
+    @property
     def digest(self) -> str:
         """Hash of the template's text, with which a card detects that the template has changed."""
         return hashlib.sha256(json.dumps([self.jinja, self.answer_choices]).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 GAP = "  "
 TEXT_WIDTH = 16
@@ -52,14 +52,14 @@ class Column:
         name: its heading.
         rank: 0 for a column that is always there; of the others the highest leaves a narrow terminal first.
         kind: ``name`` is never broken, ``number`` neither and stands at the right, ``text`` may go on in the
-            next line between two words.
+            next line between two words, ``excerpt`` is cut where the width ends.
         show: formats a value for people; None for `plain`, which scripts always get.
         where: whether people and scripts both get the column, or only one of them.
     """
 
     name: str
     rank: int = 0
-    kind: Literal["name", "number", "text"] = "name"
+    kind: Literal["name", "number", "text", "excerpt"] = "name"
     show: Callable[[Any], str] | None = None
     where: Literal["both", "people", "scripts"] = "both"
 
@@ -134,12 +134,22 @@ def wrapped(text: str, width: int | None) -> list[str]:
     return [*lines, line]
 
 
+def shortened(text: str, width: int | None) -> str:
+    """The text on one line of at most `width` cells, which ends in an ellipsis if it was longer."""
+    text = visible(" ".join(text.split()))
+    if width is None or cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
+
+
 def _longest_word(text: str) -> int:
     return max(map(cell_len, text.split()), default=0)
 
 
 def _least(column: Column, cells: Sequence[str], natural: int) -> int:
     """The least width of a column: of its longest name, or of the longest word of its sentences."""
+    if column.kind == "excerpt":
+        return max(_longest_word(column.name), min(natural, TEXT_WIDTH))
     if column.kind != "text":
         return natural
     words = max((_longest_word(cell) for cell in (column.name, *cells)), default=0)
@@ -152,10 +162,15 @@ def _lines(columns: Sequence[Column], cells: Sequence[Sequence[str]], widths: Se
     heading = [[""] * (height - len(lines)) + lines for lines in headings]
     lines = [*_block(columns, heading, widths), GAP.join("─" * width for width in widths)]
     for row in zip(*cells, strict=True):
-        broken = [wrapped(cell, width) if column.kind == "text" else [cell]
-                  for column, cell, width in zip(columns, row, widths, strict=True)]
+        broken = [_broken(*one) for one in zip(columns, row, widths, strict=True)]
         lines += _block(columns, broken, widths)
     return lines
+
+
+def _broken(column: Column, cell: str, width: int) -> list[str]:
+    if column.kind == "excerpt":
+        return [shortened(cell, width)]
+    return wrapped(cell, width) if column.kind == "text" else [cell]
 
 
 def _blocks(columns: Sequence[Column], cells: Mapping[int, Sequence[str]], width: int) -> list[str]:
@@ -163,7 +178,9 @@ def _blocks(columns: Sequence[Column], cells: Mapping[int, Sequence[str]], width
     lines = []
     for row in zip(*cells.values(), strict=True):
         for number, cell in zip(cells, row, strict=True):
-            first, *others = wrapped(f"{columns[number].name}: {cell}".removeprefix(": "), width)
+            column = columns[number]
+            text = f"{column.name}: {cell}".removeprefix(": ")
+            first, *others = [shortened(text, width)] if column.kind == "excerpt" else wrapped(text, width)
             lines += [first, *wrapped(GAP + " ".join(others), width)] if others else [first]
         lines.append("")
     return lines[:-1]

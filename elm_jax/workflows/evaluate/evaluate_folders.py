@@ -57,6 +57,7 @@ class EvaluateConfig:
         modules: registries to import by name.
         mixed: whether each row is scored by an expert of its own, in mixed batches.
         library: with `mixed`, folder of a library, which routes each row by itself to one of its experts.
+        router: with `library`, which router decides for each row; None for the library's own.
         assignment: with `mixed` in place of a library, file that says which of `experts` scores which row:
             `evaluate_mixed.read_assignment`.
         expert_id: with `mixed`, its name in the results; None for ``mixed:`` and the name of library or file.
@@ -90,6 +91,7 @@ class EvaluateConfig:
     expert_id: str | None = None
     trunk_cache: storage.PathLike | None = None
     trunk_cache_bytes: int | None = None
+    router: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -108,7 +110,7 @@ class EvaluateConfig:
     def _check_mixed(self) -> None:
         """Raises InputError for a missing field, or one that would have no effect."""
         if not self.mixed:
-            given = [name for name in ("library", "assignment", "expert_id")
+            given = [name for name in ("library", "assignment", "expert_id", "router")
                      if getattr(self, name) is not None]
             if given:
                 raise InputError(describe("Only a mixed evaluation has a use for these", got=", ".join(given),
@@ -124,6 +126,9 @@ class EvaluateConfig:
                 "An assignment speaks of given experts, a library of its own",
                 got=f"{len(self.experts)} experts beside the {'library' if self.library else 'assignment'}",
                 cure="give --expert DIR with --assignment, and none with --library"))
+        if self.router is not None and self.library is None:
+            raise InputError(describe("An assignment needs no router", where="router", got=self.router,
+                                      cure="leave it out, or give --library"))
         for name in ("stack_experts", "mesh_experts"):
             if getattr(self, name) != 1:
                 raise InputError(describe("This has no effect on a mixed evaluation", where=name,
@@ -219,7 +224,8 @@ def _check_choice_score(store: ResultsStore, wanted: str) -> None:
 
 def _mixed_experts(config: EvaluateConfig, base: Base, tasks: Sequence[str]) -> MixedExperts:
     if config.library is not None:
-        return mixed_of_library(base, ExpertLibrary.open(config.library), config.expert_id)
+        return mixed_of_library(base, ExpertLibrary.open(config.library), config.expert_id,
+                                config.router)
     name = config.expert_id or f"mixed:{storage.as_path(config.assignment).name.split('.')[0]}"
     members = [model_in(base, folder) for folder in config.experts]
     return mixed_of_assignment(members, read_assignment(config.assignment, tasks), name)

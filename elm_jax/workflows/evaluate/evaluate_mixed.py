@@ -18,6 +18,7 @@ from elm_jax.experts.overlay import Expert, resolve
 from elm_jax.experts.rendering import shared_rendering
 from elm_jax.models.adapters.stacked import Many
 from elm_jax.models.network import Network
+from elm_jax.routing.router import ROUTERS, check_router, default_router
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import hosts, storage, trees
 from elm_jax.runtime.config_checks import items_of
@@ -32,7 +33,8 @@ from elm_jax.workflows.evaluate.evaluate_models import (
     model_of,
     warn_of_rows,
 )
-from elm_jax.workflows.route import route_rows
+from elm_jax.workflows.route import check_row_router, route_rows
+from elm_jax.workflows.target_task import target_options
 
 logger = logging.getLogger(__name__)
 Assignment = Mapping[str, Mapping[int, str]]
@@ -108,26 +110,39 @@ def _put_experts(experts: Sequence[Expert], setup: ScoringSetup) -> tuple[Networ
     return network, stacked_evaluator.put_stack(network, setup.base.params, overlays, setup.mesh)
 
 
-def mixed_of_library(base: Base, library: ExpertLibrary, mixed_id: str | None = None) -> MixedExperts:
+def mixed_of_library(base: Base, library: ExpertLibrary, mixed_id: str | None = None,
+                     router: str | None = None) -> MixedExperts:
     """Mixed experts of a library: each row is scored by the expert that routing chooses for it alone.
 
     Args:
         base: that the experts were trained on.
         library: an open library.
         mixed_id: name in the results; None for ``mixed:`` and the library's folder.
+        router: that decides for each row; None for the library's own. Priors leave the scored task's data set
+            and family out.
 
     Raises:
-        InputError: experts of another base, or such as do not stack.
+        InputError: experts of another base, or such as do not stack; a router that does not decide for rows.
     """
+    check_row_router(router)
+    routed = library.routed()
+    name = router or default_router(routed)
+    check_router(name, routed, queries=True, text=False)
     members = tuple(model_in(base, library.path / "experts" / name) for name in library)
 
     def choose(task: str, setup: ScoringSetup) -> list[str]:
         data = dataclasses.replace(setup.data, few_shot=0)  # exemplars say nothing of the row
         rows = data.split(task, setup.split_of(task), setup.max_rows)
         instances = [RoutingInstance(**rows.routing_instance(row)) for row in range(len(rows))]
-        return hosts.by_first(lambda: route_rows(library, instances))  # rounding could differ between hosts
+        options = target_options(task, routed, name)
+        # In one process: rounding could differ between hosts.
+        return hosts.by_first(lambda: route_rows(library, instances, name, **options))
 
     rule = [library.index.digest(), library.encoder.fingerprint, library.text_format]
+    if name != "vote":  # a fingerprint of votes is as it was before there were others
+        priors = routed.priors if ROUTERS[name].needs_priors else None
+        rule += [name, None if routed.copies is None else routed.copies.tolist(), priors and [
+            priors.datasets, priors.families, trees.fingerprint({"generality": priors.generality})]]
     return MixedExperts(mixed_id or f"mixed:{library.path.name or 'library'}", _fingerprint(members, rule),
                         members, choose)
 
@@ -202,7 +217,7 @@ def read_assignment(path: storage.PathLike, tasks: Sequence[str]) -> dict[str, d
 
 def evaluate_mixed(
     base: Base, experts: ExpertLibrary | Sequence[Expert], tasks: Sequence[str], *,
-    assignment: Assignment | None = None, **options: Unpack[ScoringOptions],
+    assignment: Assignment | None = None, router: str | None = None, **options: Unpack[ScoringOptions],
 ) -> list[dict]:
     """Evaluates tasks with an expert for each row; returns result rows and writes nothing.
 
@@ -211,6 +226,7 @@ def evaluate_mixed(
         experts: a library, which routes each row by itself; or experts of that base, with an assignment.
         tasks: names of tasks; a string is one name.
         assignment: from a task to the expert's id of each row, by the row's index in the source.
+        router: of a library; None for its own.
         **options: data, settings, mesh, split and max_rows, as `evaluate` takes them.
 
     Raises:
@@ -221,7 +237,10 @@ def evaluate_mixed(
         raise InputError(describe(
             "Rows find their experts through a library, or through an assignment to given experts",
             got="both" if routed else "neither", expected="one of the two"))
-    mixed = mixed_of_library(base, experts) if routed else mixed_of_assignment(
+    if router is not None and not routed:
+        raise InputError(describe("An assignment needs no router", where="router", got=router,
+                                  cure="leave it out, or give a library"))
+    mixed = mixed_of_library(base, experts, router=router) if routed else mixed_of_assignment(
         [model_of(base, expert) for expert in experts], assignment, "mixed:assignment")
     setup = ScoringSetup.of(base, **options)
     setup.check_metrics(items_of(tasks))

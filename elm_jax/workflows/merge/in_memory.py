@@ -20,7 +20,8 @@ from elm_jax.routing.vote import RoutingDecision
 from elm_jax.runtime import hosts, staging, storage, trees
 from elm_jax.workflows.merge import absent_layers, merge_overlays, output_files
 from elm_jax.workflows.merge.merge_inputs import TensorsSource
-from elm_jax.workflows.route import RouteConfig, route_task
+from elm_jax.workflows.route import RouteConfig
+from elm_jax.workflows.target_task import route_task
 
 logger = logging.getLogger(__name__)
 BY = ("votes", "similarity")
