@@ -196,8 +196,8 @@ class Study:
                    **study_routers.routers_made_of(store, config.prompt_tasks)}
         if self.made_of.fits("routers", made_of) and path.exists():
             return
-        storage.write_json(path, study_routers.compare_routers(
-            library, store, study_routers.compared_tasks(config, self.data)))
+        tasks = study_routers.compared_tasks(study_results.plain(config), self.data)
+        storage.write_json(path, study_routers.compare_routers(library, store, tasks))
         self.made_of.record("routers", made_of)
 
     def merge_routed(self, prompts: list[ScoredModel], routing: dict[str, Any],

@@ -6,6 +6,7 @@ set and family.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,19 +14,18 @@ import numpy as np
 
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
-from elm_jax.errors import InputError, describe
+from elm_jax.data.registry.task_kin import kin_of
 from elm_jax.evaluation.results import ResultsStore
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.reporting.groups import METRICS
+from elm_jax.reporting.groups import BENCHMARKS, METRICS
 from elm_jax.reporting.study_table import halves
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
-from elm_jax.routing.priors import Priors, priors_of_scores
 from elm_jax.routing.router import ROUTERS, decide_rows, decide_task, default_router
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime.terminal.progress import StageLine
+from elm_jax.workflows.calibrate.score_table import read_table
+from elm_jax.workflows.route import draw_instances
 from elm_jax.workflows.study.kept_rows import KeptRows
-from elm_jax.workflows.study.study_config import StudyConfig
-from elm_jax.workflows.study.study_routing import queries, registry_dataset
 
 Shares = dict[str, float]
 """From an expert to the share of a task's decisions that pick it."""
@@ -52,12 +52,21 @@ class ComparedTasks:
     num_queries: int
 
 
-def compared_tasks(config: StudyConfig, data: TaskData) -> ComparedTasks:
-    """The tasks of a study on which its routers are compared, with the queries that it routes by."""
-    return ComparedTasks(
-        config.prompt_tasks, config.unseen_tasks, config.heldout_prompts,
-        (*config.prompt_tasks, *config.target_tasks), functools.partial(queries, config, data),
-        config.num_queries)
+def compared_tasks(settings: Mapping[str, Any], data: TaskData) -> ComparedTasks:
+    """The tasks of a study on which its routers are compared, with the queries that it routes by.
+
+    Args:
+        settings: of the study, as ``study.json`` has them under ``config``.
+        data: its prepared arrays.
+    """
+    def instances(task: str) -> Sequence[RoutingInstance]:
+        rows = data.split(task, data.evaluation_split(task), settings["max_eval_rows"])
+        return draw_instances(rows, settings["num_queries"], settings["random_seed"])
+
+    seen, unseen = settings["prompt_tasks"], settings["unseen_tasks"]
+    others = (settings.get(name, ()) for name in ("generative_tasks", *BENCHMARKS.values()))
+    return ComparedTasks(seen, unseen, settings["heldout_prompts"],
+                         [*seen, *unseen, *itertools.chain(*others)], instances, settings["num_queries"])
 
 
 def routers_made_of(store: ResultsStore, experts: Sequence[str]) -> dict[str, Any]:
@@ -77,11 +86,11 @@ def compare_routers(library: ExpertLibrary, store: ResultsStore, tasks: Compared
         InputError: an expert of the library was not scored on a task; it is named.
     """
     names = library.index.experts
-    own = [registry_dataset(library[name].card.tasks[0]) for name in names]
-    priors = study_priors(store, names, own, tasks.scored)
-    routed = RoutedLibrary(library.index, priors)
-    every = list(dict.fromkeys((*tasks.seen, *tasks.unseen, *tasks.heldout)))
+    homes = {name: kin_of(library[name].card.tasks[0]).dataset for name in names}
+    table = read_table(library, store, tasks.scored)
+    routed = RoutedLibrary(library.index, table.priors(), table.copies)
     cases: dict[str, RoutedTask] = {}
+    every = list(dict.fromkeys((*tasks.seen, *tasks.unseen, *tasks.heldout)))
     with StageLine("comparing routers", len(every), "task") as line:
         for task in every:
             cases[task] = _routed_task(library, tasks.instances(task), task)
@@ -94,52 +103,20 @@ def compare_routers(library: ExpertLibrary, store: ResultsStore, tasks: Compared
             left_out.append({"router": name, "queries": count, "reason": reason})
             continue
         rows = ROUTERS[name].needs_rows
-        known = (*tasks.seen, *tasks.unseen) if rows else every
         picks = {task: kept.picks(task, cases[task], routed, name) if rows else
-                 _picks(cases[task], routed, name, count) for task in known}
-        homes = {task: _share_home(parts, registry_dataset(task), dict(zip(names, own, strict=True)))
-                 for task, parts in picks.items() if parts}
+                 _picks(cases[task], routed, name, count) for task in every
+                 if not rows or task not in tasks.heldout}
+        home = {task: _share_home(parts, kin_of(task).dataset, homes) for task, parts in picks.items()
+                if parts}
         routers.append({
             "router": name, "queries": count, "rows": tasks.num_queries if rows else 0,
             "picks": {task: picks[task] for task in (*tasks.seen, *tasks.unseen)},
-            "home": {task: homes[task] for task in tasks.seen if task in homes},
-            "new_home": {task: homes[task] for task in tasks.heldout if task in homes}})
+            "home": {task: home[task] for task in tasks.seen if task in home},
+            "new_home": {task: home[task] for task in tasks.heldout if task in home}})
     return {"schema_version": 1, "experts": list(names), "default": default_router(routed),
             "routers": routers, "left_out": left_out,
-            "priors": {"tasks": len(tasks.scored), "datasets": len(priors.datasets),
-                       "families": len(set(priors.families))}}
-
-
-def study_priors(store: ResultsStore, experts: Sequence[str], own: Sequence[str], tasks: Sequence[str]
-                 ) -> Priors:
-    """Priors of a library's experts from a study's results.
-
-    What an expert does on its own data set says nothing of what it does on others, and does not count.
-
-    Args:
-        store: of the results.
-        experts: ids.
-        own: the data set of each.
-        tasks: that every expert was scored on.
-
-    Raises:
-        InputError: one was not; it is named.
-    """
-    values = {(row["expert"], row["task"]): row["value"] for row in store.rows() if row["metric"] in METRICS}
-    missing = [(expert, task) for expert in experts for task in tasks if (expert, task) not in values]
-    if missing:
-        raise InputError(describe("Priors need every expert scored on every task", where=store.path,
-                                  got="no result of expert {} on task {}".format(*missing[0]),
-                                  cure="run the study again: it evaluates what is missing"))
-    scores = np.array([[values[expert, task] for task in tasks] for expert in experts])
-    priors = priors_of_scores(scores, [registry_dataset(task) for task in tasks], list(map(family_of, tasks)))
-    others = np.array([[home != dataset for dataset in priors.datasets] for home in own])
-    return dataclasses.replace(priors, generality=np.where(others, priors.generality, np.nan))
-
-
-def family_of(task: str) -> str:
-    """Family of a registered task: its category, or its data set where it has none."""
-    return registry.get_task(task).category or registry_dataset(task)
+            "priors": {"tasks": len(table.tasks), "datasets": len(routed.priors.datasets),
+                       "families": len(set(routed.priors.families))}}
 
 
 def template_instance(task: str) -> RoutingInstance | None:
@@ -156,16 +133,16 @@ def _routed_task(library: ExpertLibrary, instances: Sequence[RoutingInstance], t
     template = template_instance(task)
     texts = [format_text(one, library.text_format) for one in (*instances, *([template] if template else ()))]
     vectors = np.asarray(library.encoder.embed(texts), np.float32)
-    return RoutedTask(vectors[:len(instances)], vectors[-1] if template else None, registry_dataset(task),
-                      family_of(task))
+    return RoutedTask(vectors[:len(instances)], vectors[-1] if template else None, *kin_of(task))
 
 
 def _rows(num_queries: int) -> Iterator[tuple[str, int]]:
-    """Rows of the comparison: every router with all queries, with one, and with none, if it can."""
+    """Rows of the comparison: every router with all queries, with one, and with none, if that matters."""
     for name, row in ROUTERS.items():
-        counts = (num_queries,) if row.needs_rows else (num_queries, 1, 0)
+        asks_nothing = not row.needs_queries and not row.takes_text
+        counts = (num_queries,) if row.needs_rows else (0,) if asks_nothing else (num_queries, 1, 0)
         for count in dict.fromkeys(counts):
-            if count or not row.needs_queries:
+            if count or row.takes_text or asks_nothing:
                 yield name, count
 
 
@@ -177,7 +154,7 @@ def _why_not(name: str, count: int, cases: Mapping[str, RoutedTask], kept: "_Kep
     if row.needs_rows and single:
         return f"it scores experts on other rows than those of its own score, and {single[0]} has one"
     silent = [task for task, case in cases.items() if case.text is None]
-    if not count and silent and not row.needs_priors:
+    if not count and silent and row.needs_queries:
         return f"without an example it needs the text of a template, and {silent[0]} has none"
     return None
 
