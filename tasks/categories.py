@@ -1,4 +1,4 @@
-"""The groups in which T0 sorts its training data sets (Sanh et al. 2022, figure 2)."""
+"""The groups in which T0 sorts its data sets, those of training and others (Sanh et al. 2022, figure 2)."""
 
 CATEGORIES = {
     "multiple_choice_qa": (
@@ -15,3 +15,11 @@ CATEGORIES = {
 }
 """From a category to the keys ``<dataset>[_<config>]`` of its data sets."""
 CATEGORY_OF = {key: category for category, keys in CATEGORIES.items() for key in keys}
+UNSEEN_CATEGORIES = {
+    "natural_language_inference": ("anli_r1", "anli_r2", "anli_r3", "super_glue_cb", "super_glue_rte"),
+    "sentence_completion": ("hellaswag", "story_cloze_2016", "super_glue_copa"),
+    "coreference_resolution": ("super_glue_wsc_fixed", "winogrande_winogrande_xl"),
+    "word_sense_disambiguation": ("super_glue_wic",),
+}
+"""The groups of data sets that are never trained on; priors of a task leave out its whole group."""
+UNSEEN_CATEGORY_OF = {key: category for category, keys in UNSEEN_CATEGORIES.items() for key in keys}

@@ -72,6 +72,8 @@ TEST_DATASETS = (
 )
 """Scored only: simplification is learned on wiki_auto and tested on both."""
 
-TASKS = add_datasets(DATASETS, role="generative", splits=("train", "validation"))
+CATEGORIES = {"esnli": "natural_language_inference", "gigaword_constrained": "summarization"}
+"""Of those whose rows, or the rows' kin, T0 sorts."""
+TASKS = add_datasets(DATASETS, role="generative", splits=("train", "validation"), categories=CATEGORIES)
 TEST_TASKS = add_datasets(TEST_DATASETS, role="generative", splits=("validation",))
 registry.add_mixture("generative", [*TASKS, *TEST_TASKS], eval_rows=SEEN_ROWS)

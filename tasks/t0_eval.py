@@ -5,6 +5,7 @@ the role ``unseen`` and are the mixture ``t0_unseen``, scored on all rows; the d
 the role ``unseen_extra``.
 """
 
+from elm_jax.tasks.categories import UNSEEN_CATEGORY_OF
 from elm_jax.tasks.facts import Dataset, add_datasets
 
 from elm_jax.data.registry import registry
@@ -140,5 +141,6 @@ DATASETS = (
     ),
 )
 
-TASKS = add_datasets(DATASETS, role="unseen", splits=("validation",), extra_role="unseen_extra")
+TASKS = add_datasets(DATASETS, role="unseen", splits=("validation",), extra_role="unseen_extra",
+                     categories=UNSEEN_CATEGORY_OF)
 registry.add_mixture("t0_unseen", TASKS)

@@ -8,12 +8,15 @@ from elm_jax.cli.printing import print_lines
 from elm_jax.reporting import results_report
 from elm_jax.reporting import study_report as reporting
 from elm_jax.reporting.page_parts import Made
+from elm_jax.workflows.study import old_study
 
 
 def report(arguments: argparse.Namespace) -> None:
     """Runs `elm report`: of a study's folder the study's report, of any other results one of their own."""
-    write = (reporting.write_report if reporting.is_study(arguments.results)
-             else results_report.write_results_report)
+    write = results_report.write_results_report
+    if reporting.is_study(arguments.results):
+        write = reporting.write_report
+        old_study.add_comparison(arguments.results)
     outcome = write(arguments.results, made=Made(arguments.command), experts=arguments.experts)
     outcome.print_table(Console())
     print_lines(f"report: {outcome.report_path}")

@@ -1,7 +1,8 @@
-"""Intervals of 95%: Wilson's for a score, the paired bootstrap's for a difference.
+"""Intervals of 95%: Wilson's for a score, the paired bootstrap's for a difference, and one over data sets.
 
 A score's interval lies in [0, 1], a difference's in [-1, 1], and neither ever has zero width: also a score of
-1 on all rows is uncertain.
+1 on all rows is uncertain. Intervals over data sets (`over_datasets`) ask another question: what other data
+sets would have given.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ NO_VARIANCE = 1e-24
 MOST_CERTAIN = 10_000
 """Values that hardly differ are at most as certain as so many rights and wrongs each."""
 RESAMPLES = 2000
+DATASET_RESAMPLES = 10_000
 _DRAWN_AT_ONCE = 1 << 21
 _MISSING = 9.0
 """Stands for a value that is not there, where equal rows are counted; differences lie in [-1, 1]."""
@@ -141,3 +143,33 @@ def _resampled(differences: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         draws = rng.multinomial(count, counts / counts.sum(), size=min(block, RESAMPLES - start))
         means.append((draws @ values / np.maximum(draws @ asked, 1)).mean(axis=1))
     return np.concatenate(means)
+
+
+def over_datasets(values: np.ndarray) -> Estimate:
+    """Mean of the values f64[D] of data sets, with the percentile interval of drawing data sets again.
+
+    One data set says nothing of others: its interval is NaN. Values that are all equal have no width.
+    """
+    return _over_datasets(values, np.ones(len(values)))
+
+
+def share_over_datasets(parts: np.ndarray, wholes: np.ndarray) -> Estimate | None:
+    """Mean of parts f64[D] as a share of the mean of wholes f64[D], both drawn again together.
+
+    Returns:
+        None if the interval of the wholes' mean is not above zero: then there is nothing to have a share of.
+    """
+    whole = over_datasets(wholes)
+    return _over_datasets(parts, wholes) if whole.low > 0 else None
+
+
+def _over_datasets(parts: np.ndarray, wholes: np.ndarray) -> Estimate:
+    count = len(parts)
+    value = float(np.mean(parts) / np.mean(wholes))
+    if count < 2:
+        return Estimate(value, math.nan, math.nan, count)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), DATASET_RESAMPLES)
+    below = draws @ wholes
+    kept = below > 0  # of wholes whose interval is above zero all but a few
+    low, high = np.quantile((draws @ parts)[kept] / below[kept], (0.025, 0.975))
+    return Estimate(value, min(value, float(low)), max(value, float(high)), count)

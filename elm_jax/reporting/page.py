@@ -38,6 +38,17 @@ ABOUT_ROUTING = """\
 Share of tasks that are sent to an expert of the same data set, {{ num_queries }} queries a task
 from the validation split; random pick is the share that chance would send there."""
 
+ABOUT_ROUTERS = """\
+What each router picks from the library of prompt experts, by the same queries and by priors from this very
+study: {{ routers.priors.tasks }} tasks of {{ routers.priors.datasets }} data sets in
+{{ routers.priors.families }} families, of which a task's own data set and family are left out, and experts on
+their own data sets. Q = 1 is the mean over the queries, each alone; Q = 0 has no example, but the text of the
+template. Scores are means over {{ routers.num_datasets }} data sets in percent, with 95% intervals of drawing
+data sets again. Regret: the split-half oracle's score minus the router's. Gap closed: of the gap between a
+random expert and the split-half oracle; a dash where there is no gap beyond its interval. Home: the share of
+tasks that go to an expert of the same data set. Routers with rows choose on one half of a task's rows and are
+scored on the other, in both directions."""
+
 ABOUT_MARKS = """\
 {% if legend %}{{ legend }}.{% endif %}"""
 
@@ -142,7 +153,15 @@ Decisions for the unseen tasks:
 
 {{ table(decisions) }}
 
-## Time and programs
+{% if routers %}## Routers
+
+""" + ABOUT_ROUTERS + """
+
+{% for line in routers.lines %}{{ line }}
+
+{% endfor %}{{ table(routers.grid) }}
+
+{% endif %}## Time and programs
 
 {{ table(stages) }}
 
@@ -257,7 +276,11 @@ HTML = HEAD + """\
 {{ show(routing) }}
 <p class="note">Decisions for the unseen tasks.</p>
 {{ show(decisions) }}
-<h2 id="time">Time and programs</h2>
+{% if routers %}<h2 id="routers">Routers</h2>
+<p class="note">""" + ABOUT_ROUTERS + """</p>
+{% for line in routers.lines %}<p>{{ line }}</p>
+{% endfor %}{{ show(routers.grid) }}
+{% endif %}<h2 id="time">Time and programs</h2>
 {{ show(stages) }}
 <p>{{ programs }}</p>
 <p class="note">{{ versions }}</p>

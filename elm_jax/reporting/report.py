@@ -246,6 +246,7 @@ class Extras:
         experts: that were found, by id.
         samples: of `samples.samples_table`.
         matrix: grid of experts by tasks, as the heat map draws it.
+        routers: of `router_grid.routers_content`; empty without a comparison of routers.
     """
 
     made: Made
@@ -253,11 +254,13 @@ class Extras:
     experts: Mapping[str, FoundExpert]
     samples: Mapping[str, Any]
     matrix: Mapping[str, Any]
+    routers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
         """Values of the templates of `page`."""
         curves = sum(bool(found.losses) for found in self.experts.values())
-        return {"samples": self.samples, "matrix": self.matrix, "curves_left": max(0, curves - MOST_PANELS),
+        return {"samples": self.samples, "matrix": self.matrix, "routers": self.routers,
+                "curves_left": max(0, curves - MOST_PANELS),
                 "cards": cards_grid(found.card for found in self.experts.values())}
 
 

@@ -19,6 +19,8 @@ from elm_jax.reporting.expert_cards import find_experts
 from elm_jax.reporting.groups import BENCHMARKS, METRICS
 from elm_jax.reporting.page_parts import Made
 from elm_jax.reporting.plots import CONSTANT
+from elm_jax.reporting.router_comparison import read_picks, router_comparison
+from elm_jax.reporting.router_grid import routers_content
 from elm_jax.reporting.study_facts import read_facts
 from elm_jax.reporting.study_table import study_table, target_tasks
 from elm_jax.runtime import storage
@@ -92,7 +94,9 @@ def _write(folder: epath.Path, store: ResultsStore, made: Made, experts: Sequenc
     """Does as `write_report`, in a folder that no other process writes."""
     facts = read_facts(folder)
     matrix = read_matrix(store)
-    table = study_table(facts, matrix)
+    table, picks = study_table(facts, matrix), read_picks(folder, facts)
+    if picks is not None:
+        table["routers"] = router_comparison(facts, matrix, picks)
     wanted = {row["expert"]: row.get("model") for row in store.rows() if row["expert"] != facts["base"]}
     found = find_experts(wanted, [storage.absolute(folder).parent], experts)
     pictures = draw(facts, matrix, table)
@@ -100,7 +104,7 @@ def _write(folder: epath.Path, store: ResultsStore, made: Made, experts: Sequenc
     if losses:
         pictures["learning_curves.png"] = learning_curves(losses)
     extras = report.Extras(made, pictures, found, study_samples(facts, matrix, store),
-                           heat_map_grid(facts, matrix))
+                           heat_map_grid(facts, matrix), routers_content(table.get("routers")))
     texts = report.render(facts, table, oracle_ranks(facts, matrix), extras)
     for name, picture in pictures.items():
         storage.write_bytes(folder / name, picture)

@@ -51,9 +51,7 @@ def split_half_oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequenc
     row = {}
     for task in tasks:
         cell, values = stacked(matrix, experts, task)
-        first = np.zeros(values.shape[1], bool)
-        order = np.random.default_rng(SPLIT_SEED).permutation(values.shape[1])
-        first[order[: values.shape[1] // 2]] = True
+        first = first_half(values.shape[1])
         scored = np.zeros(values.shape[1])
         for half in (first, ~first):
             if half.all():  # one instance: nothing to choose by, so every expert is as likely
@@ -62,6 +60,17 @@ def split_half_oracle_row(matrix: Matrix, experts: Sequence[str], tasks: Sequenc
                 scored[half] = values[int(values[:, ~half].mean(axis=1).argmax())][half]
         row[task] = dataclasses.replace(cell, values=scored, constant=False)
     return row
+
+
+def halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the instances in the two halves of a task's, i64, in the order of a draw by a fixed seed."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(count)
+    return order[: count // 2], order[count // 2:]
+
+
+def first_half(count: int) -> np.ndarray:
+    """The first of `halves` as a mask bool[n]."""
+    return np.isin(np.arange(count), halves(count)[0])
 
 
 def random_expert_row(matrix: Matrix, experts: Sequence[str], tasks: Sequence[str]) -> Row:

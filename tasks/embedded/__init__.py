@@ -26,8 +26,11 @@ _CATEGORIES = {
     "mini_topic": "topic_classification", "mini_review": "sentiment", "mini_question": "topic_classification",
     "mini_reading": "multiple_choice_qa", "mini_data_to_text": "structure_to_text",
     "mini_headline": "summarization", "mini_extraction": "extractive_qa",
+    "mini_emotion": "sentiment", "mini_product": "topic_classification",
+    "mini_ending": "sentence_completion", "mini_paraphrase": "paraphrase_identification",
+    "mini_note": "summarization",
 }
-"""After T0's groups of training tasks, among which is no entailment."""
+"""After T0's groups; of entailment there is one data set, and so no group."""
 PROMPTS: dict[str, tuple[str, str]] = {
     "mini_topic": ("which section", "about what"),
     "mini_review": ("writer feeling", "good or bad"),

@@ -1,7 +1,7 @@
 """Runs a study: the whole chain from one config; every stage skips work that is done.
 
 base -> task arrays -> prompt experts -> dataset experts -> multitask baseline -> library -> routing ->
-merging -> evaluation (the complete matrix of experts and tasks) -> report.
+merging -> evaluation (the complete matrix of experts and tasks) -> comparison of routers -> report.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
+from elm_jax.reporting import router_comparison
 from elm_jax.reporting import study_report as reporting
 from elm_jax.reporting.page_parts import Made
 from elm_jax.runtime import hosts, locks, sharding, staging, storage
@@ -28,7 +29,7 @@ from elm_jax.workflows.evaluate.evaluate_models import (
     model_of,
 )
 from elm_jax.workflows.merge import in_memory as merging
-from elm_jax.workflows.study import study_checks, study_results, study_routing, study_runs
+from elm_jax.workflows.study import study_checks, study_results, study_routers, study_routing, study_runs
 from elm_jax.workflows.study.study_config import StudyConfig
 from elm_jax.workflows.study.study_results import ALL_DATASETS_ID
 from elm_jax.workflows.study.study_runs import MULTITASK_ID, expert_config, pretrain_config
@@ -89,6 +90,8 @@ class Study:
             merged = self.merge_routed(prompts, routing, datasets)
         with self.clock.stage("evaluate"):
             store = self.evaluate(prompts + datasets, multitask, merged, routing, dataset_tasks)
+        with self.clock.stage("compare routers"):
+            hosts.by_first(lambda: self.compare_routers(library, store))
         with self.clock.stage("report"):
             hosts.by_first(lambda: self.report(store, self.facts(prompts, datasets, routing, dataset_tasks)))
             return reporting.read_report(self.root / "results")
@@ -154,7 +157,9 @@ class Study:
     def make_library(self, prompts: list[ScoredModel]) -> ExpertLibrary:
         """Runs the stage of the library of prompt experts (from which RoE picks), in one process."""
         hosts.by_first(lambda: self._ensure_library(prompts))
-        return ExpertLibrary.open(self.root / "library")
+        library = ExpertLibrary.open(self.root / "library")
+        library.encoder = study_routing.RememberingEncoder(library.encoder)  # routed by, then compared
+        return library
 
     def _ensure_library(self, prompts: list[ScoredModel]) -> None:
         with locks.alone(self.root / "library", locks.CHANGE_SECONDS):  # `elm library add` may change it
@@ -183,6 +188,17 @@ class Study:
         routing = study_routing.route_study(config, library, self.data, path)
         self.made_of.record("routing", made_of)
         return routing
+
+    def compare_routers(self, library: ExpertLibrary, store: ResultsStore) -> None:
+        """Runs the stage of the routers' comparison: what each picks, from results that are there."""
+        config, path = self.config, self.root / "results" / router_comparison.FILE
+        made_of = {"routing": self.made_of.known["routing"], "heldout": config.heldout_prompts,
+                   **study_routers.routers_made_of(store, config.prompt_tasks)}
+        if self.made_of.fits("routers", made_of) and path.exists():
+            return
+        tasks = study_routers.compared_tasks(study_results.plain(config), self.data)
+        storage.write_json(path, study_routers.compare_routers(library, store, tasks))
+        self.made_of.record("routers", made_of)
 
     def merge_routed(self, prompts: list[ScoredModel], routing: dict[str, Any],
                      datasets: list[ScoredModel]) -> dict[str, ScoredModel]:

@@ -154,7 +154,8 @@ def test_categories_are_t0_s():
             for category in T0_CATEGORIES for mixture in [f"t0_{category}"]} == {
         category: set(names.split()) for category, names in T0_CATEGORIES.items()}
     assert set(categories.CATEGORIES) == set(T0_CATEGORIES) and len(T0_CATEGORIES) == 8
-    assert all(registry.get_task(name).category for name in t0_train.TASKS)
+    assert all(registry.get_task(name).category for name in (*t0_train.TASKS, *t0_eval.TASKS))
+    assert not set(categories.UNSEEN_CATEGORIES) & set(categories.CATEGORIES)
 
 
 def test_mixtures_and_their_caps():

@@ -86,12 +86,20 @@ def test_results_of_an_older_study_are_still_reported(whole, tmp_path):
     for name in ("bbh_tasks", "bigbench_tasks", "absent_tasks", "categories", "multitask_tasks"):
         del facts[name]
     (results / "study.json").write_text(json.dumps(facts))
+    (results / "routers.json").unlink()
     elm(tmp_path / "log", "report", results)
     table = json.loads((results / "table.json").read_text())
+    assert "routers" not in table and "## Routers" not in (results / "report.md").read_text()
     assert [column for column in whole[1]["columns"] if column not in table["columns"]] == [
         "BIG-bench mean", "BBH ROUGE-L"]
     text = (results / "report.md").read_text()
     assert "By category" in (whole[0] / "results" / "report.md").read_text() and "By category" not in text
+    for name in ("base", "library", "prepared"):  # all that the routers are compared by
+        (tmp_path / name).symlink_to(whole[0] / name)
+    elm(tmp_path / "log", "report", results)
+    assert json.loads((results / "table.json").read_text())["routers"] == whole[1]["routers"]
+    assert {row["router"] for row in whole[1]["routers"]["routers"]} >= {"vote", "prior+nearest", "labelled"}
+    assert "## Routers" in (results / "report.md").read_text()
 
 
 def test_killed_three_times_it_gives_the_same_table(whole, tmp_path):
