@@ -234,4 +234,5 @@ def target_options(task: str, routed: RoutedLibrary, router: str) -> RouteOption
         return {}
     kin, known = kin_of(task), registry.find_task(task)
     counts = known is not None and counts_text(router, routed, queries=True)
-    return {"dataset": kin.dataset, "family": kin.family, "instruction": template_text(task) if counts else None}
+    return {"dataset": kin.dataset, "family": kin.family,
+            "instruction": template_text(task) if counts else None}
