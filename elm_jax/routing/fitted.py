@@ -11,22 +11,22 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 
-STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Ridge strengths to choose from, in parts of each feature's mean square."""
-USUAL_STRENGTH = 0.3
-"""Where fewer than two families of tasks are left, none can be left out to choose."""
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Ridge strengths to choose from, in parts of each feature's mean square; the last gives the usual."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FittedRouter:
-    """A non-negative ridge regression of normal scores, as the sums that it is solved from.
+    """A ridge regression of normal scores without weights below 0, as the sums that it is solved from.
 
-    They are kept by family of tasks, and once for each family that may be left out: nothing that a target's
-    family says, be it as score or by way of priors, is in the weights for it. Features and scores are centred
-    within each task, and data sets weigh equally.
+    It departs from usual weights, up to a factor, as far as the tasks tell. The sums are kept by family of
+    tasks, and once for each family that may be left out: nothing that a target's family says, be it as score
+    or by way of priors, is in the weights for it. Features and scores are centred within each task, and data
+    sets weigh equally.
 
     Attributes:
         features: p names.
+        usual: p weights, none below 0, that the fit departs from.
         families: F names of the families of the tasks that it was fitted on.
         grams: f64[F + 1, F, p, p], sums of products of features; first the family that is left out (the last
             row: none), then the family of the tasks.
@@ -35,6 +35,7 @@ class FittedRouter:
     """
 
     features: tuple[str, ...]
+    usual: tuple[float, ...]
     families: tuple[str, ...]
     grams: np.ndarray
     moments: np.ndarray
@@ -43,6 +44,9 @@ class FittedRouter:
     def __post_init__(self) -> None:
         """Raises InputError if the sums are not of these features and families, or are no numbers."""
         p, number = len(self.features), len(self.families)
+        if len(self.usual) != p or not min(self.usual, default=0.0) >= 0:
+            raise InputError(describe("A fit needs a usual weight for each of its features", got=self.usual,
+                                      cure="run `elm library calibrate` again"))
         shapes = {"grams": (number + 1, number, p, p), "moments": (number + 1, number, p),
                   "squares": (number + 1, number)}
         for name, shape in shapes.items():
@@ -56,7 +60,8 @@ class FittedRouter:
     def weights(self, family: str | None = None) -> np.ndarray:
         """Weights f64[p] for a target, its family left out.
 
-        The strength is that of the least squared error on families left out in turn.
+        The strength is that of the least squared error on families left out in turn; the largest where there
+        are not two.
 
         Raises:
             InputError: it was fitted on no other family.
@@ -67,9 +72,9 @@ class FittedRouter:
             raise InputError(describe(
                 "The router fitted knows no family of tasks but the target's", got=family,
                 cure="calibrate on more data sets, or take --router prior+nearest"))
-        strength = USUAL_STRENGTH if len(kept) < 2 else min(
+        strength = STRENGTHS[-1] if len(kept) < 2 else min(
             STRENGTHS, key=lambda one: sum(self._error(out, kept, place, one) for place in kept))
-        return ridge(self.grams[out, kept].sum(axis=0), self.moments[out, kept].sum(axis=0), strength)
+        return self._solved(out, kept, strength)
 
     def by_feature(self, family: str | None = None) -> dict[str, float]:
         """What `weights` gives, by feature."""
@@ -77,33 +82,40 @@ class FittedRouter:
 
     def _error(self, out: int, kept: list[int], place: int, strength: float) -> float:
         """Squared error on one family of weights that are fitted on the others."""
-        others = [other for other in kept if other != place]
-        found = ridge(self.grams[out, others].sum(axis=0), self.moments[out, others].sum(axis=0), strength)
+        found = self._solved(out, [other for other in kept if other != place], strength)
         return float(self.squares[out, place] - 2 * found @ self.moments[out, place]
                      + found @ self.grams[out, place] @ found)
 
+    def _solved(self, out: int, families: list[int], strength: float) -> np.ndarray:
+        return ridge(self.grams[out, families].sum(axis=0), self.moments[out, families].sum(axis=0),
+                     np.array(self.usual), strength)
+
     def to_dict(self) -> dict[str, Any]:
         """The fit as a JSON-ready dictionary."""
-        return {"features": list(self.features), "families": list(self.families),
+        return {"features": list(self.features), "usual": list(self.usual), "families": list(self.families),
                 **{name: getattr(self, name).tolist() for name in ("grams", "moments", "squares")}}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "FittedRouter":
         """Reads what `to_dict` gives; raises InputError if it is damaged."""
         try:
-            return cls(tuple(map(str, value["features"])), tuple(map(str, value["families"])),
+            return cls(tuple(map(str, value["features"])), tuple(map(float, value["usual"])),
+                       tuple(map(str, value["families"])),
                        *(np.array(value[name], np.float64) for name in ("grams", "moments", "squares")))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(describe("A fit of the router cannot be read", got=error,
                                       cure="run `elm library calibrate` again")) from error
 
 
-def ridge(gram: np.ndarray, moment: np.ndarray, strength: float) -> np.ndarray:
-    """Weights f64[p], none below 0, that minimise squared error plus a penalty.
+def ridge(gram: np.ndarray, moment: np.ndarray, usual: np.ndarray, strength: float) -> np.ndarray:
+    """Weights f64[p], none below 0, that minimise squared error plus a penalty on what is not usual.
+
+    The usual weights are taken times the factor that alone fits best, as scores have another scale.
 
     Args:
         gram: f64[p, p], sums of products of features.
         moment: f64[p], sums of products of features and what is predicted.
+        usual: f64[p], weights that cost nothing, up to a factor.
         strength: of the penalty, in parts of each feature's sum of squares; a feature without any has
             weight 0.
     """
@@ -111,12 +123,14 @@ def ridge(gram: np.ndarray, moment: np.ndarray, strength: float) -> np.ndarray:
 
     scale = np.sqrt(np.diag(gram))
     some = scale > 1e-12 * scale.max(initial=0.0)
-    weights = np.zeros(len(gram))
+    weights, spread = np.zeros(len(gram)), usual @ gram @ usual
+    near = usual * max(0.0, usual @ moment / spread) if spread > 0 else np.zeros(len(gram))
     if some.any():
         own = scale[some]
         unit = gram[np.ix_(some, some)] / np.outer(own, own)
         lower = np.linalg.cholesky(unit + strength * np.eye(len(own)))
-        weights[some] = nnls(lower.T, np.linalg.solve(lower, moment[some] / own))[0] / own
+        pull = moment[some] / own + strength * near[some] * own
+        weights[some] = nnls(lower.T, np.linalg.solve(lower, pull))[0] / own
     return weights
 
 

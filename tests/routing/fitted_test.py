@@ -62,8 +62,10 @@ def plain_ridge(rows: list[tuple], strength: float) -> np.ndarray:
     """The best of all sets of features whose weights by least squares are none below 0."""
     root = np.sqrt([weight for weight, _, _ in rows])
     x, y = root[:, None] * np.array([row for _, row, _ in rows]), root * np.array([y for _, _, y in rows])
+    usual = np.array([1, 0.3, 0])
+    factor = max(0, np.linalg.lstsq((x @ usual)[:, None], y, rcond=None)[0][0])
     penalty = np.diag(np.sqrt(strength * (x ** 2).sum(0)))
-    x, y = np.concatenate([x, penalty]), np.concatenate([y, np.zeros(3)])
+    x, y = np.concatenate([x, penalty]), np.concatenate([y, factor * penalty @ usual])
     best, least = np.zeros(3), y @ y
     for kept in itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in (1, 2, 3)):
         weights = np.zeros(3)
@@ -74,13 +76,13 @@ def plain_ridge(rows: list[tuple], strength: float) -> np.ndarray:
 
 
 def plain_weights(rows: dict[str, list[tuple]]) -> np.ndarray:
-    """Ridge with the strength that is best on families left out in turn; 0.3 where there is one family."""
+    """Ridge with the strength that is best on families left out in turn; 100 where there is one family."""
     def error(strength):
         others = {out: itertools.chain(*(rows[other] for other in rows if other != out)) for out in rows}
         found = {out: plain_ridge(list(kept), strength) for out, kept in others.items()}
         return sum(weight * (y - x @ found[out]) ** 2 for out in rows for weight, x, y in rows[out])
 
-    strength = min(STRENGTHS, key=error) if len(rows) > 1 else 0.3
+    strength = min(STRENGTHS, key=error) if len(rows) > 1 else 100
     return plain_ridge(list(itertools.chain(*rows.values())), strength)
 
 

@@ -17,8 +17,8 @@ from tests.routing.index_test import make_index, unit_rows
 
 WITHOUT_SCORING = [name for name, row in ROUTERS.items() if row.needs_rows is None]
 DATASETS, FAMILIES = ("a", "b", "c"), ("x", "x", "y")
-FITTED = FittedRouter(("prior", "nearest", "centroid"), ("x", "y"), np.tile(np.eye(3), (3, 2, 1, 1)),
-                      np.tile([1.0, 0.3, 0.2], (3, 2, 1)), np.ones((3, 2)))
+FITTED = FittedRouter(("prior", "nearest", "centroid"), (1.0, 0.3, 0.0), ("x", "y"),
+                      np.tile(np.eye(3), (3, 2, 1, 1)), np.tile([1.0, 0.3, 0.2], (3, 2, 1)), np.ones((3, 2)))
 
 
 def library_of(seed: int, experts: int = 9) -> RoutedLibrary:

@@ -16,12 +16,12 @@ from elm_jax.routing.evidence import Evidence, no_evidence, observe
 from elm_jax.routing.fitted import FittedRouter
 from elm_jax.routing.routers.by_prior import match_share, prior_scores
 
-FEATURES: dict[str, Callable[[RoutingCase], np.ndarray]] = {
-    "prior": prior_scores,
-    "nearest": lambda case: np.log(match_share(case, "mean_nearest")),
-    "centroid": lambda case: np.log(match_share(case, "mean_centroid")),
+FEATURES: dict[str, tuple[Callable[[RoutingCase], np.ndarray], float]] = {
+    "prior": (prior_scores, 1.0),
+    "nearest": (lambda case: np.log(match_share(case, "mean_nearest")), RouterSettings().match_weight),
+    "centroid": (lambda case: np.log(match_share(case, "mean_centroid")), 0.0),
 }
-"""What is known of experts, f64[R, E], by name; larger is better. A new one is one row."""
+"""What is known of experts, f64[R, E], by name, larger is better; and its usual weight: `prior+nearest`."""
 FEWEST = 3
 """Experts below which a task says nothing of features."""
 
@@ -33,7 +33,7 @@ def fitted_scores(case: RoutingCase) -> np.ndarray:
         if name not in FEATURES:
             raise unknown_name("feature of the router fitted", name, FEATURES,
                                cure="run `elm library calibrate` again")
-        scores += weight * FEATURES[name](case)
+        scores += weight * FEATURES[name][0](case)
     return scores
 
 
@@ -75,7 +75,7 @@ def fit_router(library: RoutedLibrary, targets: Sequence[RoutedTask] | None = No
         raise InputError(describe("Nothing can be fitted on the library",
                                   got="no data set of an expert on which three others were scored",
                                   cure="calibrate on the experts' own tasks"))
-    return FittedRouter(tuple(FEATURES), families, *sums)
+    return FittedRouter(tuple(FEATURES), tuple(usual for _, usual in FEATURES.values()), families, *sums)
 
 
 def own_targets(library: RoutedLibrary, *, queries: int = 32, most: int = 2_000) -> list[RoutedTask]:
@@ -131,7 +131,7 @@ def _means(case: RoutingCase, scores: np.ndarray) -> tuple[np.ndarray, ...]:
 
     All are centred.
     """
-    values = np.stack([feature(case)[0, case.different] for feature in FEATURES.values()], axis=1)
+    values = np.stack([feature(case)[0, case.different] for feature, _ in FEATURES.values()], axis=1)
     values = values - values.mean(axis=0)
     scores = scores - scores.mean()
     products = values.T @ values, values.T @ scores, scores @ scores
