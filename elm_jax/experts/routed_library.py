@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from elm_jax.data.registry.task_kin import kin_of
 from elm_jax.errors import InputError
+from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.copies import copies_among, fingerprint_in
 from elm_jax.experts.generality import Generality, read_generality
 from elm_jax.routing.cases import RoutedLibrary
@@ -31,9 +33,18 @@ def faults_of_generality(library: "ExpertLibrary") -> list[str]:
     return []
 
 
+def own_datasets(card: ExpertCard) -> frozenset[str]:
+    """Data sets that an expert was trained on."""
+    return frozenset(kin_of(task).dataset for task in card.tasks)
+
+
 def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
-    """Keys of a library, and priors and copies if there are any; copies have the prior of the oldest."""
+    """Keys and data sets of a library's experts, and priors and copies if there are any.
+
+    Copies have the prior of the oldest.
+    """
     known, experts = generality_in(library), list(library)
     copies = copies_among(experts, fingerprints_of(library, known), library.instances)
     oldest = experts if copies is None else [experts[place] for place in copies]
-    return RoutedLibrary(library.index, known.priors(oldest), copies)
+    return RoutedLibrary(library.index, known.priors(oldest), copies,
+                         tuple(own_datasets(entry.card) for entry in library.entries.values()))

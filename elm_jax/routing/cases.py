@@ -39,8 +39,8 @@ class RoutedLibrary:
         priors: of the same experts in the same order; None if they are not known.
         copies: i64[E], position of the oldest expert that is equal to each; None if there are no copies.
         datasets: E sets of names, what each expert was trained on; None if that is not known.
-        fitted: weights of the router `fitted`, by `by_fit.fit_router`; None if there are none.
-        thresholds: by router, from which similarity on it is sure, by `threshold.fit_thresholds`.
+        fitted: weights of the router `fitted`; None for those of `by_fit.fit_router` on the library itself.
+        thresholds: by router, from which similarity on it is sure, by `none_of_these.fit_thresholds`.
     """
 
     index: KeyIndex

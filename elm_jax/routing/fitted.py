@@ -1,6 +1,6 @@
 """What is fitted on a library's own tables, kept as numbers: weights of the router `fitted`, and thresholds.
 
-Both are made from a `RoutedLibrary` (`routers/by_fit.py`, `threshold.py`) and written as JSON.
+Both are made from a `RoutedLibrary` (`routers/by_fit.py`, `none_of_these.py`) and written as JSON.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, Rou
 from elm_jax.routing.evidence import Evidence, no_evidence, observe
 from elm_jax.routing.ranking import firsts, ranking
 from elm_jax.routing.routers.by_centroid import centroid_scores
-from elm_jax.routing.routers.by_fit import fitted_scores
+from elm_jax.routing.routers.by_fit import fit_of, fitted_scores
 from elm_jax.routing.routers.by_labels import labelled_scores
 from elm_jax.routing.routers.by_prior import (
     prior_and_centroid_scores,
@@ -39,7 +39,7 @@ class Router:
         takes_text: whether the task's text counts.
         needs_priors: whether the library must have priors.
         uses_centroids: whether it compares queries with means of keys.
-        needs_fit: whether weights must have been fitted on the library.
+        needs_fit: whether weights are fitted on the library, for which its experts' data sets are known.
         needs_rows: which rows it scores experts on: ``labelled``, ``unlabelled``, or none.
     """
 
@@ -278,10 +278,7 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
     text = None if task.text is None else task_evidence(
         RoutedTask(np.asarray(task.text)[None]), library, name, settings)
     prior = None if library.priors is None else library.priors.for_task(task.dataset, task.family)
-    if row.needs_fit and library.fitted is None:
-        raise InputError(describe(f"The router {name} needs weights that are fitted on the library",
-                                  cure="run `elm library calibrate`, or take --router prior+nearest"))
-    weights = None if not row.needs_fit else library.fitted.by_feature(
+    weights = None if not row.needs_fit else fit_of(library).by_feature(
         library.family_of(task.dataset, task.family))
     return RoutingCase(evidence, text, prior, library.different, settings, scorer, weights)
 

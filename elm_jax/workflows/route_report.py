@@ -8,6 +8,7 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.routing.router import ROUTERS
+from elm_jax.routing.routers.by_fit import why_no_fit
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.routing.vote import RoutingDecision
 from elm_jax.workflows.route import RouteConfig, RowRoute, check_row_router, row_reasons
@@ -106,6 +107,9 @@ def _why_not(router: str, target: TargetTask) -> str | None:
     row, config = ROUTERS[router], target.config
     if row.needs_priors and target.routed.priors is None:
         return "the library has no priors: elm library calibrate"
+    kin = target.arrays.dataset, target.arrays.family
+    if row.needs_fit and (reason := why_no_fit(target.routed, *kin)) is not None:
+        return reason
     if row.needs_queries and not target.instances and not (row.takes_text and target.text):
         return "it needs queries"
     if row.needs_rows == "labelled" and config.labelled is None:

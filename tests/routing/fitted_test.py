@@ -9,10 +9,10 @@ import pytest
 from elm_jax.errors import InputError
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
 from elm_jax.routing.fitted import STRENGTHS, FittedRouter, Threshold
+from elm_jax.routing.none_of_these import balanced_accuracy, best_threshold, fit_thresholds
 from elm_jax.routing.priors import Priors
 from elm_jax.routing.router import decide_task
 from elm_jax.routing.routers.by_fit import fit_router
-from elm_jax.routing.threshold import balanced_accuracy, best_threshold, fit_thresholds
 from tests.routing.index_test import make_index, unit_rows
 
 OWN = ["a", "a", "b", "b", "c", "c", "d", "d", "e", "e"]
@@ -117,8 +117,10 @@ def test_a_fit_is_kept_as_json_and_says_what_is_missing():
         with pytest.raises(InputError, match="calibrate"):
             FittedRouter.from_dict(fitted.to_dict() | damage)
     task = RoutedTask(library.index.keys[:3])
+    assert decide_task(task, library, "fitted") == decide_task(
+        task, dataclasses.replace(library, fitted=again), "fitted")
     with pytest.raises(InputError, match="elm library calibrate"):
-        decide_task(task, library, "fitted")
+        decide_task(task, dataclasses.replace(library, datasets=None), "fitted")
     for lacking in ({"priors": None}, {"datasets": None}):
         with pytest.raises(InputError, match="elm library calibrate"):
             fit_router(dataclasses.replace(library, **lacking))

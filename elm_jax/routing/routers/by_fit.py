@@ -6,6 +6,7 @@ their keys, the scores those of the experts that were trained on others (`Priors
 
 import collections
 import dataclasses
+import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -76,6 +77,27 @@ def fit_router(library: RoutedLibrary, targets: Sequence[RoutedTask] | None = No
                                   got="no data set of an expert on which three others were scored",
                                   cure="calibrate on the experts' own tasks"))
     return FittedRouter(tuple(FEATURES), tuple(usual for _, usual in FEATURES.values()), families, *sums)
+
+
+_FITS: "weakref.WeakKeyDictionary[RoutedLibrary, FittedRouter]" = weakref.WeakKeyDictionary()
+
+
+def fit_of(library: RoutedLibrary) -> FittedRouter:
+    """The fit that a library has, or that of its own targets, which is kept; errors as `fit_router`."""
+    if library.fitted is not None:
+        return library.fitted
+    if library not in _FITS:
+        _FITS[library] = fit_router(library)
+    return _FITS[library]
+
+
+def why_no_fit(library: RoutedLibrary, dataset: str | None = None, family: str | None = None) -> str | None:
+    """Why the router fitted has no weights for a target, in words; None if it has."""
+    try:
+        fit_of(library).weights(library.family_of(dataset, family))
+    except InputError as error:
+        return str(error).replace("\n  ", "; ")
+    return None
 
 
 def own_targets(library: RoutedLibrary, *, queries: int = 32, most: int = 2_000) -> list[RoutedTask]:

@@ -11,11 +11,10 @@ from elm_jax.data.registry.task_kin import TaskKin, kin_of
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.evaluation.evaluation_settings import PRIMARY
 from elm_jax.evaluation.results import ResultsStore
-from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.copies import copies_among
 from elm_jax.experts.generality import CalibratedDataset, CalibratedExpert, Generality
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.experts.routed_library import fingerprints_of, generality_in
+from elm_jax.experts.routed_library import fingerprints_of, generality_in, own_datasets
 from elm_jax.routing.priors import Priors, priors_of_scores
 
 SHOWN = 5
@@ -100,11 +99,6 @@ class ScoreTable:
             for (name, entry), row in zip(self.library.entries.items(), priors.generality, strict=True)}
         return Generality([CalibratedDataset(dataset, family, counts[dataset]) for dataset, family in zip(
             priors.datasets, priors.families, strict=True)], experts)
-
-
-def own_datasets(card: ExpertCard) -> set[str]:
-    """Data sets that an expert was trained on."""
-    return {kin_of(task).dataset for task in card.tasks}
 
 
 def read_table(library: ExpertLibrary, store: ResultsStore, tasks: Sequence[str] | None = None) -> ScoreTable:

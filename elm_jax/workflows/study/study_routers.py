@@ -17,10 +17,12 @@ from elm_jax.data.registry import registry
 from elm_jax.data.registry.task_kin import kin_of
 from elm_jax.evaluation.results import ResultsStore
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.routed_library import own_datasets
 from elm_jax.reporting.groups import BENCHMARKS, METRICS
 from elm_jax.reporting.study_table import halves
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
 from elm_jax.routing.router import ROUTERS, decide_rows, decide_task, default_router
+from elm_jax.routing.routers.by_fit import why_no_fit
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.calibrate.score_table import read_table
@@ -88,7 +90,8 @@ def compare_routers(library: ExpertLibrary, store: ResultsStore, tasks: Compared
     names = library.index.experts
     homes = {name: kin_of(library[name].card.tasks[0]).dataset for name in names}
     table = read_table(library, store, tasks.scored)
-    routed = RoutedLibrary(library.index, table.priors(), table.copies)
+    routed = RoutedLibrary(library.index, table.priors(), table.copies,
+                           tuple(own_datasets(library[name].card) for name in names))
     cases: dict[str, RoutedTask] = {}
     every = list(dict.fromkeys((*tasks.seen, *tasks.unseen, *tasks.heldout)))
     with StageLine("comparing routers", len(every), "task") as line:
@@ -98,7 +101,7 @@ def compare_routers(library: ExpertLibrary, store: ResultsStore, tasks: Compared
     kept = _Kept(store, names, tasks.num_queries)
     routers, left_out = [], []
     for name, count in _rows(tasks.num_queries):
-        reason = _why_not(name, count, cases, kept, tasks)
+        reason = _why_not(name, count, cases, kept, tasks) or _why_no_weights(name, cases, routed)
         if reason is not None:
             left_out.append({"router": name, "queries": count, "reason": reason})
             continue
@@ -157,6 +160,14 @@ def _why_not(name: str, count: int, cases: Mapping[str, RoutedTask], kept: "_Kep
     if not count and silent and row.needs_queries:
         return f"without an example it needs the text of a template, and {silent[0]} has none"
     return None
+
+
+def _why_no_weights(name: str, cases: Mapping[str, RoutedTask], library: RoutedLibrary) -> str | None:
+    """Why a router that is fitted on the library has no weights for one of the tasks; None if it has."""
+    if not ROUTERS[name].needs_fit:
+        return None
+    kinds = dict.fromkeys((case.dataset, case.family) for case in cases.values())
+    return next(filter(None, (why_no_fit(library, *kin) for kin in kinds)), None)
 
 
 class _Kept:

@@ -15,7 +15,7 @@ from elm_jax.routing.evidence import Evidence, centroid_index, centroids_of, evi
 from elm_jax.routing.fitted import Threshold
 from elm_jax.routing.ranking import firsts
 from elm_jax.routing.router import ROUTERS
-from elm_jax.routing.routers.by_fit import spread
+from elm_jax.routing.routers.by_fit import fit_of, spread, why_no_fit
 from elm_jax.routing.search import best_numpy
 
 COMPARISONS = 500_000_000
@@ -40,7 +40,7 @@ def fit_thresholds(library: RoutedLibrary, routers: Collection[str] | None = Non
     names = list(routers) if routers is not None else [
         name for name, row in ROUTERS.items() if row.needs_rows is None
         and (library.priors is not None or not row.needs_priors)
-        and (library.fitted is not None or not row.needs_fit)]
+        and not (row.needs_fit and why_no_fit(library))]
     queries = min(queries, np.bincount(library.index.owners).max(initial=1))
     found: dict[str, list[_Confidences]] = {name: [] for name in names}
     for target in _targets(library, queries, most):
@@ -122,7 +122,7 @@ def _confidence(evidence: Evidence, experts: np.ndarray, target: _Target, librar
     """Mean similarities f64[R] with the nearest keys of the router's first, of some experts i64[E']."""
     family, everyone = library.family_of(target.dataset), np.ones(len(experts), bool)
     prior = None if library.priors is None else library.priors.for_task(target.dataset, family)[experts]
-    weights = library.fitted.by_feature(family) if ROUTERS[router].needs_fit else None
+    weights = fit_of(library).by_feature(family) if ROUTERS[router].needs_fit else None
     case = RoutingCase(evidence, None, prior, everyone, RouterSettings(), weights=weights)
     first = firsts(np.asarray(ROUTERS[router].score(case), np.float64), evidence, everyone)
     return evidence.mean_nearest[np.arange(len(first)), first]
