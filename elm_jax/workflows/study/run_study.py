@@ -14,7 +14,6 @@ from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import load_expert, save_expert
-from elm_jax.reporting import router_comparison
 from elm_jax.reporting import study_report as reporting
 from elm_jax.reporting.page_parts import Made
 from elm_jax.runtime import hosts, locks, sharding, staging, storage
@@ -72,7 +71,7 @@ class Study:
             self.data = TaskData(self.base.vocabulary, config.modules, str(self.root / "prepared"))
             dataset_tasks = {name: self.data.tasks_of(name) for name in config.datasets}
             mixed = [task for tasks in dataset_tasks.values() for task in tasks]
-            study_runs.prepare(config, self.data, [*mixed, *self.multitask_tasks()])
+            study_runs.prepare(config, self.data, [*mixed, *study_runs.multitask_tasks(config, self.data)])
         with self.clock.stage("train prompt experts"):
             prompts = self.train_prompts()
         with self.clock.stage("train dataset experts"):
@@ -91,7 +90,8 @@ class Study:
         with self.clock.stage("evaluate"):
             store = self.evaluate(prompts + datasets, multitask, merged, routing, dataset_tasks)
         with self.clock.stage("compare routers"):
-            hosts.by_first(lambda: self.compare_routers(library, store))
+            tasks = study_routers.compared_tasks(study_results.plain(config), self.data)
+            hosts.by_first(lambda: study_routers.compare_once(self.made_of, library, store, tasks))
         with self.clock.stage("report"):
             hosts.by_first(lambda: self.report(store, self.facts(prompts, datasets, routing, dataset_tasks)))
             return reporting.read_report(self.root / "results")
@@ -110,11 +110,6 @@ class Study:
         if base is None:
             raise Stopped
         return base
-
-    def multitask_tasks(self) -> list[str]:
-        """Names of the multitask baseline's tasks, each once."""
-        return list(dict.fromkeys(
-            task for name in self.config.multitask_names for task in self.data.tasks_of(name)))
 
     def train_prompts(self) -> list[ScoredModel]:
         """Runs the stage of the prompt experts, several at once if the config says so."""
@@ -189,17 +184,6 @@ class Study:
         self.made_of.record("routing", made_of)
         return routing
 
-    def compare_routers(self, library: ExpertLibrary, store: ResultsStore) -> None:
-        """Runs the stage of the routers' comparison: what each picks, from results that are there."""
-        config, path = self.config, self.root / "results" / router_comparison.FILE
-        made_of = {"routing": self.made_of.known["routing"], "heldout": config.heldout_prompts,
-                   **study_routers.routers_made_of(store, config.prompt_tasks)}
-        if self.made_of.fits("routers", made_of) and path.exists():
-            return
-        tasks = study_routers.compared_tasks(study_results.plain(config), self.data)
-        storage.write_json(path, study_routers.compare_routers(library, store, tasks))
-        self.made_of.record("routers", made_of)
-
     def merge_routed(self, prompts: list[ScoredModel], routing: dict[str, Any],
                      datasets: list[ScoredModel]) -> dict[str, ScoredModel]:
         """Runs the stage of merging: the mean of the top k of every decision, and of all dataset experts."""
@@ -249,7 +233,8 @@ class Study:
         return {
             "schema_version": 1, "title": config.title, "command": self.command,
             **study_results.facts_of_models(cards, [model.id for model in prompts]),
-            **study_results.facts_of_tasks(config, self.absent, dataset_tasks, self.multitask_tasks()),
+            **study_results.facts_of_tasks(config, self.absent, dataset_tasks,
+                                           study_runs.multitask_tasks(config, self.data)),
             **study_results.facts_of_routing(routing), "stage_seconds": dict(self.clock.seconds),
             "programs": {"count": self.compiled.programs, "seconds": self.compiled.seconds},
             "versions": run_record.versions(), "config": study_results.plain(config),

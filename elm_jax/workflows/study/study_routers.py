@@ -19,15 +19,18 @@ from elm_jax.evaluation.results import ResultsStore
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.routed_library import own_datasets
 from elm_jax.reporting.groups import BENCHMARKS, METRICS
+from elm_jax.reporting.router_comparison import FILE
 from elm_jax.reporting.study_table import halves
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
 from elm_jax.routing.router import ROUTERS, decide_rows, decide_task, default_router
 from elm_jax.routing.routers.by_fit import why_no_fit
 from elm_jax.routing.text import RoutingInstance, format_text
+from elm_jax.runtime import storage
 from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.calibrate.score_table import read_table
 from elm_jax.workflows.route import draw_instances
 from elm_jax.workflows.study.kept_rows import KeptRows
+from elm_jax.workflows.train.run_record import MadeOf
 
 Shares = dict[str, float]
 """From an expert to the share of a task's decisions that pick it."""
@@ -71,11 +74,16 @@ def compared_tasks(settings: Mapping[str, Any], data: TaskData) -> ComparedTasks
                          [*seen, *unseen, *itertools.chain(*others)], instances, settings["num_queries"])
 
 
-def routers_made_of(store: ResultsStore, experts: Sequence[str]) -> dict[str, Any]:
-    """What a comparison is made of beside a study's routing: the routers, and the experts' results."""
+def compare_once(made_of: MadeOf, library: ExpertLibrary, store: ResultsStore, tasks: ComparedTasks) -> None:
+    """Writes ``routers.json`` beside a study's results, unless it is there and was made of the same."""
+    path = store.folder / FILE
     scored = [[row[name] for name in ("expert", "task", "metric", "value", "num_instances")]
-              for row in store.rows() if row["expert"] in experts]
-    return {"routers": list(ROUTERS), "settings": dataclasses.asdict(RouterSettings()), "results": scored}
+              for row in store.rows() if row["expert"] in library]
+    known = {"routing": made_of.known["routing"], "heldout": tasks.heldout, "results": scored,
+             "routers": list(ROUTERS), "settings": dataclasses.asdict(RouterSettings())}
+    if not (made_of.fits("routers", known) and path.exists()):
+        storage.write_json(path, compare_routers(library, store, tasks))
+        made_of.record("routers", known)
 
 
 def compare_routers(library: ExpertLibrary, store: ResultsStore, tasks: ComparedTasks) -> dict[str, Any]:

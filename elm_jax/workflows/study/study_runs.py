@@ -32,6 +32,11 @@ def prepare(config: StudyConfig, data: TaskData, mixed: Sequence[str]) -> None:
             line.step(len(data.split(task, split, rows)))
 
 
+def multitask_tasks(config: StudyConfig, data: TaskData) -> list[str]:
+    """Names of the multitask baseline's tasks, each once."""
+    return list(dict.fromkeys(task for name in config.multitask_names for task in data.tasks_of(name)))
+
+
 def pretrain_config(config: StudyConfig) -> PretrainConfig:
     """Config of the pretraining of a study's base."""
     settings = config.pretrain
