@@ -5,15 +5,17 @@
 
 Keys are random unit rows of 384 dimensions (nothing here depends on their values). A decision finds the best
 similarity of each expert (the search) and the winners' order; "all lines" makes the lines about all other
-experts, too. faiss gives the nearest key of each query. All are measured in turn, two rounds uncounted, each
-after a call of its own (what fits into the cache is there), as medians of processor time and, in brackets, of
-the clock. Memory is the growth of a new process's peak resident size while it opens an index and decides.
+experts, too. faiss gives the nearest key of each query, as it decides itself and by BLAS. All are measured in
+turn, two rounds uncounted, each after a call of its own (what fits into the cache is there), as medians of
+processor time and, in brackets, of the clock. Memory is the growth of a new process's peak resident size
+while it opens an index and decides.
 With ``--expert`` copies of that expert are added to a library on disk one by one. Run it on one core
 (``OMP_NUM_THREADS=1 taskset -c 1``) where the machine does something else as well.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -32,7 +34,7 @@ import numpy as np
 DIMENSION, MOST_MEMORY, MOST_SECONDS, MOST_SECONDS_AT_ONCE = 384, 1.15, 60.0, 2.0
 ONE_BY_ONE, AT_ONCE, OF_EACH = 10_000, 1_000, 100
 FORMAT = "choice_instance"
-WIDTHS = (18, 18, 18, 18, 18, 16, 11)
+WIDTHS = (18, 18, 18, 18, 20, 18, 21, 11)
 Times = tuple[float, float]
 
 
@@ -105,7 +107,8 @@ def decisions(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
         faiss = None
         print("faiss is not installed (pip install --target DIR --no-deps faiss-cpu): ours alone")
     rows = []
-    heads = ("decision", "all lines", "search, NumPy", "search, JAX", "faiss", "faiss/decision", "JAX/NumPy")
+    heads = ("decision", "all lines", "search, NumPy", "search, JAX", "faiss", "faiss by BLAS",
+             "best faiss/decision", "JAX/NumPy")
     print("\nmilliseconds of processor time (of the clock)\n" + "E x S, Q".ljust(18) + "".join(
         head.rjust(width) for head, width in zip(heads, WIDTHS, strict=True)))
     for experts in sizes:
@@ -121,7 +124,8 @@ def decisions(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
                          "numpy": lambda q=queries, i=index: best_numpy(q, i),
                          "jax": lambda q=queries, i=index: best_jax(q, i)}
                 if flat:
-                    calls["faiss"] = lambda q=queries, f=flat: f.search(q, 1)
+                    calls |= {name: functools.partial(flat_search, faiss, flat, queries, least)
+                              for name, least in (("faiss", None), ("blas", 1))}
                 small = experts * of_each <= 10_000
                 found = medians(calls, 10 * rounds if small else rounds)
                 rows.append({"experts": experts, "keys": of_each, "queries": count, **found})
@@ -130,12 +134,22 @@ def decisions(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def flat_search(faiss: Any, flat: Any, queries: np.ndarray, least: int | None) -> None:
+    """Finds the nearest key of each query, by BLAS from so many queries on; None: as faiss decides."""
+    before = faiss.cvar.distance_compute_blas_threshold
+    if least is not None:
+        faiss.cvar.distance_compute_blas_threshold = least
+    flat.search(queries, 1)
+    faiss.cvar.distance_compute_blas_threshold = before
+
+
 def show(row: dict[str, Any]) -> None:
     """Prints one line of the table of decisions."""
-    names = ("decision", "lines", "numpy", "jax", "faiss")
+    names = ("decision", "lines", "numpy", "jax", "faiss", "blas")
     cells = [f"{1e3 * row[name][0]:.2f} ({1e3 * row[name][1]:.2f})" if name in row else "-" for name in names]
-    ratios = [f"{row[over][0] / row[under][0]:.2f}" if over in row else "-"
-              for over, under in (("faiss", "decision"), ("jax", "numpy"))]
+    peers = [row[name][0] for name in ("faiss", "blas") if name in row]
+    ratios = [f"{min(peers) / row['decision'][0]:.2f}" if peers else "-",
+              f"{row['jax'][0] / row['numpy'][0]:.2f}"]
     print(f"{row['experts']} x {row['keys']}, {row['queries']}".ljust(18) + "".join(
         cell.rjust(width) for cell, width in zip((*cells, *ratios), WIDTHS, strict=True)), flush=True)
 

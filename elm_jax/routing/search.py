@@ -20,19 +20,22 @@ from elm_jax.types import Array
 TIE = 1e-5
 """Similarities (cosines) that differ by no more are equal."""
 CHUNK = 16_384
-"""Keys compared at once: Q x CHUNK similarities are in memory, never Q x N."""
+"""Keys compared at once, at most: Q x CHUNK similarities are in memory, never Q x N."""
+CACHED = 2**17
+"""Similarities that stay in a processor's cache: NumPy compares fewer keys at once where queries are many."""
 QUERIES = 512
 """Queries that JAX compares with a block of keys at once."""
 
 
-def best_numpy(queries: np.ndarray, index: KeyIndex, *, chunk: int = CHUNK) -> np.ndarray:
+def best_numpy(queries: np.ndarray, index: KeyIndex, *, chunk: int | None = None) -> np.ndarray:
     """Similarities f32[Q, E] of each query f32[Q, K] to the nearest key of each expert, by NumPy.
 
     Args:
         queries: f32[Q, K].
         index: of E experts; keys of one expert that stand together are fastest, any order is right.
-        chunk: keys compared at once.
+        chunk: keys compared at once; by default as many as the cache allows.
     """
+    chunk = chunk or min(CHUNK, max(CACHED // max(len(queries), 1), 1_024))
     best = np.full((len(queries), len(index.experts)), -np.inf, np.float32)
     for start in range(0, len(index.keys), chunk):
         similarities = queries @ index.keys[start : start + chunk].T
@@ -41,9 +44,10 @@ def best_numpy(queries: np.ndarray, index: KeyIndex, *, chunk: int = CHUNK) -> n
         if len(runs) < len(owners):
             similarities = np.maximum.reduceat(similarities, runs, axis=1)
         found = owners[runs]
-        if (np.diff(found) > 0).all():
-            best[:, found] = np.maximum(best[:, found], similarities)
-        else:  # an expert has several runs
+        if (np.diff(found) == 1).all():
+            own = best[:, found[0] : found[-1] + 1]
+            np.maximum(own, similarities, out=own)
+        else:  # an expert has several runs, or none
             np.maximum.at(best, (slice(None), found), similarities)
     return best
 
