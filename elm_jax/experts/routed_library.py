@@ -33,7 +33,7 @@ def faults_of_generality(library: "ExpertLibrary") -> list[str]:
 
 def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
     """Keys of a library, and priors and copies if there are any; copies have the prior of the oldest."""
-    known, experts = generality_in(library), list(library)
+    known, experts = generality_in(library), library.index.experts
     copies = copies_among(experts, fingerprints_of(library, known), library.instances)
     oldest = experts if copies is None else [experts[place] for place in copies]
     return RoutedLibrary(library.index, known.priors(oldest), copies)
