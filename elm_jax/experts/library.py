@@ -88,7 +88,7 @@ class ExpertLibrary:
         place, sizes = path / "keys" / facts["keys"], facts.get("sizes")
         index = KeyIndex.open(place, encoder, sizes=sizes)
         instances = library_files.read_instances(place, index, (sizes or {}).get(library_files.INSTANCES))
-        return cls(path, facts, encoder, index, instances, library_files.read_listed(path, facts))
+        return cls(path, facts, encoder, index, instances, library_files.read_listed_of(path, facts, index))
 
     @classmethod
     def create(cls, path: storage.PathLike, encoder: TextEncoder, text_format: str,
@@ -265,7 +265,8 @@ def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:
         yield library_files.unlike_card(card, entry.card)
     count = library.index.count(expert_id)
     if count != entry.num_keys:
-        yield f"{expert_id}: {count} keys, expected {entry.num_keys}"
+        where = library_files.listing(library.path, library.facts)
+        yield f"{expert_id}: {count} keys, expected {entry.num_keys} as {where} says"
 
 
 def _check_none(path: epath.Path) -> None:

@@ -114,16 +114,34 @@ def cards_path(folder: epath.Path, name: str) -> epath.Path:
     return folder / CARDS / f"{name}.jsonl"
 
 
+def listing(folder: epath.Path, facts: Mapping[str, Any]) -> epath.Path:
+    """Path of the file in which a library lists its experts."""
+    return folder / LIBRARY if "experts" in facts else cards_path(folder, facts["cards"])
+
+
+def read_listed_of(folder: epath.Path, facts: Mapping[str, Any], index: KeyIndex
+                   ) -> dict[str, tuple[ExpertCard, int]]:
+    """Reads the experts that a library lists; InputError if its keys are of others."""
+    listed = read_listed(folder, facts)
+    unlike = sorted(listed.keys() ^ set(index.experts))
+    if unlike:
+        raise InputError(describe(
+            "The library does not list the experts that its keys are of", where=listing(folder, facts),
+            got=f"{unlike[0]}, " + ("without keys" if unlike[0] in listed else "not listed"),
+            cure="build the library again"))
+    return listed
+
+
 def read_listed(folder: epath.Path, facts: Mapping[str, Any]) -> dict[str, tuple[ExpertCard, int]]:
     """Reads the experts that a library lists: card and number of keys, by id.
 
     Raises:
         InputError: one is not valid, or listed twice.
     """
+    where = listing(folder, facts)
     if "experts" in facts:
-        where, entries = folder / LIBRARY, facts["experts"]
+        entries = facts["experts"]
     else:
-        where = cards_path(folder, facts["cards"])
         entries = records.read_records(where, ListedExpert, kind="expert of a library",
                                        size=facts["sizes"][CARDS])
     found: dict[str, tuple[ExpertCard, int]] = {}

@@ -43,7 +43,7 @@ def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
 
     Copies have the prior of the oldest.
     """
-    known, experts = generality_in(library), list(library)
+    known, experts = generality_in(library), library.index.experts
     copies = copies_among(experts, fingerprints_of(library, known), library.instances)
     oldest = experts if copies is None else [experts[place] for place in copies]
     return RoutedLibrary(library.index, known.priors(oldest), copies,
