@@ -40,7 +40,7 @@ class RoutedLibrary:
         copies: i64[E], position of the oldest expert that is equal to each; None if there are no copies.
         datasets: E sets of names, what each expert was trained on; None if that is not known.
         fitted: weights of the router `fitted`; None for those of `by_fit.fit_router` on the library itself.
-        thresholds: by router, from which similarity on it is sure, by `none_of_these.fit_thresholds`.
+        threshold: from which similarity on it has an expert for a task, by `none_of_these.fit_threshold`.
     """
 
     index: KeyIndex
@@ -48,7 +48,7 @@ class RoutedLibrary:
     copies: np.ndarray | None = None
     datasets: tuple[frozenset[str], ...] | None = None
     fitted: FittedRouter | None = None
-    thresholds: Mapping[str, Threshold] | None = None
+    threshold: Threshold | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError if priors, copies or data sets are not of the index's experts."""

@@ -1,4 +1,4 @@
-"""What is fitted on a library's own tables, kept as numbers: weights of the router `fitted`, and thresholds.
+"""What is fitted on a library's own tables, kept as numbers: weights of the router `fitted`, and a threshold.
 
 Both are made from a `RoutedLibrary` (`routers/by_fit.py`, `none_of_these.py`) and written as JSON.
 """
@@ -136,11 +136,11 @@ def ridge(gram: np.ndarray, moment: np.ndarray, usual: np.ndarray, strength: flo
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """From which similarity on a decision is sure, by number of queries.
+    """From which similarity on a library has an expert for a task, by number of queries.
 
     Attributes:
         num_queries: numbers of queries that it was fitted at, rising.
-        values: mean similarity of the first expert's nearest keys, one a number of queries.
+        values: mean similarity with the nearest expert's keys, one a number of queries.
         balanced_accuracies: mean of the parts that are right of tasks that the library has and has not; of
             a threshold that is fitted on every other expert, on the rest, both ways.
     """

@@ -1,21 +1,20 @@
-"""None of these: from which similarity on a router's first expert fits a task, by a library's own tasks.
+"""None of these: from which similarity on a library has an expert for a task, by its own tasks.
+
+What counts is the mean similarity of a task's queries with the expert whose keys are nearest, whichever a
+router puts first: a general one is often far, of tasks that the library has, too.
 
 An expert's own keys are a task that the library has; with the experts of its data set taken out, they are
 one that it has not. Each key is compared with the others, never with itself.
 """
 
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
 from elm_jax.errors import InputError, describe
-from elm_jax.routing.cases import RoutedLibrary, RouterSettings, RoutingCase
-from elm_jax.routing.evidence import Evidence, centroid_index, centroids_of, evidence_of, shared
+from elm_jax.routing.cases import RoutedLibrary
 from elm_jax.routing.fitted import Threshold
-from elm_jax.routing.ranking import firsts
-from elm_jax.routing.router import ROUTERS
-from elm_jax.routing.routers.by_fit import fit_of, spread, why_no_fit
+from elm_jax.routing.routers.by_fit import spread
 from elm_jax.routing.search import best_numpy
 
 COMPARISONS = 500_000_000
@@ -24,50 +23,32 @@ FEWEST = 2
 """Experts of which each of two halves needs one."""
 
 
-def fit_thresholds(library: RoutedLibrary, routers: Collection[str] | None = None, *, queries: int = 32,
-                   most: int = 2_000) -> dict[str, Threshold]:
-    """Fits from which similarity on each router is sure, for one query and for `queries`.
+def fit_threshold(library: RoutedLibrary, *, queries: int = 32, most: int = 2_000) -> Threshold:
+    """Fits from which similarity on a library has an expert for a task, for one query and for `queries`.
 
     Args:
         library: with the data sets of its experts.
-        routers: names; by default all that can decide for this library and score no rows.
         queries: keys of an expert that are the queries of one task.
         most: keys that are queries, over all experts.
 
     Raises:
         InputError: the data sets are not known, or fewer than two experts can be taken out.
     """
-    names = list(routers) if routers is not None else [
-        name for name, row in ROUTERS.items() if row.needs_rows is None
-        and (library.priors is not None or not row.needs_priors)
-        and not (row.needs_fit and why_no_fit(library))]
-    queries = min(queries, np.bincount(library.index.owners).max(initial=1))
-    found: dict[str, list[_Confidences]] = {name: [] for name in names}
-    for target in _targets(library, queries, most):
-        for name in names:
-            found[name].append(tuple(
-                _confidence(groups, experts, target, library, name)
-                for evidence, experts in target.sides for groups in (evidence, evidence.pooled())))
-    if min(map(len, found.values()), default=0) < FEWEST:
+    queries = int(min(queries, np.bincount(library.index.owners).max(initial=1)))
+    rows = list(_targets(library, queries, most))
+    if len(rows) < FEWEST:
         raise InputError(describe(
             "Too few experts tell when none of them fits",
             expected="two of one data set each with two keys or more, beside experts of other data sets"))
-    return {name: _threshold(rows, queries) for name, rows in found.items()}
+    return _threshold(rows, queries)
 
 
 _Confidences = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Of a target with its own experts by query f64[q] and as a whole f64[1], then without them likewise."""
+"""Of a task with its own experts by query f64[q] and as a whole f64[1], then without them likewise."""
 
 
-class _Target(NamedTuple):
-    """An expert's keys as a task: the data set, and evidence of E' experts with and without its own."""
-
-    dataset: str
-    sides: tuple[tuple[Evidence, np.ndarray], tuple[Evidence, np.ndarray]]
-
-
-def _targets(library: RoutedLibrary, queries: int, most: int) -> Iterator[_Target]:
-    """Tasks of experts that are evenly spread over the library, of one data set and two keys or more."""
+def _targets(library: RoutedLibrary, queries: int, most: int) -> Iterator[_Confidences]:
+    """Confidences of tasks of experts, evenly spread over those of one data set and two keys or more."""
     if library.datasets is None:
         raise InputError(describe("It is not known which data sets the experts were trained on",
                                   cure="do not ask whether none of them fits"))
@@ -82,54 +63,39 @@ def _targets(library: RoutedLibrary, queries: int, most: int) -> Iterator[_Targe
     if not len(targets):
         return
     asked = index.keys[np.concatenate([keys[places] for keys, places in zip(own, drawn, strict=True)])]
-    nearest, centroid = best_numpy(asked, index), best_numpy(asked, centroid_index(index))
+    nearest = best_numpy(asked, index)
     ends = np.cumsum([len(places) for places in drawn])
     for expert, keys, places, end in zip(targets, own, drawn, ends, strict=True):
-        rows, dataset = slice(end - len(places), end), next(iter(library.datasets[expert]))
-        others = np.flatnonzero(different & [dataset not in names for names in library.datasets])
-        if len(others):
-            apart = _without_themselves(
-                (nearest[rows], centroid[rows]), library, expert, index.keys[keys], places)
-            yield _Target(dataset, tuple(
-                (evidence_of(*(one[:, kept] for one in apart), np.ones(len(places), bool)), kept)
-                for kept in (np.flatnonzero(different), others)))
+        dataset = next(iter(library.datasets[expert]))
+        others = np.array([dataset not in names for names in library.datasets], bool)
+        if others.any():
+            rows = nearest[end - len(places):end]
+            apart = _without_themselves(rows, library, expert, index.keys[keys], places)
+            yield tuple(values for kept in (apart, apart[:, others])
+                        for values in (kept.max(axis=1), kept.mean(axis=0).max(keepdims=True)))
 
 
-def _without_themselves(similarities: tuple[np.ndarray, np.ndarray], library: RoutedLibrary, expert: int,
-                        own: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities f32[q, E] with nearest keys and centroids, none of a key with itself.
+def _without_themselves(nearest: np.ndarray, library: RoutedLibrary, expert: int, own: np.ndarray,
+                        drawn: np.ndarray) -> np.ndarray:
+    """Similarities f64[q, E] of keys with the nearest of each expert, none with itself.
 
     Args:
-        similarities: of keys of one expert with those of all, themselves among them.
+        nearest: f32[q, E], of keys of one expert with those of all, themselves among them.
         library: of E experts.
         expert: its position.
         own: f32[S, K], its keys.
         drawn: i64[q], the places among them of those that were compared.
     """
-    nearest, centroid = (np.array(one, np.float32) for one in similarities)
     among = own[drawn] @ own.T
     among[np.arange(len(drawn)), drawn] = -np.inf
-    means = np.concatenate([centroids_of(np.delete(own, place, axis=0), 1) for place in drawn])
-    copies = np.arange(nearest.shape[1]) if library.copies is None else library.copies
-    same = copies == expert
-    nearest[:, same] = among.max(axis=1, keepdims=True)
-    centroid[:, same] = (own[drawn] * means).sum(axis=1, keepdims=True)
-    return shared(nearest, copies), shared(centroid, copies)
-
-
-def _confidence(evidence: Evidence, experts: np.ndarray, target: _Target, library: RoutedLibrary, router: str
-                ) -> np.ndarray:
-    """Mean similarities f64[R] with the nearest keys of the router's first, of some experts i64[E']."""
-    family, everyone = library.family_of(target.dataset), np.ones(len(experts), bool)
-    prior = None if library.priors is None else library.priors.for_task(target.dataset, family)[experts]
-    weights = fit_of(library).by_feature(family) if ROUTERS[router].needs_fit else None
-    case = RoutingCase(evidence, None, prior, everyone, RouterSettings(), weights=weights)
-    first = firsts(np.asarray(ROUTERS[router].score(case), np.float64), evidence, everyone)
-    return evidence.mean_nearest[np.arange(len(first)), first]
+    same = [expert] if library.copies is None else library.copies == library.copies[expert]
+    found = nearest.astype(np.float64)
+    found[:, same] = among.max(axis=1, keepdims=True)
+    return found
 
 
 def _threshold(rows: list[_Confidences], queries: int) -> Threshold:
-    """The threshold of one router, for one query and for the queries of a target."""
+    """The threshold for one query and for the queries of a target."""
     facts = {}
     for size, fits, fits_not in ((1, 0, 2), (queries, 1, 3)):
         halves = [tuple(np.concatenate([row[side] for row in rows[start::2]]) for side in (fits, fits_not))

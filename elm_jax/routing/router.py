@@ -191,40 +191,27 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
             None if case.different[e] or copies is None else experts[copies[e]],
             *((None, None) if ledger is None else ledger.reasons(e)))
         for e in order)
-    is_sure = None
-    if settings.none_of_these:
-        is_sure = bool(are_sure(evidence, np.array(order[:1]), library, name)[0])
+    is_sure = bool(are_sure(evidence, library)[0]) if settings.none_of_these else None
     return RoutingDecision(lines, int(evidence.num_queries[0]), library.index.text_format,
                            library.index.encoder, name, is_sure)
 
 
-def are_sure(evidence: Evidence, first: np.ndarray, library: RoutedLibrary, router: str) -> np.ndarray:
-    """Says for each group of queries whether its first expert fits, or none of the library's does.
+def are_sure(evidence: Evidence, library: RoutedLibrary) -> np.ndarray:
+    """Says for each of R groups of queries whether the library has an expert for it, bool[R], or none fits.
 
-    An expert fits if the queries are as near to its keys as those of tasks that the library has.
-
-    Args:
-        evidence: of R groups of queries.
-        first: i64[R], positions of the experts that the router puts first.
-        library: with thresholds.
-        router: its name.
-
-    Returns:
-        bool[R].
+    It has one if the queries are as near to an expert's keys as those of tasks that the library has.
 
     Raises:
-        InputError: a group has no queries, or the library has no threshold for the router.
+        InputError: a group has no queries, or the library has no threshold.
     """
     if not evidence.num_queries.all():
         raise InputError(describe("Whether none of the experts fits is told by queries",
                                   got="no instance of the task", cure="give some, or do not ask for it"))
-    known = library.thresholds or {}
-    if router not in known:
-        raise InputError(describe(f"The library has no threshold from which the router {router} is sure",
-                                  expected=f"one of {', '.join(known)}" if known else None,
-                                  cure="run `elm library calibrate`, or do not ask for it"))
-    values = np.array([known[router].at(int(count)) for count in evidence.num_queries])
-    return evidence.mean_nearest[np.arange(len(first)), first] >= values
+    if library.threshold is None:
+        raise InputError(describe("The library has no threshold that tells when none of its experts fits",
+                                  cure="fit it (`none_of_these.fit_threshold`), or do not ask for it"))
+    values = np.array([library.threshold.at(int(count)) for count in evidence.num_queries])
+    return evidence.mean_nearest.max(axis=1) >= values
 
 
 def task_evidence(task: RoutedTask, library: RoutedLibrary, router: str | None = None,

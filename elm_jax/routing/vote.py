@@ -61,8 +61,8 @@ class RoutingDecision:
         text_format: of keys and queries.
         encoder: its name.
         router: name of the router that ranked them.
-        is_sure: whether the first expert fits; False means that none of these should answer, but the base.
-            None where no threshold was asked for.
+        is_sure: whether the library has an expert for the task; False means that none of these should answer,
+            but the base. None where that was not asked.
     """
 
     ranking: Sequence[ExpertVotes]

@@ -9,7 +9,7 @@ import pytest
 from elm_jax.errors import InputError
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
 from elm_jax.routing.fitted import STRENGTHS, FittedRouter, Threshold
-from elm_jax.routing.none_of_these import balanced_accuracy, best_threshold, fit_thresholds
+from elm_jax.routing.none_of_these import balanced_accuracy, best_threshold, fit_threshold
 from elm_jax.routing.priors import Priors
 from elm_jax.routing.router import decide_task
 from elm_jax.routing.routers.by_fit import fit_router
@@ -143,7 +143,7 @@ def test_the_best_threshold_is_that_of_brute_force():
 
 @pytest.mark.parametrize("copies", [False, True])
 def test_a_threshold_compares_each_key_with_all_others_and_with_those_of_other_data_sets(copies):
-    """By plain loops, for votes by one query: the first expert is the nearest."""
+    """By plain loops, by one query."""
     library = library_of(4, copies=copies)
     keys, owners = library.index.keys.astype(np.float64), library.index.owners
     stands = library.copies if copies else np.arange(10)
@@ -154,7 +154,7 @@ def test_a_threshold_compares_each_key_with_all_others_and_with_those_of_other_d
                       if (stands[owners[o]] != owner or owners[o] == owner) and o != key]
             fits.append(max(likely))
             fits_not.append(max(keys[key] @ keys[o] for o in range(40) if OWN[owners[o]] != OWN[owner]))
-    found = fit_thresholds(library, ["vote"])["vote"]
+    found = fit_threshold(library)
     assert found.num_queries == (1, 4)
     assert found.values[0] == pytest.approx(best_threshold(np.array(fits), np.array(fits_not)), abs=1e-5)
 
@@ -162,10 +162,8 @@ def test_a_threshold_compares_each_key_with_all_others_and_with_those_of_other_d
 def test_a_decision_says_when_none_of_the_experts_fits():
     """Tasks near to the keys are sure, others are not; a threshold between two numbers of queries is too."""
     library = library_of(5, spread=0.2)
-    library = dataclasses.replace(library, fitted=fit_router(library))
-    library = dataclasses.replace(library, thresholds=fit_thresholds(library))
-    assert {"vote", "prior+nearest", "fitted"} <= set(library.thresholds)
-    assert min(library.thresholds["vote"].balanced_accuracies) > 0.85
+    library = dataclasses.replace(library, threshold=fit_threshold(library))
+    assert min(library.threshold.balanced_accuracies) > 0.85
     settings, rng = RouterSettings(none_of_these=True), np.random.default_rng(6)
     near = library.index.keys[:2] + 0.1 * unit_rows(rng, 2)
     near /= np.linalg.norm(near, axis=1, keepdims=True)
@@ -182,11 +180,11 @@ def test_a_decision_says_when_none_of_the_experts_fits():
 
 def test_thresholds_that_cannot_be_told_are_one_error():
     library, settings = library_of(7), RouterSettings(none_of_these=True)
-    with pytest.raises(InputError, match="elm library calibrate"):
+    with pytest.raises(InputError, match="fit_threshold"):
         decide_task(RoutedTask(library.index.keys[:2]), library, "vote", settings=settings)
     with pytest.raises(InputError, match="told by queries"):
         decide_task(RoutedTask(library.index.keys[:0]), library, "prior", settings=settings)
     with pytest.raises(InputError, match="data sets"):
-        fit_thresholds(dataclasses.replace(library, datasets=None))
+        fit_threshold(dataclasses.replace(library, datasets=None))
     with pytest.raises(InputError, match="Too few experts"):
-        fit_thresholds(dataclasses.replace(library, datasets=(frozenset({"a"}),) * 10))
+        fit_threshold(dataclasses.replace(library, datasets=(frozenset({"a"}),) * 10))
