@@ -25,7 +25,7 @@ from elm_jax.workflows.study import study_runs
 logger = logging.getLogger(__name__)
 COLUMNS = (
     Column("expert"), Column("kind", 6), Column("state"),
-    Column("silent for", 2, "number", lambda value: "" if value is None else f"{value:.0f} s"),
+    Column("silent for", 2, "number", "{:.0f} s".format),
     Column("attempts", 3, "number"), Column("step", 1, "number"), Column("seconds", 5, "number"),
     Column("worker", 7), Column("error", 4, "text"))
 

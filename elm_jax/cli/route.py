@@ -1,7 +1,7 @@
 """The verb `elm route`: reads flags, calls one workflow, prints its result."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from elm_jax.cli.printing import (
@@ -96,7 +96,7 @@ def _print_rows(config: RouteConfig, arguments: argparse.Namespace) -> None:
         return
     columns = (Column("row", kind="number"), Column("expert"),
                Column("similarity", 1, "number", "{:.3f}".format), Column("next expert", 3),
-               Column("next similarity", 4, "number", _form("{:.3f}")), Column("nearest text", 2, "excerpt"),
+               Column("next similarity", 4, "number", "{:.3f}".format), Column("nearest text", 2, "excerpt"),
                Column("text", where="scripts"))
     print_table(columns, [
         (number, one.expert, one.similarity, one.next_expert, one.next_similarity, one.nearest, row.source)
@@ -135,11 +135,7 @@ def _print_matches(report: RouteReport) -> None:
         print_lines(shortened(f"{rank}. {match.similarity:.3f} {match.nearest}", terminal_width()))
 
 
-def _form(form: str) -> Callable[[Any], str]:
-    return lambda value: "" if value is None else form.format(value)
-
-
 def _figures(name: str, rank: int, form: str, values: list[Any]) -> Column:
     """A column of figures; scripts alone get one that is empty."""
-    return Column(name, rank, "number", _form(form),
+    return Column(name, rank, "number", form.format,
                   "both" if any(value is not None for value in values) else "scripts")

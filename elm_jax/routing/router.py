@@ -178,8 +178,10 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
     case = _case(evidence, task, library, name, settings, ledger)
     scores = _scores(case, library, name)[0]
     experts, votes = library.index.experts, evidence.votes[0]
-    best = np.where(np.isfinite(evidence.best[0]), evidence.best[0], 0.0)
-    nearest, centroid = evidence.mean_nearest[0], evidence.mean_centroid[0]
+    # What is told of similarities at Q = 0 is the text's.
+    seen = case.text if case.text is not None and not evidence.num_queries.any() else evidence
+    best = np.where(np.isfinite(seen.best[0]), seen.best[0], 0.0)
+    nearest, centroid = seen.mean_nearest[0], seen.mean_centroid[0]
     copies, order = library.copies, ranking(scores, evidence, case.different)
     lines = tuple(
         ExpertVotes(

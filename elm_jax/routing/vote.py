@@ -28,8 +28,9 @@ class ExpertVotes:
     Attributes:
         expert: id.
         votes: number of queries whose nearest key is the expert's.
-        best_similarity: of any query with any of its keys; 0 without queries.
-        mean_similarity: mean over queries of the similarity with its nearest key; 0 without queries.
+        best_similarity: of any query with any of its keys; without queries of the task's text, or 0.
+        mean_similarity: mean over queries of the similarity with its nearest key; without queries of the
+            task's text, or 0.
         score: what the router ranks by; None for an expert that it does not score.
         centroid_similarity: mean over queries of the similarity with its nearest centroid.
         prior: how well it does on other data sets; None if that is not known.

@@ -19,7 +19,7 @@ from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard, base_folder
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.experts.rendering import check_chat
-from elm_jax.routing.router import default_router
+from elm_jax.routing.router import check_router, default_router
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import sharding, storage
 from elm_jax.runtime.config_checks import (
@@ -29,7 +29,14 @@ from elm_jax.runtime.config_checks import (
     check_types,
     items_of,
 )
-from elm_jax.workflows.route import RowRoute, check_row_router, explained_routes, open_library, read_examples
+from elm_jax.workflows.route import (
+    RowRoute,
+    check_row_router,
+    open_library,
+    read_examples,
+    routed_task,
+    row_reasons,
+)
 from elm_jax.workflows.target_task import target_options
 from elm_jax.workflows.tasks.show_tasks import right_answers, show_task
 
@@ -176,6 +183,10 @@ class Panel:
         """
         self._config = config
         self._library = None if config.library is None else open_library(config.library, config.encoder_dir)
+        self._routed = None if self._library is None else self._library.routed()
+        if self._routed is not None:
+            router = config.router or default_router(self._routed)
+            check_router(router, self._routed, queries=True, text=False)
         self._cards = self._read_cards()
         self.base = load_base(base_folder((card for _, card in self._cards.values()), config.base),
                               mesh=_one_device())
@@ -191,10 +202,11 @@ class Panel:
         """Says which models answer each question, and why if a library chose them."""
         if self._library is None:
             return [[(name, None) for name in self.names] for _ in questions]
-        routed, task = self._library.routed(), self._config.task
-        router = self._config.router or default_router(routed)
-        found = explained_routes(self._library, [question.instance for question in questions], router,
-                                 **(target_options(task, routed, router) if task else {}))
+        instances, config = [question.instance for question in questions], self._config
+        router = config.router or default_router(self._routed)
+        options = {} if config.task is None else target_options(config.task, self._routed, router)
+        task = routed_task(self._library, instances, options)
+        found = row_reasons(self._library, self._routed, task, router)
         return [[(route.expert, route)] for route in found]
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:

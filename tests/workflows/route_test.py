@@ -1,6 +1,7 @@
 """The workflow behind `elm route` and `elm merge --library`: queries from a task or a file, to a decision."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,13 +10,21 @@ import tiny_study as tiny
 import elm_jax as elm
 from elm_jax.cli import main
 from elm_jax.data.registry import registry
+from elm_jax.data.registry.task_kin import kin_of
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings
+from elm_jax.experts.generality import (
+    CalibratedDataset,
+    CalibratedExpert,
+    Generality,
+    write_generality,
+)
+from elm_jax.routing.router import ROUTERS
 from elm_jax.routing.text import format_text
 from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, model_of
 from elm_jax.workflows.merge.in_memory import best_of_library
-from elm_jax.workflows.route import task_instances
-from elm_jax.workflows.target_task import read_labelled
+from elm_jax.workflows.route import route_rows, task_instances
+from elm_jax.workflows.target_task import read_labelled, target_options
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -141,3 +150,67 @@ def test_labelled_rows_have_labels(tmp_path):
             read_labelled(file)
     with pytest.raises(InputError, match="none of a row's choices"):
         elm.ScoredRow("b", ("c", "d"), "e").check("line 1")
+
+
+@pytest.fixture(scope="module")
+def calibrated(world, tmp_path_factory):
+    """A copy of the library whose topic expert is the more general one, but on reviews."""
+    folder = tmp_path_factory.mktemp("calibrated") / "library"
+    shutil.copytree(world.library.path, folder)
+    library = elm.ExpertLibrary.open(folder)
+    own = kin_of(tiny.REVIEW)
+    datasets = [CalibratedDataset("other", "others", 1), CalibratedDataset(own.dataset, own.family, 1)]
+    write_generality(library.path, Generality(datasets, {
+        name: CalibratedExpert(entry.card.created, None, [score, -3 * score])
+        for (name, entry), score in zip(library.entries.items(), (1.0, -1.0), strict=True)}))
+    return folder
+
+
+def test_priors_leave_out_what_the_task_says_of_itself(world, calibrated, capsys):
+    words = ["route", "--library", str(calibrated), "--queries", "5", "--module", *tiny.MODULES]
+    assert main.main([*words, "--task", tiny.REVIEW, "--json"]) == 0
+    printed, own = json.loads(capsys.readouterr().out), kin_of(tiny.REVIEW)
+    assert (printed["router"], printed["dataset"], printed["family"]) == ("prior+nearest", *own)
+    assert {line["expert"]: line["prior"] for line in printed["ranking"]} == {tiny.TOPIC: 1, tiny.REVIEW: -1}
+    config = elm.RouteConfig(calibrated, task=tiny.REVIEW, num_queries=5, modules=tiny.MODULES)
+    library = elm.ExpertLibrary.open(calibrated)
+    instances, template = task_instances(config), registry.get_task(tiny.REVIEW).load_template()
+    text = elm.RoutingInstance(template.jinja.split("|||")[0].strip(), template.answer_choices)
+    told = elm.route(library, instances, dataset=own.dataset, family=own.family, instruction=text)
+    assert elm.route_task(config) == told
+    assert main.main([*words, "--task", tiny.REVIEW, "--per_row", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    options = target_options(tiny.REVIEW, library.routed(), "prior+nearest")
+    assert [row["expert"] for row in rows] == route_rows(library, instances, **options)
+    # Of a task that is not registered, the user says it.
+    bare = elm.route_task(elm.RouteConfig(calibrated, instruction="Sort it.", dataset=own.dataset))
+    assert {line.expert: line.prior for line in bare.ranking} == {tiny.TOPIC: 1, tiny.REVIEW: -1}
+    with pytest.raises(InputError, match=r"nearest: .*other"):
+        elm.route_task(elm.RouteConfig(calibrated, instruction="Sort it.", family="othres"))
+    assert main.main([*words, "--task", tiny.REVIEW, "--router", "all"]) == 0
+    head, *lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    ranks = {name: dict(zip([line[0] for line in lines], [line[place] for line in lines], strict=True))
+             for place, name in enumerate(head) if place}
+    assert ranks["prior"] == {tiny.TOPIC: "1", tiny.REVIEW: "2"} != ranks["vote"]
+
+
+@pytest.mark.slow
+def test_the_verb_scores_experts_on_labelled_rows_and_on_the_queries(world, calibrated, capsys, tmp_path):
+    """The base is that of the cards; most accurate experts come first."""
+    split, file = world.data.split(tiny.REVIEW, "validation", 12), tmp_path / "rows.jsonl"
+    texts = [split.text(row) for row in range(12)]
+    file.write_text("".join(json.dumps(
+        {name: one[name] for name in ("inputs", "choices", "targets")}) + "\n" for one in texts))
+    words = ["route", "--library", str(calibrated), "--labelled", str(file), "--json"]
+    assert main.main(words) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["router"] == "labelled" and printed["num_queries"] == 12
+    accuracies = [line["accuracy"] for line in printed["ranking"]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert [line["rows"] for line in printed["ranking"]] == [12, 12]
+    for line in printed["ranking"]:
+        expert = world.topic if line["expert"] == tiny.TOPIC else world.review
+        rows = elm.evaluate(world.base, expert, tiny.REVIEW, data=world.data, max_rows=12)
+        assert rows[0]["value"] == pytest.approx(line["accuracy"])
+    assert main.main([*words, "--router", "all"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["routers"]) == set(ROUTERS)

@@ -53,7 +53,7 @@ class Column:
         rank: 0 for a column that is always there; of the others the highest leaves a narrow terminal first.
         kind: ``name`` is never broken, ``number`` neither and stands at the right, ``text`` may go on in the
             next line between two words, ``excerpt`` is cut where the width ends.
-        show: formats a value for people; None for `plain`, which scripts always get.
+        show: formats a value for people, but for None, which is nothing; by default as scripts get it, `plain`.
         where: whether people and scripts both get the column, or only one of them.
     """
 
@@ -65,7 +65,7 @@ class Column:
 
     def cell(self, value: Any) -> str:
         """The value as people see it, on one line."""
-        return visible(plain(value) if self.show is None else self.show(value))
+        return visible(plain(value) if value is None or self.show is None else self.show(value))
 
 
 def separated(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -14,7 +14,8 @@ from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, evaluate_task
 from elm_jax.routing.text import RoutingInstance
-from elm_jax.workflows.evaluate.evaluate_mixed import read_assignment
+from elm_jax.workflows.evaluate.evaluate_mixed import mixed_of_library, read_assignment
+from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup
 
 ROWS = 12
 SETTINGS = EvaluationSettings(source_length=64, max_new_tokens=8)
@@ -104,6 +105,12 @@ def test_a_library_routes_each_row_by_itself(world, solo, tmp_path):
                                mesh=tiny.one_device(), max_rows=ROWS)
     assert plain(found) == plain(store.rows())
     assert {row["settings"] for row in found}.isdisjoint({SETTINGS.digest(ROWS)}), "told from solo results"
+    by_means = mixed_of_library(world.base, world.library, router="centroid")
+    assert by_means.fingerprint != mixed_of_library(world.base, world.library).fingerprint
+    setup = ScoringSetup.of(world.base, data=world.data, mesh=tiny.one_device(), max_rows=ROWS)
+    alone = [elm.route(world.library, [RoutingInstance(**rows.routing_instance(row))], router="centroid")
+             for row in range(ROWS)]
+    assert by_means.choose(tiny.REVIEW, setup) == [decision.top(1)[0] for decision in alone]
     # What was predicted says whose it is, so it is an assignment itself.
     chosen = tmp_path / "predictions" / "mixed:library" / f"{tiny.TOPIC}.validation.jsonl"
     assert evaluate(world, tmp_path / "again", "--mixed", "--assignment", chosen, "--id", "again", "--expert",
@@ -128,6 +135,9 @@ REFUSED = {
     "experts beside a library": ((*LIBRARY, *TOPIC_FOLDER), "1 experts beside"),
     "not mixed": (("--library", "{world}/library"), "Only a mixed evaluation.*library"),
     "a name that is not used": (("--id", "mine"), "Only a mixed evaluation.*expert_id"),
+    "an assignment with a router": (("--mixed", "--assignment", "{line}", *TOPIC_FOLDER, "--router", "vote"),
+                                    "needs no router"),
+    "a router of tasks": ((*LIBRARY, "--router", "labelled"), "decides for a task"),
     "a stack": ((*LIBRARY, "--stack_experts", "2"), "stack_experts"),
     "parts for experts": ((*LIBRARY, "--mesh_experts", "2"), "mesh_experts"),
     "a name that leaves its folder": ((*LIBRARY, "--id", "../x"), "folder's name"),
