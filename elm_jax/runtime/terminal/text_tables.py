@@ -53,7 +53,7 @@ class Column:
         rank: 0 for a column that is always there; of the others the highest leaves a narrow terminal first.
         kind: ``name`` is never broken, ``number`` neither and stands at the right, ``text`` may go on in the
             next line between two words, ``excerpt`` is cut where the width ends.
-        show: formats a value for people, but for None, which is nothing; by default as scripts get it, `plain`.
+        show: formats a value for people (not None, which is empty); None for `plain`, which scripts get.
         where: whether people and scripts both get the column, or only one of them.
     """
 
