@@ -329,6 +329,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route.add_argument("--dataset", metavar="NAME", help="that priors leave out, of a task that is not "
                        "registered")
     route.add_argument("--family", metavar="NAME", help="whose data sets they leave out")
+    route.add_argument("--none_of_these", action="store_true", help="say whether the first expert fits")
     route.add_argument("--top_k", type=int, default=3, metavar="K",
                        help="experts that are chosen (default: 3)")
     route.add_argument("--encoder_dir", metavar="DIR", help="folder of the encoder's weights")

@@ -23,7 +23,7 @@ from elm_jax.workflows.route_report import RouteReport, report_route, report_row
 ALL = "all"
 """In a router's place: all that can decide."""
 FIELDS = ("library", "task", "examples", "split", "encoder_dir", "seed", "instruction", "labelled", "base",
-          "dataset", "family")
+          "dataset", "family", "none_of_these")
 """Flags that are fields of the config."""
 
 
@@ -33,6 +33,9 @@ def route(arguments: argparse.Namespace) -> None:
     if every and arguments.per_row:
         raise InputError(describe("One router decides for each row", where="--per_row", got=f"--router {ALL}",
                                   expected="one router, or none for the library's own"))
+    if arguments.per_row and arguments.none_of_these:
+        raise InputError(describe("Whether none of the experts fits is told for the task as a whole",
+                                  where="--none_of_these", got="--per_row", cure="leave one of them out"))
     config = RouteConfig(
         router=None if every else arguments.router, num_queries=arguments.queries,
         modules=modules_of(arguments), prepared_dir=arguments.prepared,

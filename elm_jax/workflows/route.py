@@ -16,6 +16,7 @@ from elm_jax.errors import InputError, describe, in_short, unknown_name
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RowScorer
 from elm_jax.routing.encoders import MiniLMEncoder
+from elm_jax.routing.none_of_these import fit_thresholds
 from elm_jax.routing.router import (
     ROUTERS,
     RouterStream,
@@ -63,6 +64,7 @@ class RouteConfig:
         base: of the experts, for routers that score them; None for the one that their cards name.
         dataset: of a task that is not registered; priors leave it out.
         family: kind of such a task; priors leave out all data sets of it.
+        none_of_these: whether the decision says if its first expert fits (`RoutingDecision.is_sure`).
     """
 
     library: storage.PathLike
@@ -80,6 +82,7 @@ class RouteConfig:
     base: storage.PathLike | None = None
     dataset: str | None = None
     family: str | None = None
+    none_of_these: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError for settings that are wrong, exclude each other or have no effect."""
@@ -118,6 +121,11 @@ class RouteConfig:
             raise InputError(describe(f"The router {self.router} has no use for labelled rows",
                                       where="labelled", got=self.labelled,
                                       cure=f"leave them out, or take --router {', '.join(able)}"))
+        if self.none_of_these and (rows is not None or self.labelled is not None or self.most_queries == 0):
+            raise InputError(describe(
+                "Whether none of the experts fits is told by queries and their similarity",
+                where="none_of_these", got="the task's text alone" if self.most_queries == 0
+                else "a router that scores experts on rows", cure="leave it out"))
         if self.base is not None and self.labelled is None and rows is None:
             raise InputError(describe("Only routers that score experts need a base", where="base",
                                       got=self.base, cure="leave it out"))
@@ -176,9 +184,10 @@ def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance] = (), *
     if not texts and options.get("instruction") is None:
         raise InputError(describe("Routing needs at least one instance of the task, or an instruction"))
     task, routed = routed_task(library, texts[:num_queries], options), library.routed()
-    name = router or usual_router(routed, queries=len(texts) > 0)
+    name, settings = router or usual_router(routed, queries=len(texts) > 0), options.get("settings")
     check_instruction(name, routed, task.text, queries=len(texts) > 0)
-    return decide_task(task, routed, name, settings=options.get("settings"), scorer=options.get("scorer"))
+    routed = with_threshold(routed, name, settings)
+    return decide_task(task, routed, name, settings=settings, scorer=options.get("scorer"))
 
 
 class RouteStream:
@@ -196,9 +205,11 @@ class RouteStream:
         """Takes what `route` takes, but for a scorer."""
         check_row_router(router, options.get("scorer"))
         self.library, task, routed = library, routed_task(library, (), options), library.routed()
-        check_instruction(router or default_router(routed), routed, task.text, queries=True)
-        self._stream = RouterStream(routed, router, text=task.text, dataset=task.dataset,
-                                    family=task.family, settings=options.get("settings"))
+        router, settings = router or default_router(routed), options.get("settings")
+        check_instruction(router, routed, task.text, queries=True)
+        self._stream = RouterStream(
+            with_threshold(routed, router, settings), router, text=task.text, dataset=task.dataset,
+            family=task.family, settings=settings)
 
     def update(self, texts: Sequence[str | RoutingInstance]) -> RoutingDecision:
         """Adds instances, at least one, and returns the decision by all so far."""
@@ -211,6 +222,17 @@ def usual_router(routed: RoutedLibrary, *, queries: bool) -> str:
     """Name of the router where none is asked for: the library's; ``centroid`` if that needs queries."""
     name = default_router(routed)
     return name if queries or not ROUTERS[name].needs_queries else "centroid"
+
+
+def with_threshold(routed: RoutedLibrary, router: str, settings: RouterSettings | None) -> RoutedLibrary:
+    """The library with the threshold that `none_of_these` asks for, fitted on its own tasks if it has none.
+
+    Raises:
+        InputError: the library has too few experts of too few data sets to tell.
+    """
+    if settings is None or not settings.none_of_these or routed.thresholds or router not in ROUTERS:
+        return routed
+    return dataclasses.replace(routed, thresholds=fit_thresholds(routed, [router]))
 
 
 def check_instruction(router: str, routed: RoutedLibrary, text: np.ndarray | None, *, queries: bool) -> None:

@@ -11,7 +11,7 @@ from elm_jax.errors import InputError, describe, in_short, unknown_name
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import base_folder
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RowScorer
+from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RowScorer
 from elm_jax.routing.evidence import Evidence
 from elm_jax.routing.router import ROUTERS, check_router, counts_text, decide_evidence, task_evidence
 from elm_jax.routing.text import RoutingInstance
@@ -26,6 +26,7 @@ from elm_jax.workflows.route import (
     routed_task,
     task_instances,
     usual_router,
+    with_threshold,
 )
 
 
@@ -77,6 +78,7 @@ class TargetTask:
         wanted = config.instruction is not None or any(
             counts_text(name, routed, queries=has_queries) for name in (ROUTERS if every else (router,)))
         text = _text_of(config) if wanted else None
+        routed = with_threshold(routed, router, RouterSettings(none_of_these=config.none_of_these))
         options: RouteOptions = {"instruction": text, "dataset": dataset, "family": family}
         arrays = routed_task(library, instances, options)
         if not every:
@@ -96,7 +98,9 @@ class TargetTask:
         centroids = ROUTERS[name].uses_centroids
         if centroids not in self._evidence:
             self._evidence[centroids] = task_evidence(self.arrays, self.routed, name).pooled()
-        return decide_evidence(self._evidence[centroids], self.arrays, self.routed, name, scorer=scorer)
+        settings = RouterSettings(none_of_these=self.config.none_of_these and name == self.router)
+        return decide_evidence(self._evidence[centroids], self.arrays, self.routed, name, settings=settings,
+                               scorer=scorer)
 
     @functools.cached_property
     def _evidence(self) -> dict[bool, Evidence]:

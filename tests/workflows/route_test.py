@@ -123,6 +123,7 @@ def test_a_library_s_experts_are_scored_on_rows_as_evaluation_scores_them(world)
     ({"instruction": " "}, "empty"), ({"examples": "b", "num_queries": 0}, "--instruction TEXT"),
     ({"examples": "b", "router": "vote", "labelled": "c"}, "no use for labelled rows"),
     ({"examples": "b", "router": "vote", "base": "c"}, "need a base"),
+    ({"examples": "b", "router": "agreement", "none_of_these": True}, "Whether none of the experts fits"),
     ({"task": "a", "dataset": "b"}, "itself says")])
 def test_settings_that_exclude_each_other_or_have_no_effect_are_refused(given, fault):
     with pytest.raises(InputError, match=fault):
