@@ -7,6 +7,7 @@ set and family.
 import dataclasses
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.task_kin import kin_of
+from elm_jax.errors import InputError
 from elm_jax.evaluation.results import ResultsStore
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.routed_library import own_datasets
@@ -32,6 +34,7 @@ from elm_jax.workflows.route import draw_instances
 from elm_jax.workflows.study.kept_rows import KeptRows
 from elm_jax.workflows.train.run_record import MadeOf
 
+logger = logging.getLogger(__name__)
 Shares = dict[str, float]
 """From an expert to the share of a task's decisions that pick it."""
 
@@ -131,11 +134,19 @@ def compare_routers(library: ExpertLibrary, store: ResultsStore, tasks: Compared
 
 
 def template_instance(task: str) -> RoutingInstance | None:
-    """A task's template as it is written, in place of an instance; None where rows are prompts already."""
+    """A task's template as it is written, in place of an instance.
+
+    None where rows are prompts already, and, with a warning, where there is no template: prepared arrays do
+    without.
+    """
     prompt = registry.get_task(task)
     if prompt.ready:
         return None
-    template = prompt.load_template()
+    try:
+        template = prompt.load_template()
+    except InputError as error:
+        logger.warning("routers are compared without a text of %s: %s", task, error)
+        return None
     return RoutingInstance(template.jinja.split("|||")[0].strip(), template.answer_choices)
 
 
