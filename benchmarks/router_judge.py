@@ -19,12 +19,15 @@ from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.priors import Priors
 from elm_jax.routing.ranking import firsts
 from elm_jax.routing.router import ROUTERS, task_evidence
+from elm_jax.routing.routers.by_fit import fit_router, spread
 
 DATASETS = tuple(T5_LM)
 DRAWS = {0: 1, 1: 16, 4: 8, 16: 4, 32: 2}
 """How many draws of Q rows of a task are averaged."""
 EVERYTHING = "prior+centroid"
 """A router for which evidence has all that any router takes."""
+FITTED_ON = 4
+"""Prompts of a data set on which the router `fitted` is fitted."""
 ROWS = 64
 """Rows of a task of which queries are drawn."""
 Accuracies = dict[str, float]
@@ -140,6 +143,7 @@ class Judge:
 
     def _forget(self) -> None:
         self.groups, self.accuracy = functools.cache(self._groups), functools.cache(self._accuracy)
+        self.weights = functools.cache(self._weights)
 
     def has_rows(self, dataset: str) -> bool:
         """Whether there are rows of an unseen data set."""
@@ -188,25 +192,40 @@ class Judge:
     def _groups(self, dataset: str, num_queries: int, num_centroids: int) -> Groups:
         """Draws of Q queries of a data set's prompts, as evidence of R groups."""
         evidence, texts, rows, settings = [], [], [], RouterSettings(num_centroids=num_centroids)
-        none = np.zeros((0, self.library.index.keys.shape[1]), np.float32)
         for row in self.table.rows_of(dataset):
             name = self.table.prompts[row]
-            given = self.queries[name] if num_queries else None
             text = task_evidence(RoutedTask(self.texts[name][None]), self.library, EVERYTHING, settings)
-            for draw in range(1 if given is None else DRAWS[num_queries]):
-                places = np.arange(draw * num_queries, (draw + 1) * num_queries)
-                task = RoutedTask(none if given is None else given[places % len(given)])
+            for draw in range(1 if self.queries[name] is None else DRAWS[num_queries]):
+                task = RoutedTask(self._drawn(name, num_queries, draw))
                 evidence.append(task_evidence(task, self.library, EVERYTHING, settings).pooled())
                 texts.append(text)
                 rows.append(row)
         return Groups(functools.reduce(Evidence.joined, evidence), functools.reduce(Evidence.joined, texts),
                       np.array(rows))
 
+    def _drawn(self, prompt: str, num_queries: int, draw: int) -> np.ndarray:
+        """A draw of Q queries of a prompt, f32[Q, K]; none where there are no rows."""
+        given = self.queries[prompt]
+        if given is None:
+            return np.zeros((0, self.library.index.keys.shape[1]), np.float32)
+        return given[np.arange(draw * num_queries, (draw + 1) * num_queries) % len(given)]
+
+    def _weights(self, num_queries: int, unseen: frozenset[str]) -> dict[str, float]:
+        """Weights of `fitted`, from prompts of the data sets that are not left out."""
+        targets = [RoutedTask(self._drawn(self.table.prompts[row], num_queries, 0),
+                              self.texts[self.table.prompts[row]], name)
+                   for name in DATASETS if name not in unseen
+                   for row in spread(np.array(self.table.rows_of(name)), FITTED_ON)]
+        library = dataclasses.replace(self.library, priors=self.priors(unseen))
+        return fit_router(library, targets).by_feature()
+
     def _accuracy(self, router: str, settings: RouterSettings, dataset: str, num_queries: int,
                   unseen: frozenset[str]) -> float:
         """Estimated accuracy on one data set, a mean over prompts and draws."""
         groups = self.groups(dataset, num_queries, settings.num_centroids)
         case = self.case(groups, unseen, settings)
+        if ROUTERS[router].needs_fit:
+            case = dataclasses.replace(case, weights=self.weights(num_queries, unseen))
         scores = np.asarray(ROUTERS[router].score(case), np.float64)
         picked = firsts(scores, case.evidence, case.different)
         return self.accuracy_of(picked, groups.rows)
