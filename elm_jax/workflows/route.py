@@ -16,7 +16,7 @@ from elm_jax.errors import InputError, describe, in_short, unknown_name
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RowScorer
 from elm_jax.routing.encoders import MiniLMEncoder
-from elm_jax.routing.none_of_these import fit_thresholds
+from elm_jax.routing.none_of_these import fit_threshold
 from elm_jax.routing.router import (
     ROUTERS,
     RouterStream,
@@ -186,7 +186,7 @@ def route(library: ExpertLibrary, texts: Sequence[str | RoutingInstance] = (), *
     task, routed = routed_task(library, texts[:num_queries], options), library.routed()
     name, settings = router or usual_router(routed, queries=len(texts) > 0), options.get("settings")
     check_instruction(name, routed, task.text, queries=len(texts) > 0)
-    routed = with_threshold(routed, name, settings)
+    routed = with_threshold(routed, settings)
     return decide_task(task, routed, name, settings=settings, scorer=options.get("scorer"))
 
 
@@ -208,7 +208,7 @@ class RouteStream:
         router, settings = router or default_router(routed), options.get("settings")
         check_instruction(router, routed, task.text, queries=True)
         self._stream = RouterStream(
-            with_threshold(routed, router, settings), router, text=task.text, dataset=task.dataset,
+            with_threshold(routed, settings), router, text=task.text, dataset=task.dataset,
             family=task.family, settings=settings)
 
     def update(self, texts: Sequence[str | RoutingInstance]) -> RoutingDecision:
@@ -224,15 +224,15 @@ def usual_router(routed: RoutedLibrary, *, queries: bool) -> str:
     return name if queries or not ROUTERS[name].needs_queries else "centroid"
 
 
-def with_threshold(routed: RoutedLibrary, router: str, settings: RouterSettings | None) -> RoutedLibrary:
+def with_threshold(routed: RoutedLibrary, settings: RouterSettings | None) -> RoutedLibrary:
     """The library with the threshold that `none_of_these` asks for, fitted on its own tasks if it has none.
 
     Raises:
         InputError: the library has too few experts of too few data sets to tell.
     """
-    if settings is None or not settings.none_of_these or routed.thresholds or router not in ROUTERS:
+    if settings is None or not settings.none_of_these or routed.threshold is not None:
         return routed
-    return dataclasses.replace(routed, thresholds=fit_thresholds(routed, [router]))
+    return dataclasses.replace(routed, threshold=fit_threshold(routed))
 
 
 def check_instruction(router: str, routed: RoutedLibrary, text: np.ndarray | None, *, queries: bool) -> None:

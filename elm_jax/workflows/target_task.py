@@ -78,7 +78,7 @@ class TargetTask:
         wanted = config.instruction is not None or any(
             counts_text(name, routed, queries=has_queries) for name in (ROUTERS if every else (router,)))
         text = _text_of(config) if wanted else None
-        routed = with_threshold(routed, router, RouterSettings(none_of_these=config.none_of_these))
+        routed = with_threshold(routed, RouterSettings(none_of_these=config.none_of_these))
         options: RouteOptions = {"instruction": text, "dataset": dataset, "family": family}
         arrays = routed_task(library, instances, options)
         if not every:

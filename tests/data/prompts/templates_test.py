@@ -151,7 +151,8 @@ def test_a_field_that_the_template_guards_may_be_missing(jinja, row, inputs):
     made = template(jinja)
     assert made.required_fields() == {"a"} and "hint" in made.fields() | {"hint"}
     rows = [row, {"a": "y", "hint": "z"}, row]
-    found = list(task_rows.rendered(rows, made, str, truncate=True, ready=False))
+    found = [prompt for _, _, prompt in task_rows.rendered(
+        enumerate(rows), made, str, truncate=True, ready=False)]
     assert found[0].inputs == found[2].inputs == inputs
     with pytest.raises(InputError, match="missing a"):
         made.check_fields(["hint"], "toys")
