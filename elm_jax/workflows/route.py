@@ -328,10 +328,13 @@ def row_reasons(library: ExpertLibrary, routed: RoutedLibrary, task: RoutedTask,
 def _decided_rows(routed: RoutedLibrary, task: RoutedTask, router: str | None, options: RouteOptions
                   ) -> Iterator[tuple[np.ndarray, RowDecisions]]:
     """At most `AT_ONCE` queries of a task, and the decision for each of them."""
+    if (settings := options.get("settings")) is not None and settings.none_of_these:
+        raise InputError(describe("Whether none of the experts fits is told for a task as a whole",
+                                  where="settings.none_of_these", got="each row by itself",
+                                  cure="leave it out, or route a row as a task"))
     for start in range(0, len(task.queries), AT_ONCE):
         part = task.queries[start:start + AT_ONCE]
-        yield part, explain_rows(dataclasses.replace(task, queries=part), routed, router,
-                                 settings=options.get("settings"))
+        yield part, explain_rows(dataclasses.replace(task, queries=part), routed, router, settings=settings)
 
 
 def check_row_router(router: str | None, scorer: RowScorer | None = None) -> None:

@@ -19,6 +19,7 @@ from elm_jax.experts.generality import (
     Generality,
     write_generality,
 )
+from elm_jax.routing.none_of_these import fit_thresholds
 from elm_jax.routing.router import ROUTERS
 from elm_jax.routing.text import format_text
 from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, model_of
@@ -193,6 +194,17 @@ def test_priors_leave_out_what_the_task_says_of_itself(world, calibrated, capsys
     ranks = {name: dict(zip([line[0] for line in lines], [line[place] for line in lines], strict=True))
              for place, name in enumerate(head) if place}
     assert ranks["prior"] == {tiny.TOPIC: "1", tiny.REVIEW: "2"} != ranks["vote"]
+
+
+def test_whether_none_of_the_experts_fits_is_told_by_a_threshold_of_the_library(world, capsys, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"inputs": "A dull film."}\n{"inputs": "Frotz quendor."}\n')
+    assert main.main(["route", "--library", str(world.folder / "library"), "--examples",
+                      str(tmp_path / "rows.jsonl"), "--none_of_these", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    threshold = fit_thresholds(world.library.routed(), ["vote"])["vote"].at(2)
+    assert told["is_sure"] is (told["ranking"][0]["mean_similarity"] >= threshold)
+    with pytest.raises(InputError, match="for a task as a whole"):
+        route_rows(world.library, [elm.RoutingInstance("a")], settings=elm.RouterSettings(none_of_these=True))
 
 
 @pytest.mark.slow
