@@ -118,7 +118,7 @@ def _notes(report: RouteReport) -> Iterator[str]:
     name = report.decision.router
     yield f"{name}: {ROUTERS[name].about}."
     if report.decision.is_sure is False:
-        yield "The router is not sure: none of these; the base should answer."
+        yield "The task is far from what the experts learned: none of these; the base should answer."
     if any(line.prior is not None for line in report.decision.ranking):
         kin = (("data set", report.dataset), ("family", report.family))
         left_out = [f"{what} {value}" for what, value in kin if value is not None]

@@ -121,11 +121,10 @@ class RouteConfig:
             raise InputError(describe(f"The router {self.router} has no use for labelled rows",
                                       where="labelled", got=self.labelled,
                                       cure=f"leave them out, or take --router {', '.join(able)}"))
-        if self.none_of_these and (rows is not None or self.labelled is not None or self.most_queries == 0):
-            raise InputError(describe(
-                "Whether none of the experts fits is told by queries and their similarity",
-                where="none_of_these", got="the task's text alone" if self.most_queries == 0
-                else "a router that scores experts on rows", cure="leave it out"))
+        if self.none_of_these and self.most_queries == 0:
+            raise InputError(describe("Whether none of the experts fits is told by queries",
+                                      where="none_of_these", got="the task's text alone",
+                                      cure="leave it out"))
         if self.base is not None and self.labelled is None and rows is None:
             raise InputError(describe("Only routers that score experts need a base", where="base",
                                       got=self.base, cure="leave it out"))

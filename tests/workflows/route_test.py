@@ -19,7 +19,7 @@ from elm_jax.experts.generality import (
     Generality,
     write_generality,
 )
-from elm_jax.routing.none_of_these import fit_thresholds
+from elm_jax.routing.none_of_these import fit_threshold
 from elm_jax.routing.router import ROUTERS
 from elm_jax.routing.text import format_text
 from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, model_of
@@ -124,7 +124,7 @@ def test_a_library_s_experts_are_scored_on_rows_as_evaluation_scores_them(world)
     ({"instruction": " "}, "empty"), ({"examples": "b", "num_queries": 0}, "--instruction TEXT"),
     ({"examples": "b", "router": "vote", "labelled": "c"}, "no use for labelled rows"),
     ({"examples": "b", "router": "vote", "base": "c"}, "need a base"),
-    ({"examples": "b", "router": "agreement", "none_of_these": True}, "Whether none of the experts fits"),
+    ({"instruction": "b", "none_of_these": True}, "Whether none of the experts fits"),
     ({"task": "a", "dataset": "b"}, "itself says")])
 def test_settings_that_exclude_each_other_or_have_no_effect_are_refused(given, fault):
     with pytest.raises(InputError, match=fault):
@@ -201,8 +201,8 @@ def test_whether_none_of_the_experts_fits_is_told_by_a_threshold_of_the_library(
     assert main.main(["route", "--library", str(world.folder / "library"), "--examples",
                       str(tmp_path / "rows.jsonl"), "--none_of_these", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    threshold = fit_thresholds(world.library.routed(), ["vote"])["vote"].at(2)
-    assert told["is_sure"] is (told["ranking"][0]["mean_similarity"] >= threshold)
+    nearest = max(line["mean_similarity"] for line in told["ranking"])
+    assert told["is_sure"] is bool(nearest >= fit_threshold(world.library.routed()).at(2))
     with pytest.raises(InputError, match="for a task as a whole"):
         route_rows(world.library, [elm.RoutingInstance("a")], settings=elm.RouterSettings(none_of_these=True))
 
@@ -226,4 +226,6 @@ def test_the_verb_scores_experts_on_labelled_rows_and_on_the_queries(world, cali
         rows = elm.evaluate(world.base, expert, tiny.REVIEW, data=world.data, max_rows=12)
         assert rows[0]["value"] == pytest.approx(line["accuracy"])
     assert main.main([*words, "--router", "all"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["routers"]) == set(ROUTERS)
+    every = json.loads(capsys.readouterr().out)
+    assert set(every["routers"]) | set(every["unable"]) == set(ROUTERS)
+    assert set(every["unable"]) <= {"fitted"}, "for which two experts are too few"
