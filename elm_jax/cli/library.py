@@ -77,10 +77,11 @@ def library_list(arguments: argparse.Namespace) -> None:
     names = chosen("expert", arguments.experts, library.entries)
     known = generality_in(library)
     if arguments.json:
+        calibrated = known.only(names).to_dict()
         print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
                     "experts": [{"card": entry.card.to_dict(), "num_keys": entry.num_keys}
                                 for name, entry in library.entries.items() if name in names],
-                    "generality": known.only(names).to_dict()})
+                    **({"generality": calibrated} if calibrated else {})})
         return
     columns = (Column("expert"), Column("kind", 2), Column("dataset", 4), Column("tasks", 1, "number"),
                Column("keys", 1, "number"), Column("steps", 3, "number"),

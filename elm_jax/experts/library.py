@@ -266,7 +266,7 @@ def _faults(library: ExpertLibrary, expert_id: str) -> Iterator[str]:
     count = library.index.count(expert_id)
     if count != entry.num_keys:
         where = library_files.listing(library.path, library.facts)
-        yield f"{expert_id}: {count} keys, expected {entry.num_keys} as {where} says"
+        yield f"{expert_id}: {count} keys, expected {entry.num_keys} (num_keys in {where})"
 
 
 def _check_none(path: epath.Path) -> None:

@@ -165,6 +165,7 @@ CHEAP = {
 }
 VERBS = CHEAP | {
     "library build": library_build, "library add older": library_add_older,
+    "library calibrate": library_calibrate,
     "convert elm hf": lambda bench: convert(bench, bench.models["elm"][0], "elm", "hf", "--max_shard_size",
                                             "20KB"),
     "convert hf elm": lambda bench: convert(bench, bench.models["hf"][0], "hf", "elm"),
