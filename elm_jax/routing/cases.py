@@ -167,6 +167,7 @@ class RoutingCase:
         settings: constants.
         scorer: None for routers that score no expert.
         weights: of the router `fitted`, by feature; None for others.
+        known: bool[R], groups whose task the library knows, see `known_tasks`; None where it does not count.
     """
 
     evidence: Evidence
@@ -176,6 +177,7 @@ class RoutingCase:
     settings: RouterSettings
     scorer: RowScorer | None = None
     weights: Mapping[str, float] | None = None
+    known: np.ndarray | None = None
 
     def standardised(self, values: np.ndarray) -> np.ndarray:
         """f64[R, E] of mean 0 and deviation 1 over the experts that are no copies; 0 where all are equal."""

@@ -13,6 +13,7 @@ import numpy as np
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RoutingCase, RowLedger, RowScorer
 from elm_jax.routing.evidence import Evidence, no_evidence, observe
+from elm_jax.routing.known_tasks import are_known
 from elm_jax.routing.ranking import firsts, ranking
 from elm_jax.routing.routers.by_centroid import centroid_scores
 from elm_jax.routing.routers.by_fit import fit_of, fitted_scores
@@ -40,6 +41,7 @@ class Router:
         needs_priors: whether the library must have priors.
         uses_centroids: whether it compares queries with means of keys.
         needs_fit: whether weights are fitted on the library, for which its experts' data sets are known.
+        knows_tasks: whether it leaves tasks that the library knows to votes.
         needs_rows: which rows it scores experts on: ``labelled``, ``unlabelled``, or none.
     """
 
@@ -50,6 +52,7 @@ class Router:
     needs_priors: bool = False
     uses_centroids: bool = False
     needs_fit: bool = False
+    knows_tasks: bool = False
     needs_rows: str | None = None
 
 
@@ -60,20 +63,21 @@ ROUTERS: dict[str, Router] = {
     "prior": Router(prior_scores, "how well each expert does on other data sets",
                     needs_queries=False, needs_priors=True),
     "prior+nearest": Router(prior_and_nearest_scores, "prior, less for experts whose keys are far",
-                            needs_queries=False, takes_text=True, needs_priors=True),
+                            needs_queries=False, takes_text=True, needs_priors=True, knows_tasks=True),
     "prior+centroid": Router(prior_and_centroid_scores, "prior, less for experts whose keys' mean is far",
-                             needs_queries=False, takes_text=True, needs_priors=True, uses_centroids=True),
+                             needs_queries=False, takes_text=True, needs_priors=True, uses_centroids=True,
+                             knows_tasks=True),
     "shortlist": Router(shortlist_scores, "the most voted experts, ranked by their priors",
                         needs_priors=True),
     "fitted": Router(fitted_scores, "prior and match, weighed as the library's own tasks tell",
                      needs_queries=False, takes_text=True, needs_priors=True, uses_centroids=True,
-                     needs_fit=True),
+                     needs_fit=True, knows_tasks=True),
     "labelled": Router(labelled_scores, "the likely experts, scored on labelled rows by successive halving",
-                       needs_queries=False, takes_text=True, needs_rows="labelled"),
+                       needs_queries=False, takes_text=True, needs_rows="labelled", knows_tasks=True),
     "confidence": Router(confidence_scores, "by how much the likely experts prefer their own answers",
-                         needs_queries=False, takes_text=True, needs_rows="unlabelled"),
+                         needs_queries=False, takes_text=True, needs_rows="unlabelled", knows_tasks=True),
     "agreement": Router(agreement_scores, "how often a likely expert answers as most of the others do",
-                        needs_queries=False, takes_text=True, needs_rows="unlabelled"),
+                        needs_queries=False, takes_text=True, needs_rows="unlabelled", knows_tasks=True),
 }
 """Routers by name."""
 ROWS = {"labelled": "give them: --labelled rows.jsonl",
@@ -193,7 +197,8 @@ def decide_evidence(evidence: Evidence, task: RoutedTask, library: RoutedLibrary
         for e in order)
     is_sure = bool(are_sure(evidence, library)[0]) if settings.none_of_these else None
     return RoutingDecision(lines, int(evidence.num_queries[0]), library.index.text_format,
-                           library.index.encoder, name, is_sure)
+                           library.index.encoder, name, is_sure,
+                           None if case.known is None else bool(case.known[0]))
 
 
 def are_sure(evidence: Evidence, library: RoutedLibrary) -> np.ndarray:
@@ -269,7 +274,8 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
     prior = None if library.priors is None else library.priors.for_task(task.dataset, task.family)
     weights = None if not row.needs_fit else fit_of(library).by_feature(
         library.family_of(task.dataset, task.family))
-    return RoutingCase(evidence, text, prior, library.different, settings, scorer, weights)
+    known = are_known(evidence, library.index) if row.knows_tasks and prior is not None else None
+    return RoutingCase(evidence, text, prior, library.different, settings, scorer, weights, known)
 
 
 def _row_of(router: str) -> Router:

@@ -63,6 +63,7 @@ class RoutingDecision:
         router: name of the router that ranked them.
         is_sure: whether the library has an expert for the task; False means that none of these should answer,
             but the base. None where that was not asked.
+        is_known: whether the library knows the task, so that votes decided; None where that did not count.
     """
 
     ranking: Sequence[ExpertVotes]
@@ -71,6 +72,7 @@ class RoutingDecision:
     encoder: str
     router: str = "vote"
     is_sure: bool | None = None
+    is_known: bool | None = None
 
     def top(self, count: int) -> list[str]:
         """Ids of the `count` best experts; experts without votes count too.
@@ -95,7 +97,8 @@ class RoutingDecision:
             "text_format": self.text_format,
             "encoder": self.encoder,
             "router": self.router,
-            **({} if self.is_sure is None else {"is_sure": self.is_sure}),
+            **{name: value for name in ("is_sure", "is_known")
+               if (value := getattr(self, name)) is not None},
             "ranking": [{name: value for name, value in dataclasses.asdict(line).items() if value is not None}
                         for line in self.ranking],
         }

@@ -66,12 +66,47 @@ def plain_scores(name: str, library: RoutedLibrary, task: RoutedTask) -> list[fl
                  "prior+centroid": (near, [text @ mean for mean in means])}[name]
         match = sum((np.array(part) - np.mean(part)) / np.std(part) for part in parts)
         share = [sum(other <= one for other in match) / len(match) for one in match]
-        return [p + RouterSettings().match_weight * np.log(s) for p, s in zip(prior, share, strict=True)]
+        scores = [p + RouterSettings().match_weight * np.log(s) for p, s in zip(prior, share, strict=True)]
+        if not knows(own, queries, nearest, votes):
+            return scores
+        return [10 + v / len(queries) if v else score for v, score in zip(votes, scores, strict=True)]
     first = {e: next(q for q, row in enumerate(nearest) if row.index(max(row)) == e)
              for e in experts if votes[e]}
     mean = np.mean(nearest, axis=0)
     listed = sorted(experts, key=lambda e: (-votes[e], first.get(e, 0), 0 if votes[e] else -mean[e]))
     return [prior[e] if e in listed[:4] else -np.inf for e in experts]
+
+
+def knows(own: list, queries: np.ndarray, nearest: list, votes: list) -> bool:
+    """Whether queries are as near to the keys of the expert with most votes as those are to each other."""
+    best = max(range(len(votes)), key=lambda e: (votes[e], [row.index(max(row)) == e for row in nearest]))
+    keys = own[best]
+    apart = [max(one @ other for b, other in enumerate(keys) if b != a) for a, one in enumerate(keys)]
+    return np.mean([row[best] for row in nearest]) >= np.mean(apart) - 0.5 * np.std(apart)
+
+
+def test_a_known_task_is_left_to_votes():
+    """Queries as near to an expert's keys as those to each other; the prior decides as soon as they are far."""
+    rng = np.random.default_rng(3)
+    *middles, away = np.linalg.qr(rng.normal(size=(16, 16)))[0][:10]
+
+    def near(middle: np.ndarray, count: int) -> np.ndarray:
+        rows = middle + 0.1 * rng.normal(size=(count, 16))
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    index = make_index({f"e{n}": near(middle, 40) for n, middle in enumerate(middles)})
+    generality = np.zeros((9, 3))
+    generality[7] = 3.0
+    library = RoutedLibrary(index, Priors(generality, DATASETS, FAMILIES))
+    for name in ("prior+nearest", "prior+centroid"):
+        for home in range(9):
+            known = decide_task(RoutedTask(near(middles[home], 32)), library, name)
+            assert known.is_known and known.ranking[0].expert == f"e{home}"
+            far = decide_task(RoutedTask(near(middles[home] + away, 32)), library, name)
+            assert not far.is_known and far.ranking[0].expert == "e7"
+    alone = make_index({f"e{n}": near(middle, 1) for n, middle in enumerate(middles)})
+    one_key = RoutedLibrary(alone, library.priors)  # nothing says how near its keys are to each other
+    assert decide_task(RoutedTask(alone.keys[:1]), one_key).is_known is False
 
 
 @pytest.mark.parametrize(

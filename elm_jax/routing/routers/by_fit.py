@@ -15,7 +15,7 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RoutingCase
 from elm_jax.routing.evidence import Evidence, no_evidence, observe
 from elm_jax.routing.fitted import FittedRouter
-from elm_jax.routing.routers.by_prior import match_share, prior_scores
+from elm_jax.routing.routers.by_prior import match_share, prior_scores, with_known
 
 FEATURES: dict[str, tuple[Callable[[RoutingCase], np.ndarray], float]] = {
     "prior": (prior_scores, 1.0),
@@ -35,7 +35,7 @@ def fitted_scores(case: RoutingCase) -> np.ndarray:
             raise unknown_name("feature of the router fitted", name, FEATURES,
                                cure="run `elm library calibrate` again")
         scores += weight * FEATURES[name][0](case)
-    return scores
+    return with_known(case, scores)
 
 
 def fit_router(library: RoutedLibrary, targets: Sequence[RoutedTask] | None = None) -> FittedRouter:

@@ -1,9 +1,15 @@
-"""Routers of priors: how an expert does on other data sets, alone and with how well it matches the task."""
+"""Routers of priors: how an expert does on other data sets, alone and with how well it matches the task.
+
+A prior is for tasks that the library does not know. Those that it knows are left to votes.
+"""
 
 import numpy as np
 
 from elm_jax.routing.cases import RoutingCase
 from elm_jax.routing.search import TIE
+
+HOME = 10.0
+"""Above every prior and match: the score of experts that have votes where the task is known begins here."""
 
 
 def prior_scores(case: RoutingCase) -> np.ndarray:
@@ -13,12 +19,23 @@ def prior_scores(case: RoutingCase) -> np.ndarray:
 
 def prior_and_nearest_scores(case: RoutingCase) -> np.ndarray:
     """Priors plus the logarithm of the share of experts whose nearest keys match no better, f64[R, E]."""
-    return case.prior + case.settings.match_weight * np.log(match_share(case, "mean_nearest"))
+    weight = case.settings.match_weight
+    return with_known(case, case.prior + weight * np.log(match_share(case, "mean_nearest")))
 
 
 def prior_and_centroid_scores(case: RoutingCase) -> np.ndarray:
     """Priors plus the logarithm of the share of experts whose centroids match no better, f64[R, E]."""
-    return case.prior + case.settings.match_weight * np.log(match_share(case, "mean_centroid"))
+    weight = case.settings.match_weight
+    return with_known(case, case.prior + weight * np.log(match_share(case, "mean_centroid")))
+
+
+def with_known(case: RoutingCase, scores: np.ndarray) -> np.ndarray:
+    """Scores f64[R, E] in which experts with votes come first, by their share, where the task is known."""
+    if case.known is None:
+        return scores
+    votes = case.evidence.votes
+    shares = votes / np.maximum(case.evidence.num_queries, 1)[:, None]
+    return np.where(case.known[:, None] & (votes > 0), HOME + shares, scores)
 
 
 def match_share(case: RoutingCase, similarity: str) -> np.ndarray:
