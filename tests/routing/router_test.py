@@ -86,7 +86,7 @@ def knows(own: list, queries: np.ndarray, nearest: list, votes: list) -> bool:
 
 
 def test_a_known_task_is_left_to_votes():
-    """Queries as near to an expert's keys as those to each other; the prior decides as soon as they are far."""
+    """Queries as near to an expert's keys as those to each other; of far ones the prior decides."""
     rng = np.random.default_rng(3)
     *middles, away = np.linalg.qr(rng.normal(size=(16, 16)))[0][:10]
 
