@@ -16,6 +16,7 @@ from router_vectors import FORMAT, TaskVectors
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RoutingCase, RowScorer, RowScores
 from elm_jax.routing.evidence import Evidence
 from elm_jax.routing.index import KeyIndex
+from elm_jax.routing.known_tasks import are_known
 from elm_jax.routing.priors import Priors
 from elm_jax.routing.ranking import firsts
 from elm_jax.routing.router import ROUTERS, task_evidence
@@ -187,7 +188,9 @@ class Judge:
              scorer: RowScorer | None = None) -> RoutingCase:
         """What a router is given; its prior sees no data set of `unseen`."""
         prior = self.priors(unseen).for_task()
-        return RoutingCase(groups.evidence, groups.text, prior, self.library.different, settings, scorer)
+        known = are_known(groups.evidence, self.library.index)
+        return RoutingCase(groups.evidence, groups.text, prior, self.library.different, settings, scorer,
+                           known=known)
 
     def _groups(self, dataset: str, num_queries: int, num_centroids: int) -> Groups:
         """Draws of Q queries of a data set's prompts, as evidence of R groups."""

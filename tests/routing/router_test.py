@@ -80,9 +80,9 @@ def plain_scores(name: str, library: RoutedLibrary, task: RoutedTask) -> list[fl
 def knows(own: list, queries: np.ndarray, nearest: list, votes: list) -> bool:
     """Whether queries are as near to the keys of the expert with most votes as those are to each other."""
     best = max(range(len(votes)), key=lambda e: (votes[e], [row.index(max(row)) == e for row in nearest]))
-    keys = own[best]
+    keys, margin = own[best], 1 - 0.5 / len(queries) ** 0.5
     apart = [max(one @ other for b, other in enumerate(keys) if b != a) for a, one in enumerate(keys)]
-    return np.mean([row[best] for row in nearest]) >= np.mean(apart) - 0.5 * np.std(apart)
+    return np.mean([row[best] for row in nearest]) >= np.mean(apart) - margin * np.std(apart)
 
 
 def test_a_known_task_is_left_to_votes():
