@@ -118,7 +118,7 @@ def show_all_routers(judge: Judge, num_queries: int, votes: Accuracies) -> None:
     """Prints elm_jax's routers at Q queries, with their own constants and with those chosen by the others."""
     settings, found = RouterSettings(), {}
     for router, row in ROUTERS.items():
-        if row.needs_rows or row.needs_fit or (row.needs_queries and not row.takes_text and not num_queries):
+        if row.needs_rows or (row.needs_queries and not row.takes_text and not num_queries):
             continue
         found[router] = {way: judge.fixed(router, settings, num_queries, way) for way in LEFT_OUT}
         if router in GRIDS:

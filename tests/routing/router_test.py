@@ -66,10 +66,7 @@ def plain_scores(name: str, library: RoutedLibrary, task: RoutedTask) -> list[fl
                  "prior+centroid": (near, [text @ mean for mean in means])}[name]
         match = sum((np.array(part) - np.mean(part)) / np.std(part) for part in parts)
         share = [sum(other <= one for other in match) / len(match) for one in match]
-        scores = [p + RouterSettings().match_weight * np.log(s) for p, s in zip(prior, share, strict=True)]
-        if not knows(own, queries, nearest, votes):
-            return scores
-        return [10 + v / len(queries) if v else score for v, score in zip(votes, scores, strict=True)]
+        return [p + RouterSettings().match_weight * np.log(s) for p, s in zip(prior, share, strict=True)]
     first = {e: next(q for q, row in enumerate(nearest) if row.index(max(row)) == e)
              for e in experts if votes[e]}
     mean = np.mean(nearest, axis=0)
@@ -77,12 +74,16 @@ def plain_scores(name: str, library: RoutedLibrary, task: RoutedTask) -> list[fl
     return [prior[e] if e in listed[:4] else -np.inf for e in experts]
 
 
-def knows(own: list, queries: np.ndarray, nearest: list, votes: list) -> bool:
+def knows(library: RoutedLibrary, queries: np.ndarray) -> bool:
     """Whether queries are as near to the keys of the expert with most votes as those are to each other."""
-    best = max(range(len(votes)), key=lambda e: (votes[e], [row.index(max(row)) == e for row in nearest]))
-    keys, margin = own[best], 1 - 0.5 / len(queries) ** 0.5
-    apart = [max(one @ other for b, other in enumerate(keys) if b != a) for a, one in enumerate(keys)]
-    return np.mean([row[best] for row in nearest]) >= np.mean(apart) - margin * np.std(apart)
+    keys = [rows.astype(np.float64) for rows in library.index.by_expert().values()]
+    nearest = [[max(query @ key for key in rows) for rows in keys] for query in queries.astype(np.float64)]
+    winners = [row.index(max(row)) for row in nearest]
+    best = max(dict.fromkeys(winners), key=winners.count)
+    apart = [max(one @ other for b, other in enumerate(keys[best]) if b != a)
+             for a, one in enumerate(keys[best])]
+    margin = (1 - 0.8 / len(queries) ** 0.5) * np.std(apart)
+    return np.mean([row[best] for row in nearest]) >= np.mean(apart) - margin
 
 
 def test_a_known_task_is_left_to_votes():
@@ -104,9 +105,13 @@ def test_a_known_task_is_left_to_votes():
             assert known.is_known and known.ranking[0].expert == f"e{home}"
             far = decide_task(RoutedTask(near(middles[home] + away, 32)), library, name)
             assert not far.is_known and far.ranking[0].expert == "e7"
-    alone = make_index({f"e{n}": near(middle, 1) for n, middle in enumerate(middles)})
-    one_key = RoutedLibrary(alone, library.priors)  # nothing says how near its keys are to each other
-    assert decide_task(RoutedTask(alone.keys[:1]), one_key).is_known is False
+    found = [(decide_task(RoutedTask(queries), library).is_known, knows(library, queries))
+             for far in np.linspace(0, 0.4, 9) for count in (1, 9)
+             for queries in [near(middles[2] + far * away, count)]]
+    assert all(ours == plain for ours, plain in found) and len({ours for ours, _ in found}) == 2
+    few = make_index({f"e{n}": near(middle, 19) for n, middle in enumerate(middles)})
+    library = RoutedLibrary(few, library.priors)  # too few keys to say how near they are to each other
+    assert decide_task(RoutedTask(few.keys[:1]), library).is_known is False
 
 
 @pytest.mark.parametrize(
