@@ -207,7 +207,10 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
         parser.add_argument("--seed", type=int, default=0, help="of the draw of instances")
         parser.add_argument("experts", nargs="+", metavar="EXPERT_DIR")
         _add_data(parser)
-    build.add_argument("--instances", type=int, default=100, metavar="S", help="keys of each expert")
+    build.add_argument("--instances", type=int, default=100, metavar="S",
+                       help="training instances of each expert, its keys (default: 100)")
+    build.add_argument("--means", type=int, metavar="S", help="keep S means of them as keys, 1 to 10, and no "
+                       "training text")
     build.add_argument("--text_format", default="choice_instance")
     build.add_argument("--encoder", default="auto", help="auto, minilm or tfidf")
     remove.add_argument("experts", nargs="+", metavar="ID")
