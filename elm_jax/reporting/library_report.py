@@ -161,8 +161,8 @@ def _summary(library: ExpertLibrary, neighbors: KeyNeighbors) -> list[str]:
     home = stay(library, neighbors)
     if not np.isnan(home).all():
         mean, least = fraction(float(np.nanmean(home))), fraction(float(np.nanmin(home)))
-        lines.append(f"Of an expert's keys {mean} percent, in the mean, have their nearest other key in the same "
-                     f"expert; least: {least}, of {library.index.experts[int(np.nanargmin(home))]}.")
+        lines.append(f"Of an expert's keys {mean} percent, in the mean, have their nearest other key in the "
+                     f"same expert; least: {least}, of {library.index.experts[int(np.nanargmin(home))]}.")
     return lines
 
 
