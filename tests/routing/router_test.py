@@ -107,6 +107,8 @@ def test_a_known_task_is_left_to_votes():
     alone = make_index({f"e{n}": near(middle, 1) for n, middle in enumerate(middles)})
     one_key = RoutedLibrary(alone, library.priors)  # nothing says how near its keys are to each other
     assert decide_task(RoutedTask(alone.keys[:1]), one_key).is_known is False
+    of_means = dataclasses.replace(library, of_means=True)  # means are nearer to each other than queries
+    assert decide_task(RoutedTask(near(middles[0], 32)), of_means).is_known is None
 
 
 @pytest.mark.parametrize(
