@@ -10,13 +10,13 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from elm_jax.routing.known_tasks import are_known
 from router_table import FAMILIES, LEFT_OUT, T5_LM, Table, dataset_of
 from router_vectors import FORMAT, TaskVectors
 
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RoutingCase, RowScorer, RowScores
 from elm_jax.routing.evidence import Evidence
 from elm_jax.routing.index import KeyIndex
+from elm_jax.routing.known_tasks import are_known
 from elm_jax.routing.priors import Priors
 from elm_jax.routing.ranking import firsts
 from elm_jax.routing.router import ROUTERS, task_evidence
