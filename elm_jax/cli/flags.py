@@ -207,7 +207,10 @@ def _add_library(verbs: argparse._SubParsersAction) -> None:
         parser.add_argument("--seed", type=int, default=0, help="of the draw of instances")
         parser.add_argument("experts", nargs="+", metavar="EXPERT_DIR")
         _add_data(parser)
-    build.add_argument("--instances", type=int, default=100, metavar="S", help="keys of each expert")
+    build.add_argument("--instances", type=int, default=100, metavar="S",
+                       help="training instances of each expert, its keys (default: 100)")
+    build.add_argument("--means", type=int, metavar="S", help="keep S means of them as keys, 1 to 10, and no "
+                       "training text")
     build.add_argument("--text_format", default="choice_instance")
     build.add_argument("--encoder", default="auto", help="auto, minilm or tfidf")
     remove.add_argument("experts", nargs="+", metavar="ID")
@@ -320,7 +323,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route.add_argument("--queries", type=int, metavar="Q", help="instances of the task that are used; 0: "
                        "its template alone (default: 32, or as many as there are)")
     route.add_argument("--router", metavar="NAME", help="vote, centroid, prior, ...; all compares them "
-                       "(default: prior+centroid if the library has priors, else vote)")
+                       "(default: prior+nearest if the library has priors, else vote)")
     route.add_argument("--per_row", action="store_true", help="a decision for each query by itself")
     route.add_argument("--labelled", metavar="FILE", help='JSON lines with "inputs", "choices", "targets": '
                        "on them the router `labelled` scores the likely experts")

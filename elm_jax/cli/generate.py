@@ -89,9 +89,10 @@ def _print(replies: Sequence[Reply], questions: Sequence[Question]) -> None:
 def _heading(question: Question, model: str, route: RowRoute | None, many: bool) -> str:
     parts = [question.where, "the base" if model == BASE_ID else model] if many or route else []
     if route is not None:
-        quoted = " ".join(route.nearest.split())
-        quoted = quoted if len(quoted) <= SHOWN else f"{quoted[:SHOWN]}..."
-        parts.append(f"similarity {route.similarity:.2f} to its {quoted!r}")
+        quoted = " ".join((route.nearest or "").split())
+        quoted = repr(quoted if len(quoted) <= SHOWN else f"{quoted[:SHOWN]}...")
+        nearest = "nearest mean" if route.nearest is None else quoted
+        parts.append(f"similarity {route.similarity:.2f} to its {nearest}")
         if route.next_expert is not None:
             parts.append(f"then {route.next_expert} with {route.next_similarity:.2f}")
     if many and question.target is not None:

@@ -20,22 +20,24 @@ def library_build(arguments: argparse.Namespace) -> None:
     """Runs `elm library build`."""
     library = build_library.build_library(
         arguments.library, arguments.experts, task_data(arguments), encoder=arguments.encoder,
-        text_format=arguments.text_format, instances_per_expert=arguments.instances, seed=arguments.seed)
-    print_lines(f"{len(library)} experts, {len(library.instances)} keys, encoder {library.encoder.name}")
+        text_format=arguments.text_format, instances_per_expert=arguments.instances, means=arguments.means,
+        seed=arguments.seed)
+    keys = "keys" if library.means is None else "means as keys and no training text"
+    print_lines(f"{len(library)} experts, {len(library.index)} {keys}, encoder {library.encoder.name}")
 
 
 def library_add(arguments: argparse.Namespace) -> None:
     """Runs `elm library add`."""
     library = ExpertLibrary.open(arguments.library)
     build_library.add_experts(library, arguments.experts, task_data(arguments), arguments.seed)
-    print_lines(f"{len(library)} experts, {len(library.instances)} keys")
+    print_lines(f"{len(library)} experts, {len(library.index)} keys")
 
 
 def library_remove(arguments: argparse.Namespace) -> None:
     """Runs `elm library remove`."""
     library = ExpertLibrary.open(arguments.library)
     library.remove(arguments.experts)
-    print_lines(f"{len(library)} experts, {len(library.instances)} keys")
+    print_lines(f"{len(library)} experts, {len(library.index)} keys")
 
 
 SCORING = ("rows", "tasks_per_dataset", "source_length", "max_new_tokens", "stack_experts", "mesh_data",
@@ -79,6 +81,7 @@ def library_list(arguments: argparse.Namespace) -> None:
     if arguments.json:
         calibrated = known.only(names).to_dict()
         print_json({"encoder": library.facts["encoder"], "text_format": library.text_format,
+                    "means_per_expert": library.means,
                     "experts": [{"card": entry.card.to_dict(), "num_keys": entry.num_keys}
                                 for name, entry in library.entries.items() if name in names],
                     **({"generality": calibrated} if calibrated else {})})
@@ -92,7 +95,8 @@ def library_list(arguments: argparse.Namespace) -> None:
         (cards[name].id, cards[name].kind, cards[name].dataset or "several", len(cards[name].tasks),
          library.entries[name].num_keys, cards[name].training.get("steps"), priors.get(name))
         for name in names],
-        wide=arguments.wide, title=f"{library.encoder.name}, {library.text_format}")
+        wide=arguments.wide, title=f"{library.encoder.name}, {library.text_format}"
+        + ("" if library.means is None else ", keys are means"))
 
 
 def library_verify(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from elm_jax.workflows.route_report import RouteReport, report_route, report_row
 
 ALL = "all"
 """In a router's place: all that can decide."""
+NO_TEXTS = "The library keeps means, and no training text to show."
 FIELDS = ("library", "task", "examples", "split", "encoder_dir", "seed", "instruction", "labelled", "base",
           "dataset", "family", "none_of_these")
 """Flags that are fields of the config."""
@@ -93,18 +94,21 @@ def _print_all(report: RouteReport, arguments: argparse.Namespace) -> None:
 def _print_rows(config: RouteConfig, arguments: argparse.Namespace) -> None:
     """Prints a decision for each of the task's instances."""
     router, instances, routes = report_rows(config)
+    has_texts = any(one.nearest is not None for one in routes)
     if arguments.json:
         print_json({"router": router, "rows": [{"inputs": instance.source, **route.to_dict()}
                                                for instance, route in zip(instances, routes, strict=True)]})
         return
     columns = (Column("row", kind="number"), Column("expert"),
                Column("similarity", 1, "number", "{:.3f}".format), Column("next expert", 3),
-               Column("next similarity", 4, "number", "{:.3f}".format), Column("nearest text", 2, "excerpt"),
+               Column("next similarity", 4, "number", "{:.3f}".format),
+               Column("nearest text", 2, "excerpt", where="both" if has_texts else "scripts"),
                Column("text", where="scripts"))
     print_table(columns, [
         (number, one.expert, one.similarity, one.next_expert, one.next_similarity, one.nearest, row.source)
         for number, (row, one) in enumerate(zip(instances, routes, strict=True), start=1)],
-        wide=arguments.wide, title=f"{len(routes)} rows, each by itself, router {router}")
+        wide=arguments.wide, title=f"{len(routes)} rows, each by itself, router {router}",
+        notes=[] if has_texts else [NO_TEXTS])
 
 
 def _title(decision: RoutingDecision) -> str:
@@ -124,6 +128,8 @@ def _notes(report: RouteReport) -> Iterator[str]:
         left_out = [f"{what} {value}" for what, value in kin if value is not None]
         yield (f"Priors leave out {' and '.join(left_out)}." if left_out else
                "Priors leave nothing out: --dataset and --family name what is akin to the task.")
+    if any(match.nearest is None for match in report.matches):
+        yield NO_TEXTS
     for reason in dict.fromkeys(report.unable.values()):
         others = [other for other, why in report.unable.items() if why == reason]
         yield f"Without {', '.join(others)}: {reason}."
@@ -131,7 +137,7 @@ def _notes(report: RouteReport) -> Iterator[str]:
 
 def _print_matches(report: RouteReport) -> None:
     """Prints for the first experts the training instance that matched best, a line each, cut at the width."""
-    if not report.matches or terminal_width() is None:
+    if not any(match.nearest for match in report.matches) or terminal_width() is None:
         return  # scripts have it as a column
     print_sentences("Nearest training text of the first experts:")
     for rank, match in enumerate(report.matches, start=1):

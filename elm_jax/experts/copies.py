@@ -1,4 +1,4 @@
-"""Copies in a library: experts of equal weights, or of equal training rows, which count once."""
+"""Copies in a library: experts of equal weights, or of equal training rows or means, which count once."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,16 +22,19 @@ def fingerprint_in(folder: epath.Path) -> str | None:
 
 
 def copies_among(experts: Sequence[str], fingerprints: Mapping[str, str | None],
-                 instances: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
-    """Finds experts that are equal to an older one: in weights, or in the instances behind their keys.
+                 instances: Iterable[Mapping[str, Any]], keys: Mapping[str, np.ndarray] | None = None
+                 ) -> np.ndarray | None:
+    """Finds experts that are equal to an older one: in weights, instances behind keys, or keys.
 
-    Instances are equal in any order. The oldest of all that are equal, also by way of others, stands for
-    them.
+    Instances and keys are equal in any order. The oldest of all that are equal, also by way of others,
+    stands for them.
 
     Args:
         experts: E ids, the oldest first.
         fingerprints: of their weights; None where it is not known.
         instances: behind the keys: ``expert``, ``source``, ``choices_expression`` and ``labels`` of each.
+        keys: f32[S, K] by expert, where they tell; an expert of whose texts the encoder knows nothing has no
+            equal by them.
 
     Returns:
         i64[E], position of the oldest equal of each expert, its own for one that has none; None if all
@@ -44,7 +47,7 @@ def copies_among(experts: Sequence[str], fingerprints: Mapping[str, str | None],
             expert = oldest[expert]
         return expert
 
-    for facts in (fingerprints, _row_sets(experts, instances)):
+    for facts in (fingerprints, _row_sets(experts, instances), _key_sets(keys or {})):
         seen: dict[Any, int] = {}
         for number, name in enumerate(experts):
             fact = facts.get(name)
@@ -66,6 +69,17 @@ def _row_sets(experts: Sequence[str], instances: Iterable[Mapping[str, Any]]) ->
     signs = {name: (len(rows), min(row["source"] for row in rows)) for name, rows in of.items() if rows}
     common = collections.Counter(signs.values())
     return {name: _counted(of[name]) for name, sign in signs.items() if common[sign] > 1}
+
+
+def _key_sets(keys: Mapping[str, np.ndarray]) -> dict[str, tuple[bytes, ...]]:
+    """Of each expert that may be a copy its keys, sorted.
+
+    First only their number and the least value of the first dimension are compared.
+    """
+    signs = {name: (len(rows), rows[:, 0].min()) for name, rows in keys.items() if rows.any()}
+    common = collections.Counter(signs.values())
+    return {name: tuple(sorted(row.tobytes() for row in keys[name]))
+            for name, sign in signs.items() if common[sign] > 1}
 
 
 def _counted(rows: Iterable[Mapping[str, Any]]) -> frozenset:

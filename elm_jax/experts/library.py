@@ -1,5 +1,7 @@
 """Expert libraries: experts, embedded training instances of each (the keys), and one text format.
 
+A library of means keeps a few means of the embedded instances as keys, and none of the instances.
+
 On disk: experts under ``experts/<id>/``, and `library_files` of cards, keys and instances. An expert more is
 written behind what counts in them, at the cost of that expert; a removal writes new ones beside the old. Then
 follows ``library.json``, and what it does not name any longer is removed, so an interrupted change leaves the
@@ -26,12 +28,13 @@ from elm_jax.experts.routed_library import faults_of_generality, generality_in, 
 from elm_jax.routing.cases import RoutedLibrary
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import load_encoder, save_encoder
+from elm_jax.routing.evidence import centroids_of
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import locks, storage
 from elm_jax.runtime.config_checks import items_of
 
-_SETTINGS = ("encoder", "text_format", "instances_per_expert")
+_SETTINGS = ("encoder", "text_format", "instances_per_expert", "means_per_expert")
 """Facts of a library that no change alters."""
 
 
@@ -48,7 +51,7 @@ class ExpertLibrary:
 
     def __repr__(self) -> str:
         """Says where it is, and what it holds."""
-        return (f"ExpertLibrary({str(self.path)!r}, {len(self)} experts, {len(self.instances)} keys, "
+        return (f"ExpertLibrary({str(self.path)!r}, {len(self)} experts, {len(self.index)} keys, "
                 f"encoder={self.encoder.name!r})")
 
     def __init__(self, path: storage.PathLike, facts: dict[str, Any], encoder: TextEncoder,
@@ -87,25 +90,35 @@ class ExpertLibrary:
         encoder = encoder or load_encoder(facts["encoder"], path / "encoder")
         place, sizes = path / "keys" / facts["keys"], facts.get("sizes")
         index = KeyIndex.open(place, encoder, sizes=sizes)
-        instances = library_files.read_instances(place, index, (sizes or {}).get(library_files.INSTANCES))
+        instances = library_files.read_instances(path, facts, index)
         return cls(path, facts, encoder, index, instances, library_files.read_listed_of(path, facts, index))
 
     @classmethod
     def create(cls, path: storage.PathLike, encoder: TextEncoder, text_format: str,
-               instances_per_expert: int) -> "ExpertLibrary":
-        """Creates an empty library in memory; the first `add` writes it to disk."""
+               instances_per_expert: int, means: int | None = None) -> "ExpertLibrary":
+        """Creates an empty library in memory; the first `add` writes it to disk.
+
+        Of the `instances_per_expert` that an expert is added with each is a key, and is kept; or `means` of
+        them are its keys, and none is kept.
+        """
         path = storage.as_path(path)
         if not library_changes.was_interrupted(path):  # else `add` sees whether it was this one
             _check_none(path)
         facts = {"schema_version": library_files.SCHEMA_VERSION, "encoder": {"name": encoder.name,
                  "fingerprint": encoder.fingerprint}, "text_format": text_format,
-                 "instances_per_expert": instances_per_expert, "keys": None, "revision": 0}
+                 "instances_per_expert": instances_per_expert, "keys": None, "revision": 0,
+                 **({} if means is None else {"means_per_expert": means})}
         return cls(path, facts, encoder, KeyIndex.empty(encoder, text_format), [], {})
 
     @property
     def text_format(self) -> str:
         """Format of the texts of keys and queries, one of `routing.text.FORMATS`."""
         return self.facts["text_format"]
+
+    @property
+    def means(self) -> int | None:
+        """Means that an expert has as keys, at most; None where each instance is a key, and is kept."""
+        return self.facts.get("means_per_expert")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -131,7 +144,7 @@ class ExpertLibrary:
         return routed_of(self)
 
     def add(self, experts: Mapping[str, Sequence[RoutingInstance]]) -> None:
-        """Adds experts, with the training instances that become their keys.
+        """Adds experts, with the training instances that become their keys, or whose means do.
 
         What other processes have added or removed since the library was read stays so: it is read again, and
         kept from them while this writes. Nothing is done where a killed process had just added the same.
@@ -149,19 +162,10 @@ class ExpertLibrary:
         if made is not None and made.added == ids and all(self[one.id].card == one for one in cards.values()):
             return
         _check_new(self.entries, cards)
-        vectors: dict[str, np.ndarray] = {}
-        for folder, instances in experts.items():
-            if not instances:
-                raise InputError(describe("An expert needs instances for its keys", where=folder))
-            texts = [format_text(one, self.text_format) for one in instances]
-            vectors[cards[folder].id] = self.encoder.embed(texts)
-        added = library_files.Listing(
-            vectors, [{"expert": cards[folder].id, **dataclasses.asdict(one), "labels": [*one.labels]}
-                      for folder, instances in experts.items() for one in instances],
-            [(cards[folder], len(instances)) for folder, instances in experts.items()])
+        added = _listing_of(self, cards, experts)
         with self._changing():
             _check_new(self.entries, cards)
-            index, adds = self.index.add_all(vectors), "sizes" in self.facts
+            index, adds = self.index.add_all(added.keys), "sizes" in self.facts
             _begin(self, added=ids, replaced=None if adds else self.facts["keys"])
             for folder, card in cards.items():
                 copy_expert(folder, self.path / "experts" / card.id)
@@ -214,7 +218,7 @@ class ExpertLibrary:
             facts = library_files.read_library(self.path) if there else self.facts
             listed = library_files.read_listed(self.path, facts) if there else self.entries
             made = library_changes.end_change(self.path, facts, listed)
-            if made is None or any(facts[name] != self.facts[name] for name in _SETTINGS):
+            if made is None or any(facts.get(name) != self.facts.get(name) for name in _SETTINGS):
                 return None
             self.__dict__.update(self._of_facts(self.path, facts, self.encoder).__dict__)
             return made
@@ -227,7 +231,7 @@ class ExpertLibrary:
     def _write_anew(self, index: KeyIndex, rows: Sequence[dict[str, Any]],
                     listed: Sequence[tuple[ExpertCard, int]]) -> None:
         """Writes all files of the library beside those that are there, and reads them."""
-        order = np.argsort(index.owners, kind="stable")  # as the keys are written
+        order = np.argsort(index.owners, kind="stable") if rows else ()  # as the keys are written
         whole = library_files.Listing(index.by_expert(), [rows[row] for row in order], listed)
         name = library_changes.keys_name(self.facts["revision"] + 1)
         facts = whole.write_anew(self.path, self.facts, index.facts(), name)
@@ -247,6 +251,27 @@ class ExpertLibrary:
 def _begin(library: ExpertLibrary, **change: Any) -> None:
     """Names a change of a library's next revision, before anything is written."""
     library_changes.begin_change(library.path, LibraryChange(library.facts["revision"] + 1, **change))
+
+
+def _listing_of(library: ExpertLibrary, cards: Mapping[Any, ExpertCard],
+                experts: Mapping[Any, Sequence[RoutingInstance]]) -> library_files.Listing:
+    """What a library will hold of experts, by folder; InputError for one without instances."""
+    keys: dict[str, np.ndarray] = {}
+    for folder, instances in experts.items():
+        if not instances:
+            raise InputError(describe("An expert needs instances for its keys", where=folder))
+        rows = library.encoder.embed([format_text(one, library.text_format) for one in instances])
+        keys[cards[folder].id] = rows if library.means is None else _means_of(rows, library.means)
+    kept = [] if library.means else [
+        {"expert": cards[folder].id, **dataclasses.asdict(one), "labels": [*one.labels]}
+        for folder, instances in experts.items() for one in instances]
+    return library_files.Listing(keys, kept, [(card, len(keys[card.id])) for card in cards.values()])
+
+
+def _means_of(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` unit means of rows f32[S, K], whatever their order; fewer if not so many differ."""
+    different = np.unique(rows, axis=0)
+    return centroids_of(different if len(different) <= count else rows[np.lexsort(rows.T)], count)
 
 
 def _listed(library: ExpertLibrary) -> list[tuple[ExpertCard, int]]:

@@ -6,6 +6,8 @@ cards/<revision>.jsonl  a line an expert: its card and its number of keys
 keys/<revision>/        the index of the keys, and the instances behind them, a line a key
 ```
 
+A library of means (``means_per_expert`` in ``library.json``) keeps no instances: their file is empty.
+
 Files that ``library.json`` gives a size are only ever added to, behind what counts; it is written last. An
 older version listed the cards in ``library.json``, and wrote keys and instances anew with every change.
 """
@@ -31,6 +33,8 @@ SCHEMA_VERSION, OLDER_VERSION = 2, 1
 LIBRARY, INSTANCES, CARDS = "library.json", "instances.jsonl", "cards"
 GROWING = (CARDS, index_files.KEYS, index_files.LISTED, INSTANCES)
 """Files whose sizes ``library.json`` holds."""
+MOST_MEANS = 10
+"""Means of an expert, at most."""
 _NAME = re.compile(r"\d{6,}")
 
 
@@ -61,6 +65,7 @@ class LibraryFacts:
     keys: str
     cards: str
     sizes: dict[str, int]
+    means_per_expert: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +111,15 @@ def read_library(folder: epath.Path) -> dict[str, Any]:
     if not older and (set(facts["sizes"]) != set(GROWING) or min(facts["sizes"].values()) < 0):
         raise InputError(describe("The library's files have no valid sizes", where=f"{path}: sizes",
                                   got=str(facts["sizes"])[:300], expected=f"bytes of {', '.join(GROWING)}"))
+    check_means(facts.get("means_per_expert"), f"{path}: means_per_expert")
     return facts
+
+
+def check_means(count: int | None, where: str = "means") -> None:
+    """Raises InputError for a number of means of an expert that no library has; None is for none."""
+    if count is not None and not 1 <= count <= MOST_MEANS:
+        raise InputError(describe("The number of means of an expert is not valid", where=where, got=count,
+                                  expected=f"1 to {MOST_MEANS}"))
 
 
 def cards_path(folder: epath.Path, name: str) -> epath.Path:
@@ -154,14 +167,16 @@ def read_listed(folder: epath.Path, facts: Mapping[str, Any]) -> dict[str, tuple
     return found
 
 
-def read_instances(folder: epath.Path, index: KeyIndex, size: int | None) -> list[dict[str, Any]]:
-    """Reads the instances behind an index's keys, one a key; InputError if they are others."""
-    path = folder / INSTANCES
-    instances = records.read_records(path, Instance, kind="instance of a library", size=size)
-    if [row["expert"] for row in instances] != [index.experts[owner] for owner in index.owners]:
+def read_instances(folder: epath.Path, facts: Mapping[str, Any], index: KeyIndex) -> list[dict[str, Any]]:
+    """Reads the instances behind the keys of a library, one a key, none of means; InputError for others."""
+    path, means = folder / "keys" / facts["keys"] / INSTANCES, facts.get("means_per_expert")
+    instances = records.read_records(path, Instance, kind="instance of a library",
+                                     size=(facts.get("sizes") or {}).get(INSTANCES))
+    owners = [] if means else index.owners
+    if [row["expert"] for row in instances] != [index.experts[owner] for owner in owners]:
         raise InputError(describe("The instances are not those of the library's keys", where=path,
-                                  got=f"{len(instances)} instances", expected=f"{len(index)}, one a key",
-                                  cure="build the library again"))
+                                  got=f"{len(instances)} instances", expected="none behind means" if means
+                                  else f"{len(index)}, one a key", cure="build the library again"))
     return instances
 
 
@@ -171,7 +186,7 @@ class Listing:
 
     Attributes:
         keys: f32[S, K] of each expert, by id.
-        instances: one a key, in the order of the keys.
+        instances: one a key, in the order of the keys; none behind means.
         cards: of each expert, with its number of keys.
     """
 

@@ -2,12 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from elm_jax.data.registry.task_kin import kin_of
 from elm_jax.errors import InputError
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.copies import copies_among, fingerprint_in
 from elm_jax.experts.generality import Generality, read_generality
 from elm_jax.routing.cases import RoutedLibrary
+from elm_jax.routing.text import WITHOUT_INPUT
 
 if TYPE_CHECKING:  # a library gives itself, and imports this
     from elm_jax.experts.library import ExpertLibrary
@@ -22,6 +25,21 @@ def fingerprints_of(library: "ExpertLibrary", known: Generality) -> dict[str, st
     """Fingerprints of the experts' weights, as the calibration or the experts' files say."""
     own = {name: one.fingerprint for name, one in known.experts.items()}
     return {name: own.get(name) or fingerprint_in(library.path / "experts" / name) for name in library}
+
+
+def copies_in(library: "ExpertLibrary", known: Generality | None = None) -> np.ndarray | None:
+    """Copies among a library's experts, as `copies_among` says; of means equal keys stand for equal rows.
+
+    They do so in text formats alone that have the input.
+    """
+    fingerprints = fingerprints_of(library, known or generality_in(library))
+    keys = library.index.by_expert() if library.means and library.text_format not in WITHOUT_INPUT else {}
+    return copies_among(library.index.experts, fingerprints, library.instances, keys)
+
+
+def text_of_key(library: "ExpertLibrary", key: int) -> str | None:
+    """The training instance behind a key of a library's index; None for a mean."""
+    return None if library.means else library.instances[key]["source"]
 
 
 def faults_of_generality(library: "ExpertLibrary") -> list[str]:
@@ -44,7 +62,8 @@ def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
     Copies have the prior of the oldest.
     """
     known, experts = generality_in(library), library.index.experts
-    copies = copies_among(experts, fingerprints_of(library, known), library.instances)
+    copies = copies_in(library, known)
     oldest = experts if copies is None else [experts[place] for place in copies]
     return RoutedLibrary(library.index, known.priors(oldest), copies,
-                         tuple(own_datasets(entry.card) for entry in library.entries.values()))
+                         tuple(own_datasets(entry.card) for entry in library.entries.values()),
+                         of_means=library.means is not None)

@@ -155,23 +155,29 @@ def _results_beside(library: epath.Path) -> list[ResultsStore]:
 
 def _summary(library: ExpertLibrary, neighbors: KeyNeighbors) -> list[str]:
     tasks = {task for entry in library.entries.values() for task in entry.card.tasks}
-    lines = [f"{len(library)} experts of {len(tasks)} tasks, {len(library.index):,} keys; encoder "
+    keys = "keys" if library.means is None else "keys, means of instances"
+    lines = [f"{len(library)} experts of {len(tasks)} tasks, {len(library.index):,} {keys}; encoder "
              f"{library.encoder.name}, text format {library.text_format}."]
-    if len(library):
-        home = np.diag(neighbors.shares)
-        lines.append(f"Of an expert's keys {fraction(float(home.mean()))} percent, in the mean, have their "
-                     f"nearest other key in the same expert; least: {fraction(float(home.min()))}, of "
-                     f"{library.index.experts[int(home.argmin())]}.")
+    home = stay(library, neighbors)
+    if not np.isnan(home).all():
+        mean, least = fraction(float(np.nanmean(home))), fraction(float(np.nanmin(home)))
+        lines.append(f"Of an expert's keys {mean} percent, in the mean, have their nearest other key in the "
+                     f"same expert; least: {least}, of {library.index.experts[int(np.nanargmin(home))]}.")
     return lines
+
+
+def stay(library: ExpertLibrary, neighbors: KeyNeighbors) -> np.ndarray:
+    """Share f64[E] of an expert's keys whose nearest other key is its own; NaN for an expert of one key."""
+    return np.where(library.index.counts > 1, np.diag(neighbors.shares), np.nan)
 
 
 def experts_grid(library: ExpertLibrary, neighbors: KeyNeighbors) -> dict[str, Any]:
     """The experts of a library, one a line, from their cards."""
     places = {name: place for place, name in enumerate(library.index.experts)}
-    rows, priors = [], generality_in(library).prior_means()
+    rows, priors, home_of = [], generality_in(library).prior_means(), stay(library, neighbors)
     for name, entry in library.entries.items():
         card, prior = entry.card, priors.get(name)
-        home = neighbors.shares[places[name], places[name]] if name in places else None
+        home = home_of[places[name]] if name in places else None
         rows.append([name, card.kind, card.base.get("name", "–"), card.dataset or "–",
                      fold(", ".join(card.tasks) or "–"), fold(parents_of(card) or "–"),
                      fold(settings_of(card) or "–"), card.created[:10],
@@ -227,13 +233,13 @@ def _percent(row: Mapping[str, Any]) -> str:
 
 def shares_grid(library: ExpertLibrary, neighbors: KeyNeighbors) -> dict[str, Any]:
     """Where the keys of each expert go: to itself, and to the experts that get most of the others."""
-    names, rows = library.index.experts, []
+    names, rows, home_of = library.index.experts, [], stay(library, neighbors)
     for place, name in enumerate(names):
         shares = neighbors.shares[place].copy()
-        home, shares[place] = shares[place], 0
+        shares[place] = 0
         order = [other for other in np.argsort(-shares, kind="stable")[:MOST_NEXT] if shares[other] > 0]
         others = ", ".join(f"{names[other]} {fraction(shares[other])}" for other in order)
-        rows.append([name, fold(others or "–"), fraction(home)])
+        rows.append([name, fold(others or "–"), fraction(home_of[place])])
     return {"columns": ["keys of", "go to others, %", "stay, %"], "rows": rows, "labels": 2}
 
 

@@ -41,6 +41,7 @@ class RoutedLibrary:
         datasets: E sets of names, what each expert was trained on; None if that is not known.
         fitted: weights of the router `fitted`; None for those of `by_fit.fit_router` on the library itself.
         threshold: from which similarity on it has an expert for a task, by `none_of_these.fit_threshold`.
+        of_means: whether its keys are means of instances, which are not alike to queries.
     """
 
     index: KeyIndex
@@ -49,6 +50,7 @@ class RoutedLibrary:
     datasets: tuple[frozenset[str], ...] | None = None
     fitted: FittedRouter | None = None
     threshold: Threshold | None = None
+    of_means: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError if priors, copies or data sets are not of the index's experts."""

@@ -19,7 +19,7 @@ CHECKED = 4_096
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeyIndex:
-    """The keys of a library: N embedded training instances of K dimensions, each owned by one expert.
+    """The keys of a library: N embedded training instances, or means, of K dimensions, each of one expert.
 
     Attributes:
         keys: f32[N, K], unit rows (zero for a text of which the encoder knows nothing).

@@ -32,8 +32,14 @@ def fit_threshold(library: RoutedLibrary, *, queries: int = 32, most: int = 2_00
         most: keys that are queries, over all experts.
 
     Raises:
-        InputError: the data sets are not known, or fewer than two experts can be taken out.
+        InputError: the data sets are not known, fewer than two experts can be taken out, or the keys are
+            means, which are nearer to each other than queries are to them.
     """
+    if library.of_means:
+        raise InputError(describe(
+            "Whether none of the experts fits is told by training instances as queries",
+            got="a library that keeps means and no instances", cure="do not ask for it, or build the library "
+            "of instances (without --means)"))
     queries = int(min(queries, np.bincount(library.index.owners).max(initial=1)))
     rows = list(_targets(library, queries, most))
     if len(rows) < FEWEST:

@@ -274,7 +274,8 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
     prior = None if library.priors is None else library.priors.for_task(task.dataset, task.family)
     weights = None if not row.needs_fit else fit_of(library).by_feature(
         library.family_of(task.dataset, task.family))
-    known = are_known(evidence, library.index) if row.knows_tasks and prior is not None else None
+    counts = row.knows_tasks and prior is not None and not library.of_means  # means are not alike to queries
+    known = are_known(evidence, library.index) if counts else None
     return RoutingCase(evidence, text, prior, library.different, settings, scorer, weights, known)
 
 

@@ -65,6 +65,8 @@ FORMATS: dict[str, Callable[[RoutingInstance], str]] = {
     "label": _label,
 }
 """Text formats by name. A library has one, for its keys and its queries."""
+WITHOUT_INPUT = ("choice", "label")
+"""Formats of which the input is no part: instances of unlike tasks may have one text."""
 
 
 def format_text(instance: RoutingInstance, text_format: str) -> str:

@@ -1,26 +1,41 @@
 """The verbs `elm library ...`: libraries of experts and of the training instances that represent them."""
 
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.library_files import check_means
 from elm_jax.experts.overlay import load_expert
 from elm_jax.experts.template_versions import warn_of_arrays, warn_of_changes
 from elm_jax.routing.embed import TextEncoder
 from elm_jax.routing.encoders import make_encoder
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.runtime import storage
-from elm_jax.runtime.config_checks import items_of
+from elm_jax.runtime.config_checks import check_positive, items_of
 from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.route import draw_instances, drawn_instances
+
+
+class KeyCounts(TypedDict, total=False):
+    """How many keys an expert has.
+
+    Attributes:
+        instances_per_expert: S, the number of training instances that are drawn, 100 if not given; each is a
+            key.
+        means: 1 to 10, of the instances, which are the keys in their place; no training text is kept then.
+    """
+
+    instances_per_expert: int
+    means: int | None
 
 
 def build_library(
     path: storage.PathLike, expert_folders: Sequence[storage.PathLike], data: TaskData, *,
     encoder: str | TextEncoder = "auto", text_format: str = "choice_instance",
-    instances_per_expert: int = 100, seed: int = 0,
+    seed: int = 0, **counts: Unpack[KeyCounts],
 ) -> ExpertLibrary:
     """Builds a library of experts, with keys from their own training tasks.
 
@@ -30,17 +45,28 @@ def build_library(
         data: where the training instances come from.
         encoder: ``auto``, ``minilm``, ``tfidf``, or an encoder.
         text_format: format of keys and queries.
-        instances_per_expert: S, the number of keys of each expert.
         seed: of the draw of instances.
+        **counts: see `KeyCounts`.
+
+    Raises:
+        InputError: a number that is out of its range; experts, tasks or data that are not there.
     """
-    instances = {str(folder): training_instances(folder, data, instances_per_expert, seed)
+    count, means = _checked(**counts)
+    instances = {str(folder): training_instances(folder, data, count, seed)
                  for folder in items_of(expert_folders)}
     if isinstance(encoder, str):
         texts = [format_text(instance, text_format) for rows in instances.values() for instance in rows]
         encoder = make_encoder(encoder, texts=texts)
-    library = ExpertLibrary.create(path, encoder, text_format, instances_per_expert)
+    library = ExpertLibrary.create(path, encoder, text_format, count, means)
     library.add(instances)
     return library
+
+
+def _checked(instances_per_expert: int = 100, means: int | None = None) -> tuple[int, int | None]:
+    """The numbers of instances and of means; InputError before anything is drawn."""
+    check_positive(instances_per_expert=instances_per_expert)
+    check_means(means)
+    return instances_per_expert, means
 
 
 def add_experts(library: ExpertLibrary, expert_folders: Sequence[storage.PathLike], data: TaskData,

@@ -14,6 +14,7 @@ from elm_jax.data.registry.prompted_task import PromptedTask
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe, in_short, unknown_name
 from elm_jax.experts.library import ExpertLibrary
+from elm_jax.experts.routed_library import text_of_key
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RowScorer
 from elm_jax.routing.encoders import MiniLMEncoder
 from elm_jax.routing.none_of_these import fit_threshold
@@ -284,14 +285,14 @@ class RowRoute:
         expert: its id.
         similarity: of the instance with the nearest key; 0 for one of which the encoder knows nothing, which
             goes to the library's oldest expert.
-        nearest: the training instance that this key stands for.
+        nearest: the training instance that this key stands for; None of a library of means, which keeps none.
         next_expert: the expert that would have been next; None if there is no other.
         next_similarity: with that expert's nearest key.
     """
 
     expert: str
     similarity: float
-    nearest: str
+    nearest: str | None
     next_expert: str | None = None
     next_similarity: float | None = None
 
@@ -318,7 +319,7 @@ def row_reasons(library: ExpertLibrary, routed: RoutedLibrary, task: RoutedTask,
             own = found.similarities[row]
             routes.append(RowRoute(
                 experts[chosen], round(float(own[chosen]), 4),
-                library.instances[nearest_key(query, routed.index, chosen)]["source"],
+                text_of_key(library, nearest_key(query, routed.index, chosen)),
                 None if second is None else experts[second],
                 None if second is None else round(float(own[second]), 4)))
     return routes

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from elm_jax.errors import InputError, describe
+from elm_jax.experts.routed_library import text_of_key
 from elm_jax.routing.router import ROUTERS
 from elm_jax.routing.routers.by_fit import why_no_fit
 from elm_jax.routing.text import RoutingInstance
@@ -17,18 +18,18 @@ from elm_jax.workflows.target_task import TargetTask
 
 @dataclasses.dataclass(frozen=True)
 class BestMatch:
-    """The text of an expert that matched a task best.
+    """The key of an expert that matched a task best, and its text.
 
     Attributes:
         expert: id.
         similarity: of the two texts.
-        nearest: the training instance whose key it is.
+        nearest: the training instance whose key it is; None of a library of means, which keeps none.
         query: the instance of the task that it matched, or the task's text at Q = 0.
     """
 
     expert: str
     similarity: float
-    nearest: str
+    nearest: str | None
     query: str
 
 
@@ -134,5 +135,5 @@ def best_matches(target: TargetTask, experts: Sequence[str]) -> tuple[BestMatch,
         similarities = index.keys[own] @ vectors.T
         key, query = np.unravel_index(similarities.argmax(), similarities.shape)
         found.append(BestMatch(expert, round(float(similarities[key, query]), 4),
-                               target.library.instances[own[key]]["source"], texts[query]))
+                               text_of_key(target.library, own[key]), texts[query]))
     return tuple(found)

@@ -28,6 +28,10 @@ def test_equal_weights_and_equal_rows_are_copies_of_the_oldest():
     assert copies_among(NAMES[:2], {"e0": None, "e1": None}, instances[:3]) is None
     labelled = [instance("e0", "a", ("yes",)), instance("e1", "a", ("no",))]
     assert copies_among(NAMES[:2], {}, labelled) is None
+    keys = {"e0": np.eye(2, dtype=np.float32), "e1": np.ones((2, 2), np.float32), "e2": np.eye(2)[::-1],
+            "e3": np.zeros((1, 2)), "e4": np.zeros((1, 2)), "e5": np.eye(2, dtype=np.float32)[:1]}
+    keys = {name: rows.astype(np.float32) for name, rows in keys.items()}
+    assert copies_among(NAMES, {}, [], keys).tolist() == [0, 1, 0, 3, 4, 5]
 
 
 def card_of(name: str, created: str = "then") -> ExpertCard:

@@ -105,6 +105,8 @@ def test_a_known_task_is_left_to_votes():
             assert known.is_known and known.ranking[0].expert == f"e{home}"
             far = decide_task(RoutedTask(near(middles[home] + away, 32)), library, name)
             assert not far.is_known and far.ranking[0].expert == "e7"
+    of_means = dataclasses.replace(library, of_means=True)  # means are nearer to each other than queries
+    assert decide_task(RoutedTask(near(middles[0], 32)), of_means).is_known is None
     found = [(decide_task(RoutedTask(queries), library).is_known, knows(library, queries))
              for far in np.linspace(0, 0.4, 9) for count in (1, 9)
              for queries in [near(middles[2] + far * away, count)]]

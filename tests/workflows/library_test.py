@@ -19,9 +19,10 @@ from elm_jax.experts import library_changes
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.library_changes import LibraryChange
 from elm_jax.routing.embed import TfidfEncoder
+from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import locks, storage
-from elm_jax.workflows.build_library import add_experts, training_instances
-from elm_jax.workflows.route import read_examples, route
+from elm_jax.workflows.build_library import add_experts, build_library, training_instances
+from elm_jax.workflows.route import explained_routes, read_examples, route
 
 
 @pytest.fixture
@@ -53,6 +54,56 @@ def test_keys_of_a_dataset_expert_come_from_all_its_prompts(world):
     assert len({instance.choices_expression for instance in instances}) == 2
 
 
+def test_a_library_of_means_routes_by_them_and_keeps_no_text(world, tmp_path, capsys):
+    """The mean of each expert's rows, in float64; the most alike with a query is first."""
+    experts = [world.folder / "topic" / "expert", world.folder / "review"]
+    library = build_library(tmp_path / "library", experts, world.data, encoder=world.library.encoder,
+                            instances_per_expert=40, means=1)
+    rows = world.library.index.by_expert().values()
+    means = np.stack([own.astype(np.float64).mean(axis=0) for own in rows])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(library.index.keys, means, atol=1e-6)
+    texts = [row["source"] for row in world.library.instances[::9]]
+    queries = world.library.encoder.embed([f"Answer Choices: None, Instance: {text}" for text in texts])
+    found = explained_routes(library, [RoutingInstance(text) for text in texts])
+    assert [one.expert for one in found] == [list(library)[row] for row in (queries @ means.T).argmax(axis=1)]
+    assert {one.nearest for one in found} == {None}
+    files = [file for file in pathlib.Path(library.path).rglob("*") if file.is_file()]
+    assert not any(text.encode() in file.read_bytes() for file in files for text in texts)
+    asked = ["route", "--library", str(library.path), "--task", tiny.TOPIC, "--module", *tiny.MODULES]
+    for more in ([], ["--per_row"], ["--queries", "0"], ["--router", "all"]):
+        assert main([*asked, *more]) == 0 and "keeps means" in capsys.readouterr().err
+    assert main([*asked, "--none_of_these"]) == 2 and "no instances" in capsys.readouterr().err
+
+
+def test_means_are_the_same_in_any_order_and_added_one_by_one(world, tmp_path):
+    rows = {folder: training_instances(folder, world.data, 12, seed=0)
+            for folder in (world.folder / "topic" / "expert", world.folder / "review")}
+    made = [ExpertLibrary.create(tmp_path / name, world.library.encoder, "choice_instance", 12, 3)
+            for name in ("one", "other")]
+    made[0].add(rows)
+    for each in rows:
+        add_experts(made[1], [each], world.data)
+    opened = ExpertLibrary.open(made[1].path)
+    assert opened.index.digest() == made[0].index.digest() and opened.verify() == []
+    assert opened.means == 3 and len(opened.index) == 6 and opened.instances == []
+    opened.add({world.folder / "dataset": next(iter(rows.values()))[::-1]})
+    assert opened.routed().copies.tolist() == [0, 1, 0]
+    opened.remove(["topic-de"])
+    assert ExpertLibrary.open(opened.path).index.digest() == made[0].index.digest()
+    few = [RoutingInstance(text) for text in ("one", "same", "same", "same")]
+    opened.add({world.folder / "dataset": few})
+    assert opened["topic-de"].num_keys == 2
+
+
+@pytest.mark.parametrize(("counts", "words"), [
+    ({"means": 11}, "1 to 10"), ({"instances_per_expert": 0}, "instances_per_expert")])
+def test_a_library_of_no_such_number_of_keys_is_refused(world, tmp_path, counts, words):
+    with pytest.raises(InputError, match=words):
+        build_library(tmp_path / "library", [world.folder / "review"], world.data, **counts)
+    assert not (tmp_path / "library").exists()
+
+
 def spoil_twice(library):
     cards = library.path / "cards" / f"{library.facts['cards']}.jsonl"
     cards.write_bytes(2 * cards.read_bytes())
@@ -61,7 +112,9 @@ def spoil_twice(library):
 
 @pytest.mark.parametrize(("spoil", "words"), [
     (lambda _: {"text_format": "x"}, "text_format"), (lambda _: {"keys": "../experts"}, "no valid name"),
-    (lambda _: {"sizes": {"cards": 1}}, "no valid sizes"), (spoil_twice, "an expert twice")])
+    (lambda _: {"sizes": {"cards": 1}}, "no valid sizes"), (spoil_twice, "an expert twice"),
+    (lambda _: {"means_per_expert": 0}, "number of means"),
+    (lambda _: {"means_per_expert": 2}, "none behind means")])
 def test_what_a_library_says_wrongly_is_named(library, spoil, words):
     (library.path / "library.json").write_text(json.dumps({**library.facts, **spoil(library)}))
     with pytest.raises(InputError, match=words):

@@ -11,10 +11,9 @@ from elm_jax.data.registry.task_kin import TaskKin, kin_of
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.evaluation.evaluation_settings import PRIMARY
 from elm_jax.evaluation.results import ResultsStore
-from elm_jax.experts.copies import copies_among
 from elm_jax.experts.generality import CalibratedDataset, CalibratedExpert, Generality
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.experts.routed_library import fingerprints_of, generality_in, own_datasets
+from elm_jax.experts.routed_library import copies_in, fingerprints_of, generality_in, own_datasets
 from elm_jax.routing.priors import Priors, priors_of_scores
 
 SHOWN = 5
@@ -29,7 +28,7 @@ class ScoreTable:
         library: whose experts they are.
         tasks: T names.
         scores: f64[E, T]; NaN where there is none.
-        copies: i64[E], of `copies_among`; None if all experts are different.
+        copies: i64[E], of `copies_in`; None if all experts are different.
     """
 
     library: ExpertLibrary
@@ -131,8 +130,7 @@ def read_table(library: ExpertLibrary, store: ResultsStore, tasks: Sequence[str]
     for place, task in enumerate(wanted):
         for row in _of_one_split(by_task[task], store):
             scores[experts[row["expert"]], place] = row["value"]
-    return ScoreTable(library, wanted, scores,
-                      copies_among(list(library), fingerprints, library.instances))
+    return ScoreTable(library, wanted, scores, copies_in(library))
 
 
 def _of_one_split(rows: Sequence[Mapping[str, Any]], store: ResultsStore) -> list[Mapping[str, Any]]:

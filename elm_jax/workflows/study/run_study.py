@@ -170,7 +170,7 @@ class Study:
         build_library(
             path, [self.expert_folder(model.id) for model in prompts], self.data, encoder=config.encoder,
             text_format=config.text_format, instances_per_expert=config.instances_per_expert,
-            seed=config.random_seed)
+            means=config.means_per_expert, seed=config.random_seed)
         self.made_of.record("library", made_of)
 
     def route(self, library: ExpertLibrary) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from elm_jax.data.arrays.objectives import fill_defaults
 from elm_jax.errors import InputError, describe
+from elm_jax.experts.library_files import check_means
 from elm_jax.models.adapters.carriers import check_form
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage
@@ -95,7 +96,8 @@ class StudyConfig:
         max_eval_rows: at most this many validation rows a task.
         eval_source_length: tokens of an input at evaluation.
         max_new_tokens: of a generation.
-        instances_per_expert: S, keys of each expert.
+        instances_per_expert: S, training instances of each expert, its keys.
+        means_per_expert: of them, 1 to 10, that are its keys in their place; None for the instances.
         num_queries: Q, instances of a target task that vote.
         top_k: experts merged for RoE.
         encoder: ``auto``, ``minilm`` or ``tfidf``.
@@ -148,6 +150,7 @@ class StudyConfig:
     bigbench_tasks: tuple[str, ...] = ()
     bbh_tasks: tuple[str, ...] = ()
     multitask_tasks: tuple[str, ...] = ()
+    means_per_expert: int | None = None
 
     @property
     def target_tasks(self) -> tuple[str, ...]:
@@ -170,6 +173,7 @@ class StudyConfig:
                        max_new_tokens=self.max_new_tokens, num_queries=self.num_queries,
                        instances_per_expert=self.instances_per_expert, top_k=self.top_k,
                        stack_experts=self.stack_experts, stack_at_once=self.stack_at_once)
+        check_means(self.means_per_expert, "study.means_per_expert")
         for name in ("modules", "passages", "prompt_tasks", "datasets", "multitask_tasks", "unseen_tasks",
                      "generative_tasks", "bigbench_tasks", "bbh_tasks", "heldout_prompts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

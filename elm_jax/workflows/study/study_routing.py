@@ -1,6 +1,7 @@
 """The routing stage of a study: decisions for target tasks, and how often routing finds the own dataset."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.route import draw_instances, route
 from elm_jax.workflows.study.study_checks import BENCHMARK_FIELDS
 from elm_jax.workflows.study.study_config import StudyConfig
+
+logger = logging.getLogger(__name__)
 
 
 def route_study(config: StudyConfig, library: ExpertLibrary, data: TaskData,
@@ -64,8 +67,11 @@ def settings_of(config: StudyConfig) -> dict[str, Any]:
 
 def library_settings_of(config: StudyConfig) -> dict[str, Any]:
     """The settings on which a study's library depends."""
-    return {"encoder": config.encoder, "text_format": config.text_format,
-            "instances": config.instances_per_expert, "seed": config.random_seed}
+    settings = {"encoder": config.encoder, "text_format": config.text_format,
+                "instances": config.instances_per_expert, "seed": config.random_seed}
+    if config.means_per_expert is not None:  # not in the records of older studies
+        settings["means"] = config.means_per_expert
+    return settings
 
 
 def queries(config: StudyConfig, data: TaskData, task: str) -> list[RoutingInstance]:
@@ -75,11 +81,19 @@ def queries(config: StudyConfig, data: TaskData, task: str) -> list[RoutingInsta
 
 
 def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData) -> list[dict[str, Any]]:
-    """Share of seen tasks, and of held-out prompts of seen datasets, routed to their own dataset."""
+    """Share of seen tasks, and of held-out prompts of seen datasets, routed to their own dataset.
+
+    By the library's encoder and another one, each with two text formats; of a library of means, which has no
+    texts to embed again, by its own encoder and format alone.
+    """
     texts = [RoutingInstance(row["source"], row["choices_expression"], tuple(row["labels"]))
              for row in library.instances]
     encoders: list[TextEncoder] = [library.encoder]
-    if library.encoder.name != TfidfEncoder.name:
+    formats = ("choice_instance", "instance") if library.means is None else (library.text_format,)
+    if library.means is not None:
+        logger.warning("The library keeps means and no texts: how another encoder, or another text format, "
+                       "routes is left out")
+    elif library.encoder.name != TfidfEncoder.name:
         encoders.append(make_encoder("tfidf", texts=[
             format_text(instance, config.text_format) for instance in texts]))
     elif find_minilm() is not None:
@@ -88,7 +102,7 @@ def routing_figures(config: StudyConfig, library: ExpertLibrary, data: TaskData)
     homes = {name: registry_dataset(entry.card.tasks[0]) for name, entry in library.entries.items()}
     rows = []
     for encoder in encoders:
-        for text_format in ("choice_instance", "instance"):
+        for text_format in formats:
             index = index_of(library, texts, encoder, text_format)
             for label, tasks in (("seen prompts", config.prompt_tasks),
                                  ("prompts that no expert saw", config.heldout_prompts)):

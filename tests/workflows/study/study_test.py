@@ -123,7 +123,8 @@ def test_other_settings_in_the_same_folder_give_the_table_of_a_fresh_one(whole, 
     """What was made of other settings is made again, or refused; never used in silence."""
     again, log = tmp_path / "again", tmp_path / "log"
     shutil.copytree(whole[0], again)
-    changed = "--gin.study.instances_per_expert=4", "--gin.study.num_queries=3", "--gin.study.top_k=2"
+    changed = ("--gin.study.instances_per_expert=4", "--gin.study.means_per_expert=2",
+               "--gin.study.num_queries=3", "--gin.study.top_k=2")
     assert finish(again, log, *changed) == finish(tmp_path / "fresh", log, *changed) != whole[1]
     before = (again / "config.gin").read_text()
     process = start(again, log, "--gin.pretrain/StageSettings.train_steps=31")
