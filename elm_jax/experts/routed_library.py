@@ -18,9 +18,9 @@ def generality_in(library: "ExpertLibrary") -> Generality:
     return read_generality(library.path, {name: entry.card for name, entry in library.entries.items()})
 
 
-def fingerprints_of(library: "ExpertLibrary", known: Generality) -> dict[str, str | None]:
-    """Fingerprints of the experts' weights, as the calibration or the experts' files say."""
-    own = {name: one.fingerprint for name, one in known.experts.items()}
+def fingerprints_of(library: "ExpertLibrary", known: Generality | None = None) -> dict[str, str | None]:
+    """Fingerprints of the experts' weights, as a calibration says (which spares many files) or their files."""
+    own = {} if known is None else {name: one.fingerprint for name, one in known.experts.items()}
     return {name: own.get(name) or fingerprint_in(library.path / "experts" / name) for name in library}
 
 

@@ -23,7 +23,7 @@ from elm_jax.experts.base import load_base
 from elm_jax.experts.copies import copies_among
 from elm_jax.experts.generality import Generality
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.experts.routed_library import fingerprints_of, generality_in
+from elm_jax.experts.routed_library import fingerprints_of
 from elm_jax.reporting.library_report import open_without_encoder, results_in
 from elm_jax.runtime import locks, sharding, storage
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_positive, check_types
@@ -174,7 +174,7 @@ def _scored(config: CalibrateConfig, library: ExpertLibrary, start: float
     """Scores what is not scored yet; returns the table and the cost."""
     mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts)
     base = load_base(config.base, mesh=mesh, rules=sharding.split_rules())
-    copies = copies_among(list(library), fingerprints_of(library, generality_in(library)), library.instances)
+    copies = copies_among(list(library), fingerprints_of(library), library.instances)
     models = [model_in(base, library.path / "experts" / name, name, mesh)
               for place, name in enumerate(library) if copies is None or copies[place] == place]
     folder = library.path / generality.CALIBRATION
