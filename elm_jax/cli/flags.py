@@ -323,7 +323,8 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route.add_argument("--queries", type=int, metavar="Q", help="instances of the task that are used; 0: "
                        "its template alone (default: 32, or as many as there are)")
     route.add_argument("--router", metavar="NAME", help="vote, centroid, prior, ...; all compares them "
-                       "(default: prior+nearest if the library has priors, else vote)")
+                       "(default: labelled with --labelled; else prior+nearest if the library has priors; "
+                       "else vote, or centroid at --queries 0)")
     route.add_argument("--per_row", action="store_true", help="a decision for each query by itself")
     route.add_argument("--labelled", metavar="FILE", help='JSON lines with "inputs", "choices", "targets": '
                        "on them the router `labelled` scores the likely experts")

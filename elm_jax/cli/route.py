@@ -17,6 +17,7 @@ from elm_jax.cli.registries import modules_of
 from elm_jax.errors import InputError, describe
 from elm_jax.routing.router import ROUTERS
 from elm_jax.routing.vote import RoutingDecision
+from elm_jax.runtime.config_checks import check_range
 from elm_jax.workflows.route import RouteConfig
 from elm_jax.workflows.route_report import RouteReport, report_route, report_rows
 
@@ -37,6 +38,7 @@ def route(arguments: argparse.Namespace) -> None:
     if arguments.per_row and arguments.none_of_these:
         raise InputError(describe("Whether none of the experts fits is told for the task as a whole",
                                   where="--none_of_these", got="--per_row", cure="leave one of them out"))
+    check_range("top_k", arguments.top_k, 1)
     config = RouteConfig(
         router=None if every else arguments.router, num_queries=arguments.queries,
         modules=modules_of(arguments), prepared_dir=arguments.prepared,

@@ -190,9 +190,9 @@ class ExpertLibrary:
             index, known = self.index.remove_all(expert_ids), generality_in(self)
             _begin(self, removed=tuple(expert_ids), replaced=self.facts["keys"])
             out = set(expert_ids)
-            forget_experts(self.path, known, expert_ids)
             self._write_anew(index, [row for row in self.instances if row["expert"] not in out],
                              [entry for entry in _listed(self) if entry[0].id not in out])
+            forget_experts(self.path, known, expert_ids)  # last: a removal that is killed leaves priors, too
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -21,9 +21,9 @@ def generality_in(library: "ExpertLibrary") -> Generality:
     return read_generality(library.path, {name: entry.card for name, entry in library.entries.items()})
 
 
-def fingerprints_of(library: "ExpertLibrary", known: Generality) -> dict[str, str | None]:
-    """Fingerprints of the experts' weights, as the calibration or the experts' files say."""
-    own = {name: one.fingerprint for name, one in known.experts.items()}
+def fingerprints_of(library: "ExpertLibrary", known: Generality | None = None) -> dict[str, str | None]:
+    """Fingerprints of the experts' weights, as a calibration says (which spares files) or their files."""
+    own = {} if known is None else {name: one.fingerprint for name, one in known.experts.items()}
     return {name: own.get(name) or fingerprint_in(library.path / "experts" / name) for name in library}
 
 
@@ -32,7 +32,7 @@ def copies_in(library: "ExpertLibrary", known: Generality | None = None) -> np.n
 
     They do so in text formats alone that have the input.
     """
-    fingerprints = fingerprints_of(library, known or generality_in(library))
+    fingerprints = fingerprints_of(library, known)
     keys = library.index.by_expert() if library.means and library.text_format not in WITHOUT_INPUT else {}
     return copies_among(library.index.experts, fingerprints, library.instances, keys)
 

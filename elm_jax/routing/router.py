@@ -101,10 +101,13 @@ def check_router(name: str, library: RoutedLibrary, *, queries: bool, text: bool
     """
     row = _row_of(name)
     if row.needs_queries and not queries and not (row.takes_text and text):
-        able = [other for other, one in ROUTERS.items() if not one.needs_queries]
+        able = [other for other, one in ROUTERS.items()
+                if not (one.needs_queries and not (one.takes_text and text)) and one.needs_rows is None
+                and not (one.needs_priors and library.priors is None)]
         kinds = "queries or a text of the task" if row.takes_text else "queries"
+        others = f", or take --router {', '.join(able)}" if able else ""
         raise InputError(describe(f"The router {name} needs {kinds}", got="no instance of the task",
-                                  cure=f"give some, or take --router {', '.join(able)}"))
+                                  cure=f"give some{others}"))
     if row.needs_priors and library.priors is None:
         raise InputError(describe(f"The router {name} needs priors, and the library has none",
                                   cure="run `elm library calibrate`, or take --router vote or centroid"))

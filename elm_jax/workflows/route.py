@@ -126,12 +126,17 @@ class RouteConfig:
             raise InputError(describe("Whether none of the experts fits is told by queries",
                                       where="none_of_these", got="the task's text alone",
                                       cure="leave it out"))
-        if self.base is not None and self.labelled is None and rows is None:
-            raise InputError(describe("Only routers that score experts need a base", where="base",
-                                      got=self.base, cure="leave it out"))
+        if self.router is not None:
+            self.check_base(self.router)
         if self.task is not None and (self.dataset, self.family) != (None, None):
             raise InputError(describe("A task itself says its data set and family", where="dataset, family",
                                       got=f"{self.dataset}, {self.family}", cure="leave them out"))
+
+    def check_base(self, router: str) -> None:
+        """Raises InputError if a base is given, and the router that decides scores no expert."""
+        if self.base is not None and ROUTERS[router].needs_rows is None:
+            raise InputError(describe("Only routers that score experts need a base", where="base",
+                                      got=self.base, cure=f"leave it out: {router} decides"))
 
     @property
     def most_queries(self) -> int:
@@ -242,7 +247,7 @@ def check_instruction(router: str, routed: RoutedLibrary, text: np.ndarray | Non
     raise InputError(describe(
         f"The router {router} has no use for an instruction"
         + (" beside queries" if ROUTERS[router].takes_text else ""), where="instruction",
-        cure="leave it out, or route by it alone: --queries 0"))
+        cure="leave it out" + (", or route by it alone: --queries 0" if ROUTERS[router].takes_text else "")))
 
 
 def routed_task(library: ExpertLibrary, texts: Sequence[str | RoutingInstance], options: RouteOptions

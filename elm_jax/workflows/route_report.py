@@ -111,7 +111,8 @@ def _why_not(router: str, target: TargetTask) -> str | None:
     kin = target.arrays.dataset, target.arrays.family
     if row.needs_fit and (reason := why_no_fit(target.routed, *kin)) is not None:
         return reason
-    if row.needs_queries and not target.instances and not (row.takes_text and target.text):
+    if not target.instances and (row.needs_rows == "unlabelled" or (
+            row.needs_queries and not (row.takes_text and target.text))):
         return "it needs queries"
     if row.needs_rows == "labelled" and config.labelled is None:
         return "no --labelled rows"

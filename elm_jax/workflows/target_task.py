@@ -71,6 +71,8 @@ class TargetTask:
         library = open_library(config.library, config.encoder_dir)
         routed, has_queries = library.routed(), config.most_queries > 0
         router = _router_of(config, routed)
+        if not every:
+            config.check_base(router)
         # Before rows are read and rendered, which may take long.
         check_router(router, routed, queries=has_queries, text=not has_queries)
         dataset, family = _kin_of(config, routed)

@@ -18,6 +18,7 @@ from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import read_card
 from elm_jax.routing.router import default_router
 from elm_jax.routing.text import RoutingInstance
+from elm_jax.runtime import storage
 from elm_jax.workflows.calibrate.calibrate_library import CalibrateConfig, calibrate_library
 from elm_jax.workflows.calibrate.calibration_rows import CalibrationSetup
 
@@ -49,7 +50,8 @@ def put(store: ResultsStore, library: ExpertLibrary, expert: str, task: str, val
     store.append(TaskResult([{**row, **facts}], [prediction]))
 
 
-def test_a_complete_table_gives_priors_and_an_incomplete_one_is_refused(library, tmp_path, capsys):
+def test_a_complete_table_gives_priors_and_an_incomplete_one_is_refused(
+        library, tmp_path, capsys, monkeypatch):
     """Nobody is scored on an own data set, the copy by its model; tasks of one data set are averaged."""
     assert default_router(library.routed()) == "vote"
     store = ResultsStore(tmp_path / "results")
@@ -63,7 +65,10 @@ def test_a_complete_table_gives_priors_and_an_incomplete_one_is_refused(library,
     assert f"got: 1 of 8 scores missing: {tiny.TOPIC} on {NOTE[1]}\n" in capsys.readouterr().err
     assert not (library.path / "calibration").exists()
     put(store, library, tiny.TOPIC, NOTE[1], 0.25)
-    assert main(words) == 0
+    storage.write_text(library.path / "calibration" / "generality.json", "{")
+    assert main(["route", "--library", str(library.path), "--instruction", "Sort it."]) == 2
+    capsys.readouterr()
+    assert main(words) == 0, "a damaged file is written again"
     out = capsys.readouterr()
     assert "4 experts x 3 tasks of 2 data sets" in out.err and "which have their scores: 1." in out.err
     routed = library.routed()
@@ -78,6 +83,11 @@ def test_a_complete_table_gives_priors_and_an_incomplete_one_is_refused(library,
     assert main(["library", "list", "--library", str(library.path), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["generality"][tiny.TOPIC]
     assert listed["mini_review"] == {"score": pytest.approx(-two), "family": "sentiment", "tasks": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(ExpertLibrary, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ExpertLibrary.open(library.path).remove([DATASET])
+    np.testing.assert_array_equal(library.routed().priors.generality, routed.priors.generality)
     library.remove([DATASET])
     assert np.isnan(library.routed().priors.generality[1]).tolist().count(False) == 1
     assert DATASET not in (library.path / "calibration" / "generality.json").read_text()

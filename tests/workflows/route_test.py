@@ -25,6 +25,7 @@ from elm_jax.routing.text import format_text
 from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, model_of
 from elm_jax.workflows.merge.in_memory import best_of_library
 from elm_jax.workflows.route import route_rows, task_instances
+from elm_jax.workflows.route_report import report_route
 from elm_jax.workflows.target_task import read_labelled, target_options
 
 
@@ -72,6 +73,10 @@ def test_without_queries_a_task_is_its_template_or_an_instruction(world):
     for line in decision.ranking:
         mean = library.index.keys[library.index.owners == library.index.experts.index(line.expert)].mean(0)
         assert line.score == pytest.approx(mean @ vector / np.linalg.norm(mean), abs=1e-5)
+    # With a base all routers may be asked; those that score experts on queries say that there are none.
+    every = report_route(elm.RouteConfig(folder, task=tiny.REVIEW, num_queries=0, modules=tiny.MODULES,
+                                         base=world.base.path), every=True)
+    assert every.decision == decision and every.unable["confidence"] == every.unable["vote"]
     told = elm.route_task(elm.RouteConfig(folder, instruction="Was the meal good or bad?"))
     assert told == elm.route(library, instruction="Was the meal good or bad?")
 
@@ -135,7 +140,8 @@ def test_settings_that_exclude_each_other_or_have_no_effect_are_refused(given, f
     (["--router", "prior"], "elm library calibrate"), (["--router", "centroyd"], "nearest: centroid"),
     (["--instruction", "Sort it."], "no use for an instruction"),
     (["--queries", "3"], "fewer rows than queries"), (["--dataset", "b"], "the library has none"),
-    (["--per_row", "--router", "all"], "One router decides")])
+    (["--per_row", "--router", "all"], "One router decides"), (["--top_k", "0"], "top_k"),
+    (["--base", "b"], "leave it out: vote decides"), (["--base", "b", "--router", "vote"], "need a base")])
 def test_what_a_library_or_the_rows_lack_is_one_error(world, words, fault, capsys, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"inputs": "a"}\n{"inputs": "b", "choices": ["c", "d"]}\n')
     assert main.main(["route", "--library", str(world.folder / "library"), "--examples",
@@ -184,6 +190,8 @@ def test_priors_leave_out_what_the_task_says_of_itself(world, calibrated, capsys
     rows = json.loads(capsys.readouterr().out)["rows"]
     options = target_options(tiny.REVIEW, library.routed(), "prior+nearest")
     assert [row["expert"] for row in rows] == route_rows(library, instances, **options)
+    # The best by priors may have no votes: whoever weighs by votes takes the most voted.
+    assert best_of_library(config, 1, "votes") == ([str(calibrated / "experts" / tiny.REVIEW)], [5.0])
     # Of a task that is not registered, the user says it.
     bare = elm.route_task(elm.RouteConfig(calibrated, instruction="Sort it.", dataset=own.dataset))
     assert {line.expert: line.prior for line in bare.ranking} == {tiny.TOPIC: 1, tiny.REVIEW: -1}

@@ -13,7 +13,7 @@ from elm_jax.evaluation.evaluation_settings import PRIMARY
 from elm_jax.evaluation.results import ResultsStore
 from elm_jax.experts.generality import CalibratedDataset, CalibratedExpert, Generality
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.experts.routed_library import copies_in, fingerprints_of, generality_in, own_datasets
+from elm_jax.experts.routed_library import copies_in, fingerprints_of, own_datasets
 from elm_jax.routing.priors import Priors, priors_of_scores
 
 SHOWN = 5
@@ -90,7 +90,7 @@ class ScoreTable:
 
     def generality(self) -> Generality:
         """Generality of the library's experts, to be written; errors as `priors`."""
-        priors, fingerprints = self.priors(), fingerprints_of(self.library, generality_in(self.library))
+        priors, fingerprints = self.priors(), fingerprints_of(self.library)
         counts = collections.Counter(kin.dataset for kin in self.kin)
         experts = {
             name: CalibratedExpert(entry.card.created, fingerprints[name],
@@ -111,7 +111,7 @@ def read_table(library: ExpertLibrary, store: ResultsStore, tasks: Sequence[str]
     Raises:
         InputError: no expert was scored, a task is not in the results, or one was scored on unlike rows.
     """
-    fingerprints = fingerprints_of(library, generality_in(library))
+    fingerprints = fingerprints_of(library)
     experts = {name: place for place, name in enumerate(library)}
     rows = [row for row in store.rows() if row["expert"] in experts and row["metric"] in PRIMARY.values()
             and row.get("model") in (None, fingerprints[row["expert"]])]

@@ -138,8 +138,11 @@ def best_of_library(config: RouteConfig, top_k: int, weights: Sequence[float] | 
     Args:
         config: says the library and the task.
         top_k: how many experts.
-        weights: a key of `BY` is replaced by the decision's weights; any other value is returned unchanged.
+        weights: a key of `BY` is replaced by the decision's weights (``votes`` also choose the experts, where
+            the config names no router); any other value is returned unchanged.
     """
+    if weights == "votes" and config.router is None:  # the best by priors may have none
+        config = dataclasses.replace(config, router="vote")
     decision = route_task(config)
     if isinstance(weights, str) and weights in BY:
         weights = decided_weights(decision, top_k, weights)
