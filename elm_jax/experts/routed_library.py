@@ -65,5 +65,5 @@ def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
     copies = copies_in(library, known)
     oldest = experts if copies is None else [experts[place] for place in copies]
     return RoutedLibrary(library.index, known.priors(oldest), copies,
-                         tuple(own_datasets(entry.card) for entry in library.entries.values()),
+                         tuple(own_datasets(library[name].card) for name in experts),
                          of_means=library.means is not None)

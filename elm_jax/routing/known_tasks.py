@@ -1,6 +1,5 @@
 """Known tasks: whether the expert that votes put first was trained on what the queries are like."""
 
-import dataclasses
 import weakref
 
 import numpy as np
@@ -22,36 +21,29 @@ def margin_of(num_queries: np.ndarray) -> np.ndarray:
     return 1 - 0.8 / np.sqrt(np.maximum(num_queries, 1))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class KeySpread:
-    """How near the keys of each expert are to each other.
+_SPREADS: "weakref.WeakKeyDictionary[KeyIndex, dict[int, tuple[float, float]]]" = weakref.WeakKeyDictionary()
 
-    Attributes:
-        mean: f64[E], mean similarity of a key with the nearest other key of its expert; NaN for an expert of
-            less than `FEWEST`.
-        deviation: f64[E], of these similarities.
+
+def key_spread(index: KeyIndex, expert: int) -> tuple[float, float]:
+    """How near the keys of an expert are to each other; kept while the index lives.
+
+    Keys near to nothing do not count.
+
+    Returns:
+        (mean similarity of a key with the nearest other key of the expert, deviation of these similarities);
+        NaN for an expert of fewer than `FEWEST` keys.
     """
-
-    mean: np.ndarray
-    deviation: np.ndarray
-
-
-_SPREADS: "weakref.WeakKeyDictionary[KeyIndex, KeySpread]" = weakref.WeakKeyDictionary()
-
-
-def key_spread(index: KeyIndex) -> KeySpread:
-    """The spread of each expert's keys; kept while the index lives. Keys near to nothing do not count."""
-    if index not in _SPREADS:
-        facts = np.full((2, len(index.experts)), np.nan)
-        for expert, keys in enumerate(index.by_expert().values()):
-            keys = keys[keys.any(axis=1)]
-            if len(keys) >= FEWEST:
-                similarities = keys @ keys.T
-                np.fill_diagonal(similarities, -np.inf)
-                nearest = similarities.max(axis=1).astype(np.float64)
-                facts[:, expert] = nearest.mean(), nearest.std()
-        _SPREADS[index] = KeySpread(*facts)
-    return _SPREADS[index]
+    made = _SPREADS.setdefault(index, {})
+    if expert not in made:
+        keys = index.keys[index.owners == expert]
+        keys = keys[keys.any(axis=1)]
+        made[expert] = np.nan, np.nan
+        if len(keys) >= FEWEST:
+            similarities = keys @ keys.T
+            np.fill_diagonal(similarities, -np.inf)
+            nearest = similarities.max(axis=1).astype(np.float64)
+            made[expert] = float(nearest.mean()), float(nearest.std())
+    return made[expert]
 
 
 def are_known(evidence: Evidence, index: KeyIndex) -> np.ndarray:
@@ -63,7 +55,7 @@ def are_known(evidence: Evidence, index: KeyIndex) -> np.ndarray:
     votes = evidence.votes
     most = votes == votes.max(axis=1, keepdims=True)
     first = np.where(most, -evidence.first_won.astype(np.float64), -np.inf).argmax(axis=1)
-    spread, groups = key_spread(index), np.arange(len(votes))
-    limit = spread.mean[first] - margin_of(evidence.num_queries) * spread.deviation[first]
+    mean, deviation = np.array([key_spread(index, int(expert)) for expert in first]).reshape(-1, 2).T
+    limit, groups = mean - margin_of(evidence.num_queries) * deviation, np.arange(len(votes))
     with np.errstate(invalid="ignore"):
         return (votes[groups, first] > 0) & (evidence.mean_nearest[groups, first] >= limit)

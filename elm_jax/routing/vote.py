@@ -63,7 +63,8 @@ class RoutingDecision:
         router: name of the router that ranked them.
         is_sure: whether the library has an expert for the task; False means that none of these should answer,
             but the base. None where that was not asked.
-        is_known: whether the library knows the task, so that votes decided; None where that did not count.
+        is_known: whether the library knows the task, so that votes decided, also which experts were scored on
+            rows; None where that did not count.
     """
 
     ranking: Sequence[ExpertVotes]
