@@ -125,11 +125,16 @@ def _notes(report: RouteReport) -> Iterator[str]:
     yield f"{name}: {ROUTERS[name].about}."
     if report.decision.is_sure is False:
         yield "The task is far from what the experts learned: none of these; the base should answer."
-    if any(line.prior is not None for line in report.decision.ranking):
+    if report.decision.is_known:
+        yield "The library knows tasks like this: experts with votes come first."
+    priors = [line.prior for line in report.decision.ranking if line.prior is not None]
+    if priors:
         kin = (("data set", report.dataset), ("family", report.family))
         left_out = [f"{what} {value}" for what, value in kin if value is not None]
         yield (f"Priors leave out {' and '.join(left_out)}." if left_out else
                "Priors leave nothing out: --dataset and --family name what is akin to the task.")
+        if not any(priors):
+            yield "No other data set tells experts apart: every prior is 0."
     if any(match.nearest is None for match in report.matches):
         yield NO_TEXTS
     for reason in dict.fromkeys(report.unable.values()):

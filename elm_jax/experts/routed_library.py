@@ -8,7 +8,7 @@ from elm_jax.data.registry.task_kin import kin_of
 from elm_jax.errors import InputError
 from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.copies import copies_among, fingerprint_in
-from elm_jax.experts.generality import Generality, read_generality
+from elm_jax.experts.generality import Generality, generality_file, read_generality
 from elm_jax.routing.cases import RoutedLibrary
 from elm_jax.routing.text import WITHOUT_INPUT
 
@@ -59,8 +59,18 @@ def own_datasets(card: ExpertCard) -> frozenset[str]:
 def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
     """Keys and data sets of a library's experts, and priors and copies if there are any.
 
-    Copies have the prior of the oldest.
+    Copies have the prior of the oldest. It is kept with the library while neither its experts nor what is
+    known of them changes: what is fitted on it is then fitted once.
     """
+    path = generality_file(library.path)
+    said = path.read_bytes() if path.exists() else None
+    kept = getattr(library, "_routed", None)
+    if kept is None or kept[0] is not library.index or kept[1] != said:
+        kept = library._routed = (library.index, said, _routed_anew(library))
+    return kept[2]
+
+
+def _routed_anew(library: "ExpertLibrary") -> RoutedLibrary:
     known, experts = generality_in(library), library.index.experts
     copies = copies_in(library, known)
     oldest = experts if copies is None else [experts[place] for place in copies]

@@ -89,6 +89,7 @@ def test_means_are_the_same_in_any_order_and_added_one_by_one(world, tmp_path):
     assert opened.means == 3 and len(opened.index) == 6 and opened.instances == []
     opened.add({world.folder / "dataset": next(iter(rows.values()))[::-1]})
     assert opened.routed().copies.tolist() == [0, 1, 0]
+    assert opened.routed() is opened.routed()  # kept while nothing changes
     opened.remove(["topic-de"])
     assert ExpertLibrary.open(opened.path).index.digest() == made[0].index.digest()
     few = [RoutingInstance(text) for text in ("one", "same", "same", "same")]
