@@ -59,7 +59,7 @@ def template_index(table: Table, vectors: TaskVectors) -> KeyIndex:
 
 def first_keys(index: KeyIndex, count: int) -> KeyIndex:
     """An index with the first `count` keys of each expert."""
-    places = np.concatenate([np.flatnonzero(index.owners == expert)[:count]
+    places = np.concatenate([index.places_of(expert)[:count]
                              for expert in range(len(index.experts))])
     return dataclasses.replace(index, keys=index.keys[places], owners=index.owners[places])
 

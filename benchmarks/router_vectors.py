@@ -66,7 +66,7 @@ class TaskVectors:
         for name in canonical:
             template = registry.get_task(self.task_of(name)).load_template()
             texts.append(format_text(RoutingInstance(
-                template.jinja.split("|||")[0].strip(), template.answer_choices), FORMAT))
+                template.instruction, template.answer_choices), FORMAT))
         return self._embedded(self._kept_as("templates", *texts), texts)
 
     def _kept_as(self, *facts: str | int) -> pathlib.Path | None:

@@ -182,6 +182,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prepared", metavar="DIR", help="folder of prepared arrays (no TensorFlow needed)")
 
 
+def _add_stacks(parser: argparse._ActionsContainer, experts: int) -> None:
+    parser.add_argument("--stack_experts", type=int, default=experts, metavar="E",
+                        help=f"score so many experts of one shape in one program (default: {experts})")
+    parser.add_argument("--mesh_data", type=int, default=-1)
+    parser.add_argument("--mesh_model", type=int, default=1)
+    parser.add_argument("--mesh_experts", type=int, default=1,
+                        help="over so many parts of the mesh a stack of experts is split (default: 1)")
+
+
 def _add_library(verbs: argparse._SubParsersAction) -> None:
     library = verbs.add_parser(
         "library", help="The expert library: build, add, remove, list, calibrate, verify, report.")
@@ -241,12 +250,7 @@ def _add_calibrate(actions: argparse._SubParsersAction) -> argparse.ArgumentPars
                          help="so many tasks of each data set (default: 1)")
     scoring.add_argument("--source_length", type=int, default=512)
     scoring.add_argument("--max_new_tokens", type=int, default=128)
-    scoring.add_argument("--stack_experts", type=int, default=16, metavar="E",
-                         help="score so many experts of one shape in one program (default: 16)")
-    scoring.add_argument("--mesh_data", type=int, default=-1)
-    scoring.add_argument("--mesh_model", type=int, default=1)
-    scoring.add_argument("--mesh_experts", type=int, default=1,
-                         help="over so many parts of the mesh a stack of experts is split (default: 1)")
+    _add_stacks(scoring, 16)
     _add_data(calibrate)
     _prints_table(calibrate)
     return calibrate
@@ -364,12 +368,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                           "(default: sum)")
     evaluate.add_argument("--metric", action="append", default=[], choices=MORE_METRICS,
                           help="score by this too; may be given again (a task may name some of its own)")
-    evaluate.add_argument("--stack_experts", type=int, default=1, metavar="E",
-                          help="score so many experts of one shape in one program (default: 1)")
-    evaluate.add_argument("--mesh_data", type=int, default=-1)
-    evaluate.add_argument("--mesh_model", type=int, default=1)
-    evaluate.add_argument("--mesh_experts", type=int, default=1,
-                          help="over so many parts of the mesh a stack of experts is split (default: 1)")
+    _add_stacks(evaluate, 1)
     evaluate.add_argument("--trunk_cache", metavar="DIR", help="keep the inputs' states below the experts' "
                           "lowest layer, and compute them once for all experts (see ADAPTER_LAYERS)")
     _takes_wide(evaluate)

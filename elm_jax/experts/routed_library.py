@@ -1,5 +1,6 @@
 """A library as routers see it, and what is known of its experts beside their cards."""
 
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,11 @@ def own_datasets(card: ExpertCard) -> frozenset[str]:
     return frozenset(kin_of(task).dataset for task in card.tasks)
 
 
+_KEPT: "weakref.WeakKeyDictionary[ExpertLibrary, tuple[RoutedLibrary, bytes | None]]" = (
+    weakref.WeakKeyDictionary())
+"""What was made of a library, and the file of generality that it was made by."""
+
+
 def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
     """Keys and data sets of a library's experts, and priors and copies if there are any.
 
@@ -64,10 +70,10 @@ def routed_of(library: "ExpertLibrary") -> RoutedLibrary:
     """
     path = generality_file(library.path)
     said = path.read_bytes() if path.exists() else None
-    kept = getattr(library, "_routed", None)
-    if kept is None or kept[0] is not library.index or kept[1] != said:
-        kept = library._routed = (library.index, said, _routed_anew(library))
-    return kept[2]
+    kept = _KEPT.get(library)
+    if kept is None or kept[0].index is not library.index or kept[1] != said:
+        kept = _KEPT[library] = _routed_anew(library), said
+    return kept[0]
 
 
 def _routed_anew(library: "ExpertLibrary") -> RoutedLibrary:

@@ -147,6 +147,10 @@ class KeyIndex:
         place = self._room.place(expert, self.experts)
         return 0 if place is None else int(self.counts[place])
 
+    def places_of(self, expert: int) -> np.ndarray:
+        """Positions i64[S] of the keys of the expert at a position."""
+        return np.flatnonzero(self.owners == expert)
+
     @functools.cached_property
     def counts(self) -> np.ndarray:
         """Number of keys i64[E] of each expert."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from elm_jax.routing.evidence import Evidence
 from elm_jax.routing.index import KeyIndex
+from elm_jax.routing.ranking import firsts
 
 FEWEST = 20
 """Keys below which an expert's own say too little of how near its task's inputs are."""
@@ -35,7 +36,7 @@ def key_spread(index: KeyIndex, expert: int) -> tuple[float, float]:
     """
     made = _SPREADS.setdefault(index, {})
     if expert not in made:
-        keys = index.keys[index.owners == expert]
+        keys = index.keys[index.places_of(expert)]
         keys = keys[keys.any(axis=1)]
         made[expert] = np.nan, np.nan
         if len(keys) >= FEWEST:
@@ -53,8 +54,7 @@ def are_known(evidence: Evidence, index: KeyIndex) -> np.ndarray:
     without votes, and an expert of few keys, tell nothing: not known.
     """
     votes = evidence.votes
-    most = votes == votes.max(axis=1, keepdims=True)
-    first = np.where(most, -evidence.first_won.astype(np.float64), -np.inf).argmax(axis=1)
+    first = firsts(votes, evidence, np.ones(votes.shape[1], bool))
     mean, deviation = np.array([key_spread(index, int(expert)) for expert in first]).reshape(-1, 2).T
     limit, groups = mean - margin_of(evidence.num_queries) * deviation, np.arange(len(votes))
     with np.errstate(invalid="ignore"):

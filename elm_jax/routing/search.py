@@ -74,7 +74,7 @@ def winners_of(best: np.ndarray) -> np.ndarray:
 
 def nearest_key(query: np.ndarray, index: KeyIndex, expert: int) -> int:
     """Position of the key of one expert that is nearest to a query f32[K]; of tied keys the first."""
-    own = np.flatnonzero(index.owners == expert)
+    own = index.places_of(expert)
     similarities = index.keys[own] @ query
     return int(own[(similarities >= similarities.max() - np.float32(TIE)).argmax()])
 

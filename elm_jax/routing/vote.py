@@ -141,27 +141,9 @@ def decide_each(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy")
     Raises:
         InputError: as `decide`.
     """
-    return [index.experts[winner] for winner in nearest_experts(queries, index, backend=backend)[0]]
-
-
-def nearest_experts(queries: np.ndarray, index: KeyIndex, *, backend: str = "numpy"
-                    ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the expert nearest to each query, and says how near every expert is.
-
-    Args:
-        queries: f32[Q, K], unit rows.
-        index: keys of the library.
-        backend: ``numpy`` or ``jax``.
-
-    Returns:
-        (positions i64[Q] of the experts, the oldest for a zero query; similarities f32[Q, E]).
-
-    Raises:
-        InputError: as `decide`.
-    """
     queries = checked_queries(queries, index, backend)
-    similarities = BEST[backend](queries, index)
-    return np.where(queries.any(axis=1), winners_of(similarities), 0), similarities
+    winners = np.where(queries.any(axis=1), winners_of(BEST[backend](queries, index)), 0)
+    return [index.experts[winner] for winner in winners]
 
 
 def checked_queries(queries: np.ndarray, index: KeyIndex, backend: str = "numpy") -> np.ndarray:

@@ -61,7 +61,7 @@ class RouteConfig:
         instruction: text that says what the task is, in place of a registered task's template; beside queries
             it counts with priors alone.
         labelled: file of rows with answers, on which the router `labelled` scores experts (see
-            `labelled_rows.read_labelled`); without a task and examples their inputs are the queries, too.
+            `target_task.read_labelled`); without a task and examples their inputs are the queries, too.
         base: of the experts, for routers that score them; None for the one that their cards name.
         dataset: of a task that is not registered; priors leave it out.
         family: kind of such a task; priors leave out all data sets of it.

@@ -132,7 +132,7 @@ def best_matches(target: TargetTask, experts: Sequence[str]) -> tuple[BestMatch,
         vectors, texts = target.arrays.text[None], [target.text.source]
     index, found = target.routed.index, []
     for expert in experts:
-        own = np.flatnonzero(index.owners == index.experts.index(expert))
+        own = index.places_of(index.experts.index(expert))
         similarities = index.keys[own] @ vectors.T
         key, query = np.unravel_index(similarities.argmax(), similarities.shape)
         found.append(BestMatch(expert, round(float(similarities[key, query]), 4),

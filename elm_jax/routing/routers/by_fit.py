@@ -118,7 +118,7 @@ def own_targets(library: RoutedLibrary, *, queries: int = 32, most: int = 2_000)
     each = max(1, most // (queries * max(1, len(library.priors.datasets))))
     for dataset in library.priors.datasets:
         own = np.flatnonzero(library.different & [dataset in names for names in library.datasets])
-        found += [RoutedTask(index.keys[spread(np.flatnonzero(index.owners == expert), queries)],
+        found += [RoutedTask(index.keys[spread(index.places_of(expert), queries)],
                              dataset=dataset) for expert in spread(own, each)]
     return found
 

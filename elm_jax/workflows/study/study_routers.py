@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from elm_jax.data.preparing.task_data import TaskData
-from elm_jax.data.registry import registry
 from elm_jax.data.registry.task_kin import kin_of
 from elm_jax.errors import InputError
 from elm_jax.evaluation.results import ResultsStore
@@ -26,12 +25,13 @@ from elm_jax.reporting.study_table import halves
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
 from elm_jax.routing.router import ROUTERS, decide_rows, decide_task, default_router
 from elm_jax.routing.routers.by_fit import why_no_fit
-from elm_jax.routing.text import RoutingInstance, format_text
+from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import storage
 from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.workflows.calibrate.score_table import read_table
-from elm_jax.workflows.route import draw_instances
+from elm_jax.workflows.route import draw_instances, embedded
 from elm_jax.workflows.study.kept_rows import KeptRows
+from elm_jax.workflows.target_task import template_text
 from elm_jax.workflows.train.run_record import MadeOf
 
 logger = logging.getLogger(__name__)
@@ -133,28 +133,19 @@ def compare_routers(library: ExpertLibrary, store: ResultsStore, tasks: Compared
                        "families": len(set(routed.priors.families))}}
 
 
-def template_instance(task: str) -> RoutingInstance | None:
-    """A task's template as it is written, in place of an instance.
-
-    None where rows are prompts already, and, with a warning, where there is no template: prepared arrays do
-    without.
-    """
-    prompt = registry.get_task(task)
-    if prompt.ready:
-        return None
+def known_text(task: str) -> RoutingInstance | None:
+    """A task's `template_text`; None, with a warning, where there is none: prepared arrays do without."""
     try:
-        template = prompt.load_template()
+        return template_text(task)
     except InputError as error:
         logger.warning("routers are compared without a text of %s: %s", task, error)
         return None
-    return RoutingInstance(template.jinja.split("|||")[0].strip(), template.answer_choices)
 
 
 def _routed_task(library: ExpertLibrary, instances: Sequence[RoutingInstance], task: str) -> RoutedTask:
     """Embeds a task's queries and its template, once for all routers."""
-    template = template_instance(task)
-    texts = [format_text(one, library.text_format) for one in (*instances, *([template] if template else ()))]
-    vectors = np.asarray(library.encoder.embed(texts), np.float32)
+    template = known_text(task)
+    vectors = embedded(library, [*instances, *([template] if template else ())])
     return RoutedTask(vectors[:len(instances)], vectors[-1] if template else None, *kin_of(task))
 
 
