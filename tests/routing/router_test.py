@@ -8,8 +8,9 @@ from scipy import stats
 
 from elm_jax.errors import InputError
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
-from elm_jax.routing.evidence import centroids_of
+from elm_jax.routing.evidence import NEVER, Evidence, centroids_of
 from elm_jax.routing.fitted import FittedRouter
+from elm_jax.routing.known_tasks import are_known
 from elm_jax.routing.priors import Priors, priors_of_scores
 from elm_jax.routing.router import ROUTERS, RouterStream, decide_rows, decide_task, default_router
 from elm_jax.routing.vote import decide, decide_each
@@ -111,6 +112,15 @@ def test_a_known_task_is_left_to_votes():
              for far in np.linspace(0, 0.4, 9) for count in (1, 9)
              for queries in [near(middles[2] + far * away, count)]]
     assert all(ours == plain for ours, plain in found) and len({ours for ours, _ in found}) == 2
+    keys = index.keys[:40].astype(np.float64)
+    nearest = (keys @ keys.T - 2 * np.eye(40)).max(axis=1)
+    for count, margin in ((1, 0.2), (4, 0.6), (64, 0.9)):  # just within the margin, and just beyond
+        for places in (-0.01, 0.01):
+            mean = nearest.mean() - (margin + places) * nearest.std()
+            sums = np.array([[count * mean, 0.0]])
+            votes = np.array([[count, 0]])
+            evidence = Evidence(np.array([count]), votes, np.array([[0, NEVER]]), sums, sums, sums)
+            assert are_known(evidence, index).tolist() == [places < 0]
     few = make_index({f"e{n}": near(middle, 19) for n, middle in enumerate(middles)})
     library = RoutedLibrary(few, library.priors)  # too few keys to say how near they are to each other
     assert decide_task(RoutedTask(few.keys[:1]), library).is_known is False

@@ -87,6 +87,7 @@ def test_means_are_the_same_in_any_order_and_added_one_by_one(world, tmp_path):
     opened = ExpertLibrary.open(made[1].path)
     assert opened.index.digest() == made[0].index.digest() and opened.verify() == []
     assert opened.means == 3 and len(opened.index) == 6 and opened.instances == []
+    assert opened.routed().copies is None
     opened.add({world.folder / "dataset": next(iter(rows.values()))[::-1]})
     assert opened.routed().copies.tolist() == [0, 1, 0]
     assert opened.routed() is opened.routed()  # kept while nothing changes

@@ -9,6 +9,7 @@ import tiny_study as tiny
 
 import elm_jax as elm
 from elm_jax.cli import main
+from elm_jax.cli.route import _notes
 from elm_jax.data.registry import registry
 from elm_jax.data.registry.task_kin import kin_of
 from elm_jax.errors import InputError
@@ -22,11 +23,22 @@ from elm_jax.experts.generality import (
 from elm_jax.routing.none_of_these import fit_threshold
 from elm_jax.routing.router import ROUTERS
 from elm_jax.routing.text import format_text
+from elm_jax.routing.vote import ExpertVotes, RoutingDecision
 from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, model_of
 from elm_jax.workflows.merge.in_memory import best_of_library
 from elm_jax.workflows.route import route_rows, task_instances
-from elm_jax.workflows.route_report import report_route
+from elm_jax.workflows.route_report import RouteReport, report_route
 from elm_jax.workflows.target_task import read_labelled, target_options
+
+
+@pytest.mark.parametrize(("known", "priors", "said"), [
+    (True, (0.5, -0.5), (True, False)), (False, (0.5, 0.0), (False, False)),
+    (None, (0.0, 0.0), (False, True)), (None, (None, None), (False, False))])
+def test_the_notes_say_when_a_task_is_known_and_when_no_prior_tells_experts_apart(known, priors, said):
+    lines = tuple(ExpertVotes(f"e{n}", 0, 0.0, 0.0, prior=prior) for n, prior in enumerate(priors))
+    decision = RoutingDecision(lines, 1, "instance", "tfidf-svd", "prior+nearest", is_known=known)
+    notes = " ".join(_notes(RouteReport(decision, {}, {}, ())))
+    assert ("library knows tasks like this" in notes, "every prior is 0" in notes) == said
 
 
 @pytest.mark.parametrize("prepared", [False, True])
