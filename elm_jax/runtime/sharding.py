@@ -29,6 +29,8 @@ DEFAULT_RULES: Rules = (
     ("batch", "data"),
     ("vocab", "model"),
     ("mlp", "model"),
+    ("expert", "experts"),
+    ("expert_mlp", "model"),
     ("heads", "model"),
     ("joined_kv", "model"),
     ("bottleneck", "model"),

@@ -14,6 +14,7 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.adapters.carriers import with_layers_of
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.adapters.kind import AdapterKind
+from elm_jax.models.layers.sparse_config import SparseConfig, check_causal, sparse_of, with_sparse
 from elm_jax.models.network import DTYPES
 from elm_jax.runtime.config_checks import LARGEST_DIMENSION, check_dimension
 
@@ -83,6 +84,8 @@ class DecoderConfig:
         dropout_rate: rate of every dropout.
         dtype: of the activations; parameters, softmax, norms, rotations and logits stay float32.
         adapter: config of a kind of adapter, as `AdapterConfig` builds it; None for a network without.
+        sparse: experts in the place of some layers' feed-forward: a `SparseConfig` or the dictionary of its
+            fields; None for a dense network.
         pad_id: fills rows up; may equal `eos_id`.
         eos_id: ends a text, and stands for a prompt without tokens where there is no `bos_id`.
         extra_eos_ids: further ids that end a generated text.
@@ -114,6 +117,7 @@ class DecoderConfig:
     eos_id: int = 2
     extra_eos_ids: tuple[int, ...] = ()
     bos_id: int | None = None
+    sparse: SparseConfig | None = None
 
     family: ClassVar[str] = "decoder"
     start_id: ClassVar[None] = None
@@ -133,6 +137,8 @@ class DecoderConfig:
         self._check_numbers()
         self._check_ids()
         object.__setattr__(self, "adapter", with_layers_of(self.adapter, self.num_layers))
+        object.__setattr__(self, "sparse", sparse_of(self.sparse))
+        check_causal(self.sparse, "DecoderConfig.sparse")
 
     def _check_choices(self) -> None:
         if not isinstance(self.mlp_activations, tuple) or len(self.mlp_activations) not in (1, 2):
@@ -188,10 +194,11 @@ class DecoderConfig:
         """Returns a JSON-ready dictionary. Inverse of `from_dict`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         scaling = self.rope_scaling
-        return {**values, "family": self.family, "mlp_activations": list(self.mlp_activations),
-                "extra_eos_ids": list(self.extra_eos_ids),
-                "rope_scaling": None if scaling is None else dataclasses.asdict(scaling),
-                "adapter": None if self.adapter is None else self.adapter.to_dict()}
+        return with_sparse(self.sparse, {
+            **values, "family": self.family, "mlp_activations": list(self.mlp_activations),
+            "extra_eos_ids": list(self.extra_eos_ids),
+            "rope_scaling": None if scaling is None else dataclasses.asdict(scaling),
+            "adapter": None if self.adapter is None else self.adapter.to_dict()})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: Any = None) -> "DecoderConfig":

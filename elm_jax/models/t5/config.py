@@ -14,6 +14,7 @@ from elm_jax.models.adapters.bottleneck import bottleneck_of
 from elm_jax.models.adapters.carriers import with_layers_of
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.adapters.kind import AdapterKind
+from elm_jax.models.layers.sparse_config import SparseConfig, sparse_of, with_sparse
 from elm_jax.models.network import DTYPES
 from elm_jax.runtime.config_checks import LARGEST_DIMENSION, check_dimension
 
@@ -43,6 +44,8 @@ class T5Config:
         relative_attention_max_distance: distances from here on share one bucket.
         adapter: config of a kind of adapter, as `AdapterConfig` builds it; None for a network without. The
             encoder's layers come first where it numbers layers.
+        sparse: experts in the place of some layers' feed-forward: a `SparseConfig` or the dictionary of its
+            fields; None for a dense network.
         family, pad_id, eos_id, start_id: T5's, whatever its size; padding is no token of a text.
     """
 
@@ -60,6 +63,7 @@ class T5Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     adapter: AdapterKind | None = None
+    sparse: SparseConfig | None = None
 
     family: ClassVar[str] = "t5"
     pad_id: ClassVar[int] = 0
@@ -94,6 +98,7 @@ class T5Config:
         if self.adapter is not None and not isinstance(self.adapter, AdapterKind):
             raise _wrong("adapter", self.adapter, "None or an AdapterConfig")
         object.__setattr__(self, "adapter", with_layers_of(self.adapter, self.num_layers))
+        object.__setattr__(self, "sparse", sparse_of(self.sparse))
 
     def _check_buckets(self) -> None:
         buckets = self.relative_attention_num_buckets
@@ -136,8 +141,8 @@ class T5Config:
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-ready dictionary. Inverse of `from_dict`."""
         adapter = None if self.adapter is None else self.adapter.to_dict()
-        return {**dataclasses.asdict(self), "mlp_activations": list(self.mlp_activations),
-                "adapter": adapter}
+        return with_sparse(self.sparse, {**dataclasses.asdict(self), "adapter": adapter,
+                                         "mlp_activations": list(self.mlp_activations)})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: Any = None) -> "T5Config":

@@ -1,0 +1,210 @@
+"""Settings of sparse feed-forwards (mixtures of experts in the network): gates, capacity, layers."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from elm_jax.errors import InputError, describe, in_short, unknown_name
+from elm_jax.runtime.config_checks import check_dimension
+
+TOKENS, EXPERTS = CHOICES = ("tokens", "experts")
+"""Who chooses: tokens their experts (top-K), or experts their tokens (expert choice)."""
+POSITION, PROBABILITY = ORDERS = ("position", "probability")
+"""In which order tokens fill an expert's places."""
+TOKEN, TASK, BOTH = GATES = ("token", "task", "both")
+"""What the router reads: the token's state, the task's vector, or the sum of both logits."""
+RULES = ("t5x", "hf")
+"""Names of the offset of sparse layers: the last of every `step` layers (T5X), the second (transformers)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseConfig:
+    """Settings of a network's sparse feed-forwards; frozen and hashable, a part of the network's config.
+
+    A token's output is ``sum_k g_k E_k(x)`` over its K experts; a choice beyond an expert's capacity adds 0.
+    Sources: Switch, https://arxiv.org/abs/2101.03961; ST-MoE, https://arxiv.org/abs/2202.08906; choice by
+    experts, https://arxiv.org/abs/2202.09368; task gates, https://arxiv.org/abs/2204.07689.
+
+    Attributes:
+        num_experts: experts E of each sparse layer.
+        experts_per_token: K, for the choice by tokens.
+        choice: ``tokens``, or ``experts`` (which look at later tokens, so in encoders only).
+        normalize_gates: a token's K gates are divided by their sum, before anything is dropped; otherwise
+            they are the router's probabilities.
+        capacity_factor: while training an expert has ``capacity_factor * N / E`` places, rounded up, in a
+            group of N places, times K if `capacity_counts_choices`; None: as many as are chosen (no
+            dropping). Needed for the choice by experts.
+        eval_capacity_factor: the same outside of training; None: no dropping. A step of cached decoding
+            never drops.
+        capacity_counts_choices: whether the capacity has the factor K; T5X leaves it out.
+        min_capacity: places of an expert, at least.
+        group_rows: rows of a batch that share the places; padding takes none.
+        order: tokens fill an expert's places by ``position``, or by ``probability``, largest first (which
+            looks at later tokens, so in encoders only). First choices come before all second ones.
+        jitter: while training the router reads ``x * U(1 - jitter, 1 + jitter)``; the experts do not.
+        expert_dropout: rate of dropout in the experts' hidden layers; None: the network's.
+        step: of every `step` layers of a stack one is sparse; 0: none of an encoder's.
+        offset: number of a stack's first sparse layer, counted from 0; or one of `RULES`.
+        decoder_step: `step` of an encoder-decoder's decoder; None: the same.
+        dense_sublayer: a dense feed-forward with a norm of its own follows each sparse one (ST-MoE).
+        gate: what the router reads: one of `GATES`.
+        tasks: names of the tasks that have a vector, in the order of the table's rows; for a gate that
+            reads tasks.
+        task_dim: width of a task's vector.
+    """
+
+    num_experts: int
+    experts_per_token: int = 1
+    choice: str = TOKENS
+    normalize_gates: bool = False
+    capacity_factor: float | None = 1.25
+    eval_capacity_factor: float | None = None
+    capacity_counts_choices: bool = True
+    min_capacity: int = 4
+    group_rows: int = 1
+    order: str = POSITION
+    jitter: float = 0.0
+    expert_dropout: float | None = None
+    step: int = 2
+    offset: int | str = "t5x"
+    decoder_step: int | None = None
+    dense_sublayer: bool = False
+    gate: str = TOKEN
+    tasks: tuple[str, ...] = ()
+    task_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks types, ranges and settings without effect; a list of tasks becomes a tuple."""
+        if isinstance(self.tasks, list):
+            object.__setattr__(self, "tasks", tuple(self.tasks))
+        for name, known in (("choice", CHOICES), ("order", ORDERS), ("gate", GATES)):
+            if getattr(self, name) not in known:
+                raise unknown_name(name, str(getattr(self, name)), known, f"SparseConfig.{name}")
+        for name in ("num_experts", "experts_per_token", "min_capacity", "group_rows"):
+            check_dimension(f"SparseConfig.{name}", getattr(self, name), 1 << 20)
+        for name in ("normalize_gates", "capacity_counts_choices", "dense_sublayer"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "True or False")
+        self._check_numbers()
+        self._check_layers()
+        self._check_tasks()
+        self._check_effects()
+
+    def _check_numbers(self) -> None:
+        for name in ("capacity_factor", "eval_capacity_factor"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 < value <= 1 << 20):
+                raise _wrong(name, value, "None (no dropping) or a number above 0")
+        if not (_is_number(self.jitter) and 0 <= self.jitter < 1):
+            raise _wrong("jitter", self.jitter, "a number in [0, 1)")
+        rate = self.expert_dropout
+        if rate is not None and not (_is_number(rate) and 0 <= rate < 1):
+            raise _wrong("expert_dropout", rate, "None (the network's) or a number in [0, 1)")
+        if self.experts_per_token > self.num_experts:
+            raise InputError(describe(
+                "A token cannot have more experts than there are", where="SparseConfig.experts_per_token",
+                got=self.experts_per_token, expected=f"at most num_experts, {self.num_experts}"))
+
+    def _check_layers(self) -> None:
+        for name in ("step", "decoder_step"):
+            value = getattr(self, name)
+            if not (name == "decoder_step" and value is None) and not (
+                    type(value) is int and 0 <= value <= 1024):
+                raise _wrong(name, value, "a whole number from 0 to 1024")
+        if isinstance(self.offset, str):
+            if self.offset not in RULES:
+                raise unknown_name("offset", self.offset, RULES, "SparseConfig.offset")
+        elif type(self.offset) is not int or not 0 <= self.offset < max(self.step, self.decoder_step or 0, 1):
+            raise _wrong("offset", self.offset, f"one of {RULES}, or a whole number from 0 to below step")
+
+    def _check_tasks(self) -> None:
+        if not isinstance(self.tasks, tuple) or any(not isinstance(name, str) for name in self.tasks):
+            raise _wrong("tasks", self.tasks, "a tuple of names of tasks")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise _wrong("tasks", self.tasks, "each name once")
+        if self.gate == TOKEN and (self.tasks or self.task_dim is not None):
+            raise _without_effect("tasks and task_dim", "gate='task' or gate='both'")
+        if self.gate != TOKEN and not self.tasks:
+            raise _wrong("tasks", self.tasks, f"names of tasks, for gate={self.gate!r}")
+        if self.gate != TOKEN:
+            check_dimension("SparseConfig.task_dim", self.task_dim, 1 << 16)
+
+    def _check_effects(self) -> None:
+        if self.choice == EXPERTS:
+            if self.capacity_factor is None or self.eval_capacity_factor is None:
+                raise _wrong("capacity_factor", None,
+                             "capacity_factor and eval_capacity_factor, for choice='experts'")
+            if self.experts_per_token != 1:
+                raise _without_effect("experts_per_token", "choice='tokens'; experts take as many tokens as "
+                                      "they have places")
+            if self.order != POSITION:
+                raise _without_effect("order", "choice='tokens'")
+        elif self.order != POSITION and self.capacity_factor is self.eval_capacity_factor is None:
+            raise _without_effect("order", "a capacity_factor")
+
+    def is_sparse(self, layer: int, decoder: bool = False) -> bool:
+        """Whether a layer of a stack is sparse.
+
+        Args:
+            layer: its number in the stack, from 0.
+            decoder: whether the stack is an encoder-decoder's decoder.
+        """
+        step = self.decoder_step if decoder and self.decoder_step is not None else self.step
+        if step == 0:
+            return False
+        offset = {"t5x": step - 1, "hf": 1 % step}.get(self.offset, self.offset)
+        return layer % step == offset % step
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a JSON-ready dictionary. Inverse of `sparse_of`."""
+        return {**dataclasses.asdict(self), "tasks": list(self.tasks)}
+
+
+def sparse_of(values: Any) -> SparseConfig | None:
+    """Builds the settings from a config's value: None, a `SparseConfig`, or the dictionary of its fields.
+
+    Raises:
+        InputError: a field is unknown, missing or wrong.
+    """
+    if values is None or isinstance(values, SparseConfig):
+        return values
+    if not isinstance(values, Mapping):
+        raise InputError(describe("The settings of sparse layers are wrong", where="sparse",
+                                  got=in_short(values), expected="None or the fields of a SparseConfig"))
+    known = [field.name for field in dataclasses.fields(SparseConfig)]
+    for name in values:
+        if name not in known:
+            raise unknown_name("SparseConfig field", str(name), known, "sparse")
+    if "num_experts" not in values:
+        raise InputError(describe("SparseConfig lacks fields", expected="num_experts"))
+    return SparseConfig(**values)
+
+
+def with_sparse(sparse: SparseConfig | None, values: dict[str, Any]) -> dict[str, Any]:
+    """Writes ``sparse`` into the dictionary of a network's config; a dense network's has no such key."""
+    values.pop("sparse", None)
+    return values if sparse is None else {**values, "sparse": sparse.to_dict()}
+
+
+def check_causal(sparse: SparseConfig | None, where: str) -> None:
+    """Raises InputError if a token's output would depend on later tokens: refused in a decoder."""
+    if sparse is not None and (sparse.choice == EXPERTS or sparse.order == PROBABILITY):
+        name, value = ("choice", sparse.choice) if sparse.choice == EXPERTS else ("order", sparse.order)
+        raise InputError(describe(
+            "In a decoder a token's experts may not depend on later tokens", where=f"{where}.{name}",
+            got=repr(value), expected=f"{'tokens' if name == 'choice' else 'position'!r}",
+            cure="keep it for an encoder"))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _wrong(field: str, value: object, expected: str) -> InputError:
+    return InputError(describe("The settings of sparse layers are wrong", where=f"SparseConfig.{field}",
+                               got=in_short(value), expected=expected))
+
+
+def _without_effect(what: str, needs: str) -> InputError:
+    return InputError(describe("A setting of sparse layers has no effect", where=f"SparseConfig: {what}",
+                               expected=needs, cure=f"leave out {what}"))
