@@ -61,11 +61,13 @@ class AdapterKind:
 
     Attributes:
         kind: name in gin files and on cards.
+        neutral: value of all its leaves with which it changes nothing.
         layers: layers that carry adapters, as `carriers` reads them; None for all. Norms below the lowest of
             them do not train.
     """
 
     kind: ClassVar[str]
+    neutral: ClassVar[float] = 0.0
     layers: str | tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
