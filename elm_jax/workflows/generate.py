@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batches import Tokens
 from elm_jax.data.arrays.prepared import CHAT, LEFT, PLAIN
+from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.answer_text import Answer
 from elm_jax.evaluation.generation_settings import GenerationSettings
@@ -32,6 +33,7 @@ from elm_jax.runtime.config_checks import (
 )
 from elm_jax.workflows.choices import NONE_PER
 from elm_jax.workflows.route import (
+    RouteOptions,
     check_row_router,
     open_library,
     read_examples,
@@ -224,11 +226,18 @@ class Panel:
             return [[(name, None) for name in self.names] for _ in questions]
         instances, config = [question.instance for question in questions], self._config
         router = config.router or default_router(self._routed)
-        options = {} if config.task is None else target_options(config.task, self._routed, router)
+        options = self._options(router)
         task = routed_task(self._library, instances, options)
         per = None if config.none_of_these is None else config.none_per or NONE_PER[0]
         found = row_reasons(self._library, self._routed, task, router, none_per=per)
         return [[(self._otherwise if route.is_sure is False else route.expert, route)] for route in found]
+
+    def _options(self, router: str) -> RouteOptions:
+        """What the router is told of the task that questions are rows of."""
+        if self._config.task is None:
+            return {}
+        registry.import_tasks(self._config.modules)  # families of tasks come from there
+        return target_options(self._config.task, self._routed, router)
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """Answers all questions, in their order; each model answers its own in batches."""

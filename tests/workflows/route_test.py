@@ -31,7 +31,7 @@ from elm_jax.workflows.merge.in_memory import best_of_library
 from elm_jax.workflows.route import task_instances
 from elm_jax.workflows.route_report import RouteReport, report_route
 from elm_jax.workflows.row_routes import route_rows
-from elm_jax.workflows.target_task import read_labelled, target_options
+from elm_jax.workflows.target_task import kin_in, read_labelled, target_options
 
 
 @pytest.mark.parametrize(("known", "priors", "said"), [
@@ -217,6 +217,17 @@ def test_priors_leave_out_what_the_task_says_of_itself(world, calibrated, capsys
     ranks = {name: dict(zip([line[0] for line in lines], [line[place] for line in lines], strict=True))
              for place, name in enumerate(head) if place}
     assert ranks["prior"] == {tiny.TOPIC: "1", tiny.REVIEW: "2"} != ranks["vote"]
+
+
+def test_a_task_that_is_not_registered_has_the_family_that_the_priors_know(calibrated, caplog):
+    """Its name says the data set; of one that they do not know it is told that no family is left out."""
+    routed, own = elm.ExpertLibrary.open(calibrated).routed(), kin_of(tiny.REVIEW)
+    other = f"{own.dataset}__not_registered"
+    assert own.family != own.dataset and registry.find_task(other) is None
+    assert kin_in(tiny.REVIEW, routed) == kin_in(other, routed) == own and not caplog.records
+    assert kin_in("new__task", routed) == ("new", None)
+    assert "leave out nothing of its family" in caplog.text
+    assert target_options(other, routed, "prior") == {**own._asdict(), "instruction": None}
 
 
 def test_whether_none_of_the_experts_fits_is_told_by_a_threshold_of_the_library(world, capsys, tmp_path):

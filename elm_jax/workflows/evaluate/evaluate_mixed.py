@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
+from elm_jax.data.registry import registry
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.evaluation import stacked_evaluator
@@ -328,8 +329,9 @@ def evaluate_mixed(
         raise InputError(describe("An assignment needs no router", where="router", got=choice["router"],
                                   cure="leave it out, or give a library"))
     check_none_of_these(choice["none_of_these"], choice["none_per"], experts if routed else None)
+    setup = ScoringSetup.of(base, **options)
+    registry.import_tasks(setup.data.modules)  # prepared arrays need none, families of tasks come from there
     mixed = mixed_of_library(base, experts, **choice) if routed else mixed_of_assignment(
         [model_of(base, expert) for expert in experts], assignment, "mixed:assignment")
-    setup = ScoringSetup.of(base, **options)
     setup.check_metrics(items_of(tasks))
     return [row for result in mixed.score(items_of(tasks), setup) for row in result.rows]
