@@ -15,7 +15,8 @@ SPARSE = ("experts_per_token", "normalize_gates", "capacity_factor", "step", "of
 FIELDS = ("base", "output", "rest", "noise", "seed", "loss_on", "rows", "split", "source_length")
 """Flags that are fields of the config."""
 COLUMNS = (Column("loss at step 0"), Column("nats a token", kind="number", show="{:.4f}".format),
-           Column("jump", kind="number", show="{:+.4f}".format), Column("this base", 1))
+           Column("jump", kind="number", show=lambda value: f"{round(value, 4) + 0.0:+.4f}"),  # never -0.0
+           Column("this base", 1))
 
 
 def upcycle(arguments: argparse.Namespace) -> None:
@@ -41,8 +42,8 @@ def upcycle(arguments: argparse.Namespace) -> None:
 def _summary(report: Mapping[str, Any]) -> list[str]:
     """What was written, in a few lines."""
     sparse, made, seconds = report["sparse"], report["upcycled"], max(report["seconds"], 1e-3)
-    layers = "; ".join(f"{stack} {', '.join(map(str, numbers))}"
-                       for stack, numbers in report["sparse_layers"].items() if numbers)
+    layers = "; ".join(f"{', '.join(map(str, numbers))} of the {stack}"
+                       for stack, numbers in report["sparse_layers"].items())
     of = ("copies of the base's feed-forwards" if made["method"] != EXPERTS else
           f"feed-forwards of {', '.join(each['id'] for each in made['experts'])}; the rest: {made['rest']}")
     return [

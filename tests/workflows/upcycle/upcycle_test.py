@@ -226,7 +226,7 @@ def test_the_loss_before_and_after_is_told_on_request(world, tmp_path, capsys):
     assert loss["jump"]["raw"] == pytest.approx(nats["raw"] - nats["dense"])
     status, out, err = run(capsys, "--base", world.base.path, "--output", tmp_path / "again",
                            "--num_experts", 4, "--normalize_gates", *loss_on)
-    assert status == 0 and "4 experts, 2 a token, in layers encoder 0; decoder 0" in out
+    assert status == 0 and "4 experts, 2 a token, in layers 0 of the encoder; 0 of the decoder" in out
     assert f"{nats['raw']:.4f}" in out and out.splitlines()[-1] == str(tmp_path / "again")
     assert load_base(tmp_path / "again").config.sparse.normalize_gates
 
