@@ -14,9 +14,9 @@ SPARSE = ("experts_per_token", "normalize_gates", "capacity_factor", "step", "of
 """Flags that are settings of the sparse layers."""
 FIELDS = ("base", "output", "rest", "noise", "seed", "loss_on", "rows", "split", "source_length")
 """Flags that are fields of the config."""
-COLUMNS = (Column("loss at step 0"), Column("nats a token", kind="number", show="{:.4f}".format),
+COLUMNS = (Column("loss at step 0"), Column("nats", kind="number", show="{:.4f}".format),
            Column("jump", kind="number", show=lambda value: f"{round(value, 4) + 0.0:+.4f}"),  # never -0.0
-           Column("this base", 1))
+           Column("written", 1))
 
 
 def upcycle(arguments: argparse.Namespace) -> None:
@@ -60,5 +60,6 @@ def _print_loss(loss: Mapping[str, Any]) -> None:
              step_zero_loss.NORMALISED: "sparse, normalised gates"}
     print_document(COLUMNS, [(names[name], value, loss["jump"].get(name), name == loss["gates"] or None)
                              for name, value in loss["nats_per_token"].items()],
-                   title=f"{loss['task']}, {loss['split']}: {loss['rows']} rows, {loss['tokens']} tokens")
+                   title=f"{loss['task']}, {loss['split']}: {loss['rows']} rows, nats a token of {loss['tokens']} in "
+                         "targets")
     print_sentences(loss["why"])
