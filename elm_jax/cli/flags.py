@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import elm_jax
-from elm_jax.cli import merge_search_flags, run_flags, run_help
+from elm_jax.cli import merge_search_flags, run_flags, run_help, upcycle_flags
 from elm_jax.cli.near_words import NearParser
 from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
 from elm_jax.workflows.choices import (
@@ -36,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tools(verbs)
     _add_tasks(verbs)
     _add_base(verbs)
+    _add_upcycle(verbs)
     return parser
 
 
@@ -493,6 +494,16 @@ def _add_base(verbs: argparse._SubParsersAction) -> None:
                     "base:base_list")
     get.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _prints_table(listing)
+
+
+def _add_upcycle(verbs: argparse._SubParsersAction) -> None:
+    upcycle = _verb(
+        verbs, "upcycle", "Makes a sparse base of a dense one, or of its full experts.",
+        "elm upcycle --base runs/base/base --output bases/sparse --num_experts 8\n"
+        "  elm upcycle --base runs/base/base --output bases/mixed --experts runs/a/expert runs/b/expert",
+        "upcycle:upcycle")
+    upcycle_flags.add_upcycle_flags(upcycle)
+    _add_modules(upcycle)
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:
