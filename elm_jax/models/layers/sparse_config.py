@@ -36,6 +36,8 @@ class SparseConfig:
             dropping). Needed for the choice by experts.
         eval_capacity_factor: the same outside of training; None: no dropping. A step of cached decoding
             never drops.
+        capacity: a number of places of an expert in a group, while training and outside of it, in place of
+            the two factors, which are None then (transformers' SwitchTransformers).
         capacity_counts_choices: whether the capacity has the factor K; T5X leaves it out.
         min_capacity: places of an expert, at least.
         group_rows: rows of a batch that share the places; padding takes none.
@@ -59,6 +61,7 @@ class SparseConfig:
     normalize_gates: bool = False
     capacity_factor: float | None = 1.25
     eval_capacity_factor: float | None = None
+    capacity: int | None = None
     capacity_counts_choices: bool = True
     min_capacity: int = 4
     group_rows: int = 1
@@ -95,6 +98,10 @@ class SparseConfig:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 < value <= 1 << 20):
                 raise _wrong(name, value, "None (no dropping) or a number above 0")
+        if self.capacity is not None:
+            check_dimension("SparseConfig.capacity", self.capacity, 1 << 20)
+            if not self.capacity_factor is self.eval_capacity_factor is None:
+                raise _without_effect("capacity_factor and eval_capacity_factor (give None)", "capacity=None")
         if not (_is_number(self.jitter) and 0 <= self.jitter < 1):
             raise _wrong("jitter", self.jitter, "a number in [0, 1)")
         rate = self.expert_dropout
@@ -131,16 +138,16 @@ class SparseConfig:
 
     def _check_effects(self) -> None:
         if self.choice == EXPERTS:
-            if self.capacity_factor is None or self.eval_capacity_factor is None:
+            if self.capacity is None and None in (self.capacity_factor, self.eval_capacity_factor):
                 raise _wrong("capacity_factor", None,
-                             "capacity_factor and eval_capacity_factor, for choice='experts'")
+                             "capacity_factor and eval_capacity_factor, or capacity, for choice='experts'")
             if self.experts_per_token != 1:
                 raise _without_effect("experts_per_token", "choice='tokens'; experts take as many tokens as "
                                       "they have places")
             if self.order != POSITION:
                 raise _without_effect("order", "choice='tokens'")
-        elif self.order != POSITION and self.capacity_factor is self.eval_capacity_factor is None:
-            raise _without_effect("order", "a capacity_factor")
+        elif self.order != POSITION and self.capacity_factor is self.eval_capacity_factor is self.capacity:
+            raise _without_effect("order", "a capacity_factor or a capacity")
 
     def is_sparse(self, layer: int, decoder: bool = False) -> bool:
         """Whether a layer of a stack is sparse.
