@@ -9,8 +9,8 @@ from elm_jax.runtime.config_checks import check_dimension
 
 TOKENS, EXPERTS = CHOICES = ("tokens", "experts")
 """Who chooses: tokens their experts (top-K), or experts their tokens (expert choice)."""
-POSITION, PROBABILITY = ORDERS = ("position", "probability")
-"""In which order tokens fill an expert's places."""
+POSITION, CHOICE, PROBABILITY = ORDERS = ("position", "choice", "probability")
+"""In which order tokens fill an expert's places: only the first never looks at later tokens."""
 TOKEN, TASK, BOTH = GATES = ("token", "task", "both")
 """What the router reads: the token's state, the task's vector, or the sum of both logits."""
 RULES = ("t5x", "hf")
@@ -41,8 +41,10 @@ class SparseConfig:
         capacity_counts_choices: whether the capacity has the factor K; T5X leaves it out.
         min_capacity: places of an expert, at least.
         group_rows: rows of a batch that share the places; padding takes none.
-        order: tokens fill an expert's places by ``position``, or by ``probability``, largest first (which
-            looks at later tokens, so in encoders only). First choices come before all second ones.
+        order: in which choices fill an expert's places. ``position``: all of a token's before those of the
+            next, so that no token depends on a later one. In encoders only, since they look at later tokens:
+            ``choice``, all first choices before all second ones, each left to right (T5X); ``probability``,
+            the same with the tokens sorted by their first choice's probability, largest first.
         jitter: while training the router reads ``x * U(1 - jitter, 1 + jitter)``; the experts do not.
         expert_dropout: rate of dropout in the experts' hidden layers; None: the network's.
         step: of every `step` layers of a stack one is sparse; 0: none of an encoder's.
@@ -146,8 +148,11 @@ class SparseConfig:
                                       "they have places")
             if self.order != POSITION:
                 raise _without_effect("order", "choice='tokens'")
-        elif self.order != POSITION and self.capacity_factor is self.eval_capacity_factor is self.capacity:
+        elif self.order != POSITION and (
+                self.capacity_factor is self.eval_capacity_factor is self.capacity is None):
             raise _without_effect("order", "a capacity_factor or a capacity")
+        elif self.order == CHOICE and self.experts_per_token == 1:
+            raise _without_effect("order='choice'", "experts_per_token of 2 or more")
 
     def is_sparse(self, layer: int, decoder: bool = False) -> bool:
         """Whether a layer of a stack is sparse.
@@ -195,7 +200,7 @@ def with_sparse(sparse: SparseConfig | None, values: dict[str, Any]) -> dict[str
 
 def check_causal(sparse: SparseConfig | None, where: str) -> None:
     """Raises InputError if a token's output would depend on later tokens: refused in a decoder."""
-    if sparse is not None and (sparse.choice == EXPERTS or sparse.order == PROBABILITY):
+    if sparse is not None and (sparse.choice == EXPERTS or sparse.order != POSITION):
         name, value = ("choice", sparse.choice) if sparse.choice == EXPERTS else ("order", sparse.order)
         raise InputError(describe(
             "In a decoder a token's experts may not depend on later tokens", where=f"{where}.{name}",
