@@ -9,7 +9,7 @@ from typing import Any
 
 from elm_jax.errors import InputError, describe, in_short
 from elm_jax.models.decoder.config import DecoderConfig
-from elm_jax.models.layers.sparse_config import TOKEN, TOKENS, SparseConfig
+from elm_jax.models.layers.sparse_config import TOKEN, TOKENS, SparseConfig, steps_of
 from elm_jax.models.network import HfParameter
 from elm_jax.runtime.config_checks import check_dimension
 
@@ -65,13 +65,13 @@ def sparse_fields(told: Mapping[str, Any]) -> dict[str, Any]:
     """
     kind = told["model_type"]
     width = told["moe_intermediate_size" if kind == QWEN3_MOE else "intermediate_size"]
-    step, offset = _dense_layers(told, width) if kind == QWEN3_MOE else (1, 0)
     count = next((told[name] for name in sorted(COUNTS, key=lambda name: name != count_name(kind))
                   if told.get(name) is not None), _COUNTS[kind])
     sparse = SparseConfig(
         num_experts=count, experts_per_token=told["num_experts_per_tok"],
         normalize_gates=kind == MIXTRAL or told["norm_topk_prob"], capacity_factor=None,
-        jitter=told["router_jitter_noise"] if kind == MIXTRAL else 0.0, step=step, offset=offset)
+        jitter=told["router_jitter_noise"] if kind == MIXTRAL else 0.0,
+        **(_steps(told, width) if kind == QWEN3_MOE else {"step": 1}))
     return {"mlp_dim": width, "sparse": sparse, "qk_norm": kind != MIXTRAL, "qk_norm_joined": kind == OLMOE}
 
 
@@ -80,7 +80,7 @@ def count_name(kind: str) -> str:
     return COUNTS[kind != MIXTRAL]
 
 
-def _dense_layers(told: Mapping[str, Any], width: Any) -> tuple[int, int]:
+def _steps(told: Mapping[str, Any], width: Any) -> dict[str, Any]:
     """Step and offset of the sparse layers among those that Qwen3-MoE leaves dense."""
     check_dimension("num_hidden_layers", told["num_hidden_layers"], 1024)
     check_dimension("decoder_sparse_step", told["decoder_sparse_step"], 1024)
@@ -90,9 +90,8 @@ def _dense_layers(told: Mapping[str, Any], width: Any) -> tuple[int, int]:
                                   got=in_short(dense), expected="a list of numbers of layers"))
     found = [layer for layer in range(layers)
              if layer not in dense and (layer + 1) % told["decoder_sparse_step"] == 0]
-    first = found[0] if found else 0
-    step = found[1] - first if len(found) > 1 else layers
-    if not found or found != list(range(first, layers, step)) or first >= step:
+    steps = steps_of(found, layers) if found else None
+    if steps is None:
         raise InputError(describe(
             "The sparse layers are not at equal distances", where="decoder_sparse_step, mlp_only_layers",
             got=f"sparse layers {found}", expected="one of every so many layers"))
@@ -101,7 +100,7 @@ def _dense_layers(told: Mapping[str, Any], width: Any) -> tuple[int, int]:
             "Dense layers and experts of different widths are not what this network does",
             where="intermediate_size, moe_intermediate_size", got=f"{told['intermediate_size']} and {width}",
             expected="one width"))
-    return step, first
+    return steps
 
 
 def sparse_type(config: DecoderConfig) -> str:

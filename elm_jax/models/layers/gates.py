@@ -89,8 +89,8 @@ def capacity(config: SparseConfig, group_places: int, training: bool) -> int | N
         training: which of the two factors holds.
 
     Returns:
-        At least `min_capacity` if it comes from a factor, at most N (a token chooses an expert once); None for
-        no dropping.
+        At most N (a token chooses an expert once); from a factor, at least `min_capacity`. None for no
+        dropping.
     """
     if config.capacity is not None:
         return min(config.capacity, group_places)

@@ -1,7 +1,8 @@
 """Settings of sparse feed-forwards (mixtures of experts in the network): gates, capacity, layers."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from elm_jax.errors import InputError, describe, in_short, unknown_name
@@ -170,6 +171,41 @@ class SparseConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-ready dictionary. Inverse of `sparse_of`."""
         return {**dataclasses.asdict(self), "tasks": list(self.tasks)}
+
+
+def steps_of(layers: Collection[int], count: int, decoder_layers: Collection[int] = (), decoder_count: int = 0
+             ) -> dict[str, Any] | None:
+    """Finds the settings that make certain layers sparse and no others.
+
+    Args:
+        layers: numbers of a network's sparse layers, or of its encoder's.
+        count: of its layers.
+        decoder_layers: numbers of an encoder-decoder's decoder's.
+        decoder_count: of its layers; 0 for a network of one stack.
+
+    Returns:
+        ``step``, ``offset`` (a rule's name if one fits) and, of two stacks with different steps,
+        ``decoder_step``; None if the layers are not at equal distances.
+    """
+    steps = []
+    for found, stack in ((sorted(layers), count), (sorted(decoder_layers), decoder_count)):
+        distances = {after - before for before, after in itertools.pairwise(found)}
+        if len(distances) > 1:
+            return None
+        # One layer alone: it is the last of its step, or the step is as long as the stack.
+        steps.append([*distances] or ([found[0] + 1, stack] if found else [0]))
+    offsets = (*RULES, *range(max(count, decoder_count)))
+    for offset, step, decoder_step in itertools.product(offsets, steps[0], steps[1]):
+        if isinstance(offset, int) and offset >= max(step, decoder_step, 1):
+            continue
+        same = decoder_step == step or not decoder_count
+        settings = {"step": step, "offset": offset} | ({} if same else {"decoder_step": decoder_step})
+        tried = SparseConfig(1, **settings)
+        made = [{layer for layer in range(length) if tried.is_sparse(layer, decoder)}
+                for length, decoder in ((count, False), (decoder_count, True))]
+        if made == [set(layers), set(decoder_layers)]:
+            return settings
+    return None
 
 
 def sparse_of(values: Any) -> SparseConfig | None:
