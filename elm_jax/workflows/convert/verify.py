@@ -208,8 +208,8 @@ def _transformers(folder: str, config: NetworkConfig) -> tuple[Logits, str] | No
         return None
     is_switch = config.family == "t5" and config.sparse is not None
     if is_switch and _version(transformers.__version__) < SWITCH_SINCE:
-        logger.info("transformers %s is wrong about SwitchTransformers, %d.%d and newer are right: this program's "
-                    "own network computes both sides", transformers.__version__, *SWITCH_SINCE)
+        logger.info("transformers %s is wrong about SwitchTransformers, %d.%d and newer are right: this "
+                    "program's own network computes both sides", transformers.__version__, *SWITCH_SINCE)
         return None
 
     def logits(batch: Batch) -> np.ndarray:
