@@ -17,6 +17,7 @@ CASES = {
     "ample, own head": {**_SIZES, "expert_capacity": 64, "tie_word_embeddings": False},
     "unlike steps": {**_SIZES, "num_decoder_layers": 3, "num_sparse_decoder_layers": 3, "expert_capacity": 3},
     "no dropping": {**_SIZES, "num_experts": 4, "expert_capacity": 1 << 20},
+    "one sparse layer a stack": {**_SIZES, "num_layers": 2, "num_sparse_encoder_layers": 1},
 }
 """Configs; in the first one tokens are dropped."""
 
@@ -32,6 +33,8 @@ def model(name: str) -> torch.nn.Module:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
             if "norm" in path:
                 parameter.add_(1.0)
+        for stack in (found.encoder, found.decoder):  # an untied head parts them in transformers 5
+            stack.embed_tokens.weight.copy_(found.shared.weight)
     return found.eval()
 
 
@@ -41,6 +44,26 @@ def written(folder: pathlib.Path, name: str, **changes: object) -> pathlib.Path:
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, **changes}))
     return folder
+
+
+def drops(name: str, inputs: np.ndarray, decoder_inputs: np.ndarray) -> int:
+    """Tokens without a place in all routers; proves that transformers' routers keep to the capacity."""
+    masks, logits = [], []
+
+    def keep(module: torch.nn.Module, given: tuple, found: tuple) -> None:
+        masks.append(found[0].numpy())
+        logits.append(found[2].numpy())
+
+    routers = [module for module in model(name).modules() if type(module).__name__.endswith("Top1Router")]
+    hooks = [router.register_forward_hook(keep) for router in routers]
+    outputs(name, inputs, decoder_inputs)
+    for hook in hooks:
+        hook.remove()
+    assert len(masks) == len(routers) > 0
+    assert max(mask.sum(axis=1).max() for mask in masks) <= CASES[name]["expert_capacity"]
+    for mask, found in zip(masks, logits, strict=True):  # right experts, where there is a place
+        assert np.array_equal(mask.argmax(-1)[mask.any(-1)], found.argmax(-1)[mask.any(-1)])
+    return sum(int((~mask.any(axis=-1)).sum()) for mask in masks)
 
 
 def outputs(name: str, inputs: np.ndarray, decoder_inputs: np.ndarray, **more: object):

@@ -145,10 +145,11 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
             parameters = [each for each in parameters if each.name != hf_names.HF_HEAD]
         else:  # transformers 5 writes that it is tied whatever it is, and older versions believe it
             values["tie_word_embeddings"] = False
-    specs = hf_tensors.specs_of(parameters, model.tensors)
+    held = [*parameters, *hf_names.embedding_copies(model.config)]
+    specs = hf_tensors.specs_of(held, model.tensors)
     if "config" not in kept:
         values["torch_dtype"] = main_dtype(specs)
-    safetensors_files.write_tensors(target, specs, hf_tensors.contents_of(parameters, model.tensors),
+    safetensors_files.write_tensors(target, specs, hf_tensors.contents_of(held, model.tensors),
                                     max_shard_bytes)
     model.check()
     write_rest(target, model, values, kept.get("generation_config"), tokenizer)

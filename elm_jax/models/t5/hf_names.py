@@ -134,6 +134,16 @@ def hf_parameters(config: T5Config) -> list[HfParameter]:
     return found
 
 
+def embedding_copies(config: T5Config) -> list[HfParameter]:
+    """Copies of the embedding that a file must hold beside it.
+
+    transformers 5 parts the embeddings of a SwitchTransformers' stacks whose head is a matrix of its own.
+    """
+    if config.sparse is None or config.logits_via_embedding:
+        return []
+    return [HfParameter(name, (EMBEDDING,)) for name in EMBEDDING_COPIES]
+
+
 def hf_order(paths: Iterable[str]) -> list[str]:
     """Leaf paths in the order of Hugging Face's module tree; all experts of a leaf stand together."""
 
@@ -174,6 +184,7 @@ def config_from_hf(values: Mapping[str, Any], where: Any = None) -> T5Config:
     if wrong:
         raise InputError(describe("Fields of the config are wrong", where=where, got=", ".join(wrong),
                                   expected="true or false"))
+    more = switch_names.THEIR_WORDS if kind == SWITCH else {}
     try:
         return T5Config(**{field: _value(values, name) for field, name in _FIELDS.items()},
                         mlp_activations=_activations(values, where),
@@ -181,7 +192,7 @@ def config_from_hf(values: Mapping[str, Any], where: Any = None) -> T5Config:
                         sparse=switch_names.sparse_from_hf(values) if kind == SWITCH else None)
     except InputError as error:  # it names the field, but does not know the file
         raise InputError(describe("The config is not a T5's", got=str(error),
-                                  where=f"{where}{in_their_words(error, _FIELDS)}")) from error
+                                  where=f"{where}{in_their_words(error, _FIELDS | more)}")) from error
 
 
 def _value(values: Mapping[str, Any], name: str) -> Any:

@@ -22,6 +22,9 @@ DEFAULTS: dict[str, Any] = {
 FIXED = {"router_bias": False, "router_dtype": "float32", "batch_prioritized_routing": False,
          "is_gated_act": False}
 """Values that the network assumes; a config may leave them out."""
+THEIR_WORDS = {"num_experts": "num_experts", "jitter": "router_jitter_noise", "capacity": "expert_capacity",
+               "step": "encoder_sparse_step", "decoder_step": "decoder_sparse_step"}
+"""Names in a config.json of the fields of `SparseConfig`."""
 _STEPS = {"encoder": "encoder_sparse_step", "decoder": "decoder_sparse_step"}
 
 
