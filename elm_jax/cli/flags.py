@@ -473,6 +473,8 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
                          help="layers are stacked (scalable T5) in the T5X checkpoint to write, else in SRC "
                          "(default: as they lay in T5X)")
     convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
+    convert.add_argument("--experts_per_token", type=int, metavar="K", help="of a T5X checkpoint with "
+                         "experts (default: what config.gin beside it says, or 1)")
     convert.add_argument("--vocabulary", metavar="FILE", help="vocabulary for a source without one: a "
                          "SentencePiece model, tokenizer.json, or vocabulary.json of bytes")
     convert.add_argument("--verify", action="store_true",

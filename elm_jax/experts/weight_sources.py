@@ -64,7 +64,8 @@ class Source:
 
 
 def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | None = None,
-                vocabulary: storage.PathLike | None = None, scanned: bool | None = None) -> Source:
+                vocabulary: storage.PathLike | None = None, scanned: bool | None = None,
+                experts_per_token: int | None = None) -> Source:
     """Opens a folder of a given kind as a source of weights.
 
     Args:
@@ -73,6 +74,7 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
         base: folder of an expert's base, of any kind; None for the one that the expert's card names.
         vocabulary: file of a vocabulary (`Vocabulary.load`) for a model that carries none.
         scanned: whether a T5X checkpoint must stack its layers; None takes either.
+        experts_per_token: of a T5X checkpoint with experts; None takes what its gin config says, or 1.
 
     Raises:
         InputError: the folder is of another kind; a reader finds a fault; an expert's base is not found, or
@@ -90,7 +92,8 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
         source = Source(str(folder), under, *original_files.read_original(folder, under.config,
                                                                           reference(under)))
     else:
-        source = _open_model(kind, folder, base, {"scanned": scanned} if kind == "t5x" else {})
+        how = {"scanned": scanned, "experts_per_token": experts_per_token} if kind == "t5x" else {}
+        source = _open_model(kind, folder, base, how)
     return _with_vocabulary(source, vocabulary)
 
 
