@@ -156,16 +156,29 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
         expert = load_expert(folder)
         return Source(str(folder), under, expert,
                       {path: Origin(path) for path in trees.flatten(expert.overlay)})
+    return Source(str(folder), of_card(full_model(folder, card, str(written), under), card), card=card)
+
+
+def full_model(folder: epath.Path, card: ExpertCard, written: str, under: Model) -> Model:
+    """Opens the weights of a full expert as a model; its leaves are not read.
+
+    Args:
+        folder: of the expert's card.
+        card: of a full expert of that base.
+        written: fingerprint of its overlay.
+        under: its base, which gives vocabulary and facts.
+
+    Raises:
+        InputError: leaves do not fit the card's network.
+    """
     tensors = elm_folders.ElmTensors(folder / elm_folders.WEIGHTS)
     config = families.config_of(card.network, folder / places.EXPERT_FILE)
     elm_folders.check_fits(tensors, config, folder)
     place = f"{folder}, overlay_fingerprint in {places.EXPERT_FILE}"
-    hashed = HashedTensors(tensors, str(written), place,
-                           "The expert's weights are not those that were written",
+    hashed = HashedTensors(tensors, written, place, "The expert's weights are not those that were written",
                            "copy or train the expert again", as_float32=False)
-    model = dataclasses.replace(
+    return dataclasses.replace(
         under, kind="elm", where=str(folder), config=config, tensors=hashed, check=hashed.check)
-    return Source(str(folder), of_card(model, card), card=card)
 
 
 def of_card(model: Model, card: ExpertCard) -> Model:
