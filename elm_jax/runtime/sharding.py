@@ -249,6 +249,11 @@ def constrain(array: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(array, leaf_sharding(Axes(axes), array.shape, mesh, rules))
 
 
+def placement() -> tuple[Mesh, Rules] | None:
+    """The mesh and rules that `placed` has set; None outside of it."""
+    return _PLACEMENT.get()
+
+
 def num_placed() -> int:
     """Number of devices of the mesh that `placed` has set; 1 outside of it."""
     found = _PLACEMENT.get()

@@ -65,17 +65,18 @@ def block_slots(choices: TokenChoices, num_experts: int, rows: int) -> tuple[Slo
     The number of blocks is what the worst split needs: ``choices / rows + E``, rounded down.
 
     Args:
-        choices: [1, N, K]; all tokens are one group.
+        choices: [G, N, K]; an expert's choices in each group are numbered from 0.
         num_experts: E.
         rows: of a block.
     """
-    size = choices.experts.size
+    size, groups = choices.experts.size, jnp.arange(choices.experts.shape[0])[:, None, None]
     most = size // rows + min(num_experts, size)
-    counts = jnp.zeros(num_experts + 1, jnp.int32).at[
-        jnp.where(choices.kept, choices.experts, num_experts).reshape(-1)].add(1)[:-1]
-    blocks = (counts + rows - 1) // rows
+    wanted = jnp.where(choices.kept, choices.experts, num_experts)
+    counts = jnp.zeros((groups.size, num_experts + 1), jnp.int32).at[groups, wanted].add(1)[:, :-1]
+    blocks = (counts.sum(axis=0) + rows - 1) // rows
     ends = jnp.cumsum(blocks)
-    slots = _invert((ends - blocks)[choices.experts] * rows + choices.places, choices.kept, most * rows)
+    first = ((ends - blocks) * rows)[None] + jnp.cumsum(counts, axis=0) - counts
+    slots = _invert(first[groups, choices.experts] + choices.places, choices.kept, most * rows)
     experts = jnp.searchsorted(ends, jnp.arange(most), side="right").astype(jnp.int32)
     return slots, Blocks(jnp.minimum(experts, num_experts - 1), ends[-1], blocks * rows)
 

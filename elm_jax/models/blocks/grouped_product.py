@@ -50,9 +50,14 @@ def _each_block(rows: Array, kernels: Array, blocks: Blocks, product) -> Array:
         kernel = functools.partial(jax.lax.dynamic_index_in_dim, kernels, expert, keepdims=False)
         shape = jax.eval_shape(lambda: product(own, kernel()))
         return None, jax.lax.cond(number < blocks.used, lambda: product(own, kernel()),
-                                  lambda: jnp.zeros(shape.shape, shape.dtype))
+                                  lambda: _zeros(shape, blocks))
 
     return jax.lax.scan(one, None, (jnp.arange(rows.shape[0]), blocks.experts, rows))[1]
+
+
+def _zeros(like: Array | jax.ShapeDtypeStruct, blocks: Blocks) -> Array:
+    """Zeros that `jax.shard_map` counts among what is different on every device, as the blocks are."""
+    return jnp.full(like.shape, blocks.used * 0, like.dtype)
 
 
 def _forward(rows: Array, kernels: Array, blocks: Blocks) -> tuple[Array, tuple[Array, Array, Blocks]]:
@@ -65,12 +70,12 @@ def _backward(kept: tuple[Array, Array, Blocks], gradient: Array) -> tuple[Array
 
     def one(total: Array, block: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
         number, expert, own, out = block
-        part = jax.lax.cond(number < blocks.used, lambda: own.T @ out, lambda: jnp.zeros_like(total[0]))
+        part = jax.lax.cond(number < blocks.used, lambda: own.T @ out, lambda: _zeros(total[0], blocks))
         before = jax.lax.dynamic_index_in_dim(total, expert, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(total, before + part, expert, 0), None
 
     parts = (jnp.arange(rows.shape[0]), blocks.experts, rows, gradient)
-    return rows_gradient, jax.lax.scan(one, jnp.zeros_like(kernels), parts)[0], None
+    return rows_gradient, jax.lax.scan(one, _zeros(kernels, blocks), parts)[0], None
 
 
 block_product.defvjp(_forward, _backward)
