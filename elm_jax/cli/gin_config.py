@@ -20,6 +20,8 @@ from elm_jax.cli.run_flags import flag_hint
 from elm_jax.errors import InputError, describe, nearest_names, unknown_name
 from elm_jax.models import families
 from elm_jax.models.adapters.config import AdapterConfig, settings_of_kinds
+from elm_jax.models.layers.sparse_config import SparseConfig
+from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import storage
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
@@ -35,6 +37,8 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     **NETWORKS,
     "AdapterConfig": AdapterConfig,
     "OptimizerConfig": OptimizerConfig,
+    "LossConfig": LossConfig,
+    "SparseConfig": SparseConfig,
     "StageSettings": StageSettings,
     "train": TrainConfig,
     "train_stack": TrainStackConfig,

@@ -20,9 +20,18 @@ from elm_jax.formats.tensors import leaf_values
 from elm_jax.models import families
 from elm_jax.models.adapters import carriers
 from elm_jax.models.adapters.config import AdapterConfig
-from elm_jax.models.adapters.kind import AdapterKind
-from elm_jax.models.network import ADAPTER, GATE, NORM, Network, NetworkConfig, has_trunk
+from elm_jax.models.adapters.kind import AdapterKind, is_adapter_leaf
+from elm_jax.models.network import (
+    ADAPTER,
+    GATE,
+    NORM,
+    Network,
+    NetworkConfig,
+    has_expert_axis,
+    has_trunk,
+)
 from elm_jax.runtime import hosts, sharding, storage, tree_files, trees
+from elm_jax.runtime.config_checks import check_choice
 from elm_jax.types import Array, Params
 
 
@@ -53,12 +62,47 @@ def trained_leaves(role_of: Callable[[str], str], form: str, train_norms: bool =
         return lambda path: True
     if form != "adapter":
         raise InputError(describe("Unknown form of overlay", got=form, expected=("adapter", "full")))
-    roles = (ADAPTER, GATE, NORM) if train_norms else (ADAPTER, GATE)
-    return lambda path: role_of(path) in roles
+    return lambda path: _is_new(role_of, path) or (train_norms and role_of(path) == NORM)
 
 
-def leaves_to_train(network: Network, form: str, train_norms: bool = True) -> Callable[[str], bool]:
-    """As `trained_leaves` for one network: norms below the lowest layer with adapters do not train."""
+FREEZES = ("gate", "experts", "sparse layers")
+"""What of a network's sparse feed-forwards may stay frozen: their routers, their experts, or both."""
+
+
+def frozen_by(network: Network, freeze: str | None) -> Callable[[str], bool]:
+    """Returns a predicate on leaf paths: whether a full training leaves the leaf as it is.
+
+    Args:
+        network: in training.
+        freeze: one of `FREEZES`, or None for no leaf.
+
+    Raises:
+        InputError: another name, or the network has no such leaf.
+    """
+    if freeze is None:
+        return lambda path: False
+    check_choice("freeze", freeze, FREEZES)
+
+    def frozen(path: str) -> bool:
+        gate = network.role_of(path) == GATE and not is_adapter_leaf(path)
+        return (gate and freeze != "experts") or (has_expert_axis(path) and freeze != "gate")
+
+    if not any(map(frozen, trees.flatten(network.abstract_params()))):
+        raise InputError(describe(
+            "There is nothing to freeze: the network has no sparse layer", where="freeze", got=repr(freeze),
+            expected="None for a dense network", cure="leave it out, or give a sparse base"))
+    return frozen
+
+
+def leaves_to_train(network: Network, form: str, train_norms: bool = True, freeze: str | None = None
+                    ) -> Callable[[str], bool]:
+    """As `trained_leaves` for one network: norms below the lowest layer with adapters do not train.
+
+    `freeze` names leaves of a full training that do not, see `frozen_by`.
+    """
+    if freeze is not None:
+        frozen = frozen_by(network, freeze)
+        return lambda path: not frozen(path)
     trains = trained_leaves(network.role_of, form, train_norms)
     first = 0 if form == "full" else carriers.lowest(network.config.adapter)
     if first == 0:
@@ -68,7 +112,8 @@ def leaves_to_train(network: Network, form: str, train_norms: bool = True) -> Ca
 
 
 def initial_overlay(
-    base: Base, form: str, *, adapter: AdapterKind | None, train_norms: bool, seed: int
+    base: Base, form: str, *, adapter: AdapterKind | None, train_norms: bool, seed: int,
+    freeze: str | None = None,
 ) -> tuple[NetworkConfig, Params, Params]:
     """Makes the network config, the initial overlay and the frozen leaves for training one expert.
 
@@ -76,8 +121,11 @@ def initial_overlay(
         (network config, overlay, frozen): the overlay holds new adapters and the base's own values
         of every other trained leaf; frozen holds the base's remaining leaves.
     """
-    if form == "full":
+    if form == "full" and freeze is None:
         return base.config, base.params, {}
+    if form == "full":
+        trains = leaves_to_train(families.network_of(base.config), form, freeze=freeze)
+        return base.config, *trees.split(base.params, trains)
     config = base.config.with_adapter(adapter or AdapterConfig())
     network = families.network_of(config)
     config.adapter.check_used(trees.flatten(network.abstract_params()))
@@ -93,7 +141,12 @@ def _fresh_adapters(network: Network, seed: int) -> Params:
 
 @functools.partial(jax.jit, static_argnames="network")
 def _adapters_from(network: Network, rng: Array) -> Params:
-    return trees.split(network.init(rng), lambda path: network.role_of(path) in (ADAPTER, GATE))[0]
+    return trees.split(network.init(rng), lambda path: _is_new(network.role_of, path))[0]
+
+
+def _is_new(role_of: Callable[[str], str], path: str) -> bool:
+    """Whether an adapter expert adds the leaf to its base: an adapter, or a gate but a router."""
+    return role_of(path) == ADAPTER or (role_of(path) == GATE and is_adapter_leaf(path))
 
 
 def resolve(base: Base, expert: Expert | None) -> tuple[Network, Params]:

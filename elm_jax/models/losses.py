@@ -1,37 +1,59 @@
 """Token cross-entropy as sums, so that parts of a batch add up exactly to the whole."""
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from elm_jax.errors import InputError, describe
+from elm_jax.models.layers.gates import RouterSums
 from elm_jax.types import Array
 
+_OF_SPARSE = ("balance_loss", "router_z_loss")
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Settings of the cross-entropy: label smoothing and z-loss; hashable, a static argument of jit.
+    """Settings of the loss: of the cross-entropy, and of sparse layers; hashable, a static argument of jit.
 
     Attributes:
         label_smoothing: share of the target's probability spread evenly over all V, in [0, 1).
         z_loss: factor of the squared log of the softmax's denominator, at least 0.
             Source: https://arxiv.org/abs/2204.02311, section 5.
+        balance_loss: factor of the loss of uneven loads of experts (`blocks.router_losses`), at least 0; 0.01
+            is usual. For networks with sparse layers.
+        router_z_loss: likewise of the loss of the routers' logits; 1e-3 or 1e-4 are usual.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    balance_loss: float = 0.0
+    router_z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, upper in (("label_smoothing", 1.0), ("z_loss", float("inf"))):
-            value = getattr(self, name)
+        for name in ("label_smoothing", "z_loss", *_OF_SPARSE):
+            value, upper = getattr(self, name), 1.0 if name == "label_smoothing" else float("inf")
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0.0 <= value < upper:
                 raise InputError(
                     describe("Loss setting is wrong", where=f"LossConfig.{name}", got=repr(value),
                              expected=f"a number from 0 to below {upper}")
                 )
+
+    def check(self, network: Any) -> None:
+        """Raises InputError if a loss of sparse layers is asked for and this network's config has none."""
+        for name in _OF_SPARSE if network.sparse is None else ():
+            if getattr(self, name):
+                raise InputError(describe(
+                    "This loss has no effect: the network has no sparse layer", where=f"LossConfig.{name}",
+                    got=getattr(self, name), expected="0 for a dense network",
+                    cure="leave it out, or give a sparse base"))
+
+    def facts(self) -> dict[str, float]:
+        """The settings by name, JSON-ready; those of sparse layers, which came later, unless they are 0."""
+        found = dataclasses.asdict(self)
+        return {name: value for name, value in found.items() if value or name not in _OF_SPARSE}
 
 
 PLAIN = LossConfig()
@@ -48,12 +70,15 @@ class LossSums:
         correct: f32[], weighted number of tokens whose most likely token is the target.
         auxiliary: other losses by name, f32[] each: times their coefficients and times the weight, so that
             they add to `loss`.
+        router: what each sparse layer above a frozen trunk did, by the layer (``encoder/layers_1``); empty
+            for a dense network.
     """
 
     loss: Array
     weight: Array
     correct: Array
     auxiliary: dict[str, Array] = flax.struct.field(default_factory=dict)
+    router: dict[str, RouterSums] = flax.struct.field(default_factory=dict)
 
     def total(self) -> Array:
         """The sum f32[] that training minimises: the tokens' losses and the auxiliary ones."""

@@ -24,7 +24,12 @@ DTYPES = ("bfloat16", "float32")
 TWO_SIDED, JOINED = "two_sided", "joined"
 """Forms of a training batch: inputs and targets in separate rows, or joined in one row."""
 BODY, NORM, ADAPTER, GATE = ROLES = ("body", "norm", "adapter", "gate")
-"""Roles of leaves: a gate weighs experts or adapters; a norm is a scale or a bias of a normalisation."""
+"""Roles of leaves: a gate weighs experts or adapters (a sparse layer's router is one); a norm is a scale or a
+bias of a normalisation."""
+ROUTER_PART = "router"
+"""Part of the paths of a sparse layer's router."""
+EXPERT_PART = "expert"
+"""Part of the paths of a sparse layer's experts, whose leaves lie side by side on a first axis."""
 REMAT = ("none", "layer", "dots")
 """Names of what the backward pass recomputes."""
 
@@ -126,6 +131,7 @@ class NetworkConfig(Protocol):
         dtype: of the activations, by name.
         num_layers: layers, counted through the network in the order in which they are computed.
         adapter: the adapters that a prompt expert adds; None for none.
+        sparse: experts in the place of some layers' feed-forward; None for a dense network.
         pad_id: token that fills rows up; it may be a real token as well, so masks come from lengths.
         eos_id: token that ends a text.
         start_id: token that a target begins with; None where a target follows its prompt.
@@ -137,6 +143,7 @@ class NetworkConfig(Protocol):
     dtype: str
     num_layers: int
     adapter: Any
+    sparse: Any
     pad_id: int
     eos_id: int
     start_id: int | None
@@ -188,8 +195,9 @@ class Network(Protocol):
         Args:
             params: as `init` makes them.
             batch: arrays [B, ...] of the form `batches` (`data.arrays.batch_forms`).
-            rng: key of dropout; None switches dropout off.
-            settings: of the cross-entropy.
+            rng: key of dropout; None switches dropout off, and gives sparse layers the capacity that they
+                have outside of training.
+            settings: of the cross-entropy, and coefficients of the losses of sparse layers.
         """
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
@@ -292,8 +300,21 @@ def frozen_depth(network: Network, trained: Iterable[str]) -> int:
 
 
 def is_multiplied(path: str) -> bool:
-    """Whether a leaf is a matrix that is cast to the activations' dtype, by its Flax name."""
-    return path.endswith(("/kernel", "/embedding"))
+    """Whether a leaf is a matrix that is cast to the activations' dtype, by its Flax name.
+
+    A router is none: it computes in float32.
+    """
+    return path.endswith(("/kernel", "/embedding")) and not is_router(path)
+
+
+def has_expert_axis(path: str) -> bool:
+    """Whether a leaf [E, ...] holds the experts of a sparse layer, by its Flax name."""
+    return f"/{EXPERT_PART}/" in path
+
+
+def is_router(path: str) -> bool:
+    """Whether a leaf is of a sparse layer's router, by its Flax name."""
+    return f"/{ROUTER_PART}/" in path
 
 
 def ids_of(config: NetworkConfig) -> SpecialIds:

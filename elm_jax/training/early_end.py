@@ -93,7 +93,7 @@ def compile_loss(spec: StepSpec) -> jax.stages.Compiled:
 
     def loss(frozen: Params, overlay: Params, batch: Batch) -> tuple[Array, Array]:
         with sharding.placed(mesh, spec.rules):
-            _, sums = batch_loss(overlay, frozen, network, spec.loss, batch, jax.random.key(0))
+            _, sums = batch_loss(overlay, frozen, network, spec.loss, batch, None)
         return sums.loss, sums.weight
 
     return jax.jit(

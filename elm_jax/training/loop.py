@@ -24,8 +24,8 @@ from elm_jax.training.metrics_log import MetricsLog, Progress
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.run_settings import RunConfig
 from elm_jax.training.state import TrainState
-from elm_jax.training.step import compile_step, make_spec, num_programs
-from elm_jax.types import Array, Batch, Params
+from elm_jax.training.step import ROUTER, Metrics, compile_step, make_spec, num_programs
+from elm_jax.types import Batch, Params
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,14 +93,14 @@ def fit(
         make_spec(run.step_config(network), placed, overlay, feed.shapes(), mesh, run.rules))
     shardings = states.shardings_of_state(network, overlay, run.optimizer, mesh, run.rules)
 
-    def advance(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def advance(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return hosts.in_order(step_fn(
             placed, state, feed.put(batch), np.uint32(run.random_seed), np.int32(run.train_steps)))
 
     # Checkpoints on disk hold these names and values: they stay, whatever the settings are called.
     facts = {
         "config_digest": run.config_digest, "seed": run.random_seed, "stream": stream.facts(),
-        "optimizer": dataclasses.asdict(run.optimizer), "loss": dataclasses.asdict(run.loss),
+        "optimizer": dataclasses.asdict(run.optimizer), "loss": run.loss.facts(),
         "num_microbatches": run.num_microbatches,
     }
     if run.optimizer.schedule != "constant":
@@ -145,7 +145,7 @@ def _start_state(
 
 
 def _run(
-    advance: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]], feed: _Feed, run: RunConfig,
+    advance: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], feed: _Feed, run: RunConfig,
     facts: dict[str, Any], overlay: Params, shardings: TrainState, on_start: Callable[[], None] | None,
 ) -> FitResult:
     """Restores the newest checkpoint, trains to `train_steps` or until SIGTERM, and saves."""
@@ -204,7 +204,7 @@ class _Recorder:
         chief = hosts.is_first()
         self._run = run
         self._saver = saver
-        self._waiting: tuple[int, Mapping[str, Array]] | None = None
+        self._waiting: tuple[int, Metrics] | None = None
         self._progress = (
             Progress(run.name, first, run.train_steps) if run.name is not None and chief else None
         )
@@ -224,7 +224,7 @@ class _Recorder:
         if self._log is not None:
             self._log.close()
 
-    def take(self, step: int, metrics: Mapping[str, Array]) -> None:
+    def take(self, step: int, metrics: Metrics) -> None:
         """Reads the step before, and remembers this one."""
         self._read()
         self._waiting = (step, metrics)
@@ -240,7 +240,8 @@ class _Recorder:
         if waiting is None:
             return
         step = waiting[0]
-        row = {name: float(value) for name, value in jax.device_get(waiting[1]).items()}
+        scalars = {name: value for name, value in waiting[1].items() if name != ROUTER}
+        row = {name: float(value) for name, value in jax.device_get(scalars).items()}
         self._check_finite(step, row)
         if self._progress is not None:
             row["tokens_per_second"] = self._progress.update(step, row["loss"], row["tokens"])

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models.network import has_expert_axis
+from elm_jax.runtime import trees
 from elm_jax.types import Array, Params
 
 SCHEDULES = ("constant", "linear_decay")
@@ -119,6 +121,9 @@ def make_optimizer(
         train_steps: i32[], the run's number of updates; may be traced.
         peak: f32[], takes the place of the config's rate; may be traced.
 
+    Experts of a sparse layer, which lie in one leaf, are to Adafactor, its clipping and the scaling by
+    parameters as many leaves: no expert's update depends on another's gradient but by `clip_norm`.
+
     Source: Adafactor, https://arxiv.org/abs/1804.04235; AdamW, https://arxiv.org/abs/1711.05101.
     """
     parts = []
@@ -126,7 +131,7 @@ def make_optimizer(
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     parts.extend(_SCALERS[config.name](config))
     if config.parameter_scale:
-        parts.append(optax.scale_by_param_block_rms())
+        parts.append(_each_expert(optax.scale_by_param_block_rms()))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=_decayed))
     parts.append(
@@ -141,14 +146,65 @@ def _decayed(params: Params) -> Params:
 
 def _adafactor(config: OptimizerConfig) -> list[optax.GradientTransformation]:
     parts = [
-        optax.scale_by_factored_rms(
+        _each_expert(optax.scale_by_factored_rms(
             decay_rate=config.decay_exponent,
             min_dim_size_to_factor=config.min_dim_size_to_factor,
-        )
+        ), _FACTORED_AXES)
     ]
     if config.update_clip is not None:
-        parts.append(optax.clip_by_block_rms(config.update_clip))
+        parts.append(_each_expert(optax.clip_by_block_rms(config.update_clip)))
     return parts
+
+
+_FACTORED_AXES = {"count": None}
+"""Statistics of Adafactor that all experts share."""
+
+
+def _each_expert(inner: optax.GradientTransformation, shared: dict[str, None] | None = None
+                 ) -> optax.GradientTransformation:
+    """Applies a transformation of leaves to each expert's part [...] of the leaves [E, ...] of experts.
+
+    The state has the same form as without, and trees without experts are left to `inner`.
+
+    Args:
+        inner: treats every leaf alone.
+        shared: fields of its state, a named tuple whose others are trees as of the parameters, that are not
+            each leaf's own.
+    """
+
+    def axes(state: Any) -> Any:
+        return state._replace(**{name: (shared or {}).get(name, 0) for name in state._fields})
+
+    def joined(rest: Any, experts: Any) -> Any:
+        return rest._replace(**{
+            name: trees.merge(getattr(rest, name), getattr(experts, name))
+            for name in rest._fields if name not in (shared or {})})
+
+    def parted(state: Any) -> tuple[Any, Any]:
+        parts = {name: trees.split(getattr(state, name), has_expert_axis)
+                 for name in state._fields if name not in (shared or {})}
+        return tuple(state._replace(**{name: part[which] for name, part in parts.items()})
+                     for which in (0, 1))
+
+    def init(params: Params) -> Any:
+        experts, rest = trees.split(params, has_expert_axis)
+        if not experts:
+            return inner.init(params)
+        state = inner.init(rest)
+        return joined(state, jax.vmap(inner.init, out_axes=axes(state))(experts))
+
+    def update(updates: Params, state: Any, params: Params) -> tuple[Params, Any]:
+        experts, rest = trees.split(updates, has_expert_axis)
+        if not experts:
+            return inner.update(updates, state, params)
+        own, others = parted(state)
+        own_params, other_params = trees.split(params, has_expert_axis)
+        found = jax.vmap(inner.update, in_axes=(0, axes(own), 0), out_axes=(0, axes(own)))(
+            experts, own, own_params)
+        left = inner.update(rest, others, other_params)
+        return trees.merge(left[0], found[0]), joined(left[1], found[1])
+
+    return optax.GradientTransformation(init, update)
 
 
 def _adamw(config: OptimizerConfig) -> list[optax.GradientTransformation]:

@@ -28,7 +28,7 @@ class RunSettings:
         log_period: steps between rows of metrics.
         tensorboard: whether TensorBoard files are written too.
         optimizer: optimiser and learning rate.
-        loss: label smoothing and z-loss; plain cross-entropy by default.
+        loss: of tokens and of sparse layers; plain cross-entropy by default.
         num_microbatches: parts into which a batch is cut to save memory.
         base_dtype: dtype of frozen kernels and embeddings on the devices; None keeps that of the base.
         rules: sharding rules, from logical axes of the network to axes of the mesh.
@@ -66,7 +66,12 @@ class RunSettings:
                 )
 
     def step_config(self, network: Network) -> StepConfig:
-        """The settings of one training step of a network."""
+        """The settings of one training step of a network.
+
+        Raises:
+            InputError: a loss of sparse layers, and the network has none.
+        """
+        self.loss.check(network.config)
         return StepConfig(network, self.optimizer, self.loss, self.num_microbatches)
 
     @classmethod

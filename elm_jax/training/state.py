@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.blocks import layer_stack
-from elm_jax.models.network import Network, is_multiplied
+from elm_jax.models.network import Network, has_expert_axis, is_multiplied
 from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.runtime.sharding import Rules
 from elm_jax.training.optimizers import OptimizerConfig, make_optimizer
@@ -155,7 +155,7 @@ def shardings_of_state(
         names = {key.name for key in keys if isinstance(key, jax.tree_util.GetAttrKey)}
         if path not in shapes:
             return sharding.replicated(mesh)
-        spec = _statistic_spec(names, leaf.shape, shapes[path], specs[path])
+        spec = _statistic_spec(names, leaf.shape, shapes[path], specs[path], has_expert_axis(path))
         return NamedSharding(mesh, spec)
 
     opt_state = jax.tree_util.tree_map_with_path(
@@ -167,15 +167,19 @@ def shardings_of_state(
 
 
 def _statistic_spec(
-    names: set[str], shape: tuple[int, ...], param_shape: tuple[int, ...], spec: PartitionSpec
+    names: set[str], shape: tuple[int, ...], param_shape: tuple[int, ...], spec: PartitionSpec,
+    of_experts: bool = False,
 ) -> PartitionSpec:
-    """Partition spec of an optimiser statistic: its parameter's, less the dimension it averages over."""
+    """Partition spec of an optimiser statistic: its parameter's, less the dimension it averages over.
+
+    No statistic averages over the axis of experts.
+    """
     entries = tuple(spec) + (None,) * (len(param_shape) - len(spec))
     if shape == param_shape:
         return PartitionSpec(*entries)
     if len(shape) == len(param_shape) - 1:
         # optax's Adafactor: rows average over the largest dimension, columns over the second.
-        second, largest = np.argsort(param_shape)[-2:]
+        second, largest = np.argsort(param_shape[of_experts:])[-2:] + of_experts
         gone = int(largest if "v_row" in names else second)
         if shape == param_shape[:gone] + param_shape[gone + 1 :]:
             return PartitionSpec(*(entries[:gone] + entries[gone + 1 :]))

@@ -26,6 +26,10 @@ from elm_jax.types import Array, Batch, Params
 
 Signature = tuple[tuple[str, tuple[int, ...], str], ...]
 """(path, shape, dtype) of every leaf, in path order: a hashable form of a tree's shapes."""
+ROUTER = "router"
+"""Key, in a step's metrics, of what each sparse layer did: `RouterSums` by layer, ``encoder/layers_1``."""
+Metrics = dict[str, Any]
+"""f32[] by name, and perhaps `ROUTER`."""
 
 
 class StepConfig(NamedTuple):
@@ -34,7 +38,7 @@ class StepConfig(NamedTuple):
     Attributes:
         network: computes the loss.
         optimizer: optimiser and learning rate.
-        loss: label smoothing and z-loss.
+        loss: of tokens, and of sparse layers.
         num_microbatches: parts into which a batch is cut to save memory.
     """
 
@@ -68,10 +72,14 @@ class StepSpec(NamedTuple):
 
 def batch_loss(
     overlay: Params, frozen: Params, network: Network, loss: LossConfig, batch: Batch,
-    dropout_rng: Array,
+    dropout_rng: Array | None,
 ) -> tuple[Array, LossSums]:
-    """Total loss f32[] of a batch [B, ...], auxiliary losses included, and all sums; for `jax.grad`."""
-    rng = dropout_rng if network.config.dropout_rate > 0 else None
+    """Total loss f32[] of a batch [B, ...], auxiliary losses included, and all sums; for `jax.grad`.
+
+    Without a key there is no dropout, and sparse layers have the capacity that they have outside of training.
+    """
+    trains = network.config.dropout_rate > 0 or network.config.sparse is not None
+    rng = dropout_rng if trains else None
     sums = network.loss(trees.merge(frozen, overlay), batch, rng, loss)
     return sums.total(), sums
 
@@ -100,11 +108,12 @@ def placed_as_parameters(network: Network, tree: Params) -> Params:
 def train_step(
     config: StepConfig, frozen: Params, state: TrainState, batch: Batch, seed: Array, train_steps: Array,
     peak: Array | None = None,
-) -> tuple[TrainState, dict[str, Array]]:
+) -> tuple[TrainState, Metrics]:
     """Updates the overlay from one batch; returns the next state and metrics.
 
     The gradient is ``sum over tokens of d loss / d overlay`` divided by the whole batch's weight,
-    so it does not depend on the number of microbatches (with dropout, its noise does).
+    so it does not depend on the number of microbatches (with dropout, its noise does). The balance loss of
+    sparse layers is that of each microbatch, weighted by its targets.
 
     Args:
         config: network, optimiser, loss and number of microbatches; static.
@@ -118,7 +127,8 @@ def train_step(
     Returns:
         The state after the update, and f32[] metrics: loss (mean a token, nats), accuracy (share of
         tokens), tokens, grad_norm (before clipping), param_norm (overlay after the update),
-        learning_rate, and each auxiliary loss by its name.
+        learning_rate, and each auxiliary loss by its name, times its coefficient. A network with sparse
+        layers adds `ROUTER`: a dictionary of `RouterSums` by layer, sums over the whole batch.
     """
     network, optimizer, loss, num_microbatches = config
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -155,6 +165,7 @@ def train_step(
         "param_norm": optax.global_norm(overlay),
         "learning_rate": learning_rate(optimizer, state.step, train_steps, peak),
         **{name: value / weight for name, value in sums.auxiliary.items()},
+        **({ROUTER: sums.router} if sums.router else {}),
     }
     return TrainState(step=state.step + 1, overlay=overlay, opt_state=opt_state), metrics
 
@@ -228,7 +239,7 @@ def trace_step(spec: StepSpec) -> jax.stages.Traced:
     whole = sharding.replicated(mesh)
     batch: Mapping[str, jax.ShapeDtypeStruct] = abstract_of(spec.batch)
 
-    def placed_step(*arguments: Any) -> tuple[TrainState, dict[str, Array]]:
+    def placed_step(*arguments: Any) -> tuple[TrainState, Metrics]:
         with sharding.placed(mesh, spec.rules):
             return train_step(spec.config, *arguments)
 

@@ -7,6 +7,7 @@ import weights
 
 from elm_jax.models import AdapterConfig, T5Config, families
 from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.layers.sparse_config import SparseConfig
 from elm_jax.types import Padded
 
 VOCAB_SIZE = 29
@@ -17,11 +18,15 @@ CONFIGS = {
     "llama": DecoderConfig(VOCAB_SIZE, 24, 6, 2, 4, 32, 2, 64, rope_base=100.0, pad_id=3),
     "gpt2": DecoderConfig(VOCAB_SIZE, 16, 2, 2, 8, 32, 1, 64, mlp_activations=("gelu_tanh",), norm="layer",
                           position="learned", dense_bias=True, tied_head=True, pad_id=2),
+    "sparse t5": T5Config(VOCAB_SIZE, 16, 2, 8, 32, 2, 2, sparse=SparseConfig(
+        4, 2, normalize_gates=True, capacity_factor=1.0, dense_sublayer=True)),
+    "sparse llama": DecoderConfig(VOCAB_SIZE, 24, 6, 2, 4, 32, 3, 64, pad_id=3, sparse=SparseConfig(
+        3, capacity_factor=1.0, offset=1)),
 }
 """Every row of `FAMILIES`, once or more."""
 ADAPTERS = {"none": None, "bottleneck": AdapterConfig(4),
             "lora": AdapterConfig(kind="lora", rank=2, targets="all")}
-LEFT_OUT = {("t5 1.0, tied", "lora"), ("gpt2", "bottleneck")}
+LEFT_OUT = {("t5 1.0, tied", "lora"), ("gpt2", "bottleneck"), ("sparse t5", "lora")}
 """Pairs that other rows stand for, to save time."""
 PAIRS = [(name, adapter) for name in CONFIGS for adapter in ADAPTERS if (name, adapter) not in LEFT_OUT]
 """Names of configs and of adapters."""

@@ -79,16 +79,23 @@ def carries(adapter: AdapterKind | None, layer: int) -> bool:
     return adapter is not None and (adapter.layers is None or layer in adapter.layers)
 
 
-def layer_configs(config: Network, first: int, count: int) -> list[Network]:
-    """Config of each layer of a stack: the network's, without adapters where the layer carries none.
+def layer_configs(config: Network, first: int, count: int, decoder: bool = False) -> list[Network]:
+    """Config of each layer of a stack: the network's, less the adapters or experts that the layer has not.
 
     Args:
         config: of the network.
         first: number, in the network, of the stack's first layer.
         count: layers of the stack.
+        decoder: whether it is the decoder of an encoder-decoder.
     """
-    return [config if config.adapter is None or carries(config.adapter, number) else config.with_adapter(None)
-            for number in range(first, first + count)]
+    configs = [
+        config if config.adapter is None or carries(config.adapter, number) else config.with_adapter(None)
+        for number in range(first, first + count)]
+    if config.sparse is None:
+        return configs
+    sparse = config.sparse.of_decoder() if decoder else config.sparse
+    return [dataclasses.replace(own, sparse=sparse if sparse.is_sparse(layer, decoder) else None)
+            for layer, own in enumerate(configs)]
 
 
 def lowest(adapter: AdapterKind | None) -> int:

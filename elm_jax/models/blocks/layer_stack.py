@@ -15,7 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.network import Layout
+from elm_jax.models.blocks.sparse_mlp import ROUTER, SUMS
+from elm_jax.models.layers.gates import RouterSums
+from elm_jax.models.network import ROUTER_PART, Layout
 from elm_jax.types import Array, Params
 
 STACKED = "layers"
@@ -37,7 +39,8 @@ def stacked_name(path: str) -> tuple[str, int] | None:
 def stacked_names(paths: Iterable[str]) -> dict[str, list[str]]:
     """Paths of the leaves that make up each stacked leaf, in layer order; other leaves stay alone.
 
-    Every layer of a stack must have the leaf, as in a network's leaves or in its frozen ones.
+    Layers of a stack from its first on must have the leaf, without a gap; where others have it, as experts in
+    every second layer, it stays alone.
     """
     groups: dict[str, dict[int, str]] = {}
     alone: dict[str, list[str]] = {}
@@ -47,7 +50,12 @@ def stacked_names(paths: Iterable[str]) -> dict[str, list[str]]:
             alone[path] = [path]
         else:
             groups.setdefault(found[0], {})[found[1]] = path
-    return alone | {name: [members[index] for index in sorted(members)] for name, members in groups.items()}
+    found = dict(alone)
+    for name, members in groups.items():
+        whole = sorted(members) == list(range(len(members)))
+        found |= {name: [members[index] for index in sorted(members)]} if whole else {
+            path: [path] for path in members.values()}
+    return found
 
 
 def first_layer(path: str) -> str:
@@ -70,6 +78,7 @@ class LayerStack:
         dtype: in which kernels are multiplied.
         layout: how it is computed.
         span: (first, end) of the layers to run, numbered in the whole stack; None for all.
+        reports: whether the layers are sparse, and report what their routers did.
     """
 
     layer: nn.Module
@@ -77,6 +86,12 @@ class LayerStack:
     dtype: jnp.dtype
     layout: Layout
     span: tuple[int, int] | None = None
+    reports: bool = False
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of the layers to run."""
+        return range(*(self.span or (0, self.num_layers)))
 
 
 def equal_runs(configs: Sequence[Any], span: tuple[int, int]) -> list[tuple[Any, tuple[int, int]]]:
@@ -96,6 +111,15 @@ def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments
                rng: Array | None) -> Array:
     """Applies the layers of a stack, or those of its span, to x f[B, L, D]; returns f[B, L, D].
 
+    See `run_reporting_layers`.
+    """
+    return run_reporting_layers(stack, params, x, arguments, rng)[0]
+
+
+def run_reporting_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments: tuple[Any, ...],
+                         rng: Array | None) -> tuple[Array, dict[str, RouterSums]]:
+    """Applies the layers of a stack, or those of its span, to x f[B, L, D].
+
     Args:
         stack: of N layers.
         params: of the stack: ``layers_0`` and so on; leaves that are stacked already are in ``layers``, those
@@ -103,24 +127,36 @@ def run_layers(stack: LayerStack, params: Mapping[str, Any], x: Array, arguments
         x: f[B, L, D] of the stack's dtype.
         arguments: the same for every layer.
         rng: of dropout, or None. Each layer's draws follow from it and from the layer's number alone.
+
+    Returns:
+        f[B, L, D], and the report of each layer that was run, by its name; none without `stack.reports`.
     """
 
-    def one(x: Array, own: tuple[Params, Array | None]) -> Array:
+    def one(x: Array, own: tuple[Params, Array | None]) -> tuple[Array, RouterSums | None]:
         leaves, key = own
         rngs = None if key is None else {"dropout": key}
-        return stack.layer.apply({"params": leaves}, x, *arguments, key is None, rngs=rngs)
+        variables, rest = {"params": leaves}, (*arguments, key is None)
+        if not stack.reports:
+            return stack.layer.apply(variables, x, *rest, rngs=rngs), None
+        y, found = stack.layer.apply(variables, x, *rest, rngs=rngs, mutable=[ROUTER])
+        return y, found[ROUTER]["mlp"][SUMS]
 
     policy = _POLICIES[stack.layout.remat]
     if policy is not None:
         # A loop separates forward and backward pass by itself; straight-line code needs a barrier.
         one = jax.checkpoint(one, policy=policy, prevent_cse=not stack.layout.scan_layers)
     keys = None if rng is None else jax.random.split(rng, stack.num_layers)
-    span = range(*(stack.span or (0, stack.num_layers)))
+    span, reports = stack.numbers, []
     if stack.layout.scan_layers:
-        return _scan(stack, params, x, one, None if keys is None else keys[span.start:span.stop])
-    for index in span:
-        x = one(x, (params[f"{STACKED}_{index}"], None if keys is None else keys[index]))
-    return x
+        x, rows = _scan(stack, params, x, one, None if keys is None else keys[span.start:span.stop])
+        if stack.reports:
+            reports = [jax.tree.map(lambda leaf: leaf[row], rows) for row in range(len(span))]  # noqa: B023
+    else:
+        for index in span:
+            x, report = one(x, (params[f"{STACKED}_{index}"], None if keys is None else keys[index]))
+            reports.append(report)
+    return x, {f"{STACKED}_{index}": report for index, report in zip(span, reports, strict=False)
+               if report is not None}
 
 
 def run_stack(bound: nn.Module, layer: nn.Module, x: Array, arguments: tuple[Any, ...], deterministic: bool,
@@ -144,34 +180,52 @@ def run_stack(bound: nn.Module, layer: nn.Module, x: Array, arguments: tuple[Any
             x = each(x, *arguments, deterministic)
         return x
     config = bound.config
-    drops = not deterministic and config.dropout_rate > 0.0 and span[0] < span[1]
+    random = config.dropout_rate > 0.0 or _sparse(config)  # of a sparse layer: whether it trains, and jitter
+    drops = not deterministic and random and span[0] < span[1]
     rng = bound.make_rng("dropout") if drops else None
     for own, part in equal_runs([each.config for each in bound.layers], span):
         one = layer if own == layer.config else layer.clone(config=own, parent=None)
         layers = LayerStack(one, count, config.activation_dtype, bound.layout,
-                            None if part == (0, count) else part)
-        x = run_layers(layers, bound.variables["params"], x, arguments, rng)
+                            None if part == (0, count) else part,
+                            _sparse(own) and bound.is_mutable_collection(ROUTER))
+        x, reports = run_reporting_layers(layers, bound.variables["params"], x, arguments, rng)
+        if reports and part[0] >= getattr(bound, "trunk", 0):  # a frozen trunk has no losses
+            bound.sow(ROUTER, SUMS, reports, reduce_fn=lambda old, new: {**old, **new}, init_fn=dict)
     return x
 
 
-def _scan(stack: LayerStack, params: Mapping[str, Any], x: Array, one: Callable[..., Array],
-          keys: Array | None) -> Array:
-    """Applies the layers of the span as a scan."""
+def reports_of(variables: Mapping[str, Any]) -> dict[str, RouterSums]:
+    """The reports of all sparse layers, in the collection that a network's call gave back.
+
+    Returns:
+        By the layer, ``encoder/layers_1``.
+    """
+    stacks = variables.get(ROUTER, {})
+    return {f"{name}/{layer}": sums for name in sorted(stacks) for layer, sums in stacks[name][SUMS].items()}
+
+
+def _sparse(config: Any) -> bool:
+    return getattr(config, "sparse", None) is not None
+
+
+def _scan(stack: LayerStack, params: Mapping[str, Any], x: Array, one: Callable[..., Any],
+          keys: Array | None) -> tuple[Array, RouterSums | None]:
+    """Applies the layers of the span as a scan; their reports get an axis of layers."""
     first, end = stack.span or (0, stack.num_layers)
     if first == end:
-        return x
+        return x, None
     whole, own = params.get(STACKED, {}), _stack(params, range(first, end), stack.dtype)
     # A stacked leaf with fewer rows than the span reaches has none of its layers: they are in `own`.
     whole = _with_rows(whole, end)
     if stack.span is None:
-        return jax.lax.scan(lambda x, each: (one(x, each), None), x, (_merge(whole, own), keys))[0]
+        return jax.lax.scan(one, x, (_merge(whole, own), keys))
 
-    def step(x: Array, each: tuple[Array, Params, Array | None]) -> tuple[Array, None]:
+    def step(x: Array, each: tuple[Array, Params, Array | None]) -> tuple[Array, RouterSums | None]:
         index, leaves, key = each  # a slice of the whole stack would be a copy of it
         shared = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), whole)
-        return one(x, (_merge(shared, leaves), key)), None
+        return one(x, (_merge(shared, leaves), key))
 
-    return jax.lax.scan(step, x, (jnp.arange(first, end), own, keys))[0]
+    return jax.lax.scan(step, x, (jnp.arange(first, end), own, keys))
 
 
 def _with_rows(tree: Mapping[str, Any], least: int) -> Params:
@@ -189,7 +243,8 @@ def _stack(params: Mapping[str, Any], span: range, dtype: jnp.dtype) -> Params:
 
     def stack(keys: tuple[Any, ...], *leaves: Array) -> Array:
         # The same cast as the layer makes, earlier: a stack of half the bytes.
-        is_kernel = keys[-1].key == "kernel"
+        names = [key.key for key in keys]
+        is_kernel = names[-1] == "kernel" and ROUTER_PART not in names
         return jnp.stack([leaf.astype(dtype) if is_kernel else leaf for leaf in leaves])
 
     return jax.tree_util.tree_map_with_path(stack, layers[0], *layers[1:])

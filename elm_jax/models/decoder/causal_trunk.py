@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.models.blocks.grouped_attention import Reach, causal
+from elm_jax.models.blocks.sparse_sublayer import below_drops, routed_of
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.types import Array, Batch, Padded, Params
 
@@ -24,8 +25,8 @@ class CausalTrunk:
 
     @property
     def deepest_trunk(self) -> int:
-        """All layers."""
-        return self.config.num_layers
+        """All layers, or those below the first in which tokens compete outside of training."""
+        return below_drops(self.config, self.config.num_layers)
 
     def depth_of(self, path: str) -> int:
         """Number of layers before a leaf is first used."""
@@ -40,7 +41,8 @@ class CausalTrunk:
         place = jnp.arange(tokens.shape[1])[None]
         starts = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
         positions = place - jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
-        return self._apply(params, tokens, positions, within(segment_ids), method="states_above_trunk")
+        return self._apply(params, tokens, positions, within(segment_ids),
+                           routed_of(self.config, segment_ids > 0), method="states_above_trunk")
 
     def trunk_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and segment ids i32[B, L] of a training batch."""
@@ -48,8 +50,8 @@ class CausalTrunk:
 
     def trunk_of_choices(self, params: Params, inputs: Padded, targets: Padded) -> tuple[Array, Array]:
         """Computes the states f[B, S, D] of prompts and f[B, C, T - 1, D] of choices above the trunk."""
-        rows = self._choice_rows(inputs, targets)
-        states = self._apply(params, *rows, method="states_above_trunk")
+        rows, routed = self._choice_rows(inputs, targets)
+        states = self._apply(params, *rows, routed, method="states_above_trunk")
         batch, choices, length = targets.tokens.shape
         width = rows[0].shape[1] - choices * (length - 1)
         return states[:, :width], states[:, width:].reshape(batch, choices, length - 1, -1)

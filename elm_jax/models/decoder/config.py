@@ -14,7 +14,13 @@ from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.adapters.carriers import with_layers_of
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.adapters.kind import AdapterKind
-from elm_jax.models.layers.sparse_config import SparseConfig, check_causal, sparse_of, with_sparse
+from elm_jax.models.layers.sparse_config import (
+    SparseConfig,
+    check_causal,
+    check_layers,
+    sparse_of,
+    with_sparse,
+)
 from elm_jax.models.network import DTYPES
 from elm_jax.runtime.config_checks import LARGEST_DIMENSION, check_dimension
 
@@ -139,6 +145,7 @@ class DecoderConfig:
         object.__setattr__(self, "adapter", with_layers_of(self.adapter, self.num_layers))
         object.__setattr__(self, "sparse", sparse_of(self.sparse))
         check_causal(self.sparse, "DecoderConfig.sparse")
+        check_layers(self.sparse, self.num_layers, "DecoderConfig.sparse")
 
     def _check_choices(self) -> None:
         if not isinstance(self.mlp_activations, tuple) or len(self.mlp_activations) not in (1, 2):

@@ -10,10 +10,16 @@ import jax.numpy as jnp
 
 from elm_jax.models.adapters.carriers import layer_configs
 from elm_jax.models.adapters.config import attach
-from elm_jax.models.blocks.feed_forward import Mlp
 from elm_jax.models.blocks.grouped_attention import GroupedAttention, HeadKeysValues, Reach, cached
 from elm_jax.models.blocks.layer_stack import run_stack
 from elm_jax.models.blocks.rotary import Rotation, divided_low, frequencies, rotation
+from elm_jax.models.blocks.sparse_sublayer import (
+    Routed,
+    apply_feed_forward,
+    dense_of,
+    feed_forward_of,
+    has_dense_sublayer,
+)
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.layers.dense import LOGITS_PRECISION, Dense, Dropout, Embed, RMSNorm
 from elm_jax.models.layers.layer_norm import LayerNorm
@@ -59,22 +65,27 @@ class CausalLayer(nn.Module):
             dtype, config.adapter, (config.qkv_bias or dense_bias, dense_bias),
             config.norm_epsilon if config.qk_norm else None)
         self.pre_mlp_norm = _norm(config)
-        self.mlp = Mlp(config.emb_dim, config.mlp_dim, config.mlp_activations, config.dropout_rate, dtype,
-                       config.adapter, dense_bias)
+        self.mlp = feed_forward_of(config, dense_bias)
         self.dropout = Dropout(config.dropout_rate)
         self.attention_adapter = attach(config.adapter, "attention", dtype)
         self.mlp_adapter = attach(config.adapter, "mlp", dtype)
+        if has_dense_sublayer(config):
+            self.pre_extra_mlp_norm = _norm(config)
+            self.extra_mlp = dense_of(config, dense_bias)
+            self.extra_mlp_adapter = attach(config.adapter, "mlp", dtype)
 
-    def __call__(self, x: Array, by: Rotation | None, reach: Reach, deterministic: bool) -> Array:
+    def __call__(self, x: Array, by: Rotation | None, reach: Reach, routed: Routed | None,
+                 deterministic: bool) -> Array:
         """Applies the layer to rows f[B, L, D]; returns f[B, L, D]."""
-        return self.prefill(x, by, reach, deterministic)[0]
+        return self.prefill(x, by, reach, routed, deterministic)[0]
 
-    def prefill(self, x: Array, by: Rotation | None, reach: Reach, deterministic: bool
-                ) -> tuple[Array, HeadKeysValues]:
+    def prefill(self, x: Array, by: Rotation | None, reach: Reach, routed: Routed | None,
+                deterministic: bool) -> tuple[Array, HeadKeysValues]:
         """Applies the layer to rows f[B, L, D]; returns f[B, L, D], and the tokens' keys and values."""
         normed = self.pre_attention_norm(x)
         y, keys_values = self.attention(normed, by, reach, deterministic)
-        return self._feed_forward(self._add(x, y, normed, deterministic), deterministic), keys_values
+        x = self._add(x, y, normed, deterministic)
+        return self._feed_forward(x, routed, deterministic), keys_values
 
     def step(self, x: Array, by: Rotation | None, cache: DecoderCache, index: Array, real: Array
              ) -> tuple[Array, DecoderCache]:
@@ -83,16 +94,21 @@ class CausalLayer(nn.Module):
         y, (keys, values) = self.attention.step(
             normed, by, HeadKeysValues(cache["prompt_key"], cache["prompt_value"]),
             HeadKeysValues(cache["key"], cache["value"]), index, real)
-        x = self._feed_forward(self._add(x, y, normed, True), True)
+        x = self._feed_forward(self._add(x, y, normed, True), None, True)
         return x, {**cache, "key": keys, "value": values}
 
     def _add(self, x: Array, y: Array, normed: Array, deterministic: bool) -> Array:
         return x + self.dropout(self.attention_adapter(y, normed), deterministic)
 
-    def _feed_forward(self, x: Array, deterministic: bool) -> Array:
+    def _feed_forward(self, x: Array, routed: Routed | None, deterministic: bool) -> Array:
         normed = self.pre_mlp_norm(x)
-        y = self.mlp(normed, deterministic)
-        return x + self.dropout(self.mlp_adapter(y, normed), deterministic)
+        y = apply_feed_forward(self.mlp, normed, deterministic, routed)
+        x = x + self.dropout(self.mlp_adapter(y, normed), deterministic)
+        if not has_dense_sublayer(self.config):
+            return x
+        normed = self.pre_extra_mlp_norm(x)
+        y = self.extra_mlp(normed, deterministic)
+        return x + self.dropout(self.extra_mlp_adapter(y, normed), deterministic)
 
 
 class CausalStack(nn.Module):
@@ -108,21 +124,24 @@ class CausalStack(nn.Module):
         self.layers = [CausalLayer(config) for config in configs]
         self.final_norm = _norm(self.config)
 
-    def __call__(self, x: Array, by: Rotation | None, reach: Reach, deterministic: bool) -> Array:
+    def __call__(self, x: Array, by: Rotation | None, reach: Reach, routed: Routed | None,
+                 deterministic: bool) -> Array:
         """Applies the layers above the trunk, and the last norm, to f[B, L, D]; returns f[B, L, D]."""
-        x = run_stack(self, CausalLayer(self.config, parent=None), x, (by, reach), deterministic,
+        x = run_stack(self, CausalLayer(self.config, parent=None), x, (by, reach, routed), deterministic,
                       (self.trunk, len(self.layers)))
         return self.final_norm(x)
 
-    def below(self, x: Array, by: Rotation | None, reach: Reach) -> Array:
+    def below(self, x: Array, by: Rotation | None, reach: Reach, routed: Routed | None) -> Array:
         """Applies the trunk's layers to f[B, L, D], without dropout; returns f[B, L, D]."""
-        return run_stack(self, CausalLayer(self.config, parent=None), x, (by, reach), True, (0, self.trunk))
+        layer = CausalLayer(self.config, parent=None)
+        return run_stack(self, layer, x, (by, reach, routed), True, (0, self.trunk))
 
-    def prefill(self, x: Array, by: Rotation | None, reach: Reach, steps: int) -> DecoderCache:
+    def prefill(self, x: Array, by: Rotation | None, reach: Reach, routed: Routed | None, steps: int
+                ) -> DecoderCache:
         """Makes the layers' caches of prompts f[B, S, D], with room for further tokens."""
         layers = {}
         for number, layer in enumerate(self.layers):
-            x, tokens = layer.prefill(x, by, reach, True)
+            x, tokens = layer.prefill(x, by, reach, routed, True)
             room = cached(HeadKeysValues(*(jnp.zeros((len(each), steps, *each.shape[2:]), each.dtype)
                                            for each in tokens)))
             keys, values = cached(tokens)
@@ -161,34 +180,39 @@ class CausalTransformer(nn.Module):
                               precision=LOGITS_PRECISION)
 
     def __call__(self, tokens: Array, positions: Array, reach: Reach, deterministic: bool = True,
-                 trunk_states: Array | None = None) -> Array:
+                 trunk_states: Array | None = None, routed: Routed | None = None) -> Array:
         """Logits f32[B, L, V] of tokens i32[B, L] at positions i32[B or 1, L]; see `states`."""
-        return self.logits(self.states(tokens, positions, reach, deterministic, trunk_states))
+        return self.logits(self.states(tokens, positions, reach, deterministic, trunk_states, routed))
 
     def states(self, tokens: Array, positions: Array, reach: Reach, deterministic: bool = True,
-               trunk_states: Array | None = None) -> Array:
-        """Last states f[B, L, D], normalised, of tokens i32[B, L], or of their states above the trunk."""
+               trunk_states: Array | None = None, routed: Routed | None = None) -> Array:
+        """Last states f[B, L, D], normalised, of tokens i32[B, L], or of their states above the trunk.
+
+        `routed` says which of them are padding, for sparse layers.
+        """
         x = trunk_states
         if x is None and self.trunk:
-            x = self.states_above_trunk(tokens, positions, reach)
+            x = self.states_above_trunk(tokens, positions, reach, routed)
         elif x is None:
             x = self.dropout(self._embed(tokens, positions), deterministic)
-        return self.decoder(x, rotation_of(self.config, positions), reach, deterministic)
+        return self.decoder(x, rotation_of(self.config, positions), reach, routed, deterministic)
 
-    def states_above_trunk(self, tokens: Array, positions: Array, reach: Reach) -> Array:
+    def states_above_trunk(self, tokens: Array, positions: Array, reach: Reach,
+                           routed: Routed | None = None) -> Array:
         """States f[B, L, D] above the trunk of tokens i32[B, L] at positions i32[B or 1, L]."""
         by = rotation_of(self.config, positions)
-        return self.decoder.below(self._embed(tokens, positions), by, reach)
+        return self.decoder.below(self._embed(tokens, positions), by, reach, routed)
 
     def logits(self, y: Array) -> Array:
         """Applies the tied or untied head: f[B, L, D] -> f32[B, L, V]."""
         logits = self.token_embedder.unscaled(y) if self.config.tied_head else self.head(y)
         return constrain(logits, "batch", None, "vocab")
 
-    def prefill(self, tokens: Array, positions: Array, reach: Reach, steps: int) -> DecoderCache:
+    def prefill(self, tokens: Array, positions: Array, reach: Reach, steps: int,
+                routed: Routed | None = None) -> DecoderCache:
         """Makes the layers' caches of prompts i32[B, S]."""
         by = rotation_of(self.config, positions)
-        return self.decoder.prefill(self._embed(tokens, positions), by, reach, steps)
+        return self.decoder.prefill(self._embed(tokens, positions), by, reach, routed, steps)
 
     def step(self, token: Array, positions: Array, layers: DecoderCache, index: Array, real: Array
              ) -> tuple[Array, DecoderCache]:

@@ -14,20 +14,27 @@ from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks.grouped_attention import Reach, causal
 from elm_jax.models.blocks.head_loss import head_cross_entropy, num_parts
+from elm_jax.models.blocks.layer_stack import reports_of
+from elm_jax.models.blocks.router_losses import with_router_losses
+from elm_jax.models.blocks.sparse_mlp import ROUTER
+from elm_jax.models.blocks.sparse_sublayer import Routed, routed_of
 from elm_jax.models.blocks.traced_leaves import TracedLeaves
 from elm_jax.models.decoder.causal_trunk import CausalTrunk, side_by_side, within
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.modules import CausalTransformer, DecoderCache
+from elm_jax.models.layers.gates import RouterSums
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
 from elm_jax.models.network import (
     ADAPTER,
     BODY,
+    GATE,
     JOINED,
     NORM,
     TRUNK_STATES,
     Layout,
     Start,
     StepAccount,
+    is_router,
     real_tokens,
 )
 from elm_jax.types import Array, Batch, Padded, Params
@@ -58,6 +65,8 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         found = adapter and adapter.role_of(path)
         if found or is_adapter_leaf(path):
             return found or ADAPTER
+        if is_router(path):
+            return GATE
         return NORM if "_norm/" in path else BODY
 
     def loss(self, params: Params, batch: Batch, rng: Array | None = None,
@@ -67,15 +76,18 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         Args:
             params: as `init` makes them.
             batch: the keys of `logits`, target_tokens i32[B, L] and loss_weights f32[B, L].
-            rng: key of dropout; None switches dropout off.
-            settings: of the cross-entropy.
+            rng: see `models.network.Network`.
+            settings: of the losses.
         """
         targets, weights = batch["target_tokens"], batch["loss_weights"]
         if num_parts(*targets.shape, self.config.vocab_size) == 1:
-            return token_cross_entropy(self._of_rows(params, batch, rng), targets, weights, settings)
-        states = self._of_rows(params, batch, rng, "states")
-        sides, head = _head_of(self.config, params)
-        return head_cross_entropy(sides, settings, states, head, targets, weights)
+            logits, reports = self._of_rows(params, batch, rng)
+            sums = token_cross_entropy(logits, targets, weights, settings)
+        else:
+            states, reports = self._of_rows(params, batch, rng, "states")
+            sides, head = _head_of(self.config, params)
+            sums = head_cross_entropy(sides, settings, states, head, targets, weights)
+        return with_router_losses(sums, reports, settings)
 
     def logits(self, params: Params, batch: Batch, *, dropout_rng: Array | None = None) -> Array:
         """Computes the logits f32[B, L, V] of every place, which predict the next token.
@@ -89,7 +101,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         Raises:
             InputError: rows are longer than the context.
         """
-        return self._of_rows(params, batch, dropout_rng)
+        return self._of_rows(params, batch, dropout_rng)[0]
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
         """Computes the log-probability f32[B, C, T] of each token of each choice.
@@ -109,10 +121,11 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         Raises:
             InputError: S or T is more than the context.
         """
-        rows, tokens, lengths = self._choice_rows(inputs, targets), targets.tokens, self._prompts(inputs)[1]
+        rows, routed = self._choice_rows(inputs, targets)
+        tokens, lengths = targets.tokens, self._prompts(inputs)[1]
         batch, choices, length = tokens.shape
         width = rows[0].shape[1] - choices * (length - 1)
-        states = self._apply(params, *rows, True, side_by_side(inputs, targets), method="states")
+        states = self._apply(params, *rows, True, side_by_side(inputs, targets), routed, method="states")
         last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
         logits = self._apply(params, jnp.concatenate([last, states[:, width:]], axis=1), method="logits")
         normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -136,8 +149,9 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         prompts, lengths = self._prompts(inputs)
         width = prompts.shape[1]
         self._check_length(width + max_length - 1)
+        routed = routed_of(self.config, real_tokens(Padded(prompts, lengths)))
         layers = self._apply(params, prompts, jnp.arange(width)[None], Reach(causal(width)), max_length,
-                             method="prefill")
+                             routed, method="prefill")
         token = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
         return Start({"index": jnp.zeros((), jnp.int32), "prompt": lengths - 1, "layers": layers}, token)
 
@@ -182,14 +196,19 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         module = CausalTransformer(self.config, self.layout, self.trunk)
         return module.apply({"params": params}, *arguments, **more)
 
-    def _of_rows(self, params: Params, batch: Batch, rng: Array | None, method: str | None = None) -> Array:
+    def _of_rows(self, params: Params, batch: Batch, rng: Array | None, method: str | None = None
+                 ) -> tuple[Array, dict[str, RouterSums]]:
+        """What a method of the module gives for the rows of a batch, and the reports of its sparse layers."""
         tokens, segments = batch["tokens"], batch["segment_ids"]
         self._check_length(tokens.shape[1])
-        return self._apply(params, tokens, batch["positions"], within(segments), rng is None,
-                           batch.get(TRUNK_STATES), method=method,
-                           rngs=None if rng is None else {"dropout": rng})
+        found = self._apply(params, tokens, batch["positions"], within(segments), rng is None,
+                            batch.get(TRUNK_STATES), routed_of(self.config, segments > 0), method=method,
+                            rngs=None if rng is None else {"dropout": rng},
+                            mutable=False if self.config.sparse is None else [ROUTER])
+        return (found, {}) if self.config.sparse is None else (found[0], reports_of(found[1]))
 
-    def _choice_rows(self, inputs: Padded, targets: Padded) -> tuple[Array, Array, Reach]:
+    def _choice_rows(self, inputs: Padded, targets: Padded
+                     ) -> tuple[tuple[Array, Array, Reach], Routed | None]:
         """Rows [B, S + C * (T - 1)] of prompts and choices without their last tokens: tokens, positions."""
         prompts, lengths = self._prompts(inputs)
         tokens = jnp.asarray(targets.tokens)
@@ -199,9 +218,12 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         behind = jnp.minimum(behind, self.config.max_length - 1)  # of padding alone, in rows that fit
         before = jnp.broadcast_to(jnp.arange(width)[None], prompts.shape)
         real = real_tokens(Padded(prompts, lengths))
-        return (jnp.concatenate([prompts, tokens[..., :-1].reshape(batch, -1)], axis=1),
+        rows = (jnp.concatenate([prompts, tokens[..., :-1].reshape(batch, -1)], axis=1),
                 jnp.concatenate([before, behind], axis=1),
                 Reach(causal(width), choices if length > 1 else 0, real))
+        # A choice's last token is in no row.
+        own = real_tokens(Padded(tokens[..., :-1], jnp.asarray(targets.lengths) - 1))
+        return rows, routed_of(self.config, jnp.concatenate([real, own.reshape(batch, -1)], axis=1))
 
     def _prompts(self, inputs: Padded) -> tuple[Array, Array]:
         """Tokens i32[B, S], S at least 1, and lengths i32[B], at least 1 (see the class on empty prompts)."""

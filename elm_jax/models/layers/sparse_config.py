@@ -27,7 +27,8 @@ class SparseConfig:
 
     Attributes:
         num_experts: experts E of each sparse layer.
-        experts_per_token: K, for the choice by tokens.
+        experts_per_token: K, for the choice by tokens; with the choice by experts, that of an
+            encoder-decoder's decoder, whose tokens choose.
         choice: ``tokens``, or ``experts`` (which look at later tokens, so in encoders only).
         normalize_gates: a token's K gates are divided by their sum, before anything is dropped; otherwise
             they are the router's probabilities.
@@ -136,9 +137,6 @@ class SparseConfig:
             if self.capacity_factor is None or self.eval_capacity_factor is None:
                 raise _wrong("capacity_factor", None,
                              "capacity_factor and eval_capacity_factor, for choice='experts'")
-            if self.experts_per_token != 1:
-                raise _without_effect("experts_per_token", "choice='tokens'; experts take as many tokens as "
-                                      "they have places")
             if self.order != POSITION:
                 raise _without_effect("order", "choice='tokens'")
         elif self.order != POSITION and self.capacity_factor is self.eval_capacity_factor is None:
@@ -158,6 +156,21 @@ class SparseConfig:
             return False
         offset = {"t5x": step - 1, "hf": 1 % step}.get(self.offset, self.offset)
         return layer % step == offset % step
+
+    def of_decoder(self) -> "SparseConfig":
+        """The settings of an encoder-decoder's decoder, in which no token may depend on later ones.
+
+        Tokens choose, and fill the places by position. Where the encoder's experts choose, the decoder drops
+        nothing outside of training.
+        """
+        if self.choice == EXPERTS:
+            return dataclasses.replace(self, choice=TOKENS, eval_capacity_factor=None)
+        return dataclasses.replace(self, order=POSITION)
+
+    @property
+    def drops_in_use(self) -> bool:
+        """Whether a token's output can depend on other tokens outside of training."""
+        return self.eval_capacity_factor is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-ready dictionary. Inverse of `sparse_of`."""
@@ -182,6 +195,31 @@ def sparse_of(values: Any) -> SparseConfig | None:
     if "num_experts" not in values:
         raise InputError(describe("SparseConfig lacks fields", expected="num_experts"))
     return SparseConfig(**values)
+
+
+def check_layers(sparse: SparseConfig | None, layers: int, where: str, decoder_layers: int | None = None
+                 ) -> None:
+    """Checks that a network has a layer for its settings of sparse layers.
+
+    Args:
+        sparse: the settings, or None.
+        layers: of the network, or of its encoder.
+        where: the config's field, for the error.
+        decoder_layers: of an encoder-decoder's decoder; None for a network of one stack.
+
+    Raises:
+        InputError: no layer is sparse, or a setting is of an encoder-decoder alone.
+    """
+    if sparse is None:
+        return
+    if decoder_layers is None and sparse.decoder_step is not None:
+        raise _without_effect("decoder_step", "an encoder-decoder")
+    if not any([*(sparse.is_sparse(layer) for layer in range(layers)),
+                *(sparse.is_sparse(layer, True) for layer in range(decoder_layers or 0))]):
+        raise InputError(describe(
+            "No layer is sparse", where=f"{where}.step", got=f"step={sparse.step}, offset={sparse.offset!r}, "
+            f"{layers} layers" + (f" and {decoder_layers} of a decoder" if decoder_layers else ""),
+            expected="a step of at most the number of layers", cure="give a smaller step, or no `sparse`"))
 
 
 def with_sparse(sparse: SparseConfig | None, values: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from elm_jax.models.adapters.bottleneck import bottleneck_of
 from elm_jax.models.adapters.carriers import with_layers_of
 from elm_jax.models.adapters.config import adapter_of
 from elm_jax.models.adapters.kind import AdapterKind
-from elm_jax.models.layers.sparse_config import SparseConfig, sparse_of, with_sparse
+from elm_jax.models.layers.sparse_config import SparseConfig, check_layers, sparse_of, with_sparse
 from elm_jax.models.network import DTYPES
 from elm_jax.runtime.config_checks import LARGEST_DIMENSION, check_dimension
 
@@ -99,6 +99,7 @@ class T5Config:
             raise _wrong("adapter", self.adapter, "None or an AdapterConfig")
         object.__setattr__(self, "adapter", with_layers_of(self.adapter, self.num_layers))
         object.__setattr__(self, "sparse", sparse_of(self.sparse))
+        check_layers(self.sparse, self.num_encoder_layers, "T5Config.sparse", self.num_decoder_layers)
 
     def _check_buckets(self) -> None:
         buckets = self.relative_attention_num_buckets

@@ -13,8 +13,15 @@ import jax.numpy as jnp
 from elm_jax.models.adapters.carriers import layer_configs
 from elm_jax.models.adapters.config import Hook, attach
 from elm_jax.models.blocks.attention import Attention, KeysValues
-from elm_jax.models.blocks.feed_forward import Mlp
 from elm_jax.models.blocks.layer_stack import run_stack
+from elm_jax.models.blocks.sparse_sublayer import (
+    Routed,
+    apply_feed_forward,
+    dense_of,
+    feed_forward_of,
+    has_dense_sublayer,
+    routed_of,
+)
 from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, RMSNorm
 from elm_jax.models.network import Layout
 from elm_jax.models.t5.config import T5Config
@@ -65,6 +72,13 @@ def real_inputs(tokens: Array, pad_id: int) -> Array:
     return index <= jnp.max(jnp.where(tokens != pad_id, index, 0), axis=1, keepdims=True)
 
 
+def _decoder_tokens(inputs: Array, segment_ids: Array | None, pad_id: int) -> Array:
+    """Token mask bool[B, T] of a decoder's rows: from segment ids, or else from the inputs."""
+    if segment_ids is not None:
+        return segment_ids > 0
+    return real_inputs(inputs, pad_id) | (jnp.arange(inputs.shape[1]) == 0)[None]
+
+
 def _norm(config: T5Config) -> RMSNorm:
     return RMSNorm(config.activation_dtype)
 
@@ -72,13 +86,6 @@ def _norm(config: T5Config) -> RMSNorm:
 def _attention(config: T5Config) -> Attention:
     return Attention(
         config.emb_dim, config.num_heads, config.head_dim, config.dropout_rate,
-        config.activation_dtype, config.adapter,
-    )
-
-
-def _mlp(config: T5Config) -> Mlp:
-    return Mlp(
-        config.emb_dim, config.mlp_dim, config.mlp_activations, config.dropout_rate,
         config.activation_dtype, config.adapter,
     )
 
@@ -94,35 +101,52 @@ def _relative_bias(config: T5Config, bidirectional: bool) -> RelativePositionBia
     )
 
 
-class EncoderLayer(nn.Module):
-    """Encoder layer: self-attention and feed-forward, each with norm, adapter, dropout and residual sum."""
+class _FeedForward(nn.Module):
+    """The part that both kinds of layers share: a feed-forward, dense or sparse, and what follows it."""
 
     config: T5Config
+
+    def _setup_feed_forward(self) -> None:
+        self.pre_mlp_layer_norm = _norm(self.config)
+        self.mlp = feed_forward_of(self.config)
+        self.dropout = Dropout(self.config.dropout_rate)
+        self.mlp_adapter = _adapter(self.config, "mlp")
+        if has_dense_sublayer(self.config):
+            self.pre_extra_mlp_layer_norm = _norm(self.config)
+            self.extra_mlp = dense_of(self.config)
+            self.extra_mlp_adapter = _adapter(self.config, "mlp")
+
+    def _feed_forward(self, x: Array, routed: Routed | None, deterministic: bool) -> Array:
+        normed = self.pre_mlp_layer_norm(x)
+        y = apply_feed_forward(self.mlp, normed, deterministic, routed)
+        x = x + self.dropout(self.mlp_adapter(y, normed), deterministic)
+        if not has_dense_sublayer(self.config):
+            return x
+        normed = self.pre_extra_mlp_layer_norm(x)
+        y = self.extra_mlp(normed, deterministic)
+        return x + self.dropout(self.extra_mlp_adapter(y, normed), deterministic)
+
+
+class EncoderLayer(_FeedForward):
+    """Encoder layer: self-attention and feed-forward, each with norm, adapter, dropout and residual sum."""
 
     def setup(self) -> None:
         """Creates the sub-layers under T5X's names."""
         self.pre_attention_layer_norm = _norm(self.config)
         self.attention = _attention(self.config)
-        self.pre_mlp_layer_norm = _norm(self.config)
-        self.mlp = _mlp(self.config)
-        self.dropout = Dropout(self.config.dropout_rate)
+        self._setup_feed_forward()
         self.attention_adapter = _adapter(self.config, "attention")
-        self.mlp_adapter = _adapter(self.config, "mlp")
 
-    def __call__(self, x: Array, biases: Biases, deterministic: bool) -> Array:
+    def __call__(self, x: Array, biases: Biases, routed: Routed | None, deterministic: bool) -> Array:
         """Applies the layer: f[B, S, D] -> f[B, S, D]."""
         normed = self.pre_attention_layer_norm(x)
         y = self.attention(normed, self.attention.keys_values(normed), biases, deterministic)
         x = x + self.dropout(self.attention_adapter(y, normed), deterministic)
-        normed = self.pre_mlp_layer_norm(x)
-        y = self.mlp(normed, deterministic)
-        return x + self.dropout(self.mlp_adapter(y, normed), deterministic)
+        return self._feed_forward(x, routed, deterministic)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(_FeedForward):
     """Decoder layer: causal self-attention, cross-attention and feed-forward, each with its adapter."""
-
-    config: T5Config
 
     def setup(self) -> None:
         """Creates the sub-layers under T5X's names."""
@@ -130,24 +154,22 @@ class DecoderLayer(nn.Module):
         self.self_attention = _attention(self.config)
         self.pre_cross_attention_layer_norm = _norm(self.config)
         self.encoder_decoder_attention = _attention(self.config)
-        self.pre_mlp_layer_norm = _norm(self.config)
-        self.mlp = _mlp(self.config)
-        self.dropout = Dropout(self.config.dropout_rate)
+        self._setup_feed_forward()
         self.self_attention_adapter = _adapter(self.config, "attention")
         self.encoder_decoder_attention_adapter = _adapter(self.config, "cross_attention")
-        self.mlp_adapter = _adapter(self.config, "mlp")
 
     def __call__(
         self, x: Array, encoded: Array, self_biases: Biases, cross_biases: Biases,
-        deterministic: bool,
+        routed: Routed | None, deterministic: bool,
     ) -> Array:
         """Applies the layer: x f[N, T, D], encoded f[B, S, D] -> f[N, T, D]; N is B, or B * C (C choices)."""
         normed = self.pre_self_attention_layer_norm(x)
         keys_values = self.self_attention.keys_values(normed)
         cross_keys_values = self.cross_keys_values(encoded)
-        return self._sublayers(
+        x = self._attentions(
             x, normed, keys_values, cross_keys_values, self_biases, cross_biases, deterministic
         )
+        return self._feed_forward(x, routed, deterministic)
 
     def cross_keys_values(self, encoded: Array) -> KeysValues:
         """Projects f[B, S, D] to keys and values of cross-attention, f[B, S, H, K] each."""
@@ -162,10 +184,10 @@ class DecoderLayer(nn.Module):
         keys = jax.lax.dynamic_update_slice_in_dim(cache["self_key"], keys, index, axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(cache["self_value"], values, index, axis=1)
         cross = (cache["cross_key"], cache["cross_value"])
-        y = self._sublayers(x, normed, (keys, values), cross, self_biases, cross_biases, True)
-        return y, {**cache, "self_key": keys, "self_value": values}
+        x = self._attentions(x, normed, (keys, values), cross, self_biases, cross_biases, True)
+        return self._feed_forward(x, None, True), {**cache, "self_key": keys, "self_value": values}
 
-    def _sublayers(
+    def _attentions(
         self, x: Array, normed: Array, keys_values: KeysValues, cross_keys_values: KeysValues,
         self_biases: Biases, cross_biases: Biases, deterministic: bool,
     ) -> Array:
@@ -173,10 +195,7 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.self_attention_adapter(y, normed), deterministic)
         normed = self.pre_cross_attention_layer_norm(x)
         y = self.encoder_decoder_attention(normed, cross_keys_values, cross_biases, deterministic)
-        x = x + self.dropout(self.encoder_decoder_attention_adapter(y, normed), deterministic)
-        normed = self.pre_mlp_layer_norm(x)
-        y = self.mlp(normed, deterministic)
-        return x + self.dropout(self.mlp_adapter(y, normed), deterministic)
+        return x + self.dropout(self.encoder_decoder_attention_adapter(y, normed), deterministic)
 
 
 class Encoder(nn.Module):
@@ -195,28 +214,29 @@ class Encoder(nn.Module):
         self.dropout = Dropout(self.config.dropout_rate)
 
     def __call__(
-        self, x: Array, allowed: Array, positions: Array | None, deterministic: bool, above: bool = False
+        self, x: Array, allowed: Array, positions: Array | None, deterministic: bool, above: bool = False,
+        routed: Routed | None = None,
     ) -> Array:
         """Encodes embedded f[B, S, D], or states above the trunk, with key mask bool[B, 1, 1 or S, S]."""
         biases = self._biases(x, allowed, positions)
         if not above and self.trunk:
-            x = self._below(x, biases)
+            x = self._below(x, biases, routed)
         elif not above:
             x = self.dropout(x, deterministic)
-        x = run_stack(self, EncoderLayer(self.config, parent=None), x, (biases,), deterministic,
+        x = run_stack(self, EncoderLayer(self.config, parent=None), x, (biases, routed), deterministic,
                       (self.trunk, len(self.layers)))
         return self.dropout(self.encoder_norm(x), deterministic)
 
-    def below(self, x: Array, allowed: Array) -> Array:
+    def below(self, x: Array, allowed: Array, routed: Routed | None = None) -> Array:
         """States f[B, S, D] above the trunk, of embedded f[B, S, D] with key mask bool[B, 1, S, S]."""
-        return self._below(x, self._biases(x, allowed, None))
+        return self._below(x, self._biases(x, allowed, None), routed)
 
     def _biases(self, x: Array, allowed: Array, positions: Array | None) -> Biases:
         return self.relpos_bias(x.shape[1], positions), mask_bias(allowed)
 
-    def _below(self, x: Array, biases: Biases) -> Array:
+    def _below(self, x: Array, biases: Biases, routed: Routed | None) -> Array:
         layer = EncoderLayer(self.config, parent=None)
-        return run_stack(self, layer, x, (biases,), True, (0, self.trunk))
+        return run_stack(self, layer, x, (biases, routed), True, (0, self.trunk))
 
 
 class Decoder(nn.Module):
@@ -228,7 +248,8 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Creates the layers ``layers_0`` and so on."""
         self.relpos_bias = _relative_bias(self.config, bidirectional=False)
-        configs = layer_configs(self.config, self.config.num_encoder_layers, self.config.num_decoder_layers)
+        config = self.config
+        configs = layer_configs(config, config.num_encoder_layers, config.num_decoder_layers, decoder=True)
         self.layers = [DecoderLayer(config) for config in configs]
         self.decoder_norm = _norm(self.config)
         self.dropout = Dropout(self.config.dropout_rate)
@@ -240,14 +261,14 @@ class Decoder(nn.Module):
 
     def __call__(
         self, x: Array, encoded: Array, self_allowed: Array, cross_allowed: Array,
-        positions: Array | None, deterministic: bool,
+        positions: Array | None, deterministic: bool, routed: Routed | None = None,
     ) -> Array:
         """Decodes embedded f[N, T, D] -> f[N, T, D], without the head; N is B, or B * C for C choices."""
         self_biases = (self.relpos_bias(x.shape[1], positions), mask_bias(self_allowed))
         cross_biases = (mask_bias(cross_allowed),)
         x = self.dropout(x, deterministic)
-        x = run_stack(self, DecoderLayer(self.config, parent=None), x, (encoded, self_biases, cross_biases),
-                      deterministic)
+        x = run_stack(self, DecoderLayer(self.config, parent=None), x,
+                      (encoded, self_biases, cross_biases, routed), deterministic)
         return self.dropout(self.decoder_norm(x), deterministic)
 
     def head(self, x: Array) -> Array:
@@ -325,14 +346,21 @@ class Transformer(nn.Module):
         encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
         decoder_positions: Array | None = None, deterministic: bool = True,
     ) -> Array:
-        """Logits f32[B, T, V] of decoder inputs i32[B, T]; encoded f[B, S, D] has token mask bool[B, S]."""
+        """Logits f32[B, T, V] of decoder inputs i32[B, T]; encoded f[B, S, D] has token mask bool[B, S].
+
+        Sparse layers take as tokens what is in a segment; without segments the start token and all up to the
+        last one that is not padding.
+        """
         self_allowed = causal_mask(decoder_input_tokens.shape[1])
         if decoder_segment_ids is not None:
             self_allowed = self_allowed & same_segment(decoder_segment_ids, decoder_segment_ids)
+        routed = None
+        if self.config.sparse is not None:
+            routed = Routed(_decoder_tokens(decoder_input_tokens, decoder_segment_ids, self.config.pad_id))
         y = self.decoder(
             self.token_embedder(decoder_input_tokens), encoded, self_allowed,
             key_mask(real, decoder_segment_ids, encoder_segment_ids),
-            decoder_positions, deterministic,
+            decoder_positions, deterministic, routed,
         )
         return self.head(y)
 
@@ -342,23 +370,29 @@ class Transformer(nn.Module):
     ) -> Array:
         """Encodes tokens i32[B, S], or their states above the trunk, with token mask bool[B, S]."""
         allowed = key_mask(real, segment_ids, segment_ids)
+        routed = routed_of(self.config, real if segment_ids is None else segment_ids > 0)
         if states is not None:
-            return self.encoder(states, allowed, positions, deterministic, above=True)
-        return self.encoder(self.token_embedder(tokens), allowed, positions, deterministic)
+            return self.encoder(states, allowed, positions, deterministic, True, routed)
+        return self.encoder(self.token_embedder(tokens), allowed, positions, deterministic, False, routed)
 
     def states_above_trunk(self, tokens: Array, segment_ids: Array) -> Array:
         """States f[B, S, D] above the trunk of inputs and segment ids i32[B, S]; padding has segment 0."""
         allowed = key_mask(segment_ids > 0, segment_ids, segment_ids)
-        return self.encoder.below(self.token_embedder(tokens), allowed)
+        return self.encoder.below(
+            self.token_embedder(tokens), allowed, routed_of(self.config, segment_ids > 0))
 
-    def choice_logits(self, inputs: Array, real: Array, choice_tokens: Array, states: Array | None = None
-                      ) -> Array:
-        """Logits f32[B, C, T, V] of choices i32[B, C, T]; inputs i32[B, S] with token mask bool[B, S]."""
+    def choice_logits(self, inputs: Array, real: Array, choice_tokens: Array, choice_real: Array,
+                      states: Array | None = None) -> Array:
+        """Logits f32[B, C, T, V] of choices i32[B, C, T]; inputs i32[B, S] with token mask bool[B, S].
+
+        `choice_real` bool[B, C, T] says which of the choices' places are tokens.
+        """
         batch, choices, length = choice_tokens.shape
         encoded = self.encode(inputs, real, states=states)
         y = self.decoder(
             self.token_embedder(choice_tokens.reshape(batch * choices, length)), encoded,
             causal_mask(length), key_mask(real, None, None), None, True,
+            routed_of(self.config, choice_real.reshape(batch * choices, length)),
         )
         return self.head(y).reshape(batch, choices, length, self.config.vocab_size)
 

@@ -15,17 +15,24 @@ import numpy as np
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.kind import is_adapter_leaf
+from elm_jax.models.blocks.layer_stack import reports_of
+from elm_jax.models.blocks.router_losses import with_router_losses
+from elm_jax.models.blocks.sparse_mlp import ROUTER
+from elm_jax.models.blocks.sparse_sublayer import below_drops
 from elm_jax.models.blocks.traced_leaves import TracedLeaves
+from elm_jax.models.layers.gates import RouterSums
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
 from elm_jax.models.network import (
     ADAPTER,
     BODY,
+    GATE,
     NORM,
     TRUNK_STATES,
     TWO_SIDED,
     Layout,
     Start,
     StepAccount,
+    is_router,
     real_tokens,
 )
 from elm_jax.models.t5.config import T5Config
@@ -53,10 +60,24 @@ def is_norm_leaf(path: str) -> bool:
 
 
 def role_of(path: str) -> str:
-    """Role of a leaf of any T5: `ADAPTER`, `NORM` or `BODY`."""
+    """Role of a leaf of any T5: `ADAPTER`, `GATE` (a router), `NORM` or `BODY`."""
     if is_adapter_leaf(path):
         return ADAPTER
+    if is_router(path):
+        return GATE
     return NORM if is_norm_leaf(path) else BODY
+
+
+def _packing(batch: Batch, config: T5Config) -> dict[str, Array]:
+    """Segment ids and positions of a batch; for sparse layers also the decoder's where rows are not packed.
+
+    The decoder's inputs alone do not say where a row ends: the EOS behind its last place is no padding.
+    """
+    packing = {key: batch[key] for key in PACKING_KEYS if key in batch}
+    if config.sparse is not None and "decoder_target_tokens" in batch and not packing:
+        packing["decoder_segment_ids"] = real_inputs(
+            batch["decoder_target_tokens"], config.pad_id).astype(jnp.int32)
+    return packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +98,11 @@ class T5Network(TracedLeaves):
 
     @property
     def deepest_trunk(self) -> int:
-        """Layers of the encoder: states of the decoder's layers depend on targets."""
-        return self.config.num_encoder_layers
+        """Layers of the encoder: states of the decoder's layers depend on targets.
+
+        Only those below the first in which tokens compete outside of training.
+        """
+        return below_drops(self.config, self.config.num_encoder_layers)
 
     @property
     def _module(self) -> Transformer:
@@ -124,12 +148,13 @@ class T5Network(TracedLeaves):
         Args:
             params: as `init` makes them.
             batch: the keys of `logits`, decoder_target_tokens i32[B, T] and decoder_loss_weights f32[B, T].
-            rng: key of dropout; None switches dropout off.
-            settings: of the cross-entropy.
+            rng: see `models.network.Network`.
+            settings: of the losses.
         """
-        logits = self.logits(params, batch, dropout_rng=rng)
-        return token_cross_entropy(
+        logits, reports = self._logits(params, batch, rng)
+        sums = token_cross_entropy(
             logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"], settings)
+        return with_router_losses(sums, reports, settings)
 
     def logits(self, params: Params, batch: Batch, *, dropout_rng: Array | None = None) -> Array:
         """Computes the logits f32[B, T, V] of every decoder position.
@@ -149,25 +174,38 @@ class T5Network(TracedLeaves):
         Raises:
             InputError: segment ids are given for one side only.
         """
+        return self._logits(params, batch, dropout_rng)[0]
+
+    def _logits(self, params: Params, batch: Batch, dropout_rng: Array | None
+                ) -> tuple[Array, dict[str, RouterSums]]:
+        """The logits f32[B, T, V] of a batch, and the reports of the sparse layers."""
         if ("encoder_segment_ids" in batch) != ("decoder_segment_ids" in batch):
             raise InputError(
                 describe("A packed batch needs segment ids of both sides", where="batch",
                          got=", ".join(sorted(batch)),
                          expected="encoder_segment_ids and decoder_segment_ids, or neither")
             )
-        deterministic = dropout_rng is None
-        apply = functools.partial(self._module.apply, {"params": params},
-                                  rngs=None if deterministic else {"dropout": dropout_rng})
+        deterministic, reports = dropout_rng is None, {}
+
+        def apply(*arguments: Any, **more: Any) -> Array:
+            rngs = None if deterministic else {"dropout": dropout_rng}
+            call = functools.partial(self._module.apply, {"params": params}, *arguments, rngs=rngs, **more)
+            if self.config.sparse is None:
+                return call()
+            found, collected = call(mutable=[ROUTER])
+            reports.update(reports_of(collected))
+            return found
+
         inputs, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+        packing = _packing(batch, self.config)
         if TRUNK_STATES not in batch:
-            packing = {key: batch[key] for key in PACKING_KEYS if key in batch}
-            return apply(inputs, targets, **packing, deterministic=deterministic)
-        segments, own_segments, positions, own_positions = map(batch.get, PACKING_KEYS)
+            return apply(inputs, targets, **packing, deterministic=deterministic), reports
+        segments, own_segments, positions, own_positions = map(packing.get, PACKING_KEYS)
         real = real_inputs(inputs, self.config.pad_id)
         encoded = apply(inputs, real, segments, positions, deterministic, batch[TRUNK_STATES],
                         method="encode")
         return apply(encoded, real, targets, segments, own_segments, own_positions, deterministic,
-                     method="decode")
+                     method="decode"), reports
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
         """Computes the log-probability f32[B, C, T] of each token of each choice.
@@ -186,7 +224,8 @@ class T5Network(TracedLeaves):
         tokens = targets.tokens
         logits = self._module.apply(
             {"params": params}, inputs.tokens, real_tokens(inputs),
-            shift_right(tokens, self.config.start_id), inputs.states, method="choice_logits"
+            shift_right(tokens, self.config.start_id), real_tokens(targets), inputs.states,
+            method="choice_logits"
         )
         # The token's logit minus the normaliser: no second array of the size of the logits. The
         # logit is a masked sum, not a gather: that stays local where V is split over the mesh.

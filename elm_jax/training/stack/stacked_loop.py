@@ -29,7 +29,7 @@ from elm_jax.training.run_settings import StackConfig
 from elm_jax.training.stack import stacked_step
 from elm_jax.training.stack.slots import Opened, Slot, StackedRun, StackProgress
 from elm_jax.training.state import TrainState
-from elm_jax.training.step import make_spec
+from elm_jax.training.step import ROUTER, Metrics, make_spec
 from elm_jax.types import Array, Params
 
 _LOG = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class _StackLoop:
         self.loss_fn = compile_loss(self.spec.step) if config.early_end else None
         self._opened = {runs[0].id: first}
         self._rows = stacked_step.rows_of_slots(self.spec, first.stream.batch_size)
-        self._waiting: tuple[list[Slot | None], list[int], Mapping[str, Array]] | None = None
+        self._waiting: tuple[list[Slot | None], list[int], Metrics] | None = None
         self._slots_on_mesh: stacked_step.Slots | None = None
         # One thread that saves experts while the next steps run.
         self._saves = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="expert"))
@@ -184,7 +184,7 @@ class _StackLoop:
         self.saver = None
         if config.model_dir is not None:
             facts = {"config_digest": config.config_digest, "optimizer": dataclasses.asdict(
-                self.spec.step.optimizer), "loss": dataclasses.asdict(config.loss),
+                self.spec.step.optimizer), "loss": config.loss.facts(),
                 "num_microbatches": config.num_microbatches}
             self.saver = stack.enter_context(Checkpoints(
                 config.model_dir, facts, config.keep_checkpoints, config.settings))
@@ -277,7 +277,8 @@ class _StackLoop:
         if waiting is None:
             return
         slots, steps, metrics = waiting
-        columns = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+        scalars = {name: value for name, value in metrics.items() if name != ROUTER}
+        columns = {name: np.asarray(value) for name, value in jax.device_get(scalars).items()}
         for index, (slot, step) in enumerate(zip(slots, steps, strict=True)):
             if slot is None or self.slots[index] is not slot:  # it failed or left since
                 continue

@@ -19,7 +19,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.runtime import hosts, sharding
 from elm_jax.training import state as states
 from elm_jax.training.state import TrainState
-from elm_jax.training.step import StepSpec, abstract_of, compiler_options, train_step
+from elm_jax.training.step import Metrics, StepSpec, abstract_of, compiler_options, train_step
 from elm_jax.types import Array, Batch, Params
 
 AXIS = "experts"
@@ -93,7 +93,7 @@ def _without_experts(target: sharding.MeshAxes) -> sharding.MeshAxes:
 
 def stacked_step(
     spec: StackSpec, frozen: Params, state: TrainState, batch: Batch, slots: Slots
-) -> tuple[TrainState, dict[str, Array]]:
+) -> tuple[TrainState, Metrics]:
     """One update of every active expert.
 
     Args:
@@ -104,12 +104,12 @@ def stacked_step(
         slots: seeds, lengths, learning rates, which slots are active.
 
     Returns:
-        The state after the update, and f32[E] metrics as `train_step` gives them; those of a slot
+        The state after the update, and metrics [E, ...] as `train_step` gives them; those of a slot
         that is not active mean nothing.
     """
     one = spec.step
 
-    def solo(state: TrainState, batch: Batch, slot: Slots) -> tuple[TrainState, dict[str, Array]]:
+    def solo(state: TrainState, batch: Batch, slot: Slots) -> tuple[TrainState, Metrics]:
         after, metrics = train_step(
             one.config, frozen, state, batch, slot.seed, slot.train_steps, slot.learning_rate)
         kept = jax.tree.map(lambda new, old: jnp.where(slot.active, new, old), after, state)

@@ -216,7 +216,7 @@ def _network(config: TrainConfig, base: NetworkConfig) -> Network:
 def split_leaves(config: TrainConfig, base: NetworkConfig) -> tuple[Params, Params]:
     """(overlay, frozen) of a run, as ShapeDtypeStructs: trained and frozen leaves."""
     network = _network(config, base)
-    trains = leaves_to_train(network, FORM_OF_KIND[config.kind], config.train_norms)
+    trains = leaves_to_train(network, FORM_OF_KIND[config.kind], config.train_norms, config.freeze)
     return trees.split(network.abstract_params(), trains)
 
 

@@ -7,6 +7,7 @@ from elm_jax.data.arrays.objectives import fill_defaults
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.library_files import check_means
 from elm_jax.models.adapters.carriers import check_form
+from elm_jax.models.losses import LossConfig
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import check_positive, check_types
@@ -26,6 +27,8 @@ class StageSettings:
         max_examples: at most this many examples of each dataset an epoch; None for all.
         checkpoint_period: steps between checkpoints.
         epochs: passes over the data; for experts, not for the base.
+        loss: of tokens, and of sparse layers; see `LossConfig`.
+        freeze: leaves that do not train, as in `TrainConfig`; for a base, and for experts of every leaf.
         num_microbatches: this and all later fields are as in `TrainConfig`; for experts.
     """
 
@@ -37,6 +40,8 @@ class StageSettings:
     max_examples: int | None = None
     checkpoint_period: int = 100
     epochs: float | None = None
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    freeze: str | None = None
     num_microbatches: int = 1
     dtype: str = "float32"
     base_dtype: str | None = None

@@ -49,6 +49,7 @@ def pretrain_config(config: StudyConfig) -> PretrainConfig:
         chunk_length=config.chunk_length, prefix_lm_share=config.prefix_lm_share,
         optimizer=settings.optimizer, dropout_rate=settings.dropout_rate,
         random_seed=config.random_seed, checkpoint_period=settings.checkpoint_period,
+        loss=settings.loss, freeze=settings.freeze,
     )
 
 

@@ -24,8 +24,10 @@ from elm_jax.data.sources.row_files import DATA_DIR_VARIABLE
 from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.experts.card import StoredTraining
+from elm_jax.experts.overlay import frozen_by
 from elm_jax.formats.elm import base_json
 from elm_jax.models import families
+from elm_jax.models.losses import LossConfig
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import hosts, locks, records, sharding, storage, trees
 from elm_jax.runtime.config_checks import check_positive, check_types, items_of
@@ -74,6 +76,8 @@ class PretrainConfig:
         keep_checkpoints: how many of the newest are kept.
         log_period: steps between rows of ``metrics.jsonl``.
         tensorboard: whether TensorBoard files are written beside them.
+        loss: of tokens, and of sparse layers; see `LossConfig`.
+        freeze: leaves that stay as they are initialised, see `TrainConfig`; None for none.
     """
 
     model_dir: storage.PathLike
@@ -98,9 +102,13 @@ class PretrainConfig:
     keep_checkpoints: int = 2
     log_period: int = 10
     tensorboard: bool = True
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    freeze: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.loss.check(self.network)
+        frozen_by(families.network_of(self.network), self.freeze)
         check_positive(vocab_pieces=self.vocab_pieces, train_steps=self.train_steps,
                        batch_size=self.batch_size, chunk_length=self.chunk_length,
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period)
@@ -118,8 +126,10 @@ class PretrainConfig:
         for name in ("model_dir", "mesh_data", "mesh_model", "log_period", "checkpoint_period",
                      "keep_checkpoints", "tensorboard"):
             facts.pop(name)
-        if self.vocabulary is None:  # runs that may resume can be older than this setting
-            facts.pop("vocabulary")
+        facts["loss"] = None if self.loss == LossConfig() else self.loss.facts()
+        for name in ("vocabulary", "loss", "freeze"):
+            if facts[name] is None:  # runs that may resume can be older than this setting
+                facts.pop(name)
         return as_json(facts)
 
     def digest(self) -> str:
@@ -170,10 +180,12 @@ def _pretrain(config: PretrainConfig, mesh: Mesh | None, on_start: Callable[[], 
                          lengths=lengths, seed=config.random_seed, pack=True)
     run = RunConfig.of(config, name="base", config_digest=config.digest(),
                        settings=config.deciding(), donate_overlay=True)
-    result = fit(network, {}, params, stream, run, mesh, on_start)
+    frozen, trained = trees.split(params, frozen_by(network, config.freeze))
+    del params
+    result = fit(network, frozen, trained, stream, run, mesh, on_start)
     if result.stopped:
         return None
-    save_base(folder, result.overlay, config.network, vocabulary_path, {
+    save_base(folder, trees.merge(frozen, result.overlay), config.network, vocabulary_path, {
         "steps": result.step, "passages": len(passages), "seed": config.random_seed,
         "config_digest": config.digest(), "settings": config.deciding(), "versions": run_record.versions(),
         "metrics": {name: float(value) for name, value in result.metrics.items()}})

@@ -7,11 +7,13 @@ from typing import Any
 
 from elm_jax.data.arrays.prepared import PLAIN, RENDERINGS
 from elm_jax.errors import InputError, describe
+from elm_jax.experts.overlay import FREEZES
 from elm_jax.models import families
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
 from elm_jax.models.adapters.carriers import check_form
 from elm_jax.models.adapters.kind import AdapterKind
 from elm_jax.models.adapters.low_rank import TARGETS, LowRankConfig
+from elm_jax.models.losses import LossConfig
 from elm_jax.models.network import DTYPES, Layout, Network, NetworkConfig
 from elm_jax.runtime import sharding, storage
 from elm_jax.runtime.config_checks import (
@@ -80,6 +82,8 @@ class TrainConfig:
         prepared_dir: folder of prepared arrays; None prepares in memory.
         expert_id: name of the expert; None for the task's name.
         early_end: the rule by which the run may end before its last step; None for no such rule.
+        loss: of tokens, and of sparse layers; see `LossConfig`.
+        freeze: what a run of every leaf of a sparse base leaves as it is: a name of `FREEZES`, or None.
     """
 
     model_dir: storage.PathLike
@@ -125,10 +129,13 @@ class TrainConfig:
     trunk_dropout: bool = True
     trunk_cache: storage.PathLike | None = None
     trunk_cache_bytes: int | None = None
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    freeze: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         check_choice("kind", self.kind, FORM_OF_KIND)
+        _check_freeze(self)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("rendering", self.rendering, RENDERINGS)
         self.rules()
@@ -151,13 +158,7 @@ class TrainConfig:
             raise InputError(describe("Give the length of training once", where="train",
                                       got=f"train_steps={self.train_steps}, epochs={self.epochs}",
                                       expected="exactly one of TRAIN_STEPS and EPOCHS"))
-        without = self.lora_rank is None and (self.lora_alpha, self.lora_targets) != (None, None)
-        if without or (self.lora_rank is not None and self.adapter_bottleneck is not None):
-            raise InputError(describe(
-                "Give one kind of adapters", where="train",
-                got=f"adapter_bottleneck={self.adapter_bottleneck}, lora_rank={self.lora_rank}, "
-                f"lora_alpha={self.lora_alpha}, lora_targets={self.lora_targets}",
-                expected="a bottleneck, or a rank (and perhaps an alpha and targets)"))
+        _check_one_kind(self)
         self.adapter()
         if self.task_recipe and self.kind != "prompt":
             raise InputError(describe("A task's recipe is that of a prompt expert", where="train.task_recipe",
@@ -211,7 +212,9 @@ class TrainConfig:
             facts.pop(name)
         if facts["trunk_dropout"]:
             facts.pop("trunk_dropout")
-        for name in ("early_end", "lora_rank", "lora_alpha", "lora_targets", "adapter_layers"):
+        facts["loss"] = None if self.loss == LossConfig() else self.loss.facts()
+        for name in ("early_end", "lora_rank", "lora_alpha", "lora_targets", "adapter_layers", "loss",
+                     "freeze"):
             if facts[name] is None:  # as it was before there were such settings
                 facts.pop(name)
         for name in ("task_recipe", "few_shot"):
@@ -228,6 +231,29 @@ class TrainConfig:
     def digest(self) -> str:
         """Hash of all settings that decide the result."""
         return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_freeze(config: TrainConfig) -> None:
+    """Raises InputError for leaves to freeze that are unknown, or of a run whose base is frozen anyway."""
+    if config.freeze is None:
+        return
+    check_choice("freeze", config.freeze, FREEZES)
+    if FORM_OF_KIND[config.kind] != "full":
+        raise InputError(describe(
+            "This setting has no effect: the base is frozen", where="train.freeze",
+            got=f"{config.freeze!r} for kind {config.kind!r}",
+            expected="None, or kind 'dataset' or 'multitask'", cure="leave FREEZE out"))
+
+
+def _check_one_kind(config: TrainConfig) -> None:
+    """Raises InputError for settings of two kinds of adapters, or of LoRA without a rank."""
+    without = config.lora_rank is None and (config.lora_alpha, config.lora_targets) != (None, None)
+    if without or (config.lora_rank is not None and config.adapter_bottleneck is not None):
+        raise InputError(describe(
+            "Give one kind of adapters", where="train",
+            got=f"adapter_bottleneck={config.adapter_bottleneck}, lora_rank={config.lora_rank}, "
+            f"lora_alpha={config.lora_alpha}, lora_targets={config.lora_targets}",
+            expected="a bottleneck, or a rank (and perhaps an alpha and targets)"))
 
 
 def _check_trunk(config: TrainConfig) -> None:

@@ -18,11 +18,11 @@ from elm_jax.errors import InputError, RunError, describe
 from elm_jax.experts import template_versions
 from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard
-from elm_jax.experts.overlay import Expert, initial_overlay, load_expert, save_expert
+from elm_jax.experts.overlay import Expert, frozen_by, initial_overlay, load_expert, save_expert
 from elm_jax.experts.rendering import frame_of
 from elm_jax.models import families
 from elm_jax.models.network import Network, NetworkConfig
-from elm_jax.runtime import hosts, locks, sharding, storage
+from elm_jax.runtime import hosts, locks, sharding, storage, trees
 from elm_jax.runtime.differences import differences
 from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.training.loop import FitResult, fit
@@ -89,7 +89,7 @@ def train_in_kept_folder(
     stream, rows = make_stream(config, data, tasks, form)
     network_config, overlay, frozen = initial_overlay(
         base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
-        train_norms=config.train_norms, seed=config.random_seed)
+        train_norms=config.train_norms, seed=config.random_seed, freeze=config.freeze)
     network = frozen_trunk.network_of(config, network_config, overlay)
     steps = num_steps(config, stream)
     if config.early_end is not None:
@@ -99,7 +99,7 @@ def train_in_kept_folder(
         if ended is None:
             return TrainOutcome(None, step, True, {})
         card = make_card(config, base, network_config, data, tasks, ended, rows)
-        expert = Expert(card, ended.overlay, path=str(finished))
+        expert = Expert(card, whole_overlay(config, base, ended.overlay), path=str(finished))
         save_expert(finished, expert)
         return TrainOutcome(expert, ended.step, False, card.metrics)
     run = RunConfig.of(
@@ -111,8 +111,9 @@ def train_in_kept_folder(
     if result.stopped:
         return TrainOutcome(None, result.step, True, dict(result.metrics))
     card = make_card(config, base, network_config, data, tasks, result, rows)
-    save_expert(finished, Expert(card, result.overlay))
-    expert = Expert(card, hosts.to_host(result.overlay), path=str(finished))
+    overlay = whole_overlay(config, base, result.overlay)
+    save_expert(finished, Expert(card, overlay))
+    expert = Expert(card, hosts.to_host(overlay), path=str(finished))
     return TrainOutcome(expert, result.step, False, card.metrics)
 
 
@@ -131,6 +132,11 @@ def _train_to_early_end(
     if result.failed:
         raise RunError(result.failed[name])
     return (found[0] if found else None), result.ticks
+
+
+def whole_overlay(config: TrainConfig, base: Base, trained: Params) -> Params:
+    """The overlay of a finished expert: the trained leaves, and of a full one the base's frozen ones too."""
+    return trained if config.freeze is None else trees.merge(base.params, trained)
 
 
 def id_of(config: TrainConfig) -> str:
@@ -207,7 +213,9 @@ def validation_batches(config: TrainConfig, data: TaskData, form: BatchForm) -> 
 
 
 def check_network(config: TrainConfig, base: Base) -> None:
-    """Raises InputError if the base's dimensions are not those that the config expects."""
+    """Raises InputError if the base is not as the config expects: its dimensions, and that it is sparse."""
+    config.loss.check(base.config)
+    frozen_by(families.network_of(base.config), config.freeze)
     if config.network is None:
         return
     kind = type(config.network)

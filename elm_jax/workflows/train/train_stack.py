@@ -42,6 +42,7 @@ from elm_jax.workflows.train.train_expert import (
     task_data,
     tasks_of,
     validation_batches,
+    whole_overlay,
 )
 
 logger = logging.getLogger(__name__)
@@ -259,7 +260,7 @@ def _train_waiting(configs: Sequence[TrainConfig], settings: StackConfig, base: 
 def _start(config: TrainConfig, base: Base) -> tuple[Network, Any, Any]:
     network_config, overlay, frozen = initial_overlay(
         base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
-        train_norms=config.train_norms, seed=config.random_seed)
+        train_norms=config.train_norms, seed=config.random_seed, freeze=config.freeze)
     return families.network_of(network_config), overlay, frozen
 
 
@@ -276,7 +277,8 @@ def _save(ended: Ended, config: TrainConfig, network: Network, base: Base, data:
     data, tasks = framed(config, base, data), tasks_of(config, data)
     rows = sum(len(data.split(task, "train")) for task in tasks)
     card = make_card(config, base, network.config, data, tasks, ended, rows)
-    save_expert(storage.as_path(config.model_dir) / "expert", Expert(card, ended.overlay))
+    save_expert(storage.as_path(config.model_dir) / "expert",
+                Expert(card, whole_overlay(config, base, ended.overlay)))
 
 
 @dataclasses.dataclass(frozen=True)

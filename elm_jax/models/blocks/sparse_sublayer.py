@@ -1,0 +1,76 @@
+"""What a layer needs to have a sparse feed-forward in the place of a dense one."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from elm_jax.models.blocks.feed_forward import Mlp
+from elm_jax.models.blocks.sparse_mlp import SparseMlp
+from elm_jax.types import Array
+
+
+class Routed(NamedTuple):
+    """What sparse layers read of rows [B, L] beside their states.
+
+    Attributes:
+        real: bool[B, L], tokens that are not padding; None: all.
+        task: f[B, D_t], vectors of the rows' tasks; None for gates that do not read them.
+    """
+
+    real: Array | None = None
+    task: Array | None = None
+
+
+def routed_of(config: Any, real: Array | None) -> Routed | None:
+    """What the layers of a network read of rows with token mask bool[B, L]; None if none is sparse.
+
+    Args:
+        config: of the network.
+        real: bool[B, L]; None: all are tokens.
+    """
+    return None if config.sparse is None else Routed(real)
+
+
+def feed_forward_of(config: Any, use_bias: bool = False) -> Mlp | SparseMlp:
+    """Makes the feed-forward of a layer: sparse if the layer's config says so. Experts have no biases.
+
+    Args:
+        config: of the layer.
+        use_bias: whether the projections of a dense one have biases.
+    """
+    dtype = config.activation_dtype
+    if config.sparse is None:
+        return dense_of(config, use_bias)
+    return SparseMlp(config.emb_dim, config.mlp_dim, config.mlp_activations, config.dropout_rate, dtype,
+                     config.sparse)
+
+
+def dense_of(config: Any, use_bias: bool = False) -> Mlp:
+    """Makes a dense feed-forward of a layer's dimensions, with the layer's adapters."""
+    return Mlp(config.emb_dim, config.mlp_dim, config.mlp_activations, config.dropout_rate,
+               config.activation_dtype, config.adapter, use_bias)
+
+
+def has_dense_sublayer(config: Any) -> bool:
+    """Whether a dense feed-forward with a norm of its own follows the layer's own, by the layer's config."""
+    return config.sparse is not None and config.sparse.dense_sublayer
+
+
+def apply_feed_forward(mlp: nn.Module, x: Array, deterministic: bool, routed: Routed | None) -> Array:
+    """Applies the feed-forward of a layer, of either kind, to f[B, L, D] -> f[B, L, D]."""
+    if isinstance(mlp, Mlp):
+        return mlp(x, deterministic)
+    return mlp(x, deterministic, *(routed or Routed()))
+
+
+def below_drops(config: Any, layers: int) -> int:
+    """Layers of a stack below the first in which tokens compete for places outside of training.
+
+    Args:
+        config: of the network.
+        layers: of the stack, which is no encoder-decoder's decoder.
+    """
+    sparse = config.sparse
+    if sparse is None or not sparse.drops_in_use:
+        return layers
+    return next((layer for layer in range(layers) if sparse.is_sparse(layer)), layers)
