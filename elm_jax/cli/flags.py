@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import elm_jax
-from elm_jax.cli import merge_search_flags, run_flags, run_help
+from elm_jax.cli import merge_search_flags, run_flags, run_help, upcycle_flags
 from elm_jax.cli.near_words import NearParser
 from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
 from elm_jax.workflows.choices import (
@@ -15,6 +15,7 @@ from elm_jax.workflows.choices import (
     FOLDER_KINDS,
     LAYOUTS,
     MORE_METRICS,
+    NONE_PER,
     WRITTEN_FOLDERS,
     WRITTEN_KINDS,
 )
@@ -35,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tools(verbs)
     _add_tasks(verbs)
     _add_base(verbs)
+    _add_upcycle(verbs)
     return parser
 
 
@@ -337,7 +339,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route.add_argument("--dataset", metavar="NAME", help="that priors leave out, of a task that is not "
                        "registered")
     route.add_argument("--family", metavar="NAME", help="whose data sets they leave out")
-    route.add_argument("--none_of_these", action="store_true", help="say whether the first expert fits")
+    route.add_argument("--none_of_these", action="store_true", help="say whether any expert fits")
     route.add_argument("--top_k", type=int, default=3, metavar="K",
                        help="experts that are chosen (default: 3)")
     route.add_argument("--encoder_dir", metavar="DIR", help="folder of the encoder's weights")
@@ -404,6 +406,7 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
                           help="expert; may be given again, each answers; none asks the base itself")
     generate.add_argument("--library", metavar="DIR", help="the expert to which it is routed answers")
     generate.add_argument("--router", metavar="NAME", help="of the library (default: as `elm route`'s)")
+    _add_none_of_these(generate, "question")
     generate.add_argument("--encoder_dir", metavar="DIR", help="folder of the weights of its encoder")
     generate.add_argument("--max_new_tokens", type=int, default=128, metavar="N",
                           help="most tokens of an answer (default: 128)")
@@ -422,6 +425,13 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     _add_modules(generate)
 
 
+def _add_none_of_these(verb: argparse._ActionsContainer, one: str) -> None:
+    verb.add_argument("--none_of_these", metavar="WHO", help=f"answers a {one} that no expert of the library "
+                      "fits: base, an expert's id in the library, or an expert's folder")
+    verb.add_argument("--none_per", choices=NONE_PER, help=f"whether none fits is told of each {one} by "
+                      "itself, or of all of a task together (default: row)")
+
+
 def _add_mixed(evaluate: argparse.ArgumentParser) -> None:
     group = evaluate.add_argument_group(
         "each row by its own expert", "elm evaluate --base B --mixed --library LIB --task T --output FILE")
@@ -430,6 +440,7 @@ def _add_mixed(evaluate: argparse.ArgumentParser) -> None:
     group.add_argument("--library", metavar="DIR",
                        help="each row is routed by itself")
     group.add_argument("--router", metavar="NAME", help="of the library (default: as `elm route`'s)")
+    _add_none_of_these(group, "row")
     group.add_argument("--assignment", metavar="FILE",
                        help='or as JSON lines say, {"index": row, "expert": id}: by one of the --expert '
                        'folders; with several tasks a line names its "task"')
@@ -462,6 +473,8 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
                          help="layers are stacked (scalable T5) in the T5X checkpoint to write, else in SRC "
                          "(default: as they lay in T5X)")
     convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
+    convert.add_argument("--experts_per_token", type=int, metavar="K", help="of a T5X checkpoint with "
+                         "experts (default: what config.gin beside it says, or 1)")
     convert.add_argument("--vocabulary", metavar="FILE", help="vocabulary for a source without one: a "
                          "SentencePiece model, tokenizer.json, or vocabulary.json of bytes")
     convert.add_argument("--verify", action="store_true",
@@ -483,6 +496,16 @@ def _add_base(verbs: argparse._SubParsersAction) -> None:
                     "base:base_list")
     get.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _prints_table(listing)
+
+
+def _add_upcycle(verbs: argparse._SubParsersAction) -> None:
+    upcycle = _verb(
+        verbs, "upcycle", "Makes a sparse base of a dense one, or of its full experts.",
+        "elm upcycle --base runs/base/base --output bases/sparse --num_experts 8\n"
+        "  elm upcycle --base runs/base/base --output bases/mixed --experts runs/a/expert runs/b/expert",
+        "upcycle:upcycle")
+    upcycle_flags.add_upcycle_flags(upcycle)
+    _add_modules(upcycle)
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:

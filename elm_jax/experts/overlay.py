@@ -149,6 +149,18 @@ def _is_new(role_of: Callable[[str], str], path: str) -> bool:
     return role_of(path) == ADAPTER or (role_of(path) == GATE and is_adapter_leaf(path))
 
 
+def identity_overlay(base: Base, expert: Expert) -> Params:
+    """Makes an overlay of an expert's shape with which the network computes what the base does.
+
+    Its adapters are neutral, all else is the base's own; so the base can be one of a stack of experts.
+    """
+    neutral = families.config_of(expert.card.network).adapter.neutral
+    own, shared = trees.flatten(expert.overlay), trees.flatten(base.params)
+    return trees.unflatten({
+        path: np.asarray(shared[path]).astype(leaf.dtype) if path in shared
+        else np.full(leaf.shape, neutral, leaf.dtype) for path, leaf in own.items()})
+
+
 def resolve(base: Base, expert: Expert | None) -> tuple[Network, Params]:
     """Returns the network and the full parameter tree of an expert on its base (None: the base itself).
 

@@ -24,8 +24,12 @@ CHOICE_SCORES = ("sum", "mean")
 """Scores of an answer choice: the sum of its tokens' log-probabilities, or their mean."""
 MORE_METRICS = ("acc_norm", "acc_norm_tokens", "exact_match", "squad_em", "squad_f1", "bleu")
 """Metrics beside accuracy and ROUGE-L (`evaluation.task_metrics` says what they are)."""
+NONE_PER = ("row", "task")
+"""Of what it is told that no expert fits: of each row by itself, or of all rows of a task together."""
 SEARCHES = ("gradient", "evolution")
 """Ways to search merge weights."""
+RESTS = ("mean", "base")
+"""What all leaves beside the experts are in a base upcycled from full experts: their mean, or the base's."""
 ALLOWED = {
     "dtypes": "leaves of unlike dtypes (the result takes the first model's)",
     "configs": "unlike settings in config.json (the result takes the donor's)",

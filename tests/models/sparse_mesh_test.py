@@ -1,7 +1,7 @@
 """A sparse layer on meshes: outputs, sums, gradients as on one device, and what moves between devices."""
 
+import contextlib
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import pytest
 
 from elm_jax.models.blocks.sparse_mlp import SparseMlp
 from elm_jax.models.layers.sparse_config import SparseConfig
+from elm_jax.planning import hlo
 from elm_jax.runtime import sharding
+from elm_jax.training.stack.stacked_step import rules_of_one
 
 B, L, D, F, E = 8, 6, 8, 16, 8
 TIGHT = {"capacity_factor": 0.6, "min_capacity": 1}
@@ -54,11 +56,13 @@ def loss_of(layer, params, x, real):
 
 def results(layer, params, x, real, mesh=None, rules=()):
     """Loss, outputs, sums and gradients on a mesh; on one device without."""
-    @jax.jit
-    def run(params, x, real):
-        with sharding.placed(mesh, sharding.make_rules(rules)) if mesh else jax.named_scope("one"):
-            return jax.value_and_grad(functools.partial(loss_of, layer), (0, 1), has_aux=True)(params, x, real)
-    return run(params, x, real)
+    return jax.jit(functools.partial(graded, layer, mesh, rules))(params, x, real)
+
+
+def graded(layer, mesh, rules, params, x, real, stacked=False):
+    function = jax.value_and_grad(functools.partial(loss_of, layer), (0, 1), has_aux=True)
+    with sharding.placed(mesh, sharding.make_rules(rules), stacked) if mesh else contextlib.nullcontext():
+        return function(params, x, real)
 
 
 @functools.cache
@@ -130,6 +134,72 @@ def test_what_does_not_divide_is_right_too(rows, case):
 def mesh_of(shape):
     data, experts, model = shape
     return sharding.make_mesh(data, model, experts)
+
+
+EXPERT_AXES = {"wi_0": ("expert", "embed", "expert_mlp"), "wi_1": ("expert", "embed", "expert_mlp"),
+               "wo": ("expert", "expert_mlp", "embed"), "router_weights": ("embed", None)}
+
+
+def sent(case, shape, rules):
+    """Collectives of the compiled gradient, parameters and rows split as the rules say; bytes of a row."""
+    layer, arguments, _ = on_one(case)
+    mesh, table = mesh_of(shape), sharding.make_rules(rules)
+
+    def put(axes, leaf):
+        return sharding.leaf_sharding(sharding.Axes(axes), leaf.shape, mesh, table)
+
+    params = jax.tree.map_with_path(
+        lambda path, leaf: put(next(EXPERT_AXES[key.key] for key in path if key.key in EXPERT_AXES), leaf),
+        arguments[0])
+    places = params, put(("batch", None, None), arguments[1]), put(("batch", None), arguments[2])
+    run = jax.jit(functools.partial(graded, layer, mesh, rules), in_shardings=places,
+                  out_shardings=(None, places[:2]))
+    return hlo.collectives_of(run.lower(*arguments).compile().as_text(), mesh.size)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1), (2, 2, 2)], ids=str)
+def test_rows_move_and_kernels_stay(shape):
+    """Four all-to-alls, there and back in both directions, of all places that a device's groups have."""
+    found = sent("top 2", shape, RULES["apart"])
+    moved = [one for one in found if one.kind == "all-to-all"]
+    places = E * -(-TIGHT["capacity_factor"] * 2 * L // E)
+    assert [one.payload for one in moved] == [B // (shape[0] * shape[1]) * places * D * 4] * 4
+    assert {one.group for one in moved} == {shape[1]}
+    assert "all-gather" not in hlo.by_kind(found)
+    kernels = 3 * E * D * F * 4 // (shape[1] * shape[2])  # of a device: summed over the rows that it lacks
+    expected = kernels if shape[0] > 1 else 0
+    assert sum(one.payload for one in found if one.payload >= kernels) == expected
+
+
+def test_where_all_rows_lie_together_outputs_are_summed():
+    """Once forward; backward the gradients of the rows and of their gates."""
+    found = sent("top 2", (1, 4, 1), RULES["together"])
+    assert set(hlo.by_kind(found)) == {"all-reduce"}
+    assert sum(one.payload for one in found) == 4 * (2 * B * L * D + 2 * B * L)
+
+
+def test_without_a_capacity_rows_are_gathered_and_kernels_stay():
+    found = sent("no dropping", (1, 4, 1), RULES["apart"])
+    rows, choices = 4 * B * L * D, B * L * 2
+    gathered = [one.payload for one in found if one.kind == "all-gather"]
+    # Forward the rows and of each choice expert, gate, place, and whether it counts; backward their outputs'.
+    assert sum(gathered) == 2 * rows + choices * (4 + 4 + 4 + 1)
+    assert sorted(one.payload for one in found if one.kind == "reduce-scatter") == [4 * choices, rows, rows]
+    assert not any(one.kind == "all-to-all" for one in found)
+
+
+@pytest.mark.parametrize(("case", "shape"), [("top 2", (2, 2, 2)), ("no dropping", (2, 4, 1))])
+def test_in_a_stack_of_networks_the_axis_is_the_stacks(case, shape):
+    """Rows and routers of four networks over the mesh's experts: nothing of the layer is split there too."""
+    layer, (params, x, real), _ = on_one(case)
+    xs = jnp.stack([x, 2 * x, draw(*x.shape, seed=5), -x])
+    mesh = mesh_of(shape)
+    rules = rules_of_one(sharding.make_rules(RULES["apart"]))
+    one = functools.partial(graded, layer, mesh, [row for row in rules if row[0] in ("batch", "expert")],
+                            stacked=True)
+    found = jax.jit(jax.vmap(one, in_axes=(None, 0, None), spmd_axis_name="experts"))(params, xs, real)
+    same(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *(
+        results(layer, params, x, real) for x in xs)))
 
 
 def same(found, expected):

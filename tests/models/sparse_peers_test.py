@@ -51,9 +51,10 @@ def ours(params, config, activations, x, training=False):
 def switch_params(block):
     """Leaves of `SparseMlp` with the weights of SwitchTransformersSparseMLP."""
     experts = [block.experts[f"expert_{number}"] for number in range(E)]
+    kernels = {name: np.stack([numpy_of(getattr(each, name).weight).T for each in experts])
+               for name in ("wi", "wo")}
     return {"router": {"router_weights": {"w": {"kernel": numpy_of(block.router.classifier.weight).T}}},
-            "expert": {name: {"kernel": np.stack([numpy_of(getattr(each, name).weight).T for each in experts])}
-                       for name in ("wi", "wo")}}
+            "expert": {name: {"kernel": kernel} for name, kernel in kernels.items()}}
 
 
 def switch_block(capacity):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
 
 from elm_jax.models.blocks.dispatch import Blocks
-from elm_jax.models.blocks.grouped_product import grouped_product
+from elm_jax.models.blocks.grouped_product import batched_product, grouped_product
 from elm_jax.models.blocks.spread import KERNEL_AXES
 from elm_jax.models.layers.dense import Dropout, activate
 from elm_jax.runtime.sharding import constrain
@@ -78,8 +78,7 @@ def expert_rows(rows: Array, kernels: tuple[Array, ...], activations: tuple[str,
         groups = hidden.reshape(*keep.shape[:2], -1, keep.shape[-1])
         return (groups * keep).reshape(hidden.shape)
 
-    return _feed_forward(rows, kernels, activations, None if keep is None else dropped,
-                         functools.partial(jnp.einsum, "eci,eio->eco"))
+    return _feed_forward(rows, kernels, activations, None if keep is None else dropped, batched_product)
 
 
 def expert_blocks(rows: Array, blocks: Blocks, kernels: tuple[Array, ...], activations: tuple[str, ...],

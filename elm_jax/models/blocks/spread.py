@@ -31,12 +31,14 @@ class Spread(NamedTuple):
         groups: over which the rows of the batch are split.
         experts: over which the experts are; either the last ones of `groups`, or none of them.
         hidden: over which the experts' hidden width is.
+        stacked: whether the layer is mapped over networks.
     """
 
     mesh: Mesh | None = None
     groups: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
+    stacked: bool = False
 
     @property
     def exchanges(self) -> bool:
@@ -60,8 +62,11 @@ class Spread(NamedTuple):
             outer = PartitionSpec(self.experts, self.hidden, None)
             kept = PartitionSpec(self.experts, others, None, self.hidden)
             specs = (rows, rows, rows, (*[inner] * (len(kernels) - 1), outer), kept)
-            return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=(rows, PartitionSpec()))(
-                x, logits, real, kernels, keep)
+            # Where an axis is mapped over some of the arrays only, JAX 0.10.2 cannot tell what differs
+            # between devices; without that some gradients are summed twice, the second time in vain.
+            mapped = jax.shard_map(function, mesh=self.mesh, in_specs=specs,
+                                   out_specs=(rows, PartitionSpec()), check_vma=not self.stacked)
+            return mapped(x, logits, real, kernels, keep)
 
         return spread
 
@@ -140,9 +145,10 @@ def spread_of(groups: int, num_experts: int, emb_dim: int, mlp_dim: int) -> Spre
         mlp_dim: F.
     """
     found = sharding.placement()
-    if found is None or found[0].size == 1:
+    if found is None or found.mesh.size == 1:
         return Spread()
-    return planned(*found, groups, (num_experts, emb_dim, mlp_dim))
+    spread = planned(found.mesh, found.rules, groups, (num_experts, emb_dim, mlp_dim))
+    return spread._replace(stacked=found.stacked)
 
 
 def planned(mesh: Mesh, rules: Rules, groups: int, kernel: tuple[int, int, int]) -> Spread:
