@@ -124,7 +124,7 @@ def make_mesh(
     Args:
         data: size of the data axis; -1 takes all devices that the other two leave.
         model: size of the model axis.
-        experts: size of the axis over which stacked experts are split.
+        experts: size of the axis over which stacked networks, or the experts of sparse layers, are split.
         devices: defaults to all devices of all processes. If `data` is given, the first
             ``data * experts * model`` of them are used.
 
