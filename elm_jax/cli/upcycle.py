@@ -60,6 +60,6 @@ def _print_loss(loss: Mapping[str, Any]) -> None:
              step_zero_loss.NORMALISED: "sparse, normalised gates"}
     print_document(COLUMNS, [(names[name], value, loss["jump"].get(name), name == loss["gates"] or None)
                              for name, value in loss["nats_per_token"].items()],
-                   title=f"{loss['task']}, {loss['split']}: {loss['rows']} rows, nats a token of {loss['tokens']} in "
-                         "targets")
+                   title=f"{loss['task']}, {loss['split']}: {loss['rows']} rows, nats a token of "
+                         f"{loss['tokens']} in targets")
     print_sentences(loss["why"])

@@ -212,7 +212,8 @@ class TrainConfig:
         facts = dataclasses.asdict(self)
         for name in ("model_dir", "mesh_data", "mesh_model", "mesh_experts", "sharding_rules", "prepared_dir",
                      "log_period", "tensorboard", "initial_checkpoint_path", "checkpoint_period",
-                     "keep_checkpoints", "remat", "scan_layers", "network", "trunk_cache", "trunk_cache_bytes"):
+                     "keep_checkpoints", "remat", "scan_layers", "network", "trunk_cache",
+                     "trunk_cache_bytes"):
             facts.pop(name)
         if facts["trunk_dropout"]:
             facts.pop("trunk_dropout")
