@@ -247,6 +247,8 @@ def test_a_trunk_ends_where_tokens_compete(name, deepest):
     """States are kept by the segment: they may not depend on what else is in the row."""
     assert frozen_depth(sparse.network(name), []) == deepest
     assert frozen_depth(sparse.network(name, eval_capacity_factor=2.0), []) == 1
+    fixed = sparse.network(name, capacity_factor=None, capacity=3)
+    assert frozen_depth(fixed, []) == 1
 
 
 @BOTH
