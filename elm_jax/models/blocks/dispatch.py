@@ -60,26 +60,28 @@ def block_rows(choices: int, num_experts: int, most: int = 128) -> int:
 
 
 def block_slots(choices: TokenChoices, num_experts: int, rows: int) -> tuple[SlotMap, Blocks]:
-    """SlotMap without a capacity: each expert's rows are filled up to whole blocks of `rows` rows.
+    """Slots without a capacity: each expert's rows are filled up to whole blocks of `rows` rows.
 
     The number of blocks is what the worst split needs: ``choices / rows + E``, rounded down.
 
     Args:
-        choices: [1, N, K]; all tokens are one group.
+        choices: [G, N, K]; an expert's choices in each group are numbered from 0.
         num_experts: E.
         rows: of a block.
     """
-    size = choices.experts.size
+    size, groups = choices.experts.size, jnp.arange(choices.experts.shape[0])[:, None, None]
     most = size // rows + min(num_experts, size)
-    counts = jnp.zeros(num_experts + 1, jnp.int32).at[
-        jnp.where(choices.kept, choices.experts, num_experts).reshape(-1)].add(1)[:-1]
-    blocks = (counts + rows - 1) // rows
+    wanted = jnp.where(choices.kept, choices.experts, num_experts)
+    counts = jnp.zeros((groups.size, num_experts + 1), jnp.int32).at[groups, wanted].add(1)[:, :-1]
+    total = counts.sum(axis=0)
+    blocks = (total + rows - 1) // rows
     ends = jnp.cumsum(blocks)
     starts = ends - blocks
-    slots = _invert(starts[choices.experts] * rows + choices.places, choices.kept, most * rows)
+    first = (starts * rows)[None] + jnp.cumsum(counts, axis=0) - counts
+    slots = _invert(first[groups, choices.experts] + choices.places, choices.kept, most * rows)
     numbers = jnp.arange(most)
     experts = jnp.minimum(jnp.searchsorted(ends, numbers, side="right"), num_experts - 1).astype(jnp.int32)
-    filled = jnp.clip(counts[experts] - (numbers - starts[experts]) * rows, 0, rows)
+    filled = jnp.clip(total[experts] - (numbers - starts[experts]) * rows, 0, rows)
     return slots, Blocks(experts, filled, blocks)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from elm_jax.models.blocks.dispatch import Blocks
+from elm_jax.runtime import sharding
 from elm_jax.types import Array
 
 SIZES = 8
@@ -43,7 +44,7 @@ batched_product.defvjp(_batched, _batched_gradient)
 
 
 def _is_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return sharding.platform() == "cpu"
 
 
 def grouped_product(rows: Array, kernels: Array, blocks: Blocks) -> Array:
@@ -59,7 +60,7 @@ def grouped_product(rows: Array, kernels: Array, blocks: Blocks) -> Array:
     Returns:
         f[n, b, O].
     """
-    if jax.default_backend() == "tpu":
+    if sharding.platform() == "tpu":
         return ragged_product(rows, kernels, blocks)
     return block_product(rows, kernels, blocks)
 
@@ -138,7 +139,7 @@ def _sum_of_products(rows: Array, others: Array, filled: Array, per_expert: Arra
     def of_expert(expert: tuple[Array, Array]) -> Array:
         start, count = expert
         first = jax.lax.cond(count > 0, lambda: product(start),
-                             lambda: jnp.zeros((rows.shape[2], others.shape[2]), rows.dtype))
+                             lambda: _zeros((rows.shape[2], others.shape[2]), rows.dtype, count))
         return jax.lax.fori_loop(1, count, lambda number, total: total + product(start + number), first)
 
     return jax.lax.map(of_expert, (jnp.cumsum(per_expert) - per_expert, per_expert))
@@ -159,6 +160,11 @@ def _first_rows(compute: Callable[[int], Array], count: Array, slots: int) -> Ar
     """Calls `compute(size)` with the least of `SIZES` sizes that holds `count` of the slots' rows."""
     step = max(1, slots // SIZES)
     shape = jax.eval_shape(lambda: compute(slots))
-    branches = [functools.partial(jnp.zeros, shape.shape, shape.dtype)]
+    branches = [functools.partial(_zeros, shape.shape, shape.dtype, count)]
     branches += [functools.partial(compute, size) for size in range(step, slots + 1, step)]
     return jax.lax.switch((count + step - 1) // step, branches)
+
+
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, like: Array) -> Array:
+    """Zeros that `jax.shard_map` takes for different on every device, as the number i32[] `like` is."""
+    return jnp.full(shape, like * 0, dtype)

@@ -115,7 +115,7 @@ def stacked_step(
         kept = jax.tree.map(lambda new, old: jnp.where(slot.active, new, old), after, state)
         return kept, metrics
 
-    with sharding.placed(one.mesh, one.rules):
+    with sharding.placed(one.mesh, one.rules, stacked=True):
         return _in_turns(solo, spec, (state, batch, slots))
 
 

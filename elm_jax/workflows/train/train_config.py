@@ -67,8 +67,10 @@ class TrainConfig:
             length allows.
         dtype: of activations; parameters are float32.
         num_microbatches: gradient accumulation steps in one optimiser step.
-        mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
+        mesh_data: size of the mesh's data axis; -1 for all devices that the other two leave.
         mesh_model: size of the mesh's model axis.
+        mesh_experts: size of the mesh's expert axis, over which the experts of sparse layers are split, and
+            the batch too if `sharding_rules` say so.
         sharding_rules: rows (logical axis, mesh axis) in place of those of `sharding.DEFAULT_RULES`.
         remat: what the backward pass recomputes: ``none``, ``dots`` or ``layer``; see `Layout`.
         scan_layers: whether layers run as a loop: one compiled layer, whatever their number.
@@ -106,6 +108,7 @@ class TrainConfig:
     num_microbatches: int = 1
     mesh_data: int = -1
     mesh_model: int = 1
+    mesh_experts: int = 1
     sharding_rules: tuple[tuple | list, ...] = ()
     remat: str = "none"
     scan_layers: bool = False
@@ -150,6 +153,7 @@ class TrainConfig:
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period,
                        keep_checkpoints=self.keep_checkpoints, train_steps=self.train_steps,
                        epochs=self.epochs, max_examples=self.max_examples, mesh_model=self.mesh_model,
+                       mesh_experts=self.mesh_experts,
                        adapter_bottleneck=self.adapter_bottleneck, lora_rank=self.lora_rank,
                        lora_alpha=self.lora_alpha, trunk_cache_bytes=self.trunk_cache_bytes,
                        **{f"task_feature_lengths[{name!r}]": length
@@ -206,9 +210,10 @@ class TrainConfig:
     def deciding(self) -> dict[str, Any]:
         """Returns all settings that decide the result, JSON-ready; folders, mesh and logging do not."""
         facts = dataclasses.asdict(self)
-        for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
-                     "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",
-                     "remat", "scan_layers", "network", "trunk_cache", "trunk_cache_bytes"):
+        for name in ("model_dir", "mesh_data", "mesh_model", "mesh_experts", "sharding_rules", "prepared_dir",
+                     "log_period", "tensorboard", "initial_checkpoint_path", "checkpoint_period",
+                     "keep_checkpoints", "remat", "scan_layers", "network", "trunk_cache",
+                     "trunk_cache_bytes"):
             facts.pop(name)
         if facts["trunk_dropout"]:
             facts.pop("trunk_dropout")

@@ -70,7 +70,7 @@ def train_in_kept_folder(
 ) -> TrainOutcome:
     """Trains one expert as `train` does, where the caller keeps other processes from the run's folder."""
     finished = storage.as_path(config.model_dir) / "expert"
-    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
+    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts)
     own_base = base is None
     base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.base_rules())
     check_network(config, base)

@@ -139,6 +139,24 @@ def test_the_real_sizes_fit_the_real_chips_and_send_what_they_must(file, topolog
     assert (found.cut_all_reduce > 0) == ("dataset" in file)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", [16, 64])
+def test_experts_of_a_real_size_send_what_they_must(experts):
+    """All-to-alls of the rows, and the gradients of what is whole on every chip."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: no compiler for TPUs (pip install libtpu==0.0.51, 205 MB)")
+    config_lib.parse([str(GIN / "scale" / "sparse_dataset_v5e16.gin")],
+                     ["MODEL_DIR='run'", "INITIAL_CHECKPOINT_PATH='base'", "TASK='task'",
+                      f"NUM_EXPERTS={experts}"])
+    config = config_lib.build("train")
+    found = plan_run(config, config.network, chips.parse("v5e:4x4"))
+    kernels = 24 * 2 * 768 * 3072
+    assert found.parameters - found.active == (experts - 1) * kernels
+    assert found.total < found.capacity
+    assert 0.95 < found.ratio < 1.2
+    assert found.collectives["all-to-all"]["count"] == 24 * 6 and "all-gather" not in found.collectives
+
+
 def decoder_config(*files: str):
     config_lib.parse([str(GIN / file) for file in files],
                      ["MODEL_DIR='run'", "INITIAL_CHECKPOINT_PATH='base'", "TASK='task'",
