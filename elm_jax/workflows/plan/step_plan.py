@@ -163,6 +163,7 @@ def plan_run(config: TrainConfig, network: NetworkConfig, topology: Topology, ti
         InputError: mesh, batch and slice do not fit; no compiler.
         RunError: the program does not fit the chip's memory, says the compiler.
     """
+    config.check_expert_axis(network)
     mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts,
                               devices_of(topology))
     start = time.monotonic()

@@ -195,6 +195,17 @@ class TrainConfig:
         """Sharding rules of the run: the defaults, with `sharding_rules` replaced."""
         return sharding.make_rules(self.sharding_rules, where="train.sharding_rules")
 
+    def check_expert_axis(self, network: NetworkConfig) -> None:
+        """Raises InputError if the mesh has an expert axis over which nothing of the network is split."""
+        size, sparse = self.mesh_experts, network.sparse
+        split = any("experts" in sharding.axes_in(row[1]) for row in self.rules() if row[0] != "expert")
+        if size > 1 and not split and (sparse is None or sparse.num_experts % size):
+            raise InputError(describe(
+                "The mesh has an expert axis that splits nothing", where="train.mesh_experts", got=size,
+                expected="1 for a base without sparse layers" if sparse is None else
+                f"a divisor of {sparse.num_experts}, the experts of a layer",
+                cure="change MESH_EXPERTS, or split the batch over it too: gin/sharding/experts.gin"))
+
     def base_rules(self) -> sharding.Rules:
         """Sharding rules of the base: the run's rules if its leaves train, else split as far as possible."""
         return self.rules() if FORM_OF_KIND[self.kind] == "full" else sharding.split_rules(self.rules())

@@ -74,6 +74,7 @@ def train_in_kept_folder(
     own_base = base is None
     base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.base_rules())
     check_network(config, base)
+    config.check_expert_axis(base.config)
     if config.task_recipe:
         config = with_recipe(config, tasks_of(config, data or task_data(config, base)))
     if hosts.by_first(lambda: storage.is_committed(finished)):
