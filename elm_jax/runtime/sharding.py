@@ -100,6 +100,16 @@ def split_rules(rules: Rules = DEFAULT_RULES) -> Rules:
     return tuple((name, "data" if name == "embed" and target is None else target) for name, target in rules)
 
 
+def rules_of_one(rules: Rules = DEFAULT_RULES) -> Rules:
+    """Rules of one network of a stack: those given, without the mesh's expert axis, which the stack takes."""
+    return tuple((name, _without(target, "experts")) for name, target in rules)
+
+
+def _without(target: MeshAxes, axis: str) -> MeshAxes:
+    rest = tuple(name for name in axes_in(target) if name != axis)
+    return rest if len(rest) > 1 else rest[0] if rest else None
+
+
 def axes_in(target: MeshAxes) -> tuple[str, ...]:
     """The mesh axes that a rule, or an entry of a partition, names: none, one or several."""
     return (target,) if isinstance(target, str) else target or ()

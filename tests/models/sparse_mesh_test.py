@@ -12,7 +12,6 @@ from elm_jax.models.blocks.sparse_mlp import SparseMlp
 from elm_jax.models.layers.sparse_config import SparseConfig
 from elm_jax.planning import hlo
 from elm_jax.runtime import sharding
-from elm_jax.training.stack.stacked_step import rules_of_one
 
 B, L, D, F, E = 8, 6, 8, 16, 8
 TIGHT = {"capacity_factor": 0.6, "min_capacity": 1}
@@ -194,7 +193,7 @@ def test_in_a_stack_of_networks_the_axis_is_the_stacks(case, shape):
     layer, (params, x, real), _ = on_one(case)
     xs = jnp.stack([x, 2 * x, draw(*x.shape, seed=5), -x])
     mesh = mesh_of(shape)
-    rules = rules_of_one(sharding.make_rules(RULES["apart"]))
+    rules = sharding.rules_of_one(sharding.make_rules(RULES["apart"]))
     one = functools.partial(graded, layer, mesh, [row for row in rules if row[0] in ("batch", "expert")],
                             stacked=True)
     found = jax.jit(jax.vmap(one, in_axes=(None, 0, None), spmd_axis_name="experts"))(params, xs, real)

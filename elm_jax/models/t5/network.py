@@ -273,8 +273,7 @@ class T5Network(TracedLeaves):
         return StepAccount(
             width=config.emb_dim, heads=config.num_heads * config.head_dim, mlp=config.mlp_dim,
             attention_outputs=inside + 2 * outside, attention_inputs=config.num_decoder_layers * source,
-            embedded=source + target, predicted=target,
-            table="token_embedder/embedding",
+            embedded=source + target, predicted=target, table="token_embedder/embedding",
             head=None if config.logits_via_embedding else "decoder/logits_dense/kernel",
             **feed_forward_traffic(config, (source, config.num_encoder_layers),
                                    (target, config.num_decoder_layers)))

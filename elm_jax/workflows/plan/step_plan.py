@@ -27,7 +27,7 @@ from elm_jax.training.run_settings import RunSettings
 from elm_jax.training.trunk.trunk_cache import abstract_states
 from elm_jax.types import Batch, Params
 from elm_jax.workflows.train import frozen_trunk
-from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
+from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig, check_expert_axis
 
 logger = logging.getLogger(__name__)
 GIGA = 1e9
@@ -163,6 +163,7 @@ def plan_run(config: TrainConfig, network: NetworkConfig, topology: Topology, ti
         InputError: mesh, batch and slice do not fit; no compiler.
         RunError: the program does not fit the chip's memory, says the compiler.
     """
+    check_expert_axis(config, network)
     mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts,
                               devices_of(topology))
     start = time.monotonic()

@@ -95,7 +95,8 @@ def _products(network):
     (["--topology", "v9:4", "--gin_file", "experts/prompt.gin"], "Unknown chip 'v9'"),
     (["--topology", "cpu:8", "--gin_file", "experts/prompt_stack.gin"], "A plan is of one expert's step"),
     (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_DATA=3"], "Batch size does not"),
-    (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_DATA=16"], "Mesh is larger")])
+    (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_DATA=16"], "Mesh is larger"),
+    (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_EXPERTS=2"], "splits nothing")])
 def test_what_cannot_be_planned_is_an_input_error(capsys, arguments, message):
     status, _, err = plan(capsys, *arguments)
     assert status == 2 and message in err
