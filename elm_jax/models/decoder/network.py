@@ -121,6 +121,10 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         Raises:
             InputError: S or T is more than the context.
         """
+        sparse = self.config.sparse
+        if sparse is not None and sparse.drops_in_use:  # the choices of a row would compete for places
+            config = dataclasses.replace(self.config, sparse=sparse.without_drops())
+            return dataclasses.replace(self, config=config).target_log_probs(params, inputs, targets)
         rows, routed = self._choice_rows(inputs, targets)
         tokens, lengths = targets.tokens, self._prompts(inputs)[1]
         batch, choices, length = tokens.shape
