@@ -14,7 +14,7 @@ from elm_jax.models.layers.gates import ExpertChoices, TokenChoices
 from elm_jax.types import Array
 
 
-class Slots(NamedTuple):
+class SlotMap(NamedTuple):
     """Which choice lies in which slot; choices of T tokens are numbered ``t * K + k``.
 
     Attributes:
@@ -26,8 +26,8 @@ class Slots(NamedTuple):
     choice_in: Array
 
 
-def capacity_slots(choices: TokenChoices, num_experts: int, capacity: int) -> Slots:
-    """Slots of experts with C places in each of G groups, ordered [E, G, C]; T = G N.
+def capacity_slots(choices: TokenChoices, num_experts: int, capacity: int) -> SlotMap:
+    """SlotMap of experts with C places in each of G groups, ordered [E, G, C]; T = G N.
 
     Args:
         choices: [G, N, K].
@@ -59,8 +59,8 @@ def block_rows(choices: int, num_experts: int, most: int = 128) -> int:
     return min(max(8, 1 << (share - 1).bit_length()), most)
 
 
-def block_slots(choices: TokenChoices, num_experts: int, rows: int) -> tuple[Slots, Blocks]:
-    """Slots without a capacity: each expert's rows are filled up to whole blocks of `rows` rows.
+def block_slots(choices: TokenChoices, num_experts: int, rows: int) -> tuple[SlotMap, Blocks]:
+    """SlotMap without a capacity: each expert's rows are filled up to whole blocks of `rows` rows.
 
     The number of blocks is what the worst split needs: ``choices / rows + E``, rounded down.
 
@@ -80,26 +80,26 @@ def block_slots(choices: TokenChoices, num_experts: int, rows: int) -> tuple[Slo
     return slots, Blocks(jnp.minimum(experts, num_experts - 1), ends[-1], blocks * rows)
 
 
-def _invert(slots: Array, kept: Array, size: int) -> Slots:
+def _invert(slots: Array, kept: Array, size: int) -> SlotMap:
     """Turns slots i32[G, N, K] of the kept choices round."""
     experts_per_token = slots.shape[-1]
     slots = jnp.where(kept, slots, size).reshape(-1)
     choices = jnp.full(size, slots.size, jnp.int32).at[slots].set(
         jnp.arange(slots.size, dtype=jnp.int32), mode="drop", unique_indices=False)
-    return Slots(slots.reshape(-1, experts_per_token), choices)
+    return SlotMap(slots.reshape(-1, experts_per_token), choices)
 
 
 @jax.custom_vjp
-def to_slots(x: Array, slots: Slots) -> Array:
+def to_slots(x: Array, slots: SlotMap) -> Array:
     """Rows of the slots: f[T, D] -> f[S, D]; 0 in empty ones."""
     return _rows(x, slots.choice_in // slots.of_choice.shape[1])
 
 
-def _to_slots(x: Array, slots: Slots) -> tuple[Array, Slots]:
+def _to_slots(x: Array, slots: SlotMap) -> tuple[Array, SlotMap]:
     return to_slots(x, slots), slots
 
 
-def _to_slots_gradient(slots: Slots, gradient: Array) -> tuple[Array, None]:
+def _to_slots_gradient(slots: SlotMap, gradient: Array) -> tuple[Array, None]:
     parts = [_rows(gradient, slots.of_choice[:, k]) for k in range(slots.of_choice.shape[1])]
     return _total(parts).astype(gradient.dtype), None
 
@@ -108,7 +108,7 @@ to_slots.defvjp(_to_slots, _to_slots_gradient)
 
 
 @jax.custom_vjp
-def from_slots(rows: Array, gates: Array, slots: Slots) -> Array:
+def from_slots(rows: Array, gates: Array, slots: SlotMap) -> Array:
     """Weighted sums of the choices' rows: f[S, D], f32[T, K] -> f[T, D]; a choice without a slot adds 0.
 
     It sums in float32 and returns the rows' dtype.
@@ -117,11 +117,11 @@ def from_slots(rows: Array, gates: Array, slots: Slots) -> Array:
     return _total(parts).astype(rows.dtype)
 
 
-def _from_slots(rows: Array, gates: Array, slots: Slots) -> tuple[Array, tuple[Array, Array, Slots]]:
+def _from_slots(rows: Array, gates: Array, slots: SlotMap) -> tuple[Array, tuple[Array, Array, SlotMap]]:
     return from_slots(rows, gates, slots), (rows, gates, slots)
 
 
-def _from_slots_gradient(kept: tuple[Array, Array, Slots], gradient: Array) -> tuple[Array, Array, None]:
+def _from_slots_gradient(kept: tuple[Array, Array, SlotMap], gradient: Array) -> tuple[Array, Array, None]:
     rows, gates, slots = kept
     by_slot = gates.reshape(-1).at[slots.choice_in].get(mode="fill", fill_value=0)
     rows_gradient = _rows(gradient, slots.choice_in // gates.shape[1]) * by_slot[:, None]
