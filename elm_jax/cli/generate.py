@@ -12,7 +12,8 @@ from elm_jax.workflows.generate import BASE_ID, GenerateConfig, Panel, Question,
 from elm_jax.workflows.route import RowRoute
 
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-FIELDS = ("base", "library", "router", "examples", "task", "split", "rows", "chat", "encoder_dir")
+FIELDS = ("base", "library", "router", "examples", "task", "split", "rows", "chat", "encoder_dir",
+          "gate_task")
 """Flags that are fields of the settings, and of the config."""
 SHOWN = 60
 """Characters of a training instance that a reason quotes."""
