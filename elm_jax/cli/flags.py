@@ -15,6 +15,7 @@ from elm_jax.workflows.choices import (
     FOLDER_KINDS,
     LAYOUTS,
     MORE_METRICS,
+    NONE_PER,
     WRITTEN_FOLDERS,
     WRITTEN_KINDS,
 )
@@ -337,7 +338,7 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     route.add_argument("--dataset", metavar="NAME", help="that priors leave out, of a task that is not "
                        "registered")
     route.add_argument("--family", metavar="NAME", help="whose data sets they leave out")
-    route.add_argument("--none_of_these", action="store_true", help="say whether the first expert fits")
+    route.add_argument("--none_of_these", action="store_true", help="say whether any expert fits")
     route.add_argument("--top_k", type=int, default=3, metavar="K",
                        help="experts that are chosen (default: 3)")
     route.add_argument("--encoder_dir", metavar="DIR", help="folder of the encoder's weights")
@@ -404,6 +405,7 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
                           help="expert; may be given again, each answers; none asks the base itself")
     generate.add_argument("--library", metavar="DIR", help="the expert to which it is routed answers")
     generate.add_argument("--router", metavar="NAME", help="of the library (default: as `elm route`'s)")
+    _add_none_of_these(generate, "question")
     generate.add_argument("--encoder_dir", metavar="DIR", help="folder of the weights of its encoder")
     generate.add_argument("--max_new_tokens", type=int, default=128, metavar="N",
                           help="most tokens of an answer (default: 128)")
@@ -422,6 +424,13 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     _add_modules(generate)
 
 
+def _add_none_of_these(verb: argparse._ActionsContainer, one: str) -> None:
+    verb.add_argument("--none_of_these", metavar="WHO", help=f"answers a {one} that no expert of the library "
+                      "fits: base, an expert's id in the library, or an expert's folder")
+    verb.add_argument("--none_per", choices=NONE_PER, help=f"whether none fits is told of each {one} by "
+                      "itself, or of all of a task together (default: row)")
+
+
 def _add_mixed(evaluate: argparse.ArgumentParser) -> None:
     group = evaluate.add_argument_group(
         "each row by its own expert", "elm evaluate --base B --mixed --library LIB --task T --output FILE")
@@ -430,6 +439,7 @@ def _add_mixed(evaluate: argparse.ArgumentParser) -> None:
     group.add_argument("--library", metavar="DIR",
                        help="each row is routed by itself")
     group.add_argument("--router", metavar="NAME", help="of the library (default: as `elm route`'s)")
+    _add_none_of_these(group, "row")
     group.add_argument("--assignment", metavar="FILE",
                        help='or as JSON lines say, {"index": row, "expert": id}: by one of the --expert '
                        'folders; with several tasks a line names its "task"')

@@ -8,12 +8,12 @@ from elm_jax.cli.printing import print_json, print_lines, visible
 from elm_jax.cli.registries import modules_of
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.generation_settings import GenerationSettings
-from elm_jax.workflows.generate import BASE_ID, GenerateConfig, Panel, Question, Reply, read_questions
-from elm_jax.workflows.route import RowRoute
+from elm_jax.workflows.generate import GenerateConfig, Panel, Question, Reply, read_questions
+from elm_jax.workflows.row_routes import BASE_ID, RowRoute
 
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 FIELDS = ("base", "library", "router", "examples", "task", "split", "rows", "chat", "encoder_dir",
-          "gate_task")
+          "none_of_these", "none_per", "gate_task")
 """Flags that are fields of the settings, and of the config."""
 SHOWN = 60
 """Characters of a training instance that a reason quotes."""
@@ -90,6 +90,8 @@ def _print(replies: Sequence[Reply], questions: Sequence[Question]) -> None:
 def _heading(question: Question, model: str, route: RowRoute | None, many: bool) -> str:
     parts = [question.where, "the base" if model == BASE_ID else model] if many or route else []
     if route is not None:
+        if route.is_sure is False:
+            parts.append(f"none of the experts fits, {route.expert} would be first")
         quoted = " ".join((route.nearest or "").split())
         quoted = repr(quoted if len(quoted) <= SHOWN else f"{quoted[:SHOWN]}...")
         nearest = "nearest mean" if route.nearest is None else quoted

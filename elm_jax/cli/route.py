@@ -1,7 +1,7 @@
 """The verb `elm route`: reads flags, calls one workflow, prints its result."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from elm_jax.cli.printing import (
@@ -20,6 +20,7 @@ from elm_jax.routing.vote import RoutingDecision
 from elm_jax.runtime.config_checks import check_range
 from elm_jax.workflows.route import RouteConfig
 from elm_jax.workflows.route_report import RouteReport, report_route, report_rows
+from elm_jax.workflows.row_routes import RowRoute
 
 ALL = "all"
 """In a router's place: all that can decide."""
@@ -35,9 +36,6 @@ def route(arguments: argparse.Namespace) -> None:
     if every and arguments.per_row:
         raise InputError(describe("One router decides for each row", where="--per_row", got=f"--router {ALL}",
                                   expected="one router, or none for the library's own"))
-    if arguments.per_row and arguments.none_of_these:
-        raise InputError(describe("Whether none of the experts fits is told for the task as a whole",
-                                  where="--none_of_these", got="--per_row", cure="leave one of them out"))
     check_range("top_k", arguments.top_k, 1)
     config = RouteConfig(
         router=None if every else arguments.router, num_queries=arguments.queries,
@@ -105,12 +103,21 @@ def _print_rows(config: RouteConfig, arguments: argparse.Namespace) -> None:
                Column("similarity", 1, "number", "{:.3f}".format), Column("next expert", 3),
                Column("next similarity", 4, "number", "{:.3f}".format),
                Column("nearest text", 2, "excerpt", where="both" if has_texts else "scripts"),
-               Column("text", where="scripts"))
+               Column("text", where="scripts"),
+               Column("any fits", 1, where="both" if config.none_of_these else "scripts"))
     print_table(columns, [
-        (number, one.expert, one.similarity, one.next_expert, one.next_similarity, one.nearest, row.source)
+        (number, one.expert, one.similarity, one.next_expert, one.next_similarity, one.nearest, row.source,
+         one.is_sure)
         for number, (row, one) in enumerate(zip(instances, routes, strict=True), start=1)],
         wide=arguments.wide, title=f"{len(routes)} rows, each by itself, router {router}",
-        notes=[] if has_texts else [NO_TEXTS])
+        notes=[*_count_of_none(routes), *([] if has_texts else [NO_TEXTS])])
+
+
+def _count_of_none(routes: Sequence[RowRoute]) -> Iterator[str]:
+    """Says how many rows no expert fits, if that was asked and there are some."""
+    count = sum(one.is_sure is False for one in routes)
+    if count:
+        yield f"None of the experts fits {count} of the {len(routes)} rows; the base should answer them."
 
 
 def _title(decision: RoutingDecision) -> str:

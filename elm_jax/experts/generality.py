@@ -6,7 +6,6 @@ one. An expert that was added since has no generality, nor has one that took the
 """
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,8 @@ from elm_jax.runtime import records, storage
 
 CALIBRATION, GENERALITY = "calibration", "generality.json"
 _SCHEMA_VERSION = 1
+_MOST = 10.0
+"""Beyond all normal scores: the best of 10^22 experts has less."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,18 +105,33 @@ def read_generality(library: epath.Path, cards: Mapping[str, ExpertCard]) -> Gen
         return Generality([], {})
     facts = records.read_record(path, Generality, kind="generality of experts",
                                 schema_version=_SCHEMA_VERSION)
+    _check_datasets(facts["datasets"], path)
     found = {}
     for name, value in facts["experts"].items():
         scores = value["scores"]
         if len(scores) != len(facts["datasets"]) or not all(
-                score is None or math.isfinite(score) for score in scores):
+                score is None or abs(score) <= _MOST for score in scores):
             raise records.wrong_field(
                 "The expert's scores are not those of the data sets", path, ("experts", name, "scores"),
-                str(scores)[:100], f"{len(facts['datasets'])} numbers or null")
+                str(scores)[:100],
+                f"{len(facts['datasets'])} normal scores, from -{_MOST} to {_MOST}, or null")
         if name in cards and cards[name].created == value["created"]:
             found[name] = CalibratedExpert(value["created"], value["fingerprint"], scores)
     datasets = [CalibratedDataset(one["dataset"], one["family"], one["tasks"]) for one in facts["datasets"]]
     return Generality(datasets, found)
+
+
+def _check_datasets(datasets: Sequence[Mapping[str, Any]], path: epath.Path) -> None:
+    """Raises InputError for a data set that stands twice, or none of whose tasks was scored."""
+    names: set[str] = set()
+    for number, one in enumerate(datasets):
+        if one["dataset"] in names:
+            raise records.wrong_field("A data set stands twice", path, ("datasets", number, "dataset"),
+                                      one["dataset"][:100], "each data set once")
+        if one["tasks"] < 1:
+            raise records.wrong_field("A data set has no tasks", path, ("datasets", number, "tasks"),
+                                      one["tasks"], "1 or more")
+        names.add(one["dataset"])
 
 
 def write_generality(library: epath.Path, known: Generality) -> None:

@@ -1,7 +1,6 @@
 """Token cross-entropy as sums, so that parts of a batch add up exactly to the whole."""
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax
@@ -41,14 +40,10 @@ class LossConfig:
                              expected=f"a number from 0 to below {upper}")
                 )
 
-    def check(self, network: Any) -> None:
-        """Raises InputError if a loss of sparse layers is asked for and this network's config has none."""
-        for name in _OF_SPARSE if network.sparse is None else ():
-            if getattr(self, name):
-                raise InputError(describe(
-                    "This loss has no effect: the network has no sparse layer", where=f"LossConfig.{name}",
-                    got=getattr(self, name), expected="0 for a dense network",
-                    cure="leave it out, or give a sparse base"))
+    @property
+    def of_sparse_layers(self) -> tuple[str, ...]:
+        """Names of the losses of sparse layers that are asked for."""
+        return tuple(name for name in _OF_SPARSE if getattr(self, name))
 
     def facts(self) -> dict[str, float]:
         """The settings by name, JSON-ready; those of sparse layers, which came later, unless they are 0."""

@@ -316,9 +316,14 @@ def has_expert_axis(path: str) -> bool:
     return f"/{EXPERT_PART}/" in path
 
 
+def is_router(path: str) -> bool:
+    """Whether a leaf is of a sparse layer's router, by its Flax name."""
+    return f"/{ROUTER_PART}/" in path
+
+
 def is_gate(path: str) -> bool:
-    """Whether a leaf is of a sparse layer's router, or the table of tasks, by its Flax name."""
-    return f"/{ROUTER_PART}/" in path or path == TASK_TABLE
+    """Whether a leaf is of a sparse layer's router, or the table of tasks that it reads, by its Flax name."""
+    return is_router(path) or path == TASK_TABLE
 
 
 def ids_of(config: NetworkConfig) -> SpecialIds:

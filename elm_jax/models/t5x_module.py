@@ -8,6 +8,7 @@ exported folders name this module, and find the network's configs in it.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.modules import Cache, Packing, Transformer
@@ -34,6 +35,11 @@ class T5XTransformer(nn.Module):
 
     def setup(self) -> None:
         """Creates the network in this module's own scope, so that leaf paths get no prefix."""
+        if self.config.sparse is not None:
+            raise InputError(describe(
+                "This module does not run sparse networks under T5X", where="T5Config.sparse",
+                got=f"{self.config.sparse.num_experts} experts", expected="a dense network",
+                cure="train it with elm train, or run T5X's own network"))
         self.network = Transformer(self.config)
         nn.share_scope(self, self.network)
 

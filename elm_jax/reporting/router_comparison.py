@@ -5,8 +5,10 @@ are macro means over data sets, of the experts that RoE picks from; intervals ar
 """
 
 import dataclasses
+import hashlib
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation import intervals
 from elm_jax.evaluation.intervals import Estimate
+from elm_jax.evaluation.results import ResultsStore
 from elm_jax.reporting.cells import Matrix, Row, cell_of, select, stacked
 from elm_jax.reporting.study_table import first_half, oracle_row, random_expert_row, split_half_oracle_row
 from elm_jax.runtime import records, storage
@@ -57,13 +60,24 @@ class LeftOut:
 
 @dataclasses.dataclass(frozen=True)
 class RouterRecord:
-    """Fields of ``routers.json``: the experts that are picked from, all picks, and how they came about."""
+    """Fields of ``routers.json``: the experts that are picked from, all picks, and how they came about.
+
+    Older ones do not say of which results they are (`results_digest`).
+    """
 
     experts: list[str]
     default: str
     routers: list[RouterPicks]
     left_out: list[LeftOut]
     priors: dict[str, int]
+    results: str = ""
+
+
+def results_digest(store: ResultsStore, experts: Collection[str]) -> str:
+    """Hash of the results of some experts, in any order."""
+    names = ("expert", "task", "split", "metric", "value", "num_instances")
+    facts = sorted([row[name] for name in names] for row in store.rows() if row["expert"] in experts)
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def read_picks(folder: storage.PathLike, facts: Mapping[str, Any]) -> dict[str, Any] | None:

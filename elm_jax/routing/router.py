@@ -128,11 +128,14 @@ class RowDecisions:
         experts: i64[Q], positions of the first experts.
         next_experts: i64[Q], of those that would be first without them; None if there is no other.
         similarities: f64[Q, E] of each query with the nearest key of every expert.
+        are_sure: bool[Q], whether the library has an expert for each (`are_sure`); None where that was not
+            asked.
     """
 
     experts: np.ndarray
     next_experts: np.ndarray | None
     similarities: np.ndarray
+    are_sure: np.ndarray | None = None
 
 
 def decide_task(task: RoutedTask, library: RoutedLibrary, router: str | None = None, *,
@@ -167,7 +170,8 @@ def explain_rows(task: RoutedTask, library: RoutedLibrary, router: str | None = 
     first = firsts(scores, evidence, case.different)
     others = case.different & (np.arange(scores.shape[1]) != first[:, None])
     following = firsts(scores, evidence, others) if others.any(axis=1).all() else None
-    return RowDecisions(first, following, evidence.nearest)
+    sure = are_sure(evidence, library) if settings is not None and settings.none_of_these else None
+    return RowDecisions(first, following, evidence.nearest, sure)
 
 
 def decide_rows(task: RoutedTask, library: RoutedLibrary, router: str | None = None, *,

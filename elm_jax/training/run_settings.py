@@ -10,11 +10,29 @@ from typing import Any, ClassVar, Self
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.losses import LossConfig
-from elm_jax.models.network import Network
-from elm_jax.runtime import sharding
+from elm_jax.models.network import Network, is_router
+from elm_jax.runtime import sharding, trees
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
 from elm_jax.training.step import StepConfig
+
+
+def check_losses(loss: LossConfig, network: Network) -> None:
+    """Checks that every loss that is asked for has an effect on a network.
+
+    Raises:
+        InputError: a loss of sparse layers, and the network has none, or none above its frozen trunk.
+    """
+    if not loss.of_sparse_layers:
+        return
+    routers = [path for path in trees.flatten(network.abstract_params()) if is_router(path)]
+    depth = getattr(network, "trunk", 0)
+    if not any(depth == 0 or network.depth_of(path) >= depth for path in routers):
+        name = loss.of_sparse_layers[0]
+        raise InputError(describe(
+            "This loss has no effect: no layer is sparse" + " above the frozen ones" * bool(routers),
+            where=f"LossConfig.{name}", got=getattr(loss, name), expected="0",
+            cure="leave it out" + ", or give a sparse base" * (not routers)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +87,9 @@ class RunSettings:
         """The settings of one training step of a network.
 
         Raises:
-            InputError: a loss of sparse layers, and the network has none.
+            InputError: as `check_losses`.
         """
-        self.loss.check(network.config)
+        check_losses(self.loss, network)
         return StepConfig(network, self.optimizer, self.loss, self.num_microbatches)
 
     @classmethod

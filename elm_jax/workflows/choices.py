@@ -24,6 +24,8 @@ CHOICE_SCORES = ("sum", "mean")
 """Scores of an answer choice: the sum of its tokens' log-probabilities, or their mean."""
 MORE_METRICS = ("acc_norm", "acc_norm_tokens", "exact_match", "squad_em", "squad_f1", "bleu")
 """Metrics beside accuracy and ROUGE-L (`evaluation.task_metrics` says what they are)."""
+NONE_PER = ("row", "task")
+"""Of what it is told that no expert fits: of each row by itself, or of all rows of a task together."""
 SEARCHES = ("gradient", "evolution")
 """Ways to search merge weights."""
 ALLOWED = {

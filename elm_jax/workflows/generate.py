@@ -22,6 +22,7 @@ from elm_jax.experts.card import ExpertCard, base_folder
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.experts.rendering import check_chat
 from elm_jax.models.layers.gate_tasks import number_of, reads_tasks, tasks_of
+from elm_jax.routing.cases import RouterSettings
 from elm_jax.routing.router import check_router, default_router
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import sharding, storage
@@ -32,19 +33,25 @@ from elm_jax.runtime.config_checks import (
     check_types,
     items_of,
 )
+from elm_jax.workflows.choices import NONE_PER
 from elm_jax.workflows.route import (
-    RowRoute,
+    RouteOptions,
     check_row_router,
     open_library,
     read_examples,
     routed_task,
+    with_threshold,
+)
+from elm_jax.workflows.row_routes import (
+    BASE_ID,
+    RowRoute,
+    check_none_of_these,
+    folder_of_answers,
     row_reasons,
 )
 from elm_jax.workflows.target_task import target_options
 from elm_jax.workflows.tasks.show_tasks import right_answers, show_task
 
-BASE_ID = "base"
-"""Name of the base itself among the models that answer."""
 ROWS = 3
 """Rows of a task that are asked if no number is given."""
 MOST_MODELS = 4
@@ -71,6 +78,10 @@ class GenerateConfig:
         encoder_dir: folder of the weights of the library's encoder.
         modules: registries to import by name.
         settings: of the texts.
+        none_of_these: who answers a question that none of the library's experts fits: ``base``, or an
+            expert's id in the library or its folder; None does not ask whether one fits.
+        none_per: whether that is told of each question by itself, ``row``, as None does, or of all questions
+            of a ``task``, or of a file, together.
         gate_task: task whose vector the gates of a network that reads tasks get; None for `task`.
     """
 
@@ -87,6 +98,8 @@ class GenerateConfig:
     modules: tuple[str, ...] = DEFAULT_MODULES
     settings: GenerationSettings = dataclasses.field(default_factory=GenerationSettings)
     router: str | None = None
+    none_of_these: storage.PathLike | None = None
+    none_per: str | None = None
     gate_task: str | None = None
 
     def __post_init__(self) -> None:
@@ -96,7 +109,12 @@ class GenerateConfig:
         self._at_most_one("Questions come from one place", "texts", "examples", "task")
         self._at_most_one("Experts come from one place", "experts", "library")
         self._needs("task", "split", "rows")
-        self._needs("library", "encoder_dir", "router")
+        self._needs("library", "encoder_dir", "router", "none_of_these")
+        check_none_of_these(self.none_of_these, self.none_per, self.library)
+        if self.none_per == "task" and not (self.task or self.examples):
+            raise InputError(describe("Only questions of one task are told together that no expert fits",
+                                      where="none_per", got=self.none_per, expected="a task, or a file of "
+                                      "examples", cure="leave it out: each text is told by itself"))
         check_row_router(self.router)
         if not (self.base or self.experts or self.library):
             raise InputError(describe("There is no model to ask", expected="a base, experts or a library"))
@@ -192,6 +210,9 @@ class Panel:
         if self._routed is not None:
             router = config.router or default_router(self._routed)
             check_router(router, self._routed, queries=True, text=False)
+            self._routed = with_threshold(
+                self._routed, RouterSettings(none_of_these=config.none_of_these is not None))
+        self._otherwise = BASE_ID
         self._cards = self._read_cards()
         self.base = load_base(base_folder((card for _, card in self._cards.values()), config.base),
                               mesh=_one_device())
@@ -210,10 +231,18 @@ class Panel:
             return [[(name, None) for name in self.names] for _ in questions]
         instances, config = [question.instance for question in questions], self._config
         router = config.router or default_router(self._routed)
-        options = {} if config.task is None else target_options(config.task, self._routed, router)
+        options = self._options(router)
         task = routed_task(self._library, instances, options)
-        found = row_reasons(self._library, self._routed, task, router)
-        return [[(route.expert, route)] for route in found]
+        per = None if config.none_of_these is None else config.none_per or NONE_PER[0]
+        found = row_reasons(self._library, self._routed, task, router, none_per=per)
+        return [[(self._otherwise if route.is_sure is False else route.expert, route)] for route in found]
+
+    def _options(self, router: str) -> RouteOptions:
+        """What the router is told of the task that questions are rows of."""
+        if self._config.task is None:
+            return {}
+        registry.import_tasks(self._config.modules)  # families of tasks come from there
+        return target_options(self._config.task, self._routed, router)
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """Answers all questions, in their order; each model answers its own in batches."""
@@ -255,7 +284,7 @@ class Panel:
         return prompt_of(self._generator(model), self.base, question, rendering, room), rendering
 
     def _make(self, model: str) -> TextGenerator:
-        expert = None if model == BASE_ID else load_expert(self._cards[model][0], mesh=_one_device())
+        expert = load_expert(self._cards[model][0], mesh=_one_device()) if model in self._cards else None
         return generator_of(self.base, expert, self._task)
 
     def _read_cards(self) -> dict[str, tuple[str, ExpertCard]]:
@@ -265,8 +294,7 @@ class Panel:
             InputError: a folder is given twice.
         """
         if self._library is not None:
-            return {name: (str(self._library.path / "experts" / name), entry.card)
-                    for name, entry in self._library.entries.items()}
+            return self._read_library()
         folders = list(map(str, self._config.experts))
         if twice := {folder for folder in folders if folders.count(folder) > 1}:
             raise InputError(describe("An expert is given twice", got=", ".join(sorted(twice))))
@@ -274,6 +302,21 @@ class Panel:
         ids = [card.id for card in cards]
         return {(card.id if ids.count(card.id) == 1 else folder): (folder, card)
                 for folder, card in zip(folders, cards, strict=True)}
+
+    def _read_library(self) -> dict[str, tuple[str, ExpertCard]]:
+        """Folders and cards of the library's experts, and of one beside it that answers where none fits."""
+        found = {name: (str(self._library.path / "experts" / name), entry.card)
+                 for name, entry in self._library.entries.items()}
+        answers = self._config.none_of_these
+        folder = None if answers is None else folder_of_answers(self._library, answers)
+        if folder is None:
+            return found
+        if answers in found:
+            self._otherwise = answers
+            return found
+        card = read_card(folder)[1]
+        self._otherwise = str(folder) if card.id in found else card.id
+        return {**found, self._otherwise: (str(folder), card)}
 
 
 def read_questions(config: GenerateConfig) -> list[Question]:
@@ -370,7 +413,7 @@ def generator_of(base: Base, expert: Expert | None, task: str | None = None) -> 
             "This network's gates read the task of a text, and none is given", where=base.path or base.name,
             got="texts of no task", expected=f"one of {len(tasks)} known tasks: {', '.join(tasks[:3])}"
             + ", ..." * (len(tasks) > 3),
-            cure="give --gate_task NAME (from Python: task=NAME) for free texts, or --task NAME for rows of a task"))
+            cure="give --gate_task NAME (from Python: task=NAME), or --task NAME to ask rows of a task"))
     known = registry.find_task(task)
     dataset = None if known is None else dataset_path(known.dataset, known.config)
     return TextGenerator(network, params, base.vocabulary, number_of(tasks, task, dataset))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -14,20 +14,16 @@ from elm_jax.data.registry.prompted_task import PromptedTask
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe, in_short, unknown_name
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.experts.routed_library import text_of_key
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RowScorer
 from elm_jax.routing.encoders import MiniLMEncoder
 from elm_jax.routing.none_of_these import fit_threshold
 from elm_jax.routing.router import (
     ROUTERS,
     RouterStream,
-    RowDecisions,
     counts_text,
     decide_task,
     default_router,
-    explain_rows,
 )
-from elm_jax.routing.search import nearest_key
 from elm_jax.routing.text import RoutingInstance, format_text
 from elm_jax.routing.vote import RoutingDecision
 from elm_jax.runtime import records, storage
@@ -35,8 +31,6 @@ from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_range, check_ty
 
 QUERIES = 32
 """Q, where nothing else is said: at most so many instances of a task."""
-AT_ONCE = 512
-"""Rows that are decided at once: so many times the experts are in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,82 +258,6 @@ def embedded(library: ExpertLibrary, texts: Sequence[str | RoutingInstance]) -> 
     texts = [texts] if isinstance(texts, str | RoutingInstance) else texts
     instances = [RoutingInstance(text) if isinstance(text, str) else text for text in texts]
     return library.encoder.embed([format_text(instance, library.text_format) for instance in instances])
-
-
-def route_rows(library: ExpertLibrary, instances: Sequence[RoutingInstance], router: str | None = None,
-               **options: Unpack[RouteOptions]) -> list[str]:
-    """Routes each instance alone; returns the best expert's id for each instance.
-
-    Args:
-        library: an open library.
-        instances: of any tasks.
-        router: one that scores no experts; None for the library's own.
-        **options: see `RouteOptions`; what they say of the task counts for all instances.
-    """
-    check_row_router(router, options.get("scorer"))
-    experts, task = library.index.experts, routed_task(library, instances, options)
-    return [experts[chosen] for _, found in _decided_rows(library.routed(), task, router, options)
-            for chosen in found.experts]
-
-
-@dataclasses.dataclass(frozen=True)
-class RowRoute:
-    """Which expert an instance was routed to, and why.
-
-    Attributes:
-        expert: its id.
-        similarity: of the instance with the nearest key; 0 for one of which the encoder knows nothing, which
-            goes to the library's oldest expert.
-        nearest: the training instance that this key stands for; None of a library of means, which keeps none.
-        next_expert: the expert that would have been next; None if there is no other.
-        next_similarity: with that expert's nearest key.
-    """
-
-    expert: str
-    similarity: float
-    nearest: str | None
-    next_expert: str | None = None
-    next_similarity: float | None = None
-
-    def to_dict(self) -> dict[str, str | float | None]:
-        """Returns the route as a JSON-ready dictionary."""
-        return dataclasses.asdict(self)
-
-
-def explained_routes(library: ExpertLibrary, instances: Sequence[RoutingInstance], router: str | None = None,
-                     **options: Unpack[RouteOptions]) -> list[RowRoute]:
-    """Routes each instance alone, as `route_rows` does, and says why."""
-    check_row_router(router, options.get("scorer"))
-    task = routed_task(library, instances, options)
-    return row_reasons(library, library.routed(), task, router, options.get("settings"))
-
-
-def row_reasons(library: ExpertLibrary, routed: RoutedLibrary, task: RoutedTask, router: str | None = None,
-                settings: RouterSettings | None = None) -> list[RowRoute]:
-    """Routes each query of a task alone, and says why; `library` has the texts of the keys."""
-    experts, routes = routed.index.experts, []
-    for queries, found in _decided_rows(routed, task, router, {"settings": settings}):
-        for row, (query, chosen) in enumerate(zip(queries, found.experts, strict=True)):
-            second = None if found.next_experts is None else found.next_experts[row]
-            own = found.similarities[row]
-            routes.append(RowRoute(
-                experts[chosen], round(float(own[chosen]), 4),
-                text_of_key(library, nearest_key(query, routed.index, chosen)),
-                None if second is None else experts[second],
-                None if second is None else round(float(own[second]), 4)))
-    return routes
-
-
-def _decided_rows(routed: RoutedLibrary, task: RoutedTask, router: str | None, options: RouteOptions
-                  ) -> Iterator[tuple[np.ndarray, RowDecisions]]:
-    """At most `AT_ONCE` queries of a task, and the decision for each of them."""
-    if (settings := options.get("settings")) is not None and settings.none_of_these:
-        raise InputError(describe("Whether none of the experts fits is told for a task as a whole",
-                                  where="settings.none_of_these", got="each row by itself",
-                                  cure="leave it out, or route a row as a task"))
-    for start in range(0, len(task.queries), AT_ONCE):
-        part = task.queries[start:start + AT_ONCE]
-        yield part, explain_rows(dataclasses.replace(task, queries=part), routed, router, settings=settings)
 
 
 def check_row_router(router: str | None, scorer: RowScorer | None = None) -> None:

@@ -12,7 +12,8 @@ from elm_jax.routing.router import ROUTERS
 from elm_jax.routing.routers.by_fit import why_no_fit
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.routing.vote import RoutingDecision
-from elm_jax.workflows.route import RouteConfig, RowRoute, check_row_router, row_reasons
+from elm_jax.workflows.route import RouteConfig, check_row_router
+from elm_jax.workflows.row_routes import RowRoute, row_reasons
 from elm_jax.workflows.target_task import TargetTask
 
 
@@ -99,7 +100,8 @@ def report_rows(config: RouteConfig) -> tuple[str, list[RoutingInstance], list[R
     if not target.instances:
         raise InputError(describe("Rows are decided for one by one, and there are none", where="per_row",
                                   got="the task's text alone", cure="give queries"))
-    routes = row_reasons(target.library, target.routed, target.arrays, target.router)
+    routes = row_reasons(target.library, target.routed, target.arrays, target.router,
+                         none_per="row" if config.none_of_these else None)
     return target.router, list(target.instances), routes
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 
 from elm_jax.data.prompts.templates import SEPARATOR
 from elm_jax.data.registry import registry
@@ -28,6 +29,8 @@ from elm_jax.workflows.route import (
     usual_router,
     with_threshold,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def route_task(config: RouteConfig) -> RoutingDecision:
@@ -171,7 +174,7 @@ def _kin_of(config: RouteConfig, routed: RoutedLibrary) -> tuple[str | None, str
         if priors is None:
             return None, None
         registry.import_tasks(config.modules)
-        return kin_of(config.task)
+        return kin_in(config.task, routed)
     for name, value, there in (("dataset", config.dataset, priors and priors.datasets),
                                ("family", config.family, priors and priors.families)):
         if value is not None and there is None:
@@ -238,7 +241,23 @@ def target_options(task: str, routed: RoutedLibrary, router: str) -> RouteOption
     """What a router of rows is told of the registered task that they are of: its kin and its text."""
     if routed.priors is None:
         return {}
-    kin, known = kin_of(task), registry.find_task(task)
-    counts = known is not None and counts_text(router, routed, queries=True)
-    return {"dataset": kin.dataset, "family": kin.family,
-            "instruction": template_text(task) if counts else None}
+    dataset, family = kin_in(task, routed)
+    counts = registry.find_task(task) is not None and counts_text(router, routed, queries=True)
+    return {"dataset": dataset, "family": family, "instruction": template_text(task) if counts else None}
+
+
+def kin_in(task: str, routed: RoutedLibrary) -> tuple[str, str | None]:
+    """Data set and family of a task, which priors leave out.
+
+    A task that is not registered says its data set by its name, and no family: it has the one that the
+    library's priors know of the data set. Where they know none, nothing but the data set is left out, which
+    is a warning.
+    """
+    dataset, family = kin_of(task)
+    if registry.find_task(task) is not None:
+        return dataset, family
+    family = routed.family_of(dataset)
+    if family is None:
+        logger.warning("%s is not registered, and the library's priors do not know its data set %s: they "
+                       "leave out nothing of its family", task, dataset)
+    return dataset, family

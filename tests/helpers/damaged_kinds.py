@@ -116,7 +116,7 @@ def read_library(folder: pathlib.Path) -> object:
     from elm_jax.experts.library import ExpertLibrary
     from elm_jax.reporting import library_report
     from elm_jax.routing.text import RoutingInstance
-    from elm_jax.workflows.route import explained_routes
+    from elm_jax.workflows.row_routes import explained_routes
 
     opened = library_report.open_without_encoder(folder / "library")
     library_report.check_cards(opened)

@@ -51,6 +51,7 @@ class SmallDecoderConfig:
     pad_id: ClassVar[int] = 3
     eos_id: ClassVar[int] = 2
     start_id: ClassVar[None] = None
+    sparse: ClassVar[None] = None
 
     @property
     def activation_dtype(self):

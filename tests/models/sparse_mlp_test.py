@@ -182,9 +182,10 @@ def dense_of(params, number=0, activations=GATED):
 @pytest.mark.parametrize("case", AMPLE)
 def test_permuting_experts_changes_nothing(case):
     """Experts and the router's columns together, with and without drops."""
+    order = jnp.array([2, 0, 3, 1])
     for settings in (ample(AMPLE[case]), {"capacity_factor": 0.5, "min_capacity": 1, **AMPLE[case]}):
         layer = layer_of(settings)
-        params, x, order = params_of(layer), draw(B, L, D, seed=3), jnp.array([2, 0, 3, 1])
+        params, x = params_of(layer), draw(B, L, D, seed=3)
         router = params["router"]["router_weights"]["w"]["kernel"][:, order]
         moved = {"router": {"router_weights": {"w": {"kernel": router}}},
                  "expert": jax.tree.map(lambda leaf: leaf[order], params["expert"])}

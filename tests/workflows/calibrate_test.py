@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -19,7 +20,12 @@ from elm_jax.experts.overlay import read_card
 from elm_jax.routing.router import default_router
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import storage
-from elm_jax.workflows.calibrate.calibrate_library import CalibrateConfig, calibrate_library
+from elm_jax.workflows.calibrate import calibrate_library as calibrate_module
+from elm_jax.workflows.calibrate.calibrate_library import (
+    CalibrateConfig,
+    calibrate_library,
+    tasks_to_score,
+)
 from elm_jax.workflows.calibrate.calibration_rows import CalibrationSetup
 
 DATASET, COPY = "topic-de", "copy"
@@ -131,6 +137,45 @@ def test_train_rows_are_no_keys_and_stay_as_a_library_grows(world, tmp_path):
     store.append(TaskResult([row], [{"index": one["index"], "prediction": "a", "target": "a", "correct": 1}
                                     for one in drawn]))
     assert rows_with(frozenset(inputs)) == drawn
+
+
+def test_experts_are_not_scored_on_their_own_data_sets_and_priors_are_the_same(
+        world, library, tmp_path, monkeypatch):
+    """One after another 6 of 9 pairs; of a stack of unlike experts all but the one of a whole model."""
+    library.remove([COPY])
+    tasks = (tiny.TOPIC, REVIEW, "mini_question__asks_for")
+    found = {}
+    for stack, pairs in ((1, 6), (16, 8), (1000, 9)):
+        copied = tmp_path / str(stack)
+        shutil.copytree(library.path, copied)
+        with monkeypatch.context() as patched:
+            if stack == 1000:  # all pairs, as it was before
+                patched.setattr(calibrate_module, "tasks_to_score",
+                                lambda models, table, _: {one.id: list(table.tasks) for one in models})
+            made = calibrate_library(CalibrateConfig(
+                copied, base=world.base.path, tasks=tasks, rows=4, source_length=64, mesh_data=1,
+                stack_experts=stack, prepared_dir=str(tmp_path / "arrays"), modules=tiny.MODULES))
+        assert (made.cost.pairs, made.cost.rows) == (pairs, 4 * pairs)
+        found[stack] = (copied / "calibration" / "generality.json").read_text()
+    assert found[1] == found[16] == found[1000]
+
+
+def test_whole_stacks_of_one_data_set_leave_their_own_tasks_out():
+    """Of five experts of reviews four are two stacks; the fifth has all tasks, with that of topics."""
+    class Table:
+        tasks = ("topic", "review", "nobody")
+        library = ("t", "r0", "r1", "r2", "r3", "r4", "whole")
+
+        @staticmethod
+        def needed():
+            return np.array([[False, True, False]] + 6 * [[True, False, False]])
+
+    models = [types.SimpleNamespace(id=name, expert=None if name == "whole" else name)
+              for name in Table.library]
+    found = tasks_to_score(models, Table, 2)
+    assert {name for name, tasks in found.items() if tasks == list(Table.tasks)} == {"t", "r4"}
+    assert all(found[name] == ["topic", "nobody"] for name in ("r0", "r1", "r2", "r3", "whole"))
+    assert tasks_to_score(models, Table, 1)["t"] == ["review", "nobody"]
 
 
 def test_a_killed_calibration_goes_on(world, library, tmp_path, capsys, monkeypatch):

@@ -19,7 +19,8 @@ from elm_jax.experts.rendering import frame_of
 from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, model_of
 from elm_jax.workflows.generate import GenerateConfig, Panel, Question, read_questions
 from elm_jax.workflows.merge.merge_overlays import make_card
-from elm_jax.workflows.route import route_rows, task_instances
+from elm_jax.workflows.route import task_instances
+from elm_jax.workflows.row_routes import route_rows
 from elm_jax.workflows.train.train_expert import framed, train
 
 TEXTS = ("What is this text about? The team won the match.", "Good or bad? I liked every minute of it.")

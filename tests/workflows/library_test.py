@@ -22,7 +22,8 @@ from elm_jax.routing.embed import TfidfEncoder
 from elm_jax.routing.text import RoutingInstance
 from elm_jax.runtime import locks, storage
 from elm_jax.workflows.build_library import add_experts, build_library, training_instances
-from elm_jax.workflows.route import explained_routes, read_examples, route
+from elm_jax.workflows.route import read_examples, route
+from elm_jax.workflows.row_routes import explained_routes
 
 
 @pytest.fixture

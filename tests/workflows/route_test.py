@@ -20,15 +20,18 @@ from elm_jax.experts.generality import (
     Generality,
     write_generality,
 )
+from elm_jax.routing.fitted import Threshold
 from elm_jax.routing.none_of_these import fit_threshold
 from elm_jax.routing.router import ROUTERS
 from elm_jax.routing.text import format_text
 from elm_jax.routing.vote import ExpertVotes, RoutingDecision
+from elm_jax.workflows import route as route_module
 from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup, model_of
 from elm_jax.workflows.merge.in_memory import best_of_library
-from elm_jax.workflows.route import route_rows, task_instances
+from elm_jax.workflows.route import task_instances
 from elm_jax.workflows.route_report import RouteReport, report_route
-from elm_jax.workflows.target_task import read_labelled, target_options
+from elm_jax.workflows.row_routes import route_rows
+from elm_jax.workflows.target_task import kin_in, read_labelled, target_options
 
 
 @pytest.mark.parametrize(("known", "priors", "said"), [
@@ -216,6 +219,17 @@ def test_priors_leave_out_what_the_task_says_of_itself(world, calibrated, capsys
     assert ranks["prior"] == {tiny.TOPIC: "1", tiny.REVIEW: "2"} != ranks["vote"]
 
 
+def test_a_task_that_is_not_registered_has_the_family_that_the_priors_know(calibrated, caplog):
+    """Its name says the data set; of one that they do not know it is told that no family is left out."""
+    routed, own = elm.ExpertLibrary.open(calibrated).routed(), kin_of(tiny.REVIEW)
+    other = f"{own.dataset}__not_registered"
+    assert own.family != own.dataset and registry.find_task(other) is None
+    assert kin_in(tiny.REVIEW, routed) == kin_in(other, routed) == own and not caplog.records
+    assert kin_in("new__task", routed) == ("new", None)
+    assert "leave out nothing of its family" in caplog.text
+    assert target_options(other, routed, "prior") == {**own._asdict(), "instruction": None}
+
+
 def test_whether_none_of_the_experts_fits_is_told_by_a_threshold_of_the_library(world, capsys, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"inputs": "A dull film."}\n{"inputs": "Frotz quendor."}\n')
     assert main.main(["route", "--library", str(world.folder / "library"), "--examples",
@@ -223,8 +237,36 @@ def test_whether_none_of_the_experts_fits_is_told_by_a_threshold_of_the_library(
     told = json.loads(capsys.readouterr().out)
     nearest = max(line["mean_similarity"] for line in told["ranking"])
     assert told["is_sure"] is bool(nearest >= fit_threshold(world.library.routed()).at(2))
-    with pytest.raises(InputError, match="for a task as a whole"):
-        route_rows(world.library, [elm.RoutingInstance("a")], settings=elm.RouterSettings(none_of_these=True))
+
+
+def test_of_each_row_by_itself_it_is_told_whether_any_expert_fits(world, capsys, tmp_path, monkeypatch):
+    """Whoever is first: the nearest key of the library counts, by the threshold of one query."""
+    monkeypatch.setattr(route_module, "fit_threshold", lambda _: Threshold((1, 3), (0.52, 2.0), (1.0, 1.0)))
+    texts = ["A dull film.", "Frotz quendor.", "The meal was cold and the waiter rude."]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"inputs": text}) + "\n" for text in texts))
+    words = ["route", "--library", str(world.folder / "library"), "--examples", str(tmp_path / "rows.jsonl"),
+             "--per_row"]
+    keys = world.library.index.keys.astype(np.float64)
+    vectors = world.library.encoder.embed([format_text(elm.RoutingInstance(text), world.library.text_format)
+                                           for text in texts])
+    expected = ((keys @ vectors.T).max(axis=0) >= 0.52).tolist()
+    assert set(expected) == {True, False}
+    for router in ("vote", "centroid"):
+        assert main.main([*words, "--none_of_these", "--router", router, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        assert [row["is_sure"] for row in rows] == expected
+        first = route_rows(world.library, [elm.RoutingInstance(text) for text in texts], router)
+        assert [row["expert"] for row in rows] == first
+        told = route_rows(world.library, [elm.RoutingInstance(text) for text in texts], router,
+                          settings=elm.RouterSettings(none_of_these=True))
+        assert told == [name if sure else None for name, sure in zip(first, expected, strict=True)]
+    assert main.main([*words, "--none_of_these"]) == 0
+    printed = capsys.readouterr()
+    cells = [line.split("\t")[-1] for line in printed.out.splitlines()]
+    assert cells[0] == "any fits" and len(set(cells[1:])) == 2
+    assert f"{expected.count(False)} of the 3 rows" in printed.err
+    assert main.main([*words, "--json"]) == 0
+    assert "is_sure" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -173,8 +173,7 @@ def pad_prompts(prompts: Sequence[Tokens], rows: int, length: int, pad_id: int) 
 
 
 def padded(batch: Batch, name: str) -> Padded:
-    """Returns ``inputs`` or ``choices`` of a batch with lengths, and states and the inputs' tasks if it has any.
-    """
+    """Returns ``inputs`` or ``choices`` of a batch, with lengths, and what else it has of them."""
     tasks = batch.get(TASK_IDS) if name == "inputs" else None
     return Padded(batch[name], batch[f"{name.removesuffix('s')}_lengths"], batch.get(f"{name}_states"), tasks)
 

@@ -17,7 +17,8 @@ from elm_jax.models.network import ADAPTER
 SUBLAYERS = ("attention", "cross_attention", "mlp")
 """Places on a sub-layer's output, before its dropout and residual add."""
 PROJECTIONS = ("query", "key", "value", "out", "wi", "wi_0", "wi_1", "wo")
-"""Places on the output of a projection: of attention, all heads in one axis, and of a feed-forward."""
+"""Places on the output of a projection: of attention, all heads in one axis, and of a dense feed-forward.
+The experts of a sparse one have no places; the sub-layer has."""
 HIDDEN = "hidden"
 """Place on the input of a feed-forward's last projection, which is both arguments of the hook there."""
 PLACES = (*SUBLAYERS, *PROJECTIONS, HIDDEN)
@@ -61,11 +62,13 @@ class AdapterKind:
 
     Attributes:
         kind: name in gin files and on cards.
+        neutral: value of all its leaves with which it changes nothing.
         layers: layers that carry adapters, as `carriers` reads them; None for all. Norms below the lowest of
             them do not train.
     """
 
     kind: ClassVar[str]
+    neutral: ClassVar[float] = 0.0
     layers: str | tuple[int, ...] | None = dataclasses.field(default=None, kw_only=True)
 
     def module(self, place: str, dtype: jnp.dtype) -> nn.Module | None:
@@ -78,6 +81,12 @@ class AdapterKind:
 
     def check_used(self, paths: Collection[str]) -> None:
         """Raises InputError if a setting has no effect in a network with these leaves, its adapters' too."""
+        if not any(map(is_adapter_leaf, paths)):
+            raise InputError(describe(
+                "The network has none of the places that the adapters attach to", where="AdapterConfig",
+                got=f"adapters of kind {self.kind!r}", cure="give other targets or layers",
+                expected="a place of attention, of a sub-layer, or of a dense feed-forward: the experts of a "
+                "sparse one have none"))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as a JSON-ready dictionary of arguments of `config.AdapterConfig`."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.adapters.kind import PROJECTIONS, AdapterKind, check_targets
 from elm_jax.models.layers.dense import Dense
+from elm_jax.models.network import has_expert_axis
 from elm_jax.runtime.config_checks import check_dimension
 from elm_jax.types import Array
 
@@ -85,9 +86,11 @@ class LowRankConfig(AdapterKind):
         named = () if self.targets == PROJECTIONS else self.targets
         unused = [place for place in named if not any(f"/{place}_adapter/" in path for path in paths)]
         if unused:
-            has = [place for place in PROJECTIONS if any(f"/{place}/kernel" in path for path in paths)]
+            has = [place for place in PROJECTIONS
+                   if any(f"/{place}/kernel" in path and not has_expert_axis(path) for path in paths)]
             raise InputError(describe("The network has no such projection", where="AdapterConfig.targets",
                                       got=", ".join(unused), expected=f"some of {', '.join(has)}"))
+        super().check_used(paths)
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as a JSON-ready dictionary; those by projection only where they are not the default."""

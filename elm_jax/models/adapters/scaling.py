@@ -30,6 +30,7 @@ class ScalingConfig(AdapterKind):
     """
 
     kind: ClassVar[str] = "scaling"
+    neutral: ClassVar[float] = 1.0
     targets: tuple[str, ...] = ("key", "value", HIDDEN)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
 
 from elm_jax.models.blocks.dispatch import Blocks
-from elm_jax.models.blocks.grouped_product import grouped_product
+from elm_jax.models.blocks.grouped_product import batched_product, grouped_product
 from elm_jax.models.layers.dense import Dropout, activate
 from elm_jax.types import Array
 
@@ -87,7 +87,7 @@ def expert_rows(rows: Array, kernels: tuple[Array, ...], activations: tuple[str,
         activations: as many names.
         keep: f[E, G, 1, F], factors of the hidden layer for each of G groups of C / G rows, or None.
     """
-    return _feed_forward(rows, kernels, activations, keep, functools.partial(jnp.einsum, "eci,eio->eco"))
+    return _feed_forward(rows, kernels, activations, keep, batched_product)
 
 
 def _feed_forward(rows: Array, kernels: tuple[Array, ...], activations: tuple[str, ...], keep: Array | None,

@@ -35,7 +35,7 @@ Biases = tuple[Array, ...]
 
 
 class Packing(NamedTuple):
-    """What stands beside the tokens of a batch; the encoder's parts go with [B, S], the decoder's with [B, T].
+    """What stands beside the tokens of a batch: the encoder's with [B, S], the decoder's with [B, T].
 
     Attributes:
         encoder_segment_ids, decoder_segment_ids: i32[B, ...] of packed rows; None for others.

@@ -7,8 +7,10 @@ grown scores what is missing.
 """
 
 import dataclasses
+import itertools
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from elm_jax.runtime import locks, sharding, storage
 from elm_jax.runtime.config_checks import DEFAULT_MODULES, check_positive, check_types
 from elm_jax.workflows.calibrate.calibration_rows import CalibrationSetup, tasks_of_training
 from elm_jax.workflows.calibrate.score_table import ScoreTable, read_table
-from elm_jax.workflows.evaluate.evaluate_models import evaluate_models, is_done, model_in
+from elm_jax.workflows.evaluate.evaluate_models import ScoredModel, evaluate_models, is_done, model_in
 
 logger = logging.getLogger(__name__)
 
@@ -184,16 +186,47 @@ def _scored(config: CalibrateConfig, library: ExpertLibrary, start: float
         store.clear_leftovers()
     setup = CalibrationSetup(base, data, config.settings, mesh, max_rows=config.rows, keys=keys, store=store)
     tasks = _tasks(config, library, setup)
-    ScoreTable(library, tuple(tasks), np.full((len(library), len(tasks)), np.nan), copies).check_tells()
+    table = ScoreTable(library, tuple(tasks), np.full((len(library), len(tasks)), np.nan), copies)
+    table.check_tells()
+    scored_on = tasks_to_score(models, table, config.stack_experts)
     digests = {(model.id, task): setup.settings.digest(
-        setup.max_rows, False, setup.cut_prompt(task), model.rendering) for model in models for task in tasks}
-    pending = [(model.id, task) for model in models for task in tasks
+        setup.max_rows, False, setup.cut_prompt(task), model.rendering)
+        for model in models for task in scored_on[model.id]}
+    pending = [(model.id, task) for model in models for task in scored_on[model.id]
                if not is_done(store, model, task, setup, digests[model.id, task])]
-    evaluate_models(models, lambda _: tasks, setup, store, replace=True, stack_experts=config.stack_experts)
+    evaluate_models(models, scored_on.__getitem__, setup, store, replace=True,
+                    stack_experts=config.stack_experts)
     rows = sum(row["num_instances"] for name, task in pending
                for row in store.rows_of(name, task, setup.split_of(task))[:1])
     return read_table(library, store, tasks), CalibrationCost(
         len(digests), len(digests) - len(pending), rows, time.monotonic() - start)
+
+
+def tasks_to_score(models: Sequence[ScoredModel], table: ScoreTable, stack: int) -> dict[str, list[str]]:
+    """The tasks that each expert is scored on, by its id: not those of its own data sets.
+
+    Priors have no use for them. Only experts of the same tasks are scored in one program, so that those of
+    unlike data sets, too few for a whole stack each, are scored on all tasks together, which costs less.
+
+    Args:
+        models: the experts that are no copies.
+        table: of the library, with the tasks; scores do not matter. A task that nobody needs stays
+            everybody's, so that it has a score.
+        stack: number of experts that are scored in one program.
+    """
+    needed = table.needed()
+    needed |= ~needed.any(axis=0)
+    of = dict(zip(table.library, needed, strict=True))
+    found: dict[str, list[str]] = {}
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for model in models:
+        tasks = tuple(itertools.compress(table.tasks, of[model.id]))
+        found[model.id] = list(tasks)
+        if model.expert is not None:
+            alike.setdefault(tasks, []).append(model.id)
+    for names in alike.values():
+        found |= {name: list(table.tasks) for name in names[len(names) // stack * stack:]}
+    return found
 
 
 def _tasks(config: CalibrateConfig, library: ExpertLibrary, setup: CalibrationSetup) -> list[str]:

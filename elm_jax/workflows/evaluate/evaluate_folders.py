@@ -29,6 +29,7 @@ from elm_jax.workflows.evaluate.evaluate_models import (
     model_in,
     model_of,
 )
+from elm_jax.workflows.row_routes import check_none_of_these
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:-]{0,199}")
 
@@ -58,6 +59,10 @@ class EvaluateConfig:
         mixed: whether each row is scored by an expert of its own, in mixed batches.
         library: with `mixed`, folder of a library, which routes each row by itself to one of its experts.
         router: with `library`, which router decides for each row; None for the library's own.
+        none_of_these: with `library`, who answers rows that none of its experts fits: ``base``, or an
+            expert's id in the library or its folder; None does not ask whether one fits.
+        none_per: with `none_of_these`, whether that is told of each ``row`` by itself, as None does, or of
+            all rows of a ``task`` together.
         assignment: with `mixed` in place of a library, file that says which of `experts` scores which row:
             `evaluate_mixed.read_assignment`.
         expert_id: with `mixed`, its name in the results; None for ``mixed:`` and the name of library or file.
@@ -92,6 +97,8 @@ class EvaluateConfig:
     trunk_cache: storage.PathLike | None = None
     trunk_cache_bytes: int | None = None
     router: str | None = None
+    none_of_these: storage.PathLike | None = None
+    none_per: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -110,8 +117,8 @@ class EvaluateConfig:
     def _check_mixed(self) -> None:
         """Raises InputError for a missing field, or one that would have no effect."""
         if not self.mixed:
-            given = [name for name in ("library", "assignment", "expert_id", "router")
-                     if getattr(self, name) is not None]
+            given = [name for name in ("library", "assignment", "expert_id", "router", "none_of_these",
+                                       "none_per") if getattr(self, name) is not None]
             if given:
                 raise InputError(describe("Only a mixed evaluation has a use for these", got=", ".join(given),
                                           cure="give --mixed too, or leave them out"))
@@ -129,6 +136,7 @@ class EvaluateConfig:
         if self.router is not None and self.library is None:
             raise InputError(describe("An assignment needs no router", where="router", got=self.router,
                                       cure="leave it out, or give --library"))
+        check_none_of_these(self.none_of_these, self.none_per, self.library)
         for name in ("stack_experts", "mesh_experts"):
             if getattr(self, name) != 1:
                 raise InputError(describe("This has no effect on a mixed evaluation", where=name,
@@ -225,7 +233,7 @@ def _check_choice_score(store: ResultsStore, wanted: str) -> None:
 def _mixed_experts(config: EvaluateConfig, base: Base, tasks: Sequence[str]) -> MixedExperts:
     if config.library is not None:
         return mixed_of_library(base, ExpertLibrary.open(config.library), config.expert_id,
-                                config.router)
+                                config.router, config.none_of_these, config.none_per)
     name = config.expert_id or f"mixed:{storage.as_path(config.assignment).name.split('.')[0]}"
     members = [model_in(base, folder) for folder in config.experts]
     return mixed_of_assignment(members, read_assignment(config.assignment, tasks), name)

@@ -32,9 +32,9 @@ from elm_jax.runtime.terminal.progress import StageLine, tell_item
 from elm_jax.training.trunk.trunk_cache import TrunkBase, TrunkCache, TrunkSettings
 from elm_jax.types import Params
 from elm_jax.workflows.merge.search_merge import warn_of_searched_rows
+from elm_jax.workflows.row_routes import BASE_ID
 
 logger = logging.getLogger(__name__)
-BASE_ID = "base"
 ScorableModel = TypeVar("ScorableModel", bound="Scorable")
 
 

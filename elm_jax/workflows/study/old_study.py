@@ -1,4 +1,4 @@
-"""Adds the comparison of routers to a study that was finished before there was one."""
+"""Adds the comparison of routers to a finished study that has none, or one of other results."""
 
 import dataclasses
 import logging
@@ -12,7 +12,7 @@ from elm_jax.errors import InputError
 from elm_jax.evaluation.results import ResultsStore, kept_results
 from elm_jax.experts.base import load_vocabulary
 from elm_jax.experts.library import ExpertLibrary
-from elm_jax.reporting.router_comparison import FILE
+from elm_jax.reporting.router_comparison import FILE, read_picks, results_digest
 from elm_jax.reporting.study_facts import read_facts
 from elm_jax.runtime import records, storage
 from elm_jax.workflows.study.study_routers import compare_routers, compared_tasks
@@ -40,8 +40,9 @@ class SettingsKept:
 def add_comparison(results: storage.PathLike) -> bool:
     """Compares the routers of a study by its results, and the library and arrays that stand beside them.
 
-    Nothing is done where there is a comparison, or results alone. What keeps it from being made, such as an
-    encoder that is not there, is a warning: the rest of the report needs none of it.
+    Nothing is done where there is a comparison of these results (an older one, which does not say of which it
+    is, counts as such), or results alone. What keeps it from being made, such as an encoder that is not
+    there, is a warning: the rest of the report needs none of it, and an older comparison stays.
 
     Returns:
         Whether there is a comparison now.
@@ -51,16 +52,20 @@ def add_comparison(results: storage.PathLike) -> bool:
     """
     results = storage.as_path(results)
     root = storage.absolute(results).parent
-    if (results / FILE).exists():
-        return True
-    if not ((root / "library" / "library.json").exists() and (root / "prepared").exists()):
-        return False
     facts, store = read_facts(results), ResultsStore(results)
+    there = read_picks(results, facts)
+    made_of = "" if there is None else there.get("results", "")
+    if there is not None and made_of in ("", results_digest(store, there["experts"])):
+        return True
+    if there is not None:
+        logger.warning("the table of routers was made of other results than these: %s", results / FILE)
+    if not ((root / "library" / "library.json").exists() and (root / "prepared").exists()):
+        return there is not None
     try:
         record = _compared(facts["config"], root, store)
     except InputError as error:
-        logger.warning("the report has no table of routers: %s", error)
-        return False
+        logger.warning("the report has %s table of routers: %s", "no" if there is None else "an older", error)
+        return there is not None
     with kept_results(results):
         storage.write_json(results / FILE, record)
     return True

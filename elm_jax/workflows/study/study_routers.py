@@ -20,7 +20,7 @@ from elm_jax.evaluation.results import ResultsStore
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.routed_library import own_datasets
 from elm_jax.reporting.groups import BENCHMARKS, METRICS
-from elm_jax.reporting.router_comparison import FILE
+from elm_jax.reporting.router_comparison import FILE, results_digest
 from elm_jax.reporting.study_table import halves
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
 from elm_jax.routing.router import ROUTERS, decide_rows, decide_task, default_router
@@ -128,7 +128,7 @@ def compare_routers(library: ExpertLibrary, store: ResultsStore, tasks: Compared
             "home": {task: home[task] for task in tasks.seen if task in home},
             "new_home": {task: home[task] for task in tasks.heldout if task in home}})
     return {"schema_version": 1, "experts": list(names), "default": default_router(routed),
-            "routers": routers, "left_out": left_out,
+            "routers": routers, "left_out": left_out, "results": results_digest(store, names),
             "priors": {"tasks": len(table.tasks), "datasets": len(routed.priors.datasets),
                        "families": len(set(routed.priors.families))}}
 

@@ -35,7 +35,7 @@ from elm_jax.runtime.config_checks import check_positive, check_types, items_of
 from elm_jax.runtime.differences import as_json, differences
 from elm_jax.training.loop import fit
 from elm_jax.training.optimizers import OptimizerConfig
-from elm_jax.training.run_settings import RunConfig
+from elm_jax.training.run_settings import RunConfig, check_losses
 from elm_jax.vocabularies.vocabulary import (
     EOS_ID,
     PAD_ID,
@@ -108,8 +108,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        self.loss.check(self.network)
-        frozen_by(families.network_of(self.network), self.freeze)
+        network = families.network_of(self.network)
+        check_losses(self.loss, network)
+        frozen_by(network, self.freeze)
         check_positive(vocab_pieces=self.vocab_pieces, train_steps=self.train_steps,
                        batch_size=self.batch_size, chunk_length=self.chunk_length,
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period)

@@ -28,7 +28,7 @@ from elm_jax.runtime import hosts, locks, sharding, storage, trees
 from elm_jax.runtime.differences import differences
 from elm_jax.runtime.terminal.progress import StageLine
 from elm_jax.training.loop import FitResult, fit
-from elm_jax.training.run_settings import RunConfig, StackConfig
+from elm_jax.training.run_settings import RunConfig, StackConfig, check_losses
 from elm_jax.training.stack.slots import Opened, StackedRun
 from elm_jax.training.stack.stacked_loop import Ended, StackCallbacks, fit_stack
 from elm_jax.types import Batch, Params
@@ -222,8 +222,9 @@ def validation_batches(config: TrainConfig, data: TaskData, form: BatchForm) -> 
 
 def check_network(config: TrainConfig, base: Base) -> None:
     """Raises InputError if the base is not as the config expects: its dimensions, and that it is sparse."""
-    config.loss.check(base.config)
-    frozen_by(families.network_of(base.config), config.freeze)
+    network = families.network_of(base.config)
+    check_losses(config.loss, network)
+    frozen_by(network, config.freeze)
     if config.network is None:
         return
     kind = type(config.network)

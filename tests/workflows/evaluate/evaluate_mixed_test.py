@@ -14,6 +14,7 @@ from elm_jax.data.registry import registry
 from elm_jax.errors import InputError
 from elm_jax.evaluation.evaluator import EvaluationSettings, ResultsStore, Scoring, evaluate_task
 from elm_jax.routing.text import RoutingInstance
+from elm_jax.workflows.evaluate import evaluate_mixed as evaluate_mixed_module
 from elm_jax.workflows.evaluate.evaluate_mixed import mixed_of_library, read_assignment
 from elm_jax.workflows.evaluate.evaluate_models import ScoringSetup
 
@@ -117,6 +118,19 @@ def test_a_library_routes_each_row_by_itself(world, solo, tmp_path):
                     world.folder / "topic", "--expert", world.folder / "review") == 0
     again = ResultsStore(tmp_path / "again").predictions("again", tiny.TOPIC)
     assert again == store.predictions("mixed:library", tiny.TOPIC)
+
+
+def test_registries_of_the_data_are_imported_before_rows_are_routed(world, monkeypatch):
+    """Prepared arrays need none, but priors leave out a task's family, which a registry alone says."""
+    imported = []
+    monkeypatch.setattr(registry, "import_tasks", lambda names: imported.append(tuple(names)))
+
+    def choose(*_, **__):
+        raise InputError(f"after {imported}")
+
+    monkeypatch.setattr(evaluate_mixed_module, "mixed_of_library", choose)
+    with pytest.raises(InputError, match=r"after .*elm_jax\.tasks\.embedded"):
+        elm.evaluate_mixed(world.base, world.library, [tiny.TOPIC], data=world.data, mesh=tiny.one_device())
 
 
 def test_exemplars_are_no_part_of_a_query(world, tmp_path):
