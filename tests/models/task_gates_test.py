@@ -1,4 +1,4 @@
-"""Gates that read tasks, in whole networks: the experts that they choose, and that rows keep to their task."""
+"""Gates that read tasks, in whole networks: the experts they choose, and that rows keep to their own task."""
 
 import dataclasses
 import functools

@@ -9,8 +9,8 @@ from elm_jax.models.layers.sparse_config import BOTH, TASK, TOKEN
 
 NO_TASK = -1
 """Number of a text of no task: its vector is 0, so that a gate that reads tokens too reads them alone."""
-CURE = ("give the task an embedding: elm tasks embed --base DIR --task {task} --output DIR (a vector made of "
-        "those of known tasks: their mean, or by its text or a library's votes)")
+CURE = ("give the task an embedding: elm tasks embed --base DIR --output DIR {task} (a vector made of those "
+        "of known tasks: their mean, or by its text or a library's votes)")
 
 
 def tasks_of(config: Any) -> tuple[str, ...]:
