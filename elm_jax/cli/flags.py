@@ -398,8 +398,8 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
                           "terminal: what you type")
     generate.add_argument("--examples", metavar="FILE", help='JSON lines with a field "inputs"')
     generate.add_argument("--task", metavar="NAME", help="a task's first rows, as it renders them")
-    generate.add_argument("--gate_task", metavar="NAME", help="the task that a sparse base's gates read, where "
-                          "they read one (default: that of --task)")
+    generate.add_argument("--gate_task", metavar="NAME", help="the task that a sparse base's gates read, if "
+                          "they do (default: that of --task)")
     generate.add_argument("--split", help="of the task (default: the one that it is scored on)")
     generate.add_argument("--rows", type=int, metavar="N", help="of the task (default: 3)")
     generate.add_argument("--base", metavar="DIR", help="default: the one that the experts' cards name")
@@ -506,7 +506,7 @@ def _add_embed(actions: argparse._SubParsersAction) -> None:
     embed.add_argument("names", nargs="+", metavar="NAME", help="tasks or mixtures without a vector")
     embed.add_argument("--base", required=True, metavar="DIR", help="a sparse base, or a full expert of one")
     embed.add_argument("--output", required=True, metavar="DIR", help="folder of the new base")
-    embed.add_argument("--from", dest="made_of", metavar="WAY", help="mean of known tasks' vectors (default); "
+    embed.add_argument("--from", dest="made_of", metavar="WAY", help="mean of the known vectors (default); "
                        "text: by likeness of templates; votes: of a --library; TASK=WEIGHT,...; of a first "
                        "table random (default) or text")
     embed.add_argument("--library", metavar="DIR", help="whose votes count, with --from votes")
