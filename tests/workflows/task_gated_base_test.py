@@ -136,8 +136,9 @@ def test_the_story_of_a_mixture_by_the_verbs(world, base, tmp_path, capsys):
     assert (np.abs(params[TASK_TABLE] - before[TASK_TABLE]).max(axis=1) > 0).all()
     assert all(np.any(params[path] != leaf) for path, leaf in before.items() if "task_weights" in path)
     output = tmp_path / "results" / "results.jsonl"
-    assert main(["evaluate", "--base", base.path, "--expert", str(tmp_path / "run" / "expert"), "--task", TASKS[0],
-                 "--task", TASKS[1], "--max_rows", "6", "--output", str(output), "--source_length", "48",
+    assert main(["evaluate", "--base", base.path, "--expert", str(tmp_path / "run" / "expert"),
+                 "--task", TASKS[0], "--task", TASKS[1], "--max_rows", "6", "--output", str(output),
+                 "--source_length", "48",
                  "--prepared", str(world.folder / "prepared"), "--module", *tiny.MODULES]) == 0
     assert {json.loads(line)["task"] for line in output.read_text().splitlines()} == set(TASKS)
     capsys.readouterr()
@@ -155,8 +156,9 @@ def test_experts_of_adapters_stack_and_mix_by_their_tasks(world, base, tmp_path)
     alone = [[scores_of(world, base, task, expert) for task in TASKS] for expert in stack]
     output = tmp_path / "results" / "results.jsonl"
     words = ["evaluate", "--base", base.path, "--task", TASKS[0], "--task", TASKS[1], "--max_rows", "30",
-             "--output", str(output), "--source_length", "48", "--max_new_tokens", "4", "--stack_experts", "2",
-             "--prepared", str(world.folder / "prepared"), "--module", *tiny.MODULES, "--mesh_data", "1"]
+             "--output", str(output), "--source_length", "48", "--max_new_tokens", "4",
+             "--stack_experts", "2", "--prepared", str(world.folder / "prepared"), "--mesh_data", "1",
+             "--module", *tiny.MODULES]
     for name in ("topic", "review"):
         words += ["--expert", str(tmp_path / name / "expert")]
     assert main(words) == 0

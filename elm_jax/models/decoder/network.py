@@ -42,6 +42,15 @@ from elm_jax.models.network import (
 from elm_jax.types import Array, Batch, Padded, Params
 
 
+def role_of(path: str) -> str:
+    """Role of a leaf of any decoder: `ADAPTER`, `GATE` (a router or the tasks' table), `NORM` or `BODY`."""
+    if is_adapter_leaf(path):
+        return ADAPTER
+    if is_gate(path):
+        return GATE
+    return NORM if "_norm/" in path else BODY
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderNetwork(TracedLeaves, CausalTrunk):
     """The decoder-only network of one config; implements `models.network.Network`.
@@ -64,12 +73,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
     def role_of(self, path: str) -> str:
         """Role of a leaf: as its kind of adapter says, `NORM` (a norm's scale or bias) or `BODY`."""
         adapter = self.config.adapter
-        found = adapter and adapter.role_of(path)
-        if found or is_adapter_leaf(path):
-            return found or ADAPTER
-        if is_gate(path):
-            return GATE
-        return NORM if "_norm/" in path else BODY
+        return (adapter and adapter.role_of(path)) or role_of(path)
 
     def loss(self, params: Params, batch: Batch, rng: Array | None = None,
              settings: LossConfig = PLAIN) -> LossSums:
@@ -96,9 +100,8 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
 
         Args:
             params: as `init` makes them.
-            batch: tokens, segment_ids and positions i32[B, L], as `data.arrays.joined` makes them; perhaps
-                trunk_states f[B, L, D], and the rows start from them; task_ids i32[B, L] for gates that read
-                tasks.
+            batch: tokens, segment_ids, positions and, for gates that read tasks, task_ids i32[B, L], as
+                `data.arrays.joined` makes them; perhaps trunk_states f[B, L, D]: the rows start from them.
             dropout_rng: key of dropout; None switches dropout off.
 
         Raises:
@@ -156,9 +159,8 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         layers = self._apply(params, prompts, jnp.arange(width)[None], Reach(causal(width)), max_length,
                              routed, method="prefill")
         token = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
-        tasks = {TASK_IDS: inputs.tasks} if reads_tasks(self.config) else {}
-        cache = {"index": jnp.zeros((), jnp.int32), "prompt": lengths - 1, "layers": layers, **tasks}
-        return Start(cache, token)
+        cache = {"index": jnp.zeros((), jnp.int32), "prompt": lengths - 1, "layers": layers}
+        return Start({**cache, TASK_IDS: inputs.tasks} if reads_tasks(self.config) else cache, token)
 
     def step(self, params: Params, cache: DecoderCache, token: Array) -> tuple[Array, DecoderCache]:
         """Decodes one token.
@@ -183,8 +185,8 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
     def cache_axes(self, own: Params) -> Any:
         """Says which cache leaves differ between experts: all but the position."""
         del own
-        tasks = {TASK_IDS: 0} if reads_tasks(self.config) else {}
-        return {"index": None, "prompt": 0, "layers": 0, **tasks}
+        axes = {"index": None, "prompt": 0, "layers": 0}
+        return {**axes, TASK_IDS: 0} if reads_tasks(self.config) else axes
 
     def account(self, source: int, target: int) -> StepAccount:
         """Counts what one row of S input and T target tokens sends through the network."""

@@ -101,10 +101,7 @@ class T5Network(TracedLeaves):
 
     @property
     def deepest_trunk(self) -> int:
-        """Layers of the encoder: states of the decoder's layers depend on targets.
-
-        Only those below the first in which tokens compete outside of training.
-        """
+        """Layers of the encoder whose states follow from a row's tokens alone; the decoder's see targets."""
         return below_drops(self.config, self.config.num_encoder_layers)
 
     @property
@@ -167,10 +164,8 @@ class T5Network(TracedLeaves):
         Args:
             params: as `init` makes them.
             batch: encoder_input_tokens i32[B, S], decoder_input_tokens i32[B, T]; perhaps trunk_states
-                f[B, S, D], and the encoder starts from them; task_ids i32[B] for gates that read tasks, in
-                packed rows encoder_task_ids i32[B, S] and decoder_task_ids i32[B, T]. Packed rows also
-                have encoder_segment_ids and decoder_segment_ids. encoder_positions and
-                decoder_positions count from 0 in each segment; leaving them out gives the same,
+                f[B, S, D], and the encoder starts from them; task_ids i32[B] for gates that read tasks. What
+                packed rows have beside them says `modules.Packing`; to leave positions out gives the same,
                 and is cheaper.
             dropout_rng: key of dropout; None switches dropout off.
 
@@ -269,8 +264,8 @@ class T5Network(TracedLeaves):
     def cache_axes(self, own: Params) -> Any:
         """Says which cache leaves differ between experts: all but the position and a shared position bias."""
         own_bias = any("relpos_bias" in path for path in trees.flatten(own))
-        task = {"task": 0} if reads_tasks(self.config) else {}
-        return {"index": None, "self_bias": 0 if own_bias else None, "cross_bias": 0, "layers": 0, **task}
+        axes = {"index": None, "self_bias": 0 if own_bias else None, "cross_bias": 0, "layers": 0}
+        return {**axes, "task": 0} if reads_tasks(self.config) else axes
 
     def account(self, source: int, target: int) -> StepAccount:
         """Counts what one row of S input and T target tokens sends through the network."""
