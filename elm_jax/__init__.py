@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.experts.peft_export import save_peft
     from elm_jax.models.adapters.config import AdapterConfig
     from elm_jax.models.families import FAMILIES
+    from elm_jax.models.layers.sparse_config import SparseConfig
     from elm_jax.routing.cases import RouterSettings
     from elm_jax.routing.text import RoutingInstance
     from elm_jax.routing.vote import RoutingDecision
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
     from elm_jax.workflows.train.train_config import TrainConfig
     from elm_jax.workflows.train.train_expert import train
+    from elm_jax.workflows.upcycle.upcycle_base import UpcycleConfig, upcycle, upcycle_folders
 
     T5Config, T5Network = FAMILIES["t5"]
 
@@ -80,10 +82,12 @@ _MODULES = {
     "RunError": "elm_jax.errors",
     "ScoredRow": "elm_jax.workflows.expert_scorer",
     "SearchConfig": "elm_jax.workflows.merge.search_merge",
+    "SparseConfig": "elm_jax.models.layers.sparse_config",
     "T5Config": "elm_jax.models.t5.config",
     "T5Network": "elm_jax.models.t5.network",
     "TaskData": "elm_jax.data.preparing.task_data",
     "TrainConfig": "elm_jax.workflows.train.train_config",
+    "UpcycleConfig": "elm_jax.workflows.upcycle.upcycle_base",
     "Vocabulary": "elm_jax.vocabularies.vocabulary",
     "add_task": "elm_jax.data.registry.own_task",
     "build_library": "elm_jax.workflows.build_library",
@@ -107,6 +111,8 @@ _MODULES = {
     "search_and_merge": "elm_jax.workflows.merge.search_merge",
     "search_weights": "elm_jax.workflows.merge.search_merge",
     "train": "elm_jax.workflows.train.train_expert",
+    "upcycle": "elm_jax.workflows.upcycle.upcycle_base",
+    "upcycle_folders": "elm_jax.workflows.upcycle.upcycle_base",
 }
 """Where each public name is defined."""
 __getattr__, __dir__ = lazy.exports(__name__, _MODULES)
@@ -115,9 +121,9 @@ __all__ = [
     "AdapterConfig", "Base", "CalibrateConfig", "ConvertConfig", "ElmError", "EvaluateConfig", "Expert",
     "ExpertCard", "ExpertLibrary", "InputError", "LibraryScorer", "OptimizerConfig", "PreparedSplit",
     "PretrainConfig", "RouteConfig", "RouteStream", "RouterSettings", "RoutingDecision",
-    "RoutingInstance", "RunError", "ScoredRow", "SearchConfig", "T5Config", "T5Network", "TaskData",
-    "TrainConfig", "Vocabulary", "add_task", "build_library", "calibrate_library", "convert", "evaluate",
-    "evaluate_folders", "evaluate_mixed", "generate", "load_base", "load_expert", "load_peft", "merge",
-    "pretrain", "resolve", "route", "route_task", "save_base", "save_expert", "save_peft",
-    "search_and_merge", "search_weights", "train",
+    "RoutingInstance", "RunError", "ScoredRow", "SearchConfig", "SparseConfig", "T5Config", "T5Network",
+    "TaskData", "TrainConfig", "UpcycleConfig", "Vocabulary", "add_task", "build_library",
+    "calibrate_library", "convert", "evaluate", "evaluate_folders", "evaluate_mixed", "generate", "load_base",
+    "load_expert", "load_peft", "merge", "pretrain", "resolve", "route", "route_task", "save_base",
+    "save_expert", "save_peft", "search_and_merge", "search_weights", "train", "upcycle", "upcycle_folders",
 ]

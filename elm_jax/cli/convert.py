@@ -14,8 +14,9 @@ def convert(arguments: argparse.Namespace) -> int:
         source=arguments.source, source_kind=arguments.source_kind, target=arguments.target,
         target_kind=arguments.target_kind, base=arguments.base, dtype=arguments.dtype,
         max_shard_bytes=parse_size(arguments.max_shard_size), layout=arguments.layout,
-        scanned=arguments.scanned, step=arguments.step, vocabulary=arguments.vocabulary,
-        verify=arguments.verify, expert_id=arguments.id, kind=arguments.kind, modules=modules_of(arguments))
+        scanned=arguments.scanned, step=arguments.step, experts_per_token=arguments.experts_per_token,
+        vocabulary=arguments.vocabulary, verify=arguments.verify, expert_id=arguments.id, kind=arguments.kind,
+        modules=modules_of(arguments))
     report = converting.convert(config)
     if arguments.json:
         print_json(report)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import elm_jax
-from elm_jax.cli import merge_search_flags, run_flags, run_help
+from elm_jax.cli import merge_search_flags, run_flags, run_help, upcycle_flags
 from elm_jax.cli.near_words import NearParser
 from elm_jax.merging.methods.method_table import METHODS, PARAMETERS
 from elm_jax.workflows.choices import (
@@ -36,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tools(verbs)
     _add_tasks(verbs)
     _add_base(verbs)
+    _add_upcycle(verbs)
     return parser
 
 
@@ -474,6 +475,8 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
                          help="layers are stacked (scalable T5) in the T5X checkpoint to write, else in SRC "
                          "(default: as they lay in T5X)")
     convert.add_argument("--step", type=int, metavar="N", help="of a T5X checkpoint to write")
+    convert.add_argument("--experts_per_token", type=int, metavar="K", help="of a T5X checkpoint with "
+                         "experts (default: what config.gin beside it says, or 1)")
     convert.add_argument("--vocabulary", metavar="FILE", help="vocabulary for a source without one: a "
                          "SentencePiece model, tokenizer.json, or vocabulary.json of bytes")
     convert.add_argument("--verify", action="store_true",
@@ -497,10 +500,11 @@ def _add_base(verbs: argparse._SubParsersAction) -> None:
     _prints_table(listing)
 
 
+<<<<<<< HEAD
 def _add_embed(actions: argparse._SubParsersAction) -> None:
     embed = _verb(
         actions, "embed", "Gives tasks vectors that the gates of a sparse base read.",
-        "elm tasks embed --base bases/moe --output bases/task_moe elm_train      a first table\n"
+        "elm tasks embed --base bases/moe --output bases/task_moe ag_news trec   a first table\n"
         "  elm tasks embed --base runs/multitask --output bases/with_rte --from text super_glue_rte",
         "tasks:embed")
     embed.add_argument("names", nargs="+", metavar="NAME", help="tasks or mixtures without a vector")
@@ -519,6 +523,16 @@ def _add_embed(actions: argparse._SubParsersAction) -> None:
                        help="a vector for each task, or one for all tasks of a data set (default: task)")
     embed.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_modules(embed)
+=======
+def _add_upcycle(verbs: argparse._SubParsersAction) -> None:
+    upcycle = _verb(
+        verbs, "upcycle", "Makes a sparse base of a dense one, or of its full experts.",
+        "elm upcycle --base runs/base/base --output bases/sparse --num_experts 8\n"
+        "  elm upcycle --base runs/base/base --output bases/mixed --experts runs/a/expert runs/b/expert",
+        "upcycle:upcycle")
+    upcycle_flags.add_upcycle_flags(upcycle)
+    _add_modules(upcycle)
+>>>>>>> main
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:

@@ -64,7 +64,8 @@ class Source:
 
 
 def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | None = None,
-                vocabulary: storage.PathLike | None = None, scanned: bool | None = None) -> Source:
+                vocabulary: storage.PathLike | None = None, scanned: bool | None = None,
+                experts_per_token: int | None = None) -> Source:
     """Opens a folder of a given kind as a source of weights.
 
     Args:
@@ -73,6 +74,7 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
         base: folder of an expert's base, of any kind; None for the one that the expert's card names.
         vocabulary: file of a vocabulary (`Vocabulary.load`) for a model that carries none.
         scanned: whether a T5X checkpoint must stack its layers; None takes either.
+        experts_per_token: of a T5X checkpoint with experts; None takes what its gin config says, or 1.
 
     Raises:
         InputError: the folder is of another kind; a reader finds a fault; an expert's base is not found, or
@@ -90,7 +92,8 @@ def open_source(kind: str, name: storage.PathLike, *, base: storage.PathLike | N
         source = Source(str(folder), under, *original_files.read_original(folder, under.config,
                                                                           reference(under)))
     else:
-        source = _open_model(kind, folder, base, {"scanned": scanned} if kind == "t5x" else {})
+        how = {"scanned": scanned, "experts_per_token": experts_per_token} if kind == "t5x" else {}
+        source = _open_model(kind, folder, base, how)
     return _with_vocabulary(source, vocabulary)
 
 
@@ -153,16 +156,29 @@ def _open_expert(folder: epath.Path, base: storage.PathLike | None) -> Source:
         expert = load_expert(folder)
         return Source(str(folder), under, expert,
                       {path: Origin(path) for path in trees.flatten(expert.overlay)})
+    return Source(str(folder), of_card(full_model(folder, card, str(written), under), card), card=card)
+
+
+def full_model(folder: epath.Path, card: ExpertCard, written: str, under: Model) -> Model:
+    """Opens the weights of a full expert as a model; its leaves are not read.
+
+    Args:
+        folder: of the expert's card.
+        card: of a full expert of that base.
+        written: fingerprint of its overlay.
+        under: its base, which gives vocabulary and facts.
+
+    Raises:
+        InputError: leaves do not fit the card's network.
+    """
     tensors = elm_folders.ElmTensors(folder / elm_folders.WEIGHTS)
     config = families.config_of(card.network, folder / places.EXPERT_FILE)
     elm_folders.check_fits(tensors, config, folder)
     place = f"{folder}, overlay_fingerprint in {places.EXPERT_FILE}"
-    hashed = HashedTensors(tensors, str(written), place,
-                           "The expert's weights are not those that were written",
+    hashed = HashedTensors(tensors, written, place, "The expert's weights are not those that were written",
                            "copy or train the expert again", as_float32=False)
-    model = dataclasses.replace(
+    return dataclasses.replace(
         under, kind="elm", where=str(folder), config=config, tensors=hashed, check=hashed.check)
-    return Source(str(folder), of_card(model, card), card=card)
 
 
 def of_card(model: Model, card: ExpertCard) -> Model:

@@ -86,12 +86,15 @@ class HfParameter(NamedTuple):
         paths: of the leaves; several stand side by side in the leaves' last axis.
         transposed: whether its two dimensions are swapped against the leaves'.
         tied: whether Hugging Face's other modules use it too.
+        expert: number of the expert whose part of the leaf it is, along the leaf's first axis; None for whole
+            leaves.
     """
 
     name: str
     paths: tuple[str, ...]
     transposed: bool = False
     tied: bool = False
+    expert: int | None = None
 
 
 class StepAccount(NamedTuple):

@@ -28,6 +28,8 @@ NONE_PER = ("row", "task")
 """Of what it is told that no expert fits: of each row by itself, or of all rows of a task together."""
 SEARCHES = ("gradient", "evolution")
 """Ways to search merge weights."""
+RESTS = ("mean", "base")
+"""What all leaves beside the experts are in a base upcycled from full experts: their mean, or the base's."""
 ALLOWED = {
     "dtypes": "leaves of unlike dtypes (the result takes the first model's)",
     "configs": "unlike settings in config.json (the result takes the donor's)",

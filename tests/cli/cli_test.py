@@ -23,14 +23,15 @@ def run(capsys, *argv):
 def test_help_of_every_verb_shows_an_example(capsys):
     for words in ([], ["train"], ["study"], ["demo"], ["route"], ["merge"], ["evaluate"], ["report"],
                   ["convert"], ["library", "build"], ["library", "verify"], ["tasks", "show"],
-                  ["tasks", "prepare"], ["tasks", "cache"], ["tasks", "stats"], ["tasks", "check"]):
+                  ["tasks", "prepare"], ["tasks", "cache"], ["tasks", "stats"], ["tasks", "check"],
+                  ["upcycle"]):
         with pytest.raises(SystemExit) as ended:
             main.main([*words, "--help"])
         assert ended.value.code == 0 and "example:\n  " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("words", "near"), [
-    ("trian", "unknown verb 'trian': expected one of 15; nearest: train"),
+    ("trian", "unknown verb 'trian': expected one of 16; nearest: train"),
     ("library ad", "unknown action 'ad': expected one of build, add"),
     ("merge --method tise a b", "unknown method 'tise'"),
     ("merge --metod ties a b", "nearest flags: --method"),

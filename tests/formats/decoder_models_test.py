@@ -98,7 +98,7 @@ def test_older_settings_say_the_same():
     assert hf_names.config_from_hf(mistral).max_length == 48
 
 
-@pytest.mark.parametrize("name", list(hf_decoders.CASES))
+@pytest.mark.parametrize("name", [*hf_decoders.CASES, *hf_decoders.SPARSE_CASES])
 def test_a_config_is_written_as_it_is_read(name):
     values = hf_decoders.model(name).config.to_dict()
     config = hf_names.config_from_hf(values)

@@ -27,12 +27,25 @@ CASES = {
     "gpt2, own head": ("GPT2", {**_GPT2, "n_inner": 50, "tie_word_embeddings": False}),
 }
 """Name of the type in transformers' classes, and its config."""
+_SPARSE = {**_SIZES, "num_experts": 5, "num_experts_per_tok": 2}
+SPARSE_CASES = {
+    "mixtral": ("Mixtral", {**_SIZES, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral, tied": ("Mixtral", {**_SIZES, "num_local_experts": 3, "num_experts_per_tok": 1,
+                                  "tie_word_embeddings": True, "rope_theta": 500.0}),
+    "olmoe": ("Olmoe", {**_SPARSE, "num_experts_per_tok": 3}),
+    "olmoe, gates of sum 1": ("Olmoe", {**_SPARSE, "norm_topk_prob": True, "num_key_value_heads": 9}),
+    "qwen3 moe": ("Qwen3Moe", {**_SPARSE, "head_dim": 8, "moe_intermediate_size": 20,
+                               "norm_topk_prob": True}),
+    "qwen3 moe, dense layers": ("Qwen3Moe", {**_SPARSE, "head_dim": 8, "moe_intermediate_size": 40,
+                                             "num_hidden_layers": 3, "decoder_sparse_step": 2}),
+}
+"""Likewise, of those with experts."""
 
 
 @functools.cache
 def model(name: str) -> torch.nn.Module:
     """The model of a case, whose norms and biases are random too."""
-    kind, fields = CASES[name]
+    kind, fields = (CASES | SPARSE_CASES)[name]
     config = getattr(transformers, f"{kind}Config")(**fields)
     found = getattr(transformers, f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config)
     generator = torch.Generator().manual_seed(len(name))

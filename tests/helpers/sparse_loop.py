@@ -66,6 +66,8 @@ def logits_of(params, gate, row, task):
 
 def places_of(config, length, training):
     """The rule of capacity, written anew."""
+    if config.capacity is not None:
+        return min(config.capacity, length)
     factor = config.capacity_factor if training else config.eval_capacity_factor
     if factor is None:
         return None

@@ -15,8 +15,8 @@ from elm_jax.models.network import ids_of
 from elm_jax.types import Padded
 
 LENGTHS = {"inputs": 9, "targets": 6}
-every_case = pytest.mark.parametrize("name", list(hf_decoders.CASES))
-THOROUGH = ["llama, grouped, tied", "qwen3", "gpt2"]
+every_case = pytest.mark.parametrize("name", [*hf_decoders.CASES, *hf_decoders.SPARSE_CASES])
+THOROUGH = ["llama, grouped, tied", "qwen3", "gpt2", "mixtral", "olmoe"]
 
 
 @pytest.fixture(scope="module")

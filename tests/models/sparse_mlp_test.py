@@ -29,6 +29,7 @@ CASES = {
     "top 1 by probability": {"capacity_factor": 0.7, "min_capacity": 1, "order": "probability"},
     "one group": {"capacity_factor": 0.5, "min_capacity": 1, "group_rows": 8},
     "no dropping": {"experts_per_token": 2, "capacity_factor": None, "normalize_gates": True},
+    "fixed places": {"experts_per_token": 2, "capacity_factor": None, "capacity": 2, "group_rows": 2},
     "no dropping, raw": {"experts_per_token": 3, "capacity_factor": None},
     "task": {"gate": "task", "capacity_factor": 0.9, "min_capacity": 1, **TASKS},
     "both": {"gate": "both", "experts_per_token": 2, "capacity_factor": 0.7, "min_capacity": 1, **TASKS},
@@ -91,7 +92,7 @@ def test_the_cases_drop_and_fill():
         task = draw(B, T, seed=4) if layer.sparse.gate != "token" else None
         dropped = [apply(layer, params_of(layer), draw(B, L, D, seed=3), training, None, task)[1].dropped
                    for training in (True, False)]
-        assert dropped[1] == 0, name
+        assert (dropped[1] == 0) == (layer.sparse.capacity is None), name
         assert (dropped[0] > 0) == (name not in ("switch", "no dropping", "no dropping, raw")), name
 
 

@@ -20,6 +20,7 @@ from elm_jax.models.t5x_module import T5XTransformer
 from elm_jax.runtime import trees
 
 BOTH = pytest.mark.parametrize("name", list(sparse.CONFIGS))
+BOTH_IN_TIME = pytest.mark.parametrize("name", [pytest.param("t5", marks=pytest.mark.slow), "decoder"])
 LOSSES = LossConfig(balance_loss=0.01, router_z_loss=1e-3)
 
 
@@ -33,7 +34,7 @@ def assert_close(found, expected, tolerance=2e-5):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-@BOTH
+@BOTH_IN_TIME
 def test_a_layout_changes_nothing(name):
     """Losses, reports and gradients, with dropout, of a stack whose sparse layers have dense ones between."""
     settings = {"capacity_factor": 0.6, "min_capacity": 1, "jitter": 0.1, "step": 2, "offset": 0}
@@ -75,8 +76,8 @@ def test_padding_is_in_no_report_and_takes_no_share(name):
     assert_close(found, sums)
     if name == "decoder":
         real = {"decoder": (batch["segment_ids"] > 0).sum()}
-    else:
-        real = {"encoder": (batch["encoder_input_tokens"] != 0).sum() + 7,  # id 0 is a token of each input too
+    else:  # id 0 is a token of each input too
+        real = {"encoder": (batch["encoder_input_tokens"] != 0).sum() + 7,
                 "decoder": batch["decoder_loss_weights"].sum()}
     for layer, report in sums.router.items():
         assert float(report.tokens) == real[layer.split("/")[0]], layer

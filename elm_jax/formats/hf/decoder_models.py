@@ -1,21 +1,19 @@
 """Hugging Face folders of decoders: config.json, weights in one file or in shards, ``tokenizer.json``."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import tree_checks
-from elm_jax.formats.hf import folder_files
+from elm_jax.formats.hf import folder_files, hf_tensors
 from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
-from elm_jax.formats.model import Model, Origin, TensorSpec
+from elm_jax.formats.model import Model, Origin
 from elm_jax.formats.tensors import safetensors_files, streaming
 from elm_jax.models.decoder import hf_names
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.network import DecoderNetwork
-from elm_jax.models.network import HfParameter
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.vocabularies import hf_tokenizer, tokenizer_json
 
@@ -25,21 +23,6 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 """Ends of the names of tensors in older files that are computed, not learned."""
 _BARE = ("wte.", "wpe.", "h.", "ln_f.")
 """Beginnings of GPT-2's names in files that lack ``transformer.``, as the first ones do."""
-
-
-class ColumnsOf:
-    """A part of the last axis of a stored vector or matrix; implements `streaming.Stored`."""
-
-    def __init__(self, whole: streaming.Stored, start: int, size: int) -> None:
-        self._whole, self._start = whole, start
-        self.shape, self.dtype = (*whole.shape[:-1], size), whole.dtype
-
-    def fill(self, rows: np.ndarray, start: int, column: int = 0) -> None:
-        """Reads rows, or parts of rows, of the part."""
-        if len(self.shape) == 1:
-            self._whole.fill(rows, self._start + start)
-        else:
-            self._whole.fill(rows, start, self._start + column)
 
 
 def open_decoder(folder: epath.Path) -> Model:
@@ -106,41 +89,16 @@ def _leaves(stored: Mapping[str, streaming.Stored], config: DecoderConfig, where
                 cure="set tie_word_embeddings to false in config.json if the model has a head of its own"))
         left_out.append(hf_names.HF_HEAD)
     shapes = leaf_shapes(config)
-    tree_checks.check_leaves(
-        "The weights do not fit the config", where,
-        {name: tensor.shape for name, tensor in stored.items() if name not in left_out},
-        {each.name: shape_of(each, shapes) for each in parameters},
-        "fetch the folder again, or use the config that the weights were made with")
-    parts, origins = {}, {}
-    for each in parameters:
-        whole, start = stored[each.name], 0
-        for path in each.paths:
-            size = shapes[path][-1]
-            parts[path] = whole if len(each.paths) == 1 else ColumnsOf(whole, start, size)
-            origins[path] = origin_of(each, path)
-            start += size
+    hf_tensors.check_tensors(
+        parameters, {name: tensor for name, tensor in stored.items() if name not in left_out}, shapes, where)
     notes = (f"Left out, as a copy of the embedding or computed: {', '.join(left_out)}",) if left_out else ()
-    return streaming.StoredTensors(parts, origins), notes
+    return hf_tensors.leaves_of(parameters, stored, shapes), notes
 
 
 def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every leaf of a network."""
     return {path: tuple(leaf.shape)
             for path, leaf in trees.flatten(DecoderNetwork(config).abstract_params()).items()}
-
-
-def shape_of(parameter: HfParameter, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of a tensor in Hugging Face's files, from the shapes of its leaves."""
-    first = shapes[parameter.paths[0]]
-    whole = (*first[:-1], sum(shapes[path][-1] for path in parameter.paths))
-    return whole[::-1] if parameter.transposed else whole
-
-
-def origin_of(parameter: HfParameter, path: str) -> Origin:
-    """Where a leaf stands in Hugging Face's files; of several in one tensor, the name says which."""
-    several = len(parameter.paths) > 1
-    name = f"{parameter.name}[{path.split('/')[-2]}]" if several else parameter.name
-    return Origin(name, parameter.transposed)
 
 
 def check_config(values: Mapping[str, Any], where: Any) -> None:
@@ -177,29 +135,17 @@ def _write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dic
     kept = model.facts.get(folder_files.FACTS, {})
     values = hf_names.config_to_hf(model.config, kept.get("config"))
     tokenizer = folder_files.tokenizer_files(model)
-    parameters = {each.name: each for each in hf_names.hf_parameters(model.config)}
+    parameters = hf_names.hf_parameters(model.config)
     if model.kind != "hf":  # in the order in which leaves are read cheapest, and checked as they are read
-        rank = {path: number for number, path in enumerate(model.tensors.specs)}
-        parameters = dict(sorted(parameters.items(), key=lambda item: rank[item[1].paths[0]]))
-    shapes = {path: spec.shape for path, spec in model.tensors.specs.items()}
-    specs = {name: TensorSpec(shape_of(each, shapes), model.tensors.specs[each.paths[0]].dtype)
-             for name, each in parameters.items()}
+        parameters = hf_tensors.in_order_of(parameters, model.tensors.specs)
+    specs = hf_tensors.specs_of(parameters, model.tensors)
     if "config" not in kept:
         values["torch_dtype"] = main_dtype(specs)
-    leaves = streaming.read_ahead(model.tensors, (
-        path for each in parameters.values() for path in each.paths))
-
-    def contents(name: str) -> Iterator[np.ndarray]:
-        """Reads the next leaves; names are asked for in the order of `specs`."""
-        each = parameters[name]
-        if len(each.paths) == 1:
-            return streaming.pieces(next(leaves), each.transposed)
-        return streaming.pieces(np.concatenate([next(leaves) for _ in each.paths], axis=-1), each.transposed)
-
-    safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
+    safetensors_files.write_tensors(target, specs, hf_tensors.contents_of(parameters, model.tensors),
+                                    max_shard_bytes)
     model.check()
     generation = dict(kept.get("generation_config", {}))
     if generation or model.config.extra_eos_ids:
         generation.setdefault("eos_token_id", [model.config.eos_id, *model.config.extra_eos_ids])
     folder_files.write_rest(target, model, values, generation or None, tokenizer)
-    return {path: origin_of(each, path) for each in parameters.values() for path in each.paths}
+    return {path: hf_tensors.origin_of(each, path) for each in parameters for path in each.paths}

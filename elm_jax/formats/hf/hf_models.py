@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, in_short
 from elm_jax.formats.hf import decoder_models, folder_files, t5_models
 from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES
 from elm_jax.formats.model import Model, Origin
-from elm_jax.models.decoder.hf_names import MODEL_TYPES
+from elm_jax.models.decoder import hf_names as decoder_names
+from elm_jax.models.t5 import hf_names as t5_names
 from elm_jax.runtime import storage
 
 
@@ -33,11 +34,30 @@ FORMATS: dict[str, HfFormat] = {
                         decoder_models.check_config),
 }
 """Families of networks that Hugging Face has, by name."""
+_TYPES = {"t5": t5_names.MODEL_TYPES, "decoder": decoder_names.MODEL_TYPES}
+_OTHERS = {
+    "qwen2_moe": "an expert that all tokens share", "deepseek_v2": "experts that all tokens share",
+    "deepseek_v3": "experts that all tokens share",
+    "nllb-moe": "gates that are divided by the sum of what is left after dropping, and biases",
+    "gpt_oss": "biases of experts, and attention sinks", "granitemoe": "multipliers of states and logits"}
+"""What known sparse networks have and this program's have not, by model type."""
 
 
-def family_of(values: Mapping[str, Any]) -> str:
-    """The family of a ``config.json``: its model type's; T5, whose reader says what is known, for others."""
-    return "decoder" if values.get("model_type") in MODEL_TYPES else "t5"
+def family_of(values: Mapping[str, Any], where: Any = None) -> str:
+    """The family of a ``config.json``, by its model type.
+
+    Raises:
+        InputError: this program has no such networks.
+    """
+    kind = values.get("model_type")
+    for family, types in _TYPES.items():
+        if kind in types:
+            return family
+    reason = _OTHERS.get(kind) if isinstance(kind, str) else None
+    raise InputError(describe(
+        "This is no network that this program reads", where=where,
+        got=f"model_type {in_short(kind)}" + (f", which has {reason}" if reason else ""),
+        expected="; ".join(f"{family}: {', '.join(types)}" for family, types in _TYPES.items())))
 
 
 def open_model_folder(folder: storage.PathLike) -> Model:
@@ -49,7 +69,7 @@ def open_model_folder(folder: storage.PathLike) -> Model:
     """
     folder = folder_files.require_hf(folder)
     values = folder_files.read_json(folder / CONFIG_FILE)
-    return FORMATS[family_of(values)].opened(folder)
+    return FORMATS[family_of(values, folder / CONFIG_FILE)].opened(folder)
 
 
 def write_model_folder(folder: storage.PathLike, model: Model, *,
@@ -67,4 +87,4 @@ def write_model_folder(folder: storage.PathLike, model: Model, *,
 
 def check_config(values: Mapping[str, Any], where: Any) -> None:
     """Raises InputError if the values of a ``config.json`` are of no model that this program has."""
-    FORMATS[family_of(values)].check_config(values, where)
+    FORMATS[family_of(values, where)].check_config(values, where)

@@ -1,6 +1,6 @@
 """Hugging Face folders of T5 models: config.json, weights in one file or in shards, the vocabulary."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.formats import tree_checks
+from elm_jax.formats.hf import hf_tensors
 from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES, main_dtype
 from elm_jax.formats.hf.folder_files import (
     FACTS,
@@ -20,8 +21,9 @@ from elm_jax.formats.hf.folder_files import (
     tokenizer_files,
     write_rest,
 )
-from elm_jax.formats.model import Model, Origin, TensorSpec
+from elm_jax.formats.model import Model, Origin
 from elm_jax.formats.tensors import safetensors_files, streaming
+from elm_jax.models.network import HfParameter
 from elm_jax.models.t5 import hf_names
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
@@ -83,18 +85,12 @@ def _without_copies(
 def _leaves(stored: Mapping[str, streaming.Stored], values: Mapping[str, Any], config: T5Config,
             where: epath.Path) -> streaming.StoredTensors:
     """The network's leaves as stored tensors, checked against the config."""
-    shapes = leaf_shapes(config)
-    names = {path: hf_names.hf_name(path) for path in shapes}
+    shapes, parameters = leaf_shapes(config), hf_names.hf_parameters(config)
     if hf_names.HF_HEAD not in stored and hf_names.may_share_head(values):
-        names[hf_names.HEAD] = hf_names.HfName(hf_names.HF_EMBEDDING, True)
-    wanted = {name.name: shapes[path][::-1] if name.transposed else shapes[path]
-              for path, name in names.items()}
-    tree_checks.check_leaves("The weights do not fit the config", where,
-                             {name: tensor.shape for name, tensor in stored.items()}, wanted,
-                             "fetch the folder again, or use the config that the weights were made with")
-    return streaming.StoredTensors(
-        {path: stored[name.name] for path, name in names.items()},
-        {path: Origin(name.name, name.transposed) for path, name in names.items()})
+        shared = HfParameter(hf_names.HF_EMBEDDING, (hf_names.HEAD,), True)
+        parameters = [shared if each.name == hf_names.HF_HEAD else each for each in parameters]
+    hf_tensors.check_tensors(parameters, stored, shapes, where)
+    return hf_tensors.leaves_of(parameters, stored, shapes)
 
 
 def leaf_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
@@ -141,34 +137,23 @@ def write_into(target: epath.Path, model: Model, max_shard_bytes: float) -> dict
                                   cure="write the model without them, and the adapters beside it"))
     kept = model.facts.get(FACTS, {})
     values, tokenizer = hf_names.config_to_hf(model.config, kept.get("config")), tokenizer_files(model)
-    order = list(model.tensors.specs)  # in which they are read cheapest, and checked as they are read
-    if model.kind == "hf":
-        order = hf_names.hf_order(order)
-    if hf_names.HEAD in order and hf_names.says_tied(values):
+    parameters = hf_names.hf_parameters(model.config)
+    if model.kind != "hf":  # in the order in which leaves are read cheapest, and checked as they are read
+        parameters = hf_tensors.in_order_of(parameters, model.tensors.specs)
+    if hf_names.HEAD in model.tensors.specs and hf_names.says_tied(values):
         if hf_names.may_share_head(values) and _head_is_embedding(model):
-            order.remove(hf_names.HEAD)
+            parameters = [each for each in parameters if each.name != hf_names.HF_HEAD]
         else:  # transformers 5 writes that it is tied whatever it is, and older versions believe it
             values["tie_word_embeddings"] = False
-    paths = {hf_names.hf_name(path).name: path for path in order}
-    specs = {name: _turned(model.tensors.specs[path], hf_names.hf_name(path).transposed)
-             for name, path in paths.items()}
+    held = [*parameters, *hf_names.embedding_copies(model.config)]
+    specs = hf_tensors.specs_of(held, model.tensors)
     if "config" not in kept:
         values["torch_dtype"] = main_dtype(specs)
-
-    leaves = streaming.read_ahead(model.tensors, paths.values())
-
-    def contents(name: str) -> Iterator[np.ndarray]:
-        """Reads the next leaf; names are asked for in the order of `specs`."""
-        return streaming.pieces(next(leaves), hf_names.hf_name(paths[name]).transposed)
-
-    safetensors_files.write_tensors(target, specs, contents, max_shard_bytes)
+    safetensors_files.write_tensors(target, specs, hf_tensors.contents_of(held, model.tensors),
+                                    max_shard_bytes)
     model.check()
     write_rest(target, model, values, kept.get("generation_config"), tokenizer)
-    return {path: Origin(*hf_names.hf_name(path)) for path in order}
-
-
-def _turned(spec: TensorSpec, transposed: bool) -> TensorSpec:
-    return TensorSpec(spec.shape[::-1], spec.dtype) if transposed else spec
+    return {path: hf_tensors.origin_of(each, path) for each in parameters for path in each.paths}
 
 
 def _head_is_embedding(model: Model) -> bool:

@@ -21,7 +21,7 @@ class Modules:
     """Modules of a network.
 
     Attributes:
-        parameters: of all modules, by name.
+        parameters: of all modules, by name; without those of single experts, which transformers joins.
         shapes: of this program's leaves, by path.
         projections: names of the modules that low-rank updates can go on, in the network's order.
         names: of all modules, those around others too.
@@ -86,10 +86,12 @@ def modules_of(config: NetworkConfig, where: Any = None) -> Modules:
     bare = config.with_adapter(None)
     shapes = {path: tuple(leaf.shape) for path, leaf in
               trees.flatten(families.network_of(bare).abstract_params()).items()}
-    parameters = {parameter.name: parameter for parameter in families.hf_parameters_of(bare, where)}
+    listed = families.hf_parameters_of(bare, where)
+    parameters = {parameter.name: parameter for parameter in listed if parameter.expert is None}
     projections = tuple(name.removesuffix(WEIGHT) for name, parameter in parameters.items()
                         if name.endswith(WEIGHT) and all(map(_is_projection, parameter.paths)))
-    return Modules(parameters, shapes, projections, frozenset(_around(parameters)))
+    names = frozenset(_around(parameter.name for parameter in listed))
+    return Modules(parameters, shapes, projections, names)
 
 
 def _is_projection(path: str) -> bool:

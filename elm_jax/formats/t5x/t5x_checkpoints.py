@@ -102,7 +102,7 @@ class T5XTensors:
 
 
 def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None = None, *,
-             scanned: bool | None = None) -> Model:
+             scanned: bool | None = None, experts_per_token: int | None = None) -> Model:
     """Opens a T5X checkpoint; checks names, shapes and chunk sizes without reading contents.
 
     Args:
@@ -111,6 +111,7 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
         vocabulary_path: a vocabulary's file, which T5X keeps elsewhere; None takes one of
             `VOCABULARY_FILES` in the folder or beside it.
         scanned: whether layers must be stacked; None takes either.
+        experts_per_token: of a network with experts; None takes what the gin config beside it says, or 1.
 
     Raises:
         InputError: there is no checkpoint, or it is half written, truncated, of another network, or holds
@@ -120,7 +121,12 @@ def open_t5x(folder: storage.PathLike, vocabulary_path: storage.PathLike | None 
     where = checkpoint.folder
     contents = t5x_folders.contents(checkpoint)
     stored = _parameters(contents, where)
-    tree = _checked_tree(stored, where, scanned)
+    tree = t5x_names.read_tree({name: array.shape for name, array in stored.items()}, where,
+                               _run_config(where), experts_per_token)
+    _check_tree(tree, stored, where, scanned)
+    if experts_per_token is not None and tree.config.sparse is None:
+        raise InputError(describe("The checkpoint has no experts", where=where,
+                                  got=f"experts_per_token {experts_per_token}", cure="leave it out"))
     tensors = T5XTensors(stored, tree)
     notes = (*checkpoint.notes, *tree.notes, *_check_biases(tensors, stored, tree, where),
              *_left_out(contents.names()))
@@ -158,11 +164,16 @@ def origin_of(place: TensorPlace) -> Origin:
     return Origin(TARGET + place.name.replace("/", "."), layer=place.layer)
 
 
-def _checked_tree(stored: Mapping[str, t5x_folders.Stored], where: epath.Path,
-                  scanned: bool | None) -> t5x_names.Tree:
-    """The tree that the checkpoint holds, after all checks that need no contents."""
+def _run_config(where: epath.Path) -> str:
+    """The gin config beside a checkpoint; empty if there is none."""
+    files = (folder / name for folder in (where, where.parent) for name in GIN_FILES[::-1])
+    return next((storage.read_text(file) for file in files if file.exists()), "")
+
+
+def _check_tree(tree: t5x_names.Tree, stored: Mapping[str, t5x_folders.Stored], where: epath.Path,
+                scanned: bool | None) -> None:
+    """All checks of the tree that a checkpoint holds which need no contents."""
     found = {name: array.shape for name, array in stored.items()}
-    tree = t5x_names.read_tree(found, where)
     if scanned is not None and scanned != tree.form.scanned:
         kinds = {True: "layers stacked (scanned)", False: "one tensor a layer (not scanned)"}
         raise InputError(describe("The checkpoint is of the other kind", where=where,
@@ -175,7 +186,6 @@ def _checked_tree(stored: Mapping[str, t5x_folders.Stored], where: epath.Path,
         raise InputError(describe("The checkpoint's files are not whole", where=where,
                                   got=f"{len(faults)} chunks: {', '.join(faults)}",
                                   cure="copy the checkpoint again"))
-    return tree
 
 
 def _check_biases(tensors: T5XTensors, stored: Mapping[str, t5x_folders.Stored], tree: t5x_names.Tree,

@@ -88,6 +88,10 @@ def _check_writable(model: Model, form: Form, step: int) -> None:
         raise InputError(describe("T5X's checkpoints hold T5s", where=model.where,
                                   got=f"a network of family {config.family!r}",
                                   cure="write another form: --to elm or --to hf"))
+    if config.sparse is not None:
+        raise InputError(describe("T5X's own networks have no sparse layers", where=model.where,
+                                  got=f"{config.sparse.num_experts} experts",
+                                  cure="write another form: --to elm or --to hf"))
     if not 0 <= step <= LARGEST_STEP:
         raise InputError(describe("A checkpoint's step is wrong", got=step,
                                   expected=f"a whole number from 0 to {LARGEST_STEP}"))

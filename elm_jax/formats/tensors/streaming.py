@@ -46,18 +46,29 @@ class Stored(Protocol):
 
 
 class StoredTensors:
-    """`Tensors` backed by files: one stored tensor for each leaf, transposed or not."""
+    """`Tensors` backed by files: a stored tensor for each leaf, or for each entry of a leaf's first axis.
 
-    def __init__(self, stored: Mapping[str, Stored], origins: Mapping[str, Origin]) -> None:
+    A tensor may be transposed.
+    """
+
+    def __init__(self, stored: Mapping[str, Stored | Sequence[Stored]], origins: Mapping[str, Origin]
+                 ) -> None:
         self._stored = stored
         self.origins = origins
-        self.specs = {
-            path: TensorSpec(_turned(tensor.shape, origins[path].transposed), tensor.dtype)
-            for path, tensor in stored.items()}
+        self.specs = {path: _spec_of(tensor, origins[path].transposed) for path, tensor in stored.items()}
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
         """Reads a whole leaf, or a part of it, as a contiguous array."""
-        return read_part(self._stored[path], index, self.origins[path].transposed)
+        found, transposed = self._stored[path], self.origins[path].transposed
+        if not isinstance(found, Sequence):
+            return read_part(found, index, transposed)
+        shape = self.specs[path].shape
+        entries, *inner = index if index is not None else (slice(None),) * len(shape)
+        sizes = [len(range(size)[part]) for part, size in zip((entries, *inner), shape, strict=True)]
+        whole = np.empty(sizes, np.dtype(self.specs[path].dtype))
+        for entry, tensor in zip(whole, found[entries], strict=True):
+            read_part(tensor, tuple(inner), transposed, entry)
+        return whole
 
 
 class ArrayTensors:
@@ -103,13 +114,22 @@ class CastTensors:
         return cast
 
 
-def read_part(stored: Stored, index: Index | None = None, transposed: bool = False) -> np.ndarray:
+def _spec_of(tensor: Stored | Sequence[Stored], transposed: bool) -> TensorSpec:
+    """Shape and dtype of the leaf that a stored tensor, or one for each entry of its first axis, holds."""
+    if not isinstance(tensor, Sequence):
+        return TensorSpec(_turned(tensor.shape, transposed), tensor.dtype)
+    return TensorSpec((len(tensor), *_turned(tensor[0].shape, transposed)), tensor[0].dtype)
+
+
+def read_part(stored: Stored, index: Index | None = None, transposed: bool = False,
+              out: np.ndarray | None = None) -> np.ndarray:
     """Reads a stored tensor, or a part of it, in this program's orientation.
 
     Args:
         stored: the tensor.
         index: a slice for each dimension, in this program's orientation; None for all of it.
         transposed: whether the two dimensions in the file are swapped.
+        out: a contiguous array of the part's shape and dtype that is filled; None makes one.
 
     Returns:
         A contiguous array. For a vector or a matrix, a local file is read only where the part is, row by row
@@ -118,7 +138,8 @@ def read_part(stored: Stored, index: Index | None = None, transposed: bool = Fal
     shape = _turned(stored.shape, transposed)
     index = index if index is not None else (slice(None),) * len(shape)
     spans = [range(size)[part] for part, size in zip(index, shape, strict=True)]
-    out = np.empty([len(span) for span in spans], np.dtype(stored.dtype))
+    if out is None:
+        out = np.empty([len(span) for span in spans], np.dtype(stored.dtype))
     if out.size == 0:
         return out
     if out.ndim == 0:

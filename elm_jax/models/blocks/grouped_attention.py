@@ -156,6 +156,7 @@ class GroupedAttention(nn.Module):
         adapter: of the network, which may attach to the projections; None for none.
         biases: whether queries, keys and values, and whether the output have biases.
         norm_epsilon: of RMS norms of each head of queries and keys; None for no norms.
+        joined_norms: the norms are of all heads together.
     """
 
     emb_dim: int
@@ -167,6 +168,7 @@ class GroupedAttention(nn.Module):
     adapter: AdapterKind | None = None
     biases: tuple[bool, bool] = (False, False)
     norm_epsilon: float | None = None
+    joined_norms: bool = False
 
     def setup(self) -> None:
         """Creates projections, their adapters, and norms."""
@@ -179,8 +181,9 @@ class GroupedAttention(nn.Module):
         for name in ("query", "key", "value", "out"):
             setattr(self, f"{name}_adapter", attach(self.adapter, name, self.dtype))
         if self.norm_epsilon is not None:
-            self.query_norm = RMSNorm(self.dtype, self.norm_epsilon, ("kv",))
-            self.key_norm = RMSNorm(self.dtype, self.norm_epsilon, ("kv",))
+            axes = ("joined_kv",) if self.joined_norms else ("kv",)
+            self.query_norm = RMSNorm(self.dtype, self.norm_epsilon, axes)
+            self.key_norm = RMSNorm(self.dtype, self.norm_epsilon, axes)
 
     def __call__(self, x: Array, rotation: Rotation | None, reach: Reach, deterministic: bool
                  ) -> tuple[Array, HeadKeysValues]:
@@ -232,10 +235,12 @@ class GroupedAttention(nn.Module):
 
     def _project(self, x: Array, rotation: Rotation | None) -> tuple[Array, HeadKeysValues]:
         """Queries f[B, L, J, G, K], scaled by 1 / sqrt(K), and keys and values f[B, L, J, K]."""
-        queries = self._heads(self.query_adapter(self.query(x), x), self.num_heads)
-        keys = self._heads(self.key_adapter(self.key(x), x), self.num_kv_heads)
+        queries, keys = self.query_adapter(self.query(x), x), self.key_adapter(self.key(x), x)
+        if self.joined_norms:
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        queries, keys = self._heads(queries, self.num_heads), self._heads(keys, self.num_kv_heads)
         values = self._heads(self.value_adapter(self.value(x), x), self.num_kv_heads)
-        if self.norm_epsilon is not None:
+        if self.norm_epsilon is not None and not self.joined_norms:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         if rotation is not None:
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)

@@ -45,7 +45,7 @@ def _is_cpu() -> bool:
 def grouped_product(rows: Array, kernels: Array, blocks: Blocks) -> Array:
     """Multiplies each block with the kernel of its expert; unused blocks give 0.
 
-    `jax.lax.ragged_dot` says the same and is fast on TPUs; elsewhere XLA multiplies all rows with all kernels.
+    `jax.lax.ragged_dot` says the same and is fast on TPUs; elsewhere XLA multiplies all with all kernels.
 
     Args:
         rows: f[n, b, I].

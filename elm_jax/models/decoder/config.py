@@ -86,6 +86,7 @@ class DecoderConfig:
         qkv_bias: biases on queries, keys and values.
         dense_bias: biases on every dense layer.
         qk_norm: RMS norms of each head of queries and keys, before the rotation.
+        qk_norm_joined: the norms are of all heads together (OLMoE).
         tied_head: the head is the embedding; its logits are not scaled.
         dropout_rate: rate of every dropout.
         dtype: of the activations; parameters, softmax, norms, rotations and logits stay float32.
@@ -115,6 +116,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     dense_bias: bool = False
     qk_norm: bool = False
+    qk_norm_joined: bool = False
     tied_head: bool = False
     dropout_rate: float = 0.0
     dtype: str = "float32"
@@ -157,7 +159,7 @@ class DecoderConfig:
         for name, known in (("norm", NORMS), ("position", POSITIONS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known, f"DecoderConfig.{name}")
-        for name in ("qkv_bias", "dense_bias", "qk_norm", "tied_head"):
+        for name in ("qkv_bias", "dense_bias", "qk_norm", "qk_norm_joined", "tied_head"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "True or False")
         if self.adapter is not None and not isinstance(self.adapter, AdapterKind):
@@ -173,6 +175,8 @@ class DecoderConfig:
             raise _wrong("head_dim", self.head_dim, "an even number: rotary positions turn pairs")
         if not rotary and (self.rope_scaling is not None or self.qk_norm):
             raise _wrong("position", self.position, "'rotary', for a rope_scaling or a qk_norm")
+        if self.qk_norm_joined and not self.qk_norm:
+            raise _wrong("qk_norm_joined", True, "qk_norm=True beside it")
         for name in ("norm_epsilon", "rope_base"):
             _check_positive(name, getattr(self, name))
         rate = self.dropout_rate
@@ -200,6 +204,8 @@ class DecoderConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-ready dictionary. Inverse of `from_dict`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not self.qk_norm_joined:  # of most networks, and unknown to older versions
+            del values["qk_norm_joined"]
         scaling = self.rope_scaling
         return with_sparse(self.sparse, {
             **values, "family": self.family, "mlp_activations": list(self.mlp_activations),

@@ -1,8 +1,8 @@
 """Converts leaf names and configs between this program and Hugging Face: Llama, Mistral, Qwen2, Qwen3, GPT-2.
 
-Handles paths, names and dictionaries, no tensors. Llama's types store a Linear's weight as [out, in]; this
-program stores it as [in, out], as GPT-2's Conv1D does. Source of the names: transformers' LlamaForCausalLM
-and its like.
+Handles paths, names and dictionaries, no tensors; what sparse decoders have beside is in `moe_names`. Llama's
+types store a Linear's weight as [out, in]; this program stores it as [in, out], as GPT-2's Conv1D does. The
+names are those of transformers' LlamaForCausalLM and its like.
 """
 
 import dataclasses
@@ -10,15 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from elm_jax.errors import InputError, describe, in_short, unknown_name
+from elm_jax.models.decoder import moe_names
 from elm_jax.models.decoder.config import DecoderConfig, RopeScaling
+from elm_jax.models.decoder.moe_names import MIXTRAL, SPARSE_TYPES
 from elm_jax.models.network import HfParameter
 from elm_jax.runtime.config_checks import check_dimension, in_their_words
 
-GPT2, LLAMA, MISTRAL, QWEN2, QWEN3 = MODEL_TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+GPT2, LLAMA, MISTRAL, QWEN2, QWEN3 = _DENSE_TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = (*_DENSE_TYPES, *SPARSE_TYPES)
 EMBEDDING, POSITIONS, HEAD = "token_embedder/embedding", "position_embedder/embedding", "head/kernel"
 HF_HEAD = "lm_head.weight"
 _ARCHITECTURES = {GPT2: "GPT2LMHeadModel", LLAMA: "LlamaForCausalLM", MISTRAL: "MistralForCausalLM",
-                  QWEN2: "Qwen2ForCausalLM", QWEN3: "Qwen3ForCausalLM"}
+                  QWEN2: "Qwen2ForCausalLM", QWEN3: "Qwen3ForCausalLM", **moe_names.ARCHITECTURES}
 _FIELDS = {"vocab_size": "vocab_size", "emb_dim": "hidden_size", "num_heads": "num_attention_heads",
            "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "mlp_dim": "intermediate_size",
            "num_layers": "num_hidden_layers", "max_length": "max_position_embeddings",
@@ -34,6 +37,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     QWEN2: {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
     QWEN3: {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096,
             "head_dim": 128},
+    **moe_names.DEFAULTS,
 }
 """What transformers takes where a config.json leaves a field out."""
 _COMMON = {"rms_norm_eps": 1e-6, "attention_dropout": 0.0, "hidden_act": "silu",
@@ -43,13 +47,13 @@ _FIXED: dict[str, dict[str, Any]] = {
     GPT2: {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
            "add_cross_attention": False},
     LLAMA: {"attention_bias": False, "mlp_bias": False}, MISTRAL: {}, QWEN2: {},
-    QWEN3: {"attention_bias": False},
+    QWEN3: {"attention_bias": False}, **moe_names.FIXED,
 }
 """Values that the network assumes; a config may leave them out."""
 _TOLD_IDS = {"eos_id": "eos_token_id", "extra_eos_ids": "eos_token_id, of generation_config.json too",
              "pad_id": "pad_token_id", "bos_id": "bos_token_id", "tied_head": "tie_word_embeddings"}
 _SILU, _GELU_TANH = ("silu", "swish"), ("gelu_new", "gelu_pytorch_tanh")
-_TOKEN_IDS = {GPT2: 50256, LLAMA: 2, MISTRAL: 2, QWEN2: 151643, QWEN3: 151643}
+_TOKEN_IDS = {GPT2: 50256, LLAMA: 2, MISTRAL: 2, QWEN2: 151643, QWEN3: 151643, **moe_names.TOKEN_IDS}
 """EOS where neither file names one; Qwen's is ``<|endoftext|>``."""
 
 
@@ -59,13 +63,13 @@ def hf_parameters(config: DecoderConfig) -> list[HfParameter]:
         return _gpt2_parameters(config)
     found = [HfParameter("model.embed_tokens.weight", (EMBEDDING,), tied=config.tied_head)]
     for number in range(config.num_layers):
-        found += _llama_layer(config, f"model.layers.{number}.", f"decoder/layers_{number}/")
+        found += _llama_layer(config, number)
     found.append(HfParameter("model.norm.weight", ("decoder/final_norm/scale",)))
     return found if config.tied_head else [*found, HfParameter(HF_HEAD, (HEAD,), True)]
 
 
-def _llama_layer(config: DecoderConfig, theirs: str, ours: str) -> list[HfParameter]:
-    found = []
+def _llama_layer(config: DecoderConfig, number: int) -> list[HfParameter]:
+    theirs, ours, found = f"model.layers.{number}.", f"decoder/layers_{number}/", []
     for word, name in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
         place = f"{theirs}self_attn.{word}_proj."
         found.append(HfParameter(f"{place}weight", (f"{ours}attention/{name}/kernel",), True))
@@ -74,13 +78,22 @@ def _llama_layer(config: DecoderConfig, theirs: str, ours: str) -> list[HfParame
     if config.qk_norm:
         found += [HfParameter(f"{theirs}self_attn.{name[0]}_norm.weight",
                               (f"{ours}attention/{name}_norm/scale",)) for name in ("query", "key")]
+    if config.sparse is not None and config.sparse.is_sparse(number):
+        found += moe_names.sparse_layer(config, theirs, ours)
+    else:
+        found += _dense_mlp(config, theirs, ours)
+    return [*found, HfParameter(f"{theirs}input_layernorm.weight", (f"{ours}pre_attention_norm/scale",)),
+            HfParameter(f"{theirs}post_attention_layernorm.weight", (f"{ours}pre_mlp_norm/scale",))]
+
+
+def _dense_mlp(config: DecoderConfig, theirs: str, ours: str) -> list[HfParameter]:
+    found = []
     for word, name in (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo")):
         place = f"{theirs}mlp.{word}_proj."
         found.append(HfParameter(f"{place}weight", (f"{ours}mlp/{name}/kernel",), True))
         if config.dense_bias:
             found.append(HfParameter(f"{place}bias", (f"{ours}mlp/{name}/bias",)))
-    return [*found, HfParameter(f"{theirs}input_layernorm.weight", (f"{ours}pre_attention_norm/scale",)),
-            HfParameter(f"{theirs}post_attention_layernorm.weight", (f"{ours}pre_mlp_norm/scale",))]
+    return found
 
 
 def _gpt2_parameters(config: DecoderConfig) -> list[HfParameter]:
@@ -139,6 +152,7 @@ def config_from_hf(values: Mapping[str, Any], where: Any = None, generation: Map
         raise InputError(describe(
             "The config asks for what this network does not do", where=where, got=", ".join(unlike),
             expected=", ".join(f"{name} {wanted!r}" for name, wanted in _FIXED[kind].items())))
+    told_names = names | _TOLD_IDS | (moe_names.THEIR_WORDS if kind in SPARSE_TYPES else {})
     try:
         fields = {field: told[name] for field, name in names.items()}
         fields |= _gpt2_fields(told, where) if kind == GPT2 else _llama_fields(told, where)
@@ -146,7 +160,7 @@ def config_from_hf(values: Mapping[str, Any], where: Any = None, generation: Map
                              **_ids(kind, told, generation or {}))
     except InputError as error:  # it names the field, but does not know the file
         raise InputError(describe("The config is not a decoder's",
-                                  where=f"{where}{in_their_words(error, names | _TOLD_IDS)}",
+                                  where=f"{where}{in_their_words(error, told_names)}",
                                   got=str(error))) from error
 
 
@@ -168,13 +182,14 @@ def _llama_fields(told: Mapping[str, Any], where: Any) -> dict[str, Any]:
     return {"num_kv_heads": heads if told["num_key_value_heads"] is None else told["num_key_value_heads"],
             "head_dim": told["hidden_size"] // heads if told["head_dim"] is None else told["head_dim"],
             "max_length": min(told["max_position_embeddings"], _window(told)),
-            "rope_base": base, "rope_scaling": scaling, "qkv_bias": kind == QWEN2, "qk_norm": kind == QWEN3}
+            "rope_base": base, "rope_scaling": scaling, "qkv_bias": kind == QWEN2, "qk_norm": kind == QWEN3,
+            **(moe_names.sparse_fields(told) if kind in SPARSE_TYPES else {})}
 
 
 def _window(told: Mapping[str, Any]) -> int:
     """Keys that a token attends to."""
     window = told.get("sliding_window")
-    is_used = told["model_type"] == MISTRAL or bool(told.get("use_sliding_window", False))
+    is_used = told["model_type"] in (MISTRAL, MIXTRAL) or bool(told.get("use_sliding_window", False))
     if window is None or not is_used:
         return told["max_position_embeddings"]
     check_dimension("sliding_window", window)
@@ -229,6 +244,8 @@ def model_type(config: DecoderConfig) -> str:
     Raises:
         InputError: there is none.
     """
+    if config.sparse is not None:
+        return moe_names.sparse_type(config)
     is_gpt2 = config.norm == "layer"
     alike = {
         GPT2: is_gpt2 and config.position == "learned" and config.mlp_activations == ("gelu_tanh",)
@@ -236,7 +253,7 @@ def model_type(config: DecoderConfig) -> str:
         and config.head_dim * config.num_heads == config.emb_dim,
     }
     plain = (not is_gpt2 and config.position == "rotary" and config.mlp_activations == ("silu", "linear")
-             and not config.dense_bias)
+             and not config.dense_bias and not config.qk_norm_joined)
     alike |= {LLAMA: plain and not config.qkv_bias and not config.qk_norm,
               QWEN2: plain and config.qkv_bias and not config.qk_norm,
               QWEN3: plain and config.qk_norm and not config.qkv_bias}
@@ -263,7 +280,8 @@ def config_to_hf(config: DecoderConfig, kept: Mapping[str, Any] | None = None) -
     fresh = _fresh(config)
     if not kept or kept.get("model_type") != fresh["model_type"]:
         return fresh
-    left = {name: value for name, value in kept.items() if name not in ("rope_parameters", "sliding_window")}
+    again = ("rope_parameters", "sliding_window", *moe_names.COUNTS)
+    left = {name: value for name, value in kept.items() if name not in again}
     return {**left, **fresh}
 
 
@@ -291,5 +309,6 @@ def _fresh(config: DecoderConfig) -> dict[str, Any]:
         numbers |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor,
                     "original_max_position_embeddings": scaling.original_max_length}
     own = {"use_sliding_window": False} if kind in (QWEN2, QWEN3) else {}
+    own |= moe_names.sparse_to_hf(config) if kind in SPARSE_TYPES else {}
     return {**values, **own, **_FIXED[kind], "hidden_act": "silu", "rope_theta": config.rope_base,
             "rope_scaling": numbers}

@@ -64,7 +64,7 @@ class CausalLayer(nn.Module):
         self.attention = GroupedAttention(
             config.emb_dim, config.num_heads, config.num_kv_heads, config.head_dim, config.dropout_rate,
             dtype, config.adapter, (config.qkv_bias or dense_bias, dense_bias),
-            config.norm_epsilon if config.qk_norm else None)
+            config.norm_epsilon if config.qk_norm else None, config.qk_norm_joined)
         self.pre_mlp_norm = _norm(config)
         self.mlp = feed_forward_of(config, dense_bias)
         self.dropout = Dropout(config.dropout_rate)

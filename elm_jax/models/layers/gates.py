@@ -102,7 +102,7 @@ class ExpertChoices(NamedTuple):
 
 
 def capacity(config: SparseConfig, group_places: int, training: bool) -> int | None:
-    """Places of an expert in a group: ``ceil(factor * N / E)``, times K if choices count.
+    """Places of an expert in a group: ``ceil(factor * N / E)``, times K if choices count; or a fixed number.
 
     Args:
         config: of the layer.
@@ -110,8 +110,11 @@ def capacity(config: SparseConfig, group_places: int, training: bool) -> int | N
         training: which of the two factors holds.
 
     Returns:
-        At least `min_capacity`, at most N (a token chooses an expert once); None for no dropping.
+        At most N (a token chooses an expert once); from a factor, at least `min_capacity`. None for no
+        dropping.
     """
+    if config.capacity is not None:
+        return min(config.capacity, group_places)
     factor = config.capacity_factor if training else config.eval_capacity_factor
     if factor is None:
         return None

@@ -1,7 +1,8 @@
 """Settings of sparse feed-forwards (mixtures of experts in the network): gates, capacity, layers."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from elm_jax.errors import InputError, describe, in_short, unknown_name
@@ -37,6 +38,8 @@ class SparseConfig:
             dropping). Needed for the choice by experts.
         eval_capacity_factor: the same outside of training; None: no dropping. A step of cached decoding
             never drops.
+        capacity: a number of places of an expert in a group, while training and outside of it, in place of
+            the two factors, which are None then (transformers' SwitchTransformers).
         capacity_counts_choices: whether the capacity has the factor K; T5X leaves it out.
         min_capacity: places of an expert, at least.
         group_rows: rows of a batch that share the places; padding takes none.
@@ -63,6 +66,7 @@ class SparseConfig:
     normalize_gates: bool = False
     capacity_factor: float | None = 1.25
     eval_capacity_factor: float | None = None
+    capacity: int | None = None
     capacity_counts_choices: bool = True
     min_capacity: int = 4
     group_rows: int = 1
@@ -99,6 +103,10 @@ class SparseConfig:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 < value <= 1 << 20):
                 raise _wrong(name, value, "None (no dropping) or a number above 0")
+        if self.capacity is not None:
+            check_dimension("SparseConfig.capacity", self.capacity, 1 << 20)
+            if not self.capacity_factor is self.eval_capacity_factor is None:
+                raise _without_effect("capacity_factor and eval_capacity_factor (give None)", "capacity=None")
         if not (_is_number(self.jitter) and 0 <= self.jitter < 1):
             raise _wrong("jitter", self.jitter, "a number in [0, 1)")
         rate = self.expert_dropout
@@ -135,13 +143,14 @@ class SparseConfig:
 
     def _check_effects(self) -> None:
         if self.choice == EXPERTS:
-            if self.capacity_factor is None or self.eval_capacity_factor is None:
+            if None in (self.capacity_factor, self.eval_capacity_factor):
                 raise _wrong("capacity_factor", None,
                              "capacity_factor and eval_capacity_factor, for choice='experts'")
             if self.order != POSITION:
                 raise _without_effect("order", "choice='tokens'")
-        elif self.order != POSITION and self.capacity_factor is self.eval_capacity_factor is None:
-            raise _without_effect("order", "a capacity_factor")
+        elif self.order != POSITION and (
+                self.capacity_factor is self.eval_capacity_factor is self.capacity is None):
+            raise _without_effect("order", "a capacity_factor or a capacity")
         elif self.order == CHOICE and self.experts_per_token == 1:
             raise _without_effect("order='choice'", "experts_per_token of 2 or more")
 
@@ -171,11 +180,46 @@ class SparseConfig:
     @property
     def drops_in_use(self) -> bool:
         """Whether a token's output can depend on other tokens outside of training."""
-        return self.eval_capacity_factor is not None
+        return self.eval_capacity_factor is not None or self.capacity is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-ready dictionary. Inverse of `sparse_of`."""
         return {**dataclasses.asdict(self), "tasks": list(self.tasks)}
+
+
+def steps_of(layers: Collection[int], count: int, decoder_layers: Collection[int] = (), decoder_count: int = 0
+             ) -> dict[str, Any] | None:
+    """Finds the settings that make certain layers sparse and no others.
+
+    Args:
+        layers: numbers of a network's sparse layers, or of its encoder's.
+        count: of its layers.
+        decoder_layers: numbers of an encoder-decoder's decoder's.
+        decoder_count: of its layers; 0 for a network of one stack.
+
+    Returns:
+        ``step``, ``offset`` (a rule's name if one fits) and, of two stacks with different steps,
+        ``decoder_step``; None if the layers are not at equal distances.
+    """
+    steps = []
+    for found, stack in ((sorted(layers), count), (sorted(decoder_layers), decoder_count)):
+        distances = {after - before for before, after in itertools.pairwise(found)}
+        if len(distances) > 1:
+            return None
+        # One layer alone: it is the last of its step, or the step is as long as the stack.
+        steps.append([*distances] or ([found[0] + 1, stack] if found else [0]))
+    offsets = (*RULES, *range(max(count, decoder_count)))
+    for offset, step, decoder_step in itertools.product(offsets, steps[0], steps[1]):
+        if isinstance(offset, int) and offset >= max(step, decoder_step, 1):
+            continue
+        same = decoder_step == step or not decoder_count
+        settings = {"step": step, "offset": offset} | ({} if same else {"decoder_step": decoder_step})
+        tried = SparseConfig(1, **settings)
+        made = [{layer for layer in range(length) if tried.is_sparse(layer, decoder)}
+                for length, decoder in ((count, False), (decoder_count, True))]
+        if made == [set(layers), set(decoder_layers)]:
+            return settings
+    return None
 
 
 def sparse_of(values: Any) -> SparseConfig | None:

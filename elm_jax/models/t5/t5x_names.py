@@ -3,7 +3,8 @@
 T5X has two trees of one T5. Minimal T5 (`t5x.examples.t5`) has this program's own names and shapes.
 Scalable T5 (`t5x.examples.scalable_t5`) keeps heads and head size as two dimensions of an attention
 kernel, gives every layer a relative position bias of its own, and usually stacks its layers: one tensor
-for all of them, ``encoder/encoder/mlp/wo/kernel``, with the layer as its second dimension.
+for all of them, ``encoder/encoder/mlp/wo/kernel``, with the layer as its second dimension. Networks with
+experts (flaxformer's) have minimal T5's names, and more (`t5x_sparse`).
 """
 
 import ast
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
+from elm_jax.models.t5 import t5x_sparse
 from elm_jax.models.t5.config import T5Config
 from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import trees
@@ -120,21 +122,26 @@ def tensor_shapes(config: T5Config, form: Form) -> dict[str, Shape]:
     return shapes
 
 
-def read_tree(found: Mapping[str, Shape], where: object) -> Tree:
+def read_tree(found: Mapping[str, Shape], where: object, gin: str = "", experts_per_token: int | None = None
+              ) -> Tree:
     """Finds the network config and the form of a T5X checkpoint from its names and shapes.
 
     Args:
         found: shape of every tensor by T5X's name (``encoder/layers_0/...``), without ``target``.
         where: for errors.
+        gin: the run's gin config, which alone says what is not in shapes of experts; empty if there is none.
+        experts_per_token: in place of what it says.
 
     Returns:
         The tree that the checkpoint should hold; whether it does is for the caller to check.
 
     Raises:
-        InputError: the names are of no T5, or of both forms at once.
+        InputError: the names are of no T5, or of both forms at once; as `t5x_sparse.sparse_settings`.
     """
+    layers = {stack: _layers(found, stack) for stack in ("encoder", "decoder")}
+    sparse = t5x_sparse.sparse_settings(found, layers, gin, experts_per_token, where)
     form = _form(found, where)
-    config = _config(found, form)
+    config = dataclasses.replace(_config(found, form), sparse=sparse)
     leaves = leaf_shapes(config)
     held = {path: places(path, config, form) for path in leaves}
     wanted: dict[str, Shape] = {}
@@ -145,7 +152,8 @@ def read_tree(found: Mapping[str, Shape], where: object) -> Tree:
             rank = len(found.get(place.name, ()))
             # Both of T5X's ways to keep heads are read in both forms.
             wanted[place.name] = next((shape for shape in shapes if len(shape) == rank), shapes[0])
-    return Tree(config, form, held, wanted, (_assumed(config),))
+    notes = (_assumed(config), *([t5x_sparse.note(sparse, gin, experts_per_token)] if sparse else []))
+    return Tree(config, form, held, wanted, notes)
 
 
 def in_cheap_order(tree: Tree) -> list[str]:
@@ -201,12 +209,12 @@ def _config(found: Mapping[str, Shape], form: Form) -> T5Config:
     embedding = _first(found, "token_embedder/embedding") or head[::-1]
     scale = _first(found, r".*_norm/scale")
     down = _first(found, r".*_adapter/down/kernel")
-    gated = any(re.search(r"/mlp/wi_[01]/kernel$", name) for name in found)
+    gated = any(re.search(r"/mlp/(expert/)?wi_[01]/kernel$", name) for name in found)
     return T5Config(
         vocab_size=embedding[0] if embedding else 1,
         emb_dim=(embedding[1:] or scale or (1,))[0],
         num_heads=heads, head_dim=max(1, joined // heads),
-        mlp_dim=(_first(found, rf"{layer}/mlp/wi(?:_0|_1)?/kernel") or (1,))[-1],
+        mlp_dim=(_first(found, rf"{layer}/mlp/(?:expert/)?wi(?:_0|_1)?/kernel") or (1,))[-1],
         num_encoder_layers=_layers(found, "encoder"), num_decoder_layers=_layers(found, "decoder"),
         mlp_activations=("gelu", "linear") if gated else ("relu",),
         logits_via_embedding=not head,

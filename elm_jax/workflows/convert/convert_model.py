@@ -52,6 +52,7 @@ class ConvertConfig:
             form of a T5X source and writes any other model unstacked. Otherwise it applies to a T5X source:
             True or False requires that form, None accepts both.
         step: of a T5X checkpoint to write; None takes the source's, or 0.
+        experts_per_token: of a T5X source with experts; None takes what its gin config says, or 1.
         vocabulary: its file (`Vocabulary.load`), for a source that carries none.
         verify: whether the logits of source and target are compared afterwards.
         expert_id: name of the expert; None keeps its own.
@@ -69,6 +70,7 @@ class ConvertConfig:
     layout: str = "orbax"
     scanned: bool | None = None
     step: int | None = None
+    experts_per_token: int | None = None
     vocabulary: storage.PathLike | None = None
     verify: bool = False
     expert_id: str | None = None
@@ -80,7 +82,10 @@ class ConvertConfig:
         check_choice("kind of source", self.source_kind, FOLDER_KINDS)
         check_choice("kind of target", self.target_kind, WRITTEN_FOLDERS)
         check_choice("layout", self.layout, LAYOUTS)
-        check_positive(max_shard_size=self.max_shard_bytes)
+        check_positive(max_shard_size=self.max_shard_bytes, experts_per_token=self.experts_per_token)
+        if self.experts_per_token is not None and self.source_kind != "t5x":
+            raise InputError(describe("--experts_per_token is for T5X's checkpoints, which do not say it",
+                                      got=f"--from {self.source_kind}", cure="leave it out"))
         if self.dtype is not None:
             check_choice("dtype", self.dtype, DTYPES)
 
@@ -163,7 +168,8 @@ def open_named(config: ConvertConfig) -> Source:
         InputError: as `weight_sources.open_source` and `t5x_expert.as_expert`; a name for what is no expert.
     """
     source = open_source(config.source_kind, config.source, base=config.base, vocabulary=config.vocabulary,
-                         scanned=None if config.target_kind == "t5x" else config.scanned)
+                         scanned=None if config.target_kind == "t5x" else config.scanned,
+                         experts_per_token=config.experts_per_token)
     family = source.model.config.family
     forms = {"elm": [family], "hf": list(hf_models.FORMATS), "t5x": [T5Config.family],
              adapter_files.KIND: [name for name, row in families.FAMILIES.items() if row.hf_parameters]}

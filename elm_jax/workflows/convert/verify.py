@@ -34,6 +34,9 @@ RELATIVE_TOLERANCE = 2e-5
 ROUNDINGS, LARGEST_SHARE = 8.0, 0.01
 """Allowed multiple of float32's own error on these weights, which is measured where the former are exceeded;
 and the share of the largest logit from which on no rounding explains a difference."""
+SWITCH_SINCE = (5, 18)
+"""The first transformers of version 5 whose SwitchTransformers drop tokens and weigh experts as they should:
+https://github.com/huggingface/transformers/pull/48421."""
 _ROWS, _SOURCE_LENGTH, _TARGET_LENGTH = 4, 24, 12
 _SEED = 0
 Logits = Callable[[Batch], np.ndarray]
@@ -190,13 +193,23 @@ def with_metadata(folder: str) -> Iterator[str]:
         yield place
 
 
+def _version(text: str) -> tuple[int, ...]:
+    """Major and minor number of a version."""
+    return tuple(int(part) if part.isdecimal() else 0 for part in text.split(".")[:2])
+
+
 def _transformers(folder: str, config: NetworkConfig) -> tuple[Logits, str] | None:
-    """Loads transformers' model of a folder; None if transformers is not installed."""
+    """Loads transformers' model of a folder; None if transformers is not installed, or wrong about it."""
     try:
         import torch
         import transformers
     except ImportError:
         logger.info("transformers is not installed: this program's own network computes both sides")
+        return None
+    is_switch = config.family == "t5" and config.sparse is not None
+    if is_switch and _version(transformers.__version__) < SWITCH_SINCE:
+        logger.info("transformers %s is wrong about SwitchTransformers, %d.%d and newer are right: this "
+                    "program's own network computes both sides", transformers.__version__, *SWITCH_SINCE)
         return None
 
     def logits(batch: Batch) -> np.ndarray:

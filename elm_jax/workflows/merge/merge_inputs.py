@@ -33,8 +33,9 @@ EMBEDDINGS = ("shared.weight", "model.embed_tokens.weight", "transformer.wte.wei
               "gpt_neox.embed_in.weight", "embed_tokens.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-_TIED_BY_DEFAULT = ("t5", "gpt2", "gemma", "gemma2", "gemma3", "gemma3_text", "bert", "opt", "bloom")
-_SCALED_HEADS = ("t5", "mt5", "umt5")
+_TIED_BY_DEFAULT = ("t5", "switch_transformers", "gpt2", "gemma", "gemma2", "gemma3", "gemma3_text", "bert",
+                    "opt", "bloom")
+_SCALED_HEADS = ("t5", "mt5", "umt5", "switch_transformers")
 """Networks that scale the input of a tied head, but not that of an untied one."""
 _VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
                  "added_tokens.json")
@@ -276,7 +277,8 @@ def _settings(model: Checkpoint) -> dict[str, Any]:
     """A checkpoint's config; of a T5 what it means, which versions of transformers write in two ways."""
     values = dict(model.config)
     if values.get("model_type") in _SCALED_HEADS:
-        scaled = model.says_tied and (values["model_type"] == "t5" or not by_transformers_5(values))
+        said = values["model_type"] in ("t5", "switch_transformers") or not by_transformers_5(values)
+        scaled = model.says_tied and said
         values = {"scale_decoder_outputs": scaled, **values, "tie_word_embeddings": model.tied}
     return values
 

@@ -1,0 +1,1 @@
+"""A dense base, or the experts of one, become a sparse base."""
