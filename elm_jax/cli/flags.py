@@ -16,6 +16,7 @@ from elm_jax.workflows.choices import (
     LAYOUTS,
     MORE_METRICS,
     NONE_PER,
+    PERS,
     WRITTEN_FOLDERS,
     WRITTEN_KINDS,
 )
@@ -519,7 +520,7 @@ def _add_embed(actions: argparse._SubParsersAction) -> None:
                        help="of the softmax over likenesses of texts (default: 0.1)")
     embed.add_argument("--task_dim", type=int, metavar="N", help="width of a first table (default: 64)")
     embed.add_argument("--seed", type=int, metavar="N", help="of a first table (default: 0)")
-    embed.add_argument("--per", choices=("task", "dataset"), default="task",
+    embed.add_argument("--per", choices=PERS, default="task",
                        help="a vector for each task, or one for all tasks of a data set (default: task)")
     embed.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_modules(embed)

@@ -87,8 +87,8 @@ class TaskInstances:
         prompts = prompts_of(split, form, settings.source_length)
         check_context(split, form, prompts, [settings.max_new_tokens] * len(split) if choices is None
                       else [max(map(len, own)) for own in choices])
-        task = task_number(split, form) if form.tasks else None
-        return cls(split, form, prompts, choices, trees.count(network.abstract_params()), task)
+        return cls(split, form, prompts, choices, trees.count(network.abstract_params()),
+                   task_number(split, form))
 
     def batch(self, shape: BatchShape, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Makes the batch of some rows: inputs i32[B, S], choices i32[B, C, T] if any, and their lengths.

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe, unknown_name
@@ -36,13 +35,13 @@ from elm_jax.runtime.config_checks import (
     check_types,
     items_of,
 )
-from elm_jax.vocabularies.vocabulary import Vocabulary
+from elm_jax.workflows.choices import PERS
 from elm_jax.workflows.route import RouteConfig, open_library
 from elm_jax.workflows.target_task import route_task, template_text
 
 RANDOM, MEAN, TEXT, VOTES = WAYS = ("random", "mean", "text", "votes")
 """What a task's vector is made of; beside them ``TASK=WEIGHT,...``, weights of known tasks."""
-TASK, DATASET = PERS = ("task", "dataset")
+TASK, DATASET = PERS
 TEMPERATURE = 0.1
 """Of the softmax over similarities of texts, which are cosines."""
 TASK_DIM = 64
@@ -115,12 +114,15 @@ def embed_tasks(config: TaskVectorConfig) -> dict[str, Any]:
         RunError: the disk is full.
     """
     staging.check_free(config.output)
-    registry.import_tasks(config.modules)
     model = _open(config.base)
     if getattr(model.config, "sparse", None) is None:
         raise InputError(describe("This base is dense: it has no gates that could read tasks",
                                   where=config.base, cure="make it sparse first: elm upcycle"))
-    names = _names(config, model)
+    names = row_names(config.tasks, config.per, config.modules)
+    known = model.config.sparse.tasks if reads_tasks(model.config) else ()
+    if twice := [name for name in names if name in known]:
+        raise InputError(describe("These tasks have a vector already", where=config.base,
+                                  got=", ".join(twice[:3]), cure="leave them out"))
     if reads_tasks(model.config):
         network, leaves, weights = _more_rows(config, model, names)
     else:
@@ -150,16 +152,27 @@ def _open(folder: storage.PathLike) -> Model:
     return source.model
 
 
-def _names(config: TaskVectorConfig, model: Model) -> list[str]:
-    """Names of the new rows, in the order in which they are given."""
-    data = TaskData(Vocabulary.from_bytes(model.vocabulary, model.where) if model.vocabulary else None,
-                    config.modules)
-    tasks = [task for name in items_of(config.tasks) for task in data.tasks_of(name)]
-    names = list(dict.fromkeys(map(_dataset_of, tasks) if config.per == DATASET else tasks))
-    if known := [name for name in names if name in model.config.sparse.tasks and reads_tasks(model.config)]:
-        raise InputError(describe("These tasks have a vector already", where=config.base,
-                                  got=", ".join(known[:3]), cure="leave them out"))
-    return names
+def row_names(names: Sequence[str], per: str = TASK, modules: Sequence[str] = DEFAULT_MODULES
+              ) -> tuple[str, ...]:
+    """Names of a table's rows: of tasks, or of their data sets, in the order in which they are given.
+
+    Args:
+        names: of tasks or mixtures, of which those tasks count that have data.
+        per: one of `choices.PERS`.
+        modules: registries to import by name.
+
+    Raises:
+        InputError: neither a task nor a mixture (the nearest are named).
+    """
+    registry.import_tasks(modules)
+    tasks = []
+    for name in items_of(names):
+        mixtures = registry.mixture_names()
+        if name not in mixtures and registry.find_task(name) is None:
+            raise unknown_name("task or mixture", name, [*registry.task_names(), *mixtures],
+                               where=", ".join(modules), cure=registry.OWN_MODULE)
+        tasks += registry.mixture_tasks(name) if name in mixtures else [name]
+    return tuple(dict.fromkeys(map(_dataset_of, tasks) if per == DATASET else tasks))
 
 
 def _dataset_of(task: str) -> str:

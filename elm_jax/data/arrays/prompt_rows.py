@@ -29,12 +29,14 @@ def prompts_of(split: PreparedSplit, form: BatchForm, length: int, rows: Sequenc
     return [form.prompt(tokens, length) for tokens in inputs]
 
 
-def task_number(split: PreparedSplit, form: BatchForm) -> int:
-    """Number of a split's task, of a network whose batches carry it: the task's own, or its data set's.
+def task_number(split: PreparedSplit, form: BatchForm) -> int | None:
+    """Number of a split's task, the task's own or its data set's; None for a network that takes none.
 
     Raises:
-        InputError: the network knows neither.
+        InputError: the network's gates know neither.
     """
+    if not form.tasks:
+        return None
     dataset = split.info.get("dataset") and dataset_path(split.info["dataset"], split.info.get("config"))
     return number_of(form.tasks, split.name, dataset)
 
