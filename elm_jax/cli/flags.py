@@ -501,7 +501,6 @@ def _add_base(verbs: argparse._SubParsersAction) -> None:
     _prints_table(listing)
 
 
-<<<<<<< HEAD
 def _add_embed(actions: argparse._SubParsersAction) -> None:
     embed = _verb(
         actions, "embed", "Gives tasks vectors that the gates of a sparse base read.",
@@ -524,7 +523,8 @@ def _add_embed(actions: argparse._SubParsersAction) -> None:
                        help="a vector for each task, or one for all tasks of a data set (default: task)")
     embed.add_argument("--json", action="store_true", help="one JSON object on standard output")
     _add_modules(embed)
-=======
+
+
 def _add_upcycle(verbs: argparse._SubParsersAction) -> None:
     upcycle = _verb(
         verbs, "upcycle", "Makes a sparse base of a dense one, or of its full experts.",
@@ -533,7 +533,6 @@ def _add_upcycle(verbs: argparse._SubParsersAction) -> None:
         "upcycle:upcycle")
     upcycle_flags.add_upcycle_flags(upcycle)
     _add_modules(upcycle)
->>>>>>> main
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:

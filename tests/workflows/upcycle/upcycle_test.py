@@ -67,8 +67,8 @@ def test_gates_of_both_are_those_of_tokens_at_the_start(name):
 
 def test_the_verb_makes_gates_that_read_tasks(world, tmp_path, capsys):
     words = ["--base", world.base.path, "--num_experts", "2", "--step", "1", *MODULE]
-    status, _, _ = run(capsys, *words, "--output", tmp_path / "new", "--gate", "task", "--tasks", "mini_topic",
-                       tiny.REVIEW, "--task_dim", "3")
+    status, _, _ = run(capsys, *words, "--output", tmp_path / "new", "--gate", "task", "--tasks",
+                       "mini_topic", tiny.REVIEW, "--task_dim", "3")
     sparse = load_base(tmp_path / "new").config.sparse
     assert (status, sparse.gate, sparse.task_dim) == (0, "task", 3)
     assert sparse.tasks == (tiny.TOPIC, "mini_topic__which_section", tiny.REVIEW)
