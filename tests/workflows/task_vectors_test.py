@@ -65,14 +65,14 @@ def test_a_first_table_changes_no_output(bases, tmp_path, made_of):
     after, report = embed(bases["token"], tmp_path / "new", "mini_topic", tiny.REVIEW, made_of=made_of,
                           task_dim=5, encoder=None if made_of is None else "tfidf")
     assert after.config.sparse == dataclasses.replace(
-        SPARSE, gate="both", tasks=(tiny.TOPIC, SECTION, tiny.REVIEW), task_dim=5)
+        SPARSE, gate="both", tasks=(SECTION, tiny.TOPIC, tiny.REVIEW), task_dim=5)
     assert (report["gate"], report["num_tasks"], report["made_of"]) == ("both", 3, made_of or "random")
     assert loss_of(before, 0, 1, 2) == loss_of(after, 0, 1, 2)
     flat, own = trees.flatten(before.params), trees.flatten(after.params)
     assert all(np.array_equal(leaf, own[path]) for path, leaf in flat.items())
     new = set(own) - set(flat)
     assert TASK_TABLE in new and len(new) == 3 and not any(np.any(own[path]) for path in new - {TASK_TABLE})
-    topic, section, review = table_of(after)
+    section, topic, review = table_of(after)
     assert np.std(table_of(after)) > 0.3
     if made_of == "text":  # two templates of one data set begin nearer each other
         assert np.linalg.norm(topic - section) < np.linalg.norm(topic - review)

@@ -71,7 +71,7 @@ def test_the_verb_makes_gates_that_read_tasks(world, tmp_path, capsys):
                        "mini_topic", tiny.REVIEW, "--task_dim", "3")
     sparse = load_base(tmp_path / "new").config.sparse
     assert (status, sparse.gate, sparse.task_dim) == (0, "task", 3)
-    assert sparse.tasks == (tiny.TOPIC, "mini_topic__which_section", tiny.REVIEW)
+    assert sparse.tasks == ("mini_topic__which_section", tiny.TOPIC, tiny.REVIEW)
     for more, message in ((["--tasks", tiny.TOPIC], "--gate both"), (["--gate", "both"], "names of tasks"),
                           (["--gate", "both", "--tasks", "mini_topi"], "nearest: mini_topic")):
         status, _, error = run(capsys, *words, "--output", tmp_path / "no", *more)
