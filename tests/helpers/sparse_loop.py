@@ -111,7 +111,7 @@ def group_gates(config, probs, real, places):
     return gates, kept, chosen
 
 
-def sparse_loop(x, params, config, activations, training, real=None, task=None) -> Found:
+def sparse_loop(x, params, config, activations, training, real=None, task=None, task_ids=None) -> Found:
     """Applies the layer to x [B, L, D].
 
     Args:
@@ -121,13 +121,15 @@ def sparse_loop(x, params, config, activations, training, real=None, task=None) 
         activations: names.
         training: which capacity holds.
         real: bool[B, L].
-        task: [B, D_t].
+        task: [B, D_t] or [B, L, D_t].
+        task_ids: [B, L], for sums by task.
     """
     x, params = np.asarray(x, np.float64), as_float64(params)
     rows, length, _ = x.shape
     real = np.ones((rows, length), bool) if real is None else np.asarray(real)
-    task = np.zeros((rows, 1)) if task is None else np.asarray(task, np.float64)
-    logits = np.stack([[logits_of(params, config.gate, x[b, n], task[b]) for n in range(length)]
+    task = np.zeros((rows, length, 1)) if task is None else np.asarray(task, np.float64)
+    task = task if task.ndim == 3 else np.repeat(task[:, None], length, axis=1)
+    logits = np.stack([[logits_of(params, config.gate, x[b, n], task[b, n]) for n in range(length)]
                        for b in range(rows)])
     probs = np.exp(logits - logits.max(-1, keepdims=True))
     probs /= probs.sum(-1, keepdims=True)
@@ -145,7 +147,12 @@ def sparse_loop(x, params, config, activations, training, real=None, task=None) 
     y = np.zeros(x.shape)
     for b, n, e in zip(*np.nonzero(kept), strict=True):
         y[b, n] += gates[b, n, e] * expert(params, e, activations, x[b, n])
-    return Found(y, gates, kept, _sums(config, logits, probs, chosen, kept, real))
+    sums = _sums(config, logits, probs, chosen, kept, real)
+    if task_ids is not None:
+        sums["by_task"] = np.zeros((len(config.tasks), config.num_experts))
+        for b, n in zip(*np.nonzero(real & (np.asarray(task_ids) >= 0)), strict=True):
+            sums["by_task"][task_ids[b][n]] += chosen[b, n]
+    return Found(y, gates, kept, sums)
 
 
 def _sums(config, logits, probs, chosen, kept, real):

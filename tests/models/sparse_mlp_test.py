@@ -40,7 +40,8 @@ CASES = {
 
 
 def layer_of(settings, activations=GATED, dtype="float32", num_experts=4):
-    return SparseMlp(D, F, activations, 0.0, jnp.dtype(dtype), SparseConfig(num_experts, **settings))
+    named = {"tasks": ("a", "b"), **settings}
+    return SparseMlp(D, F, activations, 0.0, jnp.dtype(dtype), SparseConfig(num_experts, **named))
 
 
 def draw(*shape, seed=0):
@@ -58,10 +59,11 @@ def params_of(layer, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def apply(layer, params, x, training, real=None, task=None):
+def apply(layer, params, x, training, real=None, task=None, task_ids=None):
     """The output and the layer's sums."""
     rngs = {"dropout": jax.random.key(0)} if training else None
-    y, sown = layer.apply({"params": params}, x, not training, real, task, rngs=rngs, mutable=["router"])
+    y, sown = layer.apply({"params": params}, x, not training, real, task, task_ids, rngs=rngs,
+                          mutable=["router"])
     return y, sown["router"]["sums"]
 
 
@@ -73,16 +75,18 @@ def some_padding():
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_loop(case, padded, training):
-    """Outputs and sums, over gates, K, capacities, orders, groups."""
+    """Outputs and sums, over gates, K, capacities, orders, groups; with padding, tasks of tokens too."""
     layer = layer_of(CASES[case])
-    params, x, task = params_of(layer), draw(B, L, D, seed=3), draw(B, T, seed=4)
+    params, x, task = params_of(layer), draw(B, L, D, seed=3), draw(B, *[L] * padded, T, seed=4)
     real = some_padding() if padded else None
     task = task if layer.sparse.gate != "token" else None
-    y, sums = apply(layer, params, x, training, real, task)
-    found = sparse_loop(x, params, layer.sparse, GATED, training, real, task)
+    ids = np.random.default_rng(5).integers(-1, 2, (B, L)) if padded else None  # -1: of no task
+    y, sums = apply(layer, params, x, training, real, task, ids)
+    found = sparse_loop(x, params, layer.sparse, GATED, training, real, task, ids)
     np.testing.assert_allclose(y, found.y, atol=2e-6)
-    for name, value in sums._asdict().items():
-        np.testing.assert_allclose(value, found.sums[name], rtol=1e-5, err_msg=name)
+    assert (sums.by_task is None) == (ids is None)
+    for name, wanted in found.sums.items():
+        np.testing.assert_allclose(getattr(sums, name), wanted, rtol=1e-5, err_msg=name)
 
 
 def test_the_cases_drop_and_fill():

@@ -52,7 +52,7 @@ class ExpertMixture(NamedTuple):
         elif self.places is None:
             function, mix = expert_blocks, self._without_drops
         experts = functools.partial(function, kernels=kernels, activations=self.activations, keep=keep)
-        y, sums = mix(experts, *_in_groups(self.rows, x, logits, real))
+        y, sums = mix(experts, *in_groups(self.rows, x, logits, real))
         return y.reshape(-1, *x.shape[1:])[:x.shape[0]], self.spread.total(sums)
 
     def _by_tokens(self, experts: Callable[[Array], Array], x: Array, logits: Array, real: Array) -> Found:
@@ -111,7 +111,7 @@ def _joined(rows: Array, choices: gates.TokenChoices, slots: dispatch.SlotMap) -
     return dispatch.from_slots(rows.reshape(-1, rows.shape[-1]), weights, slots)
 
 
-def _in_groups(rows: int, *arrays: Array) -> list[Array]:
+def in_groups(rows: int, *arrays: Array) -> list[Array]:
     """Puts every `rows` rows of [B, L, ...] together: [G, rows * L, ...]; missing rows are 0 or False."""
     count = -(-arrays[0].shape[0] // rows)
     missing = count * rows - arrays[0].shape[0]
