@@ -1,0 +1,231 @@
+"""What the routers of sparse layers did in a run: lines of loads and means over the steps since the line before.
+
+They are made on the host, in float64, from the sums that the layers report with a step's metrics. A run's
+checkpoint keeps the sums of steps that no line has yet.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from elm_jax.errors import InputError, describe
+from elm_jax.models.layers.gates import RouterSums
+from elm_jax.models.layers.sparse_config import EXPERTS, SparseConfig
+from elm_jax.runtime import records
+
+FILE = "router.jsonl"
+KIND = "row of router loads"
+DIGITS = 6
+"""Decimals of shares in a line, of which there are E and for each task E."""
+SCALARS = ("dropped", "entropy", "balance", "max_load", "mutual_information")
+"""Figures of a line that TensorBoard shows, as ``router/LAYER/NAME``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskLoad:
+    """How the choices of one task's tokens spread over the experts.
+
+    Attributes:
+        choices: their number.
+        load: share of each expert.
+    """
+
+    choices: float
+    load: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterRow:
+    """Fields of a line of ``router.jsonl``: one layer over the steps since its line before.
+
+    Attributes:
+        step: the last of them.
+        layer: ``encoder/layers_1``.
+        steps: how many.
+        tokens: real tokens.
+        load: share of the choices that each expert got, before any was dropped.
+        dropped: share of the choices without a place; where experts choose, of the tokens that none took.
+        entropy: mean over tokens of the entropy of the router's probabilities, in nats.
+        entropy_share: of its greatest value, ``log E``.
+        z: mean squared logsumexp of the logits.
+        balance: ``E sum_e (choices_e / tokens) (probs_e / tokens)``: K for even loads.
+        max_load: the largest share.
+        min_load: the least.
+        by_task: the tasks that had choices; none where tasks are not told apart.
+        mutual_information: of task and expert over the choices, in nats.
+    """
+
+    step: int
+    layer: str
+    steps: int
+    tokens: float
+    load: list[float]
+    dropped: float
+    entropy: float
+    entropy_share: float
+    z: float
+    balance: float
+    max_load: float
+    min_load: float
+    by_task: dict[str, TaskLoad] | None = None
+    mutual_information: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptSums:
+    """The sums of one layer in a checkpoint: `RouterSums` as numbers."""
+
+    choices: list[float]
+    probs: list[float]
+    tokens: float
+    dropped: float
+    z: float
+    entropy: float
+    by_task: list[list[float]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterNote:
+    """What a checkpoint says of the steps behind the last line.
+
+    Attributes:
+        steps: their number.
+        layers: their sums.
+    """
+
+    steps: int
+    layers: dict[str, KeptSums]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunNote:
+    """What the checkpoint of a solo run holds beside its state."""
+
+    router: RouterNote | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SoloMarker:
+    """What is in the marker of a solo run's checkpoint beside what every checkpoint has."""
+
+    note: RunNote
+
+
+class RouterTotals:
+    """Adds what the layers report, step by step, and makes a line a layer of it.
+
+    Args:
+        sparse: of the network.
+        note: of the checkpoint that the run goes on from; None to start with nothing.
+        where: the note is from, for errors.
+
+    Raises:
+        InputError: the note is damaged.
+    """
+
+    def __init__(self, sparse: SparseConfig, note: Any = None, where: Any = None) -> None:
+        self._sparse = sparse
+        self._steps, self._layers = 0, dict[str, RouterSums]()
+        if note is not None:
+            records.check_record({"router": note}, RunNote, kind="checkpoint's sums of routers", where=where)
+            self._steps = note["steps"]
+            self._layers = {layer: _as_float64(RouterSums(**sums)) for layer, sums in note["layers"].items()}
+            self._check(where)
+
+    def _check(self, where: Any) -> None:
+        """Raises InputError unless the kept sums are of as many experts and tasks as there are."""
+        experts, tasks = self._sparse.num_experts, len(self._sparse.tasks)
+        for layer, sums in self._layers.items():
+            shapes = [sums.choices.shape, sums.probs.shape] + [
+                array.shape for array in [by_task_of(sums)] if array is not None]
+            expected = [(experts,), (experts,), (tasks, experts)][:len(shapes)]
+            if shapes != expected:
+                raise InputError(describe("A checkpoint's sums of routers are of another network",
+                                          where=f"{where}: {layer}", got=shapes, expected=expected,
+                                          cure="the file is damaged: fetch or write it again"))
+
+    def add(self, reports: Mapping[str, RouterSums]) -> None:
+        """Adds the sums of one step, by layer: arrays on the host."""
+        self._steps += 1
+        for layer, sums in reports.items():
+            found, before = _as_float64(sums), self._layers.get(layer)
+            self._layers[layer] = found if before is None else RouterSums(*(
+                None if one is None or other is None else one + other
+                for one, other in zip(before, found, strict=True)))
+
+    def take_rows(self, step: int) -> list[dict[str, Any]]:
+        """Lines of the layers at a step, of the sums since the lines before; starts anew."""
+        rows = [row_of(step, layer, self._steps, sums, self._sparse) for layer, sums in self._layers.items()]
+        self._steps, self._layers = 0, {}
+        return rows
+
+    def note(self) -> dict[str, Any] | None:
+        """The sums that no line has yet, JSON-ready; None if there are none."""
+        if not self._layers:
+            return None
+        return {"steps": self._steps, "layers": {
+            layer: {name: array.tolist() for name, array in sums._asdict().items() if array is not None}
+            for layer, sums in self._layers.items()}}
+
+
+def by_task_of(sums: RouterSums) -> np.ndarray | None:
+    """Choices [M, E] by task; None where a layer does not tell tasks apart."""
+    return getattr(sums, "by_task", None)
+
+
+def _as_float64(sums: RouterSums) -> RouterSums:
+    return RouterSums(*(None if array is None else np.asarray(array, np.float64) for array in sums))
+
+
+def row_of(step: int, layer: str, steps: int, sums: RouterSums, sparse: SparseConfig) -> dict[str, Any]:
+    """The line of one layer.
+
+    Args:
+        step: the last of the steps.
+        layer: its name.
+        steps: how many.
+        sums: over them, f64.
+        sparse: of the network.
+
+    Returns:
+        A `RouterRow` as a dictionary.
+    """
+    tokens, choices = max(float(sums.tokens), 1.0), max(float(sums.choices.sum()), 1.0)
+    # In a decoder tokens always choose.
+    by_experts = sparse.choice == EXPERTS and layer.startswith("encoder/")
+    load, count = sums.choices / choices, len(sums.choices)
+    entropy = float(sums.entropy) / tokens
+    row = {"step": step, "layer": layer, "steps": steps, "tokens": float(sums.tokens), "load": rounded(load),
+           "dropped": float(sums.dropped) / (tokens if by_experts else choices), "entropy": entropy,
+           "entropy_share": entropy / math.log(count) if count > 1 else 0.0, "z": float(sums.z) / tokens,
+           "balance": count * float(sums.choices @ sums.probs) / tokens**2,
+           "max_load": float(load.max()), "min_load": float(load.min())}
+    counts = by_task_of(sums)
+    if counts is None:
+        return row
+    known = [number for number in range(len(counts)) if counts[number].any()]
+    return {**row, "mutual_information": mutual_information(counts), "by_task": {
+        sparse.tasks[number]: {"choices": float(counts[number].sum()),
+                               "load": rounded(counts[number] / counts[number].sum())} for number in known}}
+
+
+def rounded(shares: np.ndarray) -> list[float]:
+    """Shares f64[E] with `DIGITS` decimals."""
+    return np.round(shares, DIGITS).tolist()
+
+
+def mutual_information(counts: np.ndarray | Sequence[Sequence[float]]) -> float:
+    """Mutual information of row and column in nats, from joint counts f64[M, E]; 0 without any.
+
+    0 if each task's choices spread like all others', at most ``min(log M, log E)``.
+    """
+    counts = np.asarray(counts, np.float64)
+    if not counts.sum():
+        return 0.0
+    joint = counts / counts.sum()
+    apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    seen = joint > 0
+    return max(0.0, float(np.sum(joint[seen] * np.log(joint[seen] / apart[seen]))))
