@@ -1,4 +1,4 @@
-"""What the routers of sparse layers did in a run: lines of loads and means over the steps since the line before.
+"""What the routers of sparse layers did in a run: lines, each of the steps since the one before.
 
 They are made on the host, in float64, from the sums that the layers report with a step's metrics. A run's
 checkpoint keeps the sums of steps that no line has yet.
@@ -14,12 +14,16 @@ import numpy as np
 from elm_jax.errors import InputError, describe
 from elm_jax.models.layers.gates import RouterSums
 from elm_jax.models.layers.sparse_config import EXPERTS, SparseConfig
-from elm_jax.runtime import records
+from elm_jax.runtime import records, storage
 
 FILE = "router.jsonl"
 KIND = "row of router loads"
 DIGITS = 6
 """Decimals of shares in a line, of which there are E and for each task E."""
+LAST = 10
+"""A report is of the last line of each of so many."""
+MEANS = ("dropped", "entropy", "entropy_share", "z", "balance")
+"""Figures of a line that are means over tokens, or nearly so."""
 SCALARS = ("dropped", "entropy", "balance", "max_load", "mutual_information")
 """Figures of a line that TensorBoard shows, as ``router/LAYER/NAME``."""
 
@@ -210,6 +214,63 @@ def row_of(step: int, layer: str, steps: int, sums: RouterSums, sparse: SparseCo
     return {**row, "mutual_information": mutual_information(counts), "by_task": {
         sparse.tasks[number]: {"choices": float(counts[number].sum()),
                                "load": rounded(counts[number] / counts[number].sum())} for number in known}}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerLoad:
+    """What the router of one layer did over the last lines of a run.
+
+    Attributes:
+        layer: its name.
+        steps: the first and the last of them.
+        load: share f64[E] of the choices that each expert got.
+        means: figures of `RouterRow` by name, means over tokens.
+        by_task: choices f64[E] by task; empty where tasks are not told apart.
+    """
+
+    layer: str
+    steps: tuple[int, int]
+    load: np.ndarray
+    means: dict[str, float]
+    by_task: dict[str, np.ndarray]
+
+    @property
+    def information(self) -> float | None:
+        """Mutual information of task and expert in nats; None where tasks are not told apart."""
+        return mutual_information(list(self.by_task.values())) if self.by_task else None
+
+
+def read_loads(path: storage.PathLike) -> tuple[LayerLoad, ...]:
+    """Reads the loads of each layer over the last tenth of a run's lines; a missing file has none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in records.read_records(path, RouterRow, kind=KIND):
+        lines.setdefault(row["layer"], []).append(row)
+    return tuple(_load_of(layer, rows[-math.ceil(len(rows) / LAST):], path)
+                 for layer, rows in lines.items())
+
+
+def _load_of(layer: str, rows: Sequence[Mapping[str, Any]], path: storage.PathLike) -> LayerLoad:
+    """The lines of one layer as one."""
+    tasks = [(name, task) for row in rows for name, task in (row.get("by_task") or {}).items()]
+    lengths = {len(load) for load in (*(row["load"] for row in rows), *(task["load"] for _, task in tasks))}
+    if len(lengths) != 1 or 0 in lengths:
+        raise InputError(describe("Lines of one layer are of other numbers of experts",
+                                  where=f"{path}: {layer}", got=sorted(lengths),
+                                  cure="the file is damaged: fetch or write it again"))
+    weights = np.asarray([max(row["tokens"], 0.0) for row in rows], np.float64)
+    weights = weights / weights.sum() if weights.sum() else np.full(len(rows), 1 / len(rows))
+    by_task: dict[str, np.ndarray] = {}
+    for name, task in tasks:
+        by_task[name] = by_task.get(name, 0.0) + max(task["choices"], 0.0) * np.asarray(task["load"])
+    return LayerLoad(
+        layer, (rows[0]["step"] - rows[0]["steps"] + 1, rows[-1]["step"]),
+        weights @ np.asarray([row["load"] for row in rows], np.float64),
+        {name: float(weights @ np.asarray([row[name] for row in rows], np.float64)) for name in MEANS},
+        by_task)
 
 
 def rounded(shares: np.ndarray) -> list[float]:

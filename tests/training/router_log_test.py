@@ -138,6 +138,7 @@ def test_a_killed_run_ends_with_the_same_file(tmp_path):
             run(str(tmp_path / "a"), 11)
 
 
+@pytest.mark.slow
 def test_experts_of_a_stack_have_the_lines_of_their_solo_runs(tmp_path):
     rows = [tiny_stack.Row("a", 6, 3), tiny_stack.Row("b", 3, 1, data=1), tiny_stack.Row("c", 2, 1)]
     run = functools.partial(tiny_stack.stack, rows, 2, str(tmp_path), network=NETWORK, log_period=2,
@@ -184,7 +185,7 @@ def sums_of(choices, **others):
 
 def test_tokens_that_no_expert_takes_are_a_share_of_the_tokens():
     """Where experts choose in the encoder; a decoder's tokens choose."""
-    totals = RouterTotals(SparseConfig(2, 1, choice="experts", capacity_factor=1.0))
+    totals = RouterTotals(SparseConfig(2, 1, choice="experts", eval_capacity_factor=1.0))
     sums = sums_of([30.0, 10.0], tokens=np.asarray(80.0), dropped=np.asarray(50.0))
     totals.add({"encoder/layers_1": sums, "decoder/layers_1": sums._replace(dropped=np.asarray(10.0))})
     found = {row["layer"]: row["dropped"] for row in totals.take_rows(9)}
