@@ -76,9 +76,8 @@ def test_padding_is_in_no_report_and_takes_no_share(name):
     assert_close(found, sums)
     if name == "decoder":
         real = {"decoder": (batch["segment_ids"] > 0).sum()}
-    else:
-    routers = {path: leaf for path, leaf in trees.flatten(sparse.parameters(net)).items()
-               if "/router/" in path}
+    else:  # id 0 is a token of each input too
+        real = {"encoder": (batch["encoder_input_tokens"] != 0).sum() + 7,
                 "decoder": batch["decoder_loss_weights"].sum()}
     for layer, report in sums.router.items():
         assert float(report.tokens) == real[layer.split("/")[0]], layer
@@ -248,6 +247,8 @@ def test_a_trunk_ends_where_tokens_compete(name, deepest):
     """States are kept by the segment: they may not depend on what else is in the row."""
     assert frozen_depth(sparse.network(name), []) == deepest
     assert frozen_depth(sparse.network(name, eval_capacity_factor=2.0), []) == 1
+    fixed = sparse.network(name, capacity_factor=None, capacity=3)
+    assert frozen_depth(fixed, []) == 1
 
 
 @BOTH

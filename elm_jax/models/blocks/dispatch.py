@@ -40,21 +40,21 @@ def capacity_slots(choices: TokenChoices, num_experts: int, capacity: int) -> Sl
 
 
 class Blocks(NamedTuple):
-    """Blocks of equally many rows, each of one expert, sorted by expert.
+    """Blocks of equally many slots, each of one expert, sorted by expert; those without a row come last.
 
     Attributes:
         experts: i32[n], expert of each block.
-        used: i32[], how many blocks hold a row; the others come last.
-        sizes: i32[E], rows of each expert in used blocks, empty slots included.
+        filled: i32[n], rows in each block; its first slots hold them.
+        per_expert: i32[E], blocks of each expert that hold rows.
     """
 
     experts: Array
-    used: Array
-    sizes: Array
+    filled: Array
+    per_expert: Array
 
 
 def block_rows(choices: int, num_experts: int, most: int = 128) -> int:
-    """Rows of a block: about what an expert gets, a power of two from 8 on."""
+    """Slots of a block: about what an expert gets, a power of two from 8 to `most`."""
     share = max(1, choices // num_experts)
     return min(max(8, 1 << (share - 1).bit_length()), most)
 
@@ -75,9 +75,12 @@ def block_slots(choices: TokenChoices, num_experts: int, rows: int) -> tuple[Slo
         jnp.where(choices.kept, choices.experts, num_experts).reshape(-1)].add(1)[:-1]
     blocks = (counts + rows - 1) // rows
     ends = jnp.cumsum(blocks)
-    slots = _invert((ends - blocks)[choices.experts] * rows + choices.places, choices.kept, most * rows)
-    experts = jnp.searchsorted(ends, jnp.arange(most), side="right").astype(jnp.int32)
-    return slots, Blocks(jnp.minimum(experts, num_experts - 1), ends[-1], blocks * rows)
+    starts = ends - blocks
+    slots = _invert(starts[choices.experts] * rows + choices.places, choices.kept, most * rows)
+    numbers = jnp.arange(most)
+    experts = jnp.minimum(jnp.searchsorted(ends, numbers, side="right"), num_experts - 1).astype(jnp.int32)
+    filled = jnp.clip(counts[experts] - (numbers - starts[experts]) * rows, 0, rows)
+    return slots, Blocks(experts, filled, blocks)
 
 
 def _invert(slots: Array, kept: Array, size: int) -> SlotMap:

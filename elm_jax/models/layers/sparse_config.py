@@ -150,7 +150,7 @@ class SparseConfig:
         elif self.order != POSITION and (
                 self.capacity_factor is self.eval_capacity_factor is self.capacity is None):
             raise _without_effect("order", "a capacity_factor or a capacity")
-        elif self.order == CHOICE and self.experts_per_token == 1:
+        elif self.order == CHOICE and self.experts_per_token < 2:
             raise _without_effect("order='choice'", "experts_per_token of 2 or more")
 
     def is_sparse(self, layer: int, decoder: bool = False) -> bool:
