@@ -384,8 +384,8 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
                    "elm report results/results.jsonl\n  elm report demo/results\n  elm report runs/sparse",
                    "report:report")
     report.add_argument("results", metavar="RESULTS",
-                        help="folder of results of `elm evaluate`, or a file of them; or the folder of a run of "
-                             "a sparse network, or of several, for the loads of experts")
+                        help="folder of results of `elm evaluate`, or a file of them; a run's folder of a "
+                             "sparse network, or a folder of such, for the loads of experts")
     report.add_argument("--experts", action="append", default=[], metavar="DIR",
                         help="folder of an expert, of a run, or of several, to show their cards and learning "
                              "curves; may be given again (default: those near the results)")

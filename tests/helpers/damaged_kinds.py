@@ -257,11 +257,11 @@ def read_checkpoint(folder: pathlib.Path) -> object:
 
 def make_loads(folder: pathlib.Path) -> None:
     """Lines of two layers of a run over two tasks."""
-    rows = [{"step": step, "layer": layer, "steps": 5, "tokens": 40.0, "load": [0.5, 0.25, 0.25], "dropped": 0.1,
-             "entropy": 1.0, "entropy_share": 0.91, "z": 2.0, "balance": 1.1, "max_load": 0.5, "min_load": 0.25,
-             "mutual_information": 0.0, "by_task": {
-                 "sums": {"choices": 30.0, "load": [0.5, 0.25, 0.25]},
-                 "notes": {"choices": 10.0, "load": [0.5, 0.25, 0.25]}}}
+    load = [0.5, 0.25, 0.25]
+    rows = [{"step": step, "layer": layer, "steps": 5, "tokens": 40.0, "load": load, "dropped": 0.1,
+             "entropy": 1.0, "entropy_share": 0.91, "z": 2.0, "balance": 1.1, "max_load": 0.5,
+             "min_load": 0.25, "mutual_information": 0.0, "by_task": {
+                 "sums": {"choices": 30.0, "load": load}, "notes": {"choices": 10.0, "load": load}}}
             for step in (5, 10) for layer in ("encoder/layers_1", "decoder/layers_1")]
     (folder / "run").mkdir()
     (folder / "run" / "router.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

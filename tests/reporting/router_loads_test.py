@@ -45,7 +45,8 @@ def test_loads_are_of_the_last_tenth_of_the_lines_weighted_by_tokens(tmp_path):
     for expert in range(4):
         assert found.load[expert] == pytest.approx(
             sum(row["load"][expert] * count for row, count in zip(last, tokens, strict=True)) / sum(tokens))
-    assert found.means["dropped"] == pytest.approx(np.average([row["dropped"] for row in last], weights=tokens))
+    dropped = np.average([row["dropped"] for row in last], weights=tokens)
+    assert found.means["dropped"] == pytest.approx(dropped)
     counts = {task: sum(40 * np.asarray(row["by_task"][task]["load"]) for row in last) for task in TASKS}
     np.testing.assert_allclose(list(found.by_task.values()), list(counts.values()))
     assert found.information == pytest.approx(router_log.mutual_information(list(counts.values())))
@@ -100,7 +101,8 @@ def test_other_reports_have_the_section_only_with_runs():
 
 @pytest.mark.parametrize("changes, told", [
     ({"load": "x"}, "line 1: load"), ({"tokens": None}, "line 1: tokens"),
-    ({"by_task": {"sums": {"choices": 1.0}}}, "line 1: by_task/sums/load"), ({"load": [1.0]}, "other numbers"),
+    ({"by_task": {"sums": {"choices": 1.0}}}, "line 1: by_task/sums/load"),
+    ({"load": [1.0]}, "other numbers"),
     ({"by_task": {"sums": {"choices": 1.0, "load": [1.0]}}}, r"other numbers of experts[^$]*\[1, 4\]")])
 def test_a_damaged_log_is_one_error(tmp_path, changes, told):
     first, last = lines_of("encoder/layers_1", 2)
