@@ -144,7 +144,7 @@ class RouterTotals:
         experts, tasks = self._sparse.num_experts, len(self._sparse.tasks)
         for layer, sums in self._layers.items():
             shapes = [sums.choices.shape, sums.probs.shape] + [
-                array.shape for array in [by_task_of(sums)] if array is not None]
+                array.shape for array in [sums.by_task] if array is not None]
             expected = [(experts,), (experts,), (tasks, experts)][:len(shapes)]
             if shapes != expected:
                 raise InputError(describe("A checkpoint's sums of routers are of another network",
@@ -175,11 +175,6 @@ class RouterTotals:
             for layer, sums in self._layers.items()}}
 
 
-def by_task_of(sums: RouterSums) -> np.ndarray | None:
-    """Choices [M, E] by task; None where a layer does not tell tasks apart."""
-    return getattr(sums, "by_task", None)
-
-
 def _as_float64(sums: RouterSums) -> RouterSums:
     return RouterSums(*(None if array is None else np.asarray(array, np.float64) for array in sums))
 
@@ -207,7 +202,7 @@ def row_of(step: int, layer: str, steps: int, sums: RouterSums, sparse: SparseCo
            "entropy_share": entropy / math.log(count) if count > 1 else 0.0, "z": float(sums.z) / tokens,
            "balance": count * float(sums.choices @ sums.probs) / tokens**2,
            "max_load": float(load.max()), "min_load": float(load.min())}
-    counts = by_task_of(sums)
+    counts = sums.by_task
     if counts is None:
         return row
     known = [number for number in range(len(counts)) if counts[number].any()]

@@ -15,6 +15,8 @@ import tiny_stack
 from sklearn.metrics import mutual_info_score
 from sparse_loop import group_gates, places_of
 
+from elm_jax.data.arrays.batch_forms import form_of
+from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.errors import InputError
 from elm_jax.models import families
 from elm_jax.models.layers import gates
@@ -25,6 +27,9 @@ from elm_jax.training.router_log import RouterTotals
 
 SPARSE = SparseConfig(5, 2, capacity_factor=0.8, min_capacity=1, step=1, decoder_step=0)
 NETWORK = families.network_of(dataclasses.replace(tiny_run.network(dropout=0.0).config, sparse=SPARSE))
+TASKS = ("sums", "notes")
+COUNTING = families.network_of(dataclasses.replace(
+    NETWORK.config, sparse=dataclasses.replace(SPARSE, tasks=TASKS)))
 LAYER = "encoder/layers_0"
 CLOSE = functools.partial(pytest.approx, rel=1e-5, abs=1e-5)
 
@@ -40,12 +45,13 @@ def drop_after(folder: pathlib.Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def loop_of(logits, real):
+def loop_of(logits, real, tasks):
     """Line of one layer from logits [G, N, E] of each step, in float64, one token at a time."""
     found = {"tokens": 0, "dropped": 0, "entropy": 0.0, "z": 0.0}
     choices, mean = np.zeros(SPARSE.num_experts), np.zeros(SPARSE.num_experts)
-    for rows, masks in zip(logits, real, strict=True):
-        for row, mask in zip(np.asarray(rows, np.float64), masks, strict=True):
+    pairs = []
+    for rows, masks, ids in zip(logits, real, tasks, strict=True):
+        for row, mask, numbers in zip(np.asarray(rows, np.float64), masks, ids, strict=True):
             probs = np.exp(row) / np.exp(row).sum(-1, keepdims=True)
             _, kept, chosen = group_gates(SPARSE, probs, mask, places_of(SPARSE, len(row), True))
             for n in np.flatnonzero(mask):
@@ -54,6 +60,7 @@ def loop_of(logits, real):
                 found["entropy"] -= sum(p * math.log(p) for p in probs[n])
                 found["z"] += math.log(sum(map(math.exp, row[n]))) ** 2
                 choices += chosen[n]
+                pairs += [(TASKS[numbers[n]], expert) for expert in np.flatnonzero(chosen[n])]
                 mean += probs[n]
     tokens = found["tokens"]
     load = choices / (2 * tokens)
@@ -61,7 +68,15 @@ def loop_of(logits, real):
             "z": found["z"] / tokens, "entropy": found["entropy"] / tokens,
             "entropy_share": found["entropy"] / tokens / math.log(5),
             "balance": 5 * sum(f / tokens * p / tokens for f, p in zip(choices, mean, strict=True)),
-            "max_load": max(load), "min_load": min(load)}
+            "max_load": max(load), "min_load": min(load), "by_task": shares_of(pairs),
+            "mutual_information": mutual_info_score(*zip(*pairs, strict=True))}
+
+
+def shares_of(pairs):
+    """`TaskLoad` by task, from (task, expert) of each choice."""
+    counts = {task: [pairs.count((task, expert)) for expert in range(SPARSE.num_experts)] for task in TASKS}
+    return {task: {"choices": sum(own), "load": [count / sum(own) for count in own]}
+            for task, own in counts.items() if any(own)}
 
 
 def spy(monkeypatch):
@@ -77,19 +92,27 @@ def spy(monkeypatch):
 
 
 def test_a_line_is_of_all_steps_since_the_one_before(tmp_path, monkeypatch):
-    seen = spy(monkeypatch)
-    tiny_run.train(str(tmp_path), 7, network=NETWORK, log_period=3, tensorboard=True, random_seed=17)
+    seen, source = spy(monkeypatch), MixtureSource(
+        [tiny_run.CopySource(30, 1), tiny_run.CopySource(18, 2)], seed=0, tasks=[1, 0])
+    batches = TrainStream(source, form=form_of(COUNTING), batch_size=8, lengths=tiny_run.LENGTHS, seed=5,
+                          pack=True)
+    tiny_run.train(str(tmp_path), 7, network=COUNTING, log_period=3, tensorboard=True, stream=batches)
     jax.effects_barrier()
     lines = lines_of(tmp_path)
     assert [(line["step"], line["steps"], line["layer"]) for line in lines] == [
         (step, steps, LAYER) for step, steps in ((3, 3), (6, 3), (7, 1))]
+    for step, found in enumerate(seen):
+        found.append(batches.batch(step)["encoder_task_ids"])
     for line, steps in zip(lines, (seen[:3], seen[3:6], seen[6:]), strict=True):
         expected = loop_of(*zip(*steps, strict=True))
+        by_task = expected.pop("by_task")
         assert {name: line[name] for name in expected} == {
             name: CLOSE(value) for name, value in expected.items()}
-        assert line["dropped"] > 0.05 and "by_task" not in line
+        assert line["by_task"] == {task: {"choices": own["choices"], "load": CLOSE(own["load"])}
+                                   for task, own in by_task.items()}
+        assert line["dropped"] > 0.05 and line["mutual_information"] > 0 and len(by_task) == 2
     scalars = events_of(tmp_path / "tensorboard")
-    for name in ("dropped", "entropy", "balance", "max_load"):
+    for name in ("dropped", "entropy", "balance", "max_load", "mutual_information"):
         assert scalars[f"router/{LAYER}/{name}"] == CLOSE({line["step"]: line[name] for line in lines})
 
 
@@ -180,7 +203,7 @@ def sums_of(choices, **others):
     """Sums with these choices, and zeros elsewhere."""
     empty = dict.fromkeys(RouterSums._fields, np.zeros(()))
     return RouterSums(**{**empty, "choices": np.asarray(choices), "probs": np.zeros(len(choices)),
-                         **({"by_task": None} if "by_task" in empty else {}), **others})
+                         "by_task": None, **others})
 
 
 def test_tokens_that_no_expert_takes_are_a_share_of_the_tokens():
