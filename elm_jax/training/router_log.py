@@ -161,8 +161,9 @@ class RouterTotals:
                 for one, other in zip(before, found, strict=True)))
 
     def take_rows(self, step: int) -> list[dict[str, Any]]:
-        """Lines of the layers at a step, of the sums since the lines before; starts anew."""
-        rows = [row_of(step, layer, self._steps, sums, self._sparse) for layer, sums in self._layers.items()]
+        """Lines at a step, from the first layer on, of the sums since those before; starts anew."""
+        rows = [row_of(step, layer, self._steps, self._layers[layer], self._sparse)
+                for layer in sorted(self._layers, key=_place)]
         self._steps, self._layers = 0, {}
         return rows
 
@@ -173,6 +174,12 @@ class RouterTotals:
         return {"steps": self._steps, "layers": {
             layer: {name: array.tolist() for name, array in sums._asdict().items() if array is not None}
             for layer, sums in self._layers.items()}}
+
+
+def _place(layer: str) -> tuple[bool, str, int]:
+    """Where a layer's line stands: an encoder before its decoder, layer 2 before layer 10."""
+    stack, _, number = layer.rpartition("_")
+    return not stack.startswith("encoder"), stack, int(number) if number.isdecimal() else 0
 
 
 def _as_float64(sums: RouterSums) -> RouterSums:

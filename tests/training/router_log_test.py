@@ -210,9 +210,10 @@ def test_tokens_that_no_expert_takes_are_a_share_of_the_tokens():
     """Where experts choose in the encoder; a decoder's tokens choose."""
     totals = RouterTotals(SparseConfig(2, 1, choice="experts", eval_capacity_factor=1.0))
     sums = sums_of([30.0, 10.0], tokens=np.asarray(80.0), dropped=np.asarray(50.0))
-    totals.add({"encoder/layers_1": sums, "decoder/layers_1": sums._replace(dropped=np.asarray(10.0))})
-    found = {row["layer"]: row["dropped"] for row in totals.take_rows(9)}
-    assert found == {"encoder/layers_1": 50 / 80, "decoder/layers_1": 10 / 40}
+    fewer = sums._replace(dropped=np.asarray(10.0))
+    totals.add({"decoder/layers_10": fewer, "decoder/layers_2": fewer, "encoder/layers_1": sums})
+    found = [(row["layer"], row["dropped"]) for row in totals.take_rows(9)]
+    assert found == [("encoder/layers_1", 50 / 80), ("decoder/layers_2", 10 / 40), ("decoder/layers_10", 0.25)]
     assert totals.note() is None and totals.take_rows(10) == []
 
 
