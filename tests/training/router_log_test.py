@@ -213,7 +213,8 @@ def test_tokens_that_no_expert_takes_are_a_share_of_the_tokens():
     fewer = sums._replace(dropped=np.asarray(10.0))
     totals.add({"decoder/layers_10": fewer, "decoder/layers_2": fewer, "encoder/layers_1": sums})
     found = [(row["layer"], row["dropped"]) for row in totals.take_rows(9)]
-    assert found == [("encoder/layers_1", 50 / 80), ("decoder/layers_2", 10 / 40), ("decoder/layers_10", 0.25)]
+    assert found == [
+        ("encoder/layers_1", 50 / 80), ("decoder/layers_2", 10 / 40), ("decoder/layers_10", 10 / 40)]
     assert totals.note() is None and totals.take_rows(10) == []
 
 
