@@ -381,9 +381,12 @@ def _add_tools(verbs: argparse._SubParsersAction) -> None:
     _add_data(evaluate)
     _add_hosts(evaluate)
     _add_convert(verbs)
-    report = _verb(verbs, "report", "Writes a report of any results of `elm evaluate`, or a study's again.",
-                   "elm report results/results.jsonl\n  elm report demo/results", "report:report")
-    report.add_argument("results", metavar="RESULTS", help="folder of results, or a file of them")
+    report = _verb(verbs, "report", "Writes a report of results, a study's again, or of the routers of runs.",
+                   "elm report results/results.jsonl\n  elm report demo/results\n  elm report runs/sparse",
+                   "report:report")
+    report.add_argument("results", metavar="RESULTS",
+                        help="folder of results of `elm evaluate`, or a file of them; a run's folder of a "
+                             "sparse network, or a folder of such, for the loads of experts")
     report.add_argument("--experts", action="append", default=[], metavar="DIR",
                         help="folder of an expert, of a run, or of several, to show their cards and learning "
                              "curves; may be given again (default: those near the results)")

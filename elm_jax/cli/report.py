@@ -5,18 +5,20 @@ import argparse
 from rich.console import Console
 
 from elm_jax.cli.printing import print_lines
-from elm_jax.reporting import results_report
+from elm_jax.reporting import results_report, router_loads
 from elm_jax.reporting import study_report as reporting
 from elm_jax.reporting.page_parts import Made
 from elm_jax.workflows.study import old_study
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Runs `elm report`: of a study's folder the study's report, of any other results one of their own."""
+    """Runs `elm report`: of a study's folder its report, of runs that of routers, of other results theirs."""
     write = results_report.write_results_report
     if reporting.is_study(arguments.results):
         write = reporting.write_report
         old_study.add_comparison(arguments.results)
+    elif router_loads.runs_in(arguments.results):
+        write = router_loads.write_loads_report
     outcome = write(arguments.results, made=Made(arguments.command), experts=arguments.experts)
     outcome.print_table(Console())
     print_lines(f"report: {outcome.report_path}")

@@ -12,6 +12,7 @@ from elm_jax.experts.overlay import read_card
 from elm_jax.reporting.page_parts import fold
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import items_of, misfit
+from elm_jax.training.router_log import FILE, LayerLoad, read_loads
 
 PLACES = ("expert.json", "expert/expert.json", "*/expert.json", "*/expert/expert.json", "*/*/expert.json",
           "*/*/expert/expert.json")
@@ -26,10 +27,12 @@ class FoundExpert:
     Attributes:
         card: what it is.
         losses: (step, loss) of its training, in order; none where the run's log is not beside it.
+        loads: of the routers of its sparse layers, likewise.
     """
 
     card: ExpertCard
     losses: tuple[tuple[int, float], ...] = ()
+    loads: tuple[LayerLoad, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,8 @@ def _keep(found: dict[str, FoundExpert], wanted: Mapping[str, str | None], folde
     """Keeps the expert of a folder if it is wanted and the first of its id."""
     _, card, fingerprint = read_card(folder)
     if card.id in wanted and card.id not in found and wanted[card.id] in (None, fingerprint):
-        found[card.id] = FoundExpert(card, read_losses(folder.parent / "metrics.jsonl"))
+        found[card.id] = FoundExpert(card, read_losses(folder.parent / "metrics.jsonl"),
+                                     read_loads(folder.parent / FILE))
 
 
 def read_losses(path: storage.PathLike) -> tuple[tuple[int, float], ...]:

@@ -60,6 +60,33 @@ ABOUT_CURVES = """\
 Loss by step of training, one panel an expert, from the logs of the runs.
 {%- if curves_left %} {{ curves_left }} more experts are left out.{% endif %}"""
 
+ABOUT_LOADS = """\
+What the routers of sparse layers did while training, over the last tenth of the lines of each run's
+router.jsonl. A load is an expert's share of the choices, before any is dropped; even loads would be 1/E,
+marked in the scale of each picture. Entropy is the mean of the router's probabilities'; balance is K for even
+loads.
+{%- if loads.informed %} Information is the mutual information of task and expert over the choices: 0 if all
+tasks use the experts alike.{% endif %}
+{%- if loads.left %} {{ loads.left }} more runs have no picture.{% endif %}"""
+
+LOADS_MARKDOWN = """\
+## Router loads
+
+""" + ABOUT_LOADS + """
+
+{{ table(loads.grid) }}
+
+{% for name, caption in loads.plots %}![{{ caption }}]({{ picture(name) }})
+
+{% endfor %}"""
+
+LOADS_HTML = """\
+<h2 id="loads">Router loads</h2>
+<p class="note">""" + ABOUT_LOADS + """</p>
+{{ show(loads.grid) }}
+{% for name, caption in loads.plots %}<p><img alt="{{ caption }}" src="{{ picture(name) }}"></p>
+{% endfor %}"""
+
 NO_CARDS = """\
 No card was found near these results; `--experts DIR` says where the experts are."""
 
@@ -143,7 +170,7 @@ Dataset experts on validation rows of all prompts of their data set:
 
 ![Loss by step]({{ picture("learning_curves.png") }})
 
-{% endif %}## Routing
+{% endif %}{% if loads %}""" + LOADS_MARKDOWN + """{% endif %}## Routing
 
 """ + ABOUT_ROUTING + """
 
@@ -236,7 +263,7 @@ EXPERTS = """\
 {% if "learning_curves.png" in pictures %}<h2 id="curves">Learning curves</h2>
 <p class="note">""" + ABOUT_CURVES + """</p>
 <p><img alt="Loss by step of every expert" src="{{ picture("learning_curves.png") }}"></p>
-{% endif %}"""
+{% endif %}{% if loads %}""" + LOADS_HTML + """{% endif %}"""
 """What is shown of experts beside their scores."""
 
 HTML = HEAD + """\
@@ -329,7 +356,7 @@ RESULTS_MARKDOWN = """\
 
 ![Loss by step]({{ picture("learning_curves.png") }})
 
-{% endif %}"""
+{% endif %}{% if loads %}""" + LOADS_MARKDOWN + """{% endif %}"""
 
 RESULTS_HTML = HEAD + """\
 <h2 id="models">Models by tasks</h2>
@@ -343,6 +370,17 @@ RESULTS_HTML = HEAD + """\
 {{ show(scores) }}
 """ + EXPERTS + """
 </body></html>
+"""
+
+RUNS_MARKDOWN = """\
+# {{ title }}
+
+{% for line in summary %}{{ line }}
+
+{% endfor %}
+""" + LOADS_MARKDOWN
+
+RUNS_HTML = HEAD + LOADS_HTML + """</body></html>
 """
 
 ABOUT_SHARES = """\

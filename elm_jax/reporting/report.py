@@ -247,6 +247,7 @@ class Extras:
         samples: of `samples.samples_table`.
         matrix: grid of experts by tasks, as the heat map draws it.
         routers: of `router_grid.routers_content`; empty without a comparison of routers.
+        loads: of `router_loads.loads_content`; empty without sparse layers.
     """
 
     made: Made
@@ -255,11 +256,12 @@ class Extras:
     samples: Mapping[str, Any]
     matrix: Mapping[str, Any]
     routers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
         """Values of the templates of `page`."""
         curves = sum(bool(found.losses) for found in self.experts.values())
-        return {"samples": self.samples, "matrix": self.matrix, "routers": self.routers,
+        return {"samples": self.samples, "matrix": self.matrix, "routers": self.routers, "loads": self.loads,
                 "curves_left": max(0, curves - MOST_PANELS),
                 "cards": cards_grid(found.card for found in self.experts.values())}
 

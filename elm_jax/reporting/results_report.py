@@ -19,6 +19,7 @@ from elm_jax.reporting.expert_cards import FoundExpert, find_experts
 from elm_jax.reporting.page import RESULTS_HTML, RESULTS_MARKDOWN
 from elm_jax.reporting.page_parts import Made, html_page, markdown_of
 from elm_jax.reporting.report import Extras, fraction, legend, markdown_table, marked, with_interval
+from elm_jax.reporting.router_loads import draw_loads, loads_content
 from elm_jax.runtime import storage
 from elm_jax.runtime.terminal.text_tables import Column, document, visible, wrapped
 
@@ -124,8 +125,10 @@ def _write(path: epath.Path, made: Made, experts: Sequence[storage.PathLike]) ->
     folder = storage.absolute(path.parent)
     wanted = {score.row["expert"]: score.row.get("model") for score in scores if score.row["expert"] != BASE}
     found = find_experts(wanted, [folder, folder.parent], experts)
-    grid, pictures = scores_grid(scores), draw_scores(scores, found)
-    extras = Extras(made, pictures, found, samples_grid(scores, store), matrix_grid(scores))
+    runs = {name: expert.loads for name, expert in found.items() if expert.loads}
+    grid, pictures = scores_grid(scores), draw_scores(scores, found) | draw_loads(runs)
+    extras = Extras(made, pictures, found, samples_grid(scores, store), matrix_grid(scores),
+                    loads=loads_content(runs))
     texts = _render(path, scores, grid, extras)
     for name, picture in pictures.items():
         storage.write_bytes(path.parent / name, picture)

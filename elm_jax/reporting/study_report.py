@@ -21,10 +21,12 @@ from elm_jax.reporting.page_parts import Made
 from elm_jax.reporting.plots import CONSTANT
 from elm_jax.reporting.router_comparison import read_picks, router_comparison
 from elm_jax.reporting.router_grid import routers_content
+from elm_jax.reporting.router_loads import draw_loads, loads_content
 from elm_jax.reporting.study_facts import read_facts
 from elm_jax.reporting.study_table import study_table, target_tasks
 from elm_jax.runtime import storage
 from elm_jax.runtime.terminal.text_tables import Column, document, visible, wrapped
+from elm_jax.training.router_log import FILE, read_loads
 
 TITLE = "percent; last column: paired difference, 95% interval (paired bootstrap)"
 
@@ -103,8 +105,13 @@ def _write(folder: epath.Path, store: ResultsStore, made: Made, experts: Sequenc
     losses = {name: expert.losses for name, expert in found.items() if expert.losses}
     if losses:
         pictures["learning_curves.png"] = learning_curves(losses)
+    of_base = read_loads(storage.absolute(folder).parent / "base" / FILE)
+    runs = {name: loads for name, loads in (
+        (facts["base"], of_base), *((name, expert.loads) for name, expert in found.items())) if loads}
+    pictures |= draw_loads(runs)
     extras = report.Extras(made, pictures, found, study_samples(facts, matrix, store),
-                           heat_map_grid(facts, matrix), routers_content(table.get("routers")))
+                           heat_map_grid(facts, matrix), routers_content(table.get("routers")),
+                           loads_content(runs))
     texts = report.render(facts, table, oracle_ranks(facts, matrix), extras)
     for name, picture in pictures.items():
         storage.write_bytes(folder / name, picture)

@@ -9,19 +9,21 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from elm_jax.errors import RunError, describe
+from elm_jax.models.layers.sparse_config import SparseConfig
 from elm_jax.models.network import Network
-from elm_jax.runtime import hosts, preemption, sharding, trees
+from elm_jax.runtime import hosts, preemption, records, sharding, storage, trees
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.metrics_log import MetricsLog, Progress
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.training.router_log import RouterTotals, SoloMarker
 from elm_jax.training.run_settings import RunConfig
 from elm_jax.training.state import TrainState
 from elm_jax.training.step import ROUTER, Metrics, compile_step, make_spec, num_programs
@@ -105,7 +107,22 @@ def fit(
     }
     if run.optimizer.schedule != "constant":
         facts["train_steps"] = run.train_steps
-    return _run(advance, feed, run, facts, overlay, shardings, on_start)
+    program = _Program(advance, shardings, network.config.sparse)
+    return _run(program, feed, run, facts, overlay, on_start)
+
+
+class _Program(NamedTuple):
+    """What a run computes.
+
+    Attributes:
+        advance: ``(state, batch) -> (state, metrics)``.
+        shardings: of the state.
+        sparse: settings of the network's sparse layers; None if it has none.
+    """
+
+    advance: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    shardings: TrainState
+    sparse: SparseConfig | None
 
 
 class _Feed:
@@ -145,10 +162,11 @@ def _start_state(
 
 
 def _run(
-    advance: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], feed: _Feed, run: RunConfig,
-    facts: dict[str, Any], overlay: Params, shardings: TrainState, on_start: Callable[[], None] | None,
+    program: _Program, feed: _Feed, run: RunConfig, facts: dict[str, Any], overlay: Params,
+    on_start: Callable[[], None] | None,
 ) -> FitResult:
     """Restores the newest checkpoint, trains to `train_steps` or until SIGTERM, and saves."""
+    shardings = program.shardings
     with ExitStack() as stack:
         told_to_stop = stack.enter_context(preemption.stop_flag())
         saver, state = None, None
@@ -166,11 +184,11 @@ def _run(
         # All have compiled: at the first step Gloo waits 30 s for the slowest process, and then gives up.
         hosts.barrier()
         first = int(state.step)
-        recorder = stack.enter_context(_Recorder(run, first, saver))
+        recorder = stack.enter_context(_Recorder(run, first, saver, program.sparse))
         step = first
         batch = feed.batch(step) if step < run.train_steps else None
         while step < run.train_steps:
-            state, metrics = advance(state, batch)
+            state, metrics = program.advance(state, batch)
             step += 1
             if step < run.train_steps:
                 batch = feed.batch(step)
@@ -179,7 +197,7 @@ def _run(
             if stopping or step == run.train_steps or step % run.checkpoint_period == 0:
                 recorder.flush()
                 if saver is not None:
-                    saver.save(state)
+                    saver.save(state, recorder.note())
             if stopping:
                 break
         recorder.flush()
@@ -197,10 +215,28 @@ def _like(overlay: Params, optimizer: OptimizerConfig, shardings: TrainState) ->
     )
 
 
-class _Recorder:
-    """Reads metrics one step late, checks that they are finite, and writes them."""
+def _totals(sparse: SparseConfig | None, note: Any, saver: Checkpoints | None) -> RouterTotals | None:
+    """The sums of a run's routers, with those of a checkpoint's note; None without sparse layers."""
+    if sparse is None or saver is None:
+        return None
+    where = f"{storage.MARKER} in {saver.folder}"
+    note = {} if note is None else records.check_record(
+        {"note": note}, SoloMarker, kind="checkpoint", where=where)["note"]
+    return RouterTotals(sparse, note.get(ROUTER), where)
 
-    def __init__(self, run: RunConfig, first: int, saver: Checkpoints | None) -> None:
+
+class _Recorder:
+    """Reads metrics one step late, checks that they are finite, and writes them.
+
+    Args:
+        run: the run.
+        first: where this session starts.
+        saver: of its checkpoints; None if it has no folder.
+        sparse: settings of the network's sparse layers; None if it has none.
+    """
+
+    def __init__(self, run: RunConfig, first: int, saver: Checkpoints | None, sparse: SparseConfig | None
+                 ) -> None:
         chief = hosts.is_first()
         self._run = run
         self._saver = saver
@@ -208,8 +244,9 @@ class _Recorder:
         self._progress = (
             Progress(run.name, first, run.train_steps) if run.name is not None and chief else None
         )
+        note = saver.note() if saver is not None and sparse is not None and first else None
         self._log = (
-            MetricsLog(run.model_dir, first, run.tensorboard)
+            MetricsLog(run.model_dir, first, run.tensorboard, _totals(sparse, note, saver))
             if run.model_dir is not None and chief else None
         )
         self.rows: list[dict[str, float]] = list(self._log.rows) if self._log else []
@@ -235,14 +272,24 @@ class _Recorder:
         if self._log is not None:
             self._log.flush()
 
+    def note(self) -> dict[str, Any] | None:
+        """What the checkpoint keeps for the lines to come; None if there is nothing."""
+        router = None if self._log is None else self._log.note()
+        return None if router is None else {ROUTER: router}
+
     def _read(self) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is None:
             return
-        step = waiting[0]
-        scalars = {name: value for name, value in waiting[1].items() if name != ROUTER}
-        row = {name: float(value) for name, value in jax.device_get(scalars).items()}
+        step, metrics = waiting
+        if self._log is None:
+            metrics = {name: value for name, value in metrics.items() if name != ROUTER}
+        found = jax.device_get(metrics)
+        reports = found.pop(ROUTER, {})
+        row = {name: float(value) for name, value in found.items()}
         self._check_finite(step, row)
+        if self._log is not None:
+            self._log.count(reports)
         if self._progress is not None:
             row["tokens_per_second"] = self._progress.update(step, row["loss"], row["tokens"])
         if step % self._run.log_period == 0 or step == self._run.train_steps:

@@ -255,6 +255,30 @@ def read_checkpoint(folder: pathlib.Path) -> object:
         return checkpoints.restore(like)
 
 
+def make_loads(folder: pathlib.Path) -> None:
+    """Lines of two layers of a run over two tasks."""
+    load = [0.5, 0.25, 0.25]
+    rows = [{"step": step, "layer": layer, "steps": 5, "tokens": 40.0, "load": load, "dropped": 0.1,
+             "entropy": 1.0, "entropy_share": 0.91, "z": 2.0, "balance": 1.1, "max_load": 0.5,
+             "min_load": 0.25, "mutual_information": 0.0, "by_task": {
+                 "sums": {"choices": 30.0, "load": load}, "notes": {"choices": 10.0, "load": load}}}
+            for step in (5, 10) for layer in ("encoder/layers_1", "decoder/layers_1")]
+    (folder / "run").mkdir()
+    (folder / "run" / "router.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_loads(folder: pathlib.Path) -> object:
+    """Goes on with the run, and reports it but for drawing."""
+    from elm_jax.models.layers.sparse_config import SparseConfig
+    from elm_jax.reporting import router_loads
+    from elm_jax.training import router_log
+    from elm_jax.training.metrics_log import MetricsLog
+
+    MetricsLog(folder / "run", 100, False, router_log.RouterTotals(SparseConfig(3)))
+    loads = router_log.read_loads(folder / "run" / router_log.FILE)
+    return router_loads.loads_grid({"run": loads})
+
+
 @functools.cache
 def _run_of(folder: pathlib.Path) -> tuple[dict, object]:
     """Facts and abstract state of a run, as its whole checkpoint tells them."""
@@ -735,6 +759,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("arrays", make_arrays, read_arrays),
     Kind("farm", _copy("half_farm"), read_farm, left_out=("/state/", "/weights/", ".gin", "metrics.jsonl")),
     Kind("checkpoint", _copy("half_prompt"), read_checkpoint, left_out=(".gin",)),
+    Kind("loads", make_loads, read_loads),
     Kind("tables", make_stack, read_stack),
     Kind("gin", _copy("gin", "study.gin", "corpus.txt"), read_gin, left_out=(
         "corpus.txt", "pretrain.gin", "train.gin", "/experts/"), told=("Config.", "study", "gin config")),

@@ -119,6 +119,10 @@ def test_twice_it_writes_the_same_bytes_with_cards_curves_and_prompts(tmp_path):
     storage.write_json(folder / "expert.json", {**card.to_dict(), "overlay_fingerprint": "m"})
     storage.commit(folder)
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    line = {"step": 2, "layer": "decoder/layers_1", "steps": 2, "tokens": 9.0, "load": [0.75, 0.25],
+            "dropped": 0.125, "entropy": 0.5, "entropy_share": 0.7, "z": 1.0, "balance": 1.25,
+            "max_load": 0.75, "min_load": 0.25}
+    (run / "router.jsonl").write_text(json.dumps(line) + "\n")
     store = ResultsStore(tmp_path / "results")
     one = result("e", "sums", [1, 1, 0, 0])
     prompts = [{"index": index, "prompt": f"What is <{index}>?"} for index in (1, 2, 3)]
@@ -133,7 +137,9 @@ def test_twice_it_writes_the_same_bytes_with_cards_curves_and_prompts(tmp_path):
     assert [row[1:] for row in page.table("task", "row")] == [
         ["1", "e", "<b>said 1", "yes", "<b>said 1", "What is <1>?"],
         ["2", "e", "other | text", "no", "<b>said 0", "What is <2>?"]]
-    assert page.open == [] and page.links == [f"#{name}" for name in page.ids] and len(page.links) == 5
+    assert page.open == [] and page.links == [f"#{name}" for name in page.ids] and len(page.links) == 6
+    assert page.table("run", "layer")[0][:6] == ["e", "decoder/layers_1", "1 to 2", "1.50", "0.50", "12.5"]
+    assert "![e: load of experts by layer](router_1.png)" in written[0]["report.md"].decode()
     (tmp_path / "results" / "prompts" / "sums.validation.jsonl").write_text('{"index": 1}\n')
     with pytest.raises(InputError, match=r"(?s)field of the prompt is missing.*line 1.*prompt"):
         results_report.write_results_report(tmp_path / "results")

@@ -8,12 +8,16 @@ from typing import Any, TextIO
 import numpy as np
 
 from elm_jax.errors import InputError, describe
+from elm_jax.models.layers.gates import RouterSums
+from elm_jax.models.layers.sparse_config import SparseConfig
 from elm_jax.runtime import hosts
 from elm_jax.runtime.terminal.progress import StatusLine
 from elm_jax.training.early_end import Patience
 from elm_jax.training.loop import Stream
 from elm_jax.training.metrics_log import MetricsLog
+from elm_jax.training.router_log import RouterTotals
 from elm_jax.training.run_settings import StackConfig
+from elm_jax.training.step import ROUTER
 from elm_jax.types import Batch, Params
 
 
@@ -71,18 +75,21 @@ class Slot:
         index: number of its slot.
         config: how often it writes metrics, whether to TensorBoard too, when it may end early.
         rows: rows of its batches that this process needs, as `rows_of_slots` gives them.
-        step: finished updates.
-        note: what the checkpoint says of it, if it resumes.
+        sparse: settings of the network's sparse layers; None if it has none.
+        resumed: finished updates, and what the checkpoint says of it; None for an expert that begins.
     """
 
     def __init__(self, run: StackedRun, opened: Opened, index: int, config: StackConfig, rows: np.ndarray,
-                 step: int = 0, note: Mapping[str, Any] | None = None) -> None:
+                 sparse: SparseConfig | None, resumed: tuple[int, Mapping[str, Any]] | None = None) -> None:
+        step, note = resumed or (0, {})
         self.run, self.index, self.step, self._rows = run, index, step, rows
         self.stream, self.train_steps, self.validation = opened.stream, opened.train_steps, opened.validation
-        self.patience = Patience(**note["patience"]) if note and "patience" in note else Patience()
+        self.patience = Patience(**note.get("patience", {}))
         self._log_period, self._rule = config.log_period, config.early_end
         chief = hosts.is_first()
-        self._log = (MetricsLog(run.model_dir, step, config.tensorboard)
+        routers = None if sparse is None else RouterTotals(
+            sparse, note.get(ROUTER), f"checkpoint of {run.id}")
+        self._log = (MetricsLog(run.model_dir, step, config.tensorboard, routers)
                      if run.model_dir is not None and chief else None)
         self.rows: list[dict[str, float]] = list(self._log.rows) if self._log else []
         self.last: dict[str, float] = self.rows[-1] if self.rows else {}
@@ -102,8 +109,10 @@ class Slot:
     def _make(self) -> Batch | None:
         return self.stream.batch(self.step, self._rows) if len(self._rows) else None
 
-    def take(self, step: int, row: dict[str, float]) -> None:
-        """Takes the metrics of one step, all of them finite."""
+    def take(self, step: int, row: dict[str, float], reports: Mapping[str, RouterSums]) -> None:
+        """Takes the metrics of one step, all of them finite, and what each sparse layer did."""
+        if self._log is not None:
+            self._log.count(reports)
         self._tokens += row["tokens"]
         row["tokens_per_second"] = self._tokens / max(time.monotonic() - self._start, 1e-9)
         self.last = {"step": step, **row}
@@ -132,9 +141,10 @@ class Slot:
             self._log.add(row)
 
     def note(self) -> dict[str, Any]:
-        """The entry of this expert in a checkpoint: id, config and early end."""
+        """The entry of this expert in a checkpoint: id, config, early end, sums of its routers."""
+        router = None if self._log is None else self._log.note()
         return {"id": self.run.id, "digest": self.run.digest, "settings": dict(self.run.settings),
-                "patience": dataclasses.asdict(self.patience)}
+                "patience": dataclasses.asdict(self.patience), **({} if router is None else {ROUTER: router})}
 
     def flush(self) -> None:
         """Writes the rows that are not on disk yet."""

@@ -25,6 +25,7 @@ from elm_jax.runtime.differences import differences
 from elm_jax.training import state as states
 from elm_jax.training.checkpoint import Checkpoints
 from elm_jax.training.early_end import Patience, compile_loss, validation_loss
+from elm_jax.training.router_log import RouterNote
 from elm_jax.training.run_settings import StackConfig
 from elm_jax.training.stack import stacked_step
 from elm_jax.training.stack.slots import Opened, Slot, StackedRun, StackProgress
@@ -43,6 +44,7 @@ class SlotNote:
     digest: str
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     patience: Patience = dataclasses.field(default_factory=Patience)
+    router: RouterNote | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +161,7 @@ class _StackLoop:
         self.slots: list[Slot | None] = [None] * config.size
         self.ended: list[str] = []
         self.failed: dict[str, str] = {}
-        self.stopped, self.tick = False, 0
+        self.stopped, self.tick, self._sparse = False, 0, network.config.sparse
         first = runs[0].open()
         trained = trees.flatten(first.overlay)
         frozen, _ = trees.split(base, lambda path: path not in trained)
@@ -227,7 +229,8 @@ class _StackLoop:
                 opened = self._open(run)
                 self.state = hosts.in_order(
                     self.programs.enter(self.state, self._place(opened.overlay), np.int32(index)))
-                slot = self.slots[index] = Slot(run, opened, index, self.config, self._rows[index])
+                slot = Slot(run, opened, index, self.config, self._rows[index], self._sparse)
+                self.slots[index] = slot
                 self._slots_on_mesh = None
                 _LOG.debug("%s enters slot %d at step %d of %d", run.id, index, slot.step, slot.train_steps)
 
@@ -277,8 +280,8 @@ class _StackLoop:
         if waiting is None:
             return
         slots, steps, metrics = waiting
-        scalars = {name: value for name, value in metrics.items() if name != ROUTER}
-        columns = {name: np.asarray(value) for name, value in jax.device_get(scalars).items()}
+        columns = jax.device_get(dict(metrics))
+        reports = columns.pop(ROUTER, {})
         for index, (slot, step) in enumerate(zip(slots, steps, strict=True)):
             if slot is None or self.slots[index] is not slot:  # it failed or left since
                 continue
@@ -287,7 +290,7 @@ class _StackLoop:
             if wrong:
                 self._fail(slot, step, wrong, row)
             else:
-                slot.take(step, row)
+                slot.take(step, row, jax.tree.map(lambda column: column[index], reports))  # noqa: B023
         if self.progress is not None:
             self.progress.update(self.tick, [slot for slot in self.slots if slot], len(self.queue),
                                  len(self.ended), len(self.failed))
@@ -410,7 +413,8 @@ class _StackLoop:
                 self.best = _moved(found.opt_state["best"], self.best, moves)
         steps = hosts.whole(self.state.step)
         for place, (_, run, entry) in zip(places, standing, strict=True):
-            slot = Slot(run, self._open(run), place, self.config, self._rows[place], int(steps[place]), entry)
+            slot = Slot(run, self._open(run), place, self.config, self._rows[place], self._sparse,
+                        (int(steps[place]), entry))
             self.slots[place] = slot
             _LOG.debug("%s goes on in slot %d at step %d of %d", run.id, place, slot.step, slot.train_steps)
         self.queue = deque(run for run in self.queue if run not in [one for _, one, _ in standing])
