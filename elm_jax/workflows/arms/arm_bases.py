@@ -10,8 +10,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from elm_jax.errors import InputError, describe
-from elm_jax.experts.base import Base, load_base
+from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models import families
 from elm_jax.runtime import sharding, storage
 from elm_jax.runtime.differences import as_json
@@ -19,6 +18,7 @@ from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows.arms.arm_settings import SCRATCH, UPCYCLED, ArmSettings, ArmStudySettings
 from elm_jax.workflows.train import run_record
 from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
+from elm_jax.workflows.upcycle.upcycle_base import upcycle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ArmBases:
         self._pretrain(self.pretraining(dense, goes_on=False))
         if arm.origin == UPCYCLED:
             self._upcycle(arm)
-        elif arm.origin == SCRATCH and arm != dense:
+        elif arm.origin == SCRATCH:
             self._pretrain(self.pretraining(arm, goes_on=False))
         return self.first_folder(arm)
 
@@ -81,8 +81,14 @@ class ArmBases:
             raise Stopped
 
     def _upcycle(self, arm: ArmSettings) -> None:
-        """Makes the dense base sparse."""
-        raise InputError(describe("Bases are not upcycled yet", where=f"arm {arm.name}"))
+        """Makes the first base sparse, unless that was done."""
+        folder = self.first_folder(arm)
+        if storage.is_committed(folder):
+            return
+        dense = load_base(self.first_folder(self.config.dense))
+        base = upcycle(dense, arm.network.sparse, noise=arm.upcycle_noise, seed=self.config.random_seed)
+        save_base(folder, base.params, base.config, dense.vocabulary_path, {
+            "upcycled_from": dense.fingerprint, "settings": families.plain_settings(arm)})
 
     def pretraining(self, arm: ArmSettings, *, goes_on: bool, start: storage.PathLike | None = None
                     ) -> PretrainConfig:
@@ -99,7 +105,7 @@ class ArmBases:
             task_feature_lengths=stage.task_feature_lengths, chunk_length=config.chunk_length,
             prefix_lm_share=config.prefix_lm_share, optimizer=stage.optimizer,
             dropout_rate=stage.dropout_rate, random_seed=config.random_seed + goes_on,
-            checkpoint_period=stage.checkpoint_period, tensorboard=False,
+            checkpoint_period=stage.checkpoint_period, tensorboard=False, loss=arm.loss,
             initial_checkpoint_path=None if start is None else str(start))
 
 

@@ -42,13 +42,11 @@ class Changes:
 
     Attributes:
         freeze: leaves that do not train, as `TrainConfig.freeze` names them; None for none.
-        balance_loss: in place of the arm's.
-        router_z_loss: in place of the arm's.
+        without: losses of the arm's that it leaves out.
     """
 
     freeze: str | None = None
-    balance_loss: float | None = None
-    router_z_loss: float | None = None
+    without: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +100,15 @@ class ArmRun:
         """
         settings = self.stage.for_training()
         settings |= {"train_steps": self.steps, "batch_size": self.point.batch_size,
-                     "optimizer": dataclasses.replace(self.stage.optimizer, learning_rate=self.point.rate)}
+                     "optimizer": dataclasses.replace(self.stage.optimizer, learning_rate=self.point.rate),
+                     "loss": dataclasses.replace(self.arm.loss, **dict.fromkeys(self.changes.without, 0.0)),
+                     "freeze": self.changes.freeze}
         return TrainConfig(
             model_dir=str(storage.as_path(config.workdir) / "runs" / self.name),
             task=",".join(part.task for part in self.parts),
             initial_checkpoint_path=str(start), kind="dataset" if len(self.parts) == 1 else "multitask",
-            **settings, **self._sparse_settings(), random_seed=self.seed, keep_checkpoints=1,
+            **settings, random_seed=self.seed, keep_checkpoints=1,
             modules=config.modules, expert_id=self.name, tensorboard=False)
-
-    def _sparse_settings(self) -> dict[str, Any]:
-        """The settings of training that a network with experts has and others do not."""
-        return {}
 
     def digest(self, config: ArmStudySettings, start: str) -> str:
         """Hash of all that decides the run's result.
@@ -121,6 +117,6 @@ class ArmRun:
             config: of the study.
             start: digest of what it starts from.
         """
-        return run_record.digest([
-            self.train_config(config, "").deciding(), start,
-            [dataclasses.asdict(part) for part in self.parts], config.heldout_rows, config.random_seed, dataclasses.asdict(self.changes)])
+        settings = self.train_config(config, "").deciding()
+        parts = [dataclasses.asdict(part) for part in self.parts]
+        return run_record.digest([settings, start, parts, config.heldout_rows, config.random_seed])

@@ -137,4 +137,7 @@ class Scorer:
                               self.config.max_eval_rows)
             result = score_rows(network, params, self.split_of(target), scoring, target.model_of(name))
             more = {**columns, "model": stamp, "few_shot": target.few_shot}
+            if target.few_shot:
+                split = self.split_of(target)
+                more["exemplars"] = split.info["few_shot_taken"] / len(split)
             self.store.append(dataclasses.replace(result, rows=[{**row, **more} for row in result.rows]))

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from elm_jax.errors import InputError, describe
+from elm_jax.models.losses import LossConfig
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
@@ -24,30 +25,26 @@ class ArmSettings:
         name: in results and tables.
         network: dimensions; of the first arm those of the first base.
         origin: one of `ORIGINS`.
-        balance_loss: weight of the loss that balances the experts' load, in all of the arm's training.
-        router_z_loss: weight of the squared log of the routers' denominators.
+        loss: of all of the arm's training: factors of the losses of its routers.
+        upcycle_noise: of copies that an upcycled arm begins with, see `UpcycleConfig.noise`.
     """
 
     name: str
     network: NetworkConfig
     origin: str = CONTINUED
-    balance_loss: float = 0.0
-    router_z_loss: float = 0.0
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    upcycle_noise: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
         storage.require_name(self.name, "Arm.name", "name of an arm")
         check_choice("Arm.origin", self.origin, ORIGINS)
-        check_range("balance_loss", self.balance_loss, 0)
-        check_range("router_z_loss", self.router_z_loss, 0)
-        if self.is_sparse:
-            return
-        for name in ("balance_loss", "router_z_loss"):
-            if getattr(self, name):
-                raise InputError(describe(
-                    "A loss of the routers has no effect", where=f"{self.name}: {name}",
-                    got=getattr(self, name), expected="0 for a network without experts"))
-        if self.origin == UPCYCLED:
+        check_range("upcycle_noise", self.upcycle_noise, 0)
+        self.loss.check(self.network)
+        if self.upcycle_noise and self.origin != UPCYCLED:
+            raise InputError(describe("Noise is of copies, and nothing is copied", where=f"arm {self.name}",
+                                      got=f"origin {self.origin!r}", cure="leave upcycle_noise out"))
+        if self.origin == UPCYCLED and not self.is_sparse:
             raise InputError(describe("A dense network is not upcycled", where=f"arm {self.name}",
                                       expected=f"a network with experts, or origin {CONTINUED!r}"))
 

@@ -194,8 +194,8 @@ class ArmStudy:
         arms = []
         for arm in config.arms:
             cost = token_cost(families.network_of(arm.network), lengths["inputs"], lengths["targets"])
-            arms.append({"name": arm.name, "origin": arm.origin, "balance_loss": arm.balance_loss,
-                         "router_z_loss": arm.router_z_loss, **dataclasses.asdict(cost),
+            arms.append({"name": arm.name, "origin": arm.origin, "loss": arm.loss.facts(),
+                         **dataclasses.asdict(cost),
                          "choices": {kind: dataclasses.asdict(point) for (name, kind), point
                                      in self.choices.items() if name == arm.name}})
         return {
