@@ -10,9 +10,10 @@ from elm_jax.cli.printing import print_lines
 from elm_jax.errors import InputError, describe
 from elm_jax.runtime import preemption
 from elm_jax.workflows.arms.flan_study import run_flan_study
+from elm_jax.workflows.arms.task_moe_study import run_task_study
 from elm_jax.workflows.study.run_study import run_study
 
-KINDS = {"study": run_study, "flan_study": run_flan_study}
+KINDS = {"study": run_study, "flan_study": run_flan_study, "task_study": run_task_study}
 """By the configurable of its settings, what runs a study."""
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from elm_jax.errors import InputError, describe
 
 Z95 = 1.959963984540054

@@ -15,6 +15,7 @@ from elm_jax.reporting.arms.arm_tables import Section, arms_section, grid_sectio
 from elm_jax.reporting.arms.arms_page import ARMS_HTML, ARMS_MARKDOWN
 from elm_jax.reporting.arms.flan_tables import FlanResults
 from elm_jax.reporting.arms.gain_plots import gain_curves
+from elm_jax.reporting.arms.task_moe_tables import TaskMoeResults
 from elm_jax.reporting.arms.verdicts import Verdict
 from elm_jax.reporting.page_parts import Made, html_page, markdown_of
 from elm_jax.reporting.report import markdown_table
@@ -22,7 +23,7 @@ from elm_jax.runtime import storage
 from elm_jax.runtime.terminal.text_tables import Column, document, visible, wrapped
 
 FACTS = "arms.json"
-RESULTS = {"flan": FlanResults}
+RESULTS = {"flan": FlanResults, "task": TaskMoeResults}
 """By kind of study, what makes its sections and verdicts."""
 
 

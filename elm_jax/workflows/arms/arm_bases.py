@@ -7,15 +7,16 @@ part is pretrained from nothing and is the first part of every arm that continue
 import dataclasses
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models import families
-from elm_jax.runtime import sharding, storage
+from elm_jax.runtime import sharding, storage, trees
 from elm_jax.runtime.differences import as_json
 from elm_jax.runtime.preemption import Stopped
-from elm_jax.workflows.arms.arm_settings import SCRATCH, UPCYCLED, ArmSettings, ArmStudySettings
+from elm_jax.workflows.arms.arm_settings import REGATED, SCRATCH, UPCYCLED, ArmSettings, ArmStudySettings
 from elm_jax.workflows.train import run_record
 from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
 from elm_jax.workflows.upcycle.upcycle_base import upcycle
@@ -53,7 +54,9 @@ class ArmBases:
         """Hash of all that decides an arm's base."""
         config, owner = self.config, self.config.dense
         return run_record.digest(as_json([
-            families.plain_settings(arm), families.plain_settings(owner), dataclasses.asdict(config.pretrain),
+            families.plain_settings(arm), families.plain_settings(owner),
+            None if arm.of is None else families.plain_settings(config.arm(arm.of)),
+            dataclasses.asdict(config.pretrain),
             config.extra_steps, config.passages, config.vocab_pieces, config.character_coverage,
             config.chunk_length, config.prefix_lm_share, config.random_seed]))
 
@@ -63,6 +66,9 @@ class ArmBases:
         Raises:
             Stopped: by SIGTERM.
         """
+        if arm.origin == REGATED:
+            self._regate(arm)
+            return load_base(self.folder(arm))
         first = self._first(arm)
         self._pretrain(self.pretraining(arm, goes_on=True, start=first))
         return load_base(self.folder(arm))
@@ -89,6 +95,20 @@ class ArmBases:
         base = upcycle(dense, arm.network.sparse, noise=arm.upcycle_noise, seed=self.config.random_seed)
         save_base(folder, base.params, base.config, dense.vocabulary_path, {
             "upcycled_from": dense.fingerprint, "settings": families.plain_settings(arm)})
+
+    def _regate(self, arm: ArmSettings) -> None:
+        """Gives the base of another arm other gates, unless that was done: leaves of new names are fresh."""
+        folder = self.folder(arm)
+        if storage.is_committed(folder):
+            return
+        other = self.make(self.config.arm(arm.of))
+        network = families.network_of(arm.network)
+        fresh = trees.flatten(network.init(jax.random.key(self.config.random_seed)))
+        known = trees.flatten(other.params)
+        params = trees.unflatten({path: known[path] if path in known and known[path].shape == leaf.shape
+                                  else np.asarray(leaf) for path, leaf in fresh.items()})
+        save_base(folder, params, arm.network, other.vocabulary_path, {
+            "regated_from": other.fingerprint, "settings": families.plain_settings(arm)})
 
     def pretraining(self, arm: ArmSettings, *, goes_on: bool, start: storage.PathLike | None = None
                     ) -> PretrainConfig:

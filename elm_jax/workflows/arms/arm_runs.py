@@ -50,6 +50,21 @@ class Changes:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskVector:
+    """How a run's task gets its vector, in a network whose gates read tasks.
+
+    Attributes:
+        task: that gets it.
+        others: tasks that it is made of.
+        how: one of `task_vectors.VECTORS`.
+    """
+
+    task: str
+    others: tuple[str, ...]
+    how: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ArmRun:
     """One training run of a study, and what its result is scored on.
 
@@ -60,12 +75,13 @@ class ArmRun:
         parts: tasks and rows.
         stage: settings of the training, but for rate, batch size and steps.
         point: rate and batch size.
-        steps: of the run.
+        steps: of the run; 0 scores what it starts from.
         scored: what it is scored on.
         start: name of a kept run, or `BASE` for the arm's base.
         seed: of rows, order and dropout.
         keep: whether later runs start from the result.
         changes: for ablations.
+        vector: how its task gets a vector before the first step; None leaves the table as it is.
         facts: more columns of its result rows.
     """
 
@@ -81,6 +97,7 @@ class ArmRun:
     seed: int = 0
     keep: bool = False
     changes: Changes = Changes()
+    vector: TaskVector | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:
@@ -99,7 +116,7 @@ class ArmRun:
             start: folder of the base that it starts from.
         """
         settings = self.stage.for_training()
-        settings |= {"train_steps": self.steps, "batch_size": self.point.batch_size,
+        settings |= {"train_steps": max(1, self.steps), "batch_size": self.point.batch_size,
                      "optimizer": dataclasses.replace(self.stage.optimizer, learning_rate=self.point.rate),
                      "loss": dataclasses.replace(self.arm.loss, **dict.fromkeys(self.changes.without, 0.0)),
                      "freeze": self.changes.freeze}
@@ -119,4 +136,6 @@ class ArmRun:
         """
         settings = self.train_config(config, "").deciding()
         parts = [dataclasses.asdict(part) for part in self.parts]
-        return run_record.digest([settings, start, parts, config.heldout_rows, config.random_seed])
+        vector = self.vector and dataclasses.asdict(self.vector)
+        return run_record.digest([settings, start, parts, config.heldout_rows, config.random_seed, vector,
+                                  self.steps])

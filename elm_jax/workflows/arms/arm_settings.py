@@ -4,15 +4,16 @@ import dataclasses
 import math
 from typing import Any
 
-from elm_jax.errors import InputError, describe
+from elm_jax.errors import InputError, describe, unknown_name
 from elm_jax.models.losses import LossConfig
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
 from elm_jax.workflows.study.study_config import StageSettings
 
-CONTINUED, UPCYCLED, SCRATCH = ORIGINS = ("continued", "upcycled", "scratch")
-"""Where an arm's network comes from: the first arm's base, that base made sparse, or nothing."""
+CONTINUED, UPCYCLED, SCRATCH, REGATED = ORIGINS = ("continued", "upcycled", "scratch", "regated")
+"""Where an arm's network comes from: the first arm's base, that base made sparse, nothing, or the finished
+base of another arm with other gates."""
 BASE = "base"
 """Name of an arm's pretrained base, from which its runs begin."""
 
@@ -26,6 +27,8 @@ class ArmSettings:
         network: dimensions; of the first arm those of the first base.
         origin: one of `ORIGINS`.
         loss: of all of the arm's training: factors of the losses of its routers.
+        of: name of the arm whose base gets other gates, for the origin ``regated``. Pretraining has no tasks,
+            so networks whose gates read them begin so.
         upcycle_noise: of copies that an upcycled arm begins with, see `UpcycleConfig.noise`.
     """
 
@@ -34,6 +37,7 @@ class ArmSettings:
     origin: str = CONTINUED
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     upcycle_noise: float = 0.0
+    of: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -44,7 +48,15 @@ class ArmSettings:
         if self.upcycle_noise and self.origin != UPCYCLED:
             raise InputError(describe("Noise is of copies, and nothing is copied", where=f"arm {self.name}",
                                       got=f"origin {self.origin!r}", cure="leave upcycle_noise out"))
-        if self.origin == UPCYCLED and not self.is_sparse:
+        if (self.of is None) == (self.origin == REGATED):
+            raise InputError(describe(
+                "Other gates are given to the base of one arm", where=f"arm {self.name}: of", got=self.of,
+                expected=f"its name for the origin {REGATED!r}, else None"))
+        if self.reads_tasks and self.origin != REGATED:
+            raise InputError(describe(
+                "Raw passages have no tasks, so gates that read tasks are not pretrained",
+                where=f"arm {self.name}: origin", got=self.origin, expected=f"{REGATED!r}, of a sparse arm"))
+        if self.origin in (UPCYCLED, REGATED) and not self.is_sparse:
             raise InputError(describe("A dense network is not upcycled", where=f"arm {self.name}",
                                       expected=f"a network with experts, or origin {CONTINUED!r}"))
 
@@ -133,6 +145,10 @@ class ArmStudySettings:
         if self.arms[0].origin == UPCYCLED or self.arms[0].is_sparse:
             raise InputError(describe("The first arm is the dense network that the others are compared with",
                                       where="arms", got=self.arms[0].name, cure="put the dense arm first"))
+        for arm in self.arms:
+            known = [other.name for other in self.arms if other.is_sparse and other.origin != REGATED]
+            if arm.of is not None and arm.of not in known:
+                raise unknown_name("sparse arm", arm.of, known, where=f"arm {arm.name}: of")
         for stage in ("pretrain", "finetune", "tune"):
             if getattr(self, stage).train_steps is None:
                 raise InputError(describe("The arms are compared at equal steps", where=stage,

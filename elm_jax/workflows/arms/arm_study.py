@@ -28,6 +28,7 @@ from elm_jax.workflows.arms.arm_runs import ArmRun, Target, targets
 from elm_jax.workflows.arms.arm_scores import TARGET_LOSS, Scorer
 from elm_jax.workflows.arms.arm_settings import BASE, ArmSettings, ArmStudySettings, GridPoint, grid
 from elm_jax.workflows.arms.cut_rows import CutTaskData, RowCuts, TaskRows
+from elm_jax.workflows.arms.task_vectors import with_vector
 from elm_jax.workflows.study.study_config import StageSettings
 from elm_jax.workflows.train import run_record
 from elm_jax.workflows.train.train_expert import train
@@ -131,6 +132,11 @@ class ArmStudy:
 
     def _train_and_score(self, run: ArmRun, digest: str, keeps: bool) -> None:
         start = self.base_of(run.arm, run.start)
+        if run.vector is not None:
+            start = with_vector(start, run.vector.task, run.vector.others, run.vector.how, run.seed)
+        if not run.steps:
+            self.scorer.score(run.name, digest, run.scored, lambda: resolve(start, None), run.columns())
+            return
         outcome = train(run.train_config(self.config, start.path), base=start, mesh=self.mesh,
                         data=CutTaskData.of(self.cuts, run.parts, run.seed))
         if outcome.stopped:
@@ -194,7 +200,8 @@ class ArmStudy:
         arms = []
         for arm in config.arms:
             cost = token_cost(families.network_of(arm.network), lengths["inputs"], lengths["targets"])
-            arms.append({"name": arm.name, "origin": arm.origin, "loss": arm.loss.facts(),
+            arms.append({"name": arm.name, "origin": arm.origin, "reads_tasks": arm.reads_tasks,
+                         "is_sparse": arm.is_sparse, "loss": arm.loss.facts(),
                          **dataclasses.asdict(cost),
                          "choices": {kind: dataclasses.asdict(point) for (name, kind), point
                                      in self.choices.items() if name == arm.name}})

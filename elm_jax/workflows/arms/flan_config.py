@@ -77,7 +77,8 @@ class FlanStudyConfig(ArmStudySettings):
                                       expected=[arm.name for arm in self.arms if arm.is_sparse]))
         unknown = [name for name in self.ablations if name not in ABLATIONS]
         without = [name for name, loss in (
-            ("no balance loss", found[0].loss.balance_loss), ("no router z-loss", found[0].loss.router_z_loss))
+            ("no balance loss", found[0].loss.balance_loss),
+            ("no router z-loss", found[0].loss.router_z_loss))
                    if name in self.ablations and not loss]
         if unknown or without:
             raise InputError(describe(

@@ -26,7 +26,8 @@ FINETUNE, TUNE = "finetune", "tune"
 """Kinds of runs, for which arms choose rate and batch size apart."""
 CHANGES = {
     "freeze gate": Changes(freeze="gate"), "freeze experts": Changes(freeze="experts"),
-    "freeze sparse layers": Changes(freeze="sparse layers"), "no balance loss": Changes(without=("balance_loss",)),
+    "freeze sparse layers": Changes(freeze="sparse layers"),
+    "no balance loss": Changes(without=("balance_loss",)),
     "no router z-loss": Changes(without=("router_z_loss",)),
 }
 """By ablation, what its run does in another way."""
