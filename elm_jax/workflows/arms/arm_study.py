@@ -12,6 +12,7 @@ from typing import Any
 
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.registry import registry
+from elm_jax.data.sources.row_files import DATA_DIR_VARIABLE
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import ResultsStore
 from elm_jax.experts.base import Base, load_base, save_base
@@ -210,6 +211,14 @@ class ArmStudy:
             "lengths": dict(lengths), "stage_seconds": dict(self.clock.seconds),
             "programs": {"count": self.compiled.programs, "seconds": self.compiled.seconds},
             "versions": run_record.versions(), "config": plain_config(config)}
+
+
+def check_data(config: ArmStudySettings, task: str) -> None:
+    """Raises InputError if a task has neither rows nor prepared arrays."""
+    reason = registry.get_task(task).why_unavailable()
+    if reason is not None and not (storage.as_path(config.workdir) / "prepared" / task).exists():
+        raise InputError(describe("A task of the study cannot be prepared", where=task, got=reason,
+                                  cure=f"set {DATA_DIR_VARIABLE} to the folder that holds the data sets"))
 
 
 def plain_config(config: ArmStudySettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from elm_jax.runtime import locks, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows.arms.arm_runs import ArmRun, Changes, Target, targets
 from elm_jax.workflows.arms.arm_settings import BASE, ArmSettings
-from elm_jax.workflows.arms.arm_study import ArmStudy
+from elm_jax.workflows.arms.arm_study import ArmStudy, check_data
 from elm_jax.workflows.arms.cut_rows import TaskRows
 from elm_jax.workflows.arms.flan_config import FlanStudyConfig
 
@@ -123,17 +123,14 @@ class FlanStudy(ArmStudy):
                 facts={"ablation": name})
 
 
-def check(config: FlanStudyConfig) -> None:
+def check_flan_study(config: FlanStudyConfig) -> None:
     """Raises InputError for the first fault in names and data that would end the study later."""
     registry.import_tasks(config.modules)
     for field in ("finetune_tasks", "tuning_tasks", "unseen_tasks"):
         for name in getattr(config, field):
             if name not in registry.task_names():
                 raise unknown_name("task", name, registry.task_names(), where=f"flan_study.{field}")
-            task = registry.get_task(name)
-            if task.why_unavailable() is not None:
-                raise InputError(describe("A task of the study cannot be prepared", where=name,
-                                          got=task.why_unavailable()))
+            check_data(config, name)
     registry.check_trainable([*config.finetune_tasks, *config.tuning_tasks])
     seen = {_dataset(name): name for name in config.tuning_tasks}
     for name in (*config.finetune_tasks, *config.unseen_tasks):
@@ -164,7 +161,7 @@ def run_flan_study(config: FlanStudyConfig, *, on_start: Callable[[], None] | No
     """
     try:
         with locks.alone(config.workdir):
-            check(config)
+            check_flan_study(config)
             study = FlanStudy(config, command)
             if on_start is not None:
                 on_start()

@@ -6,14 +6,14 @@ bases -> grid -> low resource -> the pool's networks -> few rows -> robustness -
 from collections.abc import Callable, Iterator, Sequence
 
 from elm_jax.data.registry import registry
-from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.errors import unknown_name
 from elm_jax.reporting.arms.arms_report import ArmsOutcome, write_arms_report
 from elm_jax.reporting.page_parts import Made
 from elm_jax.runtime import locks, storage
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.workflows.arms.arm_runs import ArmRun, TaskVector, targets
 from elm_jax.workflows.arms.arm_settings import ArmSettings
-from elm_jax.workflows.arms.arm_study import ArmStudy
+from elm_jax.workflows.arms.arm_study import ArmStudy, check_data
 from elm_jax.workflows.arms.cut_rows import TaskRows
 from elm_jax.workflows.arms.task_moe_config import TaskStudyConfig
 from elm_jax.workflows.arms.task_vectors import DRAWN, MEAN_OF_ALL, RELATED
@@ -130,10 +130,7 @@ def check_task_study(config: TaskStudyConfig) -> None:
     for name in config.all_tasks:
         if name not in registry.task_names():
             raise unknown_name("task", name, registry.task_names(), where="task_study")
-        prepared = storage.as_path(config.workdir) / "prepared" / name
-        reason = registry.get_task(name).why_unavailable()
-        if reason is not None and not prepared.exists():
-            raise InputError(describe("A task of the study cannot be prepared", where=name, got=reason))
+        check_data(config, name)
     registry.check_trainable(config.all_tasks)
 
 
