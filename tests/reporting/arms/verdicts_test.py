@@ -73,7 +73,8 @@ def write_study(folder, gap_of):
                 losses += np.random.default_rng([place, ord(task), len(arm)]).normal(0, 0.02, 60)
                 right = rng.integers(0, 2, 60)
                 common = {"schema_version": 3, "expert": f"{arm}-{place}", "task": task,
-                          "split": "validation", "dataset": task, "chance": 0.5, "settings": "x", "num_instances": 60,
+                          "split": "validation", "dataset": task, "chance": 0.5, "settings": "x",
+                          "num_instances": 60,
                           "ci95_low": 0.0, "ci95_high": 1.0, "arm": arm, "seed": 0, "few_shot": 0, **tags}
                 predictions = [{"index": row, "prediction": "", "target": "", "correct": int(right[row]),
                                 "scores": [0.0, -1.0], "label": 0, "place": 0,
@@ -89,7 +90,8 @@ def write_study(folder, gap_of):
              "lengths": {"inputs": 8, "targets": 4}, "stage_seconds": {"all": 1.0}, "versions": {},
              "programs": {"count": 0, "seconds": 0.0}, "config": {
                  "finetune_tasks": list(TASKS), "unseen_tasks": list(UNSEEN_TASKS),
-                 "finetune_rows": [50, 100], "tuning_counts": [1, 2], "few_shot": 0, "ablated_arm": None, "ablations": []}}
+                 "finetune_rows": [50, 100], "tuning_counts": [1, 2], "few_shot": 0,
+                 "ablated_arm": None, "ablations": []}}
     (folder / "arms.json").write_text(json.dumps(facts))
     return store
 
