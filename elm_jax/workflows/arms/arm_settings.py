@@ -5,10 +5,12 @@ import math
 from typing import Any
 
 from elm_jax.errors import InputError, describe, unknown_name
+from elm_jax.models import families
 from elm_jax.models.losses import LossConfig
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import storage
 from elm_jax.runtime.config_checks import check_choice, check_positive, check_range, check_types
+from elm_jax.training.run_settings import check_losses
 from elm_jax.workflows.study.study_config import StageSettings
 
 CONTINUED, UPCYCLED, SCRATCH, REGATED = ORIGINS = ("continued", "upcycled", "scratch", "regated")
@@ -44,7 +46,7 @@ class ArmSettings:
         storage.require_name(self.name, "Arm.name", "name of an arm")
         check_choice("Arm.origin", self.origin, ORIGINS)
         check_range("upcycle_noise", self.upcycle_noise, 0)
-        self.loss.check(self.network)
+        check_losses(self.loss, families.network_of(self.network))
         if self.upcycle_noise and self.origin != UPCYCLED:
             raise InputError(describe("Noise is of copies, and nothing is copied", where=f"arm {self.name}",
                                       got=f"origin {self.origin!r}", cure="leave upcycle_noise out"))
