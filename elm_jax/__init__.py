@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `_MODULES` says 
     from elm_jax.workflows.merge.search_merge import SearchConfig, search_and_merge, search_weights
     from elm_jax.workflows.route import RouteConfig, RouteStream, route
     from elm_jax.workflows.target_task import route_task
+    from elm_jax.workflows.task_vectors import TaskVectorConfig, embed_tasks
     from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
     from elm_jax.workflows.train.train_config import TrainConfig
     from elm_jax.workflows.train.train_expert import train
@@ -86,6 +87,7 @@ _MODULES = {
     "T5Config": "elm_jax.models.t5.config",
     "T5Network": "elm_jax.models.t5.network",
     "TaskData": "elm_jax.data.preparing.task_data",
+    "TaskVectorConfig": "elm_jax.workflows.task_vectors",
     "TrainConfig": "elm_jax.workflows.train.train_config",
     "UpcycleConfig": "elm_jax.workflows.upcycle.upcycle_base",
     "Vocabulary": "elm_jax.vocabularies.vocabulary",
@@ -93,6 +95,7 @@ _MODULES = {
     "build_library": "elm_jax.workflows.build_library",
     "calibrate_library": "elm_jax.workflows.calibrate.calibrate_library",
     "convert": "elm_jax.workflows.convert.convert_model",
+    "embed_tasks": "elm_jax.workflows.task_vectors",
     "evaluate": "elm_jax.workflows.evaluate.evaluate_models",
     "evaluate_folders": "elm_jax.workflows.evaluate.evaluate_folders",
     "evaluate_mixed": "elm_jax.workflows.evaluate.evaluate_mixed",
@@ -122,8 +125,9 @@ __all__ = [
     "ExpertCard", "ExpertLibrary", "InputError", "LibraryScorer", "OptimizerConfig", "PreparedSplit",
     "PretrainConfig", "RouteConfig", "RouteStream", "RouterSettings", "RoutingDecision",
     "RoutingInstance", "RunError", "ScoredRow", "SearchConfig", "SparseConfig", "T5Config", "T5Network",
-    "TaskData", "TrainConfig", "UpcycleConfig", "Vocabulary", "add_task", "build_library",
-    "calibrate_library", "convert", "evaluate", "evaluate_folders", "evaluate_mixed", "generate", "load_base",
-    "load_expert", "load_peft", "merge", "pretrain", "resolve", "route", "route_task", "save_base",
-    "save_expert", "save_peft", "search_and_merge", "search_weights", "train", "upcycle", "upcycle_folders",
+    "TaskData", "TaskVectorConfig", "TrainConfig", "UpcycleConfig", "Vocabulary", "add_task", "build_library",
+    "calibrate_library", "convert", "embed_tasks", "evaluate", "evaluate_folders", "evaluate_mixed",
+    "generate", "load_base", "load_expert", "load_peft", "merge", "pretrain", "resolve", "route",
+    "route_task", "save_base", "save_expert", "save_peft", "search_and_merge", "search_weights", "train",
+    "upcycle", "upcycle_folders",
 ]

@@ -39,8 +39,11 @@ class Padded(NamedTuple):
         lengths: i32[...], number of real tokens in each row; the rest is padding, whatever its id.
         states: of the tokens, above frozen lower layers, as `models.network.Trunk.trunk_of_choices` gives
             them; None: the network computes them.
+        tasks: i32[B], numbers of the rows' tasks, of inputs to a network whose gates read them; None for
+            others.
     """
 
     tokens: Array
     lengths: Array
     states: Array | None = None
+    tasks: Array | None = None

@@ -16,6 +16,7 @@ from elm_jax.workflows.choices import (
     LAYOUTS,
     MORE_METRICS,
     NONE_PER,
+    PERS,
     WRITTEN_FOLDERS,
     WRITTEN_KINDS,
 )
@@ -399,6 +400,8 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
                           "terminal: what you type")
     generate.add_argument("--examples", metavar="FILE", help='JSON lines with a field "inputs"')
     generate.add_argument("--task", metavar="NAME", help="a task's first rows, as it renders them")
+    generate.add_argument("--gate_task", metavar="NAME", help="the task that a sparse base's gates read, if "
+                          "they do (default: that of --task)")
     generate.add_argument("--split", help="of the task (default: the one that it is scored on)")
     generate.add_argument("--rows", type=int, metavar="N", help="of the task (default: 3)")
     generate.add_argument("--base", metavar="DIR", help="default: the one that the experts' cards name")
@@ -498,6 +501,30 @@ def _add_base(verbs: argparse._SubParsersAction) -> None:
     _prints_table(listing)
 
 
+def _add_embed(actions: argparse._SubParsersAction) -> None:
+    embed = _verb(
+        actions, "embed", "Gives tasks vectors that the gates of a sparse base read.",
+        "elm tasks embed --base bases/moe --output bases/task_moe ag_news trec   a first table\n"
+        "  elm tasks embed --base runs/multitask --output bases/with_rte --from text super_glue_rte",
+        "tasks:embed")
+    embed.add_argument("names", nargs="+", metavar="NAME", help="tasks or mixtures without a vector")
+    embed.add_argument("--base", required=True, metavar="DIR", help="a sparse base, or a full expert of one")
+    embed.add_argument("--output", required=True, metavar="DIR", help="folder of the new base")
+    embed.add_argument("--from", dest="made_of", metavar="WAY", help="mean of the known vectors (default); "
+                       "text: by likeness of templates; votes: of a --library; TASK=WEIGHT,...; of a first "
+                       "table random (default) or text")
+    embed.add_argument("--library", metavar="DIR", help="whose votes count, with --from votes")
+    embed.add_argument("--encoder", help="of texts: auto, minilm or tfidf (default: auto)")
+    embed.add_argument("--temperature", type=float, metavar="X",
+                       help="of the softmax over likenesses of texts (default: 0.1)")
+    embed.add_argument("--task_dim", type=int, metavar="N", help="width of a first table (default: 64)")
+    embed.add_argument("--seed", type=int, metavar="N", help="of a first table (default: 0)")
+    embed.add_argument("--per", choices=PERS, default="task",
+                       help="a vector for each task, or one for all tasks of a data set (default: task)")
+    embed.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _add_modules(embed)
+
+
 def _add_upcycle(verbs: argparse._SubParsersAction) -> None:
     upcycle = _verb(
         verbs, "upcycle", "Makes a sparse base of a dense one, or of its full experts.",
@@ -509,7 +536,7 @@ def _add_upcycle(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_tasks(verbs: argparse._SubParsersAction) -> None:
-    tasks = verbs.add_parser("tasks", help="Registered tasks: list, show, stats, cache, check.")
+    tasks = verbs.add_parser("tasks", help="Registered tasks: list, show, stats, cache, embed, check.")
     actions = tasks.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = _verb(actions, "list", "Lists tasks and mixtures.",
                     "elm tasks list --role train --category sentiment", "tasks:list_tasks")
@@ -545,6 +572,7 @@ def _add_tasks(verbs: argparse._SubParsersAction) -> None:
                             help="tokens of an input that are kept (default: of the task's recipe, else 512)")
         parser.add_argument("--target_length", type=int, metavar="T",
                             help="tokens of a target that are kept (default: of the task's recipe, else 128)")
+    _add_embed(actions)
     check = _verb(actions, "check", "Which data sets are there and whole, and how to get the others.",
                   "ELM_DATA_DIR=data elm tasks check", "tasks:check")
     for parser in (listing, show, check):

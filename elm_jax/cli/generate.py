@@ -13,7 +13,7 @@ from elm_jax.workflows.row_routes import BASE_ID, RowRoute
 
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 FIELDS = ("base", "library", "router", "examples", "task", "split", "rows", "chat", "encoder_dir",
-          "none_of_these", "none_per")
+          "none_of_these", "none_per", "gate_task")
 """Flags that are fields of the settings, and of the config."""
 SHOWN = 60
 """Characters of a training instance that a reason quotes."""

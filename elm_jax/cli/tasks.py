@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from typing import Any
 
-from elm_jax.cli.printing import Column, print_json, print_table, say, visible
+from elm_jax.cli.printing import Column, print_json, print_lines, print_table, say, visible
 from elm_jax.cli.registries import modules_of, task_data
 from elm_jax.data.registry.task_rows import describe_dropped
 from elm_jax.data.sources import row_files
@@ -14,6 +14,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import load_reading
 from elm_jax.runtime.config_checks import check_positive
 from elm_jax.runtime.terminal.progress import StageLine
+from elm_jax.workflows.task_vectors import TaskVectorConfig, embed_tasks
 from elm_jax.workflows.tasks import show_tasks as task_tools
 from elm_jax.workflows.tasks import task_cache, task_check, task_stats
 
@@ -24,6 +25,9 @@ CHECKED = (Column("dataset"), Column("config"), Column("role", 3), Column("tasks
            Column("rows", kind="text"), Column("lacking, or where to get it", 1, "text"))
 COUNTED = (Column("task"), Column("split"), Column("instances", 4, "number"), Column("dropped", 3, "number"),
            Column("rows", kind="number"), Column("choices", 5, "number"))
+VECTORS = ("base", "output", "made_of", "library", "encoder", "temperature", "task_dim", "seed", "per")
+"""Flags that are fields of `TaskVectorConfig`."""
+SHOWN_WEIGHTS = 4
 CACHED = (Column("task"), Column("split"), Column("rows", kind="number"), Column("dropped", 1, "number"),
           Column("why", 2, "text"))
 
@@ -149,6 +153,22 @@ def _remark(row: dict[str, Any]) -> str:
     remarks = [f"{count} tasks: {reason}" for reason, count in reasons.items()]
     remarks += [f"no {split}" for split in row["without"]]
     return "; ".join([*remarks, *([f"{len(row['faults'])} faults, see below"] if row["faults"] else [])])
+
+
+def embed(arguments: argparse.Namespace) -> None:
+    """Runs `elm tasks embed`: prints what the vectors are made of and the new base's folder."""
+    report = embed_tasks(TaskVectorConfig(
+        tasks=tuple(arguments.names), modules=modules_of(arguments),
+        **{name: getattr(arguments, name) for name in VECTORS}))
+    if arguments.json:
+        print_json(report)
+        return
+    for name, weights in report["tasks"].items():
+        largest = sorted(weights.items(), key=lambda item: -item[1])[:SHOWN_WEIGHTS]
+        made = ", ".join(f"{weight:.2f} {task}" for task, weight in largest) or report["made_of"]
+        print_lines(f"{name}: {made}" + f", and {len(weights) - len(largest)} more" * (
+            len(weights) > len(largest)))
+    print_lines(f"{report['num_tasks']} tasks; gate: {report['gate']}", report["output"])
 
 
 def cache(arguments: argparse.Namespace) -> None:

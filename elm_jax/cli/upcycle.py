@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from elm_jax.cli.printing import Column, print_document, print_json, print_lines, print_sentences
+from elm_jax.cli.registries import modules_of
 from elm_jax.errors import InputError, describe
-from elm_jax.models.layers.sparse_config import SparseConfig
+from elm_jax.models.layers.sparse_config import TOKEN, SparseConfig
+from elm_jax.workflows.task_vectors import TASK, TASK_DIM, row_names
 from elm_jax.workflows.upcycle import step_zero_loss
 from elm_jax.workflows.upcycle.upcycle_base import EXPERTS, UpcycleConfig, upcycle_folders
 
@@ -26,9 +28,11 @@ def upcycle(arguments: argparse.Namespace) -> None:
     if number is None:
         raise InputError(describe("A sparse base needs a number of experts, or experts",
                                   expected="--num_experts E, or --experts DIR ...", cure="--num_experts 8"))
-    sparse = SparseConfig(num_experts=number, **{name: getattr(arguments, name) for name in SPARSE})
+    sparse = SparseConfig(num_experts=number, **{name: getattr(arguments, name) for name in SPARSE},
+                          **_tasks_of(arguments))
+    for_loss = arguments.module and (arguments.loss_on or not arguments.tasks)
     report = upcycle_folders(UpcycleConfig(
-        sparse=sparse, experts=experts, modules=tuple(arguments.module) if arguments.module else None,
+        sparse=sparse, experts=experts, modules=tuple(arguments.module) if for_loss else None,
         **{name: getattr(arguments, name) for name in FIELDS}))
     if arguments.json:
         print_json(report)
@@ -37,6 +41,20 @@ def upcycle(arguments: argparse.Namespace) -> None:
     if "loss" in report:
         _print_loss(report["loss"])
     print_lines(report["output"])
+
+
+def _tasks_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of gates that read tasks."""
+    if arguments.gate == TOKEN:
+        for name in ("tasks", "per", "task_dim"):
+            if getattr(arguments, name):
+                raise InputError(describe(
+                    "A setting has no effect: the gates read no tasks", where=f"--{name}",
+                    got=getattr(arguments, name), expected="--gate task or --gate both",
+                    cure="leave it out"))
+        return {}
+    tasks = row_names(arguments.tasks, arguments.per or TASK, modules_of(arguments))
+    return {"gate": arguments.gate, "tasks": tasks, "task_dim": arguments.task_dim or TASK_DIM}
 
 
 def _summary(report: Mapping[str, Any]) -> list[str]:

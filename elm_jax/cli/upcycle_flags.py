@@ -2,7 +2,7 @@
 
 import argparse
 
-from elm_jax.workflows.choices import RESTS
+from elm_jax.workflows.choices import GATES, PERS, RESTS
 
 
 def add_upcycle_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,13 @@ def _add_sparse(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--offset", type=_offset, default="t5x", metavar="t5x|hf|N",
                        help="the first sparse layer: the last of each N, the second, or its number from 0 "
                        "(default: t5x)")
+    group.add_argument("--gate", choices=GATES, default=GATES[0], help="what the router reads: the token, "
+                       "the task, or both, in which the task counts for nothing at first (default: token)")
+    group.add_argument("--tasks", nargs="+", default=[], metavar="NAME",
+                       help="with gates that read tasks: tasks or mixtures that get a vector")
+    group.add_argument("--per", choices=PERS, help="a vector for each of --tasks (the default), "
+                       "or one for all tasks of a data set")
+    group.add_argument("--task_dim", type=int, metavar="N", help="width of a task's vector (default: 64)")
     group.add_argument("--dense_sublayer", action=argparse.BooleanOptionalAction, default=False,
                        help="a dense feed-forward behind each sparse one, which adds nothing at first "
                        "(default: no)")

@@ -8,10 +8,10 @@ import numpy as np
 from elm_jax.data.arrays.batch_forms import BatchForm, form_of
 from elm_jax.data.arrays.batches import ChoiceShape, Tokens, choose_bucket, make_choice_batch, pad_prompts
 from elm_jax.data.arrays.prepared import PreparedSplit
-from elm_jax.data.arrays.prompt_rows import check_context, prompts_of
+from elm_jax.data.arrays.prompt_rows import check_context, prompts_of, task_number
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
-from elm_jax.models.network import Network
+from elm_jax.models.network import TASK_IDS, Network
 from elm_jax.runtime import trees
 
 SMALLEST_CHOICE_BUCKET = 2
@@ -59,6 +59,7 @@ class TaskInstances:
         prompts: of each row, cut.
         choices: answer choices of each row; None where texts are generated.
         parameters: number of the network's, which says what a row costs.
+        task: number of the split's task, for a network whose batches carry it; None for others.
     """
 
     split: PreparedSplit
@@ -66,14 +67,15 @@ class TaskInstances:
     prompts: list[Tokens]
     choices: list[list[Tokens]] | None
     parameters: int
+    task: int | None = None
 
     @classmethod
     def of(cls, split: PreparedSplit, network: Network, settings: EvaluationSettings) -> "TaskInstances":
         """Makes prompts and choices of a split's rows, as one network takes them.
 
         Raises:
-            InputError: the split has no rows, a row to rank has no choices, or a prompt and what follows it
-                are longer than the network's context.
+            InputError: the split has no rows, a row to rank has no choices, a prompt and what follows it are
+                longer than the network's context, or the network's gates do not know the task.
         """
         where, form = f"{split.name} {split.split}", form_of(network)
         if not len(split):
@@ -85,18 +87,23 @@ class TaskInstances:
         prompts = prompts_of(split, form, settings.source_length)
         check_context(split, form, prompts, [settings.max_new_tokens] * len(split) if choices is None
                       else [max(map(len, own)) for own in choices])
-        return cls(split, form, prompts, choices, trees.count(network.abstract_params()))
+        return cls(split, form, prompts, choices, trees.count(network.abstract_params()),
+                   task_number(split, form))
 
     def batch(self, shape: BatchShape, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Makes the batch of some rows: inputs i32[B, S], choices i32[B, C, T] if any, and their lengths."""
+        """Makes the batch of some rows: inputs i32[B, S], choices i32[B, C, T] if any, and their lengths.
+
+        For a network that takes them also task_ids i32[B].
+        """
+        tasks = {} if self.task is None else {TASK_IDS: np.full(shape.rows, self.task, np.int32)}
         prompts = [self.prompts[row] for row in rows]
         if self.choices is None:
             # Copies of a real row, not empty ones: decoding continues until the last row has ended.
             prompts += prompts[:1] * (shape.rows - len(rows))
-            return dict(pad_prompts(prompts, shape.rows, shape.source, self.form.ids.pad))
-        batch = dict(make_choice_batch(
+            return {**pad_prompts(prompts, shape.rows, shape.source, self.form.ids.pad), **tasks}
+        batch = {**make_choice_batch(
             prompts, [self.choices[row] for row in rows],
-            ChoiceShape(shape.rows, shape.source, shape.choices, shape.target), self.form.ids.pad))
+            ChoiceShape(shape.rows, shape.source, shape.choices, shape.target), self.form.ids.pad), **tasks}
         del batch["choice_mask"]  # the lengths imply it
         return batch
 

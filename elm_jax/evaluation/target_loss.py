@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.data.arrays.batches import padded
 from elm_jax.data.arrays.prepared import PreparedSplit
-from elm_jax.data.arrays.prompt_rows import check_context, prompts_of
+from elm_jax.data.arrays.prompt_rows import check_context, prompts_of, task_number
 from elm_jax.errors import InputError, RunError, describe
 from elm_jax.evaluation import rank
 from elm_jax.evaluation.batch_plan import TaskInstances, plan_batches
@@ -69,4 +69,5 @@ def _with_targets(split: PreparedSplit, network: Network, settings: EvaluationSe
     prompts = prompts_of(split, form, settings.source_length)
     targets = [[form.target(split.targets(row), settings.max_new_tokens)] for row in range(len(split))]
     check_context(split, form, prompts, [len(target) for target, in targets])
-    return TaskInstances(split, form, prompts, targets, trees.count(network.abstract_params()))
+    return TaskInstances(split, form, prompts, targets, trees.count(network.abstract_params()),
+                         task_number(split, form))

@@ -18,7 +18,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.answer_text import CONTEXT, LENGTH, Answer, AnswerText
 from elm_jax.evaluation.generation_settings import GenerationSettings
 from elm_jax.models.decode import Decoding, Rules, advance, begin
-from elm_jax.models.network import Network, context_of, ends_of
+from elm_jax.models.network import TASK_IDS, Network, context_of, ends_of
 from elm_jax.models.sampling import Sampling, row_keys
 from elm_jax.types import Array, Params
 from elm_jax.vocabularies.vocabulary import Vocabulary
@@ -38,11 +38,14 @@ class TextGenerator:
         network: of the model.
         params: on the device.
         vocabulary: of its base.
+        task: number of the task that all prompts are of, for a network whose gates read tasks; None for
+            others.
     """
 
-    def __init__(self, network: Network, params: Params, vocabulary: Vocabulary) -> None:
+    def __init__(self, network: Network, params: Params, vocabulary: Vocabulary, task: int | None = None
+                 ) -> None:
         """Puts the parameters onto the first device, unless they are on devices already."""
-        self.network, self.vocabulary = network, vocabulary
+        self.network, self.vocabulary, self.task = network, vocabulary, task
         self.params = jax.tree.map(jnp.asarray, params)
         self._form, self._ends = form_of(network), ends_of(network.config)
         self._context = context_of(network.config)
@@ -145,6 +148,8 @@ class TextGenerator:
         rows = 1 << (len(prompts) - 1).bit_length()
         width, most = self._shape(max(map(len, prompts)), max(text.limit for text in texts))
         batch = pad_prompts([*prompts, *prompts[:1] * (rows - len(prompts))], rows, width, self._form.ids.pad)
+        if self.task is not None:
+            batch = {**batch, TASK_IDS: np.full(rows, self.task, np.int32)}
         limits = np.asarray([text.limit for text in texts] + [0] * (rows - len(texts)), np.int32)
         rules = Rules(np.asarray(self._ends, np.int32), limits,
                       *_sampling(settings, np.resize(words, (rows, words.shape[1]))))

@@ -25,6 +25,7 @@ from elm_jax.models.network import (
     ADAPTER,
     GATE,
     NORM,
+    TASK_TABLE,
     Network,
     NetworkConfig,
     has_expert_axis,
@@ -65,8 +66,11 @@ def trained_leaves(role_of: Callable[[str], str], form: str, train_norms: bool =
     return lambda path: _is_new(role_of, path) or (train_norms and role_of(path) == NORM)
 
 
-FREEZES = ("gate", "experts", "sparse layers")
-"""What of a network's sparse feed-forwards may stay frozen: their routers, their experts, or both."""
+ALL_BUT = "all but "
+FREEZES = ("gate", "experts", "sparse layers", f"{ALL_BUT}task vectors",
+           f"{ALL_BUT}task vectors and experts")
+"""What may stay frozen: of sparse feed-forwards the routers (with the tasks' vectors), the experts,
+or both; or all else than the vectors that gates read of tasks, for a task that came later."""
 
 
 def frozen_by(network: Network, freeze: str | None) -> Callable[[str], bool]:
@@ -84,10 +88,17 @@ def frozen_by(network: Network, freeze: str | None) -> Callable[[str], bool]:
     check_choice("freeze", freeze, FREEZES)
 
     def frozen(path: str) -> bool:
+        if freeze.startswith(ALL_BUT):
+            return path != TASK_TABLE and not (has_expert_axis(path) and freeze.endswith("experts"))
         gate = network.role_of(path) == GATE and not is_adapter_leaf(path)
         return (gate and freeze != "experts") or (has_expert_axis(path) and freeze != "gate")
 
-    if not any(map(frozen, trees.flatten(network.abstract_params()))):
+    paths = trees.flatten(network.abstract_params())
+    if freeze.startswith(ALL_BUT) and TASK_TABLE not in paths:
+        raise InputError(describe(
+            "There is nothing to train: the network's gates read no tasks", where="freeze", got=repr(freeze),
+            expected="a base with gates that read tasks", cure="leave it out, or make one: elm tasks embed"))
+    if not any(map(frozen, paths)):
         raise InputError(describe(
             "There is nothing to freeze: the network has no sparse layer", where="freeze", got=repr(freeze),
             expected="None for a dense network", cure="leave it out, or give a sparse base"))

@@ -28,11 +28,15 @@ BODY, NORM, ADAPTER, GATE = ROLES = ("body", "norm", "adapter", "gate")
 bias of a normalisation."""
 ROUTER_PART = "router"
 """Part of the paths of a sparse layer's router."""
+TASK_TABLE = "task_embedder/embedding"
+"""Path of the table of tasks f32[M, D_t], which gates of sparse layers may read."""
 EXPERT_PART = "expert"
 """Part of the paths of a sparse layer's experts, whose leaves lie side by side on a first axis."""
 REMAT = ("none", "layer", "dots")
 """Names of what the backward pass recomputes."""
 
+TASK_IDS = "task_ids"
+"""Key of a batch: numbers i32[B] of the rows' tasks, or i32[B, L] of the tokens' of joined rows."""
 TRUNK_STATES = "trunk_states"
 """Key of a training batch: states f[B, L, D] in place of what a network's trunk would compute."""
 
@@ -208,7 +212,7 @@ class Network(Protocol):
 
         Args:
             params: as `init` makes them.
-            inputs: tokens i32[B, S], lengths i32[B].
+            inputs: tokens i32[B, S], lengths i32[B]; tasks i32[B] where gates read them.
             targets: tokens i32[B, C, T], lengths i32[B, C]; a choice ends with EOS; length 0 is no choice.
 
         Returns:
@@ -220,7 +224,7 @@ class Network(Protocol):
 
         Args:
             params: as `init` makes them.
-            inputs: tokens i32[B, S], lengths i32[B].
+            inputs: tokens i32[B, S], lengths i32[B]; tasks i32[B] where gates read them.
             max_length: steps that the cache holds.
         """
 
@@ -305,9 +309,9 @@ def frozen_depth(network: Network, trained: Iterable[str]) -> int:
 def is_multiplied(path: str) -> bool:
     """Whether a leaf is a matrix that is cast to the activations' dtype, by its Flax name.
 
-    A router is none: it computes in float32.
+    A router is none, nor is what it reads of tasks: it computes in float32.
     """
-    return path.endswith(("/kernel", "/embedding")) and not is_router(path)
+    return path.endswith(("/kernel", "/embedding")) and not is_gate(path)
 
 
 def has_expert_axis(path: str) -> bool:
@@ -318,6 +322,11 @@ def has_expert_axis(path: str) -> bool:
 def is_router(path: str) -> bool:
     """Whether a leaf is of a sparse layer's router, by its Flax name."""
     return f"/{ROUTER_PART}/" in path
+
+
+def is_gate(path: str) -> bool:
+    """Whether a leaf is of a sparse layer's router, or the table of tasks that it reads, by its Flax name."""
+    return is_router(path) or path == TASK_TABLE
 
 
 def ids_of(config: NetworkConfig) -> SpecialIds:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from elm_jax.errors import InputError, describe
 from elm_jax.models.adapters.config import AdapterConfig
 from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.modules import Cache, Transformer
+from elm_jax.models.t5.modules import Cache, Packing, Transformer
 from elm_jax.types import Array
 
 __all__ = ["AdapterConfig", "T5Config", "T5XTransformer"]
@@ -74,7 +74,7 @@ class T5XTransformer(nn.Module):
     ) -> Array:
         """Encodes tokens i32[B, S] -> f[B, S, D]."""
         tokens = encoder_input_tokens.astype(jnp.int32)  # T5X makes its first variables of floats
-        return self.network.encode(tokens, self._real(tokens), encoder_segment_ids,
+        return self.network.encode(tokens, self._real(tokens), Packing(encoder_segment_ids),
                                    deterministic=not enable_dropout)
 
     def decode(
@@ -104,9 +104,8 @@ class T5XTransformer(nn.Module):
             return self._step(encoded, real, tokens[:, 0], max_decode_length or 1)
         if decode:
             self._keep(self.network.init_cache(encoded, real, tokens.shape[1]))
-        return self.network.decode(
-            encoded, real, tokens, encoder_segment_ids, decoder_segment_ids,
-            deterministic=not enable_dropout)
+        return self.network.decode(encoded, real, tokens, Packing(encoder_segment_ids, decoder_segment_ids),
+                                   deterministic=not enable_dropout)
 
     def _real(self, tokens: Array) -> Array:
         """Token mask from ids: T5X's batches have no lengths, and its padding is no real token."""

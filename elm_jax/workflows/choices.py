@@ -30,6 +30,10 @@ SEARCHES = ("gradient", "evolution")
 """Ways to search merge weights."""
 RESTS = ("mean", "base")
 """What all leaves beside the experts are in a base upcycled from full experts: their mean, or the base's."""
+GATES = ("token", "task", "both")
+"""What the routers of sparse layers read."""
+PERS = ("task", "dataset")
+"""Whether each task has a vector of its own, or all of a data set have one."""
 ALLOWED = {
     "dtypes": "leaves of unlike dtypes (the result takes the first model's)",
     "configs": "unlike settings in config.json (the result takes the donor's)",

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batches import Tokens
 from elm_jax.data.arrays.prepared import CHAT, LEFT, PLAIN
+from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.answer_text import Answer
@@ -20,6 +21,7 @@ from elm_jax.experts.base import Base, load_base
 from elm_jax.experts.card import ExpertCard, base_folder
 from elm_jax.experts.overlay import Expert, check_base, load_expert, read_card, resolve
 from elm_jax.experts.rendering import check_chat
+from elm_jax.models.layers.gate_tasks import number_of, reads_tasks, tasks_of
 from elm_jax.routing.cases import RouterSettings
 from elm_jax.routing.router import check_router, default_router
 from elm_jax.routing.text import RoutingInstance
@@ -80,6 +82,7 @@ class GenerateConfig:
             expert's id in the library or its folder; None does not ask whether one fits.
         none_per: whether that is told of each question by itself, ``row``, as None does, or of all questions
             of a ``task``, or of a file, together.
+        gate_task: task whose vector the gates of a network that reads tasks get; None for `task`.
     """
 
     base: storage.PathLike | None = None
@@ -97,6 +100,7 @@ class GenerateConfig:
     router: str | None = None
     none_of_these: storage.PathLike | None = None
     none_per: str | None = None
+    gate_task: str | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for settings that are wrong, exclude each other or have no effect."""
@@ -216,6 +220,7 @@ class Panel:
             check_base(self.base, card, folder)
             check_chat(self.base, card.rendering == CHAT and config.chat is None, where=f"the card of {name}")
         check_chat(self.base, config.chat)
+        self._task = _task_read(self.base, config)
         self.names = list(self._cards) or [BASE_ID]
         self._asked: collections.Counter[tuple[str, tuple[int, ...]]] = collections.Counter()  # in streams
         self._generator = functools.lru_cache(MOST_MODELS if self._library else None)(self._make)
@@ -280,7 +285,7 @@ class Panel:
 
     def _make(self, model: str) -> TextGenerator:
         expert = load_expert(self._cards[model][0], mesh=_one_device()) if model in self._cards else None
-        return generator_of(self.base, expert)
+        return generator_of(self.base, expert, self._task)
 
     def _read_cards(self) -> dict[str, tuple[str, ExpertCard]]:
         """Folders and cards of the experts by name: the id, or the folder where several have one id.
@@ -332,8 +337,24 @@ def read_questions(config: GenerateConfig) -> list[Question]:
     return [Question.free(text, f"text {number}") for number, text in enumerate(config.texts, start=1)]
 
 
+def _task_read(base: Base, config: GenerateConfig) -> str | None:
+    """Name of the task that a network's gates read for all questions; None if they read none.
+
+    Raises:
+        InputError: they read a task and none is given, or the setting has no effect.
+    """
+    if not reads_tasks(base.config):
+        if config.gate_task is not None:
+            raise InputError(describe("A setting has no effect: this base's gates read no tasks",
+                                      where="gate_task", got=config.gate_task, cure="leave it out"))
+        return None
+    if config.task is not None:
+        registry.import_tasks(config.modules)
+    return config.gate_task or config.task
+
+
 def generate(base: Base, expert: Expert | None, texts: Sequence[str], *, chat: bool | None = None,
-             **settings: Any) -> list[str]:
+             task: str | None = None, **settings: Any) -> list[str]:
     """Generates an answer to each text.
 
     Args:
@@ -342,6 +363,7 @@ def generate(base: Base, expert: Expert | None, texts: Sequence[str], *, chat: b
         texts: questions; a string is one of them.
         chat: frames the texts by the base's chat template; None does so for a base that has one, and for an
             expert whose card says that it was trained so.
+        task: that the texts are of, for a base whose gates read tasks.
         **settings: fields of `GenerationSettings`: max_new_tokens, temperature, top_k, top_p, seed, stop.
 
     Returns:
@@ -349,7 +371,7 @@ def generate(base: Base, expert: Expert | None, texts: Sequence[str], *, chat: b
 
     Raises:
         InputError: settings out of range, a text that is empty or that the context does not hold, an expert
-            of another base.
+            of another base, a task that is missing or unknown to gates that read one.
 
     Example:
         >>> elm.generate(base, None, ["What is the capital of France?"], max_new_tokens=32)
@@ -361,22 +383,40 @@ def generate(base: Base, expert: Expert | None, texts: Sequence[str], *, chat: b
     card = None if expert is None else expert.card
     check_chat(base, chat)
     check_chat(base, card is not None and card.rendering == CHAT and chat is None, where="the expert's card")
-    generator, prompts = generator_of(base, expert), []
+    generator, prompts = generator_of(base, expert, task), []
     for number, text in enumerate(items_of(texts)):
         question = Question.free(text, f"text {number}")
         prompts.append(prompt_of(generator, base, question, rendering_of(base, card, question, chat)))
     return [answer.text for answer in generator.answer(prompts, GenerationSettings(**settings))]
 
 
-def generator_of(base: Base, expert: Expert | None) -> TextGenerator:
+def generator_of(base: Base, expert: Expert | None, task: str | None = None) -> TextGenerator:
     """Makes the generator of a base, or of an expert on it.
 
+    Args:
+        base: the base.
+        expert: of that base; None for the base itself.
+        task: name of the task that all texts are of, for networks whose gates read tasks.
+
     Raises:
-        InputError: the base has no vocabulary; the expert is another base's or does not fit.
+        InputError: the base has no vocabulary; the expert is another base's or does not fit; gates that read
+            tasks lack one, or do not know it.
     """
     if base.vocabulary is None:
         raise InputError(describe("The base carries no vocabulary", where=base.path or base.name))
-    return TextGenerator(*resolve(base, expert), base.vocabulary)
+    network, params = resolve(base, expert)
+    if not reads_tasks(network.config):
+        return TextGenerator(network, params, base.vocabulary)
+    tasks = tasks_of(network.config)
+    if task is None:
+        raise InputError(describe(
+            "This network's gates read the task of a text, and none is given", where=base.path or base.name,
+            got="texts of no task", expected=f"one of {len(tasks)} known tasks: {', '.join(tasks[:3])}"
+            + ", ..." * (len(tasks) > 3),
+            cure="give --gate_task NAME (from Python: task=NAME), or --task NAME to ask rows of a task"))
+    known = registry.find_task(task)
+    dataset = None if known is None else dataset_path(known.dataset, known.config)
+    return TextGenerator(network, params, base.vocabulary, number_of(tasks, task, dataset))
 
 
 def rendering_of(base: Base, card: ExpertCard | None, question: Question, chat: bool | None) -> str:

@@ -9,6 +9,7 @@ from typing import Protocol
 from elm_jax.data.arrays.batches import Example, Lengths, Tokens
 from elm_jax.data.arrays.joined import Joined
 from elm_jax.data.arrays.two_sided import TwoSided
+from elm_jax.models.layers.gate_tasks import tasks_of
 from elm_jax.models.network import JOINED, TWO_SIDED, Network, NetworkConfig, context_of, ids_of
 from elm_jax.types import Batch, SpecialIds
 
@@ -19,16 +20,27 @@ class BatchForm(Protocol):
     Attributes:
         ids: of the network.
         context: most tokens of a prompt and what follows it together; None for no limit.
+        tasks: names of the tasks whose numbers batches carry (`layers.gate_tasks`); none for most networks.
     """
 
     ids: SpecialIds
     context: int | None
+    tasks: tuple[str, ...]
 
-    def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
-        """Makes a batch of one example a row; longer examples are cut, missing rows have weight 0."""
+    def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int,
+             task_ids: Sequence[int] | None = None) -> Batch:
+        """Makes a batch of one example a row; longer examples are cut, missing rows have weight 0.
 
-    def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int) -> Batch:
-        """Makes a batch of several examples a row, separated by segment ids."""
+        Args:
+            examples: pairs of inputs and targets.
+            lengths: ``{'inputs': S, 'targets': T}``.
+            batch_size: B.
+            task_ids: number of each example's task, for a network that takes them.
+        """
+
+    def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int,
+                    task_ids: Sequence[Sequence[int]] | None = None) -> Batch:
+        """Makes a batch of several examples a row, separated by segment ids; arguments as of `make`."""
 
     def pack(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[list[int]]:
         """Groups examples into rows, by their numbers of input and target tokens."""
@@ -50,8 +62,8 @@ class BatchForm(Protocol):
 
 
 FORMS: dict[str, Callable[[NetworkConfig], BatchForm]] = {
-    TWO_SIDED: lambda config: TwoSided(ids_of(config)),
-    JOINED: lambda config: Joined(ids_of(config), context_of(config)),
+    TWO_SIDED: lambda config: TwoSided(ids_of(config), tasks_of(config)),
+    JOINED: lambda config: Joined(ids_of(config), context_of(config), tasks_of(config)),
 }
 
 

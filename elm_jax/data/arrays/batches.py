@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from elm_jax.errors import InputError, describe
+from elm_jax.models.layers.gate_tasks import missing_tasks
+from elm_jax.models.network import TASK_IDS
 from elm_jax.types import Batch, Padded
 
 Tokens: TypeAlias = np.ndarray
@@ -171,8 +173,40 @@ def pad_prompts(prompts: Sequence[Tokens], rows: int, length: int, pad_id: int) 
 
 
 def padded(batch: Batch, name: str) -> Padded:
-    """Returns ``inputs`` or ``choices`` of a batch with their lengths, and their states if it has them."""
-    return Padded(batch[name], batch[f"{name.removesuffix('s')}_lengths"], batch.get(f"{name}_states"))
+    """Returns ``inputs`` or ``choices`` of a batch, with lengths, and what else it has of them."""
+    tasks = batch.get(TASK_IDS) if name == "inputs" else None
+    return Padded(batch[name], batch[f"{name.removesuffix('s')}_lengths"], batch.get(f"{name}_states"), tasks)
+
+
+def task_rows(task_ids: Sequence[Sequence[int]] | None, counts: Sequence[int]) -> Sequence[Sequence[int]]:
+    """Checks the numbers of tasks of each row's examples, for a network that takes them; returns them.
+
+    Args:
+        task_ids: of each row's examples.
+        counts: numbers of examples of the rows.
+
+    Raises:
+        InputError: none are given, or not one an example.
+    """
+    if task_ids is None:
+        raise missing_tasks("training rows")
+    if list(map(len, task_ids)) != list(counts):
+        raise InputError(describe("Each example needs the number of its task",
+                                  got=f"{sum(map(len, task_ids))} of {sum(counts)} examples"))
+    return task_ids
+
+
+def of_segments(values: Sequence[Sequence[int]], segment_ids: np.ndarray) -> np.ndarray:
+    """Gives each token the value of its segment: i32[B, L]; padding has 0.
+
+    Args:
+        values: of the segments of each row, in their order; rows may be missing at the end.
+        segment_ids: i32[B, L], from 1; padding has 0.
+    """
+    found = np.zeros_like(segment_ids)
+    for row, own in enumerate(values):
+        found[row] = np.asarray([0, *own], np.int32)[segment_ids[row]]
+    return found
 
 
 def choose_bucket(length: int, buckets: Sequence[int]) -> int:

@@ -34,7 +34,8 @@ class ExampleSource(Protocol):
         """Returns example `index` of an epoch: inputs i32[n], targets i32[m], EOS included.
 
         A source that knows lengths without reading the tokens also has a method
-        ``lengths_of(index, epoch)``, which returns (n, m): packing needs the lengths of all examples.
+        ``lengths_of(index, epoch)``, which returns (n, m): packing needs the lengths of all examples. One
+        that knows tasks has a method ``task_of(index, epoch)``, their number or None (`gate_tasks`).
         """
 
 
@@ -47,11 +48,12 @@ class MixtureSource:
         sources: what is mixed.
         caps: one limit for each source, or one for all; None for no limit.
         seed: of the subsets.
+        tasks: number of each source's task, for networks whose batches carry them; None for others.
     """
 
     def __init__(
         self, sources: Sequence[ExampleSource], caps: Sequence[int | None] | int | None = None,
-        seed: int = 0,
+        seed: int = 0, tasks: Sequence[int] | None = None,
     ) -> None:
         if caps is None or isinstance(caps, int):
             caps = [caps] * len(sources)
@@ -62,6 +64,7 @@ class MixtureSource:
                          expected="at least one source, and one positive cap (or None) for each")
             )
         self.sources = list(sources)
+        self.tasks = tasks
         self.seed = seed
         self.sizes = [
             len(source) if cap is None else min(len(source), cap)
@@ -92,6 +95,10 @@ class MixtureSource:
         """Returns the lengths of inputs and targets of example `index` of an epoch."""
         number, inside = self.locate(index, epoch)
         return _sizes(self.sources[number], inside, epoch)
+
+    def task_of(self, index: int, epoch: int = 0) -> int | None:
+        """Returns the number of the task of example `index` of an epoch; None if tasks have none."""
+        return None if self.tasks is None else self.tasks[self.locate(index, epoch)[0]]
 
     def _subset(self, number: int, epoch: int) -> np.ndarray:
         def draw() -> np.ndarray:
@@ -149,9 +156,11 @@ class TrainStream:
         numbers = self._row_numbers(step)
         groups = [self._row(numbers[row]) for row in (range(self.batch_size) if rows is None else rows)]
         found = [[self.source.example(index, epoch) for index in row] for epoch, row in groups]
+        tasks = self._tasks_of(groups)
         if self.pack:
-            return self.form.make_packed(found, self.lengths, len(found))
-        return self.form.make([row[0] for row in found], self.lengths, len(found))
+            return self.form.make_packed(found, self.lengths, len(found), tasks)
+        return self.form.make([row[0] for row in found], self.lengths, len(found),
+                              None if tasks is None else [row[0] for row in tasks])
 
     def examples(self, step: int) -> list[tuple[int, int]]:
         """Returns (epoch, example index) of every example in the batch of a step, in row order."""
@@ -181,6 +190,13 @@ class TrainStream:
         for name, array in sorted(self.batch(step).items()):
             digest.update(json.dumps([name, array.shape]).encode() + array.tobytes())
         return f"sha256:{digest.hexdigest()}"
+
+    def _tasks_of(self, groups: Sequence[tuple[int, np.ndarray]]) -> list[list[int]] | None:
+        """Numbers of the tasks of each row's examples; None where the network or the source has none."""
+        if not self.form.tasks or not hasattr(self.source, "task_of"):
+            return None
+        found = [[self.source.task_of(index, epoch) for index in row] for epoch, row in groups]
+        return None if any(None in row for row in found) else found
 
     def _row_numbers(self, step: int) -> range:
         if step < 0:

@@ -5,8 +5,19 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from elm_jax.data.arrays.batches import Example, Lengths, Tokens, check_lengths, check_rows, pack_rows, trim
+from elm_jax.data.arrays.batches import (
+    Example,
+    Lengths,
+    Tokens,
+    check_lengths,
+    check_rows,
+    of_segments,
+    pack_rows,
+    task_rows,
+    trim,
+)
 from elm_jax.errors import InputError, describe
+from elm_jax.models.network import TASK_IDS
 from elm_jax.types import Batch, SpecialIds
 
 
@@ -20,16 +31,21 @@ class Joined:
     Attributes:
         ids: of the network.
         context: most tokens of a row; None for no limit.
+        tasks: see `batch_forms.BatchForm`.
     """
 
     ids: SpecialIds
     context: int | None = None
+    tasks: tuple[str, ...] = ()
 
-    def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
+    def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int,
+             task_ids: Sequence[int] | None = None) -> Batch:
         """Makes a batch of one example a row, with the keys of `make_packed`; missing rows have weight 0."""
-        return self.make_packed([[example] for example in examples], lengths, batch_size)
+        return self.make_packed([[example] for example in examples], lengths, batch_size,
+                                None if task_ids is None else [[each] for each in task_ids])
 
-    def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int) -> Batch:
+    def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int,
+                    task_ids: Sequence[Sequence[int]] | None = None) -> Batch:
         """Makes a batch of several examples a row, separated by segment ids.
 
         Args:
@@ -37,11 +53,13 @@ class Joined:
                 S tokens, a target to T, EOS kept.
             lengths: ``{'inputs': S, 'targets': T}``.
             batch_size: B.
+            task_ids: numbers of the tasks of each row's examples, for a network that takes them.
 
         Returns:
             tokens, target_tokens (of the next place), segment_ids, positions i32[B, L] and loss_weights
             f32[B, L], 1 where the next token is one of the target; L is S + T, or the context if that is
-            less. Segments count from 1 and positions from 0 in each; padding has 0 in both.
+            less. Segments count from 1 and positions from 0 in each; padding has 0 in both. For a network
+            that takes them also task_ids i32[B, L].
         """
         source_length, target_length = check_lengths(lengths)
         check_rows(len(rows), batch_size)
@@ -54,6 +72,9 @@ class Joined:
             for segment, (inputs, targets) in enumerate(examples, start=1):
                 prompt, target = self.prompt(inputs, source_length), self.target(targets, target_length)
                 start = _place(batch, row, segment, (prompt, target), start)
+        if self.tasks:
+            numbers = task_rows(task_ids, list(map(len, rows)))
+            batch[TASK_IDS] = of_segments(numbers, batch["segment_ids"])
         return batch
 
     def pack(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[list[int]]:

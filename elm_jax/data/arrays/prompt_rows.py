@@ -8,7 +8,9 @@ import numpy as np
 from elm_jax.data.arrays.batch_forms import BatchForm
 from elm_jax.data.arrays.batches import Example, Lengths, Tokens
 from elm_jax.data.arrays.prepared import LEFT, PLAIN, PreparedSplit
+from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.errors import InputError, describe
+from elm_jax.models.layers.gate_tasks import number_of
 
 
 def prompts_of(split: PreparedSplit, form: BatchForm, length: int, rows: Sequence[int] | None = None
@@ -25,6 +27,18 @@ def prompts_of(split: PreparedSplit, form: BatchForm, length: int, rows: Sequenc
     if split.cut_prompt == LEFT:
         inputs = (form.last_of(tokens, length) for tokens in inputs)
     return [form.prompt(tokens, length) for tokens in inputs]
+
+
+def task_number(split: PreparedSplit, form: BatchForm) -> int | None:
+    """Number of a split's task, the task's own or its data set's; None for a network that takes none.
+
+    Raises:
+        InputError: the network's gates know neither.
+    """
+    if not form.tasks:
+        return None
+    dataset = split.info.get("dataset") and dataset_path(split.info["dataset"], split.info.get("config"))
+    return number_of(form.tasks, split.name, dataset)
 
 
 def rendering_in(split: PreparedSplit) -> str:

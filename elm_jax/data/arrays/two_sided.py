@@ -16,11 +16,14 @@ from elm_jax.data.arrays.batches import (
     Tokens,
     check_lengths,
     check_rows,
+    of_segments,
     pack_rows,
     pad,
+    task_rows,
     trim,
 )
 from elm_jax.errors import InputError, describe
+from elm_jax.models.network import TASK_IDS
 from elm_jax.types import Batch, SpecialIds
 
 
@@ -30,23 +33,28 @@ class TwoSided:
 
     Attributes:
         ids: of the network; its padding is no token of a text.
+        tasks: see `batch_forms.BatchForm`.
         context: None: inputs and targets have no limit in common.
     """
 
     ids: SpecialIds
+    tasks: tuple[str, ...] = ()
     context: ClassVar[None] = None
 
-    def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int) -> Batch:
+    def make(self, examples: Sequence[Example], lengths: Lengths, batch_size: int,
+             task_ids: Sequence[int] | None = None) -> Batch:
         """Makes a batch of one example a row; missing rows are padding with weight 0.
 
         Args:
             examples: at most `batch_size` pairs of token lists; longer ones are cut, EOS kept.
             lengths: ``{'inputs': S, 'targets': T}``.
             batch_size: B.
+            task_ids: number of each example's task, for a network that takes them.
 
         Returns:
             encoder_input_tokens i32[B, S]; decoder_input_tokens, decoder_target_tokens i32[B, T];
-            decoder_loss_weights f32[B, T], 1 at every real target token.
+            decoder_loss_weights f32[B, T], 1 at every real target token; task_ids i32[B] for a network that
+            takes them.
         """
         source_length, target_length = check_lengths(lengths)
         check_rows(len(examples), batch_size)
@@ -55,25 +63,34 @@ class TwoSided:
         targets = [*(self.target(pair[1], target_length) for pair in examples), *empty]
         rows = pad(targets, target_length, self.ids.pad)
         ends = np.asarray(list(map(len, targets)))
+        tasks = {}
+        if self.tasks:
+            rows_of = task_rows(None if task_ids is None else [[each] for each in task_ids],
+                                [1] * len(examples))
+            tasks[TASK_IDS] = np.asarray([*(own for own, in rows_of), *[0] * len(empty)], np.int32)
         return {
+            **tasks,
             "encoder_input_tokens": pad(inputs, source_length, self.ids.pad),
             "decoder_input_tokens": self.shift_right(rows),
             "decoder_target_tokens": rows,
             "decoder_loss_weights": (np.arange(target_length) < ends[:, None]).astype(np.float32),
         }
 
-    def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int) -> Batch:
+    def make_packed(self, rows: Sequence[Sequence[Example]], lengths: Lengths, batch_size: int,
+                    task_ids: Sequence[Sequence[int]] | None = None) -> Batch:
         """Makes a batch of several examples a row, separated by segment ids.
 
         Args:
             rows: at most `batch_size` lists of examples, each fitting into one row after cutting.
             lengths: ``{'inputs': S, 'targets': T}``.
             batch_size: B.
+            task_ids: numbers of the tasks of each row's examples, for a network that takes them.
 
         Returns:
             The keys of `make`, and encoder_segment_ids, encoder_positions i32[B, S],
             decoder_segment_ids, decoder_positions i32[B, T]. Segments count from 1, positions from 0;
-            padding has 0 in both. The decoder's inputs begin with the start token in every segment.
+            padding has 0 in both. The decoder's inputs begin with the start token in every segment. In the
+            place of task_ids stand encoder_task_ids i32[B, S] and decoder_task_ids i32[B, T].
         """
         check_rows(len(rows), batch_size)
         batch = self._empty(*check_lengths(lengths), batch_size)
@@ -82,7 +99,10 @@ class TwoSided:
             for segment, example in enumerate(examples, start=1):
                 starts = self._place(batch, row, segment, example, starts)
         weights = (batch["decoder_segment_ids"] > 0).astype(np.float32)
-        return {**batch, "decoder_loss_weights": weights}
+        tasks = {} if not self.tasks else {f"{side}_{TASK_IDS}": of_segments(
+            task_rows(task_ids, list(map(len, rows))), batch[f"{side}_segment_ids"])
+            for side in ("encoder", "decoder")}
+        return {**batch, "decoder_loss_weights": weights, **tasks}
 
     def pack(self, sizes: Iterable[tuple[int, int]], lengths: Lengths) -> list[list[int]]:
         """Groups examples into rows: inputs and targets must both fit.

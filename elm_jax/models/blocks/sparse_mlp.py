@@ -45,15 +45,16 @@ class SparseMlp(nn.Module):
         self.expert = Experts(self.sparse.num_experts, self.emb_dim, self.mlp_dim, self.activations,
                               self.dropout_rate if rate is None else rate, self.dtype)
 
-    def __call__(self, x: Array, deterministic: bool, real: Array | None = None, task: Array | None = None
-                 ) -> Array:
+    def __call__(self, x: Array, deterministic: bool, real: Array | None = None, task: Array | None = None,
+                 task_ids: Array | None = None) -> Array:
         """Applies the block: f[B, L, D] -> f[B, L, D]; 0 for padding and for tokens without a place.
 
         Args:
             x: f[B, L, D].
             deterministic: no dropout, no jitter, and the capacity outside of training.
             real: bool[B, L], tokens that are not padding; None: all.
-            task: f[B, D_t], vectors of the rows' tasks, for gates that read them.
+            task: f[B, D_t] or f[B, L, D_t], vectors of the rows' or tokens' tasks, for gates that read them.
+            task_ids: i32[B] or i32[B, L], numbers of the tasks, to count choices by task; None does not.
         """
         real = jnp.ones(x.shape[:2], bool) if real is None else real
         logits = self.router(x, task, deterministic)
@@ -66,6 +67,8 @@ class SparseMlp(nn.Module):
             y = self._by_tokens(*_in_groups(x.shape[0], x, logits, real), None, deterministic)
         else:
             y = self._by_tokens(*_in_groups(rows, x, logits, real), places, deterministic)
+        if task_ids is not None and self.is_mutable_collection(ROUTER):
+            self._report_tasks(rows, logits, real, task_ids, places)
         return stream(y.reshape(-1, *x.shape[1:])[:x.shape[0]])
 
     def _by_tokens(self, x: Array, logits: Array, real: Array, places: int | None, deterministic: bool
@@ -94,6 +97,15 @@ class SparseMlp(nn.Module):
         sums = gates.router_sums(logits, taken, taken, real)
         self._report(sums._replace(dropped=jnp.sum(real & ~taken.any(axis=-1), dtype=jnp.float32)))
         return dispatch.through_experts(x, choices, lambda rows: self.expert(rows, x.shape[0], deterministic))
+
+    def _report_tasks(self, rows: int, logits: Array, real: Array, task_ids: Array, places: int | None
+                      ) -> None:
+        """Adds choices by task to the report. XLA computes the choices once where it is one program."""
+        ids = task_ids if task_ids.ndim == 2 else task_ids[:, None]
+        groups = _in_groups(rows, logits, real, jnp.broadcast_to(ids, real.shape))
+        counts = gates.choices_by_task(*groups, self.sparse, places)
+        if not self.is_initializing():
+            self.sow(ROUTER, SUMS, counts, reduce_fn=lambda sums, new: sums._replace(by_task=new))
 
     def _report(self, sums: gates.RouterSums) -> None:
         if not self.is_initializing():

@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from elm_jax.models.blocks.feed_forward import Mlp
 from elm_jax.models.blocks.sparse_mlp import SparseMlp
+from elm_jax.models.layers.gate_tasks import reads_tasks
 from elm_jax.types import Array
 
 
@@ -14,21 +15,27 @@ class Routed(NamedTuple):
 
     Attributes:
         real: bool[B, L], tokens that are not padding; None: all.
-        task: f[B, D_t], vectors of the rows' tasks; None for gates that do not read them.
+        task: f[B, D_t], or f[B, L, D_t] where a row's tokens are of several tasks: vectors of their tasks;
+            None for gates that do not read them.
+        task_ids: i32[B] or i32[B, L], numbers of the tasks; None if nothing needs them.
     """
 
     real: Array | None = None
     task: Array | None = None
+    task_ids: Array | None = None
 
 
-def routed_of(config: Any, real: Array | None) -> Routed | None:
+def routed_of(config: Any, real: Array | None, task_ids: Array | None = None) -> Routed | None:
     """What the layers of a network read of rows with token mask bool[B, L]; None if none is sparse.
+
+    The vectors of tasks are still to be added (`task_table.TaskTable.on`).
 
     Args:
         config: of the network.
         real: bool[B, L]; None: all are tokens.
+        task_ids: i32[B] or i32[B, L], numbers of the rows' or tokens' tasks; None if nothing needs them.
     """
-    return None if config.sparse is None else Routed(real)
+    return None if config.sparse is None else Routed(real, task_ids=task_ids)
 
 
 def feed_forward_of(config: Any, use_bias: bool = False) -> Mlp | SparseMlp:
@@ -63,14 +70,26 @@ def apply_feed_forward(mlp: nn.Module, x: Array, deterministic: bool, routed: Ro
     return mlp(x, deterministic, *(routed or Routed()))
 
 
-def below_drops(config: Any, layers: int) -> int:
-    """Layers of a stack below the first in which tokens compete for places outside of training.
+def below_first_sparse(config: Any, layers: int) -> int:
+    """Layers of a stack below its first sparse one; all if none is sparse.
 
     Args:
         config: of the network.
         layers: of the stack, which is no encoder-decoder's decoder.
     """
     sparse = config.sparse
-    if sparse is None or not sparse.drops_in_use:
-        return layers
-    return next((layer for layer in range(layers) if sparse.is_sparse(layer)), layers)
+    return next((layer for layer in range(layers) if sparse.is_sparse(layer)), layers) if sparse else layers
+
+
+def below_drops(config: Any, layers: int) -> int:
+    """Layers of a stack below the first whose states do not follow from a row's tokens alone.
+
+    Those are layers in which tokens compete for places outside of training, or that read the row's task.
+
+    Args:
+        config: of the network.
+        layers: of the stack, which is no encoder-decoder's decoder.
+    """
+    sparse = config.sparse
+    alone = sparse is None or not (sparse.drops_in_use or reads_tasks(config))
+    return layers if alone else below_first_sparse(config, layers)

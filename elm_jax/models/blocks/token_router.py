@@ -39,14 +39,14 @@ class TokenRouter(nn.Module):
 
         Args:
             x: f[B, L, D].
-            task: f[B, D_t], for a gate that reads tasks.
+            task: f[B, D_t] or f[B, L, D_t], for a gate that reads tasks.
             deterministic: no jitter.
         """
         logits = jnp.zeros((*x.shape[:2], self.sparse.num_experts), jnp.float32)
         if self.sparse.gate != TASK:
             logits = self.router_weights(self._jittered(x.astype(jnp.float32), deterministic))
         if self.sparse.gate != TOKEN:
-            logits = logits + self.task_weights(self._checked(task, x.shape[0]))[:, None]
+            logits = logits + self.task_weights(self._checked(task, x.shape[:2]))
         return logits
 
     def _jittered(self, x: Array, deterministic: bool) -> Array:
@@ -55,13 +55,15 @@ class TokenRouter(nn.Module):
             return x
         return x * jax.random.uniform(self.make_rng("dropout"), x.shape, x.dtype, 1.0 - size, 1.0 + size)
 
-    def _checked(self, task: Array | None, rows: int) -> Array:
-        expected = (rows, self.sparse.task_dim)
-        if task is None or task.shape != expected:
+    def _checked(self, task: Array | None, rows: tuple[int, int]) -> Array:
+        """The tasks' vectors as f32[B, 1 or L, D_t]."""
+        width = self.sparse.task_dim
+        if task is None or task.shape not in ((rows[0], width), (*rows, width)):
             raise InputError(describe(
                 f"A gate that reads tasks (gate={self.sparse.gate!r}) lacks the vectors of the rows' tasks",
-                where="SparseMlp: task", got=task if task is None else task.shape, expected=expected))
-        return task.astype(jnp.float32)
+                where="SparseMlp: task", got=task if task is None else task.shape,
+                expected=f"{(rows[0], width)} or {(*rows, width)}"))
+        return (task if task.ndim == 3 else task[:, None]).astype(jnp.float32)
 
 
 class _Weights(nn.Module):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from elm_jax.models.blocks.grouped_attention import Reach, causal
-from elm_jax.models.blocks.sparse_sublayer import below_drops, routed_of
+from elm_jax.models.blocks.sparse_sublayer import below_drops, below_first_sparse, routed_of
 from elm_jax.models.decoder.config import DecoderConfig
+from elm_jax.models.network import TASK_TABLE
 from elm_jax.types import Array, Batch, Padded, Params
 
 _LAYER = re.compile(r"decoder/layers_(\d+)/")
@@ -30,6 +31,8 @@ class CausalTrunk:
 
     def depth_of(self, path: str) -> int:
         """Number of layers before a leaf is first used."""
+        if path == TASK_TABLE:
+            return below_first_sparse(self.config, self.config.num_layers)
         layer = _LAYER.match(path)
         if layer is not None:
             return int(layer[1])

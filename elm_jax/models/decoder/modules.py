@@ -20,6 +20,7 @@ from elm_jax.models.blocks.sparse_sublayer import (
     feed_forward_of,
     has_dense_sublayer,
 )
+from elm_jax.models.blocks.task_table import table_of
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.layers.dense import LOGITS_PRECISION, Dense, Dropout, Embed, RMSNorm
 from elm_jax.models.layers.layer_norm import LayerNorm
@@ -87,14 +88,14 @@ class CausalLayer(nn.Module):
         x = self._add(x, y, normed, deterministic)
         return self._feed_forward(x, routed, deterministic), keys_values
 
-    def step(self, x: Array, by: Rotation | None, cache: DecoderCache, index: Array, real: Array
-             ) -> tuple[Array, DecoderCache]:
+    def step(self, x: Array, by: Rotation | None, cache: DecoderCache, index: Array, real: Array,
+             routed: Routed | None = None) -> tuple[Array, DecoderCache]:
         """Decodes one token of each row: x f[B, 1, D] -> f[B, 1, D], and the layer's next cache."""
         normed = self.pre_attention_norm(x)
         y, (keys, values) = self.attention.step(
             normed, by, HeadKeysValues(cache["prompt_key"], cache["prompt_value"]),
             HeadKeysValues(cache["key"], cache["value"]), index, real)
-        x = self._feed_forward(self._add(x, y, normed, True), None, True)
+        x = self._feed_forward(self._add(x, y, normed, True), routed, True)
         return x, {**cache, "key": keys, "value": values}
 
     def _add(self, x: Array, y: Array, normed: Array, deterministic: bool) -> Array:
@@ -149,13 +150,13 @@ class CausalStack(nn.Module):
                                           "value": room.values}
         return layers
 
-    def step(self, x: Array, by: Rotation | None, layers: DecoderCache, index: Array, real: Array
-             ) -> tuple[Array, DecoderCache]:
+    def step(self, x: Array, by: Rotation | None, layers: DecoderCache, index: Array, real: Array,
+             routed: Routed | None = None) -> tuple[Array, DecoderCache]:
         """Decodes one token of each row: f[B, 1, D] -> f[B, 1, D], and the next caches."""
         following = {}
         for number, layer in enumerate(self.layers):
             name = f"layers_{number}"
-            x, following[name] = layer.step(x, by, layers[name], index, real)
+            x, following[name] = layer.step(x, by, layers[name], index, real, routed)
         return self.final_norm(x), following
 
 
@@ -175,6 +176,7 @@ class CausalTransformer(nn.Module):
             self.position_embedder = Embed(config.max_length, config.emb_dim, dtype, INIT_STDDEV, "length")
         self.dropout = Dropout(config.dropout_rate)
         self.decoder = CausalStack(config, self.layout, self.trunk)
+        self.task_embedder = table_of(config)
         if not config.tied_head:
             self.head = Dense(config.vocab_size, ("embed", "vocab"), jnp.dtype("float32"),
                               precision=LOGITS_PRECISION)
@@ -188,13 +190,14 @@ class CausalTransformer(nn.Module):
                trunk_states: Array | None = None, routed: Routed | None = None) -> Array:
         """Last states f[B, L, D], normalised, of tokens i32[B, L], or of their states above the trunk.
 
-        `routed` says which of them are padding, for sparse layers.
+        `routed` says which of them are padding, for sparse layers, and which task they are of.
         """
         x = trunk_states
         if x is None and self.trunk:
             x = self.states_above_trunk(tokens, positions, reach, routed)
         elif x is None:
             x = self.dropout(self._embed(tokens, positions), deterministic)
+        routed = self._with_tasks(routed)
         return self.decoder(x, rotation_of(self.config, positions), reach, routed, deterministic)
 
     def states_above_trunk(self, tokens: Array, positions: Array, reach: Reach,
@@ -212,14 +215,18 @@ class CausalTransformer(nn.Module):
                 routed: Routed | None = None) -> DecoderCache:
         """Makes the layers' caches of prompts i32[B, S]."""
         by = rotation_of(self.config, positions)
+        routed = self._with_tasks(routed)
         return self.decoder.prefill(self._embed(tokens, positions), by, reach, routed, steps)
 
-    def step(self, token: Array, positions: Array, layers: DecoderCache, index: Array, real: Array
-             ) -> tuple[Array, DecoderCache]:
+    def step(self, token: Array, positions: Array, layers: DecoderCache, index: Array, real: Array,
+             routed: Routed | None = None) -> tuple[Array, DecoderCache]:
         """Decodes tokens i32[B, 1] at positions i32[B, 1] -> f32[B, V], and the layers' next caches."""
-        x = self._embed(token, positions)
-        y, layers = self.decoder.step(x, rotation_of(self.config, positions), layers, index, real)
+        x, by = self._embed(token, positions), rotation_of(self.config, positions)
+        y, layers = self.decoder.step(x, by, layers, index, real, self._with_tasks(routed))
         return self.logits(y)[:, 0], layers
+
+    def _with_tasks(self, routed: Routed | None) -> Routed | None:
+        return routed if self.task_embedder is None else self.task_embedder.on(routed)
 
     def _embed(self, tokens: Array, positions: Array) -> Array:
         x = self.token_embedder(tokens)

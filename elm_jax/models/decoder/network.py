@@ -22,6 +22,7 @@ from elm_jax.models.blocks.traced_leaves import TracedLeaves
 from elm_jax.models.decoder.causal_trunk import CausalTrunk, side_by_side, within
 from elm_jax.models.decoder.config import DecoderConfig
 from elm_jax.models.decoder.modules import CausalTransformer, DecoderCache
+from elm_jax.models.layers.gate_tasks import reads_tasks
 from elm_jax.models.layers.gates import RouterSums
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
 from elm_jax.models.network import (
@@ -30,14 +31,24 @@ from elm_jax.models.network import (
     GATE,
     JOINED,
     NORM,
+    TASK_IDS,
     TRUNK_STATES,
     Layout,
     Start,
     StepAccount,
-    is_router,
+    is_gate,
     real_tokens,
 )
 from elm_jax.types import Array, Batch, Padded, Params
+
+
+def role_of(path: str) -> str:
+    """Role of a leaf of any decoder: `ADAPTER`, `GATE` (a router or the tasks' table), `NORM` or `BODY`."""
+    if is_adapter_leaf(path):
+        return ADAPTER
+    if is_gate(path):
+        return GATE
+    return NORM if "_norm/" in path else BODY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +73,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
     def role_of(self, path: str) -> str:
         """Role of a leaf: as its kind of adapter says, `NORM` (a norm's scale or bias) or `BODY`."""
         adapter = self.config.adapter
-        found = adapter and adapter.role_of(path)
-        if found or is_adapter_leaf(path):
-            return found or ADAPTER
-        if is_router(path):
-            return GATE
-        return NORM if "_norm/" in path else BODY
+        return (adapter and adapter.role_of(path)) or role_of(path)
 
     def loss(self, params: Params, batch: Batch, rng: Array | None = None,
              settings: LossConfig = PLAIN) -> LossSums:
@@ -94,8 +100,8 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
 
         Args:
             params: as `init` makes them.
-            batch: tokens, segment_ids and positions i32[B, L], as `data.arrays.joined` makes them; perhaps
-                trunk_states f[B, L, D], and the rows start from them.
+            batch: tokens, segment_ids, positions and, for gates that read tasks, task_ids i32[B, L], as
+                `data.arrays.joined` makes them; perhaps trunk_states f[B, L, D]: the rows start from them.
             dropout_rng: key of dropout; None switches dropout off.
 
         Raises:
@@ -149,11 +155,12 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         prompts, lengths = self._prompts(inputs)
         width = prompts.shape[1]
         self._check_length(width + max_length - 1)
-        routed = routed_of(self.config, real_tokens(Padded(prompts, lengths)))
+        routed = routed_of(self.config, real_tokens(Padded(prompts, lengths)), inputs.tasks)
         layers = self._apply(params, prompts, jnp.arange(width)[None], Reach(causal(width)), max_length,
                              routed, method="prefill")
         token = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
-        return Start({"index": jnp.zeros((), jnp.int32), "prompt": lengths - 1, "layers": layers}, token)
+        cache = {"index": jnp.zeros((), jnp.int32), "prompt": lengths - 1, "layers": layers}
+        return Start({**cache, TASK_IDS: inputs.tasks} if reads_tasks(self.config) else cache, token)
 
     def step(self, params: Params, cache: DecoderCache, token: Array) -> tuple[Array, DecoderCache]:
         """Decodes one token.
@@ -170,14 +177,16 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         width = cache["layers"]["layers_0"]["prompt_value"].shape[-2]
         real = jnp.arange(width)[None] < prompt[:, None]
         positions = (prompt + index)[:, None]
-        logits, layers = self._apply(params, token[:, None], positions, cache["layers"], index, real,
+        routed = routed_of(self.config, None, cache.get(TASK_IDS))
+        logits, layers = self._apply(params, token[:, None], positions, cache["layers"], index, real, routed,
                                      method="step")
-        return logits, {"index": index + 1, "prompt": prompt, "layers": layers}
+        return logits, {**cache, "index": index + 1, "layers": layers}
 
     def cache_axes(self, own: Params) -> Any:
         """Says which cache leaves differ between experts: all but the position."""
         del own
-        return {"index": None, "prompt": 0, "layers": 0}
+        axes = {"index": None, "prompt": 0, "layers": 0}
+        return {**axes, TASK_IDS: 0} if reads_tasks(self.config) else axes
 
     def account(self, source: int, target: int) -> StepAccount:
         """Counts what one row of S input and T target tokens sends through the network."""
@@ -189,8 +198,9 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
             table="token_embedder/embedding", head=None if config.tied_head else "head/kernel")
 
     def _init_variables(self, rng: Array) -> Params:
-        token = jnp.zeros((1, 1), jnp.int32)
-        return CausalTransformer(self.config).init({"params": rng}, token, token, Reach(causal(1)))
+        token, routed = jnp.zeros((1, 1), jnp.int32), routed_of(self.config, None, jnp.zeros(1, jnp.int32))
+        return CausalTransformer(self.config).init({"params": rng}, token, token, Reach(causal(1)),
+                                                   routed=routed)
 
     def _apply(self, params: Params, *arguments: Any, **more: Any) -> Any:
         module = CausalTransformer(self.config, self.layout, self.trunk)
@@ -202,7 +212,8 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         tokens, segments = batch["tokens"], batch["segment_ids"]
         self._check_length(tokens.shape[1])
         found = self._apply(params, tokens, batch["positions"], within(segments), rng is None,
-                            batch.get(TRUNK_STATES), routed_of(self.config, segments > 0), method=method,
+                            batch.get(TRUNK_STATES),
+                            routed_of(self.config, segments > 0, batch.get(TASK_IDS)), method=method,
                             rngs=None if rng is None else {"dropout": rng},
                             mutable=False if self.config.sparse is None else [ROUTER])
         return (found, {}) if self.config.sparse is None else (found[0], reports_of(found[1]))
@@ -223,7 +234,8 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
                 Reach(causal(width), choices if length > 1 else 0, real))
         # A choice's last token is in no row.
         own = real_tokens(Padded(tokens[..., :-1], jnp.asarray(targets.lengths) - 1))
-        return rows, routed_of(self.config, jnp.concatenate([real, own.reshape(batch, -1)], axis=1))
+        return rows, routed_of(self.config, jnp.concatenate([real, own.reshape(batch, -1)], axis=1),
+                               inputs.tasks)
 
     def _prompts(self, inputs: Padded) -> tuple[Array, Array]:
         """Tokens i32[B, S], S at least 1, and lengths i32[B], at least 1 (see the class on empty prompts)."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from elm_jax.models.layers.sparse_config import POSITION, PROBABILITY, SparseConfig
+from elm_jax.models.layers.sparse_config import EXPERTS, POSITION, PROBABILITY, SparseConfig
 from elm_jax.types import Array
 
 
@@ -20,6 +20,7 @@ class RouterSums(NamedTuple):
         dropped: f32[], choices without a place; in the choice by experts, tokens that none took.
         z: f32[], squared logsumexp of the logits.
         entropy: f32[], of the router's probabilities, in nats.
+        by_task: f32[M, E], the choices by the tokens' tasks; None where tasks are not told apart.
     """
 
     choices: Array
@@ -28,10 +29,11 @@ class RouterSums(NamedTuple):
     dropped: Array
     z: Array
     entropy: Array
+    by_task: Array | None = None
 
 
 def router_sums(logits: Array, chosen: Array, kept: Array, real: Array) -> RouterSums:
-    """Sums the report of a layer.
+    """Sums the report of a layer, all but `RouterSums.by_task`.
 
     Args:
         logits: f32[G, N, E].
@@ -48,6 +50,25 @@ def router_sums(logits: Array, chosen: Array, kept: Array, real: Array) -> Route
         choices=chosen.sum((0, 1), dtype=jnp.float32), probs=jnp.einsum("gne,gn->e", probs, weights),
         tokens=weights.sum(), dropped=(chosen & ~kept).sum(dtype=jnp.float32),
         z=jnp.sum(jnp.square(log_z) * weights), entropy=jnp.sum(entropy * weights))
+
+
+def choices_by_task(logits: Array, real: Array, task_ids: Array, config: SparseConfig, places: int | None
+                    ) -> Array:
+    """Counts choices f32[M, E] of each expert by the tokens' tasks, before any is dropped.
+
+    Args:
+        logits: f32[G, N, E].
+        real: bool[G, N].
+        task_ids: i32[G, N], numbers of tasks in `SparseConfig.tasks`; below 0 for a token of no task.
+        config: of the layer.
+        places: of an expert in a group, for the choice by experts.
+    """
+    if config.choice == EXPERTS:
+        chosen = taken_of(choose_by_experts(logits, real, config, places), logits.shape[1])
+    else:
+        chosen = chosen_of(choose_by_tokens(logits, real, config, None), config.num_experts)[0]
+    tasks = jax.nn.one_hot(task_ids, len(config.tasks))
+    return jnp.einsum("gnm,gne->me", tasks, (chosen & real[..., None]).astype(jnp.float32))
 
 
 class TokenChoices(NamedTuple):

@@ -54,9 +54,10 @@ class SparseConfig:
         decoder_step: `step` of an encoder-decoder's decoder; None: the same.
         dense_sublayer: a dense feed-forward with a norm of its own follows each sparse one (ST-MoE).
         gate: what the router reads: one of `GATES`.
-        tasks: names of the tasks that have a vector, in the order of the table's rows; for a gate that
-            reads tasks.
-        task_dim: width of a task's vector.
+        tasks: names of the tasks that have a vector, in the order of the table's rows, for a gate that reads
+            tasks; a name of a data set stands for all its tasks. Where the gate reads none: the tasks whose
+            choices are counted apart, which a run over several tasks fills in by itself.
+        task_dim: width of a task's vector, for a gate that reads tasks.
     """
 
     num_experts: int
@@ -133,8 +134,8 @@ class SparseConfig:
             raise _wrong("tasks", self.tasks, "a tuple of names of tasks")
         if len(set(self.tasks)) < len(self.tasks):
             raise _wrong("tasks", self.tasks, "each name once")
-        if self.gate == TOKEN and (self.tasks or self.task_dim is not None):
-            raise _without_effect("tasks and task_dim", "gate='task' or gate='both'")
+        if self.gate == TOKEN and self.task_dim is not None:
+            raise _without_effect("task_dim", "gate='task' or gate='both'")
         if self.gate != TOKEN and not self.tasks:
             raise _wrong("tasks", self.tasks, f"names of tasks, for gate={self.gate!r}")
         if self.gate != TOKEN:

@@ -4,7 +4,7 @@ Other code uses it through `network.T5Network`. Attention biases (relative posit
 for each stack and shared by its layers.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ from elm_jax.models.blocks.sparse_sublayer import (
     has_dense_sublayer,
     routed_of,
 )
+from elm_jax.models.blocks.task_table import table_of
 from elm_jax.models.layers.dense import LOGITS_PRECISION, MASKED, Dense, Dropout, Embed, RMSNorm
 from elm_jax.models.network import Layout
 from elm_jax.models.t5.config import T5Config
@@ -31,6 +32,28 @@ from elm_jax.types import Array
 
 Cache = dict[str, Any]
 Biases = tuple[Array, ...]
+
+
+class Packing(NamedTuple):
+    """What stands beside the tokens of a batch: the encoder's with [B, S], the decoder's with [B, T].
+
+    Attributes:
+        encoder_segment_ids, decoder_segment_ids: i32[B, ...] of packed rows; None for others.
+        encoder_positions, decoder_positions: i32[B, ...]; None: those of the row.
+        encoder_task_ids, decoder_task_ids: i32[B], or i32[B, ...] of packed rows, numbers of tasks; None if
+            nothing needs them.
+    """
+
+    encoder_segment_ids: Array | None = None
+    decoder_segment_ids: Array | None = None
+    encoder_positions: Array | None = None
+    decoder_positions: Array | None = None
+    encoder_task_ids: Array | None = None
+    decoder_task_ids: Array | None = None
+
+
+UNPACKED = Packing()
+"""Rows of one text each, of no task."""
 
 
 def mask_bias(allowed: Array) -> Array:
@@ -176,7 +199,8 @@ class DecoderLayer(_FeedForward):
         return self.encoder_decoder_attention.keys_values(encoded)
 
     def step(
-        self, x: Array, cache: Cache, index: Array, self_biases: Biases, cross_biases: Biases
+        self, x: Array, cache: Cache, index: Array, self_biases: Biases, cross_biases: Biases,
+        routed: Routed | None = None,
     ) -> tuple[Array, Cache]:
         """Decodes one position: x f[B, 1, D] at `index` -> f[B, 1, D], and the layer's next cache."""
         normed = self.pre_self_attention_layer_norm(x)
@@ -185,7 +209,7 @@ class DecoderLayer(_FeedForward):
         values = jax.lax.dynamic_update_slice_in_dim(cache["self_value"], values, index, axis=1)
         cross = (cache["cross_key"], cache["cross_value"])
         x = self._attentions(x, normed, (keys, values), cross, self_biases, cross_biases, True)
-        return self._feed_forward(x, None, True), {**cache, "self_key": keys, "self_value": values}
+        return self._feed_forward(x, routed, True), {**cache, "self_key": keys, "self_value": values}
 
     def _attentions(
         self, x: Array, normed: Array, keys_values: KeysValues, cross_keys_values: KeysValues,
@@ -297,13 +321,13 @@ class Decoder(nn.Module):
 
     def step(self, x: Array, cache: Cache) -> tuple[Array, Cache]:
         """Decodes one position: embedded f[B, 1, D] at ``cache['index']`` -> f[B, 1, D], and the cache."""
-        index = cache["index"]
+        index, routed = cache["index"], Routed(task=cache.get("task"))
         row = jax.lax.dynamic_slice_in_dim(cache["self_bias"], index, 1, axis=2)
         layers = {}
         for number, layer in enumerate(self.layers):
             name = f"layers_{number}"
             x, layers[name] = layer.step(
-                x, cache["layers"][name], index, (row,), (cache["cross_bias"],)
+                x, cache["layers"][name], index, (row,), (cache["cross_bias"],), routed
             )
         return self.decoder_norm(x), {**cache, "index": index + 1, "layers": layers}
 
@@ -321,56 +345,46 @@ class Transformer(nn.Module):
         self.token_embedder = Embed(config.vocab_size, config.emb_dim, config.activation_dtype)
         self.encoder = Encoder(config, self.layout, self.trunk)
         self.decoder = Decoder(config, self.layout)
+        self.task_embedder = table_of(config)
 
-    def __call__(
-        self, encoder_input_tokens: Array, decoder_input_tokens: Array,
-        encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
-        encoder_positions: Array | None = None, decoder_positions: Array | None = None,
-        deterministic: bool = True,
-    ) -> Array:
+    def __call__(self, encoder_input_tokens: Array, decoder_input_tokens: Array,
+                 packing: Packing = UNPACKED, deterministic: bool = True) -> Array:
         """Logits f32[B, T, V] of batches without lengths: i32[B, S], i32[B, T].
 
         A row of inputs ends behind its last token that is not padding; id 0 before it is a token like others.
         """
         real = real_inputs(encoder_input_tokens, self.config.pad_id)
-        encoded = self.encode(
-            encoder_input_tokens, real, encoder_segment_ids, encoder_positions, deterministic
-        )
-        return self.decode(
-            encoded, real, decoder_input_tokens, encoder_segment_ids,
-            decoder_segment_ids, decoder_positions, deterministic,
-        )
+        encoded = self.encode(encoder_input_tokens, real, packing, deterministic)
+        return self.decode(encoded, real, decoder_input_tokens, packing, deterministic)
 
-    def decode(
-        self, encoded: Array, real: Array, decoder_input_tokens: Array,
-        encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
-        decoder_positions: Array | None = None, deterministic: bool = True,
-    ) -> Array:
+    def decode(self, encoded: Array, real: Array, decoder_input_tokens: Array,
+               packing: Packing = UNPACKED, deterministic: bool = True) -> Array:
         """Logits f32[B, T, V] of decoder inputs i32[B, T]; encoded f[B, S, D] has token mask bool[B, S].
 
         Sparse layers take as tokens what is in a segment; without segments the start token and all up to the
         last one that is not padding.
         """
+        segment_ids = packing.decoder_segment_ids
         self_allowed = causal_mask(decoder_input_tokens.shape[1])
-        if decoder_segment_ids is not None:
-            self_allowed = self_allowed & same_segment(decoder_segment_ids, decoder_segment_ids)
+        if segment_ids is not None:
+            self_allowed = self_allowed & same_segment(segment_ids, segment_ids)
         routed = None
         if self.config.sparse is not None:
-            routed = Routed(_decoder_tokens(decoder_input_tokens, decoder_segment_ids, self.config.pad_id))
+            routed = self._routed(_decoder_tokens(decoder_input_tokens, segment_ids, self.config.pad_id),
+                                  packing.decoder_task_ids)
         y = self.decoder(
             self.token_embedder(decoder_input_tokens), encoded, self_allowed,
-            key_mask(real, decoder_segment_ids, encoder_segment_ids),
-            decoder_positions, deterministic, routed,
+            key_mask(real, segment_ids, packing.encoder_segment_ids),
+            packing.decoder_positions, deterministic, routed,
         )
         return self.head(y)
 
-    def encode(
-        self, tokens: Array, real: Array, segment_ids: Array | None = None, positions: Array | None = None,
-        deterministic: bool = True, states: Array | None = None,
-    ) -> Array:
+    def encode(self, tokens: Array, real: Array, packing: Packing = UNPACKED, deterministic: bool = True,
+               states: Array | None = None) -> Array:
         """Encodes tokens i32[B, S], or their states above the trunk, with token mask bool[B, S]."""
+        segment_ids, positions = packing.encoder_segment_ids, packing.encoder_positions
         allowed = key_mask(real, segment_ids, segment_ids)
-        routed = routed_of(self.config, real if segment_ids is None else segment_ids > 0)
+        routed = self._routed(real if segment_ids is None else segment_ids > 0, packing.encoder_task_ids)
         if states is not None:
             return self.encoder(states, allowed, positions, deterministic, True, routed)
         return self.encoder(self.token_embedder(tokens), allowed, positions, deterministic, False, routed)
@@ -382,17 +396,19 @@ class Transformer(nn.Module):
             self.token_embedder(tokens), allowed, routed_of(self.config, segment_ids > 0))
 
     def choice_logits(self, inputs: Array, real: Array, choice_tokens: Array, choice_real: Array,
-                      states: Array | None = None) -> Array:
+                      states: Array | None = None, task_ids: Array | None = None) -> Array:
         """Logits f32[B, C, T, V] of choices i32[B, C, T]; inputs i32[B, S] with token mask bool[B, S].
 
-        `choice_real` bool[B, C, T] says which of the choices' places are tokens.
+        `choice_real` bool[B, C, T] says which of the choices' places are tokens, `task_ids` i32[B] of which
+        task a row is.
         """
         batch, choices, length = choice_tokens.shape
-        encoded = self.encode(inputs, real, states=states)
+        encoded = self.encode(inputs, real, Packing(encoder_task_ids=task_ids), states=states)
         y = self.decoder(
             self.token_embedder(choice_tokens.reshape(batch * choices, length)), encoded,
             causal_mask(length), key_mask(real, None, None), None, True,
-            routed_of(self.config, choice_real.reshape(batch * choices, length)),
+            self._routed(choice_real.reshape(batch * choices, length),
+                         None if task_ids is None else jnp.repeat(task_ids, choices)),
         )
         return self.head(y).reshape(batch, choices, length, self.config.vocab_size)
 
@@ -402,9 +418,19 @@ class Transformer(nn.Module):
         logits = self.token_embedder.attend(y) if tied else self.decoder.head(y)
         return constrain(logits, "batch", None, "vocab")
 
-    def init_cache(self, encoded: Array, real: Array, max_length: int) -> Cache:
-        """Makes the cache of `decode_step` for encoded f[B, S, D] with token mask bool[B, S]."""
-        return self.decoder.init_cache(encoded, key_mask(real, None, None), max_length)
+    def init_cache(self, encoded: Array, real: Array, max_length: int, task_ids: Array | None = None
+                   ) -> Cache:
+        """Makes the cache of `decode_step` for encoded f[B, S, D] with token mask bool[B, S].
+
+        Where gates read the tasks i32[B] of the rows, it holds their vectors.
+        """
+        cache = self.decoder.init_cache(encoded, key_mask(real, None, None), max_length)
+        routed = self._routed(real, task_ids)
+        return cache if self.task_embedder is None else {**cache, "task": routed.task}
+
+    def _routed(self, real: Array, task_ids: Array | None) -> Routed | None:
+        routed = routed_of(self.config, real, task_ids)
+        return routed if self.task_embedder is None else self.task_embedder.on(routed)
 
     def decode_step(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """Decodes one token: i32[B] -> logits f32[B, V] of the next token, and the next cache."""

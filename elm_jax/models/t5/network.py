@@ -18,8 +18,9 @@ from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks.layer_stack import reports_of
 from elm_jax.models.blocks.router_losses import with_router_losses
 from elm_jax.models.blocks.sparse_mlp import ROUTER
-from elm_jax.models.blocks.sparse_sublayer import below_drops
+from elm_jax.models.blocks.sparse_sublayer import below_drops, below_first_sparse
 from elm_jax.models.blocks.traced_leaves import TracedLeaves
+from elm_jax.models.layers.gate_tasks import reads_tasks
 from elm_jax.models.layers.gates import RouterSums
 from elm_jax.models.losses import PLAIN, LossConfig, LossSums, token_cross_entropy
 from elm_jax.models.network import (
@@ -27,24 +28,23 @@ from elm_jax.models.network import (
     BODY,
     GATE,
     NORM,
+    TASK_IDS,
+    TASK_TABLE,
     TRUNK_STATES,
     TWO_SIDED,
     Layout,
     Start,
     StepAccount,
-    is_router,
+    is_gate,
     real_tokens,
 )
 from elm_jax.models.t5.config import T5Config
-from elm_jax.models.t5.modules import Cache, Transformer, real_inputs
+from elm_jax.models.t5.modules import Cache, Packing, Transformer, real_inputs
 from elm_jax.runtime import trees
 from elm_jax.types import Array, Batch, Padded, Params
 
 __all__ = ["Cache", "Layout", "T5Config", "T5Network", "shift_right"]
 
-PACKING_KEYS = (
-    "encoder_segment_ids", "decoder_segment_ids", "encoder_positions", "decoder_positions"
-)
 _LAYER = re.compile(r"(?P<stack>encoder|decoder)/layers_(?P<number>\d+)/")
 
 
@@ -60,23 +60,26 @@ def is_norm_leaf(path: str) -> bool:
 
 
 def role_of(path: str) -> str:
-    """Role of a leaf of any T5: `ADAPTER`, `GATE` (a router), `NORM` or `BODY`."""
+    """Role of a leaf of any T5: `ADAPTER`, `GATE` (a router, or what it reads of tasks), `NORM` or `BODY`."""
     if is_adapter_leaf(path):
         return ADAPTER
-    if is_router(path):
+    if is_gate(path):
         return GATE
     return NORM if is_norm_leaf(path) else BODY
 
 
-def _packing(batch: Batch, config: T5Config) -> dict[str, Array]:
-    """Segment ids and positions of a batch; for sparse layers also the decoder's where rows are not packed.
+def _packing(batch: Batch, config: T5Config) -> Packing:
+    """Segment ids, positions and tasks; for sparse layers also the decoder's segments of rows not packed.
 
     The decoder's inputs alone do not say where a row ends: the EOS behind its last place is no padding.
     """
-    packing = {key: batch[key] for key in PACKING_KEYS if key in batch}
-    if config.sparse is not None and "decoder_target_tokens" in batch and not packing:
-        packing["decoder_segment_ids"] = real_inputs(
-            batch["decoder_target_tokens"], config.pad_id).astype(jnp.int32)
+    packing = Packing(**{key: batch[key] for key in Packing._fields if key in batch})
+    if TASK_IDS in batch:
+        packing = packing._replace(encoder_task_ids=batch[TASK_IDS], decoder_task_ids=batch[TASK_IDS])
+    if config.sparse is not None and "decoder_target_tokens" in batch and all(
+            each is None for each in packing[:4]):
+        ends = real_inputs(batch["decoder_target_tokens"], config.pad_id)
+        packing = packing._replace(decoder_segment_ids=ends.astype(jnp.int32))
     return packing
 
 
@@ -98,10 +101,7 @@ class T5Network(TracedLeaves):
 
     @property
     def deepest_trunk(self) -> int:
-        """Layers of the encoder: states of the decoder's layers depend on targets.
-
-        Only those below the first in which tokens compete outside of training.
-        """
+        """Layers of the encoder whose states follow from a row's tokens alone; the decoder's see targets."""
         return below_drops(self.config, self.config.num_encoder_layers)
 
     @property
@@ -117,6 +117,8 @@ class T5Network(TracedLeaves):
         """Number of layers before a leaf is first used; the decoder's follow the encoder's."""
         config = self.config
         layer = _LAYER.match(path)
+        if path == TASK_TABLE:
+            return below_first_sparse(config, config.num_encoder_layers)
         if layer is not None:
             return int(layer["number"]) + config.num_encoder_layers * (layer["stack"] == "decoder")
         if path.startswith(("decoder/decoder_norm/", "decoder/logits_dense/")):
@@ -162,9 +164,8 @@ class T5Network(TracedLeaves):
         Args:
             params: as `init` makes them.
             batch: encoder_input_tokens i32[B, S], decoder_input_tokens i32[B, T]; perhaps trunk_states
-                f[B, S, D], and the encoder starts from them. Packed rows also
-                have encoder_segment_ids and decoder_segment_ids. encoder_positions and
-                decoder_positions count from 0 in each segment; leaving them out gives the same,
+                f[B, S, D], and the encoder starts from them; task_ids i32[B] for gates that read tasks. What
+                packed rows have beside them says `modules.Packing`; to leave positions out gives the same,
                 and is cheaper.
             dropout_rng: key of dropout; None switches dropout off.
 
@@ -199,13 +200,10 @@ class T5Network(TracedLeaves):
         inputs, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
         packing = _packing(batch, self.config)
         if TRUNK_STATES not in batch:
-            return apply(inputs, targets, **packing, deterministic=deterministic), reports
-        segments, own_segments, positions, own_positions = map(packing.get, PACKING_KEYS)
+            return apply(inputs, targets, packing, deterministic), reports
         real = real_inputs(inputs, self.config.pad_id)
-        encoded = apply(inputs, real, segments, positions, deterministic, batch[TRUNK_STATES],
-                        method="encode")
-        return apply(encoded, real, targets, segments, own_segments, own_positions, deterministic,
-                     method="decode"), reports
+        encoded = apply(inputs, real, packing, deterministic, batch[TRUNK_STATES], method="encode")
+        return apply(encoded, real, targets, packing, deterministic, method="decode"), reports
 
     def target_log_probs(self, params: Params, inputs: Padded, targets: Padded) -> Array:
         """Computes the log-probability f32[B, C, T] of each token of each choice.
@@ -224,7 +222,7 @@ class T5Network(TracedLeaves):
         tokens = targets.tokens
         logits = self._module.apply(
             {"params": params}, inputs.tokens, real_tokens(inputs),
-            shift_right(tokens, self.config.start_id), real_tokens(targets), inputs.states,
+            shift_right(tokens, self.config.start_id), real_tokens(targets), inputs.states, inputs.tasks,
             method="choice_logits"
         )
         # The token's logit minus the normaliser: no second array of the size of the logits. The
@@ -243,9 +241,11 @@ class T5Network(TracedLeaves):
             max_length: positions that the cache holds; further steps would overwrite the last one.
         """
         real = real_tokens(inputs)
-        encoded = self._module.apply({"params": params}, inputs.tokens, real, states=inputs.states,
-                                     method="encode")
-        cache = self._module.apply({"params": params}, encoded, real, max_length, method="init_cache")
+        encoded = self._module.apply(
+            {"params": params}, inputs.tokens, real, Packing(encoder_task_ids=inputs.tasks),
+            states=inputs.states, method="encode")
+        cache = self._module.apply({"params": params}, encoded, real, max_length, inputs.tasks,
+                                   method="init_cache")
         return Start(cache, jnp.full(inputs.tokens.shape[:1], self.config.start_id, jnp.int32))
 
     def step(self, params: Params, cache: Cache, token: Array) -> tuple[Array, Cache]:
@@ -264,7 +264,8 @@ class T5Network(TracedLeaves):
     def cache_axes(self, own: Params) -> Any:
         """Says which cache leaves differ between experts: all but the position and a shared position bias."""
         own_bias = any("relpos_bias" in path for path in trees.flatten(own))
-        return {"index": None, "self_bias": 0 if own_bias else None, "cross_bias": 0, "layers": 0}
+        axes = {"index": None, "self_bias": 0 if own_bias else None, "cross_bias": 0, "layers": 0}
+        return {**axes, "task": 0} if reads_tasks(self.config) else axes
 
     def account(self, source: int, target: int) -> StepAccount:
         """Counts what one row of S input and T target tokens sends through the network."""
@@ -278,5 +279,6 @@ class T5Network(TracedLeaves):
             head=None if config.logits_via_embedding else "decoder/logits_dense/kernel")
 
     def _init_variables(self, rng: Array) -> Params:
-        token = jnp.ones((1, 1), jnp.int32)
-        return self._module.init({"params": rng}, token, token)
+        token, tasks = jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32)
+        packing = Packing(encoder_task_ids=tasks, decoder_task_ids=tasks)
+        return self._module.init({"params": rng}, token, token, packing)

@@ -26,12 +26,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from elm_jax.data.arrays.batch_forms import BatchForm
 from elm_jax.data.arrays.batches import ChoiceShape, make_choice_batch, padded
 from elm_jax.data.arrays.prepared import PreparedSplit
-from elm_jax.data.arrays.prompt_rows import check_context, prompts_of
+from elm_jax.data.arrays.prompt_rows import check_context, prompts_of, task_number
 from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.batch_plan import source_width, target_width
 from elm_jax.evaluation.evaluation_settings import CHOICE_TOKEN_COST, EvaluationSettings
 from elm_jax.merging.methods import alike, compose
-from elm_jax.models.network import Network
+from elm_jax.models.network import TASK_IDS, Network
 from elm_jax.runtime import hosts, sharding, trees
 from elm_jax.types import Array, FlatParams, Params
 
@@ -139,7 +139,8 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
     Returns:
         inputs i32[N, B, S], choices i32[N, B, C, T] (for a generation C = 1, the target), the lengths of
         both, choice_mask bool[N, B, C], real f32[N, B], 0 for padding rows; with labels of choices
-        also labels i32[N, B]; and credits f32[N, B, C] if a row's choices have a score each.
+        also labels i32[N, B]; and credits f32[N, B, C] if a row's choices have a score each. For a network
+        that takes them also task_ids i32[N, B].
 
     Raises:
         InputError: no rows, a row without choices, a labelled row without a right choice, or a row that is
@@ -163,6 +164,8 @@ def make_batches(split: PreparedSplit, rows: Sequence[int], *, labelled: bool, s
     size = -(-len(rows) // (count * data_axis)) * data_axis
     batch = dict(make_choice_batch(prompts, choices, ChoiceShape(count * size, source, number, target),
                                    form.ids.pad))
+    if form.tasks:
+        batch[TASK_IDS] = np.full(count * size, task_number(split, form), np.int32)
     batch["real"] = (np.arange(count * size) < len(rows)).astype(np.float32)
     if ranked and labelled:
         batch["labels"] = np.pad(_labels(split, rows), (0, count * size - len(rows)))

@@ -223,7 +223,7 @@ def split_leaves(config: TrainConfig, base: NetworkConfig) -> tuple[Params, Para
 def _batch(config: TrainConfig, network: Network) -> Batch:
     form = form_of(network)
     make = form.make_packed if config.pack else form.make
-    return make([], config.task_feature_lengths, config.batch_size)
+    return make([], config.task_feature_lengths, config.batch_size, [])
 
 
 def _waiting_base(config: TrainConfig, network: Network, mesh: Mesh) -> int:

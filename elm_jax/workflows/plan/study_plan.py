@@ -9,6 +9,7 @@ from rich.console import Console
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
+from elm_jax.models.layers.gate_tasks import reads_tasks
 from elm_jax.planning import traffic
 from elm_jax.planning.chips import Topology
 from elm_jax.runtime import trees
@@ -127,9 +128,10 @@ def _state_bytes(config: StudyConfig, run: TrainConfig) -> float:
                      for leaf in jax.tree.leaves(states.abstract_state(overlay, run.optimizer))))
 
 
-def _rows(*shape: int) -> Padded:
+def _rows(*shape: int, tasks: bool = False) -> Padded:
     """Abstract padded rows: shapes only."""
-    return Padded(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape[:-1], jnp.int32))
+    lengths = jax.ShapeDtypeStruct(shape[:-1], jnp.int32)
+    return Padded(jax.ShapeDtypeStruct(shape, jnp.int32), lengths, tasks=lengths if tasks else None)
 
 
 def _scoring(config: StudyConfig, topology: Topology) -> Stage:
@@ -138,7 +140,8 @@ def _scoring(config: StudyConfig, topology: Topology) -> Stage:
     models = len(config.prompt_tasks) + len(config.datasets) + 3  # base, baseline, merged dataset experts
     network = families.network_of(config.network)
     traced = jax.make_jaxpr(network.target_log_probs)(
-        network.abstract_params(), _rows(1, config.eval_source_length), _rows(1, CHOICES, CHOICE_TOKENS))
+        network.abstract_params(), _rows(1, config.eval_source_length, tasks=reads_tasks(network.config)),
+        _rows(1, CHOICES, CHOICE_TOKENS))
     rows = tasks * config.max_eval_rows
     hours = models * rows * traffic.flops_of(traced) / topology.chip.flops / 3600
     return Stage("score the matrix", models, None, (hours, hours / SCORING_SHARE),

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batch_forms import form_of
-from elm_jax.data.arrays.cursor import TrainStream
+from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.data.arrays.objectives import PretrainingSettings, fill_defaults, objective_of
 from elm_jax.data.registry.registry import import_module
 from elm_jax.data.sources.row_files import DATA_DIR_VARIABLE
@@ -27,6 +27,7 @@ from elm_jax.experts.card import StoredTraining
 from elm_jax.experts.overlay import frozen_by
 from elm_jax.formats.elm import base_json
 from elm_jax.models import families
+from elm_jax.models.layers.gate_tasks import NO_TASK, check_without_tasks, tasks_of
 from elm_jax.models.losses import LossConfig
 from elm_jax.models.network import NetworkConfig
 from elm_jax.runtime import hosts, locks, records, sharding, storage, trees
@@ -121,6 +122,7 @@ class PretrainConfig:
                        batch_size=self.batch_size, chunk_length=self.chunk_length,
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period)
         fill_defaults(self).check(self.examples, self.network)
+        check_without_tasks(self.network, "pretrain.network")
 
     @property
     def examples(self) -> PretrainingSettings:
@@ -189,6 +191,8 @@ def _pretrain(config: PretrainConfig, mesh: Mesh | None, on_start: Callable[[], 
         config.network, dropout_rate=config.dropout_rate, dtype=config.dtype))
     params = network.init(jax.random.key(config.random_seed)) if first is None else first.params
     logger.info("pretraining %d parameters on %d passages", trees.count(params), len(passages))
+    if tasks_of(network.config):
+        source = MixtureSource([source], tasks=[NO_TASK])
     stream = TrainStream(source, form=form_of(network), batch_size=config.batch_size,
                          lengths=lengths, seed=config.random_seed, pack=True)
     facts = {} if first is None else {"base": f"{first.name} {first.fingerprint}"}

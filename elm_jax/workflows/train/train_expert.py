@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from elm_jax.data.arrays.batch_forms import BatchForm, form_of
 from elm_jax.data.arrays.cursor import MixtureSource, TrainStream
 from elm_jax.data.arrays.prepared import PreparedSplit
-from elm_jax.data.arrays.prompt_rows import examples_of
+from elm_jax.data.arrays.prompt_rows import examples_of, task_number
 from elm_jax.data.preparing.prepared_folder import source_now
 from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.data.prompts.templates import dataset_path
@@ -21,6 +22,7 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.overlay import Expert, frozen_by, initial_overlay, load_expert, save_expert
 from elm_jax.experts.rendering import frame_of
 from elm_jax.models import families
+from elm_jax.models.layers.gate_tasks import counting
 from elm_jax.models.network import Network, NetworkConfig
 from elm_jax.runtime import hosts, locks, sharding, storage, trees
 from elm_jax.runtime.differences import differences
@@ -85,12 +87,12 @@ def train_in_kept_folder(
         raise InputError(describe("The task data have another number of exemplars than the run",
                                   where="train.few_shot", got=data.few_shot, expected=config.few_shot))
     tasks = tasks_of(config, data)
-    form = form_of(families.network_of(base.config))
+    form = form_of(families.network_of(counting(base.config, tasks)))
     stream, rows = make_stream(config, data, tasks, form)
     network_config, overlay, frozen = initial_overlay(
         base, FORM_OF_KIND[config.kind], adapter=config.adapter(),
         train_norms=config.train_norms, seed=config.random_seed, freeze=config.freeze)
-    network = frozen_trunk.network_of(config, network_config, overlay)
+    network = frozen_trunk.network_of(config, counting(network_config, tasks), overlay)
     steps = num_steps(config, stream)
     if config.early_end is not None:
         with frozen_trunk.opened(config, network, base, mesh) as trunk:
@@ -200,15 +202,21 @@ def validation_batches(config: TrainConfig, data: TaskData, form: BatchForm) -> 
     splits = [data.split(task, "validation", config.early_end.rows) for task in tasks_of(config, data)]
     sources = [examples_of(split, form, lengths) for split in splits]
     examples = [source.example(number) for source in sources for number in range(len(source))]
+    tasks = numbers_of(splits, form)
+    tasks = None if tasks is None else np.repeat(tasks, list(map(len, sources))).tolist()
     if not examples:
         raise InputError(describe("An early end needs validation rows", where=config.task, got="none",
                                   cure="leave train.early_end out"))
     if not config.pack:
-        return [form.make(examples[start:start + size], lengths, size)
+        return [form.make(examples[start:start + size], lengths, size,
+                          None if tasks is None else tasks[start:start + size])
                 for start in range(0, len(examples), size)]
     sizes = ((len(inputs), len(targets)) for inputs, targets in examples)
-    packed = [[examples[number] for number in row] for row in form.pack(sizes, lengths)]
-    return [form.make_packed(packed[start:start + size], lengths, size)
+    rows = form.pack(sizes, lengths)
+    packed = [[examples[number] for number in row] for row in rows]
+    own = None if tasks is None else [[tasks[number] for number in row] for row in rows]
+    return [form.make_packed(packed[start:start + size], lengths, size,
+                             None if own is None else own[start:start + size])
             for start in range(0, len(packed), size)]
 
 
@@ -282,11 +290,21 @@ def make_stream(config: TrainConfig, data: TaskData, tasks: list[str], form: Bat
     caps = [cap_of(prepared) for prepared in splits]
     lengths = dict(config.task_feature_lengths)
     sources = [examples_of(prepared, form, lengths) for prepared in splits]
-    source: Any = sources[0] if len(splits) == 1 and caps == [None] else MixtureSource(
-        sources, caps, seed=config.random_seed)
+    numbers = numbers_of(splits, form)
+    source: Any = sources[0] if len(splits) == 1 and caps == [None] and numbers is None else MixtureSource(
+        sources, caps, seed=config.random_seed, tasks=numbers)
     stream = TrainStream(source, form=form, batch_size=config.batch_size, lengths=lengths,
                          seed=config.random_seed, pack=config.pack)
     return stream, sum(len(prepared) for prepared in splits)
+
+
+def numbers_of(splits: Sequence[PreparedSplit], form: BatchForm) -> list[int] | None:
+    """Numbers of the splits' tasks, of a network whose batches carry them; None for others.
+
+    Raises:
+        InputError: the network does not know a task.
+    """
+    return [task_number(split, form) for split in splits] if form.tasks else None
 
 
 def _train_splits(data: TaskData, tasks: Sequence[str]) -> list[PreparedSplit]:

@@ -14,7 +14,10 @@ from checkout import ROOT
 
 seqio = pytest.importorskip("seqio")
 
+from elm_jax.data.arrays.cursor import MixtureSource, TrainStream  # noqa: E402
+from elm_jax.data.arrays.joined import Joined  # noqa: E402
 from elm_jax.data.arrays.prepared import PreparedSplit  # noqa: E402
+from elm_jax.data.arrays.prompt_rows import examples_of, task_number  # noqa: E402
 from elm_jax.data.preparing import seqio_tasks  # noqa: E402
 from elm_jax.data.preparing.prepare import prepare  # noqa: E402
 from elm_jax.data.prompts.templates import PromptTemplate  # noqa: E402
@@ -22,9 +25,11 @@ from elm_jax.data.registry import registry  # noqa: E402
 from elm_jax.errors import InputError  # noqa: E402
 from elm_jax.evaluation.metrics import TEXT_METRICS  # noqa: E402
 from elm_jax.evaluation.rank import accuracy_of_scores  # noqa: E402
+from elm_jax.types import SpecialIds  # noqa: E402
 from elm_jax.vocabularies import vocabulary  # noqa: E402
 from elm_jax.vocabularies.vocabulary import Vocabulary  # noqa: E402
 
+LENGTHS = {"inputs": 40, "targets": 12}
 SIZE = 34
 """Trained pieces."""
 WORDS = ["red", "green", "bright", "house", "river", "stands", "near", "old"]
@@ -75,6 +80,26 @@ def test_prepared_rows_are_the_rendered_rows(names, model):
             assert [found.tolist() for found in split.choices(row)] == [
                 [*ours.encode(choice), 1] for choice in choices]
             assert split.label(row) == (index % 2 if choices else -1)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_batches_are_those_of_rows_without_seqio_tasks_included(names, model, pack):
+    """A mixture for a network whose gates read tasks: the order, the tokens and the tasks' numbers."""
+    form = Joined(SpecialIds(0, 1, None), None, (names["Write"], "pipeline toys"))
+
+    def stream(prepared) -> TrainStream:
+        splits = [prepared(name) for name in names.values()]
+        numbers = [task_number(split, form) for split in splits]
+        assert numbers == [1, 0]  # the first by its data set
+        source = MixtureSource([examples_of(split, form, LENGTHS) for split in splits], 30, tasks=numbers)
+        return TrainStream(source, form=form, batch_size=4, lengths=LENGTHS, seed=0, pack=pack)
+
+    mine = stream(lambda name: prepare(name, "train", Vocabulary.load(model)))
+    theirs = stream(lambda name: seqio_tasks.prepare(name, "train", model))
+    for step in range(5):
+        wanted, found = mine.batch(step), theirs.batch(step)
+        assert wanted.keys() == found.keys() and "task_ids" in found
+        assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
 
 
 def test_info_tells_what_was_prepared(names, model):

@@ -50,6 +50,34 @@ def run(capsys, *words):
     return status, captured.out, captured.err
 
 
+@pytest.mark.parametrize("name", ["t5 1.1", "llama"])
+def test_gates_of_both_are_those_of_tokens_at_the_start(name):
+    base = dense(name)
+    token, both = (upcycle(base, dataclasses.replace(EVERY, **tasks)) for tasks in (
+        {}, {"gate": "both", "tasks": ("a", "b"), "task_dim": 3}))
+    found, wanted = (trees.flatten(each.params) for each in (both, token))
+    assert all(np.array_equal(found[path], leaf) for path, leaf in wanted.items())
+    assert {path.split("/")[-3] for path in found.keys() - wanted.keys() if "task_weights" in path} == {
+        "task_weights"} and np.std(found["task_embedder/embedding"]) > 0.3
+    network, _ = resolve(both, None)
+    inputs = family_rows.rows(base.config, (3,), 9)._replace(tasks=np.array([0, 1, 1], np.int32))
+    np.testing.assert_array_equal(log_probs(token), jax.jit(network.target_log_probs)(
+        both.params, inputs, family_rows.choices(base.config, 3, 2, 5)))
+
+
+def test_the_verb_makes_gates_that_read_tasks(world, tmp_path, capsys):
+    words = ["--base", world.base.path, "--num_experts", "2", "--step", "1", *MODULE]
+    status, _, _ = run(capsys, *words, "--output", tmp_path / "new", "--gate", "task", "--tasks",
+                       "mini_topic", tiny.REVIEW, "--task_dim", "3")
+    sparse = load_base(tmp_path / "new").config.sparse
+    assert (status, sparse.gate, sparse.task_dim) == (0, "task", 3)
+    assert sparse.tasks == ("mini_topic__which_section", tiny.TOPIC, tiny.REVIEW)
+    for more, message in ((["--tasks", tiny.TOPIC], "--gate both"), (["--gate", "both"], "names of tasks"),
+                          (["--gate", "both", "--tasks", "mini_topi"], "nearest: mini_topic")):
+        status, _, error = run(capsys, *words, "--output", tmp_path / "no", *more)
+        assert status == 2 and message in error
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_expert_is_the_dense_feed_forward_and_all_else_is_as_it_was(name):
     base = dense(name)
