@@ -13,9 +13,11 @@ from jax.sharding import Mesh
 
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.models import families
+from elm_jax.models.network import Network
 from elm_jax.runtime import sharding, storage, trees
 from elm_jax.runtime.differences import as_json
 from elm_jax.runtime.preemption import Stopped
+from elm_jax.types import Params
 from elm_jax.workflows.arms.arm_settings import REGATED, SCRATCH, UPCYCLED, ArmSettings, ArmStudySettings
 from elm_jax.workflows.train import run_record
 from elm_jax.workflows.train.pretrain import PretrainConfig, pretrain
@@ -102,11 +104,7 @@ class ArmBases:
         if storage.is_committed(folder):
             return
         other = self.make(self.config.arm(arm.of))
-        network = families.network_of(arm.network)
-        fresh = trees.flatten(network.init(jax.random.key(self.config.random_seed)))
-        known = trees.flatten(other.params)
-        params = trees.unflatten({path: known[path] if path in known and known[path].shape == leaf.shape
-                                  else np.asarray(leaf) for path, leaf in fresh.items()})
+        params = regated(other.params, families.network_of(arm.network), self.config.random_seed)
         save_base(folder, params, arm.network, other.vocabulary_path, {
             "regated_from": other.fingerprint, "settings": families.plain_settings(arm)})
 
@@ -127,6 +125,22 @@ class ArmBases:
             dropout_rate=stage.dropout_rate, random_seed=config.random_seed + goes_on,
             checkpoint_period=stage.checkpoint_period, tensorboard=False, loss=arm.loss,
             initial_checkpoint_path=None if start is None else str(start))
+
+
+def regated(params: Params, network: Network, seed: int) -> Params:
+    """Parameters of a network with other gates: the known leaves, and fresh ones of new names or shapes.
+
+    Gates that read tokens and tasks begin as gates that read tokens: the tasks' weights are 0.
+
+    Args:
+        params: of the network with the first gates.
+        network: with the other gates.
+        seed: of the fresh leaves.
+    """
+    known, fresh = trees.flatten(params), trees.flatten(network.init(jax.random.key(seed)))
+    return trees.unflatten({
+        path: known[path] if path in known and known[path].shape == leaf.shape else np.asarray(leaf)
+        for path, leaf in fresh.items()})
 
 
 def mesh_of(config: ArmStudySettings) -> Mesh:

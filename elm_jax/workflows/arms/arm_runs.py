@@ -56,7 +56,7 @@ class TaskVector:
     Attributes:
         task: that gets it.
         others: tasks that it is made of.
-        how: one of `task_vectors.VECTORS`.
+        how: one of `new_task_vectors.VECTORS`.
     """
 
     task: str

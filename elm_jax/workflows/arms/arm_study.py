@@ -20,16 +20,17 @@ from elm_jax.experts.overlay import resolve
 from elm_jax.models import families
 from elm_jax.models.families import plain_settings
 from elm_jax.planning.token_flops import token_cost
-from elm_jax.runtime import hosts, storage
+from elm_jax.runtime import hosts, storage, trees
 from elm_jax.runtime.differences import as_json
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.runtime.terminal.progress import StageLine, tell_item
+from elm_jax.types import Params
 from elm_jax.workflows.arms.arm_bases import ArmBases, mesh_of
 from elm_jax.workflows.arms.arm_runs import ArmRun, Target, targets
 from elm_jax.workflows.arms.arm_scores import TARGET_LOSS, Scorer
 from elm_jax.workflows.arms.arm_settings import BASE, ArmSettings, ArmStudySettings, GridPoint, grid
 from elm_jax.workflows.arms.cut_rows import CutTaskData, RowCuts, TaskRows
-from elm_jax.workflows.arms.task_vectors import with_vector
+from elm_jax.workflows.arms.new_task_vectors import with_vector
 from elm_jax.workflows.study.study_config import StageSettings
 from elm_jax.workflows.train import run_record
 from elm_jax.workflows.train.train_expert import train
@@ -136,18 +137,23 @@ class ArmStudy:
         if run.vector is not None:
             start = with_vector(start, run.vector.task, run.vector.others, run.vector.how, run.seed)
         if not run.steps:
-            self.scorer.score(run.name, digest, run.scored, lambda: resolve(start, None), run.columns())
+            self._score(run, digest, start, {})
             return
         outcome = train(run.train_config(self.config, start.path), base=start, mesh=self.mesh,
                         data=CutTaskData.of(self.cuts, run.parts, run.seed))
         if outcome.stopped:
             raise Stopped
-        network, params = resolve(start, outcome.expert)
-        self.scorer.score(run.name, digest, run.scored, lambda: (network, params), run.columns())
+        params = self._score(run, digest, start, outcome.expert.overlay)
         if keeps:
             save_base(self.kept_folder(run.name), params, start.config, start.vocabulary_path, {
                 "steps": outcome.step, "config_digest": digest, "started_from": start.fingerprint})
         tell_item(logger, "%s: %s", run.name, self.loss_of(run))
+
+    def _score(self, run: ArmRun, digest: str, start: Base, overlay: Params) -> Params:
+        """Scores the result of a run, as the network that it started from; returns its parameters."""
+        network, params = families.network_of(start.config), trees.merge(start.params, overlay)
+        self.scorer.score(run.name, digest, run.scored, lambda: (network, params), run.columns())
+        return params
 
     def loss_of(self, run: ArmRun) -> str:
         """The mean target loss of a run in words, for progress lines."""

@@ -15,8 +15,8 @@ from elm_jax.workflows.arms.arm_runs import ArmRun, TaskVector, targets
 from elm_jax.workflows.arms.arm_settings import ArmSettings
 from elm_jax.workflows.arms.arm_study import ArmStudy, check_data
 from elm_jax.workflows.arms.cut_rows import TaskRows
+from elm_jax.workflows.arms.new_task_vectors import DRAWN, MEAN_OF_ALL, RELATED
 from elm_jax.workflows.arms.task_moe_config import TaskStudyConfig
-from elm_jax.workflows.arms.task_vectors import DRAWN, MEAN_OF_ALL, RELATED
 
 LOW, POOL, FEW, ROBUST = SETUPS = ("low", "pool", "few", "robust")
 ALONE, WITH_RELATED, WITH_UNRELATED = BESIDE = ("nothing", "related", "unrelated")

@@ -5,30 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from elm_jax.errors import InputError, describe
 from elm_jax.experts.base import Base
+from elm_jax.models.network import TASK_TABLE
 from elm_jax.runtime import trees
 
 RELATED, MEAN_OF_ALL, DRAWN = VECTORS = ("related", "mean", "random")
 """What a new task's vector is: the mean of related tasks', of all trained tasks', or drawn."""
-TABLE = "/embedding"
-"""End of the path of the table f32[M, D_t]."""
-
-
-def table_path(base: Base) -> str:
-    """Path of the table of tasks of a base whose gates read them.
-
-    Raises:
-        InputError: it has none.
-    """
-    sparse = base.config.sparse
-    shape = (len(sparse.tasks), sparse.task_dim)
-    found = [path for path, leaf in trees.flatten(base.params).items()
-             if path.endswith(TABLE) and "task" in path and leaf.shape == shape]
-    if len(found) != 1:
-        raise InputError(describe("The network has no table of tasks", where=base.path or base.name,
-                                  got=f"{len(found)} leaves of shape {shape}"))
-    return found[0]
 
 
 def vector_of(table: np.ndarray, rows: Sequence[int], how: str, seed: int) -> np.ndarray:
@@ -58,9 +40,8 @@ def with_vector(base: Base, task: str, others: Sequence[str], how: str, seed: in
         how: one of `VECTORS`.
         seed: of a drawn one.
     """
-    path, tasks = table_path(base), base.config.sparse.tasks
-    leaves = trees.flatten(base.params)
-    table = np.array(leaves[path])
+    tasks, leaves = base.config.sparse.tasks, trees.flatten(base.params)
+    table = np.array(leaves[TASK_TABLE])
     table[tasks.index(task)] = vector_of(table, [tasks.index(other) for other in others], how, seed)
-    params = trees.unflatten({**leaves, path: table})
+    params = trees.unflatten({**leaves, TASK_TABLE: table})
     return dataclasses.replace(base, params=params, fingerprint=trees.fingerprint(params))
