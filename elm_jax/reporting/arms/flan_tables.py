@@ -1,5 +1,6 @@
 """What the study of instruction tuning says: gaps between arms, verdicts on its claims, ablations."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -155,9 +156,17 @@ class FlanResults:
             "better. One run each, so a difference holds the chance of a run as well."),
             {"columns": ["change", "tasks", "metric", "difference", "unit", ""], "rows": rows, "labels": 3})
 
+    def _exemplars(self) -> str:
+        """A sentence on how many exemplars fit; empty without few-shot scores."""
+        taken = [row["exemplars"] for row in self.scores.rows if row.get("few_shot")]
+        return (f" Of {self.few_shot} exemplars {np.mean(taken):.2f} a row fit into an input of "
+                f"{self.config['eval_source_length']} tokens, in the mean.") if taken else ""
+
     def sections(self) -> list[Section]:
         """The study's own sections, in order."""
         setups = self.setups()
-        parts = [levels_section("Scores", self.scores, self.arms, setups), self.gaps_section(),
+        levels = levels_section("Scores", self.scores, self.arms, setups)
+        levels = dataclasses.replace(levels, text=levels.text + self._exemplars())
+        parts = [levels, self.gaps_section(),
                  self.gains_section(), self.ablation_section(), tasks_section(self.scores, self.arms, setups)]
         return [part for part in parts if part is not None]

@@ -17,6 +17,7 @@ from elm_jax.errors import InputError, describe
 from elm_jax.evaluation.evaluator import ResultsStore
 from elm_jax.experts.base import Base, load_base, save_base
 from elm_jax.experts.overlay import resolve
+from elm_jax.formats.elm import base_json
 from elm_jax.models import families
 from elm_jax.models.families import plain_settings
 from elm_jax.planning.token_flops import token_cost
@@ -68,6 +69,7 @@ class ArmStudy:
 
     def make_bases(self) -> None:
         """Runs the stage of the arms' bases, then opens the task data in their vocabulary."""
+        self._check_bases()
         with StageLine("making", len(self.config.arms), "base") as line:
             for arm in self.config.arms:
                 self._loaded[self.start_name(arm, BASE)] = self.bases.make(arm)
@@ -76,6 +78,17 @@ class ArmStudy:
         self.data = TaskData(vocabulary, self.config.modules, str(self.root / "prepared"))
         self.cuts = RowCuts(self.data, self.config.heldout_rows, self.config.random_seed)
         self.scorer = Scorer(self.config, self.cuts, self.store, self.mesh)
+
+    def _check_bases(self) -> None:
+        """Raises InputError if the work folder holds bases of other settings; records what they are of."""
+        made_of = run_record.MadeOf(self.root / "made_of.json")
+        for arm in self.config.arms:
+            digest = self.bases.digest(arm)
+            if arm.name in made_of.known and not made_of.fits(arm.name, digest):
+                raise InputError(describe(
+                    "The work folder holds the base of an arm of other settings", where=self.root,
+                    got=f"arm {arm.name}", cure="choose an empty folder, or go back to its settings"))
+            made_of.record(arm.name, digest)
 
     def prepare(self, trained: Iterable[str], scored: Iterable[str]) -> None:
         """Prepares the arrays of all tasks."""
@@ -126,7 +139,7 @@ class ArmStudy:
         digest = run.digest(self.config, self.digest_of(run.arm, run.start))
         self._digests[run.name] = digest
         folder, kept = self.root / "runs" / run.name, self.kept_folder(run.name)
-        keeps = run.keep and not storage.is_committed(kept)
+        keeps = run.keep and not _is_kept(kept, digest)
         if keeps or any(not self.scorer.is_done(run.name, target, digest) for target in run.scored):
             self._train_and_score(run, digest, keeps)
         if folder.exists():
@@ -217,6 +230,12 @@ class ArmStudy:
             "lengths": dict(lengths), "stage_seconds": dict(self.clock.seconds),
             "programs": {"count": self.compiled.programs, "seconds": self.compiled.seconds},
             "versions": run_record.versions(), "config": plain_config(config)}
+
+
+def _is_kept(folder: storage.PathLike, digest: str) -> bool:
+    """Whether a folder holds the weights of the run of this digest."""
+    return storage.is_committed(folder) and base_json.read(
+        storage.as_path(folder))["training"].get("config_digest") == digest
 
 
 def check_data(config: ArmStudySettings, task: str) -> None:

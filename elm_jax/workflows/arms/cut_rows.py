@@ -17,6 +17,8 @@ from elm_jax.data.preparing.task_data import TaskData
 from elm_jax.errors import InputError, describe
 
 TRAIN, HELDOUT = "train", "heldout"
+MOST_MADE = 40
+"""Cut splits that stay in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,8 @@ class RowCuts:
     data: TaskData
     heldout: int
     seed: int
+    _made: dict[tuple[TaskRows, int], PreparedSplit] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False)
 
     def heldout_split(self, task: str) -> PreparedSplit:
         """The rows of a task's train split that nothing is trained on, as a split of their own."""
@@ -60,7 +64,14 @@ class RowCuts:
         return dataclasses.replace(kept, split=HELDOUT)
 
     def rows_of(self, part: TaskRows, seed: int) -> PreparedSplit:
-        """The rows of a task that a run of a seed trains on."""
+        """The rows of a task that a run of a seed trains on; the last ones stay in memory, for other arms."""
+        if (part, seed) not in self._made:
+            self._made[part, seed] = self._make(part, seed)
+            while len(self._made) > MOST_MADE:
+                self._made.pop(next(iter(self._made)))
+        return self._made[part, seed]
+
+    def _make(self, part: TaskRows, seed: int) -> PreparedSplit:
         split = self.data.split(part.task, TRAIN)
         order = self._order(split)[:self._cut(split)]
         order = order[draw_rows(len(order), len(order), (seed, _word(part.task)))]

@@ -26,7 +26,7 @@ def flan(*bindings):
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"network": DENSE, "loss": LossConfig(balance_loss=0.1)}, "no sparse layer"),
+    ({"network": DENSE, "loss": LossConfig(balance_loss=0.1)}, "no layer is sparse"),
     ({"network": DENSE, "origin": "upcycled"}, "A dense network"),
     ({"network": SPARSE, "origin": "upcycle"}, "upcycled"),
     ({"network": SPARSE, "upcycle_noise": 0.1, "origin": "scratch"}, "nothing is copied"),
