@@ -25,6 +25,9 @@ from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import storage
 from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
+from elm_jax.workflows.arms.arm_settings import ArmSettings
+from elm_jax.workflows.arms.flan_config import FlanStudyConfig
+from elm_jax.workflows.arms.task_moe_config import TaskStudyConfig
 from elm_jax.workflows.study.study_config import StageSettings, StudyConfig
 from elm_jax.workflows.train.pretrain import PretrainConfig
 from elm_jax.workflows.train.train_config import TrainConfig
@@ -45,6 +48,9 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "EarlyEnd": EarlyEnd,
     "pretrain": PretrainConfig,
     "study": StudyConfig,
+    "Arm": ArmSettings,
+    "flan_study": FlanStudyConfig,
+    "task_study": TaskStudyConfig,
 }
 # Gin's own reader of files would take a byte order mark, which other programs write, for a wrong first line.
 gin.config._FILE_READERS[0] = (functools.partial(open, encoding="utf-8-sig"), os.path.isfile)

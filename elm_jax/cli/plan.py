@@ -18,6 +18,8 @@ from elm_jax.workflows.train.train_config import TrainConfig
 
 PLACES = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "TASK", "WORKDIR")
 """Macros that a run requires and a plan does not: folders, and what is trained on."""
+ARM_STUDIES = ("flan_study", "task_study")
+"""Configurables of studies that compare networks."""
 NOT_GIVEN = "(not given)"
 GIGA = 1e9
 COLUMNS = (Column("what", kind="text"), Column("figure", kind="text"), Column("remark", kind="text"))
@@ -41,6 +43,10 @@ def plan(arguments: argparse.Namespace) -> int:
             "A plan is of one expert's step", where="gin/experts/prompt_stack.gin",
             expected="gin/experts/prompt.gin", cure="plan one expert; a stack holds the frozen parameters "
             "once, overlay and optimiser state of all slots, and activations of those computed at once"))
+    if any(config_lib.is_bound(f"{kind}.workdir") for kind in ARM_STUDIES):
+        raise InputError(describe(
+            "A study of arms has no plan", where=", ".join(arguments.gin_file),
+            got="many small runs of several networks", cure="plan one of them: elm train --plan"))
     if config_lib.is_bound("study.workdir"):
         found = study_plan.plan_study(config_lib.build("study"), topology)
         plans = found.plans

@@ -83,3 +83,60 @@ def test_prompts_that_share_instances_are_drawn_together() -> None:
 def test_wrong_values_are_named(values: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         intervals.mean_with_interval(values)
+
+
+def two_stages_by_hand(tasks: list[np.ndarray], count: int, seed: int) -> tuple[float, float]:
+    """The percentile interval of drawing tasks, and rows within each, one draw after another."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(count):
+        drawn = [tasks[number] for number in rng.integers(len(tasks), size=len(tasks))]
+        found.append(np.mean([np.mean(own[rng.integers(len(own), size=len(own))]) for own in drawn]))
+    return tuple(np.quantile(found, (0.025, 0.975)))
+
+
+def test_over_tasks_and_rows_is_the_outer_of_two_stages_and_students() -> None:
+    rng = np.random.default_rng(3)
+    alike = [rng.normal(0.1, 2.0, 400) for _ in range(8)]
+    unlike = [rng.normal(mean, 0.1, 400) for mean in rng.normal(0, 1, 4)]
+    for tasks in (alike, unlike):
+        found = intervals.over_tasks_and_rows(tasks)
+        means = [own.mean() for own in tasks]
+        student = scipy.stats.t.interval(0.95, len(tasks) - 1, np.mean(means), scipy.stats.sem(means))
+        low, high = two_stages_by_hand(tasks, 2000, 1)
+        assert found.value == pytest.approx(np.mean(means))
+        assert found.n == sum(map(len, tasks))
+        width = high - low
+        assert found.low == pytest.approx(min(low, student[0]), abs=0.06 * width)
+        assert found.high == pytest.approx(max(high, student[1]), abs=0.06 * width)
+    assert student[0] < low, "of few unlike tasks, Student's is the outer one"
+
+
+def test_of_one_task_the_rows_alone_are_drawn() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 500)
+    found = intervals.over_tasks_and_rows([values])
+    wanted = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=0.03)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.2])
+def test_over_tasks_and_rows_holds_the_truth_as_often_as_it_says(spread: float) -> None:
+    rng, tries = np.random.default_rng(7), 80
+    held = 0
+    for _ in range(tries):
+        tasks = [rng.choice([-1, 0, 0, 1], size=120) + mean for mean in rng.normal(0, spread, 5)]
+        found = intervals.over_tasks_and_rows(tasks)
+        held += found.low <= 0 <= found.high
+    assert held / tries > 0.9
+
+
+def test_equal_differences_are_not_certain() -> None:
+    found = intervals.over_tasks_and_rows([np.zeros(40), np.zeros(40)])
+    assert found.low < 0 == found.value < found.high
+
+
+def test_the_smallest_difference_that_is_seen_four_times_out_of_five() -> None:
+    error = 0.7
+    half = scipy.stats.norm.ppf(0.975) * error
+    smallest = intervals.smallest_seen(intervals.Estimate(0.0, -half, half, 1))
+    seen = scipy.stats.norm.sf(half, loc=smallest, scale=error)  # its lower end is above zero
+    assert seen == pytest.approx(0.8)

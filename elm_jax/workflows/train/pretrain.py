@@ -58,6 +58,8 @@ class PretrainConfig:
         passages: where raw passages come from, each ``module:function`` (called without arguments,
             gives strings) or the path of a text file with one passage a line.
         vocabulary: file of a vocabulary of any kind (`Vocabulary.load`); None trains a SentencePiece one.
+        initial_checkpoint_path: folder of a base whose training goes on, with its vocabulary and a new
+            optimiser state; its network must be `network`. None begins from nothing.
         vocab_pieces: pieces of the SentencePiece vocabulary, without the 100 extra ids.
         character_coverage: share of the passages' characters that get pieces of their own.
         train_steps: optimiser steps.
@@ -105,12 +107,17 @@ class PretrainConfig:
     tensorboard: bool = True
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     freeze: str | None = None
+    initial_checkpoint_path: storage.PathLike | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         network = families.network_of(self.network)
         check_losses(self.loss, network)
         frozen_by(network, self.freeze)
+        if self.initial_checkpoint_path is not None and self.vocabulary is not None:
+            raise InputError(describe(
+                "A base that is trained on keeps its own vocabulary", where="pretrain.vocabulary",
+                got=f"{self.vocabulary} beside initial_checkpoint_path", cure="leave one of them out"))
         check_positive(vocab_pieces=self.vocab_pieces, train_steps=self.train_steps,
                        batch_size=self.batch_size, chunk_length=self.chunk_length,
                        checkpoint_period=self.checkpoint_period, log_period=self.log_period)
@@ -133,6 +140,8 @@ class PretrainConfig:
         for name in ("vocabulary", "loss", "freeze"):
             if facts[name] is None:  # runs that may resume can be older than this setting
                 facts.pop(name)
+        if facts.pop("initial_checkpoint_path") is not None:
+            facts["goes_on"] = True
         return as_json(facts)
 
     def digest(self) -> str:
@@ -164,12 +173,15 @@ def pretrain(config: PretrainConfig, *, mesh: Mesh | None = None,
 
 def _pretrain(config: PretrainConfig, mesh: Mesh | None, on_start: Callable[[], None] | None) -> Base | None:
     """Does as `pretrain`, in a folder that no other process writes."""
-    folder = storage.as_path(config.model_dir) / "base"
+    folder, deciding, digest = storage.as_path(config.model_dir) / "base", config.deciding(), config.digest()
     mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
     if hosts.by_first(lambda: storage.is_committed(folder)):
         check_same_base(folder, config)
         return load_base(folder, mesh=mesh, rules=sharding.split_rules())
+    first = first_base(config)
     passages = read_passages(config.passages)
+    if first is not None:
+        config = dataclasses.replace(config, initial_checkpoint_path=None, vocabulary=first.vocabulary_path)
     vocabulary_path = hosts.by_first(lambda: str(make_vocabulary(config, passages)))
     vocabulary = Vocabulary.load(vocabulary_path)
     check_fits(vocabulary, config.network, vocabulary_path)
@@ -177,14 +189,15 @@ def _pretrain(config: PretrainConfig, mesh: Mesh | None, on_start: Callable[[], 
         passages, vocabulary, config.examples, config.network)
     network = families.network_of(dataclasses.replace(
         config.network, dropout_rate=config.dropout_rate, dtype=config.dtype))
-    params = network.init(jax.random.key(config.random_seed))
+    params = network.init(jax.random.key(config.random_seed)) if first is None else first.params
     logger.info("pretraining %d parameters on %d passages", trees.count(params), len(passages))
     if tasks_of(network.config):
         source = MixtureSource([source], tasks=[NO_TASK])
     stream = TrainStream(source, form=form_of(network), batch_size=config.batch_size,
                          lengths=lengths, seed=config.random_seed, pack=True)
-    run = RunConfig.of(config, name="base", config_digest=config.digest(),
-                       settings=config.deciding(), donate_overlay=True)
+    facts = {} if first is None else {"base": f"{first.name} {first.fingerprint}"}
+    run = RunConfig.of(config, name="base", config_digest="/".join([digest, *facts.values()]),
+                       settings={**deciding, **facts}, donate_overlay=True)
     frozen, trained = trees.split(params, frozen_by(network, config.freeze))
     del params
     result = fit(network, frozen, trained, stream, run, mesh, on_start)
@@ -192,9 +205,31 @@ def _pretrain(config: PretrainConfig, mesh: Mesh | None, on_start: Callable[[], 
         return None
     save_base(folder, trees.merge(frozen, result.overlay), config.network, vocabulary_path, {
         "steps": result.step, "passages": len(passages), "seed": config.random_seed,
-        "config_digest": config.digest(), "settings": config.deciding(), "versions": run_record.versions(),
+        "config_digest": digest, "settings": deciding, "versions": run_record.versions(), **facts,
         "metrics": {name: float(value) for name, value in result.metrics.items()}})
     return load_base(folder, mesh=mesh, rules=sharding.split_rules())
+
+
+def first_base(config: PretrainConfig) -> Base | None:
+    """The base whose training goes on; None where a run begins from nothing.
+
+    Raises:
+        InputError: it is of another network, or has no vocabulary.
+    """
+    if config.initial_checkpoint_path is None:
+        return None
+    base, where = load_base(config.initial_checkpoint_path), "pretrain.initial_checkpoint_path"
+    wanted, found = config.network.to_dict(), base.config.to_dict()
+    wrong = differences({**found, "dropout_rate": 0, "dtype": 0}, {**wanted, "dropout_rate": 0, "dtype": 0})
+    if type(base.config) is not type(config.network) or wrong:
+        raise InputError(describe(
+            "The base is not of the network that the config gives", where=where,
+            got=f"{config.initial_checkpoint_path}: {'; '.join(wrong) or base.config.family}",
+            cure="give the base's own sizes"))
+    if base.vocabulary_path is None:
+        raise InputError(describe("The base carries no vocabulary", where=where,
+                                  got=config.initial_checkpoint_path))
+    return base
 
 
 def check_same_base(folder: storage.PathLike, config: PretrainConfig) -> None:

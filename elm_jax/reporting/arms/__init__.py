@@ -1,0 +1,1 @@
+"""The reports of studies that compare networks (arms): tables, paired differences, verdicts."""
