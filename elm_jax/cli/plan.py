@@ -98,7 +98,8 @@ def _title(one: StepPlan) -> str:
 def rows_of(one: StepPlan) -> list[tuple[str, str, str]]:
     """Formats one plan as table rows (what, figure, remark)."""
     rows = [
-        ("parameters", f"{one.parameters / GIGA:.3f} B", f"{one.trained:,} train"),
+        ("parameters", f"{one.parameters / GIGA:.3f} B", f"{one.trained:,} train"
+         + ("" if one.active == one.parameters else f", {one.active:,} a token")),
         ("global batch", f"{one.rows} rows", f"{one.lengths[0]} / {one.lengths[1]} tokens, "
          f"{one.num_microbatches} microbatches"),
     ]

@@ -76,8 +76,9 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
 def _print_loss(loss: Mapping[str, Any]) -> None:
     names = {step_zero_loss.DENSE: "dense base", step_zero_loss.RAW: "sparse, raw gates",
              step_zero_loss.NORMALISED: "sparse, normalised gates"}
-    print_document(COLUMNS, [(names[name], value, loss["jump"].get(name), name == loss["gates"] or None)
-                             for name, value in loss["nats_per_token"].items()],
-                   title=f"{loss['task']}, {loss['split']}: {loss['rows']} rows, nats a token of "
-                         f"{loss['tokens']} in targets")
+    rows = [(names[name], value, loss["jump"].get(name), name == loss["gates"] or None)
+            for name, value in loss["nats_per_token"].items()]
+    title = (f"{loss['task']}, {loss['split']}: {loss['rows']} rows, nats a token of {loss['tokens']} "
+             "in targets")
+    print_document(COLUMNS, rows, title=title)
     print_sentences(loss["why"])

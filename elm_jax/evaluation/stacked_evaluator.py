@@ -47,13 +47,14 @@ def put_stack(network: Network, shared: Params, overlays: Sequence[Params], mesh
         raise InputError(describe("The stack does not divide over the mesh", got=f"{len(overlays)} experts",
                                   expected=f"a multiple of {mesh.shape['experts']}"))
     axes, trained = trees.flatten(network.logical_axes()), trees.flatten(overlays[0])
+    rules = sharding.rules_of_one()
     flat = {path: leaf for path, leaf in trees.flatten(shared).items() if path not in trained}
-    rest = {path: hosts.put(leaf, sharding.leaf_sharding(axes[path], leaf.shape, mesh))
+    rest = {path: hosts.put(leaf, sharding.leaf_sharding(axes[path], leaf.shape, mesh, rules))
             for path, leaf in flat.items()}
     columns = [trees.flatten(overlay) for overlay in overlays]
     own = {}
     for path, leaf in trained.items():
-        spec = sharding.leaf_sharding(axes[path], leaf.shape, mesh).spec
+        spec = sharding.leaf_sharding(axes[path], leaf.shape, mesh, rules).spec
         whole = np.stack([np.asarray(column[path]) for column in columns])
         own[path] = hosts.put(whole, NamedSharding(mesh, PartitionSpec("experts", *spec)))
     return trees.unflatten(rest), trees.unflatten(own)

@@ -108,7 +108,10 @@ class StepAccount(NamedTuple):
         mlp: width F of the feed-forward.
         attention_outputs: outputs of attentions.
         attention_inputs: inputs of keys and values that are not the queries' own.
-        mlp_outputs: outputs of feed-forwards.
+        mlp_outputs: outputs of dense feed-forwards.
+        sparse_outputs: outputs of sparse ones.
+        routed: places of their experts, taken or not, of one row's share of a group; without a capacity one
+            for each choice.
         embedded: tokens that are looked up.
         predicted: positions that get logits.
         table: path of the embedding.
@@ -125,6 +128,8 @@ class StepAccount(NamedTuple):
     predicted: int
     table: str
     head: str | None
+    sparse_outputs: int = 0
+    routed: float = 0.0
 
 
 @runtime_checkable

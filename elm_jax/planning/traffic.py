@@ -10,14 +10,16 @@ https://arxiv.org/abs/1909.08053 (section 3).
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from elm_jax.models.adapters.bottleneck import BottleneckConfig
-from elm_jax.models.network import Network
+from elm_jax.models.blocks.spread import Spread, planned
+from elm_jax.models.layers.gates import capacity
+from elm_jax.models.network import Network, has_expert_axis
 from elm_jax.planning.hlo import ring_bytes
 from elm_jax.runtime import sharding, trees
 from elm_jax.runtime.sharding import Axes, Rules
@@ -77,13 +79,14 @@ def needs(network: Network, frozen: Params, overlay: Params, shape: StepShape) -
     )
     reduced = {"all-reduce": 0.0, "reduce-scatter": 0.0}
     for path, leaf in trees.flatten(overlay).items():
-        kind, sent = _gradient_bytes(network, path, leaf, shape)
-        reduced[kind] += sent
+        for kind, sent in _gradient_bytes(network, path, leaf, shape).items():
+            reduced[kind] += sent
     found = [
         Need("weights gathered for the layers that use them", "all-gather", gathered),
         Need("gradients summed where parameters are split", "reduce-scatter", reduced["reduce-scatter"]),
         Need("gradients summed where parameters are whole", "all-reduce", reduced["all-reduce"]),
         *_activation_needs(network, frozen, overlay, shape),
+        *_routing_needs(network, shape),
     ]
     return [need for need in found if need.bytes]
 
@@ -93,6 +96,16 @@ def _dtype(network: Network, path: str, leaf: jax.ShapeDtypeStruct) -> np.dtype:
     if path.endswith(("/kernel", "/bias")) and path != network.account(0, 0).head:
         return np.dtype(network.config.activation_dtype)
     return np.dtype(leaf.dtype) if path.endswith("/embedding") else np.dtype(np.float32)
+
+
+def _spread(network: Network, shape: StepShape) -> Spread:
+    """How a sparse network's layers lie on the mesh; of a dense network as if on one device."""
+    config = network.config
+    if config.sparse is None or shape.mesh.size == 1:
+        return Spread()
+    groups = shape.rows // shape.num_microbatches / config.sparse.group_rows
+    return planned(shape.mesh, shape.rules, int(groups) if groups.is_integer() else 1,
+                   (config.sparse.num_experts, config.emb_dim, config.mlp_dim))
 
 
 def _batch_axes(shape: StepShape) -> set[str]:
@@ -107,12 +120,18 @@ def streamed_bytes(network: Network, frozen: Params, overlay: Params, shape: Ste
 
 def _local(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
            ) -> tuple[float, int]:
-    """(bytes of a leaf on a chip once gathered over the batch's axes, chips it was split over there)."""
+    """(bytes of a leaf on a chip once gathered for its use, chips it was split over before).
+
+    Dense layers need their leaves whole on the batch's axes; the experts of sparse ones stay apart.
+    """
     spec = sharding.leaf_spec(network.axes_of(path), leaf.shape, shape.mesh, shape.rules)
     axes = [axis for entry in spec for axis in sharding.axes_in(entry)]
-    batch = _batch_axes(shape)
-    group = math.prod(shape.mesh.shape[axis] for axis in axes if axis in batch)
-    others = math.prod(shape.mesh.shape[axis] for axis in axes if axis not in batch)
+    apart = set(axes) - _batch_axes(shape)
+    if has_expert_axis(path):
+        spread = _spread(network, shape)
+        apart = {*spread.experts, *spread.hidden}
+    group = math.prod(shape.mesh.shape[axis] for axis in axes if axis not in apart)
+    others = math.prod(shape.mesh.shape[axis] for axis in axes if axis in apart)
     size = math.prod(leaf.shape) * _dtype(network, path, leaf).itemsize
     return size / others, group
 
@@ -137,12 +156,16 @@ def _gather_bytes(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape
 
 
 def _gradient_bytes(network: Network, path: str, leaf: jax.ShapeDtypeStruct, shape: StepShape
-                    ) -> tuple[str, float]:
-    """Bytes that summing a gradient over the batch's axes sends: every microbatch if split, else once."""
+                    ) -> dict[str, float]:
+    """Bytes that summing a gradient over the batch's axes sends: every microbatch if split, else once.
+
+    An expert's gradient is whole where its rows came from.
+    """
     size, group = _local(network, path, leaf, shape)
-    if group > 1:
-        return "reduce-scatter", ring_bytes("reduce-scatter", size, group) * shape.num_microbatches
-    return "all-reduce", ring_bytes("all-reduce", size, _data(shape))
+    own = _spread(network, shape).experts if has_expert_axis(path) else ()
+    copies = math.prod(shape.mesh.shape[axis] for axis in _batch_axes(shape) if axis not in own)
+    return {"reduce-scatter": ring_bytes("reduce-scatter", size, group) * shape.num_microbatches,
+            "all-reduce": ring_bytes("all-reduce", size / group, max(1, copies // group))}
 
 
 def _data(shape: StepShape) -> int:
@@ -189,6 +212,37 @@ def _activation_needs(
     yield Need("gradient of the head's input summed", "all-reduce", over("vocab", config.vocab_size, head))
 
 
+def _routing_needs(network: Network, shape: StepShape) -> Iterator[Need]:
+    """Traffic of sparse layers: rows to their experts and back, or sums of what the experts give.
+
+    Both directions of differentiation send the same. Layers that are computed again move their rows again.
+    """
+    config, account = network.config, network.account(shape.source, shape.target)
+    spread = _spread(network, shape)
+    if not account.sparse_outputs or spread.mesh is None:
+        return
+    rows = shape.rows / _size(shape, spread.groups)
+    vector = rows * account.width * np.dtype(config.activation_dtype).itemsize
+    again, experts = network.layout.remat != "none", _size(shape, spread.experts)
+    outputs = account.sparse_outputs * vector
+    if spread.exchanges and capacity(config.sparse, 1, training=True) is not None:
+        moved = ring_bytes("all-to-all", account.routed * vector, experts)
+        yield Need("rows moved to their experts and back, forward", "all-to-all", 2 * moved)
+        yield Need("rows moved again for layers computed again", "all-to-all", 2 * moved * again)
+        yield Need("gradients of rows moved to and from their experts", "all-to-all", 2 * moved)
+    elif spread.exchanges:
+        moved = ring_bytes("all-gather", outputs * experts, experts)
+        yield Need("rows gathered where experts are, and their gradients", "all-gather", (2 + again) * moved)
+        yield Need("outputs of experts summed where rows are, and gradients", "reduce-scatter", 2 * moved)
+    summed = _size(shape, spread.hidden if spread.exchanges else (*spread.hidden, *spread.experts))
+    yield Need("outputs of sparse layers and gradients of their inputs summed", "all-reduce",
+               2 * ring_bytes("all-reduce", outputs, summed))
+
+
+def _size(shape: StepShape, axes: Iterable[str]) -> int:
+    return math.prod(shape.mesh.shape[axis] for axis in axes)
+
+
 def _parts(logical: str, size: int, shape: StepShape) -> int:
     """Number of chips over which an activation's dimension is split, without the batch's axes."""
     spec: PartitionSpec = sharding.leaf_spec(
@@ -213,10 +267,24 @@ def _flops(jaxpr: jax.extend.core.Jaxpr) -> float:
             result = math.prod(equation.outvars[0].aval.shape)
             total += 2.0 * result * math.prod(left[axis] for axis in contracted)
             continue
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        times = {"scan": _turns, "shard_map": _devices}.get(equation.primitive.name, _once)(equation.params)
         inner = [_flops(part) for part in _inner(equation.params)]
         total += times * (max(inner, default=0.0) if equation.primitive.name == "cond" else sum(inner))
     return total
+
+
+def _once(_: dict) -> int:
+    return 1
+
+
+def _turns(params: dict) -> int:
+    return params["length"]
+
+
+def _devices(params: dict) -> int:
+    """Devices with a part of their own in a `jax.shard_map`, whose inner shapes are those of one device."""
+    axes = {axis for spec in params["in_specs"] for entry in spec for axis in sharding.axes_in(entry)}
+    return math.prod(params["mesh"].shape[axis] for axis in axes)
 
 
 def _inner(params: dict) -> Iterator[jax.extend.core.Jaxpr]:

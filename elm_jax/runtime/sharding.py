@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -100,6 +100,16 @@ def split_rules(rules: Rules = DEFAULT_RULES) -> Rules:
     return tuple((name, "data" if name == "embed" and target is None else target) for name, target in rules)
 
 
+def rules_of_one(rules: Rules = DEFAULT_RULES) -> Rules:
+    """Rules of one network of a stack: those given, without the mesh's expert axis, which the stack takes."""
+    return tuple((name, _without(target, "experts")) for name, target in rules)
+
+
+def _without(target: MeshAxes, axis: str) -> MeshAxes:
+    rest = tuple(name for name in axes_in(target) if name != axis)
+    return rest if len(rest) > 1 else rest[0] if rest else None
+
+
 def axes_in(target: MeshAxes) -> tuple[str, ...]:
     """The mesh axes that a rule, or an entry of a partition, names: none, one or several."""
     return (target,) if isinstance(target, str) else target or ()
@@ -124,7 +134,7 @@ def make_mesh(
     Args:
         data: size of the data axis; -1 takes all devices that the other two leave.
         model: size of the model axis.
-        experts: size of the axis over which stacked experts are split.
+        experts: size of the axis over which stacked networks, or the experts of sparse layers, are split.
         devices: defaults to all devices of all processes. If `data` is given, the first
             ``data * experts * model`` of them are used.
 
@@ -216,19 +226,36 @@ def tree_shardings(
     )
 
 
-_PLACEMENT: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
-    "placement", default=None
-)
+class Placement(NamedTuple):
+    """What `placed` has set.
+
+    Attributes:
+        mesh: of the traced function.
+        rules: of the mesh.
+        stacked: whether the function is mapped over networks by a `jax.vmap` with an ``spmd_axis_name``.
+    """
+
+    mesh: Mesh
+    rules: Rules
+    stacked: bool
+
+
+_PLACEMENT: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
 
 
 @contextlib.contextmanager
-def placed(mesh: Mesh, rules: Rules) -> Iterator[None]:
+def placed(mesh: Mesh, rules: Rules, stacked: bool = False) -> Iterator[None]:
     """Sets the mesh and rules that `constrain` uses in a block; enter it inside of the traced function.
 
     A compiled function must take both as static values: a context is not part of the key under which
     `jax.jit` caches programs.
+
+    Args:
+        mesh: of the traced function.
+        rules: of the mesh.
+        stacked: see `Placement`; the rules then leave the mapped axis out.
     """
-    token = _PLACEMENT.set((mesh, rules))
+    token = _PLACEMENT.set(Placement(mesh, rules, stacked))
     try:
         yield
     finally:
@@ -245,14 +272,25 @@ def constrain(array: Array, *axes: str | None) -> Array:
     found = _PLACEMENT.get()
     if found is None:
         return array
-    mesh, rules = found
-    return jax.lax.with_sharding_constraint(array, leaf_sharding(Axes(axes), array.shape, mesh, rules))
+    return jax.lax.with_sharding_constraint(
+        array, leaf_sharding(Axes(axes), array.shape, found.mesh, found.rules))
+
+
+def placement() -> Placement | None:
+    """What `placed` has set; None outside of it."""
+    return _PLACEMENT.get()
 
 
 def num_placed() -> int:
     """Number of devices of the mesh that `placed` has set; 1 outside of it."""
     found = _PLACEMENT.get()
-    return 1 if found is None else found[0].size
+    return 1 if found is None else found.mesh.size
+
+
+def platform() -> str:
+    """Platform of the mesh that `placed` has set, which need not be here; JAX's default outside of it."""
+    found = _PLACEMENT.get()
+    return jax.default_backend() if found is None else found.mesh.devices.flat[0].platform
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

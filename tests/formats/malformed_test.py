@@ -152,7 +152,7 @@ def test_fields_with_odd_values(spoilt, kind, name):
     ("t5", "config.json", {"x": float("nan")}, r"config.json(.|\n)*NaN is no number"),
     ("t5", "generation_config.json", {"x": float("inf")}, r"generation_config.json(.|\n)*Infinity is no"),
     ("t5", "config.json", {"_name_or_path": "a\ud800"}, r"config.json(.|\n)*surrogates"),
-    ("base", "base.json", {"facts": {"hf": {"config": {}}}}, r"no T5(.|\n)*base.json"),
+    ("base", "base.json", {"facts": {"hf": {"config": {}}}}, r"no network that(.|\n)*base.json"),
     ("hf", "added_tokens.json", {"<new>": "7"}, r"added tokens(.|\n)*added_tokens.json(.|\n)*'<new>': '7'"),
     ("hf", "tokenizer.json", {"added_tokens": [{"id": 400}]}, r"added tokens(.|\n)*tokenizer.json"),
     ("hf", "tokenizer.json", {"model": {"type": "Unigram", "vocab": [["<pad>", 0], ["\ud800", 0]]}},

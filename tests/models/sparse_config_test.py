@@ -16,8 +16,9 @@ from elm_jax.models.layers.sparse_config import SparseConfig, sparse_of, steps_o
     ({"capacity": 2.5, "capacity_factor": None}, "SparseConfig.capacity[^$]*2.5"),
     ({"capacity": 4, "capacity_factor": None, "choice": "experts"}, "for choice='experts'"),
     ({"capacity_factor": None, "order": "probability"}, "a capacity_factor or a capacity"),
+    ({"jitter": 0.1, "gate": "task", "tasks": ("a",), "task_dim": 2}, "jitter[^$]*reads tokens"),
 ])
-def test_a_capacity_that_means_nothing_is_refused(settings, words):
+def test_settings_that_mean_nothing_are_refused(settings, words):
     with pytest.raises(InputError, match=words):
         SparseConfig(8, **settings)
 

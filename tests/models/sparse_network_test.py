@@ -151,6 +151,18 @@ def test_experts_choose_in_the_encoder_alone():
     np.testing.assert_allclose(score(params, *moved)[:, 0], whole[[2, 2, 0]], rtol=0, atol=1e-5)
 
 
+def test_choices_side_by_side_do_not_compete_for_places():
+    """A decoder scores the choices of a row in one row: a choice's score is as without the others."""
+    net = sparse.network("decoder", eval_capacity_factor=0.5, min_capacity=1)
+    params, config = sparse.parameters(net), net.config
+    assert any(report.dropped > 0 for report in net.loss(params, sparse.batch_of(net)).router.values())
+    inputs, targets = made.rows(config, (2,), 8), made.choices(config, 2, 3, 6)
+    score = jax.jit(net.target_log_probs)
+    whole = score(params, inputs, targets)
+    again = score(params, inputs, jax.tree.map(lambda array: array[:, [2, 2, 2]], targets))
+    np.testing.assert_allclose(again[:, 0], whole[:, 2], rtol=0, atol=1e-5)
+
+
 def report_of(rng, experts):
     tokens = 50.0
     probs = rng.dirichlet(np.ones(experts), 50).sum(axis=0)
@@ -247,6 +259,8 @@ def test_a_trunk_ends_where_tokens_compete(name, deepest):
     """States are kept by the segment: they may not depend on what else is in the row."""
     assert frozen_depth(sparse.network(name), []) == deepest
     assert frozen_depth(sparse.network(name, eval_capacity_factor=2.0), []) == 1
+    fixed = sparse.network(name, capacity_factor=None, capacity=3)
+    assert frozen_depth(fixed, []) == 1
 
 
 @BOTH

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from elm_jax.models.layers.sparse_config import SparseConfig
 from elm_jax.models.t5.network import Layout, T5Network
 from elm_jax.planning import hlo, traffic
 from elm_jax.runtime import sharding, trees
@@ -17,14 +18,19 @@ LAYERS, ROWS, SOURCE, TARGET = 3, 16, 32, 16
 SCANNED = Layout("layer", True)
 
 
+TIGHT = SparseConfig(8, experts_per_token=2, capacity_factor=0.75, min_capacity=1, step=1)
+APART = (("batch", ("data", "experts")),
+         *((name, None) for name in ("vocab", "mlp", "expert_mlp", "heads", "joined_kv")))
+
+
 def network(kind: str, layout: Layout = SCANNED) -> T5Network:
     config = tiny_run.network(adapter=kind == "prompt", dropout=0.0).config
     return T5Network(dataclasses.replace(
         config, emb_dim=64, num_heads=8, mlp_dim=128, vocab_size=256, num_encoder_layers=LAYERS,
-        num_decoder_layers=LAYERS), layout)
+        num_decoder_layers=LAYERS, sparse=TIGHT if kind == "sparse" else None), layout)
 
 
-def step_of(kind: str, mesh: tuple[int, int], rules: tuple, parts: int = 1, layout: Layout = SCANNED):
+def step_of(kind: str, mesh: tuple[int, ...], rules: tuple, parts: int = 1, layout: Layout = SCANNED):
     net, where, rules = network(kind, layout), sharding.make_mesh(*mesh), sharding.make_rules(rules)
     is_trained = tiny_run.is_prompt_leaf if kind == "prompt" else (lambda path: True)
     overlay, frozen = trees.split(net.abstract_params(), is_trained)
@@ -89,6 +95,40 @@ def test_tensor_parallelism_sends_what_it_must():
     apart = LAYERS * (2 * source + 2 * target + source + source + target)
     total = sum(need.bytes for need in needs.values()) + 2 * 3 / 4 * apart
     assert 0.98 < found["all-reduce"]["bytes"] / total < 1.02
+
+
+def test_rows_that_move_to_their_experts_by_hand():
+    """Eight places a device's row and expert: two choices a token, a factor of 3/4."""
+    _, needs = step_of("sparse", (2, 1, 4), APART)
+    places = 8 * (LAYERS * (SOURCE * 2 * 3 // 4 // 8) + LAYERS * (TARGET * 2 * 3 // 4 // 8))
+    once = 3 / 4 * ROWS / 8 * places * 64 * 4
+    found = [needs[what].bytes for what in needs if needs[what].kind == "all-to-all"]
+    assert found == [pytest.approx(2 * once)] * 3  # forward, again, backward
+    config, flat = network("sparse").config, trees.flatten(network("sparse").abstract_params())
+    experts = sum(int(np.prod(leaf.shape)) for path, leaf in flat.items() if "/expert/" in path)
+    assert experts == 2 * LAYERS * 8 * 3 * 64 * config.mlp_dim
+    others = sum(int(np.prod(leaf.shape)) for leaf in flat.values()) - experts
+    assert needs[SUMMED].bytes == pytest.approx(4 * (2 * 7 / 8 * others + 2 / 2 * experts / 4))
+
+
+@pytest.mark.parametrize(("mesh", "rules"), [((2, 1, 4), APART), ((2, 2, 2), APART[:1]), ((2, 1, 4), ())])
+def test_operations_do_not_depend_on_the_mesh(mesh, rules):
+    """Those of experts are traced for one device's rows; a router's sums may be made on several devices."""
+    alone, spread = (traffic.flops_of(steps.trace_step(step_of("sparse", *where)[0]).jaxpr)
+                     for where in (((1, 1), ()), (mesh, rules)))
+    assert spread == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [Layout(), SCANNED], ids=str)
+def test_expert_parallelism_sends_what_it_must(layout):
+    spec, needs = step_of("sparse", (2, 1, 4), APART, layout=layout)
+    found = hlo.by_kind(hlo.collectives_of(steps.compile_step(spec).as_text(), 8))
+    moved = sum(need.bytes for need in needs.values() if need.kind == "all-to-all")
+    assert found["all-to-all"]["bytes"] == pytest.approx(moved, rel=0.01)
+    assert found["all-to-all"]["count"] == 2 * LAYERS * (4 if layout == Layout() else 6)
+    assert found["all-reduce"]["bytes"] == pytest.approx(needs[SUMMED].bytes, rel=0.05)
+    assert set(found) == {"all-to-all", "all-reduce"}
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from checkout import ROOT
 def test_the_benchmarks_of_tiny_shapes_run():
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     for words in (["accelerator.py"], ["mixed_batch.py"], ["stacked.py", "--experts", "1,2"],
-                  ["trunk_cache.py", "--tiny"]):
+                  ["trunk_cache.py", "--tiny"], ["sparse.py", "--shapes", "tiny"],
+                  ["sparse.py", "--shapes", "tiny", "--growth", "2,4"]):
         command = [sys.executable, str(ROOT / "benchmarks" / words[0]), *words[1:], "--rounds", "1"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
         assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("{"), done.stderr[-2000:]

@@ -17,6 +17,7 @@ from elm_jax.models.decoder.network import DecoderNetwork
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.vocabularies import hf_tokenizer, tokenizer_json
 
+MODEL_TYPES = hf_names.MODEL_TYPES
 _CHAT_FILE = "chat_template.jinja"
 """transformers 5 keeps a chat template in a file of its own; here it stands in the tokenizer's config."""
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")

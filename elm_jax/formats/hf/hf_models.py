@@ -9,8 +9,6 @@ from elm_jax.errors import InputError, describe, in_short
 from elm_jax.formats.hf import decoder_models, folder_files, t5_models
 from elm_jax.formats.hf.config_json import CONFIG_FILE, DEFAULT_SHARD_BYTES
 from elm_jax.formats.model import Model, Origin
-from elm_jax.models.decoder import hf_names as decoder_names
-from elm_jax.models.t5 import hf_names as t5_names
 from elm_jax.runtime import storage
 
 
@@ -21,20 +19,21 @@ class HfFormat(NamedTuple):
         opened: opens a folder.
         written: writes a model.
         check_config: raises InputError for values of a ``config.json`` that are not the family's.
+        model_types: of ``config.json``.
     """
 
     opened: Callable[[epath.Path], Model]
     written: Callable[..., dict[str, Origin]]
     check_config: Callable[[Mapping[str, Any], Any], None]
+    model_types: tuple[str, ...]
 
 
 FORMATS: dict[str, HfFormat] = {
-    "t5": HfFormat(t5_models.open_hf, t5_models.write_hf, t5_models.check_config),
+    "t5": HfFormat(t5_models.open_hf, t5_models.write_hf, t5_models.check_config, t5_models.MODEL_TYPES),
     "decoder": HfFormat(decoder_models.open_decoder, decoder_models.write_decoder,
-                        decoder_models.check_config),
+                        decoder_models.check_config, decoder_models.MODEL_TYPES),
 }
 """Families of networks that Hugging Face has, by name."""
-_TYPES = {"t5": t5_names.MODEL_TYPES, "decoder": decoder_names.MODEL_TYPES}
 _OTHERS = {
     "qwen2_moe": "an expert that all tokens share", "deepseek_v2": "experts that all tokens share",
     "deepseek_v3": "experts that all tokens share",
@@ -50,14 +49,14 @@ def family_of(values: Mapping[str, Any], where: Any = None) -> str:
         InputError: this program has no such networks.
     """
     kind = values.get("model_type")
-    for family, types in _TYPES.items():
-        if kind in types:
+    for family, found in FORMATS.items():
+        if kind in found.model_types:
             return family
     reason = _OTHERS.get(kind) if isinstance(kind, str) else None
     raise InputError(describe(
         "This is no network that this program reads", where=where,
         got=f"model_type {in_short(kind)}" + (f", which has {reason}" if reason else ""),
-        expected="; ".join(f"{family}: {', '.join(types)}" for family, types in _TYPES.items())))
+        expected="; ".join(f"{family}: {', '.join(found.model_types)}" for family, found in FORMATS.items())))
 
 
 def open_model_folder(folder: storage.PathLike) -> Model:

@@ -30,6 +30,8 @@ from elm_jax.models.t5.network import T5Network
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.vocabularies import hf_tokenizer
 
+MODEL_TYPES = hf_names.MODEL_TYPES
+
 
 def open_hf(folder: storage.PathLike) -> Model:
     """Opens a Hugging Face T5 folder; checks the tensors against the config without reading them.

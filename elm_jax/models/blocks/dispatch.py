@@ -40,44 +40,49 @@ def capacity_slots(choices: TokenChoices, num_experts: int, capacity: int) -> Sl
 
 
 class Blocks(NamedTuple):
-    """Blocks of equally many rows, each of one expert, sorted by expert.
+    """Blocks of equally many slots, each of one expert, sorted by expert; those without a row come last.
 
     Attributes:
         experts: i32[n], expert of each block.
-        used: i32[], how many blocks hold a row; the others come last.
-        sizes: i32[E], rows of each expert in used blocks, empty slots included.
+        filled: i32[n], rows in each block; its first slots hold them.
+        per_expert: i32[E], blocks of each expert that hold rows.
     """
 
     experts: Array
-    used: Array
-    sizes: Array
+    filled: Array
+    per_expert: Array
 
 
 def block_rows(choices: int, num_experts: int, most: int = 128) -> int:
-    """Rows of a block: about what an expert gets, a power of two from 8 on."""
+    """Slots of a block: about what an expert gets, a power of two from 8 to `most`."""
     share = max(1, choices // num_experts)
     return min(max(8, 1 << (share - 1).bit_length()), most)
 
 
 def block_slots(choices: TokenChoices, num_experts: int, rows: int) -> tuple[SlotMap, Blocks]:
-    """SlotMap without a capacity: each expert's rows are filled up to whole blocks of `rows` rows.
+    """Slots without a capacity: each expert's rows are filled up to whole blocks of `rows` rows.
 
     The number of blocks is what the worst split needs: ``choices / rows + E``, rounded down.
 
     Args:
-        choices: [1, N, K]; all tokens are one group.
+        choices: [G, N, K]; an expert's choices in each group are numbered from 0.
         num_experts: E.
         rows: of a block.
     """
-    size = choices.experts.size
+    size, groups = choices.experts.size, jnp.arange(choices.experts.shape[0])[:, None, None]
     most = size // rows + min(num_experts, size)
-    counts = jnp.zeros(num_experts + 1, jnp.int32).at[
-        jnp.where(choices.kept, choices.experts, num_experts).reshape(-1)].add(1)[:-1]
-    blocks = (counts + rows - 1) // rows
+    wanted = jnp.where(choices.kept, choices.experts, num_experts)
+    counts = jnp.zeros((groups.size, num_experts + 1), jnp.int32).at[groups, wanted].add(1)[:, :-1]
+    total = counts.sum(axis=0)
+    blocks = (total + rows - 1) // rows
     ends = jnp.cumsum(blocks)
-    slots = _invert((ends - blocks)[choices.experts] * rows + choices.places, choices.kept, most * rows)
-    experts = jnp.searchsorted(ends, jnp.arange(most), side="right").astype(jnp.int32)
-    return slots, Blocks(jnp.minimum(experts, num_experts - 1), ends[-1], blocks * rows)
+    starts = ends - blocks
+    first = (starts * rows)[None] + jnp.cumsum(counts, axis=0) - counts
+    slots = _invert(first[groups, choices.experts] + choices.places, choices.kept, most * rows)
+    numbers = jnp.arange(most)
+    experts = jnp.minimum(jnp.searchsorted(ends, numbers, side="right"), num_experts - 1).astype(jnp.int32)
+    filled = jnp.clip(total[experts] - (numbers - starts[experts]) * rows, 0, rows)
+    return slots, Blocks(experts, filled, blocks)
 
 
 def _invert(slots: Array, kept: Array, size: int) -> SlotMap:

@@ -5,12 +5,17 @@ one dense product of as many rows. With few rows an expert some forms are five t
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from elm_jax.models.blocks.dispatch import Blocks
+from elm_jax.runtime import sharding
 from elm_jax.types import Array
+
+SIZES = 8
+"""Into how many choices of a size a block is divided."""
 
 
 @jax.custom_vjp
@@ -39,23 +44,23 @@ batched_product.defvjp(_batched, _batched_gradient)
 
 
 def _is_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return sharding.platform() == "cpu"
 
 
 def grouped_product(rows: Array, kernels: Array, blocks: Blocks) -> Array:
-    """Multiplies each block with the kernel of its expert; unused blocks give 0.
+    """Multiplies each block with the kernel of its expert; empty slots give 0.
 
-    `jax.lax.ragged_dot` says the same and is fast on TPUs; elsewhere XLA multiplies all with all kernels.
+    `jax.lax.ragged_dot` does it on TPUs. Elsewhere XLA makes of that a product of all rows with all kernels.
 
     Args:
-        rows: f[n, b, I].
+        rows: f[n, b, I]; 0 in empty slots.
         kernels: f[E, I, O].
         blocks: of the n blocks.
 
     Returns:
         f[n, b, O].
     """
-    if jax.default_backend() == "tpu":
+    if sharding.platform() == "tpu":
         return ragged_product(rows, kernels, blocks)
     return block_product(rows, kernels, blocks)
 
@@ -63,28 +68,17 @@ def grouped_product(rows: Array, kernels: Array, blocks: Blocks) -> Array:
 def ragged_product(rows: Array, kernels: Array, blocks: Blocks) -> Array:
     """`grouped_product` by `jax.lax.ragged_dot`."""
     count, size, inputs = rows.shape
-    flat = jax.lax.ragged_dot(rows.reshape(-1, inputs), kernels, blocks.sizes)
+    flat = jax.lax.ragged_dot(rows.reshape(-1, inputs), kernels, blocks.per_expert * size)
     return flat.reshape(count, size, -1)
 
 
 @jax.custom_vjp
 def block_product(rows: Array, kernels: Array, blocks: Blocks) -> Array:
-    """`grouped_product`, one block after another.
+    """`grouped_product`, one block after another, and of a block not much more than its rows.
 
-    Its gradient keeps rows and kernels alone; that of a loop would keep a kernel a block.
+    The gradient keeps rows and kernels alone; that of a loop would keep a kernel a block.
     """
-    return _each_block(rows, kernels, blocks, jnp.matmul)
-
-
-def _each_block(rows: Array, kernels: Array, blocks: Blocks, product) -> Array:
-    def one(_: None, block: tuple[Array, Array, Array]) -> tuple[None, Array]:
-        number, expert, own = block
-        kernel = functools.partial(jax.lax.dynamic_index_in_dim, kernels, expert, keepdims=False)
-        shape = jax.eval_shape(lambda: product(own, kernel()))
-        return None, jax.lax.cond(number < blocks.used, lambda: product(own, kernel()),
-                                  lambda: jnp.zeros(shape.shape, shape.dtype))
-
-    return jax.lax.scan(one, None, (jnp.arange(rows.shape[0]), blocks.experts, rows))[1]
+    return _multiply(False)(rows, kernels, blocks.experts, blocks.filled)
 
 
 def _forward(rows: Array, kernels: Array, blocks: Blocks) -> tuple[Array, tuple[Array, Array, Blocks]]:
@@ -93,16 +87,84 @@ def _forward(rows: Array, kernels: Array, blocks: Blocks) -> tuple[Array, tuple[
 
 def _backward(kept: tuple[Array, Array, Blocks], gradient: Array) -> tuple[Array, Array, None]:
     rows, kernels, blocks = kept
-    rows_gradient = _each_block(gradient, kernels, blocks, lambda own, kernel: own @ kernel.T)
-
-    def one(total: Array, block: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
-        number, expert, own, out = block
-        part = jax.lax.cond(number < blocks.used, lambda: own.T @ out, lambda: jnp.zeros_like(total[0]))
-        before = jax.lax.dynamic_index_in_dim(total, expert, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(total, before + part, expert, 0), None
-
-    parts = (jnp.arange(rows.shape[0]), blocks.experts, rows, gradient)
-    return rows_gradient, jax.lax.scan(one, jnp.zeros_like(kernels), parts)[0], None
+    rows_gradient = _multiply(True)(gradient, kernels, blocks.experts, blocks.filled)
+    kernel_gradient = _sum_of_products(rows, gradient, blocks.filled, blocks.per_expert)
+    return rows_gradient, kernel_gradient, None
 
 
 block_product.defvjp(_forward, _backward)
+
+
+@functools.cache
+def _multiply(transposed: bool) -> Callable[..., Array]:
+    """A function (rows f[n, b, I], kernels f[E, I, O], experts i32[n], filled i32[n]) -> f[n, b, O]."""
+
+    @jax.custom_batching.custom_vmap
+    def multiply(rows: Array, kernels: Array, experts: Array, filled: Array) -> Array:
+        def one(block: tuple[Array, Array, Array]) -> Array:
+            own, expert, count = block
+
+            def product(own: Array) -> Array:
+                kernel = jax.lax.dynamic_index_in_dim(kernels, expert, keepdims=False)
+                return own @ (kernel.T if transposed else kernel)
+
+            return _first_rows(lambda size: jnp.pad(product(own[:size]), ((0, own.shape[0] - size), (0, 0))),
+                               count, own.shape[0])
+
+        return jax.lax.map(one, (rows, experts, filled))
+
+    @multiply.def_vmap
+    def _stacked(count: int, batched: list[bool], rows: Array, kernels: Array, experts: Array, filled: Array
+                 ) -> tuple[Array, bool]:
+        """All networks' blocks in one loop: under a plain `vmap` each would compute every choice of rows."""
+        rows, experts, filled = _of_each(count, (batched[0], *batched[2:]), (rows, experts, filled))
+        if batched[1]:
+            experts = experts + kernels.shape[1] * jnp.arange(count, dtype=experts.dtype)[:, None]
+            kernels = kernels.reshape(-1, *kernels.shape[2:])
+        out = multiply(rows.reshape(-1, *rows.shape[2:]), kernels, experts.reshape(-1), filled.reshape(-1))
+        return out.reshape(*rows.shape[:2], *out.shape[1:]), True
+
+    return multiply
+
+
+@jax.custom_batching.custom_vmap
+def _sum_of_products(rows: Array, others: Array, filled: Array, per_expert: Array) -> Array:
+    """Products of blocks f[n, b, I], f[n, b, O], summed over those of each expert: f[E, I, O]."""
+    slots = rows.shape[1]
+
+    def product(block: Array) -> Array:
+        one, other = (jax.lax.dynamic_index_in_dim(each, block, keepdims=False) for each in (rows, others))
+        return _first_rows(lambda size: one[:size].T @ other[:size], filled[block], slots)
+
+    def of_expert(expert: tuple[Array, Array]) -> Array:
+        start, count = expert
+        first = jax.lax.cond(count > 0, lambda: product(start),
+                             lambda: _zeros((rows.shape[2], others.shape[2]), rows.dtype, count))
+        return jax.lax.fori_loop(1, count, lambda number, total: total + product(start + number), first)
+
+    return jax.lax.map(of_expert, (jnp.cumsum(per_expert) - per_expert, per_expert))
+
+
+@_sum_of_products.def_vmap
+def _stacked_sums(count: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+    return jax.lax.map(lambda each: _sum_of_products(*each), _of_each(count, batched, arrays)), True
+
+
+def _of_each(count: int, batched: Sequence[bool], arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """Gives the arrays that all networks share an axis of networks."""
+    return tuple(each if own else jnp.broadcast_to(each, (count, *each.shape))
+                 for each, own in zip(arrays, batched, strict=True))
+
+
+def _first_rows(compute: Callable[[int], Array], count: Array, slots: int) -> Array:
+    """Calls `compute(size)` with the least of `SIZES` sizes that holds `count` of the slots' rows."""
+    step = max(1, slots // SIZES)
+    shape = jax.eval_shape(lambda: compute(slots))
+    branches = [functools.partial(_zeros, shape.shape, shape.dtype, count)]
+    branches += [functools.partial(compute, size) for size in range(step, slots + 1, step)]
+    return jax.lax.switch((count + step - 1) // step, branches)
+
+
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, like: Array) -> Array:
+    """Zeros that `jax.shard_map` takes for different on every device, as the number i32[] `like` is."""
+    return jnp.full(shape, like * 0, dtype)

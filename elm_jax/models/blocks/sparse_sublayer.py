@@ -7,6 +7,7 @@ import flax.linen as nn
 from elm_jax.models.blocks.feed_forward import Mlp
 from elm_jax.models.blocks.sparse_mlp import SparseMlp
 from elm_jax.models.layers.gate_tasks import reads_tasks
+from elm_jax.models.layers.gates import capacity
 from elm_jax.types import Array
 
 
@@ -68,6 +69,25 @@ def apply_feed_forward(mlp: nn.Module, x: Array, deterministic: bool, routed: Ro
     if isinstance(mlp, Mlp):
         return mlp(x, deterministic)
     return mlp(x, deterministic, *(routed or Routed()))
+
+
+def feed_forward_traffic(config: Any, *stacks: tuple[int, int]) -> dict[str, float]:
+    """What one row sends through the feed-forwards of a training step: fields of `StepAccount`.
+
+    Args:
+        config: of the network.
+        stacks: (tokens, layers) of each; a second one is an encoder-decoder's decoder.
+    """
+    sparse, counts = config.sparse, {"mlp_outputs": 0, "sparse_outputs": 0, "routed": 0.0}
+    for number, (tokens, layers) in enumerate(stacks):
+        routed = 0 if sparse is None else sum(sparse.is_sparse(layer, number > 0) for layer in range(layers))
+        counts["mlp_outputs"] += tokens * (layers - (0 if has_dense_sublayer(config) else routed))
+        if routed:
+            places = capacity(sparse, sparse.group_rows * tokens, training=True)
+            counts["sparse_outputs"] += tokens * routed
+            counts["routed"] += routed * (tokens * sparse.experts_per_token if places is None
+                                          else sparse.num_experts * places / sparse.group_rows)
+    return counts
 
 
 def below_first_sparse(config: Any, layers: int) -> int:

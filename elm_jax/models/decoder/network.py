@@ -17,7 +17,7 @@ from elm_jax.models.blocks.head_loss import head_cross_entropy, num_parts
 from elm_jax.models.blocks.layer_stack import reports_of
 from elm_jax.models.blocks.router_losses import with_router_losses
 from elm_jax.models.blocks.sparse_mlp import ROUTER
-from elm_jax.models.blocks.sparse_sublayer import Routed, routed_of
+from elm_jax.models.blocks.sparse_sublayer import Routed, feed_forward_traffic, routed_of
 from elm_jax.models.blocks.traced_leaves import TracedLeaves
 from elm_jax.models.decoder.causal_trunk import CausalTrunk, side_by_side, within
 from elm_jax.models.decoder.config import DecoderConfig
@@ -127,6 +127,10 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         Raises:
             InputError: S or T is more than the context.
         """
+        sparse = self.config.sparse
+        if sparse is not None and sparse.drops_in_use:  # the choices of a row would compete for places
+            config = dataclasses.replace(self.config, sparse=sparse.without_drops())
+            return dataclasses.replace(self, config=config).target_log_probs(params, inputs, targets)
         rows, routed = self._choice_rows(inputs, targets)
         tokens, lengths = targets.tokens, self._prompts(inputs)[1]
         batch, choices, length = tokens.shape
@@ -194,8 +198,9 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         return StepAccount(
             width=config.emb_dim, heads=config.num_heads * config.head_dim, mlp=config.mlp_dim,
             attention_outputs=config.num_layers * tokens, attention_inputs=0,
-            mlp_outputs=config.num_layers * tokens, embedded=tokens, predicted=tokens,
-            table="token_embedder/embedding", head=None if config.tied_head else "head/kernel")
+            embedded=tokens, predicted=tokens,
+            table="token_embedder/embedding", head=None if config.tied_head else "head/kernel",
+            **feed_forward_traffic(config, (tokens, config.num_layers)))
 
     def _init_variables(self, rng: Array) -> Params:
         token, routed = jnp.zeros((1, 1), jnp.int32), routed_of(self.config, None, jnp.zeros(1, jnp.int32))

@@ -142,6 +142,8 @@ class SparseConfig:
             check_dimension("SparseConfig.task_dim", self.task_dim, 1 << 16)
 
     def _check_effects(self) -> None:
+        if self.jitter and self.gate == TASK:
+            raise _without_effect("jitter", "a gate that reads tokens")
         if self.choice == EXPERTS:
             if None in (self.capacity_factor, self.eval_capacity_factor):
                 raise _wrong("capacity_factor", None,
@@ -151,7 +153,7 @@ class SparseConfig:
         elif self.order != POSITION and (
                 self.capacity_factor is self.eval_capacity_factor is self.capacity is None):
             raise _without_effect("order", "a capacity_factor or a capacity")
-        elif self.order == CHOICE and self.experts_per_token == 1:
+        elif self.order == CHOICE and self.experts_per_token < 2:
             raise _without_effect("order='choice'", "experts_per_token of 2 or more")
 
     def is_sparse(self, layer: int, decoder: bool = False) -> bool:
@@ -181,6 +183,10 @@ class SparseConfig:
     def drops_in_use(self) -> bool:
         """Whether a token's output can depend on other tokens outside of training."""
         return self.eval_capacity_factor is not None or self.capacity is not None
+
+    def without_drops(self) -> "SparseConfig":
+        """The settings of the same layers, of a decoder, where nothing is dropped outside of training."""
+        return dataclasses.replace(self, eval_capacity_factor=None, capacity=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-ready dictionary. Inverse of `sparse_of`."""

@@ -18,7 +18,7 @@ from elm_jax.models.adapters.kind import is_adapter_leaf
 from elm_jax.models.blocks.layer_stack import reports_of
 from elm_jax.models.blocks.router_losses import with_router_losses
 from elm_jax.models.blocks.sparse_mlp import ROUTER
-from elm_jax.models.blocks.sparse_sublayer import below_drops, below_first_sparse
+from elm_jax.models.blocks.sparse_sublayer import below_drops, below_first_sparse, feed_forward_traffic
 from elm_jax.models.blocks.traced_leaves import TracedLeaves
 from elm_jax.models.layers.gate_tasks import reads_tasks
 from elm_jax.models.layers.gates import RouterSums
@@ -274,9 +274,10 @@ class T5Network(TracedLeaves):
         return StepAccount(
             width=config.emb_dim, heads=config.num_heads * config.head_dim, mlp=config.mlp_dim,
             attention_outputs=inside + 2 * outside, attention_inputs=config.num_decoder_layers * source,
-            mlp_outputs=inside + outside, embedded=source + target, predicted=target,
-            table="token_embedder/embedding",
-            head=None if config.logits_via_embedding else "decoder/logits_dense/kernel")
+            embedded=source + target, predicted=target, table="token_embedder/embedding",
+            head=None if config.logits_via_embedding else "decoder/logits_dense/kernel",
+            **feed_forward_traffic(config, (source, config.num_encoder_layers),
+                                   (target, config.num_decoder_layers)))
 
     def _init_variables(self, rng: Array) -> Params:
         token, tasks = jnp.ones((1, 1), jnp.int32), jnp.zeros(1, jnp.int32)

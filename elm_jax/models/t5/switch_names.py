@@ -79,7 +79,7 @@ def sparse_to_hf(config: T5Config) -> dict[str, Any]:
                          config.num_decoder_layers)}
     unlike = [f"{name}: {value!r}" for name, value, fits in (
         ("mlp_activations", config.mlp_activations, config.mlp_activations == ("relu",)),
-        ("experts_per_token", sparse.experts_per_token, sparse.experts_per_token == 1),
+        ("experts_per_token", sparse.experts_per_token, sparse.experts_per_token < 2),
         ("choice", sparse.choice, sparse.choice == TOKENS),
         ("normalize_gates", sparse.normalize_gates, not sparse.normalize_gates),
         ("gate", sparse.gate, sparse.gate == TOKEN),

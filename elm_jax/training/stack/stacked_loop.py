@@ -164,7 +164,7 @@ class _StackLoop:
         trained = trees.flatten(first.overlay)
         frozen, _ = trees.split(base, lambda path: path not in trained)
         states.check_params(network, frozen, first.overlay)
-        rules = stacked_step.rules_of_one(config.rules)
+        rules = sharding.rules_of_one(config.rules)
         self.frozen = states.frozen_leaves(network, frozen, mesh, rules, config.base_dtype)
         one = make_spec(config.step_config(network), self.frozen, first.overlay, first.stream.batch(0), mesh,
                         rules)

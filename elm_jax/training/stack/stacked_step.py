@@ -77,18 +77,7 @@ def make_stack_spec(step: StepSpec, size: int, at_once: int | None = None) -> St
     optimizer = dataclasses.replace(step.optimizer, learning_rate=1.0)
     part = size // axis
     width = max(number for number in range(1, min(at_once or part, part) + 1) if part % number == 0)
-    return StackSpec(step._replace(optimizer=optimizer, rules=rules_of_one(step.rules)), size, width)
-
-
-def rules_of_one(rules: sharding.Rules) -> sharding.Rules:
-    """The sharding rules of one expert of a stack, without the mesh's expert axis, which the stack uses."""
-    return tuple((name, _without_experts(target)) for name, target in rules)
-
-
-def _without_experts(target: sharding.MeshAxes) -> sharding.MeshAxes:
-    """The mesh axes of a rule, without the expert axis."""
-    rest = tuple(name for name in sharding.axes_in(target) if name != AXIS)
-    return rest if len(rest) > 1 else rest[0] if rest else None
+    return StackSpec(step._replace(optimizer=optimizer, rules=sharding.rules_of_one(step.rules)), size, width)
 
 
 def stacked_step(
@@ -115,7 +104,7 @@ def stacked_step(
         kept = jax.tree.map(lambda new, old: jnp.where(slot.active, new, old), after, state)
         return kept, metrics
 
-    with sharding.placed(one.mesh, one.rules):
+    with sharding.placed(one.mesh, one.rules, stacked=True):
         return _in_turns(solo, spec, (state, batch, slots))
 
 

@@ -210,9 +210,9 @@ class Worker:
         data = config.mesh_data if self.settings.mesh_data is None else self.settings.mesh_data
         model = self.settings.mesh_model or config.mesh_model
         if data == -1:
-            most = max(1, len(jax.devices()) // model)
+            most = max(1, len(jax.devices()) // (model * config.mesh_experts))
             data = sharding.largest_data_axis([config.batch_size // config.num_microbatches], most)
-        return sharding.make_mesh(data, model)
+        return sharding.make_mesh(data, model, config.mesh_experts)
 
     def _base_of(self, config: TrainConfig, mesh: Mesh) -> Base:
         """The base of an expert, kept in memory for the next expert that needs it with the same sharding."""

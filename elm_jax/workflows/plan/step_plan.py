@@ -16,7 +16,8 @@ from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.errors import RunError, describe
 from elm_jax.experts.overlay import leaves_to_train
 from elm_jax.models import families
-from elm_jax.models.network import TRUNK_STATES, Network, NetworkConfig
+from elm_jax.models.layers.sparse_config import TOKENS
+from elm_jax.models.network import TRUNK_STATES, Network, NetworkConfig, has_expert_axis
 from elm_jax.planning import hlo, traffic
 from elm_jax.planning.chips import Topology, devices_of
 from elm_jax.runtime import sharding, trees
@@ -26,7 +27,7 @@ from elm_jax.training.run_settings import RunSettings
 from elm_jax.training.trunk.trunk_cache import abstract_states
 from elm_jax.types import Batch, Params
 from elm_jax.workflows.train import frozen_trunk
-from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
+from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig, check_expert_axis
 
 logger = logging.getLogger(__name__)
 GIGA = 1e9
@@ -42,6 +43,7 @@ class StepPlan:
         mesh: sizes of the mesh's axes.
         parameters: of the whole network; `trained` of them train.
         trained: see `parameters`.
+        active: parameters that one token uses: of a sparse layer's experts those that it chooses.
         rows: global batch; `num_microbatches` parts of it run one after another.
         num_microbatches: see `rows`.
         lengths: (S, T).
@@ -63,6 +65,7 @@ class StepPlan:
     mesh: dict[str, int]
     parameters: int
     trained: int
+    active: int
     rows: int
     num_microbatches: int
     lengths: tuple[int, int]
@@ -160,7 +163,9 @@ def plan_run(config: TrainConfig, network: NetworkConfig, topology: Topology, ti
         InputError: mesh, batch and slice do not fit; no compiler.
         RunError: the program does not fit the chip's memory, says the compiler.
     """
-    mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, devices=devices_of(topology))
+    check_expert_axis(config, network)
+    mesh = sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts,
+                              devices_of(topology))
     start = time.monotonic()
     spec = _spec(config, network, mesh)
     traced = steps.trace_step(spec)
@@ -180,12 +185,24 @@ def plan_run(config: TrainConfig, network: NetworkConfig, topology: Topology, ti
     return StepPlan(
         title=title or config.kind, topology=topology.name, mesh=dict(mesh.shape),
         parameters=trees.count(frozen) + trees.count(overlay), trained=trees.count(overlay),
+        active=_active(spec.network, frozen, overlay),
         rows=config.batch_size, num_microbatches=config.num_microbatches, lengths=lengths, memory=memory,
         capacity=topology.chip.memory, compiled_for="tpu" if topology.is_compiled_for else "cpu",
         flops=flops, collectives=collectives, needed=traffic.needs(spec.network, frozen, overlay, shape),
         seconds=_seconds(topology, flops / _workers(spec), memory, collectives, config,
                          traffic.streamed_bytes(spec.network, frozen, overlay, shape)),
         compile_seconds=seconds, num_chips=topology.num_chips, steps=most_steps(config))
+
+
+def _active(network: Network, *parts: Params) -> int:
+    """Parameters that a token uses; where experts choose, as many of them as places for it on average."""
+    sparse, total = network.config.sparse, sum(trees.count(part) for part in parts)
+    if sparse is None:
+        return total
+    experts = sum(math.prod(leaf.shape) for part in parts for path, leaf in trees.flatten(part).items()
+                  if has_expert_axis(path))
+    chosen = sparse.experts_per_token if sparse.choice == TOKENS else sparse.capacity_factor
+    return total - round(experts * (1 - chosen / sparse.num_experts))
 
 
 def most_steps(config: TrainConfig, num_datasets: int = 1) -> int | None:
@@ -262,7 +279,7 @@ def _memory(config: TrainConfig, spec: steps.StepSpec, frozen: Params, overlay: 
 def _workers(spec: steps.StepSpec) -> int:
     """Number of chips that share the products: an axis that splits nothing repeats the work."""
     used = {"data"}
-    for name in ("heads", "joined_kv", "mlp", "vocab", "length"):
+    for name in ("batch", "heads", "joined_kv", "mlp", "vocab", "length"):
         used.update(sharding.axes_in(dict(spec.rules)[name]))
     return math.prod(spec.mesh.shape[axis] for axis in used)
 

@@ -28,6 +28,12 @@ from elm_jax.training.early_end import EarlyEnd
 from elm_jax.training.optimizers import OptimizerConfig
 
 FORM_OF_KIND = {"prompt": "adapter", "dataset": "full", "multitask": "full"}
+UNDECIDING = ("model_dir", "mesh_data", "mesh_model", "mesh_experts", "sharding_rules", "prepared_dir",
+              "log_period", "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",
+              "remat", "scan_layers", "network", "trunk_cache", "trunk_cache_bytes")
+"""Settings of a run that change no result."""
+LATER = ("early_end", "lora_rank", "lora_alpha", "lora_targets", "adapter_layers", "loss", "freeze")
+"""Settings that came later, which earlier runs' digests lack: None is what was before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +73,9 @@ class TrainConfig:
             length allows.
         dtype: of activations; parameters are float32.
         num_microbatches: gradient accumulation steps in one optimiser step.
-        mesh_data: size of the mesh's data axis; -1 for all devices that `mesh_model` leaves.
+        mesh_data: size of the mesh's data axis; -1 for all devices that the other two leave.
         mesh_model: size of the mesh's model axis.
+        mesh_experts: size of its expert axis: of sparse layers' experts, and of what `sharding_rules` say.
         sharding_rules: rows (logical axis, mesh axis) in place of those of `sharding.DEFAULT_RULES`.
         remat: what the backward pass recomputes: ``none``, ``dots`` or ``layer``; see `Layout`.
         scan_layers: whether layers run as a loop: one compiled layer, whatever their number.
@@ -106,6 +113,7 @@ class TrainConfig:
     num_microbatches: int = 1
     mesh_data: int = -1
     mesh_model: int = 1
+    mesh_experts: int = 1
     sharding_rules: tuple[tuple | list, ...] = ()
     remat: str = "none"
     scan_layers: bool = False
@@ -152,6 +160,7 @@ class TrainConfig:
                        epochs=self.epochs, max_examples=self.max_examples, mesh_model=self.mesh_model,
                        adapter_bottleneck=self.adapter_bottleneck, lora_rank=self.lora_rank,
                        lora_alpha=self.lora_alpha, trunk_cache_bytes=self.trunk_cache_bytes,
+                       mesh_experts=self.mesh_experts,
                        **{f"task_feature_lengths[{name!r}]": length
                           for name, length in self.task_feature_lengths.items()})
         if (self.train_steps is None) == (self.epochs is None):
@@ -206,15 +215,12 @@ class TrainConfig:
     def deciding(self) -> dict[str, Any]:
         """Returns all settings that decide the result, JSON-ready; folders, mesh and logging do not."""
         facts = dataclasses.asdict(self)
-        for name in ("model_dir", "mesh_data", "mesh_model", "sharding_rules", "prepared_dir", "log_period",
-                     "tensorboard", "initial_checkpoint_path", "checkpoint_period", "keep_checkpoints",
-                     "remat", "scan_layers", "network", "trunk_cache", "trunk_cache_bytes"):
+        for name in UNDECIDING:
             facts.pop(name)
         if facts["trunk_dropout"]:
             facts.pop("trunk_dropout")
         facts["loss"] = None if self.loss == LossConfig() else self.loss.facts()
-        for name in ("early_end", "lora_rank", "lora_alpha", "lora_targets", "adapter_layers", "loss",
-                     "freeze"):
+        for name in LATER:
             if facts[name] is None:  # as it was before there were such settings
                 facts.pop(name)
         for name in ("task_recipe", "few_shot"):
@@ -231,6 +237,18 @@ class TrainConfig:
     def digest(self) -> str:
         """Hash of all settings that decide the result."""
         return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_expert_axis(config: TrainConfig, network: NetworkConfig) -> None:
+    """Raises InputError if the mesh has an expert axis over which nothing of the network is split."""
+    size, sparse = config.mesh_experts, network.sparse
+    split = any("experts" in sharding.axes_in(row[1]) for row in config.rules() if row[0] != "expert")
+    if size > 1 and not split and (sparse is None or sparse.num_experts % size):
+        raise InputError(describe(
+            "The mesh has an expert axis that splits nothing", where="train.mesh_experts", got=size,
+            expected="1 for a base without sparse layers" if sparse is None else
+            f"a divisor of {sparse.num_experts}, the experts of a layer",
+            cure="change MESH_EXPERTS, or split the batch over it too: gin/sharding/experts.gin"))
 
 
 def _check_freeze(config: TrainConfig) -> None:

@@ -33,7 +33,7 @@ from elm_jax.training.stack.slots import Opened, StackedRun
 from elm_jax.training.stack.stacked_loop import Ended, StackCallbacks, fit_stack
 from elm_jax.types import Batch, Params
 from elm_jax.workflows.train import frozen_trunk, run_record
-from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig
+from elm_jax.workflows.train.train_config import FORM_OF_KIND, TrainConfig, check_expert_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +72,11 @@ def train_in_kept_folder(
 ) -> TrainOutcome:
     """Trains one expert as `train` does, where the caller keeps other processes from the run's folder."""
     finished = storage.as_path(config.model_dir) / "expert"
-    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model)
+    mesh = mesh or sharding.make_mesh(config.mesh_data, config.mesh_model, config.mesh_experts)
     own_base = base is None
     base = base or load_base(config.initial_checkpoint_path, mesh=mesh, rules=config.base_rules())
     check_network(config, base)
+    check_expert_axis(config, base.config)
     if config.task_recipe:
         config = with_recipe(config, tasks_of(config, data or task_data(config, base)))
     if hosts.by_first(lambda: storage.is_committed(finished)):

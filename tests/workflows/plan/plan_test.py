@@ -95,7 +95,8 @@ def _products(network):
     (["--topology", "v9:4", "--gin_file", "experts/prompt.gin"], "Unknown chip 'v9'"),
     (["--topology", "cpu:8", "--gin_file", "experts/prompt_stack.gin"], "A plan is of one expert's step"),
     (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_DATA=3"], "Batch size does not"),
-    (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_DATA=16"], "Mesh is larger")])
+    (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_DATA=16"], "Mesh is larger"),
+    (["--topology", "cpu:8", "--gin_file", "experts/prompt.gin", "--gin.MESH_EXPERTS=2"], "splits nothing")])
 def test_what_cannot_be_planned_is_an_input_error(capsys, arguments, message):
     status, _, err = plan(capsys, *arguments)
     assert status == 2 and message in err
@@ -137,6 +138,24 @@ def test_the_real_sizes_fit_the_real_chips_and_send_what_they_must(file, topolog
     # On these slices the compiler sums split gradients by all-reduces, whatever the program says.
     assert found.ratio < (1.5 if found.cut_all_reduce else 1.2)
     assert (found.cut_all_reduce > 0) == ("dataset" in file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", [16, 64])
+def test_experts_of_a_real_size_send_what_they_must(experts):
+    """All-to-alls of the rows, and the gradients of what is whole on every chip."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: no compiler for TPUs (pip install libtpu==0.0.51, 205 MB)")
+    config_lib.parse([str(GIN / "scale" / "sparse_dataset_v5e16.gin")],
+                     ["MODEL_DIR='run'", "INITIAL_CHECKPOINT_PATH='base'", "TASK='task'",
+                      f"NUM_EXPERTS={experts}"])
+    config = config_lib.build("train")
+    found = plan_run(config, config.network, chips.parse("v5e:4x4"))
+    kernels = 24 * 2 * 768 * 3072
+    assert found.parameters - found.active == (experts - 1) * kernels
+    assert found.total < found.capacity
+    assert 0.95 < found.ratio < 1.2
+    assert found.collectives["all-to-all"]["count"] == 24 * 6 and "all-gather" not in found.collectives
 
 
 def decoder_config(*files: str):
