@@ -29,9 +29,8 @@ class TaskTable(nn.Module):
 
     def __call__(self, task_ids: Array) -> Array:
         """Looks up numbers i32[...] -> f32[..., D_t]; 0 for `gate_tasks.NO_TASK`, NaN behind the table."""
-        known = task_ids != NO_TASK
-        rows = jnp.take(self.embedding, jnp.where(known, task_ids, 0), axis=0, mode="fill")
-        return jnp.where(known[..., None], rows, 0.0)
+        rows = jnp.take(self.embedding, jnp.maximum(task_ids, 0), axis=0, mode="fill")
+        return jnp.where((task_ids <= NO_TASK)[..., None], 0.0, rows)
 
     def on(self, routed: Routed | None) -> Routed | None:
         """Adds the tasks' vectors to what sparse layers read.

@@ -132,7 +132,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
             config = dataclasses.replace(self.config, sparse=sparse.without_drops())
             return dataclasses.replace(self, config=config).target_log_probs(params, inputs, targets)
         rows, routed = self._choice_rows(inputs, targets)
-        tokens, lengths = targets.tokens, _prompts_of(self.config, inputs)[1]
+        tokens, lengths = targets.tokens, _prompts(self.config, inputs)[1]
         batch, choices, length = tokens.shape
         width = rows[0].shape[1] - choices * (length - 1)
         states = self._apply(params, *rows, True, side_by_side(inputs, targets), routed, method="states")
@@ -156,7 +156,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         Raises:
             InputError: prompt and steps are longer than the context.
         """
-        prompts, lengths = _prompts_of(self.config, inputs)
+        prompts, lengths = _prompts(self.config, inputs)
         width = prompts.shape[1]
         self._check_length(width + max_length - 1)
         routed = routed_of(self.config, real_tokens(Padded(prompts, lengths)), inputs.tasks)
@@ -226,7 +226,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
     def _choice_rows(self, inputs: Padded, targets: Padded
                      ) -> tuple[tuple[Array, Array, Reach], Routed | None]:
         """Rows [B, S + C * (T - 1)] of prompts and choices without their last tokens: tokens, positions."""
-        prompts, lengths = _prompts_of(self.config, inputs)
+        prompts, lengths = _prompts(self.config, inputs)
         tokens = jnp.asarray(targets.tokens)
         (batch, choices, length), width = tokens.shape, prompts.shape[1]
         self._check_length(max(width, length))
@@ -250,7 +250,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
                 cure="keep less of them: source_length, target lengths or max_new_tokens"))
 
 
-def _prompts_of(config: DecoderConfig, inputs: Padded) -> tuple[Array, Array]:
+def _prompts(config: DecoderConfig, inputs: Padded) -> tuple[Array, Array]:
     """Tokens i32[B, S], S at least 1, and lengths i32[B], at least 1 (see the class on empty prompts)."""
     tokens, lengths = jnp.asarray(inputs.tokens), jnp.asarray(inputs.lengths)
     if tokens.shape[1] == 0:
