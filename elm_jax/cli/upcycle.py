@@ -60,6 +60,7 @@ def _print_loss(loss: Mapping[str, Any]) -> None:
              step_zero_loss.NORMALISED: "sparse, normalised gates"}
     rows = [(names[name], value, loss["jump"].get(name), name == loss["gates"] or None)
             for name, value in loss["nats_per_token"].items()]
-    title = f"{loss['task']}, {loss['split']}: {loss['rows']} rows, nats a token of {loss['tokens']} in targets"
+    title = (f"{loss['task']}, {loss['split']}: {loss['rows']} rows, nats a token of {loss['tokens']} in "
+             "targets")
     print_document(COLUMNS, rows, title=title)
     print_sentences(loss["why"])
