@@ -127,15 +127,12 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         Raises:
             InputError: S or T is more than the context.
         """
-        sparse = self.config.sparse
-        if sparse is not None and sparse.drops_in_use:  # the choices of a row would compete for places
-            config = dataclasses.replace(self.config, sparse=sparse.without_drops())
-            return dataclasses.replace(self, config=config).target_log_probs(params, inputs, targets)
         rows, routed = self._choice_rows(inputs, targets)
         tokens, lengths = targets.tokens, _prompts(self.config, inputs)[1]
         batch, choices, length = tokens.shape
         width = rows[0].shape[1] - choices * (length - 1)
-        states = self._apply(params, *rows, True, side_by_side(inputs, targets), routed, method="states")
+        states = _without_drops(self)._apply(
+            params, *rows, True, side_by_side(inputs, targets), routed, method="states")
         last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
         logits = self._apply(params, jnp.concatenate([last, states[:, width:]], axis=1), method="logits")
         normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -273,3 +270,12 @@ def _head_of(config: DecoderConfig, params: Params) -> tuple[str, Array]:
     """The head's axes and weights: the table f[V, D], or a kernel f[D, V]."""
     return ("vd", params["token_embedder"]["embedding"]) if config.tied_head else (
         "dv", params["head"]["kernel"])
+
+
+def _without_drops(network: DecoderNetwork) -> DecoderNetwork:
+    """The same network where nothing is dropped: choices side by side would compete for places."""
+    sparse = network.config.sparse
+    if sparse is None or not sparse.drops_in_use:
+        return network
+    return dataclasses.replace(
+        network, config=dataclasses.replace(network.config, sparse=sparse.without_drops()))
