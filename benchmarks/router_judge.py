@@ -13,7 +13,7 @@ import numpy as np
 from router_table import FAMILIES, LEFT_OUT, T5_LM, Table, dataset_of
 from router_vectors import FORMAT, TaskVectors
 
-from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RoutingCase, RowScorer, RowScores
+from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RoutingCase, RowScorer
 from elm_jax.routing.evidence import Evidence
 from elm_jax.routing.index import KeyIndex
 from elm_jax.routing.known_tasks import are_known
@@ -98,10 +98,9 @@ class SimulatedRows:
         self.num_rows = num_rows
         self.right = np.random.default_rng(seed).random((len(chances), num_rows)) < chances[:, None]
 
-    def __call__(self, experts: np.ndarray, start: int, end: int) -> RowScores:
+    def __call__(self, experts: np.ndarray, start: int, end: int) -> np.ndarray:
         """What experts i64[n] did on the rows from `start` to `end`."""
-        correct = self.right[experts, start:end].astype(np.float64)
-        return RowScores(correct, np.zeros(correct.shape, np.int64), np.zeros(correct.shape))
+        return self.right[experts, start:end].astype(np.float64)
 
 
 class Judge:

@@ -63,7 +63,12 @@ def _add_loss(parser: argparse.ArgumentParser) -> None:
 
 
 def _factor(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
+    if text.lower() == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
 
 
 def _offset(text: str) -> int | str:

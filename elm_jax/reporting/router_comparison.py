@@ -34,8 +34,8 @@ class RouterPicks:
         router: its name.
         queries: Q of a task; 0 for a decision without an example.
         picks: by task the shares of the experts; two of them where the second half of the rows has a pick of
-            its own, since each was chosen on the other half; none for a generation of which the router knows
-            too little.
+            its own, since each was chosen on the other half. Older records have routers that are no more, and
+            of some no pick for a generation.
         home: by task the share that goes to an expert of the task's own data set.
         new_home: the same of prompts that no expert saw.
         rows: of a task that its experts were scored on before the pick, at most.

@@ -73,21 +73,6 @@ class RoutedLibrary:
         return family or known.get(dataset)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RowScores:
-    """What experts did on rows of a task.
-
-    Attributes:
-        correct: f64[n, rows], 1 for a right answer (or any score, larger is better); NaN without labels.
-        predictions: i64[n, rows], number of the choice that each picked.
-        margins: f64[n, rows], by how much the pick was better than the next choice.
-    """
-
-    correct: np.ndarray
-    predictions: np.ndarray
-    margins: np.ndarray
-
-
 class RowScorer(Protocol):
     """Scores experts on rows of the target task: what a workflow passes to routers that need it.
 
@@ -96,8 +81,12 @@ class RowScorer(Protocol):
 
     num_rows: int
 
-    def __call__(self, experts: np.ndarray, start: int, end: int) -> RowScores:
-        """Scores experts i64[n], positions in the library, on the rows from `start` to `end`."""
+    def __call__(self, experts: np.ndarray, start: int, end: int) -> np.ndarray:
+        """Scores experts i64[n], positions in the library, on the rows from `start` to `end`.
+
+        Returns:
+            f64[n, rows], 1 for a right answer (or any score, larger is better); NaN without a label.
+        """
         ...
 
 
@@ -107,24 +96,24 @@ class RowLedger:
     Attributes:
         num_rows: that there are.
         rows: i64[E], that each expert was scored on.
-        correct: f64[E], sum over them of `RowScores.correct`; NaN without labels.
+        correct: f64[E], sum over them of their scores.
     """
 
     def __init__(self, scorer: RowScorer, experts: int) -> None:
         self.scorer, self.num_rows = scorer, scorer.num_rows
         self.rows, self.correct = np.zeros(experts, np.int64), np.zeros(experts)
 
-    def __call__(self, experts: np.ndarray, start: int, end: int) -> RowScores:
+    def __call__(self, experts: np.ndarray, start: int, end: int) -> np.ndarray:
         """Scores experts as the scorer does; each pair of an expert and a row counts every time."""
         scores = self.scorer(experts, start, end)
         self.rows[experts] += end - start
-        self.correct[experts] += scores.correct.sum(axis=1)
+        self.correct[experts] += scores.sum(axis=1)
         return scores
 
     def reasons(self, expert: int) -> tuple[int | None, float | None]:
         """Rows that an expert was scored on, and its mean score on them; None where it has none."""
-        rows, correct = int(self.rows[expert]), float(self.correct[expert])
-        return rows or None, None if not rows or np.isnan(correct) else correct / rows
+        rows = int(self.rows[expert])
+        return (rows, float(self.correct[expert]) / rows) if rows else (None, None)
 
 
 @dataclasses.dataclass(frozen=True)

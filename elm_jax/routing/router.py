@@ -23,7 +23,6 @@ from elm_jax.routing.routers.by_prior import (
     prior_and_nearest_scores,
     prior_scores,
 )
-from elm_jax.routing.routers.by_rows import agreement_scores, confidence_scores
 from elm_jax.routing.routers.by_shortlist import shortlist_scores
 from elm_jax.routing.routers.by_votes import vote_scores
 from elm_jax.routing.vote import ExpertVotes, RoutingDecision, checked_queries
@@ -42,7 +41,7 @@ class Router:
         uses_centroids: whether it compares queries with means of keys.
         needs_fit: whether weights are fitted on the library, for which its experts' data sets are known.
         knows_tasks: whether it leaves tasks that the library knows to votes.
-        needs_rows: which rows it scores experts on: ``labelled``, ``unlabelled``, or none.
+        needs_rows: whether it scores experts on labelled rows of the task.
     """
 
     score: Callable[[RoutingCase], np.ndarray]
@@ -53,7 +52,7 @@ class Router:
     uses_centroids: bool = False
     needs_fit: bool = False
     knows_tasks: bool = False
-    needs_rows: str | None = None
+    needs_rows: bool = False
 
 
 ROUTERS: dict[str, Router] = {
@@ -73,16 +72,9 @@ ROUTERS: dict[str, Router] = {
                      needs_queries=False, takes_text=True, needs_priors=True, uses_centroids=True,
                      needs_fit=True, knows_tasks=True),
     "labelled": Router(labelled_scores, "the likely experts, scored on labelled rows by successive halving",
-                       needs_queries=False, takes_text=True, needs_rows="labelled", knows_tasks=True),
-    "confidence": Router(confidence_scores, "by how much the likely experts prefer their own answers",
-                         needs_queries=False, takes_text=True, needs_rows="unlabelled", knows_tasks=True),
-    "agreement": Router(agreement_scores, "how often a likely expert answers as most of the others do",
-                        needs_queries=False, takes_text=True, needs_rows="unlabelled", knows_tasks=True),
+                       needs_queries=False, takes_text=True, needs_rows=True, knows_tasks=True),
 }
 """Routers by name."""
-ROWS = {"labelled": "give them: --labelled rows.jsonl",
-        "unlabelled": "give the task's rows, on which experts are scored"}
-"""What to do where a router's rows are missing, by `Router.needs_rows`."""
 
 
 def default_router(library: RoutedLibrary) -> str:
@@ -102,7 +94,7 @@ def check_router(name: str, library: RoutedLibrary, *, queries: bool, text: bool
     row = _row_of(name)
     if row.needs_queries and not queries and not (row.takes_text and text):
         able = [other for other, one in ROUTERS.items()
-                if not (one.needs_queries and not (one.takes_text and text)) and one.needs_rows is None
+                if not (one.needs_queries and not (one.takes_text and text)) and not one.needs_rows
                 and not (one.needs_priors and library.priors is None)]
         kinds = "queries or a text of the task" if row.takes_text else "queries"
         others = f", or take --router {', '.join(able)}" if able else ""
@@ -116,7 +108,7 @@ def check_router(name: str, library: RoutedLibrary, *, queries: bool, text: bool
 def counts_text(name: str, library: RoutedLibrary, *, queries: bool) -> bool:
     """Whether a task's text changes what a router decides; beside queries it does so with priors alone."""
     row = ROUTERS[name]
-    beside = library.priors is not None and (row.needs_priors or row.needs_rows is not None)
+    beside = library.priors is not None and (row.needs_priors or row.needs_rows)
     return row.takes_text and (beside or not queries)
 
 
@@ -273,8 +265,8 @@ def _case(evidence: Evidence, task: RoutedTask, library: RoutedLibrary, router: 
     row = _row_of(name)
     check_router(name, library, queries=bool(evidence.num_queries.any()), text=task.text is not None)
     if row.needs_rows and (scorer is None or not scorer.num_rows):
-        raise InputError(describe(f"The router {name} scores experts on {row.needs_rows} rows",
-                                  got="no such rows", cure=ROWS[row.needs_rows]))
+        raise InputError(describe(f"The router {name} scores experts on labelled rows", got="no such rows",
+                                  cure="give them: --labelled rows.jsonl"))
     settings = settings or RouterSettings()
     text = None if task.text is None else task_evidence(
         RoutedTask(np.asarray(task.text)[None]), library, name, settings)

@@ -36,7 +36,7 @@ class ExpertVotes:
         prior: how well it does on other data sets; None if that is not known.
         copy_of: the older expert that it is equal to; it stands behind all that are no copies.
         rows: of the task that it was scored on; None for none.
-        accuracy: its mean score on them; None without labels.
+        accuracy: its mean score on them; None without rows.
     """
 
     expert: str

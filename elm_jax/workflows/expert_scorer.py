@@ -22,7 +22,6 @@ from elm_jax.experts.card import ExpertCard
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.experts.overlay import Expert, check_base, resolve
 from elm_jax.experts.rendering import frame_of
-from elm_jax.routing.cases import RowScores
 from elm_jax.runtime import sharding, trees
 
 STACK = 8
@@ -36,12 +35,12 @@ class ScoredRow:
     Attributes:
         inputs: the prompt.
         choices: at least two answers.
-        target: the right one; None if that is not known.
+        target: the right one.
     """
 
     inputs: str
     choices: tuple[str, ...]
-    target: str | None = None
+    target: str
 
     def check(self, where: Any) -> "ScoredRow":
         """Returns the row; raises InputError unless it has choices, the target among them."""
@@ -49,7 +48,7 @@ class ScoredRow:
             raise InputError(describe("A row to score experts on needs answer choices", where=where,
                                       got=f"{len(self.choices)} choices",
                                       expected='a field "choices" with at least two texts'))
-        if self.target is not None and self.target not in self.choices:
+        if self.target not in self.choices:
             raise InputError(describe("The right answer is none of a row's choices", where=where,
                                       got=repr(self.target), expected=f"one of {list(self.choices)}"))
         return self
@@ -85,21 +84,13 @@ class LibraryScorer:
         for name, entry in library.entries.items():
             check_base(base, entry.card, name)
 
-    def __call__(self, experts: np.ndarray, start: int, end: int) -> RowScores:
-        """Scores experts i64[n], positions in the library, on the rows from `start` to `end`."""
+    def __call__(self, experts: np.ndarray, start: int, end: int) -> np.ndarray:
+        """Scores f64[n, rows] of experts i64[n], positions in the library, on rows from `start` to `end`."""
         names = [self.library.index.experts[expert] for expert in experts]
         found: dict[str, list[dict[str, Any]]] = {}
         for group in self._groups(dict.fromkeys(names)):
             found.update(self._score(group, start, end))
-        shape = (len(names), end - start)
-        scores = RowScores(np.zeros(shape), np.zeros(shape, np.int64), np.zeros(shape))
-        for line, name in enumerate(names):
-            for place, one in enumerate(found[name]):
-                best, following = np.sort(np.array(one["scores"]))[-1:-3:-1]
-                scores.correct[line, place] = np.nan if one["label"] < 0 else one["correct"]
-                scores.predictions[line, place] = one["place"]
-                scores.margins[line, place] = best - following
-        return scores
+        return np.array([[one["correct"] for one in found[name]] for name in names], np.float64)
 
     def _groups(self, names: Sequence[str]) -> Iterator[list[Expert]]:
         """Experts that fit into one program, at most `STACK` at once."""
@@ -140,11 +131,11 @@ class LibraryScorer:
         vocabulary = self.base.vocabulary
         rows = [{
             "inputs": [*vocabulary.encode(row.inputs), vocabulary.eos_id],
-            "targets": [*vocabulary.encode_target(row.target or ""), vocabulary.eos_id],
+            "targets": [*vocabulary.encode_target(row.target), vocabulary.eos_id],
             "choices": [[*vocabulary.encode_target(choice), vocabulary.eos_id] for choice in row.choices],
-            "text": {"inputs": row.inputs, "targets": row.target or "", "choices": list(row.choices),
+            "text": {"inputs": row.inputs, "targets": row.target, "choices": list(row.choices),
                      "index": number},
-            "label": -1 if row.target is None else row.choices.index(row.target),
+            "label": row.choices.index(row.target),
         } for number, row in enumerate(self._rows[start:end], start=start)]
         info = {"kind": "rank", "dataset": "rows", "config": None, "template": "rows"}
         split = PreparedSplit.from_rows("rows", "rows", info, rows)

@@ -110,9 +110,8 @@ class RouteConfig:
 
     def _check_used(self) -> None:
         """Raises InputError for a setting that has no effect on the router."""
-        rows = None if self.router is None else ROUTERS[self.router].needs_rows
-        if self.labelled is not None and self.router is not None and rows != "labelled":
-            able = [name for name, row in ROUTERS.items() if row.needs_rows == "labelled"]
+        if self.labelled is not None and self.router is not None and not ROUTERS[self.router].needs_rows:
+            able = [name for name, row in ROUTERS.items() if row.needs_rows]
             raise InputError(describe(f"The router {self.router} has no use for labelled rows",
                                       where="labelled", got=self.labelled,
                                       cure=f"leave them out, or take --router {', '.join(able)}"))
@@ -128,9 +127,10 @@ class RouteConfig:
 
     def check_base(self, router: str) -> None:
         """Raises InputError if a base is given, and the router that decides scores no expert."""
-        if self.base is not None and ROUTERS[router].needs_rows is None:
+        if self.base is not None and not ROUTERS[router].needs_rows:
+            rows = "" if self.router else "; or give labelled rows"
             raise InputError(describe("Only routers that score experts need a base", where="base",
-                                      got=self.base, cure=f"leave it out: {router} decides"))
+                                      got=self.base, cure=f"leave it out: {router} decides{rows}"))
 
     @property
     def most_queries(self) -> int:
@@ -264,8 +264,8 @@ def check_row_router(router: str | None, scorer: RowScorer | None = None) -> Non
     """Raises InputError for a router that is unknown, or that scores experts: it decides for whole tasks."""
     if router is not None and router not in ROUTERS:
         raise unknown_name("router", router, ROUTERS)
-    if scorer is not None or (router is not None and ROUTERS[router].needs_rows is not None):
-        able = [name for name, row in ROUTERS.items() if row.needs_rows is None]
+    if scorer is not None or (router is not None and ROUTERS[router].needs_rows):
+        able = [name for name, row in ROUTERS.items() if not row.needs_rows]
         raise InputError(describe("A router that scores experts on rows decides for a task, not for each row",
                                   got=router, expected=f"one of {', '.join(able)}"))
 

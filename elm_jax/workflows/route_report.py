@@ -73,8 +73,7 @@ def report_route(config: RouteConfig, *, every: bool = False, top_k: int = 3) ->
 
     Args:
         config: of the task.
-        every: whether all routers decide that can with what is given; those that score experts only if a
-            base or labelled rows are given.
+        every: whether all routers decide that can with what is given.
         top_k: for so many experts the text that matched best is found.
 
     Raises:
@@ -107,21 +106,16 @@ def report_rows(config: RouteConfig) -> tuple[str, list[RoutingInstance], list[R
 
 def _why_not(router: str, target: TargetTask) -> str | None:
     """Why a router cannot decide for a task with what is given, in words; None if it can."""
-    row, config = ROUTERS[router], target.config
+    row = ROUTERS[router]
     if row.needs_priors and target.routed.priors is None:
         return "the library has no priors: elm library calibrate"
     kin = target.arrays.dataset, target.arrays.family
     if row.needs_fit and (reason := why_no_fit(target.routed, *kin)) is not None:
         return reason
-    if not target.instances and (row.needs_rows == "unlabelled" or (
-            row.needs_queries and not (row.takes_text and target.text))):
+    if not target.instances and row.needs_queries and not (row.takes_text and target.text):
         return "it needs queries"
-    if row.needs_rows == "labelled" and config.labelled is None:
+    if row.needs_rows and target.config.labelled is None:
         return "no --labelled rows"
-    if row.needs_rows == "unlabelled" and config.base is None and config.labelled is None:
-        return "it scores experts: give --base"
-    if row.needs_rows == "unlabelled" and not all(one.labels for one in target.instances):
-        return "the queries have no answer choices"
     return None
 
 

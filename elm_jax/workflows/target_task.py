@@ -9,7 +9,7 @@ from elm_jax.data.registry import registry
 from elm_jax.data.registry.task_kin import kin_of
 from elm_jax.data.sources import row_files
 from elm_jax.errors import InputError, describe, in_short, unknown_name
-from elm_jax.experts.base import Base, load_base
+from elm_jax.experts.base import load_base
 from elm_jax.experts.card import base_folder
 from elm_jax.experts.library import ExpertLibrary
 from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RowScorer
@@ -74,8 +74,7 @@ class TargetTask:
         library = open_library(config.library, config.encoder_dir)
         routed, has_queries = library.routed(), config.most_queries > 0
         router = _router_of(config, routed)
-        if not every:
-            config.check_base(router)
+        config.check_base(router)
         # Before rows are read and rendered, which may take long.
         check_router(router, routed, queries=has_queries, text=not has_queries)
         dataset, family = _kin_of(config, routed)
@@ -98,8 +97,7 @@ class TargetTask:
     def decide(self, router: str | None = None) -> RoutingDecision:
         """Ranks all experts by a router, by default that of the config."""
         name = router or self.router
-        scorer = {None: lambda: None, "labelled": lambda: self._on_labelled,
-                  "unlabelled": lambda: self._on_queries}[ROUTERS[name].needs_rows]()
+        scorer = self._on_labelled() if ROUTERS[name].needs_rows else None
         centroids = ROUTERS[name].uses_centroids
         if centroids not in self._evidence:
             self._evidence[centroids] = task_evidence(self.arrays, self.routed, name).pooled()
@@ -112,12 +110,6 @@ class TargetTask:
         """Evidence of the queries, by whether it has similarities with centroids."""
         return {}
 
-    @functools.cached_property
-    def _base(self) -> Base:
-        cards = [entry.card for entry in self.library.entries.values()]
-        return load_base(base_folder(cards, self.config.base))
-
-    @functools.cached_property
     def _on_labelled(self) -> RowScorer | None:
         from elm_jax.workflows.expert_scorer import LibraryScorer, ScoredRow  # late: a second, for networks
 
@@ -125,15 +117,8 @@ class TargetTask:
             return None
         rows = [ScoredRow(*row).check(f"{self.config.labelled}, line {number}")
                 for number, row in enumerate(read_labelled(self.config.labelled), start=1)]
-        return LibraryScorer(self.library, self._base, rows)
-
-    @functools.cached_property
-    def _on_queries(self) -> RowScorer | None:
-        from elm_jax.workflows.expert_scorer import LibraryScorer, ScoredRow  # late, as above
-
-        rows = [ScoredRow(one.source, one.labels).check(f"query {number}")
-                for number, one in enumerate(self.instances, start=1)]
-        return LibraryScorer(self.library, self._base, rows) if rows else None
+        cards = [entry.card for entry in self.library.entries.values()]
+        return LibraryScorer(self.library, load_base(base_folder(cards, self.config.base)), rows)
 
 
 def read_labelled(path: storage.PathLike) -> list[tuple[str, tuple[str, ...], str]]:

@@ -130,6 +130,23 @@ def test_what_does_not_divide_is_right_too(rows, case):
     same(results(layer, *arguments, mesh_of((1, 2, 1) if rows == 7 else (1, 4, 1)), RULES["apart"]), expected)
 
 
+@pytest.mark.parametrize("case", ["pairs of rows", "experts"])
+def test_choices_by_task_are_counted_on_a_mesh_too(case):
+    layer = layer_of({**CASES[case], "tasks": ("a", "b", "c")})
+    params, x, real = on_one(case)[1]
+    ids = jnp.arange(B * L).reshape(B, L) % 4 - 1
+
+    def counts(mesh, params, x):
+        with sharding.placed(mesh, sharding.make_rules(RULES["apart"])):
+            _, sown = layer.apply({"params": params}, x, True, real, None, ids, mutable=["router"])
+        return sown["router"]["sums"].by_task
+
+    one, many = (jax.jit(functools.partial(counts, mesh_of(shape)))(params, x)
+                 for shape in ((1, 1, 1), (2, 2, 2)))
+    np.testing.assert_array_equal(one, many)
+    assert (np.asarray(one).sum(axis=1) > 0).all()
+
+
 def mesh_of(shape):
     data, experts, model = shape
     return sharding.make_mesh(data, model, experts)

@@ -343,7 +343,8 @@ def test_bfloat16_is_near_float32(settings):
 @pytest.mark.parametrize("settings", [{"experts_per_token": 2, "capacity_factor": 0.7, "min_capacity": 1},
                                       {"experts_per_token": 2, "capacity_factor": None},
                                       CASES["experts"]], ids=["capacity", "blocks", "experts"])
-@pytest.mark.parametrize("own", [True, False], ids=["own leaves", "shared leaves"])
+@pytest.mark.parametrize("own", [True, pytest.param(False, marks=pytest.mark.slow)],
+                         ids=["own leaves", "shared leaves"])
 def test_it_works_under_vmap_checkpoint_and_scan(own, settings):
     """Stacks of networks, rematerialised layers and loops of layers: values and gradients of plain calls."""
     layer = layer_of(settings)

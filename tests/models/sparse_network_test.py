@@ -11,7 +11,7 @@ import sparse_networks as sparse
 
 from elm_jax.errors import InputError
 from elm_jax.models import AdapterConfig, T5Config, families
-from elm_jax.models.blocks import router_losses
+from elm_jax.models.blocks import layer_stack, router_losses
 from elm_jax.models.layers.gates import RouterSums
 from elm_jax.models.layers.sparse_config import SparseConfig
 from elm_jax.models.losses import LossConfig
@@ -59,20 +59,32 @@ def test_a_layout_changes_nothing(name):
 
 
 def test_layers_that_are_all_sparse_run_as_one_loop():
+    plain = sparse.network("decoder", step=1)
+    params, batch = sparse.parameters(plain), sparse.batch_of(plain)
+    expected = loss_of(plain, params, batch, seed=0)
+    assert len(expected.router) == 4
     for layout in (Layout("dots"), Layout(scan_layers=True)):
-        net, plain = sparse.network("decoder", layout, step=1), sparse.network("decoder", step=1)
-        params, batch = sparse.parameters(net), sparse.batch_of(net)
-        assert_close(loss_of(net, params, batch), loss_of(plain, params, batch))
-        assert len(loss_of(net, params, batch).router) == 4
+        assert_close(loss_of(sparse.network("decoder", layout, step=1), params, batch, seed=0), expected)
+
+
+def test_a_loop_keeps_routers_in_float32():
+    """Kernels are stacked in the dtype in which they are multiplied; a router computes in float32."""
+    params = sparse.network("decoder", step=1).abstract_params()["decoder"]
+    leaves = jax.eval_shape(lambda: layer_stack._stack(
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params), range(4), jnp.dtype("bfloat16")))
+    kernels = {path: leaf.dtype for path, leaf in trees.flatten(leaves).items() if path.endswith("/kernel")}
+    assert {path for path, dtype in kernels.items() if dtype == jnp.float32} == {
+        "mlp/router/router_weights/w/kernel"}
+    assert kernels["mlp/expert/wo/kernel"] == jnp.bfloat16
 
 
 @BOTH
 def test_padding_is_in_no_report_and_takes_no_share(name):
-    net = sparse.network(name, step=1)
+    net = sparse.network(name, capacity_factor=8.0)
     params = sparse.parameters(net)
     batch, wide = (sparse.batch_of(net, lengths=lengths) for lengths in (
         sparse.LENGTHS, {"inputs": 17, "targets": 12}))
-    found, sums = loss_of(net, params, wide), loss_of(net, params, batch)
+    found, sums = (loss_of(net, params, each, seed=0) for each in (wide, batch))
     assert_close(found, sums)
     if name == "decoder":
         real = {"decoder": (batch["segment_ids"] > 0).sum()}
@@ -87,8 +99,7 @@ def test_padding_is_in_no_report_and_takes_no_share(name):
 
 @BOTH
 def test_one_expert_with_gates_of_one_is_the_dense_network(name):
-    net = sparse.network(name, num_experts=1, experts_per_token=1, normalize_gates=True, step=1,
-                         capacity_factor=None)
+    net = sparse.network(name, num_experts=1, experts_per_token=1, normalize_gates=True, step=1)
     dense = families.network_of(sparse.CONFIGS[name])
     params = trees.flatten(sparse.parameters(dense))
     own = {path.replace("/mlp/", "/mlp/expert/"): leaf[None] for path, leaf in params.items()
@@ -98,7 +109,7 @@ def test_one_expert_with_gates_of_one_is_the_dense_network(name):
     batch = sparse.batch_of(net)
     expected = loss_of(dense, trees.unflatten(params), batch, LossConfig())
     assert expected.router == {} == expected.auxiliary
-    found = loss_of(net, trees.unflatten({**own, **routers}), batch, LossConfig())
+    found = loss_of(net, trees.unflatten({**own, **routers}), batch, LossConfig(), seed=0)
     assert float(found.loss) == pytest.approx(float(expected.loss), rel=1e-6)
 
 
@@ -113,7 +124,7 @@ def test_no_token_of_a_decoder_looks_ahead(name, settings):
         with pytest.raises(InputError, match="may not depend on later tokens"):
             sparse.network(name, **settings)
         return
-    net = sparse.network(name, step=1, capacity_factor=0.5, min_capacity=1, **settings)
+    net = sparse.network(name, capacity_factor=0.5, min_capacity=1, **settings)
     params, batch = sparse.parameters(net), sparse.batch_of(net, lengths={"inputs": 10, "targets": 10})
     key = "tokens" if name == "decoder" else "decoder_input_tokens"
     logits = jax.jit(lambda tokens: net.logits(params, {**batch, key: tokens},
@@ -130,7 +141,7 @@ def test_no_token_of_a_decoder_looks_ahead(name, settings):
 
 
 def test_experts_choose_in_the_encoder_alone():
-    net = sparse.network("t5", choice="experts", capacity_factor=1.0, eval_capacity_factor=1.0, step=1)
+    net = sparse.network("t5", choice="experts", capacity_factor=1.0, eval_capacity_factor=1.0)
     own = net.config.sparse.of_decoder()
     assert (own.choice, own.experts_per_token, own.eval_capacity_factor) == ("tokens", 2, None)
     assert sparse.network("t5", order="probability").config.sparse.of_decoder().order == "position"
@@ -153,9 +164,9 @@ def test_experts_choose_in_the_encoder_alone():
 
 def test_choices_side_by_side_do_not_compete_for_places():
     """A decoder scores the choices of a row in one row: a choice's score is as without the others."""
-    net = sparse.network("decoder", eval_capacity_factor=0.5, min_capacity=1)
+    net = sparse.network("decoder", eval_capacity_factor=0.5, min_capacity=1, step=4)
     params, config = sparse.parameters(net), net.config
-    assert any(report.dropped > 0 for report in net.loss(params, sparse.batch_of(net)).router.values())
+    assert any(report.dropped > 0 for report in loss_of(net, params, sparse.batch_of(net)).router.values())
     inputs, targets = made.rows(config, (2,), 8), made.choices(config, 2, 3, 6)
     score = jax.jit(net.target_log_probs)
     whole = score(params, inputs, targets)
@@ -194,30 +205,33 @@ def test_an_even_load_has_a_balance_of_k_and_collapse_one_of_all_experts():
 
 @BOTH
 def test_losses_of_routers_are_auxiliary_and_pull_at_the_routers(name):
-    net = sparse.network(name, step=1)
+    net = sparse.network(name)
     params, batch = sparse.parameters(net), sparse.batch_of(net)
-    sums = loss_of(net, params, batch)
+
+    def auxiliary(params):
+        sums = net.loss(params, batch, jax.random.key(0), LOSSES)
+        return sum(sums.auxiliary.values()), sums
+
+    (_, sums), gradient = jax.jit(jax.value_and_grad(auxiliary, has_aux=True))(params)
     assert set(sums.auxiliary) == {"balance_loss", "router_z_loss"}
     for loss, coefficient, function in (("balance_loss", 0.01, router_losses.balance_loss),
                                         ("router_z_loss", 1e-3, router_losses.router_z_loss)):
         assert float(sums.auxiliary[loss]) == pytest.approx(
             coefficient * float(function(sums.router)) * float(sums.weight), rel=1e-5)
-    gradient = jax.jit(jax.grad(lambda params: sum(
-        net.loss(params, batch, None, LOSSES).auxiliary.values())))(params)
     routers = [leaf for path, leaf in trees.flatten(gradient).items() if "/router/" in path]
     assert routers and all(float(jnp.abs(leaf).max()) > 0 for leaf in routers)
 
 
 def test_a_large_vocabulary_s_loss_has_them_too(monkeypatch):
     """The path that never holds all logits."""
-    net = sparse.network("decoder", step=1)
+    net = sparse.network("decoder", step=4)
     params, batch = sparse.parameters(net), sparse.batch_of(net)
-    expected = loss_of(net, params, batch)
+    expected = loss_of(net, params, batch, seed=0)
     monkeypatch.setattr("elm_jax.models.decoder.network.num_parts", lambda *_: 2)
     monkeypatch.setattr("elm_jax.models.blocks.head_loss.num_parts", lambda *_: 2)
 
     def total(params):
-        sums = net.loss(params, batch, None, LOSSES)
+        sums = net.loss(params, batch, jax.random.key(0), LOSSES)
         return sums.total(), sums
 
     frozen_head = jax.jit(lambda rest, head: jax.value_and_grad(lambda rest: total(
@@ -263,16 +277,16 @@ def test_a_trunk_ends_where_tokens_compete(name, deepest):
     assert frozen_depth(fixed, []) == 1
 
 
-@BOTH
+@BOTH_IN_TIME
 def test_a_frozen_trunk_has_no_report(name):
-    net = dataclasses.replace(sparse.network(name, step=1), trunk=2)
+    net = dataclasses.replace(sparse.network(name), trunk=2)
     params, batch = sparse.parameters(net), sparse.batch_of(net)
-    sums = loss_of(net, params, batch)
+    sums = loss_of(net, params, batch, seed=0)
     assert not {f"{stack}/layers_{layer}" for stack in ("encoder", "decoder") for layer in (0, 1)
                 if stack == "encoder" or name == "decoder"} & set(sums.router)
     tokens, segments = net.trunk_rows(batch)
-    given = {**batch, "trunk_states": net.trunk_states(params, tokens, segments)}
-    assert_close(loss_of(net, params, given), sums)
+    given = {**batch, "trunk_states": jax.jit(net.trunk_states)(params, tokens, segments)}
+    assert_close(loss_of(net, params, given, seed=0), sums)
 
 
 def test_t5x_runs_no_sparse_network():

@@ -14,6 +14,10 @@ transformers = pytest.importorskip("transformers")
 B, L, D, F, E = 3, 10, 8, 12, 4
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def block_of(module, name, **settings):
     """A block of transformers with random weights of some size, or a skip where this version lacks it."""
     found = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
@@ -70,7 +74,7 @@ def require_right_switch():
         "this version's Switch router is wrong: capacity 1 keeps more than one token an expert")
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 3, 64])
+@pytest.mark.parametrize("capacity", [slow(1), 2, slow(3), 64])
 def test_switch(capacity):
     """K = 1, raw gates, the capacity of a sequence, left to right."""
     require_right_switch()
@@ -92,8 +96,8 @@ def fused_params(block):
             "expert": {name: {"kernel": kernel} for name, kernel in kernels.items()}}
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("length", [1, L])
+@pytest.mark.parametrize("k", [slow(1), 2, slow(3)])
+@pytest.mark.parametrize("length", [slow(1), L])
 @pytest.mark.parametrize(("name", "normalize"), [("mixtral", True), ("olmoe", True), ("olmoe", False)])
 def test_gated_blocks_without_capacity(name, normalize, length, k):
     """Mixtral: renormalised gates; OLMoE: either; whole rows and one-token steps."""

@@ -11,6 +11,7 @@ from elm_jax.evaluation.intervals import over_datasets, share_over_datasets
 from elm_jax.reporting.router_comparison import FILE, read_picks, router_comparison
 from elm_jax.reporting.router_grid import routers_content
 from elm_jax.reporting.study_table import halves
+from elm_jax.routing.router import ROUTERS
 
 
 def study_with_picks() -> tuple[dict, dict, dict]:
@@ -109,3 +110,15 @@ def test_picks_of_another_study_are_refused(tmp_path) -> None:
     assert read_picks(tmp_path, facts)["experts"] == facts["library"]
     with pytest.raises(InputError, match="not those of the study's facts"):
         read_picks(tmp_path, {**facts, "library": facts["library"][1:]})
+
+
+def test_a_router_of_an_older_version_is_shown_as_it_was_kept(tmp_path) -> None:
+    """No table of routers is asked for the name; of a generation such a router may have no pick."""
+    facts, matrix, record = study_with_picks()
+    votes, generation = record["routers"][0], facts["seen_tasks"][-1]
+    older = {**votes, "router": "of_old", "rows": 8, "picks": {**votes["picks"], generation: []},
+             "home": dict.fromkeys(facts["seen_tasks"][:-1], 0.0)}
+    (tmp_path / FILE).write_text(json.dumps({**record, "routers": [*record["routers"], older]}))
+    table = router_comparison({**facts, "seen_tasks": facts["seen_tasks"][:-1]}, matrix,
+                              read_picks(tmp_path, facts))
+    assert "of_old" not in ROUTERS and routers_content(table)["grid"]["rows"][4][0] == "of_old"

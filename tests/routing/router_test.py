@@ -16,7 +16,7 @@ from elm_jax.routing.router import ROUTERS, RouterStream, decide_rows, decide_ta
 from elm_jax.routing.vote import decide, decide_each
 from tests.routing.index_test import make_index, unit_rows
 
-WITHOUT_SCORING = [name for name, row in ROUTERS.items() if row.needs_rows is None]
+WITHOUT_SCORING = [name for name, row in ROUTERS.items() if not row.needs_rows]
 DATASETS, FAMILIES = ("a", "b", "c"), ("x", "x", "y")
 FITTED = FittedRouter(("prior", "nearest", "centroid"), (1.0, 0.3, 0.0), ("x", "y"),
                       np.tile(np.eye(3), (3, 2, 1, 1)), np.tile([1.0, 0.3, 0.2], (3, 2, 1)), np.ones((3, 2)))

@@ -1,4 +1,4 @@
-"""Routers that score experts on rows: budget, the best expert found, ties, and plain loops."""
+"""The router that scores experts on rows: budget, the best expert found, and ties."""
 
 import collections
 
@@ -6,28 +6,23 @@ import numpy as np
 import pytest
 
 from elm_jax.errors import InputError
-from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings, RowScores
-from elm_jax.routing.router import ROUTERS, decide_task
+from elm_jax.routing.cases import RoutedLibrary, RoutedTask, RouterSettings
+from elm_jax.routing.router import decide_task
 from elm_jax.routing.routers.by_labels import halved
-from elm_jax.routing.routers.by_rows import agreement
 from tests.routing.router_test import library_of, order, permuted, task_of
-
-SCORING = [name for name, row in ROUTERS.items() if row.needs_rows]
 
 
 class TableScorer:
     """Scores that are known beforehand, and a list of the pairs of expert and row that were asked for."""
 
-    def __init__(self, correct: np.ndarray, predictions: np.ndarray | None = None) -> None:
+    def __init__(self, correct: np.ndarray) -> None:
         self.correct, self.num_rows = np.asarray(correct, np.float64), correct.shape[1]
-        self.predictions = np.zeros(correct.shape, np.int64) if predictions is None else predictions
         self.asked: list[tuple[int, int]] = []
 
-    def __call__(self, experts: np.ndarray, start: int, end: int) -> RowScores:
+    def __call__(self, experts: np.ndarray, start: int, end: int) -> np.ndarray:
         assert 0 <= start < end <= self.num_rows
         self.asked += [(int(expert), row) for expert in experts for row in range(start, end)]
-        return RowScores(*(table[experts, start:end]
-                           for table in (self.correct, self.predictions, np.sin(self.correct))))
+        return self.correct[experts, start:end]
 
 
 def test_halving_keeps_to_its_budget_and_never_scores_a_pair_twice():
@@ -59,28 +54,15 @@ def test_halving_without_noise_finds_the_best_and_ties_go_to_the_likeliest():
     np.testing.assert_array_equal(halved(likeliest, TableScorer(np.eye(4)), 1), likeliest)
 
 
-def test_agreement_is_that_of_a_plain_loop():
-    picks = np.random.default_rng(2).integers(0, 3, (5, 40))
-    expected = np.zeros(5)
-    for one in range(5):
-        for row in range(40):
-            counts = collections.Counter(picks[other, row] for other in range(5) if other != one)
-            leading = [pick for pick, count in counts.items() if count == max(counts.values())]
-            expected[one] += (picks[one, row] in leading) / len(leading) / 40
-    np.testing.assert_allclose(agreement(picks), expected)
-    np.testing.assert_array_equal(agreement(picks[:1]), [0])
-
-
-@pytest.mark.parametrize("name", SCORING)
-def test_only_the_likely_experts_are_scored_and_the_decision_says_on_what(name):
+def test_only_the_likely_experts_are_scored_and_the_decision_says_on_what():
     """Those that the router without rows ranks first, or votes where there are no priors; copies never."""
     rng, library, task = np.random.default_rng(3), library_of(3), task_of(3)
     copied = RoutedLibrary(library.index, library.priors, np.array([0, 1, 2, 3, 4, 5, 6, 2, 0]))
     settings = RouterSettings(candidates=4)
     voted = RoutedLibrary(copied.index, None, copied.copies)
     for known, first in ((copied, "prior+nearest"), (voted, "vote")):
-        scorer = TableScorer(rng.random((9, 12)), rng.integers(0, 3, (9, 12)))
-        decision = decide_task(task, known, name, settings=settings, scorer=scorer)
+        scorer = TableScorer(rng.random((9, 12)))
+        decision = decide_task(task, known, "labelled", settings=settings, scorer=scorer)
         assert sorted(order(decision)[:4]) == sorted(order(decide_task(task, known, first))[:4])
         for line in decision.ranking[:4]:
             expert = library.index.experts.index(line.expert)
@@ -88,36 +70,29 @@ def test_only_the_likely_experts_are_scored_and_the_decision_says_on_what(name):
         scores = [line.score for line in decision.ranking]
         assert scores[:4] == sorted(scores[:4], reverse=True) and set(scores[4:]) == {None}
         assert {line.rows for line in decision.ranking[4:]} == {None}
-        if name == "labelled":
-            measured = [line.accuracy for line in decision.ranking[:4]]
-            assert measured == sorted(measured, reverse=True)
-        if name == "confidence":
-            expert = library.index.experts.index(order(decision)[0])
-            assert scores[0] == pytest.approx(np.sin(scorer.correct[expert]).mean())
+        measured = [line.accuracy for line in decision.ranking[:4]]
+        assert measured == sorted(measured, reverse=True)
 
 
-@pytest.mark.parametrize("name", SCORING)
-def test_order_of_experts_changes_no_decision_on_rows(name):
+def test_order_of_experts_changes_no_decision_on_rows():
     rng, library, task = np.random.default_rng(4), library_of(4), task_of(4)
     places, settings = rng.permutation(9), RouterSettings(candidates=5, budget=37)
-    correct, predictions = rng.random((9, 12)), rng.integers(0, 3, (9, 12))
-    scorer, moved = TableScorer(correct, predictions), TableScorer(correct[places], predictions[places])
-    decision = decide_task(task, library, name, settings=settings, scorer=scorer)
+    correct = rng.random((9, 12))
+    scorer, moved = TableScorer(correct), TableScorer(correct[places])
+    decision = decide_task(task, library, "labelled", settings=settings, scorer=scorer)
     assert len(scorer.asked) <= 37
     assert order(decision) == order(
-        decide_task(task, permuted(library, places), name, settings=settings, scorer=moved))
+        decide_task(task, permuted(library, places), "labelled", settings=settings, scorer=moved))
 
 
 def test_rows_that_are_missing_or_without_labels_are_one_error():
     library, task = library_of(0), task_of(0)
-    unlabelled = TableScorer(np.full((9, 3), np.nan))
     with pytest.raises(InputError, match="--labelled"):
         decide_task(task, library, "labelled")
-    with pytest.raises(InputError, match="unlabelled rows"):
-        decide_task(task, library, "confidence", scorer=TableScorer(np.ones((9, 0))))
+    with pytest.raises(InputError, match="scores experts on labelled rows"):
+        decide_task(task, library, "labelled", scorer=TableScorer(np.ones((9, 0))))
     with pytest.raises(InputError, match="row 0, counted from 0"):
-        decide_task(task, library, "labelled", scorer=unlabelled)
-    assert decide_task(task, library, "agreement", scorer=unlabelled).ranking[0].accuracy is None
+        decide_task(task, library, "labelled", scorer=TableScorer(np.full((9, 3), np.nan)))
     with pytest.raises(InputError, match="budget"):
         RouterSettings(budget=0)
     none = RoutedTask(task.queries[:0])

@@ -69,10 +69,22 @@ PARTS = {"gate": ("/router/",), "experts": ("/expert/",), "sparse layers": ("/ro
 
 def test_frozen_leaves_are_those_that_are_named():
     params = trees.flatten(sparse.parameters(NETWORK))
-    assert set(PARTS) == set(FREEZES)
+    assert set(PARTS) == {freeze for freeze in FREEZES if not freeze.startswith("all but")}
     for freeze, parts in PARTS.items():
         named = {path for path in params if any(part in path for part in parts)}
         assert named and set(filter(frozen_by(NETWORK, freeze), params)) == named
+
+
+def test_vectors_of_tasks_may_train_alone_or_with_the_experts():
+    network = sparse.network(gate="both", tasks=("a", "b"), task_dim=3)
+    params = trees.flatten(network.abstract_params())
+    table = {"task_embedder/embedding"}
+    for freeze, trained in (("all but task vectors", table), ("all but task vectors and experts", {
+            *table, *(path for path in params if "/expert/" in path)})):
+        assert set(params) - set(filter(frozen_by(network, freeze), params)) == trained
+        with pytest.raises(InputError, match=r"nothing to train: the network's gates read no tasks"):
+            frozen_by(NETWORK, freeze)
+    assert table <= set(filter(frozen_by(network, "gate"), params))
 
 
 def test_all_leaves_train_but_frozen_ones():

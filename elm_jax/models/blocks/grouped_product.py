@@ -14,8 +14,8 @@ from elm_jax.models.blocks.dispatch import Blocks
 from elm_jax.runtime import sharding
 from elm_jax.types import Array
 
-SIZES = 8
-"""Into how many choices of a size a block is divided."""
+SIZES, LEAST = 8, 4
+"""Into how many choices of a size a block is divided, and rows of the least: each choice is compiled."""
 
 
 @jax.custom_vjp
@@ -157,11 +157,11 @@ def _of_each(count: int, batched: Sequence[bool], arrays: Sequence[Array]) -> tu
 
 
 def _first_rows(compute: Callable[[int], Array], count: Array, slots: int) -> Array:
-    """Calls `compute(size)` with the least of `SIZES` sizes that holds `count` of the slots' rows."""
-    step = max(1, slots // SIZES)
+    """Calls `compute(size)` with the least of at most `SIZES` sizes that holds `count` of the slots' rows."""
+    step = min(slots, max(LEAST, slots // SIZES))
     shape = jax.eval_shape(lambda: compute(slots))
     branches = [functools.partial(_zeros, shape.shape, shape.dtype, count)]
-    branches += [functools.partial(compute, size) for size in range(step, slots + 1, step)]
+    branches += [functools.partial(compute, size) for size in (*range(step, slots, step), slots)]
     return jax.lax.switch((count + step - 1) // step, branches)
 
 

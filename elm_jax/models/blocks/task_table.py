@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
 
 from elm_jax.models.blocks.sparse_sublayer import Routed
-from elm_jax.models.layers.gate_tasks import missing_tasks, reads_tasks
+from elm_jax.models.layers.gate_tasks import NO_TASK, missing_tasks, reads_tasks
 from elm_jax.types import Array
 
 
@@ -30,7 +30,7 @@ class TaskTable(nn.Module):
     def __call__(self, task_ids: Array) -> Array:
         """Looks up numbers i32[...] -> f32[..., D_t]; 0 for `gate_tasks.NO_TASK`, NaN behind the table."""
         rows = jnp.take(self.embedding, jnp.maximum(task_ids, 0), axis=0, mode="fill")
-        return jnp.where((task_ids < 0)[..., None], 0.0, rows)
+        return jnp.where((task_ids <= NO_TASK)[..., None], 0.0, rows)
 
     def on(self, routed: Routed | None) -> Routed | None:
         """Adds the tasks' vectors to what sparse layers read.

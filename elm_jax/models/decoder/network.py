@@ -127,15 +127,12 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         Raises:
             InputError: S or T is more than the context.
         """
-        sparse = self.config.sparse
-        if sparse is not None and sparse.drops_in_use:  # the choices of a row would compete for places
-            config = dataclasses.replace(self.config, sparse=sparse.without_drops())
-            return dataclasses.replace(self, config=config).target_log_probs(params, inputs, targets)
         rows, routed = self._choice_rows(inputs, targets)
-        tokens, lengths = targets.tokens, self._prompts(inputs)[1]
+        tokens, lengths = targets.tokens, _prompts(self.config, inputs)[1]
         batch, choices, length = tokens.shape
         width = rows[0].shape[1] - choices * (length - 1)
-        states = self._apply(params, *rows, True, side_by_side(inputs, targets), routed, method="states")
+        states = _without_drops(self)._apply(
+            params, *rows, True, side_by_side(inputs, targets), routed, method="states")
         last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
         logits = self._apply(params, jnp.concatenate([last, states[:, width:]], axis=1), method="logits")
         normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -156,7 +153,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         Raises:
             InputError: prompt and steps are longer than the context.
         """
-        prompts, lengths = self._prompts(inputs)
+        prompts, lengths = _prompts(self.config, inputs)
         width = prompts.shape[1]
         self._check_length(width + max_length - 1)
         routed = routed_of(self.config, real_tokens(Padded(prompts, lengths)), inputs.tasks)
@@ -226,7 +223,7 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
     def _choice_rows(self, inputs: Padded, targets: Padded
                      ) -> tuple[tuple[Array, Array, Reach], Routed | None]:
         """Rows [B, S + C * (T - 1)] of prompts and choices without their last tokens: tokens, positions."""
-        prompts, lengths = self._prompts(inputs)
+        prompts, lengths = _prompts(self.config, inputs)
         tokens = jnp.asarray(targets.tokens)
         (batch, choices, length), width = tokens.shape, prompts.shape[1]
         self._check_length(max(width, length))
@@ -242,21 +239,22 @@ class DecoderNetwork(TracedLeaves, CausalTrunk):
         return rows, routed_of(self.config, jnp.concatenate([real, own.reshape(batch, -1)], axis=1),
                                inputs.tasks)
 
-    def _prompts(self, inputs: Padded) -> tuple[Array, Array]:
-        """Tokens i32[B, S], S at least 1, and lengths i32[B], at least 1 (see the class on empty prompts)."""
-        tokens, lengths = jnp.asarray(inputs.tokens), jnp.asarray(inputs.lengths)
-        if tokens.shape[1] == 0:
-            tokens = jnp.zeros((tokens.shape[0], 1), tokens.dtype)
-        first = self.config.eos_id if self.config.bos_id is None else self.config.bos_id
-        empty = (lengths == 0)[:, None] & (jnp.arange(tokens.shape[1]) == 0)[None]
-        return jnp.where(empty, first, tokens), jnp.maximum(lengths, 1)
-
     def _check_length(self, length: int) -> None:
         if length > self.config.max_length:
             raise InputError(describe(
                 "Rows are longer than the network's context", got=f"{length} tokens, padding included",
                 expected=f"at most {self.config.max_length}",
                 cure="keep less of them: source_length, target lengths or max_new_tokens"))
+
+
+def _prompts(config: DecoderConfig, inputs: Padded) -> tuple[Array, Array]:
+    """Tokens i32[B, S], S at least 1, and lengths i32[B], at least 1 (see the class on empty prompts)."""
+    tokens, lengths = jnp.asarray(inputs.tokens), jnp.asarray(inputs.lengths)
+    if tokens.shape[1] == 0:
+        tokens = jnp.zeros((tokens.shape[0], 1), tokens.dtype)
+    first = config.eos_id if config.bos_id is None else config.bos_id
+    empty = (lengths == 0)[:, None] & (jnp.arange(tokens.shape[1]) == 0)[None]
+    return jnp.where(empty, first, tokens), jnp.maximum(lengths, 1)
 
 
 def _logits_of(logits: Array, tokens: Array) -> Array:
@@ -272,3 +270,12 @@ def _head_of(config: DecoderConfig, params: Params) -> tuple[str, Array]:
     """The head's axes and weights: the table f[V, D], or a kernel f[D, V]."""
     return ("vd", params["token_embedder"]["embedding"]) if config.tied_head else (
         "dv", params["head"]["kernel"])
+
+
+def _without_drops(network: DecoderNetwork) -> DecoderNetwork:
+    """The same network where nothing is dropped: choices side by side would compete for places."""
+    sparse = network.config.sparse
+    if sparse is None or not sparse.drops_in_use:
+        return network
+    return dataclasses.replace(
+        network, config=dataclasses.replace(network.config, sparse=sparse.without_drops()))

@@ -37,7 +37,7 @@ class SparseConfig:
             group of N places, times K if `capacity_counts_choices`; None: as many as are chosen (no
             dropping). Needed for the choice by experts.
         eval_capacity_factor: the same outside of training; None: no dropping. A step of cached decoding
-            never drops.
+            never drops, nor do the choices of a row that a decoder scores side by side.
         capacity: a number of places of an expert in a group, while training and outside of it, in place of
             the two factors, which are None then (transformers' SwitchTransformers).
         capacity_counts_choices: whether the capacity has the factor K; T5X leaves it out.

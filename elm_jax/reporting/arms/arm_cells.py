@@ -106,7 +106,7 @@ def mean_of(several: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray
 
 def _tags(row: Mapping[str, Any]) -> Tags:
     return tuple((name, row[name]) for name in TAGS if row.get(name) is not None and not (
-        name == "few_shot" and row[name] == 0))
+        name == "few_shot" and not row[name]))
 
 
 def _cell(row: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], ranks: bool,

@@ -59,10 +59,10 @@ def halved(experts: np.ndarray, scorer: RowScorer, budget: int | None = None) ->
 
 def _correct(scorer: RowScorer, experts: np.ndarray, start: int, end: int) -> np.ndarray:
     """Scores f64[n, rows]; raises InputError for a row without a label."""
-    correct = scorer(experts, start, end).correct
+    correct = scorer(experts, start, end)
     missing = np.flatnonzero(np.isnan(correct).any(axis=0))
     if len(missing):
         raise InputError(describe("The router labelled needs rows with labels",
                                   where=f"row {start + missing[0]}, counted from 0", got="no label",
-                                  cure="give rows that have one, or take --router confidence"))
+                                  cure="give rows that have one"))
     return correct

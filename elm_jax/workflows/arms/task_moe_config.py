@@ -54,7 +54,7 @@ class TaskStudyConfig(ArmStudySettings):
             if list(getattr(self, name)) != sorted(getattr(self, name)):
                 raise InputError(describe("Numbers of rows rise", where=f"task_study.{name}",
                                           got=getattr(self, name)))
-        if self.few_rows[0] != 0 or len(self.few_rows) < 2:
+        if self.few_rows[0] or len(self.few_rows) < 2:
             raise InputError(describe("Learning from few rows begins with none", where="task_study.few_rows",
                                       got=self.few_rows, expected="0 and larger numbers"))
         for name in ("related", "unrelated"):

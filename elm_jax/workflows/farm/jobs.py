@@ -9,6 +9,7 @@ from etils import epath
 
 from elm_jax.errors import InputError, describe
 from elm_jax.models import families
+from elm_jax.models.losses import LossConfig
 from elm_jax.runtime import locks, records, storage
 from elm_jax.runtime.differences import differences
 from elm_jax.runtime.leases import Leases
@@ -113,7 +114,8 @@ def _config(facts: Mapping[str, Any], where: str) -> TrainConfig:
 
 _NESTED: dict[str, Callable[[Any, str], Any]] = {
     "optimizer": functools.partial(records.build, OptimizerConfig),
-    "early_end": functools.partial(records.build, EarlyEnd), "network": families.config_of}
+    "early_end": functools.partial(records.build, EarlyEnd),
+    "loss": functools.partial(records.build, LossConfig), "network": families.config_of}
 """Fields of a `TrainConfig` that are configs themselves."""
 
 

@@ -120,12 +120,11 @@ def compare_routers(library: ExpertLibrary, store: ResultsStore, tasks: Compared
         picks = {task: kept.picks(task, cases[task], routed, name) if rows else
                  _picks(cases[task], routed, name, count) for task in every
                  if not rows or task not in tasks.heldout}
-        home = {task: _share_home(parts, kin_of(task).dataset, homes) for task, parts in picks.items()
-                if parts}
+        home = {task: _share_home(parts, kin_of(task).dataset, homes) for task, parts in picks.items()}
         routers.append({
             "router": name, "queries": count, "rows": tasks.num_queries if rows else 0,
             "picks": {task: picks[task] for task in (*tasks.seen, *tasks.unseen)},
-            "home": {task: home[task] for task in tasks.seen if task in home},
+            "home": {task: home[task] for task in tasks.seen},
             "new_home": {task: home[task] for task in tasks.heldout if task in home}})
     return {"schema_version": 1, "experts": list(names), "default": default_router(routed),
             "routers": routers, "left_out": left_out, "results": results_digest(store, names),
@@ -194,14 +193,9 @@ class _Kept:
         return self._results[task]["num_instances"]
 
     def picks(self, task: str, case: RoutedTask, library: RoutedLibrary, name: str) -> list[Shares]:
-        """The picks for the two halves of a task's rows, each chosen on rows of the other half.
-
-        None for a generation without labels: its predictions are no choices.
-        """
-        found = self._results[task]
-        if found["metric"] != "accuracy" and ROUTERS[name].needs_rows == "unlabelled":
-            return []
-        predictions = functools.cache(lambda expert: self._store.predictions(expert, task, found["split"]))
+        """The picks for the two halves of a task's rows, each chosen on rows of the other half."""
+        split = self._results[task]["split"]
+        predictions = functools.cache(lambda expert: self._store.predictions(expert, task, split))
         return [{decide_task(case, library, name, scorer=KeptRows(predictions, self.experts, rows[:self.rows])
                              ).ranking[0].expert: 1.0} for rows in reversed(halves(self.count(task)))]
 

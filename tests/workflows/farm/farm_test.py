@@ -14,6 +14,7 @@ import tiny_study as tiny
 
 from elm_jax.errors import InputError, RunError
 from elm_jax.models import families
+from elm_jax.models.losses import LossConfig
 from elm_jax.runtime.leases import Leases
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.training.early_end import EarlyEnd
@@ -49,7 +50,7 @@ def states(folder, limit=3):
 
 
 @pytest.mark.parametrize("changes", [
-    {"network": tiny.NETWORK}, {"early_end": EarlyEnd(5)},
+    {"network": tiny.NETWORK}, {"early_end": EarlyEnd(5)}, {"loss": LossConfig(0.1, balance_loss=0.01)},
     {"sharding_rules": (("embed", ("data", "model")),)},
     {"kind": "prompt", "lora_rank": 4, "base_dtype": "bfloat16"}], ids=lambda changes: next(iter(changes)))
 def test_every_config_comes_back_as_it_was_written(tmp_path, changes):

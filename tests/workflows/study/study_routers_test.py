@@ -48,12 +48,11 @@ def study(tmp_path_factory):
              for task in SEEN]
     library = ExpertLibrary(folder / "library", {"text_format": "instance"}, encoder, index, [],
                             {card.id: (card, 4) for card in cards})
-    store, values, margins = ResultsStore(folder / "results"), {}, {}
+    store, values = ResultsStore(folder / "results"), {}
     for expert in SEEN:
         for task in (*SEEN, *UNSEEN):
             ranked = task != SEEN[-1]
             values[expert, task], scores = rng.random(ROWS), rng.normal(size=(ROWS, 3))
-            margins[expert, task] = np.sort(scores)[:, 2] - np.sort(scores)[:, 1]
             lines = [{"index": n, "prediction": "p", "target": "t", **(
                 {"correct": value, "scores": scores[n].tolist(), "label": 0} if ranked else
                 {"rouge_l": value})} for n, value in enumerate(values[expert, task])]
@@ -65,7 +64,7 @@ def study(tmp_path_factory):
     tasks = ComparedTasks(SEEN, UNSEEN, HELDOUT, (*SEEN, *UNSEEN), texts_of, QUERIES)
     record = compare_routers(library, store, tasks)
     rows = {(row["router"], row["queries"]): row for row in record["routers"]}
-    return library, store, tasks, values, margins, record, rows
+    return library, store, tasks, values, record, rows
 
 
 def plain_prior(values, target):
@@ -84,7 +83,7 @@ def plain_prior(values, target):
 
 
 def test_votes_are_of_the_nearest_keys_and_one_query_has_its_share(study):
-    library, _, _, _, _, _, rows = study
+    library, _, _, _, _, rows = study
     keys, owners = library.index.keys, library.index.owners
     for task in (*SEEN, *UNSEEN, *HELDOUT):
         queries = library.encoder.embed([one.source for one in texts_of(task)])
@@ -101,7 +100,7 @@ def test_votes_are_of_the_nearest_keys_and_one_query_has_its_share(study):
 
 
 def test_priors_leave_the_target_s_data_set_and_family_out(study):
-    values, rows = study[3], study[6]
+    values, rows = study[3], study[5]
     for task in (*SEEN, *UNSEEN):
         prior = plain_prior(values, task)
         assert rows["prior", 0]["picks"][task] == [{max(prior, key=prior.__getitem__): 1.0}]
@@ -109,21 +108,18 @@ def test_priors_leave_the_target_s_data_set_and_family_out(study):
 
 
 def test_routers_with_rows_choose_on_one_half_and_are_scored_on_the_other(study):
-    _, _, _, values, margins, _, rows = study
+    values, rows = study[3], study[5]
     for task in (*SEEN, *UNSEEN):
-        for name, of in (("labelled", values), ("confidence", margins)):
-            chosen = [max(SEEN, key=lambda expert: of[expert, task][half[:QUERIES]].mean())
-                      for half in reversed(halves(ROWS))]
-            known = name == "labelled" or task != SEEN[-1]
-            picks = rows[name, QUERIES]["picks"][task]
-            assert picks == ([{expert: 1.0} for expert in chosen] if known else [])
-            if task in SEEN and known:
-                assert rows[name, QUERIES]["home"][task] == chosen.count(task) / 2
+        chosen = [max(SEEN, key=lambda expert: values[expert, task][half[:QUERIES]].mean())
+                  for half in reversed(halves(ROWS))]
+        assert rows["labelled", QUERIES]["picks"][task] == [{expert: 1.0} for expert in chosen]
+        if task in SEEN:
+            assert rows["labelled", QUERIES]["home"][task] == chosen.count(task) / 2
     assert rows["labelled", QUERIES]["new_home"] == {}  # nobody was scored there
 
 
 def test_every_router_stands_in_the_table_or_is_left_out_with_a_reason(study):
-    record, rows = study[5], study[6]
+    record, rows = study[4], study[5]
     assert {name for name, _ in rows} | {one["router"] for one in record["left_out"]} == set(ROUTERS)
     assert all(one["router"] == "fitted" and one["reason"] for one in record["left_out"])
     assert ("centroid", 0) in rows and ("vote", 0) not in rows and ("shortlist", 0) not in rows
