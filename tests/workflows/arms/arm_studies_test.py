@@ -10,7 +10,10 @@ import time
 import pytest
 from checkout import HELPERS, ROOT
 
-pytestmark = pytest.mark.slow
+BY_HAND = pytest.mark.skipif("ELM_ARM_STUDIES" not in os.environ,
+                             reason="takes ten minutes of two cores; set ELM_ARM_STUDIES to run it")
+
+pytestmark = [pytest.mark.slow, BY_HAND]
 
 
 def start(name, workdir, log, *bindings):
