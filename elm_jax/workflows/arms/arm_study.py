@@ -7,7 +7,7 @@ in ``kept/``); its folder in ``runs/`` is removed then. A run that was killed go
 import collections
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from elm_jax.data.preparing.task_data import TaskData
@@ -21,7 +21,9 @@ from elm_jax.formats.elm import base_json
 from elm_jax.models import families
 from elm_jax.models.families import plain_settings
 from elm_jax.planning.token_flops import token_cost
-from elm_jax.runtime import hosts, storage, trees
+from elm_jax.reporting.arms.arms_report import ArmsOutcome, write_arms_report
+from elm_jax.reporting.page_parts import Made
+from elm_jax.runtime import hosts, locks, storage, trees
 from elm_jax.runtime.differences import as_json
 from elm_jax.runtime.preemption import Stopped
 from elm_jax.runtime.terminal.progress import StageLine, tell_item
@@ -66,6 +68,14 @@ class ArmStudy:
         self.data: TaskData | None = None
         self.cuts: RowCuts | None = None
         self.scorer: Scorer | None = None
+
+    def run(self) -> ArmsOutcome:
+        """Runs all stages in order; what is done is skipped.
+
+        Raises:
+            Stopped: by SIGTERM, during training.
+        """
+        raise NotImplementedError
 
     def make_bases(self) -> None:
         """Runs the stage of the arms' bases, then opens the task data in their vocabulary."""
@@ -230,6 +240,36 @@ class ArmStudy:
             "lengths": dict(lengths), "stage_seconds": dict(self.clock.seconds),
             "programs": {"count": self.compiled.programs, "seconds": self.compiled.seconds},
             "versions": run_record.versions(), "config": plain_config(config)}
+
+
+def report_arms(study: ArmStudy, kind: str) -> ArmsOutcome:
+    """Runs a study's last stage: writes the facts of its kind beside the results, and the report."""
+    results = study.root / "results"
+    with study.clock.stage("report"):
+        storage.write_json(results / "arms.json", {**study.facts(), "kind": kind})
+        return write_arms_report(results, study.store, made=Made(study.command))
+
+
+def run_arms(study: type[ArmStudy], check: Callable[[Any], None], config: ArmStudySettings,
+             on_start: Callable[[], None] | None, command: str | None) -> ArmsOutcome | None:
+    """Runs a study of arms, alone in its work folder; None if SIGTERM stopped it.
+
+    Args:
+        study: its class.
+        check: of the config, before anything is written; raises InputError.
+        config: the study's.
+        on_start: called once the config is checked, before anything is written.
+        command: that runs it, for the report; None for Python code.
+    """
+    try:
+        with locks.alone(config.workdir):
+            check(config)
+            made = study(config, command)
+            if on_start is not None:
+                on_start()
+            return made.run()
+    except Stopped:
+        return None
 
 
 def _is_kept(folder: storage.PathLike, digest: str) -> bool:

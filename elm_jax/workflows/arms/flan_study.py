@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator
 from elm_jax.data.prompts.templates import dataset_path
 from elm_jax.data.registry import registry
 from elm_jax.errors import InputError, describe, unknown_name
-from elm_jax.reporting.arms.arms_report import ArmsOutcome, write_arms_report
-from elm_jax.reporting.page_parts import Made
-from elm_jax.runtime import locks, storage
-from elm_jax.runtime.preemption import Stopped
+from elm_jax.reporting.arms.arms_report import ArmsOutcome
 from elm_jax.workflows.arms.arm_runs import ArmRun, Changes, Target, targets
 from elm_jax.workflows.arms.arm_settings import BASE, ArmSettings
-from elm_jax.workflows.arms.arm_study import ArmStudy, check_data
+from elm_jax.workflows.arms.arm_study import ArmStudy, check_data, report_arms, run_arms
 from elm_jax.workflows.arms.cut_rows import TaskRows
 from elm_jax.workflows.arms.flan_config import FlanStudyConfig
 
@@ -39,11 +36,7 @@ class FlanStudy(ArmStudy):
     config: FlanStudyConfig
 
     def run(self) -> ArmsOutcome:
-        """Runs all stages in order; what is done is skipped.
-
-        Raises:
-            Stopped: by SIGTERM, during training.
-        """
+        """Runs all stages in order; see `ArmStudy.run`."""
         config = self.config
         with self.clock.stage("make the bases"):
             self.make_bases()
@@ -59,10 +52,7 @@ class FlanStudy(ArmStudy):
         self.do("(iii) each task from the tuned base", list(self.alone(TUNED_ALONE)))
         if config.ablated_arm is not None:
             self.do("ablations", list(self.ablated()))
-        with self.clock.stage("report"):
-            facts = {**self.facts(), "kind": "flan"}
-            storage.write_json(self.root / "results" / "arms.json", facts)
-            return write_arms_report(self.root / "results", self.store, made=Made(self.command))
+        return report_arms(self, "flan")
 
     def mixture(self, count: int) -> tuple[TaskRows, ...]:
         """The first tasks of the instruction tuning, with all their rows."""
@@ -159,12 +149,4 @@ def run_flan_study(config: FlanStudyConfig, *, on_start: Callable[[], None] | No
         InputError: before anything is trained, for names and data that do not fit, or a work folder that
             another process is writing.
     """
-    try:
-        with locks.alone(config.workdir):
-            check_flan_study(config)
-            study = FlanStudy(config, command)
-            if on_start is not None:
-                on_start()
-            return study.run()
-    except Stopped:
-        return None
+    return run_arms(FlanStudy, check_flan_study, config, on_start, command)

@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from elm_jax.data.registry import registry
 from elm_jax.errors import unknown_name
-from elm_jax.reporting.arms.arms_report import ArmsOutcome, write_arms_report
-from elm_jax.reporting.page_parts import Made
-from elm_jax.runtime import locks, storage
-from elm_jax.runtime.preemption import Stopped
+from elm_jax.reporting.arms.arms_report import ArmsOutcome
 from elm_jax.workflows.arms.arm_runs import ArmRun, TaskVector, targets
 from elm_jax.workflows.arms.arm_settings import ArmSettings
-from elm_jax.workflows.arms.arm_study import ArmStudy, check_data
+from elm_jax.workflows.arms.arm_study import ArmStudy, check_data, report_arms, run_arms
 from elm_jax.workflows.arms.cut_rows import TaskRows
 from elm_jax.workflows.arms.new_task_vectors import DRAWN, MEAN_OF_ALL, RELATED
 from elm_jax.workflows.arms.task_moe_config import TaskStudyConfig
@@ -30,11 +27,7 @@ class TaskStudy(ArmStudy):
     config: TaskStudyConfig
 
     def run(self) -> ArmsOutcome:
-        """Runs all stages in order; what is done is skipped.
-
-        Raises:
-            Stopped: by SIGTERM, during training.
-        """
+        """Runs all stages in order; see `ArmStudy.run`."""
         config = self.config
         with self.clock.stage("make the bases"):
             self.make_bases()
@@ -45,9 +38,7 @@ class TaskStudy(ArmStudy):
         self.do("train on the pool", list(self.pools()))
         self.do("learn from few rows", list(self.few()))
         self.do("robustness", list(self.robust()))
-        with self.clock.stage("report"):
-            storage.write_json(self.root / "results" / "arms.json", {**self.facts(), "kind": "task"})
-            return write_arms_report(self.root / "results", self.store, made=Made(self.command))
+        return report_arms(self, "task")
 
     def mixed(self, tasks: Sequence[str]) -> tuple[TaskRows, ...]:
         """Tasks of a mixture, each with as many rows at most."""
@@ -147,12 +138,4 @@ def run_task_study(config: TaskStudyConfig, *, on_start: Callable[[], None] | No
         InputError: before anything is trained, for names and data that do not fit, or a work folder that
             another process is writing.
     """
-    try:
-        with locks.alone(config.workdir):
-            check_task_study(config)
-            study = TaskStudy(config, command)
-            if on_start is not None:
-                on_start()
-            return study.run()
-    except Stopped:
-        return None
+    return run_arms(TaskStudy, check_task_study, config, on_start, command)
