@@ -1,11 +1,14 @@
 """What a layer needs to have a sparse feed-forward in the place of a dense one."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from elm_jax.models.adapters.config import Hook
 from elm_jax.models.blocks.feed_forward import Mlp
 from elm_jax.models.blocks.sparse_mlp import SparseMlp
+from elm_jax.models.layers.dense import Dropout
 from elm_jax.models.layers.gate_tasks import reads_tasks
 from elm_jax.models.layers.gates import capacity
 from elm_jax.types import Array
@@ -64,11 +67,23 @@ def has_dense_sublayer(config: Any) -> bool:
     return config.sparse is not None and config.sparse.dense_sublayer
 
 
-def apply_feed_forward(mlp: nn.Module, x: Array, deterministic: bool, routed: Routed | None) -> Array:
-    """Applies the feed-forward of a layer, of either kind, to f[B, L, D] -> f[B, L, D]."""
-    if isinstance(mlp, Mlp):
-        return mlp(x, deterministic)
-    return mlp(x, deterministic, *(routed or Routed()))
+class SubLayer(NamedTuple):
+    """Modules of a feed-forward sub-layer: its norm, the feed-forward of either kind, and its adapter."""
+
+    norm: nn.Module
+    mlp: Mlp | SparseMlp
+    adapter: Hook
+
+
+def add_feed_forwards(x: Array, parts: Sequence[SubLayer], dropout: Dropout, routed: Routed | None,
+                      deterministic: bool) -> Array:
+    """Adds the outputs of a layer's feed-forward sub-layers, one after another, to f[B, L, D]."""
+    for norm, mlp, adapter in parts:
+        normed = norm(x)
+        more = () if isinstance(mlp, Mlp) else routed or Routed()
+        y = mlp(normed, deterministic, *more)
+        x = x + dropout(adapter(y, normed), deterministic)
+    return x
 
 
 def feed_forward_traffic(config: Any, *stacks: tuple[int, int]) -> dict[str, float]:

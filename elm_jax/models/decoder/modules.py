@@ -15,7 +15,8 @@ from elm_jax.models.blocks.layer_stack import run_stack
 from elm_jax.models.blocks.rotary import Rotation, divided_low, frequencies, rotation
 from elm_jax.models.blocks.sparse_sublayer import (
     Routed,
-    apply_feed_forward,
+    SubLayer,
+    add_feed_forwards,
     dense_of,
     feed_forward_of,
     has_dense_sublayer,
@@ -102,14 +103,10 @@ class CausalLayer(nn.Module):
         return x + self.dropout(self.attention_adapter(y, normed), deterministic)
 
     def _feed_forward(self, x: Array, routed: Routed | None, deterministic: bool) -> Array:
-        normed = self.pre_mlp_norm(x)
-        y = apply_feed_forward(self.mlp, normed, deterministic, routed)
-        x = x + self.dropout(self.mlp_adapter(y, normed), deterministic)
-        if not has_dense_sublayer(self.config):
-            return x
-        normed = self.pre_extra_mlp_norm(x)
-        y = self.extra_mlp(normed, deterministic)
-        return x + self.dropout(self.extra_mlp_adapter(y, normed), deterministic)
+        parts = [SubLayer(self.pre_mlp_norm, self.mlp, self.mlp_adapter)]
+        if has_dense_sublayer(self.config):
+            parts.append(SubLayer(self.pre_extra_mlp_norm, self.extra_mlp, self.extra_mlp_adapter))
+        return add_feed_forwards(x, parts, self.dropout, routed, deterministic)
 
 
 class CausalStack(nn.Module):
