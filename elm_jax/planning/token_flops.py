@@ -6,12 +6,12 @@ places, norms and activations do not count. Of a sparse layer a token uses the r
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
-from elm_jax.models.network import Network
+from elm_jax.models.layers.sparse_config import TOKENS, SparseConfig
+from elm_jax.models.network import Network, has_expert_axis
 from elm_jax.runtime import trees
 
-EXPERT = "/expert/"
-"""Part of the paths of leaves that hold all experts of a layer, [E, ...] each."""
 LOOKED_UP = ("token_embedder/embedding", "rel_embedding", "position_embedder/embedding")
 
 
@@ -38,23 +38,33 @@ def token_cost(network: Network, source: int, target: int) -> TokenCost:
         source: S, tokens of the inputs.
         target: T, tokens of the targets.
     """
-    sparse = getattr(network.config, "sparse", None)
-    chosen = 1.0 if sparse is None else min(1.0, _experts_of_a_token(sparse) / sparse.num_experts)
-    total, active, products = 0, 0.0, 0.0
+    sparse = network.config.sparse
+    sizes, products, share = {}, 0.0, share_in_use(sparse)
     for path, leaf in trees.flatten(network.abstract_params()).items():
-        size = math.prod(leaf.shape)
-        used = size * (chosen if EXPERT in f"/{path}" else 1.0)
-        total, active = total + size, active + used
+        sizes[path] = math.prod(leaf.shape)
+        used = sizes[path] * (share if has_expert_axis(path) else 1.0)
         products += used * _tokens_of(path, len(leaf.shape), source, target, network)
     flops = 2 * (products + _attention(network, source, target))
-    return TokenCost(total, round(active), flops / (source + target))
+    return TokenCost(sum(sizes.values()), active_parameters(sparse, sizes), flops / (source + target))
 
 
-def _experts_of_a_token(sparse) -> float:
-    """Experts that a token has, in the mean: K, or the places over the tokens where experts choose."""
-    if sparse.choice == "tokens":
-        return sparse.experts_per_token
-    return sparse.capacity_factor
+def share_in_use(sparse: SparseConfig | None) -> float:
+    """Share of a layer's experts that a token has: K of E, or, where experts choose, the mean; 1 if dense."""
+    if sparse is None:
+        return 1.0
+    chosen = sparse.experts_per_token if sparse.choice == TOKENS else sparse.capacity_factor
+    return min(1.0, chosen / sparse.num_experts)
+
+
+def active_parameters(sparse: SparseConfig | None, sizes: Mapping[str, int]) -> int:
+    """Number of parameters that a token uses: all but the experts that it does not have.
+
+    Args:
+        sparse: settings of the network's sparse layers; None for a dense one.
+        sizes: number of values of each leaf, by its path.
+    """
+    experts = sum(size for path, size in sizes.items() if has_expert_axis(path))
+    return sum(sizes.values()) - round(experts * (1 - share_in_use(sparse)))
 
 
 def _tokens_of(path: str, dimensions: int, source: int, target: int, network: Network) -> int:

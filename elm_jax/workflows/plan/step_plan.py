@@ -16,10 +16,10 @@ from elm_jax.data.arrays.batch_forms import form_of
 from elm_jax.errors import RunError, describe
 from elm_jax.experts.overlay import leaves_to_train
 from elm_jax.models import families
-from elm_jax.models.layers.sparse_config import TOKENS
-from elm_jax.models.network import TRUNK_STATES, Network, NetworkConfig, has_expert_axis
+from elm_jax.models.network import TRUNK_STATES, Network, NetworkConfig
 from elm_jax.planning import hlo, traffic
 from elm_jax.planning.chips import Topology, devices_of
+from elm_jax.planning.token_flops import active_parameters
 from elm_jax.runtime import sharding, trees
 from elm_jax.training import state as states
 from elm_jax.training import step as steps
@@ -185,24 +185,14 @@ def plan_run(config: TrainConfig, network: NetworkConfig, topology: Topology, ti
     return StepPlan(
         title=title or config.kind, topology=topology.name, mesh=dict(mesh.shape),
         parameters=trees.count(frozen) + trees.count(overlay), trained=trees.count(overlay),
-        active=_active(spec.network, frozen, overlay),
+        active=active_parameters(spec.network.config.sparse, {
+            path: leaf.size for part in (frozen, overlay) for path, leaf in trees.flatten(part).items()}),
         rows=config.batch_size, num_microbatches=config.num_microbatches, lengths=lengths, memory=memory,
         capacity=topology.chip.memory, compiled_for="tpu" if topology.is_compiled_for else "cpu",
         flops=flops, collectives=collectives, needed=traffic.needs(spec.network, frozen, overlay, shape),
         seconds=_seconds(topology, flops / _workers(spec), memory, collectives, config,
                          traffic.streamed_bytes(spec.network, frozen, overlay, shape)),
         compile_seconds=seconds, num_chips=topology.num_chips, steps=most_steps(config))
-
-
-def _active(network: Network, *parts: Params) -> int:
-    """Parameters that a token uses; where experts choose, as many of them as places for it on average."""
-    sparse, total = network.config.sparse, sum(trees.count(part) for part in parts)
-    if sparse is None:
-        return total
-    experts = sum(math.prod(leaf.shape) for part in parts for path, leaf in trees.flatten(part).items()
-                  if has_expert_axis(path))
-    chosen = sparse.experts_per_token if sparse.choice == TOKENS else sparse.capacity_factor
-    return total - round(experts * (1 - chosen / sparse.num_experts))
 
 
 def most_steps(config: TrainConfig, num_datasets: int = 1) -> int | None:

@@ -18,8 +18,9 @@ from elm_jax.formats.elm import base_json, elm_folders
 from elm_jax.formats.hf import folder_files
 from elm_jax.formats.model import Model, Tensors
 from elm_jax.formats.tensors.streaming import ArrayTensors
-from elm_jax.models.layers.sparse_config import TOKENS, SparseConfig
+from elm_jax.models.layers.sparse_config import SparseConfig
 from elm_jax.models.network import Network
+from elm_jax.planning.token_flops import active_parameters
 from elm_jax.runtime import staging, storage, trees
 from elm_jax.runtime.config_checks import (
     check_choice,
@@ -248,14 +249,12 @@ def _report(config: UpcycleConfig, model: Model, network: Network, tensors: Upcy
             made: dict[str, Any]) -> dict[str, Any]:
     sparse = config.sparse
     sizes = {path: math.prod(spec.shape) for path, spec in tensors.specs.items()}
-    experts = sum(size for path, size in sizes.items() if "/mlp/expert/" in path)
-    idle = experts * (sparse.num_experts - sparse.experts_per_token) // sparse.num_experts
     facts = base_json.read(storage.as_path(config.output))
     return {
         "output": str(config.output), "fingerprint": facts["fingerprint"], "upcycled": made,
         "sparse": sparse.to_dict(), "sparse_layers": sparse_layers(sizes),
         "num_leaves": len(sizes), "num_parameters": sum(sizes.values()),
-        "active_parameters": sum(sizes.values()) - idle if sparse.choice == TOKENS else None,
+        "active_parameters": active_parameters(sparse, sizes),
         "dense_parameters": sum(math.prod(spec.shape) for spec in model.tensors.specs.values()),
         "num_bytes": sum(spec.nbytes for spec in tensors.specs.values()),
     }
